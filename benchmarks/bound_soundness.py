@@ -1,0 +1,172 @@
+"""Every spectral bound against the dense-SVD truth, over random layers of every kind.
+
+    python benchmarks/bound_soundness.py [--layers 400] [--seed 0] [--json FILE]
+
+Prints one row for each (padding, mode, stride, groups, dilation, kernel) and the worst ratios; exits with 1 if a bound fails.
+``check_layer(weight, geometry)`` gives the same checks for any other layer, a trained one for example.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.linear.bounds import (
+    METHODS,
+    ConvGeometry,
+    conv_norm_bounds,
+    conv_smallest_singular_value,
+    dense_matrix,
+)
+
+PADDINGS = ("same", "full", "valid", 1, (0, 3))
+MODES = ("zeros", "circular")
+STRIDES = (1, 2)
+GROUPS = (1, 2)
+DILATIONS = (1, 2)
+KERNELS = (1, 3, 5)
+SIZES = ((6, 6), (5, 7), (8, 6))
+CHANNELS = ((2, 2), (1, 3), (3, 1))
+SCALES = (1.0, 1e6, 1e-30)
+EXACT_TOLERANCE = 1.01
+
+
+@dataclass(frozen=True)
+class Check:
+    """One method on one layer; the three ratios are at most 1, the last only where the method is exact."""
+
+    method: str
+    exact: bool
+    truth_over_upper: float
+    lower_over_truth: float
+    upper_over_truth: float
+    smallest_over_truth: float
+
+    @property
+    def sound(self) -> bool:
+        tight = not self.exact or self.upper_over_truth <= EXACT_TOLERANCE
+        return max(self.truth_over_upper, self.lower_over_truth, self.smallest_over_truth) <= 1 and tight
+
+
+def check_layer(weight: Tensor, geometry: ConvGeometry) -> list[Check]:
+    """Each method's bounds of one layer against a dense SVD by NumPy."""
+    matrix = dense_matrix(weight, geometry).numpy()
+    singular = np.linalg.svd(matrix, compute_uv=False)
+    truth, rounding = float(singular[0]), float(singular[0]) * max(matrix.shape) * np.finfo(float).eps
+    smallest = float(singular[-1]) if matrix.shape[0] >= matrix.shape[1] else 0.0
+    smallest_bound = conv_smallest_singular_value(weight, geometry)
+    checks = []
+    for method in METHODS:
+        bound = conv_norm_bounds(weight, geometry, method)
+        checks.append(
+            Check(
+                method=f"auto: {bound.method}" if method == "auto" else method,
+                exact=bound.exact,
+                truth_over_upper=_ratio(truth, bound.upper),
+                lower_over_truth=_ratio(bound.lower, truth),
+                upper_over_truth=_ratio(bound.upper, truth),
+                smallest_over_truth=_ratio(smallest_bound, smallest + rounding),
+            )
+        )
+    return checks
+
+
+def _ratio(part: float, whole: float) -> float:
+    if math.isinf(whole):
+        return 0.0
+    return part / whole if whole > 0 else (0.0 if part == 0 else math.inf)
+
+
+def random_layers(count: int, seed: int) -> list[tuple[str, Tensor, ConvGeometry]]:
+    """``count`` layers that go round all combinations; every seventh has rank one."""
+    generator = torch.Generator().manual_seed(seed)
+    combinations = []
+    for padding, mode, stride, groups, dilation, kernel in itertools.product(
+        PADDINGS, MODES, STRIDES, GROUPS, DILATIONS, KERNELS
+    ):
+        for size in SIZES:
+            geometry = ConvGeometry(size, stride, padding, mode, groups, dilation)
+            if _fits(geometry, kernel):
+                label = f"{padding!s:8} {mode:9} {stride:6} {groups:6} {dilation:8} {kernel:6}"
+                combinations.append((label, geometry, kernel))
+                break
+    layers = []
+    for index in range(count):
+        label, geometry, kernel = combinations[index * 37 % len(combinations)]
+        outputs, inputs = CHANNELS[index % len(CHANNELS)]
+        shape = (outputs * geometry.groups, inputs, kernel, kernel)
+        weight = torch.randn(shape, generator=generator) * SCALES[index % 5 % len(SCALES)]
+        layers.append((label, weight[:1, :1].expand(shape) if index % 7 == 6 else weight, geometry))
+    return layers
+
+
+def _fits(geometry: ConvGeometry, kernel: int) -> bool:
+    try:
+        geometry.output_size((kernel, kernel))
+    except InvalidArgument:
+        return False
+    return True
+
+
+def _worst(checks: Sequence[Check]) -> dict[str, float]:
+    return {
+        "truth/upper": max(check.truth_over_upper for check in checks),
+        "lower/truth": max(check.lower_over_truth for check in checks),
+        "smallest/truth": max(check.smallest_over_truth for check in checks),
+        "upper/truth, exact": max((check.upper_over_truth for check in checks if check.exact), default=0.0),
+        "upper/truth, all": max(
+            (check.upper_over_truth for check in checks if math.isfinite(check.upper_over_truth)), default=0.0
+        ),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the sweep, print its tables, and return 0 when every bound holds."""
+    parser = argparse.ArgumentParser(description="every spectral bound against the dense-SVD truth")
+    parser.add_argument("--layers", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", metavar="FILE", help="write the worst ratios of each method there")
+    options = parser.parse_args(arguments)
+    if options.layers < 1:
+        parser.error(f"--layers is {options.layers}; at least 1 is needed")
+    by_kind: dict[str, list[list[Check]]] = {}
+    for label, weight, geometry in random_layers(options.layers, options.seed):
+        by_kind.setdefault(label, []).append(check_layer(weight, geometry))
+    print("padding  mode      stride groups dilation kernel  layers  truth/upper  lower/truth  upper/truth (exact)")
+    for label, layers in sorted(by_kind.items()):
+        worst = _worst([check for checks in layers for check in checks])
+        row = f"{label}  {len(layers):6}  {worst['truth/upper']:11.9f}  {worst['lower/truth']:11.9f}"
+        print(f"{row}  {worst['upper/truth, exact']:.12f}")
+    everything = [check for layers in by_kind.values() for checks in layers for check in checks]
+    methods = {
+        name: _worst([c for c in everything if c.method == name]) for name in sorted({c.method for c in everything})
+    }
+    print(f"\n{options.layers} layers of {len(by_kind)} kinds; the worst ratio of each method:")
+    for name, worst in methods.items():
+        print(f"  {name:12}" + "".join(f"  {key} {value:.12f}" for key, value in worst.items()))
+    failures = [dataclasses.asdict(check) for check in everything if not check.sound]
+    print(f"{len(failures)} of {len(everything)} checks failed.")
+    if options.json:
+        from dynablocks.files import write_json
+
+        write_json(
+            options.json, {"layers": options.layers, "seed": options.seed, "failures": failures, "worst": methods}
+        )
+    for failure in failures[:10]:
+        print(json.dumps(failure))
+    return int(bool(failures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

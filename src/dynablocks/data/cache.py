@@ -1,0 +1,104 @@
+"""Decoded images kept between runs: one safetensors file a data folder, checked before use, never trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dynablocks.data.datasets import ImageDataset, fingerprint
+from dynablocks.data.progress import track
+from dynablocks.errors import BadData, DynablocksError
+from dynablocks.files import sha256, write_atomically
+
+_VERSION = "1"
+Splits = tuple[ImageDataset, ImageDataset]
+
+
+def cache_folder() -> Path:
+    """Where decoded data is kept: $DYNABLOCKS_CACHE, or dynablocks under $XDG_CACHE_HOME, or ~/.cache/dynablocks."""
+    chosen = os.environ.get("DYNABLOCKS_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path(os.path.expanduser("~")) / ".cache") / "dynablocks"
+
+
+def cached(
+    name: str, root: Path, files: Sequence[Path], read: Callable[[], Splits]
+) -> tuple[ImageDataset, ImageDataset, str]:
+    """What ``read`` gives and its fingerprint, from the cache when the files are unchanged.
+
+    A folder and name own one cache file. It is used only when the names, sizes, modification times and SHA-256 of
+    ``files`` are those it was made from and its content has the fingerprint it was written with; otherwise it is
+    rebuilt. A cache that cannot be written is skipped with a note on stderr.
+
+    Raises:
+        BadData: a file cannot be read, or what ``read`` raises.
+    """
+    key = _key(root, files)
+    slot = hashlib.sha256(f"{name}\0{root.resolve()}".encode()).hexdigest()[:16]
+    path = cache_folder() / f"{name}-{slot}.safetensors"
+    found = _load(path, key)
+    if found is not None:
+        return found
+    train, test = read()
+    digest = fingerprint(train, test)
+    _save(path, key, digest, train, test)
+    return train, test, digest
+
+
+def _key(root: Path, files: Sequence[Path]) -> str:
+    digest = hashlib.sha256(_VERSION.encode())
+    for file in track(files, "checking files", len(files)):
+        try:
+            status = file.stat()
+            line = [str(file.relative_to(root)), status.st_size, status.st_mtime_ns, sha256(file)]
+        except OSError as error:
+            raise BadData(
+                f"{file} cannot be read ({error.strerror or error}); check it and its permissions."
+            ) from error
+        digest.update(json.dumps(line).encode())
+    return digest.hexdigest()
+
+
+def _load(path: Path, key: str) -> tuple[ImageDataset, ImageDataset, str] | None:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as stored:
+            about = stored.metadata() or {}
+            if about.get("key") != key:
+                return None
+            tensors = {entry: stored.get_tensor(entry) for entry in stored.keys()}  # noqa: SIM118
+        names = tuple(json.loads(about["class_names"]))
+        train = ImageDataset(about["name"], tensors["train_images"], tensors["train_labels"], names)
+        test = ImageDataset(about["name"], tensors["test_images"], tensors["test_labels"], names)
+    except Exception:
+        # Whatever is wrong with a cache, the remedy is the same and costs seconds.
+        return None
+    return (train, test, about["fingerprint"]) if fingerprint(train, test) == about.get("fingerprint") else None
+
+
+def _save(path: Path, key: str, digest: str, train: ImageDataset, test: ImageDataset) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {
+        "train_images": train.images.contiguous(),
+        "train_labels": train.labels.contiguous(),
+        "test_images": test.images.contiguous(),
+        "test_labels": test.labels.contiguous(),
+    }
+    about = {"key": key, "fingerprint": digest, "name": train.name, "class_names": json.dumps(train.class_names)}
+    try:
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=about))
+    except (DynablocksError, SafetensorError, OSError):
+        print(
+            f"note: {path.parent} cannot be written, so the images are decoded again next time; "
+            "set DYNABLOCKS_CACHE to a writable folder.",
+            file=sys.stderr,
+        )

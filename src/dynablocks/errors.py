@@ -1,0 +1,72 @@
+"""Errors that a person can act on: one sentence that says what, what came, what is allowed, what to do."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+class DynablocksError(Exception):
+    """Something the user gave cannot be used; the command line prints the sentence and exits with 2."""
+
+
+class InvalidArgument(DynablocksError, ValueError):
+    """An argument is out of its range, of the wrong shape or not known."""
+
+
+class BadData(DynablocksError, ValueError):
+    """A data set or a file's content cannot be used."""
+
+
+class BadCheckpoint(DynablocksError, RuntimeError):
+    """A run directory is missing, incomplete, corrupt or was made by something else."""
+
+
+class UnsoundResult(DynablocksError, AssertionError):
+    """A certificate and an attack contradict each other: a bug in a bound, never to be reported as a result."""
+
+
+class PropertyViolated(DynablocksError, AssertionError):
+    """A measured property contradicts the declared one."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> InvalidArgument:
+    """The error for an unknown registry name, the nearest known one first.
+
+    Example:
+        >>> print(unknown_name("field", "gradiant", ["sphere", "gradient"]))
+        unknown field 'gradiant'; did you mean 'gradient'? Known: gradient, sphere.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    rest = [n for n in near] + [n for n in names if n not in near]
+    return InvalidArgument(f"unknown {kind} {str(name)!r}{hint} Known: {', '.join(rest)}.")
+
+
+def require_finite(name: str, value: float) -> float:
+    """``value`` when it is a finite number, otherwise :class:`InvalidArgument`."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise InvalidArgument(f"{name} is {value!r}; a finite number is needed.")
+    return float(value)
+
+
+def require_range(
+    name: str, value: float, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
+) -> float:
+    """``value`` when low <= value <= high (low < value with ``open_low``), otherwise :class:`InvalidArgument`."""
+    require_finite(name, value)
+    if value < low or value > high or (open_low and value == low):
+        bracket = "(" if open_low or low == -math.inf else "["
+        closing = ")" if high == math.inf else "]"
+        raise InvalidArgument(f"{name} is {value!r}; allowed are values in {bracket}{low:g}, {high:g}{closing}.")
+    return value
+
+
+def require_choice(name: str, value: str, choices: Iterable[str]) -> str:
+    """``value`` when it is one of ``choices``, otherwise :class:`InvalidArgument` that names them."""
+    options = list(choices)
+    if value not in options:
+        raise unknown_name(name, value, options)
+    return value

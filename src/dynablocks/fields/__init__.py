@@ -1,0 +1,24 @@
+"""Vector fields with the facts they declare about themselves."""
+
+from dynablocks.fields.activations import ACTIVATIONS, Activation, activation, leaky_relu, smooth_leaky_relu
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
+from dynablocks.fields.gradient import GradientField
+from dynablocks.fields.planar import PlanarField, TwoMatrixField
+from dynablocks.fields.preconditioned import PreconditionedField
+from dynablocks.fields.ridge import RidgeField
+
+__all__ = [
+    "ACTIVATIONS",
+    "FIELDS",
+    "Activation",
+    "FieldFacts",
+    "GradientField",
+    "PlanarField",
+    "PreconditionedField",
+    "RidgeField",
+    "TwoMatrixField",
+    "VectorField",
+    "activation",
+    "leaky_relu",
+    "smooth_leaky_relu",
+]

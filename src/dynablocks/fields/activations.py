@@ -1,0 +1,104 @@
+"""Monotone scalar functions σ with the range of their slopes and, where it is closed-form, the flow of u̇ = σ(u)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dynablocks.errors import InvalidArgument, require_range
+from dynablocks.registry import Registry
+
+Scalar = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Activation:
+    r"""σ with slope_min <= σ'(u) <= slope_max.
+
+    Attributes:
+        name: the registry name.
+        function: σ, elementwise.
+        slope_min, slope_max: the range of σ'; 0 <= slope_min, so σ is monotone.
+        primitive: γ with γ' = σ, or ``None``.
+        negative_slope: a when σ(u) = max(u, au), otherwise ``None``. Such σ is positively homogeneous and its flow is closed-form.
+        odd: σ(−u) = −σ(u).
+    """
+
+    name: str
+    function: Scalar
+    slope_min: float
+    slope_max: float
+    primitive: Scalar | None = None
+    negative_slope: float | None = None
+    odd: bool = False
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self.function(u)
+
+    def flow(self, u: Tensor, time: Tensor | float) -> Tensor:
+        r"""The solution at t = ``time`` (any sign) of u̇ = σ(u) for σ(u) = max(u, au): u e^t (u >= 0), u e^{at} (u < 0).
+
+        Raises:
+            InvalidArgument: σ is not a (leaky) ReLU.
+
+        Example:
+            >>> leaky_relu(0.5).flow(torch.tensor([1.0, -1.0]), 2.0)
+            tensor([ 7.3891, -2.7183])
+        """
+        if self.negative_slope is None:
+            raise InvalidArgument(f"the flow of {self.name} has no closed form; use relu or leaky-relu, or a Runge–Kutta step.")
+        time = torch.as_tensor(time, dtype=u.dtype, device=u.device)
+        return u * torch.where(u >= 0, time.exp(), (self.negative_slope * time).exp())
+
+
+def leaky_relu(negative_slope: float = 0.5) -> Activation:
+    """σ(u) = max(u, au) with 0 <= a <= 1; slopes {a, 1}. The paper's choice is a = 1/2.
+
+    Example:
+        >>> leaky_relu(0.5).slope_min
+        0.5
+    """
+    a = float(require_range("negative_slope", negative_slope, 0.0, 1.0))
+    return Activation(
+        name="relu" if a == 0 else f"leaky-relu({a:g})",
+        function=functional.relu if a == 0 else lambda u: functional.leaky_relu(u, a),
+        slope_min=a,
+        slope_max=1.0,
+        primitive=lambda u: 0.5 * u * torch.maximum(u, a * u),
+        negative_slope=a,
+        odd=a == 1.0,
+    )
+
+
+def smooth_leaky_relu(negative_slope: float = 0.5) -> Activation:
+    """σ(u) = au + (1 − a) log(1 + e^u); slopes (a, 1)."""
+    a = float(require_range("negative_slope", negative_slope, 0.0, 1.0))
+    return Activation(f"smooth-leaky-relu({a:g})", lambda u: a * u + (1 - a) * functional.softplus(u), a, 1.0)
+
+
+ACTIVATIONS: Registry[Callable[[], Activation]] = Registry("activation")
+ACTIVATIONS["relu"] = lambda: leaky_relu(0.0)
+ACTIVATIONS["leaky-relu"] = leaky_relu
+ACTIVATIONS["softplus"] = lambda: Activation("softplus", functional.softplus, 0.0, 1.0)
+ACTIVATIONS["smooth-leaky-relu"] = smooth_leaky_relu
+ACTIVATIONS["tanh"] = lambda: Activation("tanh", torch.tanh, 0.0, 1.0, _log_cosh, odd=True)
+ACTIVATIONS["sigmoid"] = lambda: Activation("sigmoid", torch.sigmoid, 0.0, 0.25, functional.softplus)
+ACTIVATIONS["arctan"] = lambda: Activation("arctan", torch.arctan, 0.0, 1.0, odd=True)
+
+
+def _log_cosh(u: Tensor) -> Tensor:
+    return u.abs() + functional.softplus(-2 * u.abs()) - 0.6931471805599453
+
+
+def activation(given: str | Activation) -> Activation:
+    """The activation of a registry name, or the activation itself.
+
+    Example:
+        >>> activation("relu").slope_max
+        1.0
+    """
+    return given if isinstance(given, Activation) else ACTIVATIONS.get_known(given)()

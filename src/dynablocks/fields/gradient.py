@@ -1,0 +1,93 @@
+"""Gradient fields ±Aᵀ diag(α) Σ(Ax + b)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields.activations import Activation
+from dynablocks.fields.base import FIELDS, FieldFacts
+from dynablocks.fields.ridge import RidgeField
+from dynablocks.linear import LinearMap
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+@FIELDS.register("gradient")
+class GradientField(RidgeField):
+    r"""X(x) = s Aᵀ diag(α) Σ(Ax + b) = s ∇(αᵀΓ(Ax + b)), s = ±1, γ' = σ.
+
+    With α >= 0 it is contractive for s = −1 and expansive for s = +1. Its Jacobian is symmetric with eigenvalues in
+    s·[c₋, c₊], where c₊ = ‖A‖² max α σ'₊ and c₋ = σ_min(A)² min α σ'₋ (paper section 3.1, design D2.1–D2.2).
+
+    Args:
+        linear: A, dense or convolutional.
+        sigma: σ, a registry name or an :class:`Activation`.
+        expansive: s = +1.
+        alpha: ``None`` for α = 1, or a start value for a learned α per channel (any sign, then the field mixes both kinds).
+        bias: whether b is learned (one per output channel) or absent.
+
+    Example:
+        >>> from dynablocks.linear import OrthogonalDense
+        >>> from dynablocks.fields import leaky_relu
+        >>> field = GradientField(OrthogonalDense(3, 3), leaky_relu(0.5))
+        >>> low, high = field.facts().spectrum
+        >>> round(low, 5), round(high, 5)
+        (-1.0, -0.5)
+    """
+
+    def __init__(
+        self,
+        linear: LinearMap,
+        sigma: str | Activation = "relu",
+        *,
+        expansive: bool = False,
+        alpha: float | None = None,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(linear, sigma, bias=bias)
+        self.expansive = expansive
+        self.alpha = None if alpha is None else nn.Parameter(torch.full((linear.out_shape[0],), float(alpha)))
+
+    @property
+    def sign(self) -> float:
+        return 1.0 if self.expansive else -1.0
+
+    def slope_scales(self) -> Tensor | None:
+        return None if self.alpha is None else self.sign * self.alpha
+
+    def facts(self) -> FieldFacts:
+        low, high = self.update_spectrum(*self.slope_range())
+        return FieldFacts(
+            lipschitz=max(abs(low), abs(high)),
+            one_sided=high,
+            spectrum=(low, high),
+            conservative=True,
+            odd=self.sigma.odd and self.bias is None,
+            reason=f"symmetric Jacobian, {self.linear.norm_bounds().method}",
+        )
+
+    def potential(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+        """V(x) = αᵀΓ(Ax + b), so that X = s∇V.
+
+        Raises:
+            InvalidArgument: σ has no closed-form primitive.
+        """
+        if self.sigma.primitive is None:
+            raise InvalidArgument(f"{self.sigma.name} has no closed-form primitive; use relu, leaky-relu, tanh or sigmoid.")
+        density = self.sigma.primitive(self.preactivation(x))
+        if self.alpha is not None:
+            density = density * self.per_channel(self.alpha)
+        return density.flatten(1).sum(1)
+
+    def split(self) -> tuple[Tensor, Tensor]:
+        """α⁺ and α⁻: by positive homogeneity X is the sum of two fields with α >= 0, of opposite kinds (Corollary 2.3)."""
+        alpha = torch.ones(self.linear.out_shape[0]) if self.alpha is None else self.alpha
+        return alpha.clamp_min(0), (-alpha).clamp_min(0)
+
+    def extra_repr(self) -> str:
+        return f"{'expansive' if self.expansive else 'contractive'}, sigma={self.sigma.name}"

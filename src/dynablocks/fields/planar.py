@@ -1,0 +1,127 @@
+"""Fields Σ(Ax + b) and AᵀΣ(Bx + b), which are not gradients."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields.activations import Activation, activation
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
+from dynablocks.linear import LinearMap
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+CORNER_LIMIT = 8
+
+
+@FIELDS.register("planar")
+class PlanarField(VectorField):
+    r"""X(x) = s Σ(Ax + b) on a small space, with its exact step constants.
+
+    The Jacobian of x + hX(x) is I + hsDA with D diagonal, entries in [σ'₋, σ'₊]. Its norm is convex in D, so the largest is at
+    one of the 2ⁿ corners: an exact Lipschitz constant for piecewise linear σ (design D3; paper section 1.1).
+
+    Args:
+        linear: A, from n to n entries with n <= 8.
+        sigma: σ.
+        expansive: s = +1 (the default, the paper's family F) or −1.
+
+    Example:
+        >>> from dynablocks.linear import OrthogonalDense
+        >>> from dynablocks.fields import leaky_relu
+        >>> field = PlanarField(OrthogonalDense(2, 2, spread=0.0), leaky_relu(0.5))
+        >>> round(field.euler_constant(0.5)[0], 12)
+        1.5
+    """
+
+    def __init__(
+        self, linear: LinearMap, sigma: str | Activation = "relu", *, expansive: bool = True, bias: bool = True
+    ) -> None:
+        super().__init__()
+        size = linear.features
+        if linear.in_shape != (size,) or size > CORNER_LIMIT:
+            raise InvalidArgument(f"a planar field maps n to n entries with n <= {CORNER_LIMIT}; got {linear.in_shape} -> {size}.")
+        self.linear, self.sigma, self.in_shape = linear, activation(sigma), linear.in_shape
+        self.sign = 1.0 if expansive else -1.0
+        self.bias = nn.Parameter(torch.zeros(size)) if bias else None
+
+    def forward(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
+        """X(x) = s Σ(Ax + b)."""
+        u = self.linear(x)
+        return self.sign * self.sigma(u if self.bias is None else u + self.bias)
+
+    def corner_jacobians(self) -> Float[Tensor, "corners n n"]:
+        """The Jacobians sDA of X for D at the corners of [σ'₋, σ'₊]ⁿ, in float64."""
+        matrix = self.linear.dense_matrix()
+        ends = (self.sigma.slope_min, self.sigma.slope_max)
+        corners = torch.tensor(list(itertools.product(ends, repeat=matrix.shape[0])), dtype=torch.float64)
+        return self.sign * corners.unsqueeze(-1) * matrix
+
+    def facts(self) -> FieldFacts:
+        jacobians = self.corner_jacobians()
+        slack = 1 + 64 * torch.finfo(torch.float64).eps
+        one_sided = float(torch.linalg.eigvalsh(0.5 * (jacobians + jacobians.mT)).max())
+        lipschitz = float(torch.linalg.matrix_norm(jacobians, ord=2).max()) * slack
+        return FieldFacts(
+            lipschitz=lipschitz,
+            one_sided=one_sided + (slack - 1) * lipschitz,
+            odd=self.sigma.odd and self.bias is None,
+            reason=f"largest of {len(jacobians)} corner Jacobians",
+        )
+
+    def euler_constant(self, step_size: float, bound: str = "tight") -> tuple[float, str]:
+        if bound == "paper":
+            return super().euler_constant(step_size, bound)
+        jacobians = self.corner_jacobians()
+        steps = torch.eye(jacobians.shape[-1], dtype=torch.float64) + step_size * jacobians
+        slack = 1 + 64 * torch.finfo(torch.float64).eps
+        norm = float(torch.linalg.matrix_norm(steps, ord=2).max()) * slack
+        return norm, f"largest of {len(jacobians)} corner norms ‖I + hDA‖"
+
+
+@FIELDS.register("two-matrix")
+class TwoMatrixField(VectorField):
+    r"""X(x) = AᵀΣ(Bx + b) − c x: with h = 1, c = 0 a ResNet step, with h = 1/2, c = 1 the "naive" ½(x + AᵀΣ(Bx + b)).
+
+    Lip(x + hX) <= |1 − hc| + |h| ‖A‖ ‖B‖ σ'₊ (paper section 3.3).
+
+    Args:
+        inner, outer: B and A, of equal shapes.
+        decay: c.
+    """
+
+    def __init__(
+        self, inner: LinearMap, outer: LinearMap, sigma: str | Activation = "relu", *, decay: float = 0.0, bias: bool = True
+    ) -> None:
+        super().__init__()
+        if inner.in_shape != outer.in_shape or inner.out_shape != outer.out_shape:
+            raise InvalidArgument(f"A and B must have equal shapes; got {outer.extra_repr()} and {inner.extra_repr()}.")
+        self.inner, self.outer, self.sigma, self.decay = inner, outer, activation(sigma), decay
+        self.in_shape = inner.in_shape
+        self.bias = nn.Parameter(torch.zeros(inner.out_shape[0])) if bias else None
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        """X(x) = AᵀΣ(Bx + b) − c x."""
+        u = self.inner(x)
+        if self.bias is not None:
+            u = u + self.bias.reshape(-1, *(1,) * (len(self.inner.out_shape) - 1))
+        image = self.outer.adjoint(self.sigma(u))
+        return image - self.decay * x if self.decay else image
+
+    def _product(self) -> float:
+        return self.inner.norm_bounds().upper * self.outer.norm_bounds().upper * self.sigma.slope_max
+
+    def facts(self) -> FieldFacts:
+        product = self._product()
+        odd = self.sigma.odd and self.bias is None
+        reason = f"‖A‖‖B‖ <= {product:.6g}, decay {self.decay:g}"
+        return FieldFacts(product + abs(self.decay), product - self.decay, odd=odd, reason=reason)
+
+    def euler_constant(self, step_size: float, bound: str = "tight") -> tuple[float, str]:
+        constant = abs(1 - step_size * self.decay) + abs(step_size) * self._product()
+        return constant, f"|1−h·{self.decay:g}| + |h|‖A‖‖B‖"

@@ -1,0 +1,79 @@
+"""The preconditioned contractive field: non-expansive steps for kernels that are not orthogonal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields.activations import Activation
+from dynablocks.fields.base import FIELDS, FieldFacts
+from dynablocks.fields.ridge import RidgeField
+from dynablocks.linear import LinearMap
+from dynablocks.linear.convolution import Conv
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+@FIELDS.register("preconditioned")
+class PreconditionedField(RidgeField):
+    r"""X(x) = −Aᵀ T⁻¹ Σ(Ax + b) with T diagonal and AAᵀ ≼ T, so x + hX(x) is non-expansive for 0 <= h <= 2, slopes in [0, 1].
+
+    T_ii = Σⱼ |AAᵀ|ᵢⱼ qⱼ / qᵢ for any q > 0 (diagonal dominance of T − AAᵀ after the scaling q; learned as log q). For a
+    convolution |AAᵀ| is bounded by the kernel's correlation with itself summed over all shifts, so T has one entry per channel.
+
+    Condition: none on A. The declared spectrum is −[0, c] with c = max T*/T, T* recomputed in float64 with a rounding slack.
+
+    Args:
+        linear: A, dense or a stride-1, ungrouped convolution.
+        sigma: σ with slopes in [0, 1].
+
+    Source: design D2.5; Araujo et al. (2023), "A unified algebraic perspective on Lipschitz neural networks" (SLL).
+
+    Example:
+        >>> from dynablocks.linear import Dense
+        >>> field = PreconditionedField(Dense(3, 5))
+        >>> -1.0001 < field.facts().spectrum[0] <= -0.9999
+        True
+    """
+
+    def __init__(self, linear: LinearMap, sigma: str | Activation = "relu", *, bias: bool = True) -> None:
+        super().__init__(linear, sigma, bias=bias)
+        if isinstance(linear, Conv) and (linear.stride != 1 or linear.groups != 1):
+            raise InvalidArgument("a preconditioned field needs a convolution with stride 1 and groups 1.")
+        self.log_scale = nn.Parameter(torch.zeros(linear.out_shape[0]))
+
+    def _dominating_diagonal(self, weight: Tensor, log_scale: Tensor) -> Tensor:
+        q = log_scale.exp()
+        if weight.ndim == 2:
+            gram = (weight @ weight.mT).abs()
+        else:
+            reach = weight.shape[-1] - 1
+            gram = functional.conv2d(weight, weight, padding=reach).abs().sum(dim=(2, 3))
+        return (gram * q).sum(1) / q
+
+    def slope_scales(self) -> Float[Tensor, " channels"]:
+        diagonal = self._dominating_diagonal(self.linear.weight, self.log_scale)
+        return -1.0 / diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny ** 0.5)
+
+    def facts(self) -> FieldFacts:
+        exact = self._dominating_diagonal(self.linear.weight.detach().double(), self.log_scale.detach().double())
+        slack = 1 + 8 * torch.finfo(torch.float64).eps * self.linear.weight.numel()
+        worst = float((exact * slack * -self.slope_scales().detach().double()).max()) * self.sigma.slope_max
+        return FieldFacts(
+            lipschitz=worst,
+            one_sided=0.0,
+            spectrum=(-worst, 0.0),
+            conservative=True,
+            odd=self.sigma.odd and self.bias is None,
+            reason="AAᵀ ≼ T by diagonal dominance",
+        )
+
+    def update_spectrum(self, low: float, high: float) -> tuple[float, float]:
+        facts = self.facts()
+        scale = facts.lipschitz / max(abs(end) for end in self.scale_range())
+        return min(low, 0.0) * scale, max(high, 0.0) * scale

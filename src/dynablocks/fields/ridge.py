@@ -1,0 +1,86 @@
+"""Fields of the form ±Aᵀ diag(α) Σ(Ax + b): everything that happens between one A and one Aᵀ is elementwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dynablocks.fields.activations import Activation, activation
+from dynablocks.fields.base import VectorField
+from dynablocks.linear import LinearMap, shared_weights
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+class RidgeField(VectorField):
+    r"""Common part of gradient fields: x ↦ Aᵀ g(Ax + b) with an elementwise g.
+
+    Every map x + Aᵀ e(Ax + b) with elementwise e of slopes in [e₋, e₊] has the symmetric Jacobian I + AᵀEA. Euler steps,
+    their elementwise substeps and exact flows are all of this form, so :meth:`update_spectrum` bounds all of them.
+    """
+
+    def __init__(self, linear: LinearMap, sigma: str | Activation = "relu", *, bias: bool = True) -> None:
+        super().__init__()
+        self.linear = linear
+        self.sigma = activation(sigma)
+        self.in_shape = linear.in_shape
+        channels = linear.out_shape[0]
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+
+    def preactivation(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        """u = Ax + b, with one bias per output channel."""
+        u = self.linear(x)
+        return u if self.bias is None else u + self.per_channel(self.bias)
+
+    def per_channel(self, values: Tensor) -> Tensor:
+        """``values`` (one per output channel) shaped to broadcast over a batch of outputs of A."""
+        return values.reshape(-1, *(1,) * (len(self.linear.out_shape) - 1))
+
+    def slope_scales(self) -> Tensor | None:
+        """The signed factor on σ per output channel, or ``None`` when it is the constant :attr:`sign`."""
+        return None
+
+    @property
+    def sign(self) -> float:
+        """+1 for an expansive, −1 for a contractive field."""
+        return 1.0
+
+    def profile(self, u: Tensor) -> Tensor:
+        """g(u): the field between A and Aᵀ."""
+        scales = self.slope_scales()
+        return self.sigma(u) * (self.sign if scales is None else self.per_channel(scales))
+
+    def ridge_step(self, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """x + Aᵀ change(Ax + b): one product with A and one with Aᵀ."""
+        with shared_weights(self.linear):
+            return x + self.linear.adjoint(change(self.preactivation(x)))
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        """X(x) = Aᵀ g(Ax + b)."""
+        with shared_weights(self.linear):
+            return self.linear.adjoint(self.profile(self.preactivation(x)))
+
+    def scale_range(self) -> tuple[float, float]:
+        """The smallest and largest signed factor on σ, in float64."""
+        scales = self.slope_scales()
+        if scales is None:
+            return self.sign, self.sign
+        return float(scales.detach().double().min()), float(scales.detach().double().max())
+
+    def slope_range(self) -> tuple[float, float]:
+        """The smallest and largest slope of g."""
+        ends = [c * s for c in self.scale_range() for s in (self.sigma.slope_min, self.sigma.slope_max)]
+        return min(ends), max(ends)
+
+    def update_spectrum(self, low: float, high: float) -> tuple[float, float]:
+        """An interval that holds the eigenvalues of AᵀEA for every diagonal E with entries in [low, high]."""
+        largest = self.linear.norm_bounds().upper ** 2
+        smallest = self.linear.smallest_singular_value() ** 2
+        return (
+            low * (largest if low < 0 else smallest),
+            high * (largest if high > 0 else smallest),
+        )

@@ -1,0 +1,91 @@
+"""The explicit Euler method with S substeps."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+from torch import Tensor
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields import RidgeField, VectorField
+from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
+from dynablocks.properties import Declaration, GradientNormPreserving, Lipschitz, Property
+
+
+@INTEGRATORS.register("euler")
+class ExplicitEuler(Integrator):
+    r"""x ↦ x + (h/S) X(x), S times.
+
+    For a ridge field with AAᵀ = I the S substeps are one elementwise recursion between one A and one Aᵀ (design D2.4). The
+    Lipschitz constant is max |1 + hλ| over the Jacobian's spectrum where the Jacobian is symmetric (tight, design D2.2). With
+    ReLU, AAᵀ = I and h = −2s the step is x ↦ Aᵀ|·|A up to shifts: its Jacobian is orthogonal almost everywhere (D2.5).
+
+    Args:
+        substeps: S >= 1.
+
+    Example:
+        >>> import torch
+        >>> from dynablocks.linear import OrthogonalDense
+        >>> from dynablocks.fields import GradientField
+        >>> field = GradientField(OrthogonalDense(3, 3))
+        >>> round(ExplicitEuler().declare(field, 2.0).properties.lipschitz, 5)
+        1.0
+    """
+
+    order = 1
+
+    def __init__(self, substeps: int = 1) -> None:
+        if not isinstance(substeps, int) or substeps < 1:
+            raise InvalidArgument(f"substeps is {substeps!r}; a whole number >= 1 is needed.")
+        self.substeps = substeps
+
+    def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
+        h = step_size / self.substeps
+        if isinstance(field, RidgeField) and (self.substeps == 1 or field.linear.rows_orthonormal):
+            return field.ridge_step(x, lambda u: self._recursion(field, u, h))
+        for _ in range(self.substeps):
+            x = x + h * field(x)
+        return x
+
+    def _recursion(self, field: RidgeField, u: Tensor, h: StepSize) -> Tensor:
+        if self.substeps == 1:
+            return h * field.profile(u)
+        v = u
+        for _ in range(self.substeps):
+            v = v + h * field.profile(v)
+        return v - u
+
+    def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
+        h = step_size / self.substeps
+        if isinstance(field, RidgeField) and self.substeps > 1 and field.linear.rows_orthonormal and bound == "tight":
+            constant, reason = self._elementwise_constant(field, h)
+        else:
+            once, reason = field.euler_constant(h, bound)
+            constant = math.nextafter(once**self.substeps, math.inf) if self.substeps > 1 else once
+            reason = f"({reason})^{self.substeps}" if self.substeps > 1 else reason
+        kept: list[Property] = [Lipschitz(constant)]
+        if self._reflects(field, step_size):
+            kept.append(GradientNormPreserving())
+        kept.extend(self.inherited(field.facts()))
+        return Declaration.of(*kept, reason=reason, title=f"Euler(h={step_size:.5g}, S={self.substeps})")
+
+    def _elementwise_constant(self, field: RidgeField, h: float) -> tuple[float, str]:
+        factors = [1 + h * slope for slope in field.slope_range()]
+        products = [math.prod(c) for c in itertools.combinations_with_replacement(factors, self.substeps)]
+        low, high = field.update_spectrum(min(products) - 1, max(products) - 1)
+        constant = math.nextafter(max(abs(1 + low), abs(1 + high)), math.inf)
+        return constant, f"elementwise substeps, 1+λ in [{1 + low:.6g}, {1 + high:.6g}]"
+
+    def _reflects(self, field: VectorField, step_size: float) -> bool:
+        return (
+            self.substeps == 1
+            and isinstance(field, RidgeField)
+            and field.slope_scales() is None
+            and field.sigma.negative_slope == 0.0
+            and field.linear.rows_orthonormal
+            and step_size * field.sign == -2.0
+        )
+
+    def __repr__(self) -> str:
+        return f"ExplicitEuler(substeps={self.substeps})"

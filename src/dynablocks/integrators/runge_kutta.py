@@ -1,0 +1,114 @@
+"""General explicit Runge–Kutta methods from a Butcher tableau."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields import VectorField
+from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
+from dynablocks.properties import Declaration, Lipschitz
+
+
+@dataclass(frozen=True)
+class Tableau:
+    r"""Coefficients (A, b) of an explicit method: kᵢ = X(x + h Σⱼ aᵢⱼ kⱼ), x ↦ x + h Σ bᵢ kᵢ.
+
+    Raises:
+        InvalidArgument: A is not strictly lower triangular, sizes differ, or Σ bᵢ ≠ 1.
+    """
+
+    name: str
+    order: int
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        stages = len(self.b)
+        if len(self.a) != stages or any(len(row) != i for i, row in enumerate(self.a)):
+            raise InvalidArgument(f"tableau {self.name!r}: row i of A must have i entries (0, 1, … {stages - 1}).")
+        if abs(sum(self.b) - 1) > 1e-12:
+            raise InvalidArgument(f"tableau {self.name!r}: the weights b sum to {sum(self.b):g}; they must sum to 1.")
+
+    @property
+    def circle_radius(self) -> float:
+        r"""The largest r for which ⟨δX, δx⟩ <= −(1/L)‖δX‖² and 0 <= h <= 2r/L imply ‖δΨ^h‖ <= ‖δx‖.
+
+        r = −1/λ_min(B^{−1/2}(BA + AᵀB − bbᵀ)B^{−1/2}) for positive weights, B = diag(b); 0 otherwise.
+
+        Source: Dahlquist and Jeltsch (1979), "Generalized disks of contractivity for explicit and implicit Runge–Kutta methods".
+        """
+        b = np.array(self.b)
+        if (b <= 0).any():
+            return 0.0
+        a = np.zeros((len(b), len(b)))
+        for i, row in enumerate(self.a):
+            a[i, : len(row)] = row
+        scaled = np.sqrt(b)
+        form = (np.diag(b) @ a + a.T @ np.diag(b) - np.outer(b, b)) / np.outer(scaled, scaled)
+        smallest = float(np.linalg.eigvalsh(form).min())
+        return math.inf if smallest >= 0 else -1.0 / (smallest - 1e-12)
+
+
+HEUN = Tableau("heun", 2, ((), (1.0,)), (0.5, 0.5))
+MIDPOINT = Tableau("midpoint", 2, ((), (0.5,)), (0.0, 1.0))
+RALSTON = Tableau("ralston", 2, ((), (2 / 3,)), (0.25, 0.75))
+SSP3 = Tableau("ssp3", 3, ((), (1.0,), (0.25, 0.25)), (1 / 6, 1 / 6, 2 / 3))
+KUTTA3 = Tableau("kutta3", 3, ((), (0.5,), (-1.0, 2.0)), (1 / 6, 2 / 3, 1 / 6))
+RK4 = Tableau("rk4", 4, ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
+
+
+class ExplicitRungeKutta(Integrator):
+    r"""One step of an explicit Runge–Kutta method.
+
+    Lipschitz constant: 1 when the field is −∇V with V convex and L-smooth and 0 <= h <= 2r/L (circle contractivity, r =
+    :attr:`Tableau.circle_radius`: 1 for Heun and RK4); otherwise 1 + |h| Σ|bᵢ|ℓᵢ with ℓᵢ = L(1 + |h| Σ|aᵢⱼ|ℓⱼ).
+
+    Example:
+        >>> ExplicitRungeKutta(RK4).order, round(RK4.circle_radius, 6)
+        (4, 1.0)
+    """
+
+    def __init__(self, tableau: Tableau) -> None:
+        self.tableau = tableau
+        self.order = tableau.order
+
+    def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
+        slopes: list[Tensor] = []
+        for row in self.tableau.a:
+            slopes.append(field(self._combine(x, step_size, row, slopes)))
+        return self._combine(x, step_size, self.tableau.b, slopes)
+
+    @staticmethod
+    def _combine(x: Tensor, step_size: StepSize, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+        for weight, slope in zip(weights, slopes, strict=True):
+            if weight:
+                x = x + (step_size * weight) * slope
+        return x
+
+    def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
+        facts = field.facts()
+        limit = 2 * self.tableau.circle_radius / facts.lipschitz if facts.lipschitz > 0 else math.inf
+        if facts.cocoercive and 0 <= step_size <= limit:
+            constant, reason = 1.0, f"circle contractive: 0 <= h <= 2r/L = {limit:.5g}"
+        else:
+            constant, reason = self._growth(facts.lipschitz, abs(step_size)), f"1+hΣ|b|ℓ, L={facts.lipschitz:.4g}"
+        title = f"{self.tableau.name}(h={step_size:.5g})"
+        return Declaration.of(Lipschitz(constant), *self.inherited(facts), reason=reason, title=title)
+
+    def _growth(self, lipschitz: float, h: float) -> float:
+        stages: list[float] = []
+        for row in self.tableau.a:
+            stages.append(lipschitz * (1 + h * sum(abs(a) * s for a, s in zip(row, stages, strict=True))))
+        return 1 + h * sum(abs(b) * s for b, s in zip(self.tableau.b, stages, strict=True))
+
+    def __repr__(self) -> str:
+        return f"ExplicitRungeKutta({self.tableau.name})"
+
+
+for _tableau in (HEUN, MIDPOINT, RALSTON, SSP3, KUTTA3, RK4):
+    INTEGRATORS[_tableau.name] = lambda tableau=_tableau: ExplicitRungeKutta(tableau)

@@ -1,0 +1,239 @@
+"""Convolutions as linear maps between image spaces: free, normalised, exactly orthogonal."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dynablocks.errors import InvalidArgument, require_choice
+from dynablocks.linear.bounds import Bounds, ConvGeometry, conv_norm_bounds, conv_smallest_singular_value
+from dynablocks.linear.maps import LinearMap, check_shape
+from dynablocks.linear.orthogonal import ORTHOGONAL, orthogonal_start, paraunitary_kernel
+from dynablocks.linear.regularisers import ocnn_penalty
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+PADDINGS = ("same", "full", "circular")
+
+
+class Conv(LinearMap):
+    r"""A free convolution (cross-correlation) on images of a fixed size, with its adjoint and sound norm bounds.
+
+    Args:
+        in_shape: (channels, height, width) of one input.
+        out_channels: channels of the output.
+        kernel_size: k, for a k × k kernel.
+        padding: ``"same"`` (zeros, n → n for odd k), ``"full"`` (zeros, n → n + k − 1) or ``"circular"`` (n → n).
+        stride, groups, dilation: as in :class:`torch.nn.Conv2d`; circular padding needs stride 1.
+        gain: the kernel starts orthogonal with this scale.
+
+    Example:
+        >>> conv = Conv((2, 5, 5), 3, 3)
+        >>> conv(torch.zeros(1, 2, 5, 5)).shape, conv.adjoint(torch.zeros(1, 3, 5, 5)).shape
+        (torch.Size([1, 3, 5, 5]), torch.Size([1, 2, 5, 5]))
+    """
+
+    def __init__(
+        self,
+        in_shape: tuple[int, int, int],
+        out_channels: int,
+        kernel_size: int = 3,
+        padding: str = "same",
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        dilation: int = 1,
+        gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        check_shape("in_shape", in_shape, 3)
+        require_choice("padding", padding, PADDINGS)
+        _check_convolution(in_shape, out_channels, kernel_size, padding, stride, groups)
+        self.kernel_size, self.padding, self.stride = kernel_size, padding, stride
+        self.groups, self.dilation = groups, dilation
+        reach = (kernel_size - 1) * dilation
+        self.zeros = {"same": reach // 2, "full": reach, "circular": 0}[padding]
+        self.geometry = ConvGeometry(
+            input_size=in_shape[1:],
+            stride=stride,
+            padding=reach // 2 if padding == "circular" else self.zeros,
+            padding_mode="circular" if padding == "circular" else "zeros",
+            groups=groups,
+            dilation=dilation,
+        )
+        self.in_shape, self.out_shape = tuple(in_shape), (out_channels, *self._output_size(in_shape, reach))
+        self.make_parameters(in_shape[0], out_channels, gain)
+
+    def make_parameters(self, in_channels: int, out_channels: int, gain: float) -> None:
+        kernel = torch.empty(out_channels, in_channels // self.groups, self.kernel_size, self.kernel_size)
+        nn.init.orthogonal_(kernel, gain=gain / self.kernel_size)
+        self.kernel = nn.Parameter(kernel)
+
+    def _output_size(self, in_shape: tuple[int, int, int], reach: int) -> tuple[int, int]:
+        if self.padding == "circular":
+            return in_shape[1], in_shape[2]
+        height, width = ((n + 2 * self.zeros - reach - 1) // self.stride + 1 for n in in_shape[1:])
+        if min(height, width) < 1:
+            raise InvalidArgument(f"a {in_shape} image is too small for kernel {self.kernel_size}; use a smaller one.")
+        return height, width
+
+    def compute_weight(self) -> Float[Tensor, "out in k k"]:
+        return self.kernel
+
+    def multiply(self, weight: Tensor, x: Tensor) -> Tensor:
+        if self.padding == "circular":
+            x = self._wrap(x, self._reach // 2, self._reach - self._reach // 2)
+        return functional.conv2d(x, weight, None, self.stride, self.zeros, self.dilation, self.groups)
+
+    def multiply_adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
+        if self.stride == 1 and self.groups == 1:
+            turned = weight.flip(2, 3).transpose(0, 1)
+            if self.padding == "circular":
+                y = self._wrap(y, self._reach - self._reach // 2, self._reach // 2)
+                return functional.conv2d(y, turned, None, 1, 0, self.dilation)
+            return functional.conv2d(y, turned, None, 1, self._reach - self.zeros, self.dilation)
+        if self.padding == "circular":
+            return self._grouped_circular_adjoint(weight, y)
+        sizes = [self.in_shape[i + 1] - self._smallest_preimage(i) for i in (0, 1)]
+        return functional.conv_transpose2d(y, weight, None, self.stride, self.zeros, sizes, self.groups, self.dilation)
+
+    @property
+    def _reach(self) -> int:
+        return (self.kernel_size - 1) * self.dilation
+
+    def _smallest_preimage(self, axis: int) -> int:
+        return (self.out_shape[axis + 1] - 1) * self.stride - 2 * self.zeros + self._reach + 1
+
+    def _grouped_circular_adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
+        y = self._wrap(y, self._reach - self._reach // 2, self._reach // 2)
+        per_group = weight.unflatten(0, (self.groups, -1)).flip(3, 4).transpose(1, 2).flatten(0, 1)
+        return functional.conv2d(y, per_group, None, 1, 0, self.dilation, self.groups)
+
+    @staticmethod
+    def _wrap(x: Tensor, before: int, after: int) -> Tensor:
+        return functional.pad(x, (before, after, before, after), mode="circular") if before + after else x
+
+    def compute_norm_bounds(self) -> Bounds:
+        return conv_norm_bounds(self.weight.detach(), self.geometry)
+
+    def compute_smallest_singular_value(self) -> float:
+        if self.features < math.prod(self.in_shape):
+            return 0.0
+        return conv_smallest_singular_value(self.weight.detach(), self.geometry)
+
+
+class NormalisedConv(Conv):
+    r"""A convolution with ‖W‖ <= 1 kept by projection after every optimiser step: W ↦ W / max(1, ‖W‖).
+
+    The projection uses warm-started power iteration, as the paper does, so ‖W‖ <= 1 holds only up to its error: the
+    *declared* constant is the upper bound of the kernel as it is, never 1 by assumption. ``penalty`` weighs the OCNN
+    regulariser ‖W ⋆ W − δI‖² in :func:`dynablocks.switching.regularisation`.
+
+    Source: paper section 3.3; Wang et al. (2020), "Orthogonal convolutional neural networks".
+    """
+
+    def __init__(
+        self,
+        in_shape: tuple[int, int, int],
+        out_channels: int,
+        kernel_size: int = 3,
+        padding: str = "same",
+        *,
+        penalty: float = 0.0,
+        project: bool = True,
+        **options: int,
+    ) -> None:
+        super().__init__(in_shape, out_channels, kernel_size, padding, **options)
+        self.penalty, self.project = penalty, project
+        self.register_buffer("leading", torch.randn(1, *in_shape), persistent=True)
+        self.leading: Tensor
+        self.project_(iterations=20)
+
+    @torch.no_grad()
+    def project_(self, iterations: int = 1) -> None:
+        """Divide the kernel by max(1, ‖W‖), ‖W‖ from power iteration started at the last leading vector."""
+        if not self.project:
+            return
+        v = self.leading
+        for _ in range(iterations):
+            v = self.multiply_adjoint(self.kernel, self.multiply(self.kernel, v / v.norm().clamp_min(1e-30)))
+        self.leading.copy_(v / v.norm().clamp_min(1e-30))
+        self.kernel.div_(self.multiply(self.kernel, self.leading).norm().clamp_min(1.0))
+
+    def regularisation(self) -> Tensor | None:
+        """``penalty`` · ‖W ⋆ W − δI‖², or ``None`` when the penalty is 0."""
+        return self.penalty * ocnn_penalty(self.kernel, self.stride) if self.penalty else None
+
+
+class OrthogonalConv(Conv):
+    r"""An exactly orthogonal convolution: circular padding AᵀA = AAᵀ = I; "full" zero padding AᵀA = I; "same" ‖A‖ <= 1.
+
+    The kernel is paraunitary: one orthogonal matrix and 2(k − 1) projections of rank ⌊c/2⌋, all from one batched
+    parametrisation.
+
+    Args:
+        in_shape: (channels, height, width) of one input.
+        out_channels: at most the input's channels (fewer gives orthonormal rows); equal by default.
+        kernel_size: k.
+        padding: ``"circular"``, ``"full"`` or ``"same"``.
+        method: ``"cayley"`` or ``"expm"``.
+        spread: size of the random start.
+
+    Source: design D2.13; Li et al. (2019).
+
+    Example:
+        >>> conv = OrthogonalConv((4, 5, 5), kernel_size=3, padding="circular").double()
+        >>> matrix = conv.dense_matrix()
+        >>> bool((matrix @ matrix.mT - torch.eye(100)).abs().max() < 1e-12)
+        True
+    """
+
+    def __init__(
+        self,
+        in_shape: tuple[int, int, int],
+        out_channels: int | None = None,
+        kernel_size: int = 3,
+        padding: str = "circular",
+        *,
+        method: str = "cayley",
+        spread: float = 1.0,
+    ) -> None:
+        self.spread = spread
+        self.parametrisation = ORTHOGONAL.get_known(method)
+        out_channels = in_shape[0] if out_channels is None else out_channels
+        if out_channels > in_shape[0]:
+            raise InvalidArgument(f"out_channels is {out_channels}; at most the {in_shape[0]} input channels are allowed.")
+        super().__init__(in_shape, out_channels, kernel_size, padding)
+        single = kernel_size == 1
+        self.rows_orthonormal = padding == "circular" or single
+        self.columns_orthonormal = out_channels == in_shape[0] and (padding in ("circular", "full") or single)
+
+    def make_parameters(self, in_channels: int, out_channels: int, gain: float) -> None:
+        factors = 2 * (self.kernel_size - 1)
+        self.free = nn.Parameter(orthogonal_start((1 + factors,), in_channels, self.spread))
+
+    def compute_weight(self) -> Float[Tensor, "out in k k"]:
+        matrices = self.parametrisation(self.free)
+        rank = max(1, self.in_shape[0] // 2)
+        return paraunitary_kernel(matrices[0, : self.out_shape[0]], matrices[1:, :, :rank], self.kernel_size)
+
+
+def _check_convolution(
+    in_shape: tuple[int, int, int], out_channels: int, kernel_size: int, padding: str, stride: int, groups: int
+) -> None:
+    if kernel_size < 1 or stride < 1 or groups < 1 or out_channels < 1:
+        raise InvalidArgument(
+            f"kernel_size, stride, groups, out_channels are {kernel_size}, {stride}, {groups}, {out_channels}; "
+            "all must be at least 1."
+        )
+    if in_shape[0] % groups or out_channels % groups:
+        raise InvalidArgument(f"groups is {groups}; it must divide {in_shape[0]} and {out_channels} channels.")
+    if padding == "same" and kernel_size % 2 == 0:
+        raise InvalidArgument(f"kernel_size is {kernel_size} with padding 'same'; use an odd one, or padding 'full'.")
+    if padding == "circular" and stride != 1:
+        raise InvalidArgument(f"stride is {stride} with circular padding; use stride 1 (and space-to-depth to shrink).")

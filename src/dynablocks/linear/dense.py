@@ -1,0 +1,80 @@
+"""Dense linear maps: free, row-normalised, orthogonal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.linear.bounds import Bounds, linear_norm_bounds, smallest_singular_value_bounds
+from dynablocks.linear.maps import LinearMap
+from dynablocks.linear.orthogonal import ORTHOGONAL, orthogonal_start
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+class Dense(LinearMap):
+    """x ↦ Wx for a free matrix W (out, in), started orthogonal.
+
+    Example:
+        >>> Dense(4, 3)(torch.ones(2, 4)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        if in_features < 1 or out_features < 1:
+            raise InvalidArgument(f"the sizes are {in_features} -> {out_features}; both must be at least 1.")
+        self.in_shape, self.out_shape = (in_features,), (out_features,)
+        self.matrix = nn.Parameter(self.start(out_features, in_features))
+
+    def start(self, rows: int, columns: int) -> Tensor:
+        return nn.init.orthogonal_(torch.empty(rows, columns))
+
+    def compute_weight(self) -> Float[Tensor, "out in"]:
+        return self.matrix
+
+    def multiply(self, weight: Tensor, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, weight)
+
+    def multiply_adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.linear(y, weight.mT)
+
+    def compute_norm_bounds(self) -> Bounds:
+        return linear_norm_bounds(self.weight.detach())
+
+    def compute_smallest_singular_value(self) -> float:
+        if self.out_shape[0] < self.in_shape[0]:
+            return 0.0
+        return smallest_singular_value_bounds(self.weight.detach()).lower
+
+
+class OrthogonalDense(Dense):
+    r"""x ↦ Qx with orthonormal rows (out <= in) or columns (out >= in), Q cut from an orthogonal matrix.
+
+    Args:
+        in_features, out_features: the sizes; the larger one is the size of the orthogonal matrix.
+        method: ``"cayley"`` or ``"expm"`` (:data:`dynablocks.linear.ORTHOGONAL`).
+        spread: size of the random start; 0 starts at the (cut) identity.
+
+    Example:
+        >>> linear = OrthogonalDense(4, 2).double()
+        >>> bool(torch.allclose(linear.weight @ linear.weight.mT, torch.eye(2, dtype=torch.float64)))
+        True
+    """
+
+    def __init__(self, in_features: int, out_features: int, method: str = "cayley", spread: float = 1.0) -> None:
+        self.spread = spread
+        self.parametrisation = ORTHOGONAL.get_known(method)
+        super().__init__(in_features, out_features)
+        self.rows_orthonormal = out_features <= in_features
+        self.columns_orthonormal = out_features >= in_features
+
+    def start(self, rows: int, columns: int) -> Tensor:
+        return orthogonal_start((), max(rows, columns), self.spread)
+
+    def compute_weight(self) -> Float[Tensor, "out in"]:
+        return self.parametrisation(self.matrix)[: self.out_shape[0], : self.in_shape[0]]

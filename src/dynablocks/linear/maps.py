@@ -1,0 +1,161 @@
+"""What every linear map of the library has: a weight, the map, its adjoint, and sound bounds on its singular values."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.linear.bounds import Bounds
+from dynablocks.properties import Declaration, Equivariant, GradientNormPreserving, Lipschitz, Property, Structured
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["Bounds", "LinearMap", "frozen_weights", "shared_weights"]
+
+
+class LinearMap(Structured):
+    """x ↦ Ax between spaces of declared shapes, with the adjoint y ↦ Aᵀy.
+
+    Subclasses implement :meth:`compute_weight`, :meth:`multiply`, :meth:`multiply_adjoint`, :meth:`compute_norm_bounds` and
+    :meth:`compute_smallest_singular_value`. The weight may be a parameter or a function of parameters (an orthogonal
+    parametrisation); inside :func:`shared_weights` it is computed once.
+
+    Attributes:
+        in_shape, out_shape: shapes of one sample, without the batch.
+        rows_orthonormal: A Aᵀ = I by construction (exact flows need it).
+        columns_orthonormal: AᵀA = I by construction.
+    """
+
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    rows_orthonormal: bool = False
+    columns_orthonormal: bool = False
+    _held: Tensor | None = None
+    _held_bounds: Bounds | None = None
+    _held_smallest: float | None = None
+
+    def compute_weight(self) -> Tensor:
+        """The weight as a differentiable function of the parameters."""
+        raise NotImplementedError
+
+    def multiply(self, weight: Tensor, x: Tensor) -> Tensor:
+        """A x for the given weight."""
+        raise NotImplementedError
+
+    def multiply_adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
+        """Aᵀ y for the given weight."""
+        raise NotImplementedError
+
+    def compute_norm_bounds(self) -> Bounds:
+        """Sound lower and upper bounds of ‖A‖₂ in float64 for the weight as it is stored and used."""
+        raise NotImplementedError
+
+    def compute_smallest_singular_value(self) -> float:
+        """A sound lower bound of the square root of λ_min(AᵀA); 0 when nothing better is known."""
+        return 0.0
+
+    def norm_bounds(self) -> Bounds:
+        """:meth:`compute_norm_bounds`, once for each weight held by :func:`shared_weights`."""
+        if self._held is None:
+            return self.compute_norm_bounds()
+        if self._held_bounds is None:
+            self._held_bounds = self.compute_norm_bounds()
+        return self._held_bounds
+
+    def smallest_singular_value(self) -> float:
+        """:meth:`compute_smallest_singular_value`, once for each weight held by :func:`shared_weights`."""
+        if self._held is None:
+            return self.compute_smallest_singular_value()
+        if self._held_smallest is None:
+            self._held_smallest = self.compute_smallest_singular_value()
+        return self._held_smallest
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight; the one computed first inside :func:`shared_weights` or :func:`frozen_weights`."""
+        return self._held if self._held is not None else self.compute_weight()
+
+    def hold(self, weight: Tensor | None) -> None:
+        """Use this weight until told otherwise; ``None`` returns to computing it. For :func:`shared_weights` alone."""
+        object.__setattr__(self, "_held", weight)
+        self._held_bounds = self._held_smallest = None
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        """A x for a batch."""
+        return self.multiply(self.weight, x)
+
+    def adjoint(self, y: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        """Aᵀ y for a batch."""
+        return self.multiply_adjoint(self.weight, y)
+
+    def dense_matrix(self) -> Float[Tensor, "outputs inputs"]:
+        """The matrix of the map in float64, by applying it to the unit vectors: the oracle for every bound."""
+        weight = self.weight.detach().double().cpu()
+        size = int(torch.Size(self.in_shape).numel())
+        units = torch.eye(size, dtype=torch.float64).reshape(size, *self.in_shape)
+        return self.multiply(weight, units).reshape(size, -1).mT
+
+    def declare(self) -> Declaration:
+        bounds = self.norm_bounds()
+        kept: list[Property] = [Lipschitz(bounds.upper), Equivariant()]
+        if self.rows_orthonormal:
+            kept.append(GradientNormPreserving())
+        reason = f"‖A‖ <= {bounds.upper:.9g} ({bounds.method})"
+        return Declaration.of(*kept, reason=reason, title=type(self).__name__)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_shape} -> {self.out_shape}"
+
+    @cached_property
+    def features(self) -> int:
+        """The number of entries of one output."""
+        return int(torch.Size(self.out_shape).numel())
+
+
+def check_shape(name: str, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """``shape`` when it has ``rank`` positive sizes, otherwise :class:`InvalidArgument`."""
+    if len(shape) != rank or any(not isinstance(s, int) or s < 1 for s in shape):
+        raise InvalidArgument(f"{name} is {tuple(shape)!r}; {rank} positive sizes are needed.")
+    return tuple(shape)
+
+
+@contextlib.contextmanager
+def shared_weights(*modules: nn.Module) -> Iterator[None]:
+    """Within the context every linear map of ``modules`` computes its weight once, with gradients."""
+    held = [m for module in modules for m in module.modules() if isinstance(m, LinearMap) and m._held is None]
+    try:
+        for linear in held:
+            linear.hold(linear.compute_weight())
+        yield
+    finally:
+        for linear in held:
+            linear.hold(None)
+
+
+@contextlib.contextmanager
+def frozen_weights(module: nn.Module) -> Iterator[None]:
+    """Within the context every linear map of ``module`` uses one constant weight: evaluation and attacks run in it.
+
+    Nothing is cached beyond the context, so no later change of a parameter can meet a stale weight.
+
+    Example:
+        >>> from dynablocks.linear import OrthogonalDense
+        >>> linear = OrthogonalDense(3, 3)
+        >>> with frozen_weights(linear):
+        ...     linear.weight is linear.weight, linear.weight.requires_grad
+        (True, False)
+    """
+    with torch.no_grad():
+        sharing = shared_weights(module)
+        sharing.__enter__()
+    try:
+        yield
+    finally:
+        sharing.__exit__(None, None, None)

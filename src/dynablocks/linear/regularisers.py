@@ -1,0 +1,38 @@
+"""Penalties that pull a kernel towards orthogonality; they help training and guarantee nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+def ocnn_penalty(kernel: Float[Tensor, "out in k k"], stride: int = 1) -> Float[Tensor, ""]:
+    r"""‖W ⋆ W − δI‖²_F: how far the convolution is from row-orthogonal (from column-orthogonal when out > in).
+
+    W ⋆ W is the kernel's correlation with itself over all shifts that are multiples of the stride.
+
+    Args:
+        kernel: the kernel W.
+        stride: the stride of the convolution.
+
+    Source: Wang et al. (2020), "Orthogonal convolutional neural networks", section 3.2; paper section 3.3.
+
+    Example:
+        >>> ocnn_penalty(torch.eye(2).reshape(2, 2, 1, 1)).item()
+        0.0
+    """
+    if kernel.shape[0] > kernel.shape[1] * stride**2:
+        kernel = kernel.transpose(0, 1)
+    size = kernel.shape[-1]
+    padding = (size - 1) // stride * stride
+    correlation = functional.conv2d(kernel, kernel, stride=stride, padding=padding)
+    target = torch.zeros_like(correlation)
+    centre = padding // stride
+    target[:, :, centre, centre] = torch.eye(kernel.shape[0], dtype=kernel.dtype, device=kernel.device)
+    return (correlation - target).square().sum()

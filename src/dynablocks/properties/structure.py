@@ -1,0 +1,233 @@
+"""Modules that declare what they are, and the rules by which declarations compose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from dynablocks.properties.declarations import (
+    Equivariant,
+    GradientNormPreserving,
+    Lipschitz,
+    LinearInvariant,
+    NormPreserving,
+    Properties,
+    Property,
+    VolumePreserving,
+)
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a module guarantees, why, what its parts guarantee, and what was lost on the way."""
+
+    properties: Properties
+    reason: str
+    parts: tuple[tuple[str, Declaration], ...] = ()
+    losses: tuple[str, ...] = ()
+    title: str = ""
+
+    @classmethod
+    def of(cls, *properties: Property, reason: str, title: str = "", losses: Iterable[str] = ()) -> Declaration:
+        return cls(Properties(properties), reason, (), tuple(losses), title)
+
+
+class Structured(nn.Module):
+    """A module that declares its properties from its present parameters.
+
+    Subclasses implement :meth:`declare`; every bound in it is an upper bound in float64.
+    """
+
+    def declare(self) -> Declaration:
+        """The guarantees that hold for the parameters as they are now, with the reason for each."""
+        raise NotImplementedError(f"{type(self).__name__} must implement declare()")
+
+    @property
+    def properties(self) -> Properties:
+        """The guarantees that hold for the parameters as they are now."""
+        return self.declare().properties
+
+
+RULES: dict[type[nn.Module], Callable[[nn.Module], Declaration]] = {}
+"""Declarations of modules that are not ours, by exact type."""
+
+
+def rule(kind: type[nn.Module]) -> Callable[[Callable[..., Declaration]], Callable[..., Declaration]]:
+    """A decorator that files a declaration rule for a module class that is not ours."""
+
+    def file_under(function: Callable[..., Declaration]) -> Callable[..., Declaration]:
+        RULES[kind] = function
+        return function
+
+    return file_under
+
+
+def declare(module: nn.Module) -> Declaration:
+    """The declaration of any module; one that is unknown declares nothing, and says so.
+
+    Example:
+        >>> declare(nn.Sequential(nn.Flatten(), nn.ReLU())).properties
+        (Lipschitz(1))
+    """
+    if isinstance(module, Structured):
+        return module.declare()
+    known = RULES.get(type(module))
+    if known is not None:
+        return known(module)
+    name = type(module).__name__
+    return Declaration.of(reason=f"{name} declares nothing", title=name)
+
+
+def compose(parts: Iterable[tuple[str, nn.Module]], title: str = "composition") -> Declaration:
+    """The declaration of a composition: first part first. Each property is the fold of the parts' by its own rule."""
+    declared = tuple((name, declare(module)) for name, module in parts)
+    if not declared:
+        return Declaration.of(*IDENTITY, reason="the empty composition is the identity", title=title)
+    kept, losses = fold(declared)
+    return Declaration(Properties(kept), "composition of its parts", declared, losses, title)
+
+
+def fold(declared: tuple[tuple[str, Declaration], ...]) -> tuple[list[Property], tuple[str, ...]]:
+    """The properties that survive a composition of declarations, and one sentence for each that does not."""
+    kept: list[Property] = []
+    losses: list[str] = []
+    kinds = list(dict.fromkeys(kind for _, d in declared for kind in d.properties.kinds()))
+    for kind in kinds:
+        total, lost_at = _fold(kind, declared)
+        if total is not None:
+            kept.append(total)
+        else:
+            losses.append(f"{kind.__name__} is lost at {lost_at}")
+    return kept, tuple(losses)
+
+
+def _fold(kind: type[Property], declared: tuple[tuple[str, Declaration], ...]) -> tuple[Property | None, str]:
+    total: Property | None = None
+    for position, (name, declaration) in enumerate(declared):
+        here = declaration.properties.of(kind)
+        if here is None:
+            return None, f"{name} ({declaration.reason})"
+        total = here if position == 0 else (total.then(here) if total is not None else None)
+        if total is None:
+            return None, f"{name} ({here} does not compose with what comes before)"
+    return total, ""
+
+
+IDENTITY: tuple[Property, ...] = (
+    Lipschitz(1.0),
+    GradientNormPreserving(),
+    NormPreserving(),
+    VolumePreserving(),
+    LinearInvariant(),
+    Equivariant(),
+)
+
+
+@rule(nn.Identity)
+def _identity(module: nn.Module) -> Declaration:
+    return Declaration.of(*IDENTITY, reason="the identity", title="Identity")
+
+
+@rule(nn.Flatten)
+def _flatten(module: nn.Module) -> Declaration:
+    isometry = (Lipschitz(1.0), GradientNormPreserving(), NormPreserving(), LinearInvariant(), Equivariant())
+    return Declaration.of(*isometry, reason="reshaping moves no number", title="Flatten")
+
+
+@rule(nn.Sequential)
+def _sequential(module: nn.Sequential) -> Declaration:
+    return compose(module.named_children(), title="Sequential")
+
+
+@rule(nn.ReLU)
+def _relu(module: nn.Module) -> Declaration:
+    return Declaration.of(Lipschitz(1.0), reason="slopes in [0, 1]", title="ReLU")
+
+
+@rule(nn.LeakyReLU)
+def _leaky_relu(module: nn.LeakyReLU) -> Declaration:
+    constant = max(1.0, abs(module.negative_slope))
+    return Declaration.of(Lipschitz(constant), reason=f"slopes in {{1, {module.negative_slope:g}}}", title="LeakyReLU")
+
+
+@rule(nn.Tanh)
+def _tanh(module: nn.Module) -> Declaration:
+    return Declaration.of(Lipschitz(1.0), Equivariant(), reason="slopes in (0, 1]", title="Tanh")
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
+
+
+@rule(nn.MaxPool2d)
+def _max_pool(module: nn.MaxPool2d) -> Declaration:
+    kernel, stride = _pair(module.kernel_size), _pair(module.stride)
+    apart = all(s >= k for s, k in zip(stride, kernel, strict=True)) and _pair(module.dilation) == (1, 1)
+    if apart:
+        return Declaration.of(Lipschitz(1.0), reason="windows do not overlap: L = 1", title="MaxPool2d")
+    overlap = math.prod(math.ceil(k / s) for k, s in zip(kernel, stride, strict=True))
+    if _pair(module.dilation) != (1, 1):
+        overlap = kernel[0] * kernel[1]
+    reason = f"a pixel lies in at most {overlap} windows: L <= sqrt({overlap})"
+    return Declaration.of(Lipschitz(math.nextafter(math.sqrt(overlap), math.inf)), reason=reason, title="MaxPool2d")
+
+
+@rule(nn.AvgPool2d)
+def _average_pool(module: nn.AvgPool2d) -> Declaration:
+    kernel, stride = _pair(module.kernel_size), _pair(module.stride)
+    plain = _pair(module.padding) == (0, 0) and not module.divisor_override and not module.ceil_mode
+    if not plain or not all(s >= k for s, k in zip(stride, kernel, strict=True)):
+        return Declaration.of(reason="overlapping, padded or re-weighted average pooling", title="AvgPool2d")
+    constant = math.nextafter(1 / math.sqrt(kernel[0] * kernel[1]), math.inf)
+    reason = "disjoint windows of k1 x k2 pixels: L = 1/sqrt(k1 k2)"
+    return Declaration.of(Lipschitz(constant), reason=reason, title="AvgPool2d")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The derivation of a module's properties, line by line; ``str`` of it is what a person reads."""
+
+    lines: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+    __repr__ = __str__
+
+
+def explain(module: nn.Module, depth: int | None = None) -> Explanation:
+    """How the properties of a module follow from its parts, and which part lost what.
+
+    Args:
+        module: any module; ours declare, torch's simple ones have rules, others declare nothing.
+        depth: how many levels of parts to print; all when ``None``.
+
+    Example:
+        >>> print(explain(nn.Sequential(nn.Flatten(), nn.ReLU())))
+        Sequential: (Lipschitz(1))  [composition of its parts]
+          - GradientNormPreserving is lost at 1 (slopes in [0, 1])
+          - NormPreserving is lost at 1 (slopes in [0, 1])
+          - LinearInvariant is lost at 1 (slopes in [0, 1])
+          - Equivariant is lost at 1 (slopes in [0, 1])
+          0 Flatten: (Lipschitz(1), GradientNormPreserving, NormPreserving, LinearInvariant, Equivariant)  [reshaping moves no number]
+          1 ReLU: (Lipschitz(1))  [slopes in [0, 1]]
+    """
+    lines: list[str] = []
+    _print_declaration(declare(module), "", 0, depth, lines)
+    return Explanation(tuple(lines))
+
+
+def _print_declaration(
+    declaration: Declaration, name: str, level: int, depth: int | None, lines: list[str]
+) -> None:
+    indent = "  " * level
+    title = f"{name} {declaration.title}".strip()
+    lines.append(f"{indent}{title}: {declaration.properties!r}  [{declaration.reason}]")
+    lines.extend(f"{indent}  - {loss}" for loss in declaration.losses)
+    if depth is None or level < depth:
+        for part, child in declaration.parts:
+            _print_declaration(child, part, level + 1, depth, lines)
+

@@ -1,0 +1,346 @@
+"""Measure every declared property in float64 and compare it with the declaration."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from dynablocks.errors import InvalidArgument, PropertyViolated
+from dynablocks.properties.declarations import (
+    Dissipative,
+    Equivariant,
+    GradientNormPreserving,
+    Invertible,
+    LinearInvariant,
+    Lipschitz,
+    NormPreserving,
+    Property,
+    Symplectic,
+    VolumePreserving,
+)
+from dynablocks.properties.structure import Declaration, Structured, declare
+
+DENSE_LIMIT = 700
+"""Jacobians with at most this many rows and columns are formed; larger ones are only multiplied with."""
+
+EPSILON = torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured: the worst residual over the samples, and the sample where it occurred."""
+
+    residual: float
+    counterexample: Tensor | None
+    value: float = math.nan
+
+
+@dataclass(frozen=True)
+class Check:
+    """One declared property held against its measurement; ``passed`` when residual <= tolerance."""
+
+    where: str
+    declared: Property
+    measured: float
+    residual: float
+    tolerance: float
+    counterexample: Tensor | None
+
+    @property
+    def passed(self) -> bool:
+        return self.residual <= self.tolerance
+
+    def __str__(self) -> str:
+        verdict = "holds" if self.passed else "VIOLATED"
+        value = "" if math.isnan(self.measured) else f", measured {self.measured:.9g}"
+        return f"{self.where}: {self.declared} {verdict} (residual {self.residual:.2e}, tolerance {self.tolerance:.2e}{value})"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All checks of one :func:`verify`; iterate over it, print it, or ask ``passed``."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def require(self) -> Verification:
+        """Itself when all checks passed, otherwise :class:`PropertyViolated` naming the first that did not."""
+        for check in self.checks:
+            if not check.passed:
+                raise PropertyViolated(f"{check}; the declaration or the bound behind it is wrong.")
+        return self
+
+    def __iter__(self) -> Any:
+        return iter(self.checks)
+
+    def __len__(self) -> int:
+        return len(self.checks)
+
+    def __str__(self) -> str:
+        return "\n".join(str(check) for check in self.checks) or "nothing is declared, so there is nothing to verify"
+
+
+Measure = Callable[[nn.Module, Any, Tensor], Measurement]
+MEASURES: dict[type[Property], Measure] = {}
+
+
+def measures(kind: type[Property]) -> Callable[[Measure], Measure]:
+    """A decorator that files the measurement of a property type, so a new property brings its own check."""
+
+    def file_under(function: Measure) -> Measure:
+        MEASURES[kind] = function
+        return function
+
+    return file_under
+
+
+def verify(
+    module: nn.Module, x: Tensor, *, deep: bool = False, kinds: tuple[type[Property], ...] | None = None
+) -> Verification:
+    """Measure every declared property of ``module`` around the samples ``x``, in a float64 copy of it.
+
+    A Lipschitz constant is measured from below: the largest Jacobian norm at the samples and at pairs found by gradient
+    ascent on ‖f(x) − f(y)‖ / ‖x − y‖. The tolerance is eps · (number of entries of x), scaled by the declared constant:
+    float64 rounding and nothing else.
+
+    Args:
+        module: the module; it is copied, converted to float64 and set to eval mode.
+        x: a batch of inputs.
+        deep: also every structured part, on the inputs that reach it.
+        kinds: only these property types.
+
+    Returns:
+        The checks, each with residual, tolerance and the sample where the worst residual occurred.
+
+    Raises:
+        InvalidArgument: ``x`` is empty or not finite.
+
+    Example:
+        >>> print(verify(nn.Flatten(), torch.ones(2, 1, 2, 2), kinds=(NormPreserving,)))
+        Flatten: NormPreserving holds (residual 0.00e+00, tolerance 8.88e-16)
+    """
+    if x.ndim < 2 or x.shape[0] == 0:
+        raise InvalidArgument(f"x has shape {tuple(x.shape)}; a batch of at least one sample is needed.")
+    if not torch.isfinite(x).all():
+        raise InvalidArgument("x contains NaN or infinity; give finite samples.")
+    reference = copy.deepcopy(module).double().eval().requires_grad_(False)
+    x = x.detach().double().cpu()
+    reference = reference.cpu()
+    targets = _targets(reference, x) if deep else [(type(module).__name__, reference, x)]
+    checks: list[Check] = []
+    for where, part, sample in targets:
+        for declared in declare(part).properties:
+            if kinds is None or type(declared) in kinds:
+                checks.append(_check(where, part, declared, sample))
+    return Verification(tuple(checks))
+
+
+def _targets(module: nn.Module, x: Tensor) -> list[tuple[str, nn.Module, Tensor]]:
+    """Every structured part with the inputs that reach it (one input batch a part)."""
+    seen: dict[str, tuple[nn.Module, Tensor]] = {}
+    handles = []
+    for name, part in module.named_modules():
+        if isinstance(part, Structured) or part is module:
+
+            def remember(
+                part: nn.Module, inputs: tuple[Any, ...], output: Any, name: str = name or type(module).__name__
+            ) -> None:
+                if inputs and isinstance(inputs[0], Tensor) and len(inputs) == 1:
+                    seen.setdefault(name, (part, inputs[0].detach()))
+
+            handles.append(part.register_forward_hook(remember))
+    try:
+        with torch.no_grad():
+            module(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [(name, part, sample) for name, (part, sample) in seen.items()]
+
+
+def _check(where: str, module: nn.Module, declared: Property, x: Tensor) -> Check:
+    measure = MEASURES.get(type(declared))
+    if measure is None:
+        raise InvalidArgument(f"no measurement is known for {declared}; file one with properties.verify.measures.")
+    found = measure(module, declared, x)
+    scale = declared.constant if isinstance(declared, Lipschitz) and math.isfinite(declared.constant) else 1.0
+    magnitude = max(1.0, float(x.abs().max()))
+    if isinstance(declared, Lipschitz):
+        magnitude = 1.0
+    tolerance = EPSILON * x[0].numel() * max(1.0, scale) * magnitude
+    return Check(where, declared, found.value, found.residual, tolerance, found.counterexample)
+
+
+def jacobians(module: nn.Module, x: Tensor) -> Tensor:
+    """The dense Jacobian at each sample: (batch, outputs, inputs), by reverse-mode differentiation."""
+    rows = []
+    for sample in x:
+        point = sample.unsqueeze(0).clone().requires_grad_(True)
+        output = module(point).flatten()
+        eye = torch.eye(output.numel(), dtype=output.dtype)
+        (grad,) = torch.autograd.grad(output, point, eye.unsqueeze(-1).squeeze(-1), is_grads_batched=True)
+        rows.append(grad.flatten(1))
+    return torch.stack(rows)
+
+
+def _products(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """f(x), x and v ↦ Jᵀv for a batch, sharing one graph."""
+    point = x.clone().requires_grad_(True)
+    output = module(point)
+
+    def pull(v: Tensor) -> Tensor:
+        (grad,) = torch.autograd.grad(output, point, v, retain_graph=True)
+        return grad
+
+    return output, point, pull
+
+
+def jacobian_norms(module: nn.Module, x: Tensor, iterations: int = 60) -> Tensor:
+    """‖J(x)‖₂ for each sample: dense where small, otherwise power iteration on JᵀJ (a lower bound)."""
+    outputs = module(x[:1]).numel()
+    if max(outputs, x[0].numel()) <= DENSE_LIMIT:
+        dense = jacobians(module, x)
+        return cast(Tensor, torch.linalg.matrix_norm(dense, ord=2))
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    norms = torch.zeros(x.shape[0], dtype=x.dtype)
+    shape = (-1,) + (1,) * (x.ndim - 1)
+    for _ in range(iterations):
+        v = v / v.flatten(1).norm(dim=1).clamp_min(1e-300).reshape(shape)
+        _, pushed = torch.func.jvp(module, (x,), (v,))
+        norms = torch.maximum(norms, pushed.detach().flatten(1).norm(dim=1))
+        _, _, pull = _products(module, x)
+        v = pull(pushed.detach())
+    return norms
+
+
+def worst_pair(module: nn.Module, x: Tensor, metric: Any, steps: int = 30) -> tuple[float, Tensor]:
+    """Gradient ascent on ‖f(x) − f(y)‖ / ‖x − y‖ from random pairs around the samples: the ratio and the x of the best pair."""
+    generator = torch.Generator().manual_seed(1)
+    best, where = 0.0, x[:1]
+    for radius in (1e-3, 1e-1, 1.0):
+        a = x.clone().requires_grad_(True)
+        b = (x + radius * torch.randn(x.shape, generator=generator, dtype=x.dtype)).requires_grad_(True)
+        optimiser = torch.optim.Adam([a, b], lr=0.1 * radius)
+        for _ in range(steps):
+            gap = metric.norm(a - b).clamp_min(1e-9)
+            ratio = metric.norm(module(a) - module(b)) / gap
+            top = int(ratio.argmax())
+            if float(ratio[top]) > best and float(gap[top]) > 1e-6:
+                best, where = float(ratio[top]), a[top : top + 1].detach().clone()
+            optimiser.zero_grad()
+            (-ratio.sum()).backward()
+            optimiser.step()
+    return best, where
+
+
+@measures(Lipschitz)
+def _measure_lipschitz(module: nn.Module, declared: Lipschitz, x: Tensor) -> Measurement:
+    if math.isinf(declared.constant):
+        return Measurement(0.0, None)
+    pair, where = worst_pair(module, x, declared.metric)
+    points = torch.cat([x, where])
+    if declared.metric.name == "l2":
+        norms = jacobian_norms(module, points)
+        top = int(norms.argmax())
+        if float(norms[top]) > pair:
+            pair, where = float(norms[top]), points[top : top + 1]
+    return Measurement(max(0.0, pair - declared.constant), where, pair)
+
+
+@measures(GradientNormPreserving)
+def _measure_gradient_norm(module: nn.Module, declared: Property, x: Tensor) -> Measurement:
+    output, _, pull = _products(module, x)
+    generator = torch.Generator().manual_seed(2)
+    worst, where = 0.0, x[:1]
+    for _ in range(8):
+        v = torch.randn(output.shape, generator=generator, dtype=x.dtype)
+        residual = (pull(v).flatten(1).norm(dim=1) / v.flatten(1).norm(dim=1) - 1).abs()
+        top = int(residual.argmax())
+        if float(residual[top]) > worst:
+            worst, where = float(residual[top]), x[top : top + 1]
+    return Measurement(worst, where)
+
+
+def _worst(residual: Tensor, x: Tensor) -> Measurement:
+    top = int(residual.argmax())
+    return Measurement(float(residual[top]), x[top : top + 1])
+
+
+@measures(Invertible)
+def _measure_inverse(module: nn.Module, declared: Property, x: Tensor) -> Measurement:
+    inverse = cast(Callable[[Tensor], Tensor], module.inverse)
+    with torch.no_grad():
+        forward = (inverse(module(x)) - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1).clamp_min(1.0)
+        image = module(x)
+        back = (module(inverse(image)) - image).flatten(1).norm(dim=1) / image.flatten(1).norm(dim=1).clamp_min(1.0)
+    return _worst(torch.maximum(forward, back), x)
+
+
+@measures(NormPreserving)
+def _measure_norm(module: nn.Module, declared: Property, x: Tensor) -> Measurement:
+    with torch.no_grad():
+        gap = module(x).flatten(1).norm(dim=1) - x.flatten(1).norm(dim=1)
+    return _worst(gap.abs() / x.flatten(1).norm(dim=1).clamp_min(1.0), x)
+
+
+@measures(LinearInvariant)
+def _measure_invariant(module: nn.Module, declared: LinearInvariant, x: Tensor) -> Measurement:
+    with torch.no_grad():
+        y = module(x).flatten(1)
+    flat = x.flatten(1)
+    if declared.weights is None:
+        gap = y.sum(1) - flat.sum(1)
+    else:
+        weights = torch.tensor(declared.weights, dtype=x.dtype)
+        gap = y @ weights - flat @ weights
+    return _worst(gap.abs() / flat.abs().sum(1).clamp_min(1.0), x)
+
+
+@measures(VolumePreserving)
+def _measure_volume(module: nn.Module, declared: Property, x: Tensor) -> Measurement:
+    return _worst((torch.linalg.det(jacobians(module, x)).abs() - 1).abs(), x)
+
+
+@measures(Symplectic)
+def _measure_symplectic(module: nn.Module, declared: Property, x: Tensor) -> Measurement:
+    dense = jacobians(module, x)
+    half = dense.shape[-1] // 2
+    form = torch.zeros(2 * half, 2 * half, dtype=x.dtype)
+    form[:half, half:] = torch.eye(half, dtype=x.dtype)
+    form[half:, :half] = -torch.eye(half, dtype=x.dtype)
+    return _worst((dense.mT @ form @ dense - form).flatten(1).norm(dim=1), x)
+
+
+@measures(Dissipative)
+def _measure_dissipation(module: nn.Module, declared: Property, x: Tensor) -> Measurement:
+    potential = cast(Callable[[Tensor], Tensor], module.potential)
+    with torch.no_grad():
+        return _worst((potential(module(x)) - potential(x)).clamp_min(0.0), x)
+
+
+@measures(Equivariant)
+def _measure_symmetry(module: nn.Module, declared: Equivariant, x: Tensor) -> Measurement:
+    if declared.group != "sign":
+        raise InvalidArgument(f"the group {declared.group!r} has no measurement; known: sign.")
+    with torch.no_grad():
+        return _worst((module(-x) + module(x)).flatten(1).norm(dim=1), x)
+
+
+def parts_of(declaration: Declaration, prefix: str = "") -> list[tuple[str, Declaration]]:
+    """All parts of a declaration, depth first, with dotted names."""
+    found = []
+    for name, part in declaration.parts:
+        path = f"{prefix}.{name}" if prefix else name
+        found.append((path, part))
+        found.extend(parts_of(part, path))
+    return found

@@ -1,0 +1,24 @@
+"""Attacks, certificates and the curves that hold them against each other."""
+
+from __future__ import annotations
+
+from dynablocks.robustness.attacks import DEFAULT_EPSILONS, LOSSES, AttackConfig, AttackResult, attack, l2_pgd
+from dynablocks.robustness.certificates import CertificateResult, certified_radii, certify, generic_radii
+from dynablocks.robustness.curves import PAPER_EPSILONS, Curve, auc, check_sound
+
+__all__ = [
+    "DEFAULT_EPSILONS",
+    "LOSSES",
+    "PAPER_EPSILONS",
+    "AttackConfig",
+    "AttackResult",
+    "CertificateResult",
+    "Curve",
+    "attack",
+    "auc",
+    "certified_radii",
+    "certify",
+    "check_sound",
+    "generic_radii",
+    "l2_pgd",
+]

@@ -1,0 +1,287 @@
+"""Certified radii: how far a sample may move before a network of known Lipschitz constant can change its class."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dynablocks.errors import InvalidArgument, require_range
+from dynablocks.robustness.curves import Curve, checked_epsilons
+from dynablocks.robustness.evaluation import (
+    LabelledImages,
+    check_labels,
+    checked_data,
+    checked_logits,
+    evaluating,
+    model_place,
+    to_pixels,
+)
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+_ARITHMETIC = 1 - 2.0**-40
+_TWIN_IMAGES = 32
+_TWIN_SAFETY = 8.0
+_EPS_FACTOR = 32.0
+
+
+def certified_radii(
+    logits: Float[Tensor, "n classes"],
+    head_weight: Float[Tensor, "classes features"],
+    body_lipschitz: float,
+    *,
+    labels: Int[Tensor, " n"] | None = None,
+    logit_error: float = 0.0,
+) -> Float[Tensor, " n"]:
+    """The l2 radius around each sample within which the predicted class cannot change.
+
+    ``min over j != i of (z_i - z_j - 4e) / (L ||w_i - w_j||)``, i the predicted class, and 0 when that is not positive.
+
+    Holds when z = W f(x) + b, f has Lipschitz constant at most L, and L is an **upper** bound. ``e`` bounds the
+    rounding error of one logit: each of the two logits errs at the sample and again at the perturbed one, hence 4e. The
+    result is lowered by one part in 2^40 for the float64 arithmetic done here. Ties and logits that are not finite get
+    0. Two equal rows of W differ by their biases only, so their pair never limits the radius; if no pair limits it, it
+    is infinite.
+
+    Args:
+        logits: (N, classes), best in float64.
+        head_weight: (classes, features) of the last layer.
+        body_lipschitz: L, from an upper bound; infinite gives radii 0.
+        labels: (N,); where the prediction is another class, the radius is 0.
+        logit_error: e, in units of the logits.
+
+    Returns:
+        (N,) float64 radii in units of the body's input.
+
+    Raises:
+        InvalidArgument: shapes that do not fit, a negative or NaN constant, a head that is not finite.
+
+    Source:
+        D2.13 of the design; Tsuzuku, Sato, Sugiyama, NeurIPS 2018, proposition 1 (the general form).
+
+    Example:
+        >>> radii = certified_radii(torch.tensor([[2.0, 0.0], [1.0, 1.0]]), torch.eye(2), 1.0)
+        >>> [round(r, 4) for r in radii.tolist()]
+        [1.4142, 0.0]
+    """
+    weight = head_weight.detach().to(torch.float64)
+    _check_radius_arguments(logits, body_lipschitz, logit_error)
+    if weight.ndim != 2 or len(weight) != logits.shape[1]:
+        raise InvalidArgument(f"head_weight has shape {tuple(weight.shape)}; ({logits.shape[1]}, features) is needed.")
+    if not bool(torch.isfinite(weight).all()):
+        raise InvalidArgument("head_weight holds values that are not finite; train the model again.")
+    distances = torch.linalg.vector_norm(weight[:, None, :] - weight[None, :, :], dim=2)
+    predictions = logits.argmax(dim=1)
+    radii = _smallest_ratio(logits, predictions, body_lipschitz * distances.to(logits.device), logit_error)
+    if labels is not None:
+        check_labels(labels, logits.shape[1])
+        radii = torch.where(labels.to(predictions.device) == predictions, radii, 0.0)
+    return radii
+
+
+def generic_radii(
+    logits: Float[Tensor, "n classes"], lipschitz: float, *, logit_error: float = 0.0
+) -> Float[Tensor, " n"]:
+    """The radius that needs only the Lipschitz constant of the whole network.
+
+    ``(z_(1) - z_(2) - 4e) / (sqrt(2) L)``. With L = L_body ‖W‖ it never exceeds :func:`certified_radii`, because two
+    rows of W are at most sqrt(2) ‖W‖ apart.
+
+    Args:
+        logits: (N, classes).
+        lipschitz: an upper bound of the constant of x -> logits.
+        logit_error: e, in units of the logits.
+
+    Returns:
+        (N,) float64 radii; ties and logits that are not finite get 0.
+
+    Raises:
+        InvalidArgument: logits that are not (N, classes >= 2), a negative or NaN constant.
+
+    Source:
+        Celledoni et al., arXiv 2210.02373, equation (3.1).
+
+    Example:
+        >>> [round(r, 4) for r in generic_radii(torch.tensor([[2.0, 0.0, 1.0]]), 1.0).tolist()]
+        [0.7071]
+    """
+    _check_radius_arguments(logits, lipschitz, logit_error)
+    classes = logits.shape[1]
+    distances = torch.full((classes, classes), math.sqrt(2), dtype=torch.float64, device=logits.device)
+    return _smallest_ratio(logits, logits.argmax(dim=1), lipschitz * distances, logit_error)
+
+
+def _check_radius_arguments(logits: Tensor, lipschitz: float, logit_error: float) -> None:
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise InvalidArgument(f"logits have shape {tuple(logits.shape)}; (N, classes >= 2) is needed.")
+    if math.isnan(lipschitz) or lipschitz < 0:
+        raise InvalidArgument(f"the Lipschitz constant is {lipschitz!r}; a bound of 0 or more is needed.")
+    require_range("logit_error", logit_error, 0.0)
+
+
+def _smallest_ratio(logits: Tensor, predictions: Tensor, slopes: Tensor, logit_error: float) -> Tensor:
+    """min over j != i of margin / slope; ``slopes`` (classes, classes) bounds how fast z_i - z_j can fall."""
+    values = logits.detach().to(torch.float64)
+    margins = values.gather(1, predictions[:, None]) - values - 4 * logit_error
+    rows = slopes[predictions]
+    ratios = torch.where(rows > 0, margins / rows, torch.inf)
+    ratios.scatter_(1, predictions[:, None], torch.inf)
+    margins.scatter_(1, predictions[:, None], torch.inf)
+    sound = (margins > 0).all(dim=1) & torch.isfinite(values).all(dim=1)
+    radii = torch.where(sound, ratios.amin(dim=1), 0.0)
+    return torch.nan_to_num(radii, nan=0.0, posinf=torch.inf).clamp_min(0.0) * _ARITHMETIC
+
+
+@dataclass(frozen=True)
+class CertificateResult:
+    """Certified radii of a model on a data set, in sample order, in pixel units [0, 1].
+
+    A sample counts at epsilon when it is correct and its radius is **larger** than epsilon: then every perturbation
+    with norm <= epsilon leaves a positive margin. At epsilon 0 this is the accuracy without the ties.
+    """
+
+    radii: Float[Tensor, " n"]
+    predictions: Int[Tensor, " n"]
+    labels: Int[Tensor, " n"]
+    body_lipschitz: float
+    logit_error: float = 0.0
+
+    @property
+    def correct(self) -> Bool[Tensor, " n"]:
+        """Which samples are classified as labelled."""
+        return self.predictions == self.labels
+
+    @property
+    def accuracy(self) -> float:
+        """Clean accuracy."""
+        return float(self.correct.double().mean())
+
+    def certified_accuracy(self, epsilons: Sequence[float]) -> tuple[float, ...]:
+        """The fraction of samples that are correct and certified at each epsilon.
+
+        Example:
+            >>> labels = torch.tensor([0, 1])
+            >>> result = CertificateResult(torch.tensor([0.3, 0.0]).double(), labels, labels, body_lipschitz=1.0)
+            >>> result.certified_accuracy([0.0, 0.2, 0.3001])
+            (0.5, 0.5, 0.0)
+        """
+        values = checked_epsilons(epsilons)
+        return tuple(float((self.correct & (self.radii > value)).double().mean()) for value in values)
+
+    def curve(self, epsilons: Sequence[float]) -> Curve:
+        """Certified accuracy against epsilon."""
+        return Curve(tuple(epsilons), self.certified_accuracy(epsilons), len(self.labels))
+
+    def summary(self, epsilons: Sequence[float]) -> dict[str, Any]:
+        """What ``certificate.json`` holds; an infinite bound is written as None."""
+        bound = self.body_lipschitz if math.isfinite(self.body_lipschitz) else None
+        return {
+            "samples": len(self.labels),
+            "clean_accuracy": self.accuracy,
+            "body_lipschitz": bound,
+            "logit_error": self.logit_error,
+            "certified_accuracy": self.curve(epsilons).points(),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What ``certificate.safetensors`` holds."""
+        return {"radii": self.radii, "predictions": self.predictions, "labels": self.labels}
+
+    @classmethod
+    def restore(cls, summary: dict[str, Any], tensors: dict[str, Tensor]) -> CertificateResult:
+        """The result again from :meth:`summary` and :meth:`tensors`."""
+        bound = math.inf if summary["body_lipschitz"] is None else float(summary["body_lipschitz"])
+        return cls(**tensors, body_lipschitz=bound, logit_error=float(summary["logit_error"]))
+
+
+def certify(
+    model: nn.Module,
+    dataset: LabelledImages | tuple[Tensor, Tensor],
+    batch_size: int = 256,
+    *,
+    samples: int | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> CertificateResult:
+    """Certified radius of every sample by :func:`certified_radii`.
+
+    ``model.certificate_inputs()`` gives ``(body_lipschitz, head_weight)``. The error of one logit is taken as the
+    larger of 8 times the largest difference between the model and its float64 copy on the first 32 images, and
+    32 eps max|z| (1024 eps max|z| when the model has no float64 copy): it is measured, not proved.
+    Radii are capped at sqrt(C H W), the diameter of [0, 1]^(C H W).
+
+    Args:
+        model: pixels in [0, 1] (N, C, H, W) to logits, with ``certificate_inputs()``.
+        dataset: ``images`` and ``labels``, or a pair of them.
+        batch_size: images at once.
+        samples: the first so many; all when None.
+        progress: called with the fraction done.
+
+    Raises:
+        InvalidArgument: the model offers no certificate inputs or its logits are not finite.
+        BadData: images or labels that do not fit.
+
+    Source:
+        D2.13 of the design.
+
+    Example:
+        >>> class Linear(nn.Module):
+        ...     def forward(self, x): return x.flatten(1)
+        ...     def certificate_inputs(self): return 1.0, torch.eye(2, dtype=torch.float64)
+        >>> result = certify(Linear(), (torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([0])))
+        >>> f"{result.radii.item():.4f}"
+        '0.7071'
+    """
+    require_range("batch_size", batch_size, 1)
+    if samples is not None:
+        require_range("samples", samples, 1)
+    certificate_inputs: Callable[[], tuple[float, Tensor]] | None = getattr(model, "certificate_inputs", None)
+    if certificate_inputs is None:
+        raise InvalidArgument(
+            f"{type(model).__name__} has no certificate_inputs(); only dynablocks models are certified."
+        )
+    images, labels = checked_data(model, dataset, samples)
+    body_lipschitz, head_weight = certificate_inputs()
+    with evaluating(model):
+        logits = _all_logits(model, images, batch_size, progress)
+    check_labels(labels, logits.shape[1])
+    logit_error = _logit_error(model, images, logits)
+    radii = certified_radii(logits, head_weight.cpu(), float(body_lipschitz), logit_error=logit_error)
+    radii = radii.clamp_max(math.sqrt(images[0].numel()))
+    return CertificateResult(radii, logits.argmax(dim=1), labels.cpu(), float(body_lipschitz), logit_error)
+
+
+def _all_logits(
+    model: nn.Module, images: Tensor, batch_size: int, progress: Callable[[float], None] | None
+) -> Float[Tensor, "n classes"]:
+    device, dtype = model_place(model)
+    parts = []
+    for start in range(0, len(images), batch_size):
+        batch = to_pixels(images[start : start + batch_size], device, dtype)
+        parts.append(checked_logits(model, batch).cpu())
+        if progress is not None:
+            progress(min(1.0, (start + batch_size) / len(images)))
+    return torch.cat(parts)
+
+
+def _logit_error(model: nn.Module, images: Tensor, logits: Tensor) -> float:
+    """e of :func:`certified_radii` for logits computed in the model's own dtype; see :func:`certify`."""
+    device, dtype = model_place(model)
+    scale = float(logits.abs().max()) * torch.finfo(logits.dtype).eps
+    if dtype == torch.float64:
+        return _EPS_FACTOR * scale
+    few = images[:_TWIN_IMAGES]
+    try:
+        twin = copy.deepcopy(model).to(torch.float64)
+        with evaluating(twin):
+            exact = checked_logits(twin, to_pixels(few, device, torch.float64)).cpu()
+    except (RuntimeError, TypeError):
+        return 1024 * scale
+    difference = float((exact - logits[: len(few)].to(torch.float64)).abs().max())
+    return max(_TWIN_SAFETY * difference, _EPS_FACTOR * scale)

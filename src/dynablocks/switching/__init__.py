@@ -1,0 +1,46 @@
+"""Switching signals, the regions their steps live in, and the hook that keeps them there."""
+
+from dynablocks.switching.constraints import keep_constraints, project, regularisation, set_progress
+from dynablocks.switching.regions import (
+    REGIONS,
+    ExactFlowRegion,
+    PaperFlexibleRegion,
+    PaperPrescribedRegion,
+    Region,
+    TightRegion,
+    tight_contraction,
+)
+from dynablocks.switching.signals import (
+    FlexibleSignal,
+    FreeSignal,
+    NetworkBudget,
+    NonExpansiveSignal,
+    PairSignal,
+    Piece,
+    PrescribedSignal,
+    ScheduledSignal,
+    SwitchingSignal,
+)
+
+__all__ = [
+    "REGIONS",
+    "ExactFlowRegion",
+    "FlexibleSignal",
+    "FreeSignal",
+    "NetworkBudget",
+    "NonExpansiveSignal",
+    "PairSignal",
+    "PaperFlexibleRegion",
+    "PaperPrescribedRegion",
+    "Piece",
+    "PrescribedSignal",
+    "Region",
+    "ScheduledSignal",
+    "SwitchingSignal",
+    "TightRegion",
+    "keep_constraints",
+    "project",
+    "regularisation",
+    "set_progress",
+    "tight_contraction",
+]

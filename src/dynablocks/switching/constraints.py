@@ -1,0 +1,55 @@
+"""One hook that keeps every constraint of a model in any training loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from dynablocks.errors import require_range
+
+
+def project(model: nn.Module) -> None:
+    """Call ``project_()`` of every submodule that has it: steps into their regions first, network budgets last."""
+    for module in model.modules():
+        method = getattr(module, "project_", None)
+        if method is not None:
+            method()
+
+
+def keep_constraints(model: nn.Module, optimiser: torch.optim.Optimizer) -> RemovableHandle:
+    """Project the model after every step of the optimiser, in any training loop.
+
+    Example:
+        >>> from dynablocks.switching import NonExpansiveSignal
+        >>> signal = NonExpansiveSignal(2.0)
+        >>> optimiser = torch.optim.SGD(signal.parameters(), lr=1.0)
+        >>> handle = keep_constraints(signal, optimiser)
+        >>> (-signal.steps.sum()).backward(); optimiser.step()
+        >>> float(signal.steps)
+        2.0
+    """
+
+    def after_step(optimiser: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        project(model)
+
+    project(model)
+    return optimiser.register_step_post_hook(after_step)
+
+
+def set_progress(model: nn.Module, progress: float) -> None:
+    """Move every scheduled step of the model to where it is at ``progress`` in [0, 1] of the training."""
+    require_range("progress", progress, 0.0, 1.0)
+    for module in model.modules():
+        method = getattr(module, "set_progress", None)
+        if method is not None:
+            method(progress)
+
+
+def regularisation(model: nn.Module) -> Tensor | None:
+    """The sum of the submodules' penalties, ``None`` when there is none."""
+    terms = [m.regularisation() for m in model.modules() if hasattr(m, "regularisation")]
+    present = [t for t in terms if t is not None]
+    return torch.stack(present).sum() if present else None

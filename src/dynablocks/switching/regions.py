@@ -1,0 +1,180 @@
+"""Feasible regions for pairs of steps (h₁ contractive, h₂ expansive) whose composition is non-expansive when ‖A‖ = 1."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from dynablocks.errors import require_range
+from dynablocks.registry import Registry
+
+@dataclass(frozen=True)
+class Region:
+    r"""A set {h₁ in [low₁, high₁], low₂ <= h₂ <= limit(h₁)} of step pairs.
+
+    A subclass gives :meth:`limit`, the largest expansive step beside a contractive step h₁, and the range of each step.
+
+    Attributes:
+        slope: a, the smaller slope of σ.
+        substeps: S; each step is taken as S steps of size h/S.
+    """
+
+    slope: float = 0.5
+    substeps: int = 1
+
+    def __post_init__(self) -> None:
+        require_range("slope", self.slope, 0.0, 1.0)
+        require_range("substeps", self.substeps, 1)
+
+    @property
+    def first_range(self) -> tuple[float, float]:
+        """The range of h₁."""
+        raise NotImplementedError
+
+    @property
+    def second_low(self) -> float:
+        """The smallest h₂."""
+        return 0.0
+
+    def limit(self, first: float) -> float:
+        """The largest h₂ beside h₁ = ``first``."""
+        raise NotImplementedError
+
+    def pair_constant(self, first: float, second: float) -> float:
+        """The bound on the pair's Lipschitz constant that the region keeps at or below 1."""
+        raise NotImplementedError
+
+    def log_constant(self, first: float, second: float) -> float:
+        """log of the bound on the whole block's Lipschitz constant: S pairs."""
+        return self.substeps * math.log(max(self.pair_constant(first, second), 1e-300))
+
+    def contains(self, first: float, second: float, slack: float = 0.0) -> bool:
+        """Whether (h₁, h₂) lies in the region, up to ``slack``."""
+        low, high = self.first_range
+        inside = low - slack <= first <= high + slack and second >= self.second_low - slack
+        return bool(inside and second <= self.limit(min(max(first, low), high)) + slack)
+
+    def project(self, first: float, second: float) -> tuple[float, float]:
+        """The paper's projection: clamp h₁ to its range, then h₂ to what h₁ allows. Fixed points are exactly the region."""
+        low, high = self.first_range
+        first = min(max(first, low), high)
+        return first, min(max(second, self.second_low), self.limit(first))
+
+    def nearest(self, first: float, second: float) -> tuple[float, float]:
+        """The Euclidean projection, to about 1e-9: dense search along the boundary, then golden sections."""
+        if self.contains(first, second):
+            return first, second
+        low, high = self.first_range
+
+        def distance(h: float) -> float:
+            return math.hypot(h - first, min(max(second, self.second_low), self.limit(h)) - second)
+
+        grid = np.linspace(low, high, 2001)
+        centre = min(grid, key=distance)
+        width = (high - low) / 2000
+        left, right = max(low, centre - width), min(high, centre + width)
+        ratio = (math.sqrt(5) - 1) / 2
+        for _ in range(60):
+            a, b = right - ratio * (right - left), left + ratio * (right - left)
+            left, right = (left, b) if distance(a) < distance(b) else (a, right)
+        return self.project((left + right) / 2, second)
+
+    def boundary(self, points: int = 400) -> np.ndarray:
+        """Points (points, 2) along the upper boundary h₂ = limit(h₁), for plots."""
+        grid = np.linspace(*self.first_range, points)
+        return np.stack([grid, [self.limit(float(h)) for h in grid]], axis=1)
+
+
+REGIONS: Registry[type[Region]] = Registry("region")
+
+
+def tight_contraction(step_size: float, slope: float) -> float:
+    """L₁ = max(|1 − h|, |1 − ah|): the constant of x − hAᵀΣ(Ax + b) for orthogonal A."""
+    return max(abs(1 - step_size), abs(1 - slope * step_size))
+
+
+@REGIONS.register("paper-prescribed")
+@dataclass(frozen=True)
+class PaperPrescribedRegion(Region):
+    r"""(1 + h₂/S) √(1 − 2(h₁/S)a + (h₁/S)²) <= 1, 0 <= h₁, h₂ <= S (paper (3.10))."""
+
+    @property
+    def first_range(self) -> tuple[float, float]:
+        return 0.0, float(self.substeps) * min(1.0, 2 * self.slope)
+
+    def limit(self, first: float) -> float:
+        h = first / self.substeps
+        return min(self.substeps * (1 / math.sqrt(1 - 2 * h * self.slope + h * h) - 1), float(self.substeps)) if h else 0.0
+
+    def pair_constant(self, first: float, second: float) -> float:
+        h = first / self.substeps
+        return (1 + second / self.substeps) * math.sqrt(max(0.0, 1 - 2 * h * self.slope + h * h))
+
+
+@REGIONS.register("paper-flexible")
+@dataclass(frozen=True)
+class PaperFlexibleRegion(Region):
+    r"""(1 + h₂)(1 − h₁a + h₁²/4) <= 1 for h₂ > 0, with 0.11 <= h₁ <= 1.9 and −1.9 <= h₂ (paper appendix C).
+
+    The contractive step is taken as two halves, the other one whole. For h₂ <= 0 both maps are non-expansive on their own.
+    Beyond h₁ = 4a the first factor exceeds 1, so h₁ is capped there too.
+    """
+
+    @property
+    def first_range(self) -> tuple[float, float]:
+        return min(0.11, 4 * self.slope), min(1.9, 4 * self.slope)
+
+    @property
+    def second_low(self) -> float:
+        return -1.9
+
+    def limit(self, first: float) -> float:
+        return max(0.0, 1 / (1 - first * self.slope + first * first / 4) - 1)
+
+    def pair_constant(self, first: float, second: float) -> float:
+        contraction = 1 - first * self.slope + first * first / 4
+        return max(1.0, 1 + second) * contraction if second > 0 else max(1.0, abs(1 + second))
+
+
+@REGIONS.register("tight")
+@dataclass(frozen=True)
+class TightRegion(Region):
+    r"""L₁(h₁/S)(1 + h₂/S) <= 1 with L₁(h) = max(|1 − h|, |1 − ah|); h₂ in [−2S, 0] needs no balance (design D2.2–D2.3)."""
+
+    @property
+    def first_range(self) -> tuple[float, float]:
+        return 0.0, 2.0 * self.substeps
+
+    @property
+    def second_low(self) -> float:
+        return -2.0 * self.substeps
+
+    def limit(self, first: float) -> float:
+        return self.substeps * (1 / max(tight_contraction(first / self.substeps, self.slope), 1e-12) - 1)
+
+    def pair_constant(self, first: float, second: float) -> float:
+        h2 = second / self.substeps
+        expansion = max(abs(1 + h2), abs(1 + self.slope * h2), 1.0 if h2 < 0 and self.slope == 0 else 0.0)
+        return tight_contraction(first / self.substeps, self.slope) * expansion
+
+
+@REGIONS.register("exact")
+@dataclass(frozen=True)
+class ExactFlowRegion(Region):
+    r"""h₂ <= a h₁, h₁ in [0, 4]: exact flows with L = e^{−ah₁} and e^{h₂} (design D2.4). Negative h₂ contracts."""
+
+    @property
+    def first_range(self) -> tuple[float, float]:
+        return 0.0, 4.0
+
+    @property
+    def second_low(self) -> float:
+        return -4.0
+
+    def limit(self, first: float) -> float:
+        return self.slope * first
+
+    def pair_constant(self, first: float, second: float) -> float:
+        return math.exp(-self.slope * first + max(second, self.slope * second))

@@ -1,0 +1,207 @@
+"""Switching signals: which field is active, for how long; the step sizes are parameters in a feasible region."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dynablocks.errors import InvalidArgument, require_range
+from dynablocks.switching.regions import Region
+
+Piece = tuple[int, Tensor]
+"""(index of the active field, signed step size)."""
+
+
+class SwitchingSignal(nn.Module):
+    """The piecewise constant s(t) of a block.
+
+    A subclass implements :meth:`pieces`; :meth:`project_` puts the steps back into their feasible set and runs after every
+    optimiser step (:func:`dynablocks.switching.keep_constraints`).
+
+    Attributes:
+        fields_needed: how many fields the signal switches between.
+    """
+
+    fields_needed: int = 1
+    steps: Tensor
+
+    def pieces(self) -> list[Piece]:
+        """What is active in turn: the field's index and the signed step."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Put the steps back into the feasible set, in place."""
+
+    def summary(self) -> dict[str, float]:
+        """The present step sizes by name, for plots and reports."""
+        return {f"h{i + 1}": float(h) for i, h in enumerate(self.steps.detach())}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value:.4g}" for name, value in self.summary().items())
+
+
+class NonExpansiveSignal(SwitchingSignal):
+    r"""One field, one learned step kept in [low, high]; [0, 2] is (3.5) for ‖A‖ <= 1, low > 0 keeps the step alive.
+
+    Example:
+        >>> signal = NonExpansiveSignal(3.0)
+        >>> float(signal.steps)
+        2.0
+    """
+
+    def __init__(self, start: float = 1.0, low: float = 0.0, high: float = 2.0, *, learned: bool = True) -> None:
+        super().__init__()
+        if low > high:
+            raise InvalidArgument(f"the step range is [{low}, {high}]; low must not exceed high.")
+        self.low, self.high = low, high
+        self.steps = nn.Parameter(torch.tensor([float(start)]), requires_grad=learned)
+        self.project_()
+
+    def pieces(self) -> list[Piece]:
+        return [(0, self.steps[0])]
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        self.steps.clamp_(self.low, self.high)
+
+
+class ScheduledSignal(SwitchingSignal):
+    r"""One field; the step moves linearly from ``start`` to ``end`` over the first ``until`` of training, then stays.
+
+    Continuation (design D2.5): h = 1 learns fast, h = 2 preserves gradient norms. The step is a function of the training
+    progress only (:func:`dynablocks.switching.set_progress`), so a resumed run follows the same path.
+
+    Example:
+        >>> signal = ScheduledSignal(1.0, 2.0, until=0.5)
+        >>> signal.set_progress(0.25); float(signal.steps)
+        1.5
+    """
+
+    def __init__(self, start: float = 1.0, end: float = 2.0, until: float = 0.7) -> None:
+        super().__init__()
+        require_range("until", until, 0.0, 1.0, open_low=True)
+        self.start, self.end, self.until = float(start), float(end), float(until)
+        self.register_buffer("steps", torch.tensor([self.start]))
+
+    def set_progress(self, progress: float) -> None:
+        """Move to where the schedule is at ``progress`` in [0, 1]."""
+        part = min(1.0, progress / self.until)
+        self.steps.fill_(self.start + (self.end - self.start) * part)
+
+    def pieces(self) -> list[Piece]:
+        return [(0, self.steps[0])]
+
+
+class PairSignal(SwitchingSignal):
+    r"""A contractive field (index 0, step h₁) and an expansive one (index 1, step h₂) in balance.
+
+    Args:
+        region: the feasible set of (h₁, h₂).
+        start: (h₁, h₂) at the start; projected.
+        balance: ``"pair"`` keeps every pair in the region; ``"network"`` keeps each step in its range only and leaves the balance
+            to a :class:`NetworkBudget`.
+    """
+
+    fields_needed = 2
+
+    def __init__(self, region: Region, start: tuple[float, float] = (0.5, 0.1), balance: str = "pair") -> None:
+        super().__init__()
+        if balance not in ("pair", "network"):
+            raise InvalidArgument(f"balance is {balance!r}; 'pair' and 'network' are allowed.")
+        self.region, self.balance = region, balance
+        self.steps = nn.Parameter(torch.tensor([float(start[0]), float(start[1])]))
+        self.project_()
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        first, second = (float(h) for h in self.steps.double())
+        if self.balance == "pair":
+            first, second = self.region.project(first, second)
+        else:
+            low, high = self.region.first_range
+            first, second = min(max(first, low), high), max(second, self.region.second_low)
+        self.steps.copy_(torch.tensor([first, second], dtype=torch.float64))
+
+
+class PrescribedSignal(PairSignal):
+    r"""(Ψ_E^{h₂/S} ∘ Ψ_C^{h₁/S}) S times: (3.11) for S = 2.
+
+    Example:
+        >>> from dynablocks.switching import PaperPrescribedRegion
+        >>> signal = PrescribedSignal(PaperPrescribedRegion(0.5, 2))
+        >>> [index for index, _ in signal.pieces()]
+        [0, 1, 0, 1]
+    """
+
+    def pieces(self) -> list[Piece]:
+        parts = self.region.substeps
+        first, second = self.steps[0] / parts, self.steps[1] / parts
+        return [(0, first), (1, second)] * parts
+
+
+class FlexibleSignal(PairSignal):
+    r"""Ψ_C^{h₁/2} ∘ Ψ_C^{h₁/2} ∘ Ψ_E^{h₂}: (3.12); h₂ may be negative, then both maps contract.
+
+    Example:
+        >>> from dynablocks.switching import PaperFlexibleRegion
+        >>> [index for index, _ in FlexibleSignal(PaperFlexibleRegion(0.5), (1.0, -0.3)).pieces()]
+        [1, 0, 0]
+    """
+
+    def pieces(self) -> list[Piece]:
+        half = self.steps[0] / 2
+        return [(1, self.steps[1]), (0, half), (0, half)]
+
+
+class FreeSignal(SwitchingSignal):
+    """One field, a fixed step: what an unconstrained network does (a ResNet step is h = 1)."""
+
+    def __init__(self, step: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.tensor([float(step)]))
+
+    def pieces(self) -> list[Piece]:
+        return [(0, self.steps[0])]
+
+
+class NetworkBudget(nn.Module):
+    r"""One constraint for a whole network: Σ log Lᵢ(hᵢ) <= 0 over its pair signals (design D2.3).
+
+    The projection multiplies every positive expansive step by the largest common θ in [0, 1] that meets the budget.
+
+    Args:
+        signals: pair signals with ``balance="network"``; they stay registered where they are.
+
+    Example:
+        >>> from dynablocks.switching import ExactFlowRegion
+        >>> signals = [PrescribedSignal(ExactFlowRegion(0.5), start, "network") for start in ((2.0, 1.5), (2.0, 0.1))]
+        >>> budget = NetworkBudget(signals)
+        >>> budget.project_(); budget.total() <= 1e-6
+        True
+    """
+
+    def __init__(self, signals: list[PairSignal]) -> None:
+        super().__init__()
+        self._signals = tuple(signals)
+
+    def total(self, shrink: float = 1.0) -> float:
+        """Σ log Lᵢ with every positive expansive step multiplied by ``shrink``."""
+        logs = 0.0
+        for signal in self._signals:
+            first, second = (float(h) for h in signal.steps.double())
+            logs += signal.region.log_constant(first, second * shrink if second > 0 else second)
+        return logs
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Shrink the expansive steps until the budget holds."""
+        if self.total() <= 0:
+            return
+        low, high = 0.0, 1.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.total(middle) <= 0 else (low, middle)
+        for signal in self._signals:
+            if float(signal.steps[1]) > 0:
+                signal.steps[1].mul_(low * (1 - 1e-6))

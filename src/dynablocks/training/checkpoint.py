@@ -1,0 +1,263 @@
+"""Checkpoints that survive being killed: written whole beside the last one, verified by SHA-256 when read."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dynablocks.errors import BadCheckpoint, DynablocksError
+from dynablocks.files import sha256
+
+FORMAT = 1
+NEWEST, PREVIOUS, TEMPORARY = "checkpoint", "checkpoint.previous", ".checkpoint.tmp-"
+WEIGHTS, CONFIG, STATE, MANIFEST = "model.safetensors", "config.yaml", "state.pt", "manifest.json"
+
+
+def save_checkpoint(directory: Path, model: nn.Module, config_text: str, state: Mapping[str, Any]) -> Path:
+    """Write ``directory/checkpoint``; the one before becomes ``checkpoint.previous``.
+
+    The files are written and flushed in a temporary folder, then the folders are renamed, so a kill at any instant
+    leaves at least one whole checkpoint.
+
+    Args:
+        directory: the run directory; made when missing.
+        model: its ``state_dict`` goes to ``model.safetensors``; tied weights are stored once.
+        config_text: goes to ``config.yaml`` as it is.
+        state: tensors, numbers, strings, lists and dicts only, so that ``torch.load(weights_only=True)`` reads it.
+
+    Returns:
+        The path of the checkpoint.
+
+    Raises:
+        DynablocksError: the disk is full or the place is not writable; earlier checkpoints are unchanged.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     path = save_checkpoint(Path(place), nn.Linear(1, 1), "seed: 0", {"step": 3})
+        ...     load_checkpoint(Path(place), nn.Linear(1, 1))["step"]
+        3
+    """
+    from safetensors import SafetensorError
+
+    directory = Path(directory)
+    temporary = directory / f"{TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        temporary.mkdir(parents=True)
+        _write_files(temporary, model, config_text, state)
+        _swap_in(directory, temporary)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DynablocksError(
+            f"cannot write a checkpoint to {directory}: {reason}; free some space, then run the same command again: "
+            "it goes on from the last checkpoint, which is unchanged."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return directory / NEWEST
+
+
+def _write_files(folder: Path, model: nn.Module, config_text: str, state: Mapping[str, Any]) -> None:
+    from safetensors.torch import save_model
+
+    save_model(model, str(folder / WEIGHTS))
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    (folder / STATE).write_bytes(buffer.getbuffer())
+    (folder / CONFIG).write_text(config_text, encoding="utf-8")
+    files = {
+        name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in (WEIGHTS, CONFIG, STATE)
+    }
+    manifest = {"format": FORMAT, "dynablocks": _version(), "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    for name in (*files, MANIFEST, "."):
+        _flush(folder / name)
+
+
+def _swap_in(directory: Path, temporary: Path) -> None:
+    newest, previous = directory / NEWEST, directory / PREVIOUS
+    if newest.exists():
+        if previous.exists():
+            shutil.rmtree(previous)
+        newest.rename(previous)
+    temporary.rename(newest)
+    _flush(directory)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("dynablocks")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def what_is_wrong(checkpoint: Path) -> str | None:
+    """Why a checkpoint folder cannot be used, or ``None`` when every file matches its manifest."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            return f"has format {manifest['format']}, this version reads format {FORMAT}"
+        for name in (WEIGHTS, CONFIG, STATE):
+            entry, path = manifest["files"][name], checkpoint / name
+            if path.stat().st_size != entry["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
+            if sha256(path) != entry["sha256"]:
+                return f"{name} does not match its SHA-256"
+    except FileNotFoundError as error:
+        return f"{Path(str(error.filename)).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__})"
+    return None
+
+
+def find_checkpoint(directory: Path) -> Path | None:
+    """The newest whole checkpoint in a run directory; ``None`` when there never was one.
+
+    A broken newest one is passed over for the previous one, with a warning.
+
+    Raises:
+        BadCheckpoint: checkpoints are there and none is whole.
+
+    Example:
+        >>> find_checkpoint(Path("no-such-directory")) is None
+        True
+    """
+    directory = Path(directory)
+    newest, previous = directory / NEWEST, directory / PREVIOUS
+    present = [path for path in (newest, previous) if path.exists()]
+    if not present:
+        return None
+    faults: list[str] = []
+    for path in present:
+        fault = what_is_wrong(path)
+        if fault is None:
+            if faults:
+                warnings.warn(f"{faults[0]}; the previous checkpoint {path} is used.", UserWarning, stacklevel=2)
+            return path
+        faults.append(f"{path}: {fault}")
+    raise BadCheckpoint(
+        f"no whole checkpoint in {directory} ({'; '.join(faults)}); restore it from a copy, "
+        "or train again with --overwrite."
+    )
+
+
+def load_checkpoint(directory: Path, model: nn.Module) -> dict[str, Any]:
+    """Load the newest whole checkpoint's weights into ``model`` and return the state saved with them.
+
+    Args:
+        directory: the run directory.
+        model: built like the saved one; its device and memory layout stay.
+
+    Raises:
+        BadCheckpoint: there is no whole checkpoint, or it belongs to another model.
+    """
+    checkpoint = find_checkpoint(directory)
+    if checkpoint is None:
+        raise BadCheckpoint(f"{directory} holds no checkpoint; give a directory that dynablocks train --out has made.")
+    load_weights(checkpoint, model)
+    return read_state(checkpoint)
+
+
+def load_weights(checkpoint: Path, model: nn.Module) -> None:
+    """Load ``model.safetensors`` of a checkpoint folder into ``model``.
+
+    Raises:
+        BadCheckpoint: names or shapes differ.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_model
+
+    try:
+        load_model(model, checkpoint / WEIGHTS)
+    except (RuntimeError, SafetensorError) as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = lines[min(1, len(lines) - 1)][:200].rstrip(".")
+        raise BadCheckpoint(
+            f"the weights in {checkpoint} belong to another model ({reason}); build the model they were saved from."
+        ) from error
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What ``state.pt`` of a checkpoint folder holds, read without unpickling code."""
+    import pickle
+
+    try:
+        state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise BadCheckpoint(f"{checkpoint / STATE} cannot be read; train again with --overwrite.") from error
+    if not isinstance(state, dict):
+        raise BadCheckpoint(f"{checkpoint / STATE} holds no training state; train again with --overwrite.")
+    return state
+
+
+def read_config(checkpoint: Path) -> str:
+    """The text of ``config.yaml`` of a checkpoint folder."""
+    return (checkpoint / CONFIG).read_text(encoding="utf-8")
+
+
+def tidy(directory: Path, keep: Path | None) -> None:
+    """Remove what a killed writer left behind, and a broken newest checkpoint when ``keep`` is the previous one.
+
+    With ``keep=None`` every checkpoint goes: the start of a new training.
+    """
+    for leftover in Path(directory).glob(f"{TEMPORARY}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    if keep is None:
+        for name in (PREVIOUS, NEWEST):
+            shutil.rmtree(Path(directory) / name, ignore_errors=True)
+    elif keep.name == PREVIOUS:
+        shutil.rmtree(keep.parent / NEWEST, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def reserved(directory: Path) -> Iterator[None]:
+    """Hold the run directory for one training; the lock ends with the process, however it ends.
+
+    Raises:
+        DynablocksError: another process trains there, or the directory is not writable.
+    """
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        stream = open(Path(directory) / ".lock", "a")  # noqa: SIM115
+    except OSError as error:
+        raise DynablocksError(f"cannot write to {directory}: {error.strerror}; choose another --out.") from error
+    with stream:
+        if not _lock(stream.fileno()):
+            raise DynablocksError(f"another training runs in {directory}; wait for it, or choose another --out.")
+        yield
+
+
+def _lock(handle: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,128 @@
+"""Every setting of a training, in one dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dynablocks.errors import InvalidArgument, require_choice, require_range
+
+PRECISIONS = ("auto", "32", "bf16", "16")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train; every field has a default that trains a small network.
+
+    Args:
+        epochs: passes over the training images; may be a fraction; empty (null) means as many as fit into max_minutes.
+        batch_size: images per step, over all devices together.
+        optimiser: sgd, nesterov, adam, adamw or nadam.
+        lr: the largest learning rate; the schedule multiplies it.
+        momentum: momentum of SGD, or beta1 of the Adam family.
+        weight_decay: weight decay on tensors with two or more dimensions.
+        schedule: step, one-cycle (linear warm-up, then cosine to 0), one-cycle-linear or constant.
+        step_epochs: the step schedule multiplies the learning rate by step_factor every so many epochs.
+        step_factor: see step_epochs.
+        warmup: the share of the training in which a one-cycle schedule rises.
+        loss: hinge, offset-cross-entropy or cross-entropy.
+        margin: the lead of the true logit that the hinge loss asks for.
+        offset: what offset-cross-entropy takes from the true logit.
+        temperature: temperature of offset-cross-entropy.
+        regularisation: weight of the model's own penalty (OCNN orthogonality).
+        crop_padding: pixels of padding for the random crop; 0 turns it off.
+        flip: mirror images left-right at random.
+        ema_decay: decay of the exponential average of the weights that is evaluated and kept; 0 turns it off.
+        gradient_clip: largest gradient norm; empty (null) turns it off.
+        precision: 32, bf16 or 16 (mixed), or auto, which measures and takes bf16 when it is 10 % faster.
+        channels_last: lay images out with the channels last, which is faster for convolutions.
+        max_minutes: time budget of the training; the schedule is fitted to it.
+        device: cpu, cuda, or auto, which takes a GPU when there is one.
+        devices: how many of them to train on together.
+        threads: CPU threads; empty (null) leaves torch's choice.
+        seed: seed of the batch order and the augmentation.
+        checkpoint_seconds: write a checkpoint this often, and at an epoch's end when a tenth of this has passed.
+        validate_every: measure the validation images every so many epochs, and at the end.
+
+    Raises:
+        InvalidArgument: a value is out of its range, or a name is unknown.
+
+    Example:
+        >>> TrainingConfig(batch_size=0)
+        Traceback (most recent call last):
+        dynablocks.errors.InvalidArgument: batch_size is 0; allowed are whole numbers from 1.
+    """
+
+    epochs: float | None = 10.0
+    batch_size: int = 128
+    optimiser: str = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "one-cycle"
+    step_epochs: float = 30.0
+    step_factor: float = 0.1
+    warmup: float = 0.1
+    loss: str = "offset-cross-entropy"
+    margin: float = 0.15
+    offset: float = 0.4
+    temperature: float = 0.25
+    regularisation: float = 0.0
+    crop_padding: int = 0
+    flip: bool = False
+    ema_decay: float = 0.0
+    gradient_clip: float | None = None
+    precision: str = "auto"
+    channels_last: bool = True
+    max_minutes: float | None = None
+    device: str = "auto"
+    devices: int = 1
+    threads: int | None = None
+    seed: int = 0
+    checkpoint_seconds: float = 60.0
+    validate_every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.epochs is None and self.max_minutes is None:
+            raise InvalidArgument("epochs and max_minutes are both empty; give at least one of them.")
+        self._check_names()
+        self._check_numbers()
+        for name in ("batch_size", "devices", "validate_every"):
+            _require_whole(name, getattr(self, name), 1)
+        for name in ("crop_padding", "seed"):
+            _require_whole(name, getattr(self, name), 0)
+        if self.threads is not None:
+            _require_whole("threads", self.threads, 1)
+        if self.batch_size % self.devices:
+            raise InvalidArgument(
+                f"batch_size {self.batch_size} cannot be shared by {self.devices} devices; choose a multiple of it."
+            )
+
+    def _check_names(self) -> None:
+        from dynablocks.training.losses import LOSSES
+        from dynablocks.training.optimisers import OPTIMISERS
+        from dynablocks.training.schedules import SCHEDULES
+
+        OPTIMISERS.get_known(self.optimiser)
+        SCHEDULES.get_known(self.schedule)
+        LOSSES.get_known(self.loss)
+        require_choice("precision", self.precision, PRECISIONS)
+        require_choice("device", self.device, DEVICES)
+
+    def _check_numbers(self) -> None:
+        for name in ("epochs", "max_minutes", "gradient_clip"):
+            if getattr(self, name) is not None:
+                require_range(name, getattr(self, name), 0, open_low=True)
+        for name in ("lr", "step_epochs", "step_factor", "temperature"):
+            require_range(name, getattr(self, name), 0, open_low=True)
+        for name in ("weight_decay", "margin", "offset", "regularisation", "checkpoint_seconds"):
+            require_range(name, getattr(self, name), 0)
+        for name in ("momentum", "warmup", "ema_decay"):
+            require_range(name, getattr(self, name), 0, 0.999999)
+        if self.optimiser == "nesterov" and self.momentum == 0:
+            raise InvalidArgument("optimiser nesterov needs momentum above 0; choose sgd, or a momentum such as 0.9.")
+
+
+def _require_whole(name: str, value: int, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise InvalidArgument(f"{name} is {value!r}; allowed are whole numbers from {low}.")

@@ -1,0 +1,362 @@
+"""The training loop: one function for every network, device, precision and number of processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from dynablocks.data import to_unit_range
+from dynablocks.errors import BadCheckpoint
+from dynablocks.linear import frozen_weights, shared_weights
+from dynablocks.switching.constraints import regularisation, set_progress
+from dynablocks.training.budget import FIRST_FITS, StepPlan
+from dynablocks.training.checkpoint import find_checkpoint, load_weights, read_config, read_state, reserved, tidy
+from dynablocks.training.config import TrainingConfig
+from dynablocks.training.display import Display
+from dynablocks.training.precision import choose_device
+from dynablocks.training.record import METRICS, append_metrics, check_same_run, cut_metrics, describe_run
+from dynablocks.training.schedules import learning_rate_factor
+from dynablocks.training.session import Session, Tally, diverged, require_finite_weights
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dynablocks.data import DataSplits, ImageDataset
+
+LOOK_STEPS = 20
+LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What a finished training says about itself.
+
+    Args:
+        train_seconds: time spent training, over all resumes, without validation.
+        images_per_second: images trained on in a second.
+        epochs: passes over the training images.
+        steps: optimiser steps.
+        precision: 32, bf16 or 16.
+        device: cpu or cuda.
+        metrics: the last epoch's loss and accuracy, and the validation's where there are validation images.
+    """
+
+    train_seconds: float
+    images_per_second: float
+    epochs: float
+    steps: int
+    precision: str
+    device: str
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def fit(
+    model: nn.Module,
+    splits: DataSplits,
+    config: TrainingConfig,
+    directory: Path | None = None,
+    *,
+    describe: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+    resume: bool = True,
+    on_step: Callable[[int], None] | None = None,
+) -> TrainingSummary:
+    """Train ``model`` in place on ``splits.train``; go on from ``directory`` when it holds a checkpoint.
+
+    On a CPU a resumed training ends with the very bits of an undisturbed one, as long as the threads stay and no time
+    budget changes the plan: a plan fitted to measured speed depends on the machine's load. With several devices all
+    processes but the first end here.
+
+    Args:
+        model: pixels in [0, 1] (N, C, H, W) to logits; left in eval mode on the training device, with the averaged
+            weights where averaging is on.
+        splits: train and, where given, validation images.
+        config: the settings.
+        directory: gets ``checkpoint/`` and ``metrics.jsonl``; empty for neither.
+        describe: what else decides the result (the model's settings); compared at a resume.
+        console: a rich console for the progress; standard error when empty.
+        resume: go on from a checkpoint; otherwise earlier checkpoints are deleted.
+        on_step: called after each step with the number of steps done.
+
+    Returns:
+        The summary; of a training that had finished before, the stored one, at once.
+
+    Raises:
+        BadCheckpoint: the checkpoint is broken, or belongs to other settings.
+        DynablocksError: the loss is no longer finite, or the disk is full.
+        KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    data = {"name": splits.train.name, "fingerprint": splits.fingerprint, "train_images": len(splits.train.images)}
+    text = describe_run(config, describe or {}, data)
+    with contextlib.ExitStack() as stack:
+        if directory is not None and is_first_process():
+            stack.enter_context(reserved(directory))
+        checkpoint = earlier_checkpoint(directory, text) if resume and directory is not None else None
+        state = read_state(checkpoint) if checkpoint is not None else {}
+        if checkpoint is not None and state.get("summary"):
+            return finished_before(model, config, checkpoint, state)
+        session = Session(model, splits, config, directory, text, state, checkpoint)
+        prepare_directory(session, checkpoint)
+        display = stack.enter_context(Display(console, silent=not session.fabric.is_global_zero))
+        stopping = stack.enter_context(polite_interrupt())
+        summary = train(session, display, stopping, on_step)
+        if not session.fabric.is_global_zero:
+            raise SystemExit(0)
+        return summary
+
+
+def train(
+    session: Session, display: Display, stopping: Callable[[], bool], on_step: Callable[[int], None] | None
+) -> TrainingSummary:
+    """Step until the plan is done; look, record and save on the way."""
+    session.model.train()
+    looked = time.perf_counter()
+    while session.step < session.plan.total:
+        take_step(session)
+        session.step += 1
+        if on_step is not None:
+            on_step(session.step)
+        if is_look_due(session, looked) or stopping():
+            look(session, display)
+            looked = time.perf_counter()
+        if is_epoch_end(session):
+            finish_epoch(session, display)
+        if session.step < session.plan.total and (is_save_due(session) or stopping()):
+            look(session, display)
+            require_finite_weights(session)
+            session.save()
+        if stopping():
+            where = (
+                ""
+                if session.directory is None
+                else f"; {session.directory} holds a checkpoint, run the same command to go on"
+            )
+            display.say(f"Stopped after step {session.step} of {session.plan.total}{where}.")
+            raise KeyboardInterrupt
+    return finish(session)
+
+
+def take_step(session: Session) -> None:
+    """One optimiser step on one batch; nothing in it waits for the device."""
+    model, config, plan = session.model, session.config, session.plan
+    learning_rate = config.lr * rate_factor(session)
+    for group in session.optimiser.param_groups:
+        group["lr"] = learning_rate
+    set_progress(model, plan.progress(session.step + 1))
+    pixels, labels = session.batch()
+    with shared_weights(model):
+        logits = session.wrapped(pixels)
+        loss = session.loss_function(logits, labels)
+        penalty = regularisation(model) if config.regularisation else None
+        if penalty is not None:
+            loss = loss + config.regularisation * penalty
+    session.fabric.backward(loss)
+    if config.gradient_clip is not None:
+        session.fabric.clip_gradients(
+            session.wrapped, session.wrapped_optimiser, max_norm=config.gradient_clip, error_if_nonfinite=False
+        )
+    session.wrapped_optimiser.step()
+    session.wrapped_optimiser.zero_grad(set_to_none=True)
+    if session.average is not None:
+        session.average.update(model, session.step + 1)
+    session.tally.add(loss, logits, labels)
+
+
+def rate_factor(session: Session) -> float:
+    """The schedule's factor in the middle of the current step; a shortened plan shortens the step schedule with it."""
+    step, plan, epochs = session.step, session.plan, session.config.epochs
+    progress = 0.5 * (plan.progress(step) + plan.progress(step + 1))
+    epoch = (step + 0.5) / session.steps_per_epoch if epochs is None else progress * epochs
+    return learning_rate_factor(progress, epoch, session.config)
+
+
+def is_epoch_end(session: Session) -> bool:
+    """Whether the last step ended a pass over the images, or the training."""
+    return session.step % session.steps_per_epoch == 0 or session.step >= session.plan.total
+
+
+def is_look_due(session: Session, looked: float) -> bool:
+    """Whether to wait for the device now; with several processes at the same steps in all of them."""
+    if is_shared_look(session):
+        return True
+    return session.fabric.world_size == 1 and time.perf_counter() - looked > LOOK_SECONDS
+
+
+def is_shared_look(session: Session) -> bool:
+    """Whether every process looks at this step."""
+    return session.step % LOOK_STEPS == 0 or session.step in FIRST_FITS or is_epoch_end(session)
+
+
+def is_save_due(session: Session) -> bool:
+    """Whether a checkpoint is due: by the clock, and ten times sooner at an epoch's end."""
+    waited = time.perf_counter() - session.last_save
+    return waited >= session.config.checkpoint_seconds * (0.1 if is_epoch_end(session) else 1.0)
+
+
+def look(session: Session, display: Display) -> None:
+    """Wait for the device, stop on a loss that is not finite, fit the plan to the time, and move the bar."""
+    first = session.step - session.tally.pending
+    for number, loss in enumerate(session.tally.count()):
+        if not abs(loss) < float("inf"):
+            raise diverged(session, first + number + 1, "the loss")
+    if session.fabric.world_size == 1:
+        refit(session.plan, session)
+    elif is_shared_look(session) and session.plan.budget_seconds is not None:
+        refit(session.plan, session)
+        session.plan = StepPlan(**session.fabric.broadcast(session.plan.state()))
+    seconds_left = session.elapsed / session.step * (session.plan.total - session.step)
+    display.update(session.plan.progress(session.step), seconds_left, current_metrics(session))
+
+
+def refit(plan: StepPlan, session: Session) -> None:
+    """Fit the plan to the time when that is due."""
+    elapsed = session.elapsed
+    if plan.is_due(session.step, elapsed):
+        plan.fit(session.step, elapsed)
+
+
+def current_metrics(session: Session) -> dict[str, float]:
+    """The epoch so far, as the bar and ``metrics.jsonl`` have it."""
+    return {
+        "epoch": session.epochs_done(),
+        "epochs": session.plan.total / session.steps_per_epoch,
+        "step": session.step,
+        "progress": session.plan.progress(session.step),
+        "lr": session.optimiser.param_groups[0]["lr"],
+        **session.tally.means(),
+        "seconds": session.elapsed,
+        "images_per_second": session.images_per_second(),
+    }
+
+
+def finish_epoch(session: Session, display: Display) -> None:
+    """Validate where due, write the epoch's line, and start the next tally."""
+    metrics = current_metrics(session)
+    number = round(session.epochs_done())
+    last = session.step >= session.plan.total
+    if session.validation is not None and (last or number % session.config.validate_every == 0):
+        with session.paused():
+            metrics |= validate(session.result(), session.validation, session.plan.progress(session.step))
+    session.metrics, session.tally = metrics, Tally()
+    if session.fabric.is_global_zero and session.directory is not None:
+        append_metrics(session.directory, metrics)
+    display.epoch(metrics)
+
+
+@torch.no_grad()
+def validate(model: nn.Module, dataset: ImageDataset, progress: float, batch_size: int = 512) -> dict[str, float]:
+    """Cross-entropy and accuracy of ``model`` on a data set, in the model's own precision."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    set_progress(model, progress)
+    model.eval()
+    loss, correct = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.int64)
+    images_of, labels_of = torch.split(dataset.images, batch_size), torch.split(dataset.labels, batch_size)
+    with frozen_weights(model):
+        for images, labels in zip(images_of, labels_of, strict=True):
+            logits, wanted = model(to_unit_range(images.to(device))), labels.to(device)
+            loss += functional.cross_entropy(logits, wanted, reduction="sum")
+            correct += (logits.argmax(1) == wanted).sum()
+    model.train(was_training)
+    count = len(dataset.labels)
+    return {"validation_loss": loss.item() / count, "validation_accuracy": correct.item() / count}
+
+
+def finish(session: Session) -> TrainingSummary:
+    """Leave the final weights in the model and save them with the summary."""
+    require_finite_weights(session)
+    set_progress(session.model, 1.0)
+    summary = TrainingSummary(
+        train_seconds=session.elapsed,
+        images_per_second=session.images_per_second(),
+        epochs=session.epochs_done(),
+        steps=session.step,
+        precision=session.precision,
+        device=session.device.type,
+        metrics={k: v for k, v in session.metrics.items() if k.endswith(("loss", "accuracy"))},
+    )
+    session.save(asdict(summary) | {"max_minutes": session.config.max_minutes})
+    if session.average is not None:
+        session.model.load_state_dict(session.average.model().state_dict())
+    session.fabric.barrier()
+    session.model.eval()
+    return summary
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that train together, before they are joined."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def earlier_checkpoint(directory: Path, text: str) -> Path | None:
+    """The checkpoint to go on from, after a look at its settings."""
+    checkpoint = find_checkpoint(directory)
+    if checkpoint is not None:
+        check_same_run(read_config(checkpoint), text, directory)
+    return checkpoint
+
+
+def prepare_directory(session: Session, checkpoint: Path | None) -> None:
+    """Once every process has read the checkpoint, the first removes what no longer holds."""
+    session.fabric.barrier()
+    if session.directory is None or not session.fabric.is_global_zero:
+        return
+    tidy(session.directory, checkpoint)
+    if checkpoint is not None:
+        cut_metrics(session.directory, session.step)
+    else:
+        (session.directory / METRICS).unlink(missing_ok=True)
+
+
+def finished_before(
+    model: nn.Module, config: TrainingConfig, checkpoint: Path, state: dict[str, Any]
+) -> TrainingSummary:
+    """The stored summary of a finished training, with its weights in ``model``.
+
+    Raises:
+        BadCheckpoint: the time budget was another one: the result would differ.
+    """
+    stored = dict(state["summary"])
+    budget = stored.pop("max_minutes")
+    if budget != config.max_minutes:
+        raise BadCheckpoint(
+            f"{checkpoint.parent} holds a finished training with max_minutes {budget}, this one has "
+            f"{config.max_minutes}; choose another --out, or --overwrite to train from the start."
+        )
+    load_weights(checkpoint, model)
+    set_progress(model, 1.0)
+    model.to(choose_device(config.device)).eval()
+    return TrainingSummary(**stored)
+
+
+@contextlib.contextmanager
+def polite_interrupt() -> Iterator[Callable[[], bool]]:
+    """Note the first Ctrl-C, from which on the yielded function returns True; a second one interrupts at once."""
+    noted: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    try:
+        before = signal.signal(signal.SIGINT, note)
+    except ValueError:
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(noted)
+    finally:
+        signal.signal(signal.SIGINT, before)

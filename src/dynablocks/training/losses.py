@@ -1,0 +1,96 @@
+"""Losses that ask for a margin: the multi-class hinge loss and cross-entropy with an offset on the true logit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.nn import functional
+
+from dynablocks.registry import Registry
+from dynablocks.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+LOSSES: Registry[Callable[[TrainingConfig], LossFunction]] = Registry("loss")
+
+
+def hinge(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"], margin: float) -> Float[Tensor, ""]:
+    r"""Multi-class hinge loss, summed over the wrong classes and averaged over the batch.
+
+    .. math:: \frac1N \sum_i \sum_{j \ne y_i} \max\{0,\ \mathrm{margin} - (z_{i,y_i} - z_{ij})\}
+
+    It is zero exactly when every true logit leads every other by ``margin``.
+
+    Args:
+        logits: z, before any softmax.
+        labels: y, class indices.
+        margin: the wanted lead, in logit units.
+
+    Source: Celledoni et al., arXiv 2210.02373, section 3.3.
+
+    Example:
+        >>> import torch
+        >>> hinge(torch.tensor([[1.0, 0.95, 0.0]]), torch.tensor([0]), margin=0.1)
+        tensor(0.0500)
+    """
+    true = logits.gather(1, labels[:, None])
+    violations = (margin - true + logits).clamp_min(0)
+    return violations.scatter(1, labels[:, None], 0.0).sum(1).mean()
+
+
+def offset_cross_entropy(
+    logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"], offset: float, temperature: float
+) -> Float[Tensor, ""]:
+    r"""Cross-entropy after ``offset`` is taken from the true logit, at a temperature t, scaled back by t.
+
+    .. math:: \frac{t}{N} \sum_i \mathrm{CE}\Bigl(\frac{z_i - \mathrm{offset}\cdot e_{y_i}}{t},\ y_i\Bigr)
+
+    The factor t keeps the gradient's size independent of t; for t → 0 the loss is max(0, offset − margin), a hinge.
+
+    Args:
+        logits: z, before any softmax.
+        labels: y, class indices.
+        offset: u ≥ 0, in logit units; the wanted lead of the true logit.
+        temperature: t > 0.
+
+    Source: Prach and Lampert, *Almost-Orthogonal Layers*, arXiv 2208.03160; the settings of *1-Lipschitz Layers
+    Compared*, arXiv 2311.16833, are offset 2√2·36/255 and t = 1/4.
+
+    Example:
+        >>> import torch
+        >>> offset_cross_entropy(torch.tensor([[1.0, 0.0]]), torch.tensor([0]), offset=1.0, temperature=0.25)
+        tensor(0.1733)
+    """
+    shifted = logits - offset * functional.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    return temperature * functional.cross_entropy(shifted / temperature, labels)
+
+
+@LOSSES.register("hinge")
+def _hinge(config: TrainingConfig) -> LossFunction:
+    return partial(hinge, margin=config.margin)
+
+
+@LOSSES.register("offset-cross-entropy")
+def _offset_cross_entropy(config: TrainingConfig) -> LossFunction:
+    return partial(offset_cross_entropy, offset=config.offset, temperature=config.temperature)
+
+
+@LOSSES.register("cross-entropy")
+def _cross_entropy(config: TrainingConfig) -> LossFunction:
+    return functional.cross_entropy
+
+
+def make_loss(config: TrainingConfig) -> LossFunction:
+    """The loss ``config`` names, as a function of logits (N, classes) and labels (N,).
+
+    Example:
+        >>> import torch
+        >>> make_loss(TrainingConfig(loss="hinge", margin=1.0))(torch.zeros(1, 3), torch.tensor([2]))
+        tensor(2.)
+    """
+    return LOSSES.get_known(config.loss)(config)

@@ -1,0 +1,96 @@
+"""What a run directory says about a training: its settings, compared at a resume, and its metrics, a line an epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dynablocks.errors import BadCheckpoint, DynablocksError
+from dynablocks.files import write_text
+from dynablocks.training.config import TrainingConfig
+
+METRICS = "metrics.jsonl"
+HARMLESS = ("checkpoint_seconds", "max_minutes", "threads", "validate_every", "device", "devices")
+
+
+def describe_run(config: TrainingConfig, describe: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """The settings that decide what a training computes, as YAML.
+
+    Args:
+        config: the training's settings.
+        describe: whatever else decides, such as the model's name and widths; values that JSON cannot hold become text.
+        data: what identifies the training images.
+    """
+    import yaml
+
+    content = {"training": asdict(config), "model": dict(describe), "data": dict(data)}
+    plain = json.loads(json.dumps(content, default=str))
+    return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+
+
+def check_same_run(stored: str, wanted: str, directory: Path) -> None:
+    """Refuse to resume a training under settings that would make it another one.
+
+    ``max_minutes``, ``checkpoint_seconds``, ``threads``, ``validate_every``, ``device`` and ``devices`` may change: the
+    result stays a valid training of the same network, though bit-identical only when threads and devices stay too.
+
+    Raises:
+        BadCheckpoint: another setting differs; the sentence names it.
+    """
+    import yaml
+
+    try:
+        old, new = _flatten(yaml.safe_load(stored)), _flatten(yaml.safe_load(wanted))
+    except (yaml.YAMLError, AttributeError) as error:
+        raise BadCheckpoint(
+            f"the settings stored in {directory} cannot be read; train again with --overwrite."
+        ) from error
+    differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    differing = [name for name in differing if name not in {f"training.{harmless}" for harmless in HARMLESS}]
+    if not differing:
+        return
+    name = differing[0]
+    others = f" ({len(differing) - 1} more settings differ)" if len(differing) > 1 else ""
+    raise BadCheckpoint(
+        f"{directory} holds a training with {name} {old.get(name)!r}, this one has {new.get(name)!r}{others}; "
+        "choose another --out, or --overwrite to train from the start."
+    )
+
+
+def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def append_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
+    """Append one JSON line to ``metrics.jsonl``."""
+    try:
+        with open(directory / METRICS, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(metrics, allow_nan=False) + "\n")
+    except OSError as error:
+        raise DynablocksError(
+            f"cannot write to {directory / METRICS}: {error.strerror}; free some space, then run the same "
+            "command again: it goes on from the last checkpoint."
+        ) from error
+
+
+def cut_metrics(directory: Path, step: int) -> None:
+    """Drop the lines of ``metrics.jsonl`` that are beyond ``step`` or broken; the resumed training rewrites them."""
+    path = directory / METRICS
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+    write_text(path, "".join(kept))

@@ -1,0 +1,266 @@
+"""One training in progress: everything a step needs and a checkpoint holds."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dynablocks.data import augment, batch_indices, to_unit_range
+from dynablocks.errors import BadData, DynablocksError
+from dynablocks.switching.constraints import keep_constraints
+from dynablocks.training.averaging import ExponentialAverage
+from dynablocks.training.budget import StepPlan
+from dynablocks.training.checkpoint import load_weights, save_checkpoint
+from dynablocks.training.config import TrainingConfig
+from dynablocks.training.losses import make_loss
+from dynablocks.training.optimisers import make_optimiser
+from dynablocks.training.precision import (
+    FABRIC_PRECISION,
+    check_precision,
+    choose_device,
+    choose_precision,
+    supports_bf16,
+)
+
+if TYPE_CHECKING:
+    from dynablocks.data import DataSplits, ImageDataset
+
+
+@dataclass
+class Tally:
+    """Loss, hits and images of the epoch so far; steps enter on the device and are counted when looked at."""
+
+    loss_sum: float = 0.0
+    correct: int = 0
+    images: int = 0
+    _losses: list[Tensor] = field(default_factory=list)
+    _correct: list[Tensor] = field(default_factory=list)
+    _sizes: list[int] = field(default_factory=list)
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Note one step, without waiting for the device."""
+        self._losses.append(loss.detach())
+        self._correct.append((logits.detach().argmax(1) == labels).sum())
+        self._sizes.append(len(labels))
+
+    @property
+    def pending(self) -> int:
+        """How many noted steps are not counted yet."""
+        return len(self._losses)
+
+    def count(self) -> list[float]:
+        """Wait for the device, count the noted steps, and return their losses."""
+        if not self._losses:
+            return []
+        losses = torch.stack(self._losses).tolist()
+        self.correct += int(torch.stack(self._correct).sum())
+        self.loss_sum += sum(loss * size for loss, size in zip(losses, self._sizes, strict=True))
+        self.images += sum(self._sizes)
+        for noted in (self._losses, self._correct, self._sizes):
+            noted.clear()
+        return losses
+
+    def means(self) -> dict[str, float]:
+        """Mean loss and accuracy of the counted steps."""
+        images = max(1, self.images)
+        return {"loss": self.loss_sum / images, "accuracy": self.correct / images}
+
+
+class Session:
+    """A model on its device with optimiser, plan and data, at a step.
+
+    Batch order and augmentation are functions of (seed, epoch, step), so the state of a session is the weights, the
+    optimiser's state, the plan, the epoch's tally and torch's random state (for models with dropout): no loader, no
+    other generator.
+
+    Args:
+        model: pixels in [0, 1] to logits.
+        splits: the data.
+        config: the settings.
+        directory: where checkpoints go; empty for none.
+        config_text: stored beside each checkpoint.
+        state: what a checkpoint stored; empty for a new training.
+        checkpoint: the folder that ``state`` came from.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        splits: DataSplits,
+        config: TrainingConfig,
+        directory: Path | None,
+        config_text: str,
+        state: dict[str, Any],
+        checkpoint: Path | None,
+    ) -> None:
+        from lightning_fabric import Fabric
+
+        check_data(model, splits.train)
+        self.config, self.directory, self.config_text = config, directory, config_text
+        device = choose_device(config.device)
+        self.model = model.to(device)
+        if config.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.precision = state.get("precision") or self._choose_precision(splits.train, device)
+        self.fabric = Fabric(accelerator=device, devices=config.devices, precision=FABRIC_PRECISION[self.precision])
+        self.fabric.launch()
+        if checkpoint is not None:
+            load_weights(checkpoint, model)
+        self.optimiser = make_optimiser(model, config)
+        keep_constraints(model, self.optimiser)
+        self.wrapped, self.wrapped_optimiser = self.fabric.setup(model, self.optimiser)
+        self.average = ExponentialAverage(model, config.ema_decay) if config.ema_decay else None
+        self.loss_function = make_loss(config)
+        self.device = self.fabric.device
+        self.images = self._laid_out(splits.train.images.to(self.device))
+        self.labels = splits.train.labels.to(self.device)
+        self.validation = splits.validation
+        self._epoch: int | None = None
+        self._batches: list[Tensor] = []
+        first = self._batches_of(0)
+        self.steps_per_epoch, self.batch_size = len(first), len(first[0])
+        limit = None if config.epochs is None else max(1, round(config.epochs * self.steps_per_epoch))
+        budget = None if config.max_minutes is None else 60 * config.max_minutes
+        self.plan = StepPlan.of(limit, budget)
+        self.step, self.tally, self._seconds = 0, Tally(), 0.0
+        self.metrics: dict[str, float] = {}
+        torch.manual_seed(config.seed)
+        if state:
+            self._restore(state)
+        self.last_save = self._started = time.perf_counter()
+
+    def _choose_precision(self, train: ImageDataset, device: str) -> str:
+        check_precision(self.config.precision, device)
+        if self.config.precision != "auto":
+            return self.config.precision
+        if self.config.devices > 1:
+            return "bf16" if supports_bf16(torch.device(device)) else "32"
+        sample = to_unit_range(train.images[: self.config.batch_size].to(device))
+        return choose_precision(self.model, self._laid_out(sample), device)
+
+    def _laid_out(self, pixels: Tensor) -> Tensor:
+        return pixels.contiguous(memory_format=torch.channels_last) if self.config.channels_last else pixels
+
+    def _batches_of(self, epoch: int) -> list[Tensor]:
+        if epoch != self._epoch:
+            batches = batch_indices(len(self.images), self.config.batch_size, self.config.seed, epoch)
+            self._epoch, self._batches = epoch, [batch.to(self.device) for batch in batches]
+        return self._batches
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Augmented pixels in [0, 1] and labels of the current step; of several devices, each takes its share."""
+        epoch, position = divmod(self.step, self.steps_per_epoch)
+        chosen = self._batches_of(epoch)[position]
+        config = self.config
+        pixels = augment(self.images[chosen], config.seed, epoch, position, config.crop_padding, config.flip)
+        share = slice(self.fabric.global_rank, None, self.fabric.world_size)
+        return self._laid_out(pixels[share]), self.labels[chosen][share]
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training so far, over all resumes; validation is not counted."""
+        return self._seconds + time.perf_counter() - self._started
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the training clock."""
+        self._seconds = self.elapsed
+        try:
+            yield
+        finally:
+            self._started = time.perf_counter()
+
+    def images_per_second(self) -> float:
+        """Images trained on in a second, over the whole training."""
+        return self.step * self.batch_size / max(self.elapsed, 1e-9)
+
+    def epochs_done(self) -> float:
+        """Passes over the training images, whole and part."""
+        return self.step / self.steps_per_epoch
+
+    def result(self) -> nn.Module:
+        """The model to evaluate and keep: the averaged one where averaging is on."""
+        return self.model if self.average is None else self.average.model()
+
+    def save(self, summary: dict[str, Any] | None = None) -> None:
+        """Write a checkpoint, in the first process."""
+        self.last_save = time.perf_counter()
+        if self.directory is not None and self.fabric.is_global_zero:
+            save_checkpoint(self.directory, self.result(), self.config_text, self._state(summary))
+
+    def _state(self, summary: dict[str, Any] | None) -> dict[str, Any]:
+        state = {
+            "step": self.step,
+            "seconds": self.elapsed,
+            "precision": self.precision,
+            "plan": self.plan.state(),
+            "tally": [self.tally.loss_sum, self.tally.correct, self.tally.images],
+            "metrics": self.metrics,
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.fabric.strategy.precision.state_dict(),
+            "random": torch.get_rng_state(),
+            "summary": summary,
+        }
+        if self.device.type == "cuda":
+            state["cuda_random"] = torch.cuda.get_rng_state(self.device)
+        if self.average is not None:
+            state["weights"], state["average"] = self.model.state_dict(), self.average.copy.state_dict()
+        return state
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if self.average is not None:
+            self.average.copy.load_state_dict(state["average"])
+            self.model.load_state_dict(state["weights"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.fabric.strategy.precision.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["random"])
+        if self.device.type == "cuda" and "cuda_random" in state:
+            torch.cuda.set_rng_state(state["cuda_random"], self.device)
+        budget = self.plan.budget_seconds
+        self.step, self._seconds, self.metrics = state["step"], state["seconds"], state["metrics"]
+        self.plan = StepPlan(**{**state["plan"], "budget_seconds": budget})
+        self.tally = Tally(*state["tally"])
+
+
+def check_data(model: nn.Module, train: ImageDataset) -> None:
+    """Refuse training images that the model cannot take.
+
+    Raises:
+        BadData: the shape or a label does not fit the model.
+    """
+    shape, wanted = tuple(train.images.shape[1:]), getattr(model, "input_shape", None)
+    if wanted is not None and shape != tuple(wanted):
+        raise BadData(
+            f"{train.name} has images of shape {shape}, the model takes {tuple(wanted)}; choose one that fits."
+        )
+    classes, largest = getattr(model, "num_classes", None), int(train.labels.max())
+    if classes is not None and largest >= classes:
+        raise BadData(f"{train.name} has the label {largest}, the model has {classes} classes; give it more.")
+
+
+def require_finite_weights(session: Session) -> None:
+    """Refuse to go on, or to save, when a weight is not finite.
+
+    Raises:
+        DynablocksError: the training diverged.
+    """
+    sums = [p.detach().sum() for p in session.model.parameters()]
+    if not bool(torch.stack([s.float() for s in sums]).isfinite().all()):
+        raise diverged(session, session.step, "a weight")
+
+
+def diverged(session: Session, step: int, what: str) -> DynablocksError:
+    """The error for a training that left the finite numbers at ``step``."""
+    lr = session.optimiser.param_groups[0]["lr"]
+    kept = "" if session.directory is None else f" The last good checkpoint in {session.directory} is kept."
+    return DynablocksError(
+        f"{what} is not finite after step {step} (learning rate {lr:.3g}); train again with a smaller --lr or a "
+        f"--gradient_clip such as 1, into another --out or with --overwrite.{kept}"
+    )
