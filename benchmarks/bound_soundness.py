@@ -2,7 +2,7 @@
 
     python benchmarks/bound_soundness.py [--layers 400] [--seed 0] [--json FILE]
 
-Prints one row for each (padding, mode, stride, groups, dilation, kernel) and the worst ratios; exits with 1 if a bound fails.
+Prints a row for each (padding, mode, stride, groups, dilation, kernel) and the worst ratios; exits with 1 if one fails.
 ``check_layer(weight, geometry)`` gives the same checks for any other layer, a trained one for example.
 """
 
@@ -14,14 +14,17 @@ import itertools
 import json
 import math
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dynablocks.errors import InvalidArgument
+from dynablocks.files import write_json
 from dynablocks.linear.bounds import (
     METHODS,
     ConvGeometry,
@@ -131,12 +134,19 @@ def _worst(checks: Sequence[Check]) -> dict[str, float]:
     }
 
 
+def _seconds_of_a_large_layer() -> float:
+    weight = torch.randn(128, 128, 3, 3, generator=torch.Generator().manual_seed(0))
+    start = time.process_time()
+    conv_norm_bounds(weight, ConvGeometry((16, 16), padding="same"), "fft")
+    return time.process_time() - start
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the sweep, print its tables, and return 0 when every bound holds."""
     parser = argparse.ArgumentParser(description="every spectral bound against the dense-SVD truth")
     parser.add_argument("--layers", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", metavar="FILE", help="write the worst ratios of each method there")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the worst ratios of each method there")
     options = parser.parse_args(arguments)
     if options.layers < 1:
         parser.error(f"--layers is {options.layers}; at least 1 is needed")
@@ -154,12 +164,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     print(f"\n{options.layers} layers of {len(by_kind)} kinds; the worst ratio of each method:")
     for name, worst in methods.items():
-        print(f"  {name:12}" + "".join(f"  {key} {value:.12f}" for key, value in worst.items()))
+        print(f"  {name:12}" + "".join(f"  {key} {value:.15f}" for key, value in worst.items()))
+    print(f"A 128 x 128 x 3 x 3 kernel on 16 x 16 pixels takes {_seconds_of_a_large_layer():.2f} CPU seconds.")
     failures = [dataclasses.asdict(check) for check in everything if not check.sound]
     print(f"{len(failures)} of {len(everything)} checks failed.")
     if options.json:
-        from dynablocks.files import write_json
-
         write_json(
             options.json, {"layers": options.layers, "seed": options.seed, "failures": failures, "worst": methods}
         )

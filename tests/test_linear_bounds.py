@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import itertools
 import math
+import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +75,10 @@ def sweep() -> list[tuple[tuple[int, int, int, int], ConvGeometry]]:
     layers = []
     product = itertools.product(PADDINGS, MODES, STRIDES, GROUPS, DILATIONS, KERNELS)
     for index, (padding, mode, stride, groups, dilation, kernel) in enumerate(product):
-        size = ((5, 6), (6, 4), (8, 8))[index % 3]
+        size = ((5, 6), (6, 4), (6, 6))[index % 3]
         geometry = ConvGeometry(size, stride, padding, mode, groups, dilation)
         outputs, inputs = CHANNELS[index % 3]
-        if fits(geometry, kernel):
+        if fits(geometry, kernel) and (index + index // len(KERNELS)) % 2:
             layers.append(((outputs * groups, inputs, *kernel), geometry))
     return layers
 
@@ -95,7 +98,7 @@ def test_bounds_enclose_the_dense_truth(part: int) -> None:
     for index, (shape, geometry) in list(enumerate(LAYERS))[part::8]:
         weight = draw(shape, index)
         singular = truth(weight, geometry)
-        for method in ("fft", "dense") if index % 4 else ("fft", "gram", "power", "auto"):
+        for method in ("fft", "dense") if index % 9 else ("fft", "gram", "power"):
             bound = conv_norm_bounds(weight, geometry, method)
             assert bound.lower <= singular[0] <= bound.upper, (bound, geometry, shape)
             if bound.exact:
@@ -108,10 +111,10 @@ def test_bounds_enclose_the_dense_truth(part: int) -> None:
 
 def test_the_sweep_holds_many_exact_and_many_inexact_symbols() -> None:
     exact = [module._grid(geometry, shape[2:]).exact for shape, geometry in LAYERS]
-    assert 50 <= sum(exact) <= len(exact) - 50
+    assert 50 <= sum(exact) <= len(exact) - 50, sum(exact)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     size=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
@@ -168,22 +171,23 @@ def test_groups_take_the_maximum_not_the_product() -> None:
 def test_the_image_grid_is_no_bound_for_zero_padding() -> None:
     beaten = 0
     for seed in range(40):
-        weight = draw((2, 2, 3, 3), seed)
-        zero, circular = (ConvGeometry((4, 4), padding="same", padding_mode=mode) for mode in MODES)
+        weight = draw((1, 1, 3, 3), seed)
+        zero, circular = (ConvGeometry((6, 6), padding="same", padding_mode=mode) for mode in MODES)
         exact = truth(weight, zero)[0]
         beaten += conv_norm_bounds(weight, circular, "fft").upper < exact * (1 - 1e-6)
         assert conv_norm_bounds(weight, zero, "fft").upper >= exact
     assert beaten > 0
 
 
-@pytest.mark.parametrize(("padding", "fewer"), [("same", 1), ("full", 1), (0, 1), ((1, 1), 1)])
-def test_no_smaller_padded_grid_would_do(padding: object, fewer: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    geometry = ConvGeometry((3, 3), padding=padding)
-    weights = [draw((1, 1, 3, 3), seed) for seed in range(100)]
-    grid = module._grid(geometry, (3, 3))
-    smaller = module._Grid((grid.size[0] - fewer,) * 2, (1, 1), 1, 0, False)
+@pytest.mark.parametrize(("padding", "width"), [("same", 3), ("full", 4), ("valid", 4), ((0, 1), 3), ((0, 2), 4)])
+def test_no_smaller_padded_grid_would_do(padding: object, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    geometry = ConvGeometry((1, width), padding=padding)
+    weights = [draw((1, 1, 1, 3), seed) for seed in range(30)]
+    assert all(conv_norm_bounds(w, geometry, "fft").upper >= truth(w, geometry)[0] for w in weights)
+    smaller = dataclasses.replace(module._grid(geometry, (1, 3)), exact=True)
+    smaller = dataclasses.replace(smaller, size=(1, smaller.size[1] - 1))
     monkeypatch.setattr(module, "_grid", lambda *_: smaller)
-    assert any(conv_norm_bounds(w, geometry, "fft").upper < truth(w, geometry)[0] for w in weights) == (padding != 0)
+    assert any(conv_norm_bounds(w, geometry, "fft").upper < 0.99 * truth(w, geometry)[0] for w in weights)
 
 
 def test_power_iteration_is_only_a_lower_bound() -> None:
@@ -207,34 +211,51 @@ def orthogonal(size: int, seed: int) -> torch.Tensor:
     return torch.linalg.qr(draw((size, size), seed).double())[0]
 
 
-def test_gram_iteration_never_rounds_below_one() -> None:
-    identity = torch.eye(8).reshape(8, 8, 1, 1)
-    for method in ("auto", "dense", "fft", "gram"):
-        assert conv_norm_bounds(identity, ConvGeometry((4, 4)), method).upper >= 1
+def rank_one_integers(seed: int) -> tuple[torch.Tensor, int]:
+    """An integer matrix and its exact squared norm; Gram iteration is tight on it, so only rounding can go wrong."""
+    left, right = np.random.default_rng(seed).integers(1, 100, size=(2, 6))
+    return torch.from_numpy(np.outer(left, right)), int((left**2).sum() * (right**2).sum())
+
+
+def float32_gram_iteration(matrix: torch.Tensor, squarings: int = 6) -> float:
+    gram, log_scale = matrix.T @ matrix, torch.zeros(())
+    for _ in range(squarings):
+        norm = torch.linalg.matrix_norm(gram)
+        gram, log_scale = (gram / norm) @ (gram / norm), 2 * (log_scale + norm.log())
+    return float(torch.exp((log_scale + torch.linalg.matrix_norm(gram).log()) / 2 ** (squarings + 1)))
+
+
+def test_gram_iteration_never_rounds_below_the_norm() -> None:
     below = 0
-    for seed in range(20):
-        matrix = orthogonal(16, seed).float()
-        gram = matrix.T @ matrix
-        log_scale = torch.zeros(())
-        for _ in range(12):
-            norm = torch.linalg.matrix_norm(gram)
-            gram, log_scale = (gram / norm) @ (gram / norm), 2 * (log_scale + norm.log())
-        naive = torch.exp((log_scale + torch.linalg.matrix_norm(gram).log()) / 2**13)
-        exact = np.linalg.svd(matrix.double().numpy(), compute_uv=False)[0]
-        below += float(naive) < exact
-        kernel = matrix.reshape(16, 16, 1, 1)
-        assert conv_norm_bounds(kernel, ConvGeometry((2, 2)), "gram").upper >= exact
-        assert linear_norm_bounds(matrix).upper >= exact
+    for seed in range(30):
+        matrix, square = rank_one_integers(seed)
+        below += Fraction(float32_gram_iteration(matrix.float())) ** 2 < square
+        kernel = matrix.float().reshape(6, 6, 1, 1)
+        for method in ("auto", "dense", "fft", "gram"):
+            assert Fraction(conv_norm_bounds(kernel, ConvGeometry((2, 2)), method).upper) ** 2 >= square
+        assert (
+            Fraction(linear_norm_bounds(matrix.float()).upper) ** 2
+            >= square
+            >= Fraction(linear_norm_bounds(matrix.float()).lower) ** 2
+        )
     assert below > 0
 
 
-def test_gram_without_slack_would_round_below(monkeypatch: pytest.MonkeyPatch) -> None:
-    matrices = torch.eye(64, dtype=torch.float64)[:1, :1].expand(1, 1, 1).contiguous() * (1 + 2**-30)
-    assert float(module._gram_iteration(matrices)) >= 1 + 2**-30
+def test_the_bound_of_an_isometry_is_at_least_one() -> None:
+    for kernel in (torch.eye(8).reshape(8, 8, 1, 1), torch.eye(9).roll(1, 0).reshape(9, 1, 3, 3)):
+        geometry = ConvGeometry((4, 4), padding="same", padding_mode="circular")
+        for method in ("auto", "dense", "fft", "gram"):
+            assert conv_norm_bounds(kernel, geometry, method).upper >= 1
+
+
+def test_gram_iteration_needs_its_slack(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [rank_one_integers(seed) for seed in range(30)]
+    upper = [Fraction(float(module._gram_iteration(matrix.double()))) ** 2 for matrix, _ in cases]
+    assert all(bound >= square for bound, (_, square) in zip(upper, cases, strict=True))
     monkeypatch.setattr(module, "product_slack", lambda length: 0.0)
     monkeypatch.setattr(module, "EPS", 0.0)
-    scaled = [torch.full((1, 1, 1), 1 + k * 2**-30, dtype=torch.float64) for k in range(50)]
-    assert any(float(module._gram_iteration(m)) < float(m) for m in scaled)
+    bare = [Fraction(float(module._gram_iteration(matrix.double()))) ** 2 for matrix, _ in cases]
+    assert any(bound < square for bound, (_, square) in zip(bare, cases, strict=True))
 
 
 @pytest.mark.parametrize("channels", [(3, 5), (5, 3), (16, 16)])
@@ -297,14 +318,14 @@ def test_smallest_singular_value_counts_the_null_space_when_asked() -> None:
 
 @pytest.mark.parametrize("method", ["auto", "dense", "fft", "gram", "power"])
 @pytest.mark.parametrize("geometry", [ConvGeometry((5, 4), 1, "same"), ConvGeometry((4, 4), 2, 1, "circular", 2)])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_hostile_weights(method: str, geometry: ConvGeometry, dtype: torch.dtype) -> None:
     plain = draw((4, 2 if geometry.groups == 2 else 4, 3, 3), 0).to(dtype)
     rank_one = torch.einsum("i,j,k,l->ijkl", *(torch.ones(n, dtype=dtype) for n in plain.shape))
     half = plain.clone()
     half[2:] *= 1e-30
     scales = (1, 1e6, 1e-30) if dtype is not torch.float64 else (1, 1e6, 1e-30, 1e-200, 1e-300, 1e200)
-    for weight in [plain * scale for scale in scales] + [rank_one, half, torch.zeros_like(plain)]:
+    for weight in [plain * scale for scale in scales[method == "power" :]] + [rank_one, half, torch.zeros_like(plain)]:
         unit, exponent = to_unit_scale(weight.double())
         exact = math.ldexp(truth(unit, geometry)[0], exponent)
         bound = conv_norm_bounds(weight, geometry, method)
@@ -379,7 +400,7 @@ def test_surroundings_do_not_change_the_bound() -> None:
         assert conv_norm_bounds(weight.clone(), geometry) == expected
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         assert conv_norm_bounds(weight, geometry) == expected
-        assert conv_norm_bounds(weight, geometry, "dense").upper <= expected.upper
+        assert conv_norm_bounds(weight, ConvGeometry((4, 4)), "dense").exact
     assert torch.equal(state, torch.get_rng_state())
     assert weight.grad is None
 
@@ -395,6 +416,7 @@ def test_the_benchmark_rejects_an_unsound_bound(monkeypatch: pytest.MonkeyPatch)
     path = Path(__file__).parents[1] / "benchmarks" / "bound_soundness.py"
     spec = importlib.util.spec_from_file_location("bound_soundness", path)
     benchmark = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "bound_soundness", benchmark)
     spec.loader.exec_module(benchmark)
     weight, geometry = draw((2, 2, 3, 3), 0), ConvGeometry((4, 4), padding="same")
     assert all(check.sound for check in benchmark.check_layer(weight, geometry))

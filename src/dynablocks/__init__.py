@@ -2,4 +2,33 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from dynablocks.blocks import DynamicalBlock
+    from dynablocks.models import ModelConfig, build
+    from dynablocks.pipeline import load
+    from dynablocks.properties import explain, verify
+    from dynablocks.switching import keep_constraints
+
+_HOMES = {
+    "DynamicalBlock": "dynablocks.blocks",
+    "ModelConfig": "dynablocks.models",
+    "build": "dynablocks.models",
+    "explain": "dynablocks.properties",
+    "keep_constraints": "dynablocks.switching",
+    "load": "dynablocks.pipeline",
+    "verify": "dynablocks.properties",
+}
+
+__all__ = ["DynamicalBlock", "ModelConfig", "build", "explain", "keep_constraints", "load", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dynablocks' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

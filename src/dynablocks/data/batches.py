@@ -119,9 +119,8 @@ def _read_pickled(file: Path, layout: BatchLayout) -> tuple[NDArray[np.uint8], N
     pixels, labels = content.get("data"), content.get(layout.label_key)
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (_PIXELS,):
         raise BadData(f"{file} has no uint8 array 'data' of shape (N, {_PIXELS}); fetch the original batches again.")
-    whole = isinstance(labels, np.ndarray) or (isinstance(labels, list) and all(type(v) is int for v in labels))
-    if not whole or len(labels) != len(pixels) or not len(pixels):
-        raise BadData(
-            f"{file} has no list {layout.label_key!r} of one integer an image; fetch the original batches again."
-        )
-    return pixels, np.clip(np.asarray(labels), -1, 2**31).astype(np.int64).reshape(-1)
+    labels = labels.tolist() if isinstance(labels, np.ndarray) else labels
+    whole = isinstance(labels, list) and all(type(label) is int and abs(label) < 2**31 for label in labels)
+    if not isinstance(labels, list) or not whole or len(labels) != len(pixels) or not labels:
+        raise BadData(f"{file} has no {layout.label_key!r} of one integer an image; fetch the original batches again.")
+    return pixels, np.array(labels, np.int64)

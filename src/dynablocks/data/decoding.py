@@ -102,7 +102,8 @@ def _decode(encoded: EncodedImages, index: int, size: tuple[int, ...] | None) ->
                 f"{size[1]}x{size[0]}; all images must have one size: resize or crop them first."
             )
         _refuse_deep_or_transparent(image, encoded.describe(index))
-        pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+        mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     except BadData:
         raise
     except Exception as error:

@@ -16,32 +16,42 @@ def is_offline() -> bool:
 def fetch_parquet(repository: str) -> Path:
     """The folder with the parquet files of the Hub data set ``repository``; they are downloaded once.
 
-    With HF_HUB_OFFLINE set or no network, the newest cached copy is used.
+    A copy in the Hub's cache is used without asking the network; HF_HUB_OFFLINE forbids asking it at all.
 
     Raises:
-        BadData: there is neither a network nor a cached copy; the sentence says why.
+        BadData: there is neither a cached copy nor a network; the sentence says why.
     """
-    reason = "HF_HUB_OFFLINE is set"
-    if not is_offline():
-        try:
-            return _download(repository)
-        except Exception as error:
-            # The library raises its own errors, its HTTP client's and the system's; all mean "not from there".
-            reason = f"the Hub could not be reached: {type(error).__name__}"
+    cached = _cached_copy(repository)
+    if cached is not None:
+        return cached
+    if is_offline():
+        raise BadData(f"HF_HUB_OFFLINE is set and the Hub's cache has no copy of {repository}")
+    try:
+        return _download(repository)
+    except Exception as error:
+        # The library raises its own errors, its HTTP client's and the system's; all mean "not from there".
+        reason = f"the Hub's {repository} could not be fetched: {type(error).__name__}"
+    raise BadData(reason)
+
+
+def _cached_copy(repository: str) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(repository, repo_type="dataset", allow_patterns="*.parquet", local_files_only=True)
-        )
-    except Exception as error:
-        raise BadData(f"{reason} and the Hub's cache has no copy of {repository}") from error
+        folder = Path(snapshot_download(repository, repo_type="dataset", local_files_only=True))
+    except Exception:
+        # Not cached, in whichever way the installed version of the library says so.
+        return None
+    whole = all(any(folder.rglob(f"{split}*.parquet")) for split in ("train", "test"))
+    return folder if whole else None
 
 
 def _download(repository: str) -> Path:
-    from huggingface_hub import hf_hub_download, list_repo_files
+    from huggingface_hub import HfApi, hf_hub_download
 
-    names = [name for name in list_repo_files(repository, repo_type="dataset") if name.endswith(".parquet")]
+    # list_repo_files retries for half a minute where there is no network; this request fails at once.
+    listed = HfApi().dataset_info(repository, timeout=20).siblings or []
+    names = [file.rfilename for file in listed if file.rfilename.endswith(".parquet")]
     if not names:
         raise BadData(f"{repository} has no parquet files")
     path = Path()

@@ -138,7 +138,10 @@ def _read_file(file: Path, label_column: str) -> tuple[list[bytes], list[int]]:
     contents = compute.struct_field(table[image_column], "bytes")
     if contents.null_count or table[label_column].null_count:
         raise BadData(f"{file} has rows without image bytes or without a label; fetch it with the images embedded.")
-    return contents.to_pylist(), table[label_column].to_pylist()
+    labels = table[label_column].to_pylist()
+    if any(abs(label) >= 2**31 for label in labels):
+        raise BadData(f"{file} has the label {max(labels, key=abs)}; class numbers are needed.")
+    return contents.to_pylist(), labels
 
 
 def _class_names(file: Path, label_column: str, default: tuple[str, ...]) -> tuple[str, ...]:

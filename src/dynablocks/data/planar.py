@@ -26,14 +26,16 @@ PLANAR_SETS: Registry[PointMaker] = Registry("planar set")
 def _moons(num_samples: int, noise: float, seed: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     from sklearn.datasets import make_moons
 
-    return make_moons(num_samples, noise=noise, random_state=seed)
+    points, labels = make_moons(num_samples, noise=noise, random_state=seed)
+    return points, labels
 
 
 @PLANAR_SETS.register("circles")
 def _circles(num_samples: int, noise: float, seed: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     from sklearn.datasets import make_circles
 
-    return make_circles(num_samples, noise=noise, factor=0.5, random_state=seed)
+    points, labels = make_circles(num_samples, noise=noise, factor=0.5, random_state=seed)
+    return points, labels
 
 
 @PLANAR_SETS.register("spirals")

@@ -135,6 +135,7 @@ def _smallest_ratio(logits: Tensor, predictions: Tensor, slopes: Tensor, logit_e
     ratios.scatter_(1, predictions[:, None], torch.inf)
     margins.scatter_(1, predictions[:, None], torch.inf)
     sound = (margins > 0).all(dim=1) & torch.isfinite(values).all(dim=1)
+    sound &= bool(torch.isfinite(slopes).all())
     radii = torch.where(sound, ratios.amin(dim=1), 0.0)
     return torch.nan_to_num(radii, nan=0.0, posinf=torch.inf).clamp_min(0.0) * _ARITHMETIC
 

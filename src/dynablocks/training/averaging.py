@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import nn
 
+from dynablocks.switching.constraints import project
+
 
 class ExponentialAverage:
     r"""A copy of a model whose weights are :math:`\bar w \leftarrow d\,\bar w + (1 - d)\,w` after each step.
@@ -40,12 +42,8 @@ class ExponentialAverage:
         for buffer, current in zip(self.copy.buffers(), model.buffers(), strict=True):
             buffer.copy_(current)
 
-    @torch.no_grad()
     def model(self) -> nn.Module:
         """A copy of the averaged model with its constraints applied."""
         averaged = copy.deepcopy(self.copy)
-        for module in averaged.modules():
-            project = getattr(module, "project_", None)
-            if callable(project):
-                project()
+        project(averaged)
         return averaged

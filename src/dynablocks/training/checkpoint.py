@@ -69,9 +69,7 @@ def save_checkpoint(directory: Path, model: nn.Module, config_text: str, state: 
 
 
 def _write_files(folder: Path, model: nn.Module, config_text: str, state: Mapping[str, Any]) -> None:
-    from safetensors.torch import save_model
-
-    save_model(model, str(folder / WEIGHTS))
+    _write_weights(folder / WEIGHTS, model)
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     (folder / STATE).write_bytes(buffer.getbuffer())
@@ -84,6 +82,35 @@ def _write_files(folder: Path, model: nn.Module, config_text: str, state: Mappin
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     for name in (*files, MANIFEST, "."):
         _flush(folder / name)
+
+
+def _write_weights(path: Path, model: nn.Module) -> None:
+    """Store each tensor once; the metadata maps the other names of a tied one to the stored name.
+
+    ``safetensors.torch.save_model`` does the same but fails on tied weights in channels_last layout (0.8).
+    """
+    from safetensors.torch import save_file
+
+    stored: dict[str, torch.Tensor] = {}
+    first_name: dict[tuple[object, ...], str] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in model.state_dict().items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        kept = first_name.setdefault(place, name) if tensor.numel() else name
+        if kept == name:
+            stored[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        else:
+            aliases[name] = kept
+    save_file(stored, path, metadata={"format": "pt", **aliases})
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as stream:
+        weights = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        aliases = stream.metadata() or {}
+    return weights | {name: weights[kept] for name, kept in aliases.items() if kept in weights}
 
 
 def _swap_in(directory: Path, temporary: Path) -> None:
@@ -187,10 +214,9 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
         BadCheckpoint: names or shapes differ.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_model
 
     try:
-        load_model(model, checkpoint / WEIGHTS)
+        model.load_state_dict(_read_weights(checkpoint / WEIGHTS))
     except (RuntimeError, SafetensorError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         reason = lines[min(1, len(lines) - 1)][:200].rstrip(".")

@@ -15,7 +15,7 @@ def warmed_up(progress: float, warmup: float) -> tuple[float, float]:
     """The linear warm-up's factor in [0, 1] and the share in [0, 1] of the time after it.
 
     Example:
-        >>> warmed_up(0.05, 0.1), warmed_up(0.55, 0.1)
+        >>> warmed_up(0.125, 0.25), warmed_up(0.625, 0.25)
         ((0.5, 0.0), (1.0, 0.5))
     """
     if progress < warmup:

@@ -111,8 +111,6 @@ class Session:
         self.precision = state.get("precision") or self._choose_precision(splits.train, device)
         self.fabric = Fabric(accelerator=device, devices=config.devices, precision=FABRIC_PRECISION[self.precision])
         self.fabric.launch()
-        if checkpoint is not None:
-            load_weights(checkpoint, model)
         self.optimiser = make_optimiser(model, config)
         keep_constraints(model, self.optimiser)
         self.wrapped, self.wrapped_optimiser = self.fabric.setup(model, self.optimiser)
@@ -132,8 +130,8 @@ class Session:
         self.step, self.tally, self._seconds = 0, Tally(), 0.0
         self.metrics: dict[str, float] = {}
         torch.manual_seed(config.seed)
-        if state:
-            self._restore(state)
+        if checkpoint is not None:
+            self._restore(state, checkpoint)
         self.last_save = self._started = time.perf_counter()
 
     def _choose_precision(self, train: ImageDataset, device: str) -> str:
@@ -214,8 +212,10 @@ class Session:
             state["weights"], state["average"] = self.model.state_dict(), self.average.copy.state_dict()
         return state
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        if self.average is not None:
+    def _restore(self, state: dict[str, Any], checkpoint: Path) -> None:
+        if self.average is None:
+            load_weights(checkpoint, self.model)
+        else:
             self.average.copy.load_state_dict(state["average"])
             self.model.load_state_dict(state["weights"])
         self.optimiser.load_state_dict(state["optimiser"])

@@ -1,0 +1,35 @@
+"""Everything that has a registry name, by kind: for ``dynablocks list`` and the docs' tables."""
+
+from __future__ import annotations
+
+from dynablocks.data import DATASETS
+from dynablocks.fields import ACTIVATIONS, FIELDS
+from dynablocks.integrators import INTEGRATORS
+from dynablocks.linear import ORTHOGONAL
+from dynablocks.models import MODELS
+from dynablocks.robustness import LOSSES as ATTACK_LOSSES
+from dynablocks.switching import REGIONS
+from dynablocks.training import LOSSES, OPTIMISERS, SCHEDULES
+
+
+def catalogue() -> dict[str, list[str]]:
+    """Kind to names.
+
+    Example:
+        >>> "euler" in catalogue()["integrators"]
+        True
+    """
+    kinds = {
+        "models": MODELS,
+        "datasets": DATASETS,
+        "fields": FIELDS,
+        "activations": ACTIVATIONS,
+        "integrators": INTEGRATORS,
+        "regions": REGIONS,
+        "orthogonal": ORTHOGONAL,
+        "losses": LOSSES,
+        "optimisers": OPTIMISERS,
+        "schedules": SCHEDULES,
+        "attack-losses": ATTACK_LOSSES,
+    }
+    return {kind: list(names) for kind, names in kinds.items()}

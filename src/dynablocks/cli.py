@@ -1,0 +1,400 @@
+"""The command line: ``dynablocks run | train | attack | certify | verify | explain | report | list``."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynablocks.errors import DynablocksError, InvalidArgument, unknown_name
+
+if TYPE_CHECKING:
+    from dynablocks.config import RunConfig
+
+SHORTHANDS = {
+    "--model": "--model.name",
+    "--lift": "--model.lift",
+    "--data": "--data.name",
+    "--data-dir": "--data.dir",
+    "--epochs": "--training.epochs",
+    "--max-minutes": "--training.max_minutes",
+    "--seed": "--training.seed",
+    "--device": "--training.device",
+}
+
+USAGE = """dynablocks: neural networks from dynamical systems, robust by proof.
+
+usage: dynablocks COMMAND [options]          dynablocks COMMAND --help for its options
+
+  run       train, certify, attack and report in one directory: the main job
+  train     train a network; resumes an unfinished training
+  attack    attack the test images of a run with l2-PGD at many radii
+  certify   certify every test image of a run
+  verify    measure every declared property of a run's network in float64
+  explain   print how a network's properties follow from its parts
+  report    write the self-contained report.html of a run
+  list      what can be named: models, datasets, fields, integrators, regions, ...
+
+examples:
+  dynablocks run                                        the embedded digits, minutes on two cores
+  dynablocks run --data-dir ~/cifar10 --out runs/cifar  a CIFAR-10 copy
+  dynablocks run --model prescribed --lift paper --preset smoke
+  dynablocks train --max-minutes 10 --out runs/short    a training fitted to ten minutes
+  dynablocks explain runs/cifar
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for an error of use, 130 after Ctrl-C.
+
+    Example:
+        >>> main(["list", "models"])
+        certified
+        flexible
+        naive
+        non_expansive
+        prescribed
+        resnet
+        0
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except DynablocksError as error:
+        print(f"dynablocks: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        print("dynablocks: error: out of memory; use a smaller --training.batch_size or --model.widths.", file=sys.stderr)
+        return 2
+    except SystemExit as stop:
+        return int(stop.code or 0) if not isinstance(stop.code, str) else 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        import dynablocks
+
+        print(f"dynablocks {dynablocks.__version__}")
+        return 0
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        raise unknown_name("command", arguments[0], COMMANDS)
+    return command(arguments[1:])
+
+
+def _expand(arguments: Sequence[str]) -> list[str]:
+    """Shorthands to full names: ``--model X`` is ``--model.name X``."""
+    expanded = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        expanded.append(SHORTHANDS.get(flag, flag) + equals + value)
+    return expanded
+
+
+def _parser(command: str, summary: str) -> Any:
+    from jsonargparse import ArgumentParser
+
+    class Parser(ArgumentParser):  # type: ignore[misc]
+        def error(self, message: str, ex: Exception | None = None) -> None:
+            raise InvalidArgument(_one_sentence(str(message), command)) from ex
+
+    shorthands = ", ".join(f"{short} = {full}" for short, full in SHORTHANDS.items())
+    return Parser(
+        prog=f"dynablocks {command}",
+        description=summary,
+        epilog=f"shorthands: {shorthands}",
+        exit_on_error=True,
+        default_env=False,
+    )
+
+
+def _one_sentence(message: str, command: str) -> str:
+    """The cause out of jsonargparse's message, without its history of types."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
+    causes = [line for line in lines if "Problem with given class" not in line and "Error" not in line[:10]]
+    text = (causes or lines or ["the arguments do not fit"])[-1] if len(lines) > 1 else (lines or [message])[0]
+    return f"{text.rstrip('.')}; see dynablocks {command} --help."
+
+
+def _value_of(arguments: Sequence[str], flag: str) -> str | None:
+    """The last value of a flag, as ``--flag value`` or ``--flag=value``."""
+    found = None
+    for i, argument in enumerate(arguments):
+        if argument == flag and i + 1 < len(arguments):
+            found = arguments[i + 1]
+        elif argument.startswith(flag + "="):
+            found = argument.partition("=")[2]
+    return found
+
+
+def _given(arguments: Sequence[str]) -> tuple[str, str, str]:
+    """Preset, model and data set, from the flags or the configuration file, before the parser knows its defaults."""
+    import yaml
+
+    from dynablocks.config import DataConfig
+    from dynablocks.pipeline import data_name
+
+    content: dict[str, Any] = {}
+    file = _value_of(arguments, "--config")
+    if file is not None:
+        try:
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        except FileNotFoundError as error:
+            raise InvalidArgument(f"--config {file} does not exist; give a YAML file, see --print_config.") from error
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InvalidArgument(f"--config {file} is not readable YAML; write one with --print_config.") from error
+        if not isinstance(content, dict):
+            raise InvalidArgument(f"--config {file} holds no settings; write one with --print_config.")
+    data = content.get("data") or {}
+    model = content.get("model") or {}
+    if not isinstance(data, dict) or not isinstance(model, dict):
+        raise InvalidArgument(f"--config {file}: model and data are groups of settings; see --print_config.")
+    name = _value_of(arguments, "--data.name") or data.get("name")
+    folder = _value_of(arguments, "--data.dir") or data.get("dir")
+    found = data_name(DataConfig(name, Path(folder) if folder else None))
+    chosen = _value_of(arguments, "--model.name") or model.get("name") or "certified"
+    return _value_of(arguments, "--preset") or content.get("preset") or "cpu", str(chosen), found
+
+
+def _parse_run(command: str, summary: str, arguments: Sequence[str]) -> tuple[RunConfig, Any]:
+    from dynablocks.config import RunConfig, preset_settings
+    from dynablocks.models import MODELS
+
+    arguments = _expand(arguments)
+    parser = _parser(command, summary)
+    parser.add_argument("--config", action="config", help="a YAML file with any of the settings below")
+    parser.add_argument("--out", type=Path, default=None, help="the run directory (default: runs/DATA-MODEL-PRESET)")
+    parser.add_argument("--overwrite", action="store_true", help="start anew in a directory that holds another training")
+    parser.add_argument("--dry-run", action="store_true", help="say what it would cost and what is cached, and stop")
+    parser.add_class_arguments(RunConfig, None, fail_untyped=False)
+    if "-h" in arguments or "--help" in arguments:
+        parser.parse_args(["--help"])
+    preset, model, data = _given(arguments)
+    MODELS.get_known(model)
+    settings = preset_settings(preset, model, data)
+    parser.set_defaults({f"{g}.{k}": v for g, values in settings.items() for k, v in values.items()})
+    parser.set_defaults({"preset": preset, "model.name": model, "data.name": data})
+    options = parser.parse_args(arguments)
+    built = parser.instantiate_classes(options)
+    config = RunConfig(built.preset, built.model, built.data, built.training, built.attack)
+    out = options.out or Path("runs") / f"{data}-{model}-{preset}"
+    options.out = out
+    return config, options
+
+
+def _say(sentence: str) -> None:
+    from dynablocks.progress import error_console
+
+    error_console().print(sentence, highlight=False, soft_wrap=True)
+
+
+def _show(metrics: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from dynablocks.reporting import summary_table
+
+    Console(width=None if sys.stdout.isatty() else 100).print(summary_table(metrics))
+
+
+def _dry_run(config: RunConfig, out: Path) -> int:
+    from dynablocks.pipeline import estimate
+
+    facts = estimate(config, out)
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {value}")
+    return 0
+
+
+def _run(arguments: Sequence[str]) -> int:
+    from dynablocks.pipeline import require_out, run
+
+    config, options = _parse_run("run", "Train, certify, attack and report in one directory.", arguments)
+    out = require_out(options.out)
+    if options.dry_run:
+        return _dry_run(config, out)
+    command = "dynablocks run " + shlex.join(arguments)
+    _show(run(config, out, command.strip(), _say, overwrite=options.overwrite))
+    return 0
+
+
+def _train(arguments: Sequence[str]) -> int:
+    from dynablocks.pipeline import require_out, train_run
+
+    config, options = _parse_run("train", "Train a network; an unfinished training in --out goes on.", arguments)
+    out = require_out(options.out)
+    if options.dry_run:
+        return _dry_run(config, out)
+    summary = train_run(config, out, overwrite=options.overwrite)
+    _say(
+        f"trained {summary.epochs:.4g} epochs in {summary.train_seconds:.0f} s "
+        f"({summary.images_per_second:.0f} images/s); the network is in {out}"
+    )
+    return 0
+
+
+def _directory_parser(command: str, summary: str) -> Any:
+    parser = _parser(command, summary)
+    parser.add_argument("directory", type=Path, nargs="?", help="the run directory")
+    parser.add_argument("--out", type=Path, default=None, help="the run directory, said the other way")
+    parser.add_argument("--config", action="config", help="a YAML file with any of these settings")
+    parser.add_argument("--data.dir", type=Path, default=None, help="where the images are now, if they moved")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done and what is cached, and stop")
+    return parser
+
+
+def _directory(options: Any, command: str) -> Path:
+    given = options.directory or options.out
+    if given is None:
+        raise InvalidArgument(f"no run directory was given; use: dynablocks {command} DIR")
+    return Path(given)
+
+
+def _moved(options: Any) -> Any:
+    from dynablocks.config import DataConfig
+
+    return DataConfig(dir=options.data.dir)
+
+
+def _describe(directory: Path, what: str) -> int:
+    from dynablocks.pipeline import cached_results, load_config
+
+    config = load_config(directory)
+    cached = ", ".join(cached_results(directory)) or "nothing"
+    print(f"would {what} {config.model.name} on {config.data.name} in {directory}; cached: {cached}")
+    return 0
+
+
+def _attack(arguments: Sequence[str]) -> int:
+    from dynablocks.pipeline import attack_run, collect_metrics, load_config
+    from dynablocks.robustness import AttackConfig
+
+    arguments = _expand(arguments)
+    parser = _directory_parser("attack", "Attack the test images of a run with l2-PGD at many radii.")
+    parser.add_argument("--attack", type=AttackConfig, default=AttackConfig(), help="how to attack")
+    if not {"-h", "--help"} & set(arguments):
+        where = next((a for a in arguments if not a.startswith("-")), None) or _value_of(arguments, "--out")
+        if where is not None and (Path(where) / "config.yaml").exists():
+            from dataclasses import asdict
+
+            stored = asdict(load_config(Path(where)).attack)
+            parser.set_defaults({f"attack.{key}": value for key, value in stored.items()})
+    options = parser.parse_args(arguments)
+    directory = _directory(options, "attack")
+    if options.dry_run:
+        return _describe(directory, "attack")
+    attack_run(directory, parser.instantiate_classes(options).attack, _moved(options))
+    _show(collect_metrics(directory))
+    return 0
+
+
+def _certify(arguments: Sequence[str]) -> int:
+    from dynablocks.pipeline import certify_run, collect_metrics
+
+    options = _directory_parser("certify", "Certify every test image of a run.").parse_args(_expand(arguments))
+    directory = _directory(options, "certify")
+    if options.dry_run:
+        return _describe(directory, "certify")
+    certify_run(directory, _moved(options))
+    _show(collect_metrics(directory))
+    return 0
+
+
+def _verify(arguments: Sequence[str]) -> int:
+    from dynablocks.pipeline import load, load_config, load_splits, with_data
+    from dynablocks.properties import verify
+
+    parser = _directory_parser("verify", "Measure every declared property of a run's network in float64.")
+    parser.add_argument("--samples", type=int, default=4, help="how many test images to measure at")
+    parser.add_argument("--deep", action="store_true", help="also every part of the network")
+    options = parser.parse_args(_expand(arguments))
+    directory = _directory(options, "verify")
+    if options.samples < 1:
+        raise InvalidArgument(f"--samples is {options.samples}; at least 1 is needed.")
+    if options.dry_run:
+        return _describe(directory, "verify")
+    network = load(directory)
+    test = load_splits(with_data(load_config(directory), _moved(options))).test
+    result = verify(network, test.images[: options.samples].float() / 255, deep=options.deep)
+    print(result)
+    result.require()
+    return 0
+
+
+def _explain(arguments: Sequence[str]) -> int:
+    from dynablocks.models import MODELS, ModelConfig, build
+    from dynablocks.pipeline import load
+    from dynablocks.properties import explain
+
+    parser = _parser("explain", "Print how a network's properties follow from its parts.")
+    parser.add_argument("directory", type=Path, nargs="?", help="a run directory, or leave it out and name a --model")
+    parser.add_argument("--out", type=Path, default=None, help="the run directory, said the other way")
+    parser.add_argument("--config", action="config", help="a YAML file with any of these settings")
+    parser.add_argument("--model", type=ModelConfig, default=ModelConfig(), help="an untrained model to explain")
+    parser.add_argument("--depth", type=int, default=None, help="how many levels of parts to print")
+    parser.add_argument("--dry-run", action="store_true", help="only say which network would be explained")
+    options = parser.parse_args(_expand(arguments))
+    directory = options.directory or options.out
+    if options.dry_run:
+        print(f"would explain {directory or 'an untrained ' + options.model.name}")
+        return 0
+    if directory is not None:
+        network = load(directory)
+    else:
+        model = parser.instantiate_classes(options).model
+        MODELS.get_known(model.name)
+        network = build(model, (3, 32, 32), 10, seed=0)
+    print(explain(network, options.depth))
+    return 0
+
+
+def _report(arguments: Sequence[str]) -> int:
+    from dynablocks.pipeline import report_run
+
+    options = _directory_parser("report", "Write the self-contained report.html of a run.").parse_args(_expand(arguments))
+    directory = _directory(options, "report")
+    if options.dry_run:
+        return _describe(directory, "report")
+    path = report_run(directory, f"dynablocks report {shlex.quote(str(directory))}", _moved(options))
+    print(path)
+    return 0
+
+
+def _list(arguments: Sequence[str]) -> int:
+    from dynablocks.catalogue import catalogue
+
+    kinds = catalogue()
+    parser = _parser("list", f"What can be named. Kinds: {', '.join(kinds)}.")
+    parser.add_argument("kind", nargs="?", type=str, help="one kind; all when left out")
+    options = parser.parse_args(list(arguments))
+    if options.kind is not None:
+        if options.kind not in kinds:
+            raise unknown_name("kind", options.kind, kinds)
+        print("\n".join(sorted(kinds[options.kind])))
+        return 0
+    for kind, names in kinds.items():
+        print(f"{kind + ':':<16}{', '.join(sorted(names))}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "run": _run,
+    "train": _train,
+    "attack": _attack,
+    "certify": _certify,
+    "verify": _verify,
+    "explain": _explain,
+    "report": _report,
+    "list": _list,
+}

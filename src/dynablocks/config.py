@@ -1,0 +1,149 @@
+"""Every setting of a run, the presets, and the YAML they are written in."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dynablocks.errors import InvalidArgument, require_choice
+from dynablocks.models import ModelConfig
+from dynablocks.robustness import AttackConfig
+from dynablocks.training import TrainingConfig
+
+PRESETS = ("smoke", "cpu", "paper")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images.
+
+    Args:
+        name: digits, cifar10, cifar100 or folder; empty (null) is found out from dir, or digits without one.
+        dir: where the copy is: Hub-schema parquet, the original batches, or class folders.
+        validation: how many training images to hold out for validation; the test images are never used to choose.
+    """
+
+    name: str | None = None
+    dir: Path | None = None
+    validation: int = 0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Every setting of train, attack, certify and report.
+
+    Args:
+        preset: smoke (seconds), cpu (minutes on two cores) or paper (the paper's settings; a GPU or patience).
+        model: the network.
+        data: the images.
+        training: how to train.
+        attack: how to attack.
+    """
+
+    preset: str = "cpu"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
+
+    def __post_init__(self) -> None:
+        require_choice("preset", self.preset, PRESETS)
+
+
+PAPER_MODELS = ("resnet", "naive", "non_expansive", "prescribed", "flexible")
+
+_SMOKE: dict[str, Any] = {
+    "model": {"widths": (8, 16), "layers": (1, 1)},
+    "training": {"epochs": 4, "batch_size": 128, "lr": 0.02, "optimiser": "adam"},
+    "attack": {"samples": 64, "steps": 5, "epsilons": (0.0, 36 / 255, 72 / 255, 108 / 255, 0.5, 1.0), "losses": ("ce", "margin")},
+}
+_OFFSET_ADAM: dict[str, Any] = {
+    "optimiser": "adam",
+    "lr": 0.01,
+    "momentum": 0.9,
+    "schedule": "one-cycle",
+    "loss": "offset-cross-entropy",
+    "temperature": 0.25,
+}
+_DIGITS: dict[str, Any] = {
+    "model": {"widths": (32, 64), "layers": (2, 2)},
+    "training": _OFFSET_ADAM | {"epochs": 60, "batch_size": 64, "offset": 0.6},
+    "attack": {"samples": 359},
+}
+_CIFAR: dict[str, Any] = {
+    "training": _OFFSET_ADAM
+    | {"epochs": 20, "batch_size": 256, "offset": 0.6, "crop_padding": 4, "flip": True, "max_minutes": 40.0},
+}
+_HINGE: dict[str, Any] = {"loss": "hinge", "margin": 0.07, "optimiser": "sgd", "momentum": 0.9, "regularisation": 1.0}
+_PAPER_ON_CPU: dict[str, Any] = {
+    "model": {"widths": (16, 32, 64), "layers": (2, 2, 2)},
+    "training": _HINGE
+    | {"epochs": 20, "batch_size": 128, "lr": 0.05, "schedule": "one-cycle", "crop_padding": 4, "flip": True},
+}
+_PAPER: dict[str, Any] = {
+    "training": _HINGE
+    | {"epochs": 100, "batch_size": 128, "lr": 0.01, "schedule": "step", "crop_padding": 4, "flip": True},
+}
+
+
+def preset_settings(preset: str, model: str, data: str) -> dict[str, Any]:
+    """What a preset sets for a model on a data set; configuration files and flags override it.
+
+    Example:
+        >>> preset_settings("paper", "prescribed", "cifar10")["training"]["epochs"]
+        100
+    """
+    require_choice("preset", preset, PRESETS)
+    colour = not data.startswith("digits")
+    if preset == "smoke":
+        return _SMOKE
+    if preset == "paper":
+        return _PAPER
+    if model in PAPER_MODELS:
+        small = {"training": _PAPER_ON_CPU["training"] | {"crop_padding": 0, "flip": False, "epochs": 60}}
+        return _PAPER_ON_CPU if colour else _PAPER_ON_CPU | small | {"attack": _DIGITS["attack"]}
+    return _CIFAR if colour else _DIGITS
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The configuration as YAML that ``--config`` reads again."""
+    import yaml
+
+    return str(yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True))
+
+
+def from_yaml(text: str, where: str) -> RunConfig:
+    """The configuration of :func:`to_yaml`.
+
+    Raises:
+        InvalidArgument: not YAML, or a setting is unknown or out of range.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(text)
+        return RunConfig(
+            preset=content["preset"],
+            model=ModelConfig(**_tuples(content["model"])),
+            data=DataConfig(**(content["data"] | {"dir": content["data"]["dir"] and Path(content["data"]["dir"])})),
+            training=TrainingConfig(**content["training"]),
+            attack=AttackConfig(**_tuples(content["attack"])),
+        )
+    except InvalidArgument:
+        raise
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise InvalidArgument(f"{where} is not a configuration of this version ({first}); make it again.") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _tuples(content: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}

@@ -1,0 +1,199 @@
+"""Linear (and nearly linear) maps between blocks that change the dimension, each with its Lipschitz constant."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.linear import Bounds, LinearMap, NormalisedConv, linear_norm_bounds
+from dynablocks.linear.dense import Dense
+from dynablocks.linear.maps import check_shape
+from dynablocks.linear.orthogonal import ORTHOGONAL, orthogonal_start
+from dynablocks.properties import (
+    Declaration,
+    GradientNormPreserving,
+    Invertible,
+    LinearInvariant,
+    Lipschitz,
+    NormPreserving,
+    Structured,
+)
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+class PixelNormalisation(Structured):
+    r"""x ↦ (x − mean) / std per channel: L = 1 / min std. A layer of the model, so certificates live in pixel space.
+
+    Example:
+        >>> round(PixelNormalisation((0.5,), (0.25,)).properties.lipschitz, 6)
+        4.0
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not mean or min(std) <= 0 or not all(map(math.isfinite, (*mean, *std))):
+            raise InvalidArgument(f"mean {mean} and std {std} must be finite, of one length, with std > 0.")
+        self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1))
+        self.register_buffer("scale", (1 / torch.tensor(std, dtype=torch.float64)).float().reshape(-1, 1, 1))
+        self.mean: Tensor
+        self.scale: Tensor
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        return (x - self.mean) * self.scale
+
+    def declare(self) -> Declaration:
+        scales = self.scale.double()
+        largest = float(scales.max())
+        kept = [Lipschitz(largest)]
+        if float(scales.min()) == largest == 1.0:
+            return Declaration.of(*kept, GradientNormPreserving(), reason="centring only", title="PixelNormalisation")
+        return Declaration.of(*kept, reason=f"1/min std = {largest:.5g}", title="PixelNormalisation")
+
+
+ISOMETRY = (Lipschitz(1.0), NormPreserving())
+
+
+class SpaceToDepth(Structured):
+    """f × f pixels become f² channels: a permutation of the entries.
+
+    Example:
+        >>> SpaceToDepth(2)(torch.zeros(1, 3, 8, 8)).shape
+        torch.Size([1, 12, 4, 4])
+    """
+
+    def __init__(self, factor: int = 2) -> None:
+        super().__init__()
+        if factor < 1:
+            raise InvalidArgument(f"factor is {factor}; it must be at least 1.")
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.pixel_unshuffle(x, self.factor)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """The image again."""
+        return functional.pixel_shuffle(y, self.factor)
+
+    def declare(self) -> Declaration:
+        kept = (*ISOMETRY, GradientNormPreserving(), LinearInvariant(), Invertible())
+        return Declaration.of(*kept, reason="a permutation", title=f"SpaceToDepth({self.factor})")
+
+
+class ZeroLift(Structured):
+    """Append zero channels (or entries): an isometry that keeps the sum of the entries.
+
+    Example:
+        >>> ZeroLift(3, 5)(torch.ones(1, 3)).sum().item()
+        3.0
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        if not 1 <= in_channels <= out_channels:
+            raise InvalidArgument(f"a zero lift goes up: {in_channels} -> {out_channels} channels is not possible.")
+        self.in_channels, self.extra = in_channels, out_channels - in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.pad(x, (0,) * (2 * (x.ndim - 2)) + (0, self.extra))
+
+    def declare(self) -> Declaration:
+        kept = (*ISOMETRY, LinearInvariant()) if self.extra else (*ISOMETRY, LinearInvariant(), GradientNormPreserving())
+        return Declaration.of(*kept, reason="zeros appended", title=f"ZeroLift(+{self.extra})")
+
+
+class ChannelMix(LinearMap):
+    r"""An orthogonal 1 × 1 map of channels: orthonormal rows when channels go down, orthonormal columns when they go up.
+
+    Example:
+        >>> mix = ChannelMix((8, 2, 2), 4)
+        >>> mix(torch.zeros(1, 8, 2, 2)).shape, round(mix.properties.lipschitz, 5)
+        (torch.Size([1, 4, 2, 2]), 1.0)
+    """
+
+    def __init__(
+        self, in_shape: tuple[int, int, int], out_channels: int, method: str = "cayley", spread: float = 1.0
+    ) -> None:
+        super().__init__()
+        check_shape("in_shape", in_shape, 3)
+        self.in_shape, self.out_shape = tuple(in_shape), (out_channels, *in_shape[1:])
+        self.rows_orthonormal = out_channels <= in_shape[0]
+        self.columns_orthonormal = out_channels >= in_shape[0]
+        self.parametrisation = ORTHOGONAL.get_known(method)
+        self.free = nn.Parameter(orthogonal_start((), max(in_shape[0], out_channels), spread))
+
+    def compute_weight(self) -> Float[Tensor, "out in 1 1"]:
+        matrix = self.parametrisation(self.free)[: self.out_shape[0], : self.in_shape[0]]
+        return matrix[:, :, None, None].contiguous()
+
+    def multiply(self, weight: Tensor, x: Tensor) -> Tensor:
+        return functional.conv2d(x, weight)
+
+    def multiply_adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
+        return functional.conv2d(y, weight.transpose(0, 1))
+
+    def compute_norm_bounds(self) -> Bounds:
+        return linear_norm_bounds(self.weight.detach()[:, :, 0, 0])
+
+
+class PaperLift(Structured):
+    r"""x ↦ ReLU(αWx) with ‖W‖ <= 1 and a free factor α: the paper's lift, whose constant |α|‖W‖ is not 1.
+
+    Source: paper section 3.3 and design D3.
+    """
+
+    def __init__(self, in_shape: tuple[int, int, int], out_channels: int, kernel_size: int = 3) -> None:
+        super().__init__()
+        self.linear = NormalisedConv(in_shape, out_channels, kernel_size, gain=3.0)
+        self.out_shape = self.linear.out_shape
+        self.alpha = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.alpha * self.linear(x))
+
+    def declare(self) -> Declaration:
+        alpha, norm = abs(float(self.alpha.detach())), self.linear.norm_bounds().upper
+        constant = math.nextafter(alpha * norm, math.inf)
+        return Declaration.of(Lipschitz(constant), reason=f"|α|‖W‖ = {alpha:.4g}·{norm:.4g}", title="PaperLift")
+
+
+class Head(Dense):
+    r"""The last layer z = Wx + b, with the certificate's pairwise distances ‖wᵢ − wⱼ‖.
+
+    Args:
+        in_features, classes: the sizes.
+        normalise: ``"rows"`` (each row of W has norm 1), ``"frobenius"`` (‖W‖_F = 1, the paper's) or ``"none"``.
+
+    Example:
+        >>> head = Head(5, 3)
+        >>> bool(torch.allclose(head.weight.norm(dim=1), torch.ones(3)))
+        True
+    """
+
+    def __init__(self, in_features: int, classes: int, normalise: str = "rows") -> None:
+        if normalise not in ("rows", "frobenius", "none"):
+            raise InvalidArgument(f"normalise is {normalise!r}; 'rows', 'frobenius' and 'none' are allowed.")
+        super().__init__(in_features, classes)
+        self.normalise = normalise
+        self.bias = nn.Parameter(torch.zeros(classes))
+
+    def compute_weight(self) -> Float[Tensor, "classes features"]:
+        if self.normalise == "rows":
+            return functional.normalize(self.matrix, dim=1)
+        if self.normalise == "frobenius":
+            return self.matrix / self.matrix.norm().clamp_min(1e-12)
+        return self.matrix
+
+    def forward(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
+        return functional.linear(x, self.weight, self.bias)
+
+    def declare(self) -> Declaration:
+        bounds = self.norm_bounds()
+        reason = f"‖W‖ <= {bounds.upper:.6g}, {self.normalise} normalised"
+        return Declaration.of(Lipschitz(bounds.upper), reason=reason, title="Head")

@@ -1,0 +1,106 @@
+"""Our own network: everything from pixel to logit lies inside the guarantee."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from dynablocks.blocks import DynamicalBlock
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields import GradientField, PreconditionedField, leaky_relu
+from dynablocks.integrators import ExplicitEuler
+from dynablocks.lifting import ChannelMix, SpaceToDepth, ZeroLift
+from dynablocks.linear import Conv, LinearMap, OrthogonalConv, OrthogonalDense
+from dynablocks.models.config import ModelConfig
+from dynablocks.models.network import MODELS, ModelKind
+from dynablocks.models.paper import Shape, pair_block
+from dynablocks.switching import FreeSignal, NonExpansiveSignal, PrescribedSignal, ScheduledSignal, SwitchingSignal
+
+
+def _signal(config: ModelConfig) -> SwitchingSignal:
+    start = 1.0 if config.step_start is None else config.step_start
+    if config.step_end is None:
+        return NonExpansiveSignal(start, 0.0, 2.0)
+    return ScheduledSignal(start, config.step_end, config.step_until or 0.7)
+
+
+def _block(config: ModelConfig, shape: Shape) -> DynamicalBlock:
+    size, padding = config.kernel_size or 3, config.padding or "circular"
+    if config.step == "preconditioned":
+        kernel = Conv(shape, shape[0], size, padding, gain=0.5)
+        return DynamicalBlock(PreconditionedField(kernel, "relu"), ExplicitEuler(), FreeSignal(2.0))
+    if config.step == "exact":
+        sigma = leaky_relu(0.5 if config.slope is None else config.slope)
+        return pair_block(replace(config, region="exact"), shape, sigma, PrescribedSignal, "exact")
+    linear = OrthogonalConv(shape, kernel_size=size, padding=padding)
+    return DynamicalBlock(GradientField(linear, "relu"), ExplicitEuler(), _signal(config), bound=config.bound)
+
+
+def _transition(shape: Shape, factor: int, width: int) -> tuple[list[nn.Module], Shape]:
+    """Space to depth, then an orthogonal 1 × 1 map to ``width`` channels."""
+    if shape[1] % factor or shape[2] % factor:
+        raise InvalidArgument(
+            f"a {shape[1]} x {shape[2]} image cannot be folded by {factor}; use fewer stages or another stem."
+        )
+    shape = (shape[0] * factor**2, shape[1] // factor, shape[2] // factor)
+    parts: list[nn.Module] = [SpaceToDepth(factor)] if factor > 1 else []
+    if width > shape[0]:
+        parts.append(ZeroLift(shape[0], width))
+        shape = (width, *shape[1:])
+    parts.append(ChannelMix(shape, width))
+    return parts, (width, *shape[1:])
+
+
+def _dense_steps(config: ModelConfig, features: int) -> tuple[list[nn.Module], int]:
+    width = config.dense_width or features
+    parts: list[nn.Module] = []
+    if width < features:
+        parts.append(OrthogonalDense(features, width))
+        features = width
+    for _ in range(config.dense_layers or 0):
+        linear: LinearMap = OrthogonalDense(features, features)
+        parts.append(DynamicalBlock(GradientField(linear, "relu"), ExplicitEuler(), _signal(config)))
+    return parts, features
+
+
+def build_body(config: ModelConfig, shape: Shape) -> tuple[nn.Sequential, int]:
+    """Stem, stages of steps with folding between them, dense steps."""
+    assert config.widths is not None and config.layers is not None
+    parts: list[nn.Module] = []
+    for stage, (width, count) in enumerate(zip(config.widths, config.layers, strict=True)):
+        moves, shape = _transition(shape, (config.stem or 2) if stage == 0 else 2, width)
+        parts.extend(moves)
+        parts.extend(_block(config, shape) for _ in range(count))
+    parts.append(nn.Flatten())
+    features = shape[0] * shape[1] * shape[2]
+    if config.dense_layers:
+        dense, features = _dense_steps(config, features)
+        parts.extend(dense)
+    return nn.Sequential(*parts), features
+
+
+MODELS["certified"] = ModelKind(
+    "isometric stem, orthogonal steps whose size grows from 1 to 2, row-normalised head",
+    ModelConfig(
+        name="certified",
+        widths=(32, 64, 128),
+        layers=(3, 3, 3),
+        lift="isometric",
+        weights="orthogonal",
+        padding="circular",
+        kernel_size=3,
+        step="orthogonal",
+        slope=0.5,
+        balance="pair",
+        step_start=1.0,
+        step_end=2.0,
+        step_until=0.7,
+        stem=2,
+        dense_width=0,
+        dense_layers=0,
+        head="rows",
+        normalise=False,
+    ),
+    build_body,
+)

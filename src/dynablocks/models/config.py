@@ -1,0 +1,104 @@
+"""Every setting of a network, in one dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+from dynablocks.errors import InvalidArgument, require_choice, require_range
+
+LIFTS = ("isometric", "paper")
+WEIGHTS = ("orthogonal", "penalised", "free")
+PADDINGS = ("same", "full", "circular")
+HEADS = ("rows", "frobenius", "none")
+STEPS = ("orthogonal", "preconditioned", "exact")
+BALANCES = ("pair", "network")
+BOUNDS = ("tight", "paper")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network to build; an empty (null) setting takes the default of the named model.
+
+    Args:
+        name: certified, resnet, naive, non_expansive, prescribed or flexible (``dynablocks list models``).
+        widths: channels of each stage.
+        layers: dynamical blocks in each stage.
+        lift: isometric (inside the guarantee) or paper (ReLU(aWx) with a free factor a: honest, large bound).
+        weights: orthogonal (exactly), penalised (the paper's regulariser and projection) or free.
+        padding: same, full (both with zeros) or circular.
+        kernel_size: size of the square kernels.
+        slope: a of the leaky ReLU max(x, ax) in contractive and expansive blocks.
+        substeps: S, each step is taken as S steps.
+        region: feasible region of the pair of steps (``dynablocks list regions``).
+        balance: pair (each pair of steps in its region) or network (one budget for the whole network).
+        bound: which Lipschitz constants to declare: tight or paper.
+        step: what the certified model is built of: orthogonal, preconditioned or exact.
+        step_start: step size at the start.
+        step_end: step size reached at the fraction step_until of the training (certified model); empty: learned instead.
+        step_until: the fraction of the training over which the step grows.
+        stem: space-to-depth factor before the first stage (certified model).
+        dense_width: features of the dense orthogonal steps before the head (certified model); 0: all of them.
+        dense_layers: how many dense orthogonal steps.
+        penalty: weight of the orthogonality penalty of penalised convolutions.
+        head: rows (each row of norm 1), frobenius (the paper's) or none.
+        normalise: divide pixels by the data's standard deviation (its factor counts in the certificate), or only centre them.
+
+    Raises:
+        InvalidArgument: a value is out of its range or a name is not known.
+    """
+
+    name: str = "certified"
+    widths: tuple[int, ...] | None = None
+    layers: tuple[int, ...] | None = None
+    lift: str | None = None
+    weights: str | None = None
+    padding: str | None = None
+    kernel_size: int | None = None
+    slope: float | None = None
+    substeps: int | None = None
+    region: str | None = None
+    balance: str | None = None
+    bound: str = "tight"
+    step: str | None = None
+    step_start: float | None = None
+    step_end: float | None = None
+    step_until: float | None = None
+    stem: int | None = None
+    dense_width: int | None = None
+    dense_layers: int | None = None
+    penalty: float | None = None
+    head: str | None = None
+    normalise: bool | None = None
+
+    def __post_init__(self) -> None:
+        choices = {"lift": LIFTS, "weights": WEIGHTS, "padding": PADDINGS, "head": HEADS, "step": STEPS}
+        choices |= {"balance": BALANCES, "bound": BOUNDS}
+        for name, allowed in choices.items():
+            if getattr(self, name) is not None:
+                require_choice(name, getattr(self, name), allowed)
+        for name in ("kernel_size", "substeps", "stem"):
+            if getattr(self, name) is not None:
+                require_range(name, getattr(self, name), 1, 16)
+        if self.slope is not None:
+            require_range("slope", self.slope, 0.0, 1.0)
+        for name in ("penalty", "dense_width", "dense_layers"):
+            if getattr(self, name) is not None:
+                require_range(name, getattr(self, name), 0)
+        for name in ("widths", "layers"):
+            sizes = getattr(self, name)
+            if sizes is not None:
+                object.__setattr__(self, name, tuple(sizes))
+                low = 1 if name == "widths" else 0
+                if not sizes or any(not isinstance(s, int) or s < low for s in sizes):
+                    raise InvalidArgument(f"{name} is {list(sizes)}; whole numbers from {low} are needed, one a stage.")
+
+    def completed(self, defaults: ModelConfig) -> ModelConfig:
+        """This configuration with every empty setting taken from ``defaults``."""
+        empty = {f.name: getattr(defaults, f.name) for f in fields(self) if getattr(self, f.name) is None}
+        full = replace(self, **empty)
+        assert full.widths is not None and full.layers is not None
+        if len(full.widths) != len(full.layers):
+            raise InvalidArgument(
+                f"widths {list(full.widths)} and layers {list(full.layers)} differ in length; give one of each a stage."
+            )
+        return full

@@ -1,0 +1,118 @@
+"""A classifier: pixel normalisation, stages of dynamical blocks, a linear head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dynablocks.blocks import DynamicalBlock
+from dynablocks.errors import InvalidArgument
+from dynablocks.lifting import Head, PixelNormalisation
+from dynablocks.models.config import ModelConfig
+from dynablocks.properties import Declaration, Structured, compose, declare
+from dynablocks.registry import Registry
+from dynablocks.switching import NetworkBudget, PairSignal
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+class Network(Structured):
+    r"""Pixels in [0, 1] ↦ logits z = W f(x) + b, with everything before W in ``body``.
+
+    Attributes:
+        input_shape: (channels, height, width) of one image.
+        num_classes: how many logits.
+        config: the complete configuration the network was built from.
+    """
+
+    def __init__(
+        self, body: nn.Sequential, head: Head, input_shape: tuple[int, int, int], config: ModelConfig
+    ) -> None:
+        super().__init__()
+        self.body, self.head = body, head
+        self.input_shape, self.num_classes, self.config = input_shape, head.out_shape[0], config
+        if config.balance == "network":
+            self.budget = NetworkBudget([m for m in body.modules() if isinstance(m, PairSignal)])
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """The logits of a batch of images.
+
+        Raises:
+            InvalidArgument: the images have another shape than the network was built for.
+        """
+        if x.ndim != 4 or tuple(x.shape[1:]) != self.input_shape:
+            raise InvalidArgument(
+                f"the images have shape {tuple(x.shape)}; the network takes (batch, {', '.join(map(str, self.input_shape))})."
+            )
+        return self.head(self.body(x))
+
+    def declare(self) -> Declaration:
+        return compose([("body", self.body), ("head", self.head)], title=f"Network {self.config.name}")
+
+    def certificate_inputs(self) -> tuple[float, Tensor]:
+        """An upper bound of the body's Lipschitz constant, and the head's weight in float64, for certified radii (D2.13)."""
+        return declare(self.body).properties.lipschitz, self.head.weight.detach().double().cpu()
+
+    def blocks(self) -> list[tuple[str, DynamicalBlock]]:
+        """The dynamical blocks in order, with their names."""
+        return [(name, m) for name, m in self.named_modules() if isinstance(m, DynamicalBlock)]
+
+
+BodyBuilder = Callable[[ModelConfig, tuple[int, int, int]], tuple[nn.Sequential, int]]
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """A named family of networks: its defaults, and the function that builds everything between pixels and head."""
+
+    summary: str
+    defaults: ModelConfig
+    build_body: BodyBuilder
+
+
+MODELS: Registry[ModelKind] = Registry("model")
+
+
+def build(
+    config: ModelConfig,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    seed: int | None = None,
+) -> Network:
+    """The network of a configuration.
+
+    Args:
+        config: what to build.
+        input_shape: (channels, height, width) of one image.
+        num_classes: how many classes.
+        mean, std: per channel, of the training pixels; ``std`` is used only where ``config.normalise``.
+        seed: start the random weights from this seed, without touching the global random state.
+
+    Raises:
+        InvalidArgument: an unknown name, or the image does not fit the stages.
+
+    Example:
+        >>> network = build(ModelConfig("certified", widths=(8, 8), layers=(1, 1)), (1, 8, 8), 10)
+        >>> network(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+    kind = MODELS.get_known(config.name)
+    full = config.completed(kind.defaults)
+    channels = input_shape[0]
+    mean = mean or (0.5,) * channels
+    std = (std or (0.25,) * channels) if full.normalise else (1.0,) * channels
+    with torch.random.fork_rng(enabled=seed is not None, devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+        body, features = kind.build_body(full, input_shape)
+        body.insert(0, PixelNormalisation(mean, std))
+        head = Head(features, num_classes, full.head or "rows")
+    return Network(body, head, tuple(input_shape), full)

@@ -1,0 +1,144 @@
+"""The paper's five networks: three stages of four layers with lifts and 2 × 2 max-pooling (section 3.3, design D4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import nn
+
+from dynablocks.blocks import DynamicalBlock
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields import Activation, GradientField, TwoMatrixField, leaky_relu
+from dynablocks.integrators import ExactFlow, ExplicitEuler, Integrator
+from dynablocks.lifting import ChannelMix, PaperLift, ZeroLift
+from dynablocks.linear import Conv, LinearMap, NormalisedConv, OrthogonalConv
+from dynablocks.models.config import ModelConfig
+from dynablocks.models.network import MODELS, ModelKind
+from dynablocks.switching import (
+    REGIONS,
+    FlexibleSignal,
+    FreeSignal,
+    NonExpansiveSignal,
+    PairSignal,
+    PrescribedSignal,
+)
+
+Shape = tuple[int, int, int]
+BlockBuilder = Callable[[ModelConfig, Shape], DynamicalBlock]
+
+
+def convolution(config: ModelConfig, shape: Shape) -> LinearMap:
+    """The square convolution a configuration asks for."""
+    size, padding = config.kernel_size or 3, config.padding or "same"
+    if config.weights == "orthogonal":
+        return OrthogonalConv(shape, kernel_size=size, padding=padding)
+    if config.weights == "free":
+        return Conv(shape, shape[0], size, padding)
+    return NormalisedConv(shape, shape[0], size, padding, penalty=config.penalty or 0.0, gain=float(size))
+
+
+def _resnet(config: ModelConfig, shape: Shape) -> DynamicalBlock:
+    field = TwoMatrixField(convolution(config, shape), convolution(config, shape), "relu")
+    return DynamicalBlock(field, ExplicitEuler(), FreeSignal(1.0), bound=config.bound)
+
+
+def _naive(config: ModelConfig, shape: Shape) -> DynamicalBlock:
+    field = TwoMatrixField(convolution(config, shape), convolution(config, shape), "relu", decay=1.0)
+    return DynamicalBlock(field, ExplicitEuler(), FreeSignal(0.5), bound=config.bound)
+
+
+def _non_expansive(config: ModelConfig, shape: Shape) -> DynamicalBlock:
+    field = GradientField(convolution(config, shape), "relu")
+    start = 0.5 if config.step_start is None else config.step_start
+    return DynamicalBlock(field, ExplicitEuler(), NonExpansiveSignal(start, 0.0, 2.0), bound=config.bound)
+
+
+def pair_fields(config: ModelConfig, shape: Shape, expansive_sigma: Activation) -> list[GradientField]:
+    """A contractive and an expansive gradient field with maps of their own."""
+    sigma = leaky_relu(0.5 if config.slope is None else config.slope)
+    return [
+        GradientField(convolution(config, shape), sigma),
+        GradientField(convolution(config, shape), expansive_sigma, expansive=True),
+    ]
+
+
+def pair_block(
+    config: ModelConfig, shape: Shape, expansive_sigma: Activation, signal_type: type[PairSignal], default: str
+) -> DynamicalBlock:
+    region_name = config.region or default
+    slope = 0.5 if config.slope is None else config.slope
+    # (3.12) takes the contractive step in two halves whatever S is; exact flows need no substeps.
+    substeps = 1 if signal_type is FlexibleSignal or region_name == "exact" else config.substeps or 1
+    region = REGIONS.get_known(region_name)(slope, substeps)
+    method: Integrator = ExactFlow() if region_name == "exact" else ExplicitEuler()
+    start = (1.0 if config.step_start is None else config.step_start, 0.1)
+    signal = signal_type(region, start, config.balance or "pair")
+    return DynamicalBlock(pair_fields(config, shape, expansive_sigma), method, signal, bound=config.bound)
+
+
+def _prescribed(config: ModelConfig, shape: Shape) -> DynamicalBlock:
+    sigma = leaky_relu(0.5 if config.slope is None else config.slope)
+    return pair_block(config, shape, sigma, PrescribedSignal, "paper-prescribed")
+
+
+def _flexible(config: ModelConfig, shape: Shape) -> DynamicalBlock:
+    return pair_block(config, shape, leaky_relu(0.0), FlexibleSignal, "paper-flexible")
+
+
+def lift(config: ModelConfig, shape: Shape, width: int) -> tuple[nn.Module, Shape]:
+    """The map to ``width`` channels: inside the guarantee, or the paper's."""
+    if config.lift == "paper":
+        return PaperLift(shape, width), (width, *shape[1:])
+    if width < shape[0]:
+        return ChannelMix(shape, width), (width, *shape[1:])
+    if width == shape[0]:
+        return nn.Identity(), shape
+    return nn.Sequential(ZeroLift(shape[0], width), ChannelMix((width, *shape[1:]), width)), (width, *shape[1:])
+
+
+def stages(block: BlockBuilder) -> Callable[[ModelConfig, Shape], tuple[nn.Sequential, int]]:
+    """Lift, blocks, 2 × 2 max-pool for each width; then flat features."""
+
+    def build_body(config: ModelConfig, shape: Shape) -> tuple[nn.Sequential, int]:
+        assert config.widths is not None and config.layers is not None
+        parts: list[nn.Module] = []
+        for width, count in zip(config.widths, config.layers, strict=True):
+            lifted, shape = lift(config, shape, width)
+            parts.append(lifted)
+            parts.extend(block(config, shape) for _ in range(count))
+            if min(shape[1:]) < 2:
+                raise InvalidArgument(f"{len(config.widths)} stages halve the image below one pixel; use fewer stages.")
+            parts.append(nn.MaxPool2d(2))
+            shape = (shape[0], shape[1] // 2, shape[2] // 2)
+        parts.append(nn.Flatten())
+        return nn.Sequential(*parts), shape[0] * shape[1] * shape[2]
+
+    return build_body
+
+
+PAPER = ModelConfig(
+    name="prescribed",
+    widths=(32, 64, 128),
+    layers=(4, 4, 4),
+    lift="isometric",
+    weights="penalised",
+    padding="same",
+    kernel_size=3,
+    slope=0.5,
+    substeps=2,
+    balance="pair",
+    head="frobenius",
+    normalise=True,
+)
+
+
+def _file(name: str, summary: str, block: BlockBuilder, **changes: object) -> None:
+    MODELS[name] = ModelKind(summary, replace(PAPER, name=name, **changes), stages(block))  # type: ignore[arg-type]
+
+
+_file("resnet", "x + AᵀReLU(Bx + b), unconstrained: the reference", _resnet, weights="free", lift="paper", head="none")
+_file("naive", "½(x + AᵀReLU(Bx + b)) with ‖A‖, ‖B‖ <= 1", _naive, penalty=0.01, head="none")
+_file("non_expansive", "x − hAᵀReLU(Ax + b), 0 <= h <= 2 learned: (3.5)", _non_expansive, penalty=0.1)
+_file("prescribed", "contractive and expansive steps in turn: (3.11)", _prescribed, penalty=0.1)
+_file("flexible", "an expansive step of either sign, then a contractive one: (3.12)", _flexible, penalty=0.01)

@@ -1,0 +1,418 @@
+"""Train, attack, certify and report in one run directory; each step is skipped when its result is already there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+import dynablocks
+from dynablocks.config import DataConfig, RunConfig, from_yaml, to_yaml
+from dynablocks.data import DataSplits, ImageDataset, infer_name, load_data
+from dynablocks.errors import BadCheckpoint, BadData, DynablocksError, InvalidArgument
+from dynablocks.files import read_json, sha256, write_atomically, write_json, write_text
+from dynablocks.models import ModelConfig, Network, build
+from dynablocks.progress import progress_bar
+from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, attack, certify, check_sound
+from dynablocks.switching import set_progress
+from dynablocks.training import TrainingSummary, find_checkpoint, fit, load_weights, read_config
+from dynablocks.training.precision import choose_device
+
+if TYPE_CHECKING:
+    from dynablocks.reporting import ReportData
+
+Say = Callable[[str], None]
+
+PIXEL_STATISTICS = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2009, 0.1984, 0.2023)),
+}
+"""Channel means and mean per-image standard deviations, as the paper normalises (design D3)."""
+
+
+def data_name(config: DataConfig) -> str:
+    """The data set's name: as given, or as found in the folder, or digits."""
+    if config.name is not None:
+        return config.name
+    return "digits" if config.dir is None else infer_name(config.dir)
+
+
+def load_splits(config: RunConfig) -> DataSplits:
+    """The images of a configuration."""
+    return load_data(data_name(config.data), config.data.dir, config.data.validation, config.training.seed)
+
+
+def pixel_statistics(train: ImageDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, for the model's first layer: the paper's, or measured."""
+    known = PIXEL_STATISTICS.get(train.name.removesuffix("-jpeg"))
+    if known is not None:
+        return known
+    channels = train.images.transpose(0, 1).flatten(1).double() / 255
+    mean = tuple(round(float(m), 4) for m in channels.mean(1))
+    return mean, tuple(max(round(float(s), 4), 1e-3) for s in channels.std(1))
+
+
+def build_for(config: RunConfig, splits: DataSplits) -> tuple[Network, dict[str, Any]]:
+    """The network of a configuration for its images, and the description from which :func:`load` builds it again."""
+    mean, std = pixel_statistics(splits.train)
+    shape = tuple(splits.train.image_shape)
+    classes = splits.train.num_classes
+    network = build(config.model, shape, classes, mean=mean, std=std, seed=config.training.seed)
+    description = {
+        "config": asdict(network.config),
+        "input_shape": list(shape),
+        "num_classes": classes,
+        "mean": list(mean),
+        "std": list(std),
+    }
+    return network, description
+
+
+def load(directory: str | Path) -> Network:
+    """The trained network of a run directory, in eval mode: pixels in [0, 1], NCHW, to logits.
+
+    Args:
+        directory: the run directory (``--out`` of ``dynablocks run`` or ``train``).
+
+    Returns:
+        The network, with ``.properties`` and ``.input_shape``.
+
+    Raises:
+        BadCheckpoint: there is no checkpoint, or it is corrupt.
+    """
+    import yaml
+
+    directory = Path(directory)
+    checkpoint = require_checkpoint(directory)
+    try:
+        stored = yaml.safe_load(read_config(checkpoint))["model"]
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in stored["config"].items()}
+        shape = tuple(int(n) for n in stored["input_shape"])
+        network = build(
+            ModelConfig(**options), shape, stored["num_classes"], mean=tuple(stored["mean"]), std=tuple(stored["std"])
+        )
+    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise BadCheckpoint(
+            f"{checkpoint}/config.yaml does not describe a network of this version ({error}); train again with --overwrite."
+        ) from error
+    load_weights(checkpoint, network)
+    set_progress(network, 1.0)
+    return network.eval()
+
+
+def require_checkpoint(directory: Path) -> Path:
+    """The newest whole checkpoint of a run directory, or one sentence."""
+    if not directory.is_dir():
+        raise BadCheckpoint(f"{directory} is not a run directory; make one with: dynablocks train --out {directory}")
+    checkpoint = find_checkpoint(directory)
+    if checkpoint is None:
+        raise BadCheckpoint(f"{directory} holds no checkpoint; make one with: dynablocks train --out {directory}")
+    return checkpoint
+
+
+def load_config(directory: Path) -> RunConfig:
+    """The configuration a run directory was made with."""
+    require_checkpoint(directory)
+    path = directory / "config.yaml"
+    try:
+        return from_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadCheckpoint(f"{path} cannot be read ({error}); train again with --overwrite.") from error
+
+
+def train_run(config: RunConfig, directory: Path, *, overwrite: bool = False) -> TrainingSummary:
+    """Train into ``directory``; resume when it holds an unfinished training of the same configuration."""
+    splits = load_splits(config)
+    network, description = build_for(config, splits)
+    summary = fit(network, splits, config.training, directory, describe=description, resume=not overwrite)
+    write_text(directory / "config.yaml", to_yaml(replace(config, data=replace(config.data, name=data_name(config.data)))))
+    facts = asdict(summary) | {
+        "dataset": splits.train.name,
+        "fingerprint": splits.fingerprint,
+        "parameters": sum(p.numel() for p in network.parameters()),
+    }
+    write_json(directory / "training.json", facts)
+    collect_metrics(directory)
+    return summary
+
+
+def attack_run(directory: Path, config: AttackConfig | None = None, data: DataConfig | None = None) -> AttackResult:
+    """Attack the test images of a run; write attack.json and attack.safetensors; stop when a certificate is contradicted."""
+    run = with_data(load_config(directory), data)
+    settings = run.attack if config is None else config
+    cached = _restore(directory, "attack", AttackResult.restore, {"config": _jsonable(asdict(settings))})
+    if cached is None:
+        splits = load_splits(run)
+        network = load(directory).to(choose_device(run.training.device))
+        settings = replace(settings, samples=min(settings.samples, len(splits.test)))
+        with progress_bar(f"attacking {settings.samples} images") as update:
+            result = attack(network, splits.test, settings, update)
+        _store(directory, "attack", result.summary(), result.tensors())
+    else:
+        result = cached
+    _check_together(directory)
+    collect_metrics(directory)
+    return result
+
+
+def certify_run(directory: Path, data: DataConfig | None = None) -> CertificateResult:
+    """Certify every test image of a run; write certificate.json and certificate.safetensors."""
+    run = with_data(load_config(directory), data)
+    epsilons = AttackConfig().epsilons
+    cached = _restore(directory, "certificate", CertificateResult.restore, {})
+    if cached is None:
+        splits = load_splits(run)
+        network = load(directory).to(choose_device(run.training.device))
+        with progress_bar(f"certifying {len(splits.test)} images") as update:
+            result = certify(network, splits.test, progress=update)
+        _store(directory, "certificate", result.summary(epsilons), result.tensors())
+    else:
+        result = cached
+    _check_together(directory)
+    collect_metrics(directory)
+    return result
+
+
+def report_run(directory: Path, command: str, data: DataConfig | None = None) -> Path:
+    """Write report.html from what the run directory holds."""
+    from dynablocks.reporting import write_report
+
+    path = directory / "report.html"
+    write_report(path, report_data(directory, command, data))
+    return path
+
+
+def run(config: RunConfig, directory: Path, command: str, say: Say, *, overwrite: bool = False) -> dict[str, Any]:
+    """Train, certify, attack, report; the metrics of :func:`collect_metrics`."""
+    summary = train_run(config, directory, overwrite=overwrite)
+    say(f"trained {summary.epochs:.4g} epochs in {summary.train_seconds:.0f} s ({summary.images_per_second:.0f} images/s)")
+    result = certify_run(directory)
+    say(f"certified {len(result.labels)} test images, Lipschitz bound {result.body_lipschitz:.6g}")
+    attacked = attack_run(directory, config.attack)
+    say(f"attacked {len(attacked.labels)} test images at {len(attacked.epsilons)} radii, no certificate was broken")
+    say(f"report: {report_run(directory, command)}")
+    return collect_metrics(directory)
+
+
+def collect_metrics(directory: Path) -> dict[str, Any]:
+    """metrics.json from what is there; figures that were not measured are ``None``."""
+    training = read_json(directory / "training.json")
+    config = load_config(directory)
+    weights = weights_hash(directory)
+    certificate = _current(directory, "certificate", weights)
+    attacked = _current(directory, "attack", weights)
+    clean = (certificate or attacked or {}).get("clean_accuracy")
+    metrics = {
+        "model": config.model.name,
+        "preset": config.preset,
+        "clean_accuracy": clean,
+        "robust_accuracy": (attacked or {}).get("robust_accuracy"),
+        "certified_accuracy": (certificate or {}).get("certified_accuracy"),
+        "auc": (attacked or {}).get("auc"),
+        "lipschitz_bound": (certificate or {}).get("body_lipschitz"),
+        "images_per_second": training["images_per_second"],
+        "train_seconds": training["train_seconds"],
+        "epochs": training["epochs"],
+        "parameters": training["parameters"],
+        "dataset": training["dataset"],
+        "test_images": (certificate or {}).get("samples"),
+        "attacked_images": (attacked or {}).get("samples"),
+        "device": training["device"],
+        "precision": training["precision"],
+        "seed": config.training.seed,
+        "version": dynablocks.__version__,
+    }
+    write_json(directory / "metrics.json", metrics)
+    return metrics
+
+
+def weights_hash(directory: Path) -> str:
+    """SHA-256 of the run's weights: results of other weights are not reused."""
+    return sha256(require_checkpoint(directory) / "model.safetensors")
+
+
+def report_data(directory: Path, command: str, data: DataConfig | None = None) -> ReportData:
+    """Everything the report shows."""
+    from dynablocks.properties import explain
+    from dynablocks.reporting import ReportData, block_rows, step_rows
+
+    run_config = with_data(load_config(directory), data)
+    splits, network = load_splits(run_config), load(directory)
+    attacked = _restore(directory, "attack", AttackResult.restore, {})
+    certificate = _restore(directory, "certificate", CertificateResult.restore, {})
+    curves = {}
+    if certificate is not None:
+        curves["certified"] = certificate.curve(AttackConfig().epsilons)
+    if attacked is not None:
+        curves["attacked (worst)"] = attacked.curve()
+    with progress_bar("measuring the blocks") as update:
+        blocks = block_rows(network, splits.test.images[:4].float() / 255, progress=update)
+    return ReportData(
+        title=f"{run_config.model.name} on {splits.test.name}",
+        command=command,
+        metrics=collect_metrics(directory),
+        history=_history(directory),
+        curves=curves,
+        blocks=blocks,
+        steps=step_rows(network),
+        examples=_examples(splits.test, attacked, certificate),
+        class_names=splits.test.class_names,
+        explanation=str(explain(network)),
+        config_text=to_yaml(run_config),
+    )
+
+
+def _examples(test: ImageDataset, attacked: AttackResult | None, certificate: CertificateResult | None) -> list[Any]:
+    from dynablocks.reporting import Example
+
+    if attacked is None or certificate is None:
+        return []
+    rows = []
+    for i in range(min(len(attacked.examples), len(test))):
+        found = math.isfinite(float(attacked.smallest_broken_norm[i])) and attacked.example_losses[i] != ""
+        rows.append(
+            Example(
+                image=test.images[i],
+                label=int(test.labels[i]),
+                prediction=int(certificate.predictions[i]),
+                certified_radius=float(certificate.radii[i]) if bool(certificate.correct[i]) else 0.0,
+                smallest_broken_norm=float(attacked.smallest_broken_norm[i]),
+                adversarial=attacked.examples[i] if found else None,
+                adversarial_prediction=int(attacked.example_predictions[i]),
+                attack=attacked.example_losses[i],
+            )
+        )
+    return rows
+
+
+def _history(directory: Path) -> list[dict[str, Any]]:
+    import json
+
+    path = directory / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def with_data(config: RunConfig, data: DataConfig | None) -> RunConfig:
+    if data is None or data.dir is None:
+        return config
+    return replace(config, data=replace(config.data, dir=data.dir))
+
+
+def _jsonable(content: dict[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in content.items()}
+
+
+def _store(directory: Path, name: str, summary: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    write_atomically(directory / f"{name}.safetensors", lambda path: save_file(plain, path))
+    write_json(directory / f"{name}.json", summary | {"weights": weights_hash(directory)})
+
+
+def _current(directory: Path, name: str, weights: str) -> dict[str, Any] | None:
+    """The stored summary, when it was made with these weights."""
+    path = directory / f"{name}.json"
+    if not path.exists():
+        return None
+    try:
+        summary = read_json(path)
+    except DynablocksError:
+        return None
+    return summary if isinstance(summary, dict) and summary.get("weights") == weights else None
+
+
+def _restore(directory: Path, name: str, restore: Callable[..., Any], wanted: dict[str, Any]) -> Any:
+    """The stored result when it belongs to the present weights and the wanted settings, otherwise ``None``."""
+    from safetensors.torch import load_file
+
+    summary = _current(directory, name, weights_hash(directory))
+    if summary is None:
+        return None
+    for key, settings in wanted.items():
+        stored = dict(summary.get(key, {}))
+        same = {k: v for k, v in settings.items() if k != "samples"} == {k: v for k, v in stored.items() if k != "samples"}
+        if not same or stored.get("samples", 0) > settings["samples"] or stored.get("samples") != summary.get("samples"):
+            return None
+        if stored["samples"] < settings["samples"] and stored["samples"] < _test_size(directory):
+            return None
+    try:
+        return restore(summary, load_file(directory / f"{name}.safetensors"))
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError):
+        return None
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":
+            return None
+        raise
+
+
+def _test_size(directory: Path) -> int:
+    path = directory / "certificate.json"
+    return int(read_json(path)["samples"]) if path.exists() else 1 << 60
+
+
+def _check_together(directory: Path) -> None:
+    attacked = _restore(directory, "attack", AttackResult.restore, {})
+    certificate = _restore(directory, "certificate", CertificateResult.restore, {})
+    if attacked is not None and certificate is not None:
+        check_sound(attacked, certificate)
+
+
+def estimate(config: RunConfig, directory: Path) -> dict[str, Any]:
+    """What ``--dry-run`` says: parameters, cost of a training step, time estimate, what is cached."""
+    import time
+
+    from torch.utils.flop_counter import FlopCounterMode
+
+    splits = load_splits(config)
+    network, _ = build_for(config, splits)
+    batch = min(config.training.batch_size, len(splits.train))
+    pixels = splits.train.images[:batch].float() / 255
+    if config.training.channels_last:
+        pixels = pixels.to(memory_format=torch.channels_last)
+    with FlopCounterMode(display=False) as counter:
+        network(pixels).sum().backward()
+    started = time.perf_counter()
+    network(pixels).sum().backward()
+    step = time.perf_counter() - started
+    steps = math.ceil(len(splits.train) / batch)
+    epochs, minutes = config.training.epochs, config.training.max_minutes
+    seconds = math.inf if epochs is None else step * steps * epochs
+    if minutes is not None:
+        seconds = min(seconds, minutes * 60)
+    return {
+        "model": config.model.name,
+        "data": f"{splits.train.name}: {len(splits.train)} training, {len(splits.test)} test images",
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "cost": f"{counter.get_total_flops() / batch / 1e6:.1f} MFLOP an image and training step",
+        "training time": f"about {max(seconds / 60, 0.01):.2g} min on this machine ({step:.3g} s a step of {batch} images)",
+        "cached": ", ".join(cached_results(directory)) or "nothing",
+    }
+
+
+def cached_results(directory: Path) -> list[str]:
+    if not directory.is_dir() or find_checkpoint(directory) is None:
+        return []
+    weights = weights_hash(directory)
+    finished = "training (finished)" if (directory / "training.json").exists() else "training (resumes)"
+    return [finished] + [name for name in ("attack", "certificate") if _current(directory, name, weights)]
+
+
+def require_out(directory: Path) -> Path:
+    """``directory`` when it can be a run directory, otherwise one sentence."""
+    if directory.exists() and not directory.is_dir():
+        raise InvalidArgument(f"--out {directory} is a file; give a folder.")
+    if directory.is_dir() and any(directory.iterdir()) and not _looks_like_run(directory):
+        raise BadData(f"--out {directory} holds other files; give a new folder, or one that a run made.")
+    return directory
+
+
+def _looks_like_run(directory: Path) -> bool:
+    names = {entry.name for entry in directory.iterdir()}
+    known = {"config.yaml", "checkpoint", "checkpoint.previous", "metrics.jsonl", "training.json"}
+    return bool(names & known) or all(name.startswith((".", "checkpoint")) for name in names)

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynablocks.errors import BadData, DynablocksError, InvalidArgument
+from dynablocks.robustness import DEFAULT_EPSILONS, LOSSES, AttackConfig, AttackResult, attack, l2_pgd
+
+EPSILONS = (0.0, 0.1, 0.3, 0.6, 1.0)
+
+
+class Network(nn.Module):
+    """A small convolutional network with random weights, its logits multiplied by ``scale``."""
+
+    def __init__(self, scale: float = 1.0, classes: int = 5) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.input_shape, self.num_classes, self.scale = (1, 8, 8), classes, scale
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(512, classes)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.layers(x)
+
+
+def images(count: int, seed: int = 1) -> Tensor:
+    return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def predicted(model: nn.Module, pixels: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(pixels).argmax(dim=1)
+
+
+def foolbox_pgd(model: nn.Module, pixels: Tensor, labels: Tensor, epsilons: tuple[float, ...], **options: object):
+    import foolbox
+
+    wrapped = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device="cpu")
+    _, clipped, broken = foolbox.attacks.L2PGD(steps=10, **options)(wrapped, pixels, labels, epsilons=list(epsilons))
+    return torch.stack(clipped), broken.T
+
+
+@pytest.mark.parametrize("relative_step_size", [0.025, 0.25])
+def test_without_random_start_it_is_foolbox_image_by_image(relative_step_size):
+    model, pixels = Network(), images(64)
+    labels = predicted(model, pixels)
+    theirs, broken = foolbox_pgd(
+        model, pixels, labels, EPSILONS[1:], rel_stepsize=relative_step_size, random_start=False
+    )
+    ours = l2_pgd(
+        model, pixels, labels, EPSILONS[1:], relative_step_size=relative_step_size, random_start=False, steps=10
+    )
+    assert (ours - theirs).abs().max() < 1e-5
+    config = AttackConfig(
+        EPSILONS, losses=("ce",), early_drop=False, random_start=False, relative_step_size=relative_step_size
+    )
+    assert torch.equal(attack(model, (pixels, labels), config).broken["ce"][:, 1:], broken)
+
+
+def test_with_random_start_it_agrees_with_foolbox_in_accuracy():
+    model, pixels = Network(), images(400)
+    labels = predicted(model, pixels)
+    torch.manual_seed(3)
+    _, broken = foolbox_pgd(model, pixels, labels, EPSILONS)
+    result = attack(model, (pixels, labels), AttackConfig(EPSILONS, losses=("ce",), early_drop=False))
+    ours = torch.tensor(result.robust_accuracy_by_loss["ce"])
+    theirs = (~broken).double().mean(dim=0)
+    assert (ours - theirs).abs().max() < 3 * (2 * 0.25 / 400) ** 0.5
+    assert 0.05 < ours[-1] < 0.95, "the comparison would be empty"
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+def test_scaled_logits_fool_cross_entropy_but_not_margin_and_dlr(random_start):
+    model, pixels = Network(scale=1e5), images(40)
+    labels = predicted(model, pixels)
+    plain = Network()
+    with torch.no_grad():
+        top = plain.eval()(pixels).topk(2, dim=1).values
+    clear = top[:, 0] - top[:, 1] > 0.05
+    data = (pixels[clear], labels[clear])
+    assert len(data[0]) > 15
+    config = AttackConfig((2.0,), relative_step_size=0.25, random_start=random_start)
+    alone = attack(model, data, dataclasses.replace(config, early_drop=False)).robust_accuracy_by_loss
+    if not random_start:
+        _, theirs = foolbox_pgd(model, *data, (2.0,), rel_stepsize=0.25, random_start=False)
+        assert not theirs.any()
+        assert alone["ce"] == (1.0,)
+    assert alone["ce"][0] > 0.8
+    assert alone["margin"] == (0.0,)
+    assert alone["dlr"] == (0.0,)
+    assert attack(model, data, config).robust_accuracy == (0.0,)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e20])
+def test_margin_ignores_the_scale_of_the_logits(scale):
+    pixels = images(16)
+    labels = predicted(Network(), pixels)
+    config = {"loss": "margin", "random_start": False}
+    plain = l2_pgd(Network(), pixels, labels, 0.5, **config)
+    assert (l2_pgd(Network(scale=scale), pixels, labels, 0.5, **config) - plain).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_perturbation_is_truly_inside(loss, dtype):
+    model, pixels = Network().to(dtype), images(32).to(dtype)
+    pixels[:8] = pixels[:8].round()
+    labels = predicted(model, pixels)
+    radii = (1e-9, 1e-6, 1e-3, 0.1, 1.0, 30.0)
+    for random_start in (False, True):
+        found = l2_pgd(model, pixels, labels, radii, loss=loss, relative_step_size=1.0, random_start=random_start)
+        norms = (found.double() - pixels.double()).flatten(2).norm(dim=2)
+        assert (norms <= torch.tensor(radii, dtype=torch.float64)[:, None]).all()
+        assert found.min() >= 0
+        assert found.max() <= 1
+        assert (norms[3] > 0.05).all(), "shrinking must not undo the attack"
+
+
+def test_losses_against_their_formulas():
+    logits = torch.tensor([[3.0, 1.0, 2.5, -1.0], [0.0, 4.0, 1.0, 2.0]], dtype=torch.float64)
+    labels = torch.tensor([0, 0])
+    assert LOSSES["margin"](logits, labels).tolist() == [-0.5, 4.0]
+    assert LOSSES["dlr"](logits, labels).tolist() == [-0.5 / 2.0, 4.0 / 3.0]
+    assert LOSSES["dlr"](logits[:, :2], labels).tolist() == [-2.0, 4.0]
+    assert LOSSES["dlr"](logits[:, :3], labels).tolist() == [-0.5 / 2.0, 4.0 / 4.0]
+    expected = logits.logsumexp(1) - logits[:, 0]
+    assert torch.allclose(LOSSES["ce"](logits, labels), expected, rtol=1e-14)
+
+
+def test_results_do_not_depend_on_the_batch_size():
+    model, pixels = Network().double(), images(30)
+    labels = predicted(model, pixels.double())
+    results = [attack(model, (pixels, labels), AttackConfig(EPSILONS, batch_size=size, restarts=2)) for size in (7, 30)]
+    assert all(torch.equal(results[0].broken[name], results[1].broken[name]) for name in LOSSES)
+
+
+def test_early_drop_only_adds_breaks_and_is_monotone():
+    model, pixels = Network(), images(60)
+    labels = predicted(model, pixels)
+    labels[:5] = (labels[:5] + 1) % 5
+    full = attack(model, (pixels, labels), AttackConfig(EPSILONS, early_drop=False))
+    quick = attack(model, (pixels, labels), AttackConfig(EPSILONS))
+    assert torch.equal(full.worst_broken, quick.worst_broken)
+    for hit in quick.broken.values():
+        assert hit[:5].all()
+        assert (hit[:, 1:] >= hit[:, :-1]).all()
+    assert quick.robust_accuracy[0] == quick.clean_accuracy == 55 / 60
+    assert all(min(v[k] for v in quick.robust_accuracy_by_loss.values()) >= quick.robust_accuracy[k] for k in range(5))
+    index = quick.smallest_broken_epsilon_index
+    assert index[:5].tolist() == [0] * 5
+    for k, epsilon in enumerate(EPSILONS):
+        assert (quick.smallest_broken_norm[index == k] <= epsilon).all()
+    assert torch.isinf(quick.smallest_broken_norm[index == len(EPSILONS)]).all()
+
+
+def test_kept_examples_are_what_they_say():
+    model, pixels = Network(), images(12)
+    labels = predicted(model, pixels)
+    result = attack(model, (pixels, labels), AttackConfig((0.2, 2.0), examples=12))
+    assert torch.equal(predicted(model, result.examples), result.example_predictions)
+    norms = (result.examples.double() - pixels.double()).flatten(1).norm(dim=1)
+    assert torch.allclose(norms, result.example_norms, rtol=1e-12)
+    broke = result.example_predictions != labels
+    assert torch.equal(broke, torch.isfinite(result.smallest_broken_norm))
+    assert torch.equal(result.example_norms[broke], result.smallest_broken_norm[broke])
+    assert set(result.example_losses) <= set(LOSSES)
+    assert broke.any()
+
+
+def test_the_model_comes_back_as_it_was():
+    model = Network().train()
+    model.layers[0].eval()
+    model.layers[4].bias.requires_grad_(False)
+    before = [(m.training) for m in model.modules()], [p.requires_grad for p in model.parameters()]
+    random_state = torch.get_rng_state()
+    labels = torch.zeros(4, dtype=torch.int64)
+    with torch.no_grad():
+        attack(model, (images(4), labels), AttackConfig((0.1,)))
+    assert ([m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]) == before
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    with pytest.raises(DynablocksError):
+        attack(model, (images(4), labels + 7), AttackConfig((0.1,)))
+    assert ([m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]) == before
+
+
+def test_uint8_images_and_progress():
+    model = Network()
+    raw = (images(6) * 255).to(torch.uint8)
+    labels = predicted(model, raw.float() / 255)
+    fractions: list[float] = []
+    result = attack(model, (raw, labels), AttackConfig(EPSILONS, samples=4), fractions.append)
+    same = attack(model, (raw.float() / 255, labels), AttackConfig(EPSILONS, samples=4))
+    assert torch.equal(result.worst_broken, same.worst_broken)
+    assert len(result.labels) == 4
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+
+
+def test_summary_and_tensors_restore_the_result():
+    import json
+
+    model, pixels = Network(), images(6)
+    result = attack(model, (pixels, predicted(model, pixels)), AttackConfig(EPSILONS))
+    again = AttackResult.restore(json.loads(json.dumps(result.summary())), result.tensors())
+    assert again.config == result.config
+    assert again.robust_accuracy == result.robust_accuracy
+    assert again.summary() == result.summary()
+
+
+class Bad(nn.Module):
+    def __init__(self, result: object) -> None:
+        super().__init__()
+        self.result = result
+
+    def forward(self, x: Tensor) -> object:
+        return self.result(x) if callable(self.result) else self.result
+
+
+LABELS = torch.zeros(3, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "sentence"),
+    [
+        ((images(3) * 255, LABELS), BadData, "pixel values"),
+        ((images(3) - 0.5, LABELS), BadData, "pixel values"),
+        ((images(3) * torch.nan, LABELS), BadData, "pixel values"),
+        ((images(3).long(), LABELS), BadData, "uint8"),
+        ((images(3)[0], LABELS), BadData, "shape"),
+        ((images(3)[:, :, :4], LABELS), BadData, "the model takes"),
+        ((images(3), LABELS[:2]), BadData, "shape"),
+        ((images(0), LABELS[:0]), BadData, "no images"),
+        ((images(3), LABELS + 5), BadData, "labels range"),
+        ((images(3), LABELS - 1), BadData, "labels range"),
+        ((images(3), LABELS.float()), BadData, "integer"),
+    ],
+)
+def test_bad_data_gets_one_sentence(data, kind, sentence):
+    for run in (lambda: attack(Network(), data), lambda: l2_pgd(Network(), *data, 0.1)):
+        with pytest.raises(kind, match=sentence) as caught:
+            run()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("result", "sentence"),
+    [
+        (lambda x: x.flatten(1) * torch.inf, "not finite"),
+        (lambda x: x.flatten(1) * torch.nan, "not finite"),
+        (lambda x: x, "are needed"),
+        (lambda x: x.flatten(1)[:, :1], "are needed"),
+        (lambda x: x.flatten(1).detach(), "autograd"),
+        ("text", "are needed"),
+    ],
+)
+def test_bad_models_get_one_sentence(result, sentence):
+    with pytest.raises(InvalidArgument, match=sentence):
+        attack(Bad(result), (images(3), LABELS), AttackConfig((0.1,), early_drop=False))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epsilons": ()},
+        {"epsilons": (-0.1,)},
+        {"epsilons": (0.2, 0.1)},
+        {"epsilons": (0.1, 0.1)},
+        {"epsilons": (float("nan"),)},
+        {"steps": 0},
+        {"steps": 1.5},
+        {"relative_step_size": 0.0},
+        {"restarts": 2, "random_start": False},
+        {"losses": ()},
+        {"losses": ("ce", "ce")},
+        {"losses": ("hinge",)},
+        {"samples": 0},
+        {"batch_size": 0},
+        {"seed": -1},
+    ],
+)
+def test_bad_configurations_get_one_sentence(options):
+    with pytest.raises(InvalidArgument):
+        AttackConfig(**options)
+
+
+def test_default_epsilons_hold_the_stable_ones():
+    wanted = {0.0, 36 / 255, 72 / 255, 108 / 255, 0.5, 1.0, 8 / 255, 16 / 255, 0.3, 0.6, 0.8}
+    assert set(DEFAULT_EPSILONS) == wanted
+    assert list(DEFAULT_EPSILONS) == sorted(wanted)

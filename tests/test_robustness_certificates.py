@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynablocks.errors import BadData, InvalidArgument, UnsoundResult
+from dynablocks.robustness import (
+    AttackConfig,
+    CertificateResult,
+    attack,
+    certified_radii,
+    certify,
+    check_sound,
+    generic_radii,
+)
+
+
+class LinearModel(nn.Module):
+    """W x + b, all boundaries through the grey image: minimal adversarial distances are known in closed form."""
+
+    def __init__(self, classes: int, *, features: int = 16, claim: float = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.input_shape, self.num_classes, self.claim = (1, 4, features // 4), classes, claim
+        self.head = nn.Linear(features, classes)
+        with torch.no_grad():
+            self.head.bias.copy_(-self.head.weight.sum(dim=1) / 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1))
+
+    def certificate_inputs(self) -> tuple[float, Tensor]:
+        return self.claim, self.head.weight.detach().double()
+
+
+def near_grey(count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return 0.5 + 0.05 * torch.randn(count, 1, 4, 4, generator=generator).clamp(-3, 3)
+
+
+def exact_distances(model: LinearModel, pixels: Tensor) -> Tensor:
+    """Distance to the nearest decision boundary of W x + b, plane by plane."""
+    weight, bias = model.head.weight.detach().double(), model.head.bias.detach().double()
+    distances = []
+    for x in pixels.double().flatten(1):
+        z = weight @ x + bias
+        i = int(z.argmax())
+        others = [j for j in range(len(z)) if j != i]
+        distances.append(min(float((z[i] - z[j]) / (weight[i] - weight[j]).norm()) for j in others))
+    return torch.tensor(distances, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+def test_linear_model_certificate_is_the_exact_distance(classes):
+    model, pixels = LinearModel(classes), near_grey(50)
+    labels = model(pixels).argmax(dim=1)
+    result = certify(model, (pixels, labels), batch_size=16)
+    exact = exact_distances(model, pixels)
+    assert (result.radii <= exact).all()
+    assert (exact - result.radii).max() < 1e-4
+    assert result.logit_error < 1e-5
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_attack_breaks_just_above_the_radius_and_never_below(classes):
+    model, pixels = LinearModel(classes), near_grey(40)
+    labels = model(pixels).argmax(dim=1)
+    result = certify(model, (pixels, labels))
+    near = (result.radii < 0.2) & (result.radii > 0.005)
+    assert near.sum() >= 10
+    for sample in near.nonzero()[:10, 0].tolist():
+        radius = float(result.radii[sample])
+        one = (pixels[sample : sample + 1], labels[sample : sample + 1])
+        config = AttackConfig((0.999 * radius, 1.02 * radius), steps=40, losses=("margin",))
+        found = attack(model, one, config)
+        assert not found.worst_broken[0, 0]
+        assert found.worst_broken[0, 1] or classes > 2
+    check_sound(attack(model, (pixels, labels), AttackConfig()), result)
+
+
+def test_a_halved_constant_is_caught():
+    pixels = near_grey(40)
+    honest = LinearModel(2)
+    labels = honest(pixels).argmax(dim=1)
+    found = attack(honest, (pixels, labels), AttackConfig(steps=20))
+    check_sound(found, certify(honest, (pixels, labels)))
+    broken = certify(LinearModel(2, claim=0.5), (pixels, labels))
+    with pytest.raises(UnsoundResult, match=r"sample \d+ is certified at radius .* may be reported") as caught:
+        check_sound(found, broken)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_radius_around_a_misclassified_sample_contradicts_nothing_but_a_wrong_clean_prediction_does():
+    pixels = near_grey(10)
+    model = LinearModel(2)
+    labels = 1 - model(pixels).argmax(dim=1)
+    found, result = attack(model, (pixels, labels)), certify(model, (pixels, labels))
+    assert result.radii.max() > 0
+    assert result.certified_accuracy([0.0]) == (0.0,)
+    check_sound(found, result)
+    lying = dataclasses.replace(result, predictions=labels)
+    with pytest.raises(UnsoundResult):
+        check_sound(found, lying)
+
+
+def test_different_data_are_refused():
+    pixels, model = near_grey(10), LinearModel(2)
+    labels = model(pixels).argmax(dim=1)
+    with pytest.raises(InvalidArgument, match="different images"):
+        check_sound(attack(model, (pixels, labels)), certify(model, (pixels, 1 - labels)))
+
+
+def test_ties_and_values_that_are_not_finite_are_not_certified():
+    logits = torch.tensor([[1.0, 1.0, 0.0], [2.0, 0.0, 0.0], [torch.nan, 1.0, 0.0], [torch.inf, 1.0, 0.0]])
+    radii = certified_radii(logits.double(), torch.eye(3), 1.0)
+    assert radii[[0, 2, 3]].tolist() == [0.0, 0.0, 0.0]
+    assert radii[1].item() == pytest.approx(2**0.5, rel=1e-11)
+    assert generic_radii(logits, 1.0)[[0, 2, 3]].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_tie_within_rounding_is_not_certified():
+    logits = torch.tensor([[1.0, 1.0 - 1e-7]], dtype=torch.float64)
+    assert certified_radii(logits, torch.eye(2), 1.0, logit_error=1e-7).tolist() == [0.0]
+    assert certified_radii(logits, torch.eye(2), 1.0).item() > 0
+    large = LinearModel(2, claim=1.0)
+    with torch.no_grad():
+        large.head.weight[1] = large.head.weight[0]
+        large.head.bias.copy_(torch.tensor([1.0, 1.0 + 2e-7]))
+    pixels = near_grey(5)
+    assert certify(large, (pixels, torch.ones(5, dtype=torch.int64))).radii.tolist() == [0.0] * 5
+
+
+def test_equal_rows_differ_by_their_bias_only():
+    weight = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    logits = torch.tensor([[3.0, 2.0, 0.0], [3.0, 3.0, 0.0]])
+    radii = certified_radii(logits, weight, 1.0)
+    assert radii[0].item() == pytest.approx(3 / 2**0.5, rel=1e-11)
+    assert radii[1].item() == 0
+    assert certified_radii(logits[:1], torch.ones(3, 2), 1.0).tolist() == [math.inf]
+    model = LinearModel(2)
+    with torch.no_grad():
+        model.head.weight.fill_(1.0)
+        model.head.bias.copy_(torch.tensor([1.0, 0.0]))
+    assert certify(model, (near_grey(1), torch.tensor([0]))).radii.tolist() == [4.0]
+
+
+def test_constants_at_their_limits():
+    logits = torch.tensor([[1.0, 0.0]])
+    assert certified_radii(logits, torch.eye(2), math.inf).tolist() == [0.0]
+    assert certified_radii(logits, torch.ones(2, 2), math.inf).tolist() == [0.0]
+    assert generic_radii(logits, math.inf).tolist() == [0.0]
+    assert certified_radii(logits, torch.eye(2), 0.0).tolist() == [math.inf]
+    for bad in (-1.0, math.nan):
+        with pytest.raises(InvalidArgument, match="Lipschitz"):
+            certified_radii(logits, torch.eye(2), bad)
+    with pytest.raises(InvalidArgument, match="head_weight"):
+        certified_radii(logits, torch.eye(3), 1.0)
+    with pytest.raises(InvalidArgument, match="head_weight"):
+        certified_radii(logits, torch.eye(2) * torch.nan, 1.0)
+    with pytest.raises(InvalidArgument, match="logits"):
+        certified_radii(logits[:, :1], torch.eye(1), 1.0)
+
+
+def test_pairwise_radii_beat_the_generic_ones():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(100, 6, generator=generator, dtype=torch.float64)
+    weight = torch.randn(6, 9, generator=generator, dtype=torch.float64)
+    norm = float(torch.linalg.matrix_norm(weight, 2))
+    assert (certified_radii(logits, weight, 0.7) >= generic_radii(logits, 0.7 * norm)).all()
+    labels = torch.zeros(100, dtype=torch.int64)
+    for_labels = certified_radii(logits, weight, 0.7, labels=labels)
+    assert torch.equal(for_labels > 0, logits.argmax(dim=1) == 0)
+
+
+def test_accuracy_at_zero_is_the_accuracy_and_radii_are_strict():
+    labels = torch.tensor([0, 0, 0, 1])
+    predictions = torch.tensor([0, 0, 0, 0])
+    result = CertificateResult(torch.tensor([0.5, 0.25, 0.1, 0.9]).double(), predictions, labels, 1.0)
+    assert result.accuracy == 0.75
+    assert result.certified_accuracy([0.0, 0.25, 0.5]) == (0.75, 0.25, 0.0)
+    again = CertificateResult.restore(json.loads(json.dumps(result.summary([0.0, 0.5]))), result.tensors())
+    assert again.summary([0.0, 0.5]) == result.summary([0.0, 0.5])
+    endless = dataclasses.replace(result, body_lipschitz=math.inf)
+    text = json.dumps(endless.summary([0.0]), allow_nan=False)
+    assert CertificateResult.restore(json.loads(text), result.tensors()).body_lipschitz == math.inf
+
+
+class Isometry(nn.Module):
+    """Twelve folds x -> Q|Q^T x|, 1-Lipschitz each, then a linear head: float32 rounding adds up over the depth."""
+
+    def __init__(self, claim: float = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.claim = claim
+        self.mixers = nn.ParameterList([torch.linalg.qr(torch.randn(16, 16))[0] for _ in range(12)])
+        self.head = nn.Linear(16, 4)
+        with torch.no_grad():
+            self.head.bias.sub_(self(torch.full((1, 16), 0.5))[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        for mixer in self.mixers:
+            x = (x @ mixer).abs() @ mixer.T
+        return self.head(x)
+
+    def certificate_inputs(self) -> tuple[float, Tensor]:
+        return self.claim * (1 + 1e-5), self.head.weight.detach().double()
+
+
+def test_a_deep_network_is_never_broken_inside_its_radii():
+    model, pixels = Isometry(), near_grey(60)
+    labels = model(pixels).argmax(dim=1)
+    result = certify(model, (pixels, labels))
+    exact = model.double()(pixels.double())
+    model.float()
+    measured = (exact - model(pixels).double()).abs().max()
+    assert result.logit_error >= measured
+    config = AttackConfig(tuple((torch.arange(1, 12) * 0.03).tolist()), restarts=2)
+    found = attack(model, (pixels, labels), config)
+    assert found.robust_accuracy[-1] < 0.9
+    check_sound(found, result)
+    with pytest.raises(UnsoundResult):
+        check_sound(found, certify(Isometry(claim=0.5), (pixels, labels)))
+
+
+class NoTwin(LinearModel):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x.flatten(1), self.head.weight.float(), self.head.bias).to(torch.float32)
+
+
+def test_without_a_float64_copy_the_slack_is_larger():
+    pixels = near_grey(8)
+    labels = LinearModel(2)(pixels).argmax(dim=1)
+    plain, twinless = certify(LinearModel(2), (pixels, labels)), certify(NoTwin(2), (pixels, labels))
+    assert twinless.logit_error > plain.logit_error
+    assert (twinless.radii <= plain.radii).all()
+
+
+def test_bad_input_gets_one_sentence():
+    pixels, labels = near_grey(3), torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(InvalidArgument, match="certificate_inputs"):
+        certify(nn.Flatten(), (pixels, labels))
+    with pytest.raises(BadData, match="labels range"):
+        certify(LinearModel(2), (pixels, labels + 2))
+    with pytest.raises(InvalidArgument, match="batch_size"):
+        certify(LinearModel(2), (pixels, labels), batch_size=0)
+    model = LinearModel(2)
+    with torch.no_grad():
+        model.head.bias.fill_(math.nan)
+    with pytest.raises(InvalidArgument, match="not finite"):
+        certify(model, (pixels, labels))
+
+
+def test_the_model_comes_back_as_it_was():
+    model = LinearModel(2).train()
+    model.head.bias.requires_grad_(False)
+    certify(model, (near_grey(3), torch.zeros(3, dtype=torch.int64)))
+    assert model.training
+    assert model.head.weight.requires_grad
+    assert not model.head.bias.requires_grad

@@ -1,0 +1,417 @@
+"""Losses, schedules, settings and the loop, against oracles."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import dynablocks.training.loop as loop_module
+from dynablocks.data import DataSplits, ImageDataset
+from dynablocks.errors import BadCheckpoint, BadData, DynablocksError, InvalidArgument
+from dynablocks.training import (
+    LOSSES,
+    OPTIMISERS,
+    SCHEDULES,
+    TrainingConfig,
+    choose_precision,
+    fit,
+    hinge,
+    learning_rate_factor,
+    make_loss,
+    make_optimiser,
+    offset_cross_entropy,
+)
+from dynablocks.training.averaging import ExponentialAverage
+from dynablocks.training.budget import StepPlan
+
+QUIET = {"precision": "32", "device": "cpu", "channels_last": True}
+
+
+def small_model(dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(3)
+    layers = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout), nn.Linear(256, 4)]
+    model = nn.Sequential(*layers)
+    model.input_shape, model.num_classes = (1, 8, 8), 4
+    return model
+
+
+def quadrants(count: int = 96, validation: bool = False) -> DataSplits:
+    """Noise with one bright quadrant, whose number is the label."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % 4
+    images = torch.randint(0, 60, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        row, column = 4 * (label // 2), 4 * (label % 2)
+        image[:, row : row + 4, column : column + 4] += 120
+    data = ImageDataset("quadrants", images, labels, ("a", "b", "c", "d"))
+    return DataSplits(data, data if validation else None, data, "fingerprint")
+
+
+def metric_lines(directory: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_hinge_is_the_double_sum() -> None:
+    logits, labels = torch.randn(7, 5, dtype=torch.float64), torch.randint(0, 5, (7,))
+    expected = 0.0
+    for z, y in zip(logits.tolist(), labels.tolist(), strict=True):
+        expected += sum(max(0.0, 0.3 - (z[y] - z[j])) for j in range(5) if j != y) / 7
+    assert hinge(logits, labels, 0.3).item() == pytest.approx(expected, rel=1e-13)
+    assert torch.autograd.gradcheck(lambda z: hinge(z, labels, 0.3), logits.requires_grad_())
+
+
+def test_offset_cross_entropy_is_its_formula() -> None:
+    logits, labels = torch.randn(6, 4, dtype=torch.float64), torch.randint(0, 4, (6,))
+    expected = 0.0
+    for z, y in zip(logits.tolist(), labels.tolist(), strict=True):
+        shifted = [(v - 0.5 * (j == y)) / 0.25 for j, v in enumerate(z)]
+        expected += 0.25 / 6 * (math.log(sum(math.exp(v) for v in shifted)) - shifted[y])
+    assert offset_cross_entropy(logits, labels, 0.5, 0.25).item() == pytest.approx(expected, rel=1e-13)
+    plain = nn.functional.cross_entropy(logits, labels)
+    assert torch.equal(offset_cross_entropy(logits, labels, 0.0, 1.0), plain)
+
+
+def test_offset_cross_entropy_is_a_hinge_at_temperature_zero() -> None:
+    logits, labels = torch.tensor([[0.2, 0.0], [3.0, 0.0]], dtype=torch.float64), torch.tensor([0, 0])
+    assert offset_cross_entropy(logits, labels, 1.0, 1e-3).item() == pytest.approx(0.8 / 2, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_every_loss_prefers_a_larger_lead(name: str) -> None:
+    loss = make_loss(TrainingConfig(loss=name))
+    labels = torch.tensor([0])
+    assert loss(torch.tensor([[0.1, 0.0, 0.0]]), labels) > loss(torch.tensor([[0.14, 0.0, 0.0]]), labels)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_schedules_stay_in_the_unit_interval(name: str) -> None:
+    config = TrainingConfig(schedule=name, warmup=0.0 if name == "constant" else 0.25)
+    factors = [learning_rate_factor(k / 100, k / 100 * 90, config) for k in range(101)]
+    assert all(0 <= factor <= 1 for factor in factors)
+    assert max(factors) == 1
+
+
+def test_step_schedule_drops_at_whole_epochs() -> None:
+    config = TrainingConfig(schedule="step", step_epochs=30, step_factor=0.1)
+    factors = [learning_rate_factor(e / 100, e, config) for e in (0, 29.999, 30, 59.9, 60, 90)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.001])
+
+
+def test_one_cycle_matches_torch_away_from_the_warm_up() -> None:
+    config, steps = TrainingConfig(schedule="one-cycle", warmup=0.25), 400
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    oracle = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=300)
+    for step in range(100, steps + 1):
+        assert learning_rate_factor(step / steps, 0.0, config) == pytest.approx(oracle.get_last_lr()[0], abs=1e-9)
+        optimiser.step()
+        oracle.step()
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMISERS))
+def test_every_optimiser_descends(name: str) -> None:
+    model = nn.Linear(3, 1)
+    optimiser = make_optimiser(model, TrainingConfig(optimiser=name, lr=0.01))
+    x = torch.randn(8, 3)
+    losses = []
+    for _ in range(30):
+        loss = model(x).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"epochs": None}, "max_minutes"),
+        ({"epochs": float("nan")}, "finite"),
+        ({"batch_size": 1.5}, "batch_size is 1.5"),
+        ({"optimiser": "sdg"}, "did you mean 'sgd'"),
+        ({"schedule": "onecycle"}, "did you mean 'one-cycle'"),
+        ({"loss": "hing"}, "did you mean 'hinge'"),
+        ({"precision": "8"}, "precision"),
+        ({"device": "tpu"}, "device"),
+        ({"lr": -1.0}, "lr is -1.0"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"gradient_clip": 0.0}, "gradient_clip"),
+        ({"threads": 0}, "threads is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"crop_padding": -1}, "crop_padding is -1"),
+        ({"max_minutes": -3.0}, "max_minutes is -3.0"),
+        ({"batch_size": 9, "devices": 2}, "multiple"),
+        ({"optimiser": "nesterov", "momentum": 0.0}, "nesterov"),
+    ],
+)
+def test_a_bad_setting_gets_one_sentence(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(InvalidArgument, match=words) as error:
+        TrainingConfig(**settings)
+    assert "\n" not in str(error.value)
+
+
+def test_fit_learns_the_quadrants(tmp_path: Path) -> None:
+    config = TrainingConfig(epochs=12, batch_size=16, optimiser="adam", crop_padding=0, **QUIET)
+    model = small_model()
+    summary = fit(model, quadrants(validation=True), config, tmp_path)
+    assert summary.metrics["accuracy"] > 0.9
+    assert summary.metrics["validation_accuracy"] > 0.9
+    assert (summary.epochs, summary.steps) == (12, 72)
+    assert not model.training
+    lines = metric_lines(tmp_path)
+    assert [line["step"] for line in lines] == [6 * k for k in range(1, 13)]
+    assert lines[-1]["progress"] == 1.0
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_tally_counts_what_a_plain_loop_counts() -> None:
+    config = TrainingConfig(epochs=1, batch_size=32, lr=1e-12, loss="cross-entropy", **QUIET)
+    model, splits = small_model(), quadrants()
+    pixels = splits.train.images.float() / 255
+    loss = nn.functional.cross_entropy(model(pixels), splits.train.labels).item()
+    accuracy = (model(pixels).argmax(1) == splits.train.labels).float().mean().item()
+    summary = fit(model, splits, config)
+    assert summary.metrics["loss"] == pytest.approx(loss, rel=1e-5)
+    assert summary.metrics["accuracy"] == pytest.approx(accuracy)
+
+
+def test_every_hook_of_the_loop_is_called() -> None:
+    class Watched(nn.Module):
+        input_shape, num_classes = (1, 8, 8), 4
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 4)
+            self.seen: list[float] = []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x.flatten(1))
+
+        def set_progress(self, fraction: float) -> None:
+            self.seen.append(fraction)
+
+        def project_(self) -> None:
+            with torch.no_grad():
+                self.linear.weight.div_(self.linear.weight.norm().clamp_min(1))
+
+        def regularisation(self) -> torch.Tensor:
+            return self.linear.bias.square().sum()
+
+    model = Watched()
+    settings = {"lr": 10.0, "regularisation": 0.01, "gradient_clip": 1.0, "flip": True}
+    fit(model, quadrants(), TrainingConfig(epochs=2, batch_size=32, **settings, **QUIET))
+    assert model.linear.weight.norm() <= 1 + 1e-6
+    assert model.seen[:6] == pytest.approx([k / 6 for k in range(1, 7)])
+    assert model.seen[-1] == 1.0
+
+
+def test_gradient_clip_bounds_the_step() -> None:
+    model, splits = small_model(), quadrants()
+    before = [p.detach().clone() for p in model.parameters()]
+    config = TrainingConfig(
+        epochs=1, batch_size=96, lr=1.0, momentum=0.0, schedule="constant", gradient_clip=1e-3, **QUIET
+    )
+    fit(model, splits, config)
+    moved = sum((p - b).square().sum() for p, b in zip(model.parameters(), before, strict=True)).sqrt()
+    assert moved.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    model = small_model()
+
+    def poison(step: int) -> None:
+        if step == 7:
+            with torch.no_grad():
+                model[0].weight.fill_(float("nan"))
+
+    config = TrainingConfig(epochs=9, batch_size=16, checkpoint_seconds=0.0, **QUIET)
+    with pytest.raises(DynablocksError, match=r"a weight is not finite after step 7.*smaller --lr.*is kept"):
+        fit(model, quadrants(), config, tmp_path, on_step=poison)
+    fit(small_model(), quadrants(), config, tmp_path)
+    lazy = TrainingConfig(epochs=9, batch_size=16, **QUIET)
+    with pytest.raises(DynablocksError, match=r"the loss is not finite after step 8 "):
+        fit(small_model_poisoned_at(model, poison), quadrants(), lazy, on_step=poison)
+
+
+def small_model_poisoned_at(model: nn.Module, poison: object) -> nn.Module:
+    model.load_state_dict(small_model().state_dict())
+    return model
+
+
+def test_exponential_average_is_the_recursion() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    average, expected = ExponentialAverage(model, 0.9), model.weight.item()
+    for step in range(1, 40):
+        model.weight.data.fill_(float(step % 5))
+        average.update(model, step)
+        decay = min(0.9, step / (step + 10))
+        expected = decay * expected + (1 - decay) * (step % 5)
+    assert average.model().weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_data_that_does_not_fit_the_model() -> None:
+    model, config = small_model(), TrainingConfig(**QUIET)
+    model.input_shape = (3, 32, 32)
+    with pytest.raises(BadData, match=r"\(1, 8, 8\), the model takes \(3, 32, 32\)"):
+        fit(model, quadrants(), config)
+    model.input_shape, model.num_classes = (1, 8, 8), 3
+    with pytest.raises(BadData, match="label 3"):
+        fit(model, quadrants(), config)
+
+
+def test_sixteen_bits_on_a_cpu_are_refused() -> None:
+    with pytest.raises(InvalidArgument, match="bf16 or 32"):
+        fit(small_model(), quadrants(), TrainingConfig(precision="16", device="cpu"))
+
+
+def test_bf16_trains_on_a_cpu() -> None:
+    config = TrainingConfig(epochs=6, batch_size=16, optimiser="adam", precision="bf16", device="cpu")
+    summary = fit(small_model(), quadrants(), config)
+    assert summary.precision == "bf16"
+    assert summary.metrics["accuracy"] > 0.7
+
+
+def test_choose_precision_takes_the_faster_and_leaves_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    import dynablocks.training.precision as precision
+
+    model, batch = small_model(dropout=0.5), torch.rand(4, 1, 8, 8)
+    before, random = model[0].weight.clone(), torch.get_rng_state()
+    monkeypatch.setattr(precision, "supports_bf16", lambda device: True)
+    monkeypatch.setattr(precision, "SECONDS_EACH", 0.01)
+    assert choose_precision(model, batch, "cpu") in ("32", "bf16")
+    assert torch.equal(before, model[0].weight)
+    assert torch.equal(random, torch.get_rng_state())
+    assert model[0].weight.grad is None
+    for gain, expected in ((1.05, "32"), (1.3, "bf16")):
+        seconds = {"32": 0.01 * gain, "bf16": 0.01}
+        monkeypatch.setattr(precision, "timed_step", lambda m, b, d, name, seconds=seconds: seconds[name])
+        assert choose_precision(model, batch, "cpu") == expected
+
+
+@pytest.mark.parametrize("slow_down", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("limit", [None, 2000])
+def test_plan_fills_the_budget_and_progress_never_falls(slow_down: float, limit: int | None) -> None:
+    plan, elapsed, step, last = StepPlan.of(limit, 60.0), 0.0, 0, 0.0
+    while step < plan.total:
+        elapsed += 1.0 if step < 2 else 0.05 * (slow_down if elapsed > 30 else 1.0)
+        step += 1
+        if plan.is_due(step, elapsed):
+            plan.fit(step, elapsed)
+        assert plan.progress(step) >= last - 1e-15
+        last = plan.progress(step)
+    assert plan.progress(step) == 1.0
+    if limit is not None and step == limit:
+        assert elapsed <= 60
+    else:
+        assert 55 < elapsed < 61
+
+
+def test_plan_without_need_of_the_budget_is_untouched() -> None:
+    plan = StepPlan.of(100, 3600.0)
+    for step in range(1, 101):
+        if plan.is_due(step, step * 0.01):
+            plan.fit(step, step * 0.01)
+        assert plan.progress(step) == StepPlan.of(100, None).progress(step)
+
+
+def test_fit_keeps_a_time_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainingConfig(epochs=None, max_minutes=1.5 / 60, batch_size=16, **QUIET)
+    summary = fit(small_model(), quadrants(), config)
+    assert summary.train_seconds < 1.7
+    assert summary.steps > 10
+
+
+def test_a_plain_console_gets_a_line_an_epoch() -> None:
+    import io
+
+    from rich.console import Console
+
+    stream = io.StringIO()
+    config = TrainingConfig(epochs=2, batch_size=32, **QUIET)
+    fit(small_model(), quadrants(validation=True), config, console=Console(file=stream, width=200))
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("epoch 1/2  loss ")
+    assert "validation" in lines[1]
+    assert "images/s" in lines[1]
+    terminal = io.StringIO()
+    fit(small_model(), quadrants(), config, console=Console(file=terminal, force_terminal=True, width=160))
+    assert "left" in terminal.getvalue()
+
+
+def test_interrupt_writes_a_checkpoint_and_the_training_goes_on(tmp_path: Path) -> None:
+    import os
+    import signal
+
+    config = TrainingConfig(epochs=3, batch_size=16, **QUIET)
+
+    def press_ctrl_c(step: int) -> None:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(small_model(), quadrants(), config, tmp_path, on_step=press_ctrl_c)
+    steps: list[int] = []
+    fit(small_model(), quadrants(), config, tmp_path, on_step=steps.append)
+    assert steps == list(range(6, 19))
+
+
+def test_two_trainings_cannot_share_a_directory(tmp_path: Path) -> None:
+    def second(step: int) -> None:
+        fit(small_model(), quadrants(), TrainingConfig(**QUIET), tmp_path)
+
+    with pytest.raises(DynablocksError, match="another training runs"):
+        fit(small_model(), quadrants(), TrainingConfig(**QUIET), tmp_path, on_step=second)
+
+
+def test_finished_training_returns_at_once(tmp_path: Path) -> None:
+    config = TrainingConfig(epochs=1, batch_size=32, ema_decay=0.5, **QUIET)
+    model = small_model()
+    first = fit(model, quadrants(), config, tmp_path)
+    again = small_model()
+    assert fit(again, quadrants(), config, tmp_path, on_step=lambda step: pytest.fail("trained")) == first
+    assert torch.equal(model[4].weight, again[4].weight)
+    with pytest.raises(BadCheckpoint, match="finished training with max_minutes None"):
+        fit(
+            again, quadrants(), TrainingConfig(epochs=1, batch_size=32, ema_decay=0.5, max_minutes=1, **QUIET), tmp_path
+        )
+
+
+def test_loop_module_waits_for_nothing_in_a_step() -> None:
+    import inspect
+
+    source = inspect.getsource(loop_module.take_step)
+    assert ".item()" not in source
+    assert ".tolist()" not in source
+    assert ".cpu()" not in source
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_network_as_one(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    from safetensors.torch import load_file
+
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_training import *\n"
+        "config = TrainingConfig(epochs=2, batch_size=16, devices=int(sys.argv[3]), flip=True, **QUIET)\n"
+        "fit(small_model(), quadrants(), config, Path(sys.argv[2]))\n"
+    )
+    weights = []
+    for devices in ("1", "2"):
+        place = tmp_path / devices
+        subprocess.run([sys.executable, script, Path(__file__).parent, place, devices], check=True)
+        weights.append(load_file(place / "checkpoint" / "model.safetensors"))
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-6)

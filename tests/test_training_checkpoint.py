@@ -1,0 +1,264 @@
+"""Checkpoints: whole or absent, verified, and resumed to the very bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import QUIET, metric_lines, quadrants, small_model
+from torch import nn
+
+import dynablocks.training.checkpoint as checkpoint_module
+from dynablocks.errors import BadCheckpoint, DynablocksError
+from dynablocks.files import sha256
+from dynablocks.training import TrainingConfig, find_checkpoint, fit, load_checkpoint, save_checkpoint
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(step: int) -> object:
+    def kill(done: int) -> None:
+        if done == step:
+            raise Killed
+
+    return kill
+
+
+def weights_digest(directory: Path) -> str:
+    return sha256(directory / "checkpoint" / "model.safetensors")
+
+
+SETTINGS = {
+    "sgd": {"optimiser": "sgd", "crop_padding": 1, "flip": True},
+    "adam": {"optimiser": "adam", "loss": "hinge", "schedule": "step", "step_epochs": 1.0, "gradient_clip": 0.5},
+    "nadam": {"optimiser": "nadam", "weight_decay": 0.01, "schedule": "one-cycle-linear"},
+    "ema": {"optimiser": "adamw", "ema_decay": 0.9, "flip": True},
+}
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_resumed_training_ends_with_the_very_bits(name: str, tmp_path: Path) -> None:
+    config = TrainingConfig(epochs=3.5, batch_size=16, checkpoint_seconds=0.0, **SETTINGS[name], **QUIET)
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    expected = small_model(dropout=0.2)
+    fit(expected, quadrants(validation=True), config, calm)
+    for step in (1, 2, 6, 7, 13, 20):
+        with pytest.raises(Killed):
+            fit(small_model(dropout=0.2), quadrants(validation=True), config, rough, on_step=killed_at(step))
+    final = small_model(dropout=0.2)
+    fit(final, quadrants(validation=True), config, rough)
+    assert weights_digest(calm) == weights_digest(rough)
+    for ours, theirs in zip(final.state_dict().values(), expected.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    timing = ("seconds", "images_per_second")
+    calm_lines, rough_lines = (
+        [{k: v for k, v in line.items() if k not in timing} for line in metric_lines(place)] for place in (calm, rough)
+    )
+    assert calm_lines == rough_lines
+
+
+def test_another_seed_ends_with_other_bits(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        fit(
+            small_model(),
+            quadrants(),
+            TrainingConfig(epochs=1, batch_size=16, seed=seed, **QUIET),
+            tmp_path / str(seed),
+        )
+    assert weights_digest(tmp_path / "0") != weights_digest(tmp_path / "1")
+
+
+def test_metrics_lines_beyond_the_checkpoint_are_written_once(tmp_path: Path) -> None:
+    config = TrainingConfig(epochs=4, batch_size=16, checkpoint_seconds=1e6, **QUIET)
+    with pytest.raises(Killed):
+        fit(small_model(), quadrants(), config, tmp_path, on_step=killed_at(15))
+    assert len(metric_lines(tmp_path)) == 2
+    assert find_checkpoint(tmp_path) is None
+    with open(tmp_path / "metrics.jsonl", "a") as stream:
+        stream.write('{"step": 1')
+    fit(small_model(), quadrants(), config, tmp_path)
+    assert [line["step"] for line in metric_lines(tmp_path)] == [6, 12, 18, 24]
+
+
+def test_changed_settings_are_refused(tmp_path: Path) -> None:
+    config = TrainingConfig(epochs=3, batch_size=16, checkpoint_seconds=0.0, **QUIET)
+    with pytest.raises(Killed):
+        fit(small_model(), quadrants(), config, tmp_path, describe={"width": 4}, on_step=killed_at(4))
+    changed = TrainingConfig(epochs=3, batch_size=16, lr=0.5, **QUIET)
+    with pytest.raises(BadCheckpoint, match=r"training.lr 0.01, this one has 0.5; .*--overwrite"):
+        fit(small_model(), quadrants(), changed, tmp_path, describe={"width": 4})
+    with pytest.raises(BadCheckpoint, match=r"model.width 4, this one has 8"):
+        fit(small_model(), quadrants(), config, tmp_path, describe={"width": 8})
+    harmless = TrainingConfig(epochs=3, batch_size=16, checkpoint_seconds=5.0, validate_every=2, **QUIET)
+    steps: list[int] = []
+    fit(small_model(), quadrants(), harmless, tmp_path, describe={"width": 4}, on_step=steps.append)
+    assert steps[0] == 4
+    again: list[int] = []
+    fit(small_model(), quadrants(), changed, tmp_path, describe={"width": 8}, resume=False, on_step=again.append)
+    assert again[0] == 1
+
+
+def save_twice(directory: Path) -> nn.Module:
+    model = small_model()
+    save_checkpoint(directory, model, "seed: 0\n", {"step": 1})
+    save_checkpoint(directory, model, "seed: 0\n", {"step": 2})
+    return model
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "state.pt", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_broken_checkpoint_falls_back_to_the_previous_one(name: str, damage: str, tmp_path: Path) -> None:
+    model = save_twice(tmp_path)
+    path = tmp_path / "checkpoint" / name
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 255
+        path.write_bytes(content)
+    elif damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.unlink()
+    with pytest.warns(UserWarning, match="previous checkpoint"):
+        assert load_checkpoint(tmp_path, model)["step"] == 1
+    (tmp_path / "checkpoint.previous" / "state.pt").write_bytes(b"")
+    with pytest.raises(BadCheckpoint, match=r"no whole checkpoint.*--overwrite"):
+        load_checkpoint(tmp_path, model)
+
+
+def test_checkpoint_of_another_model_or_none(tmp_path: Path) -> None:
+    with pytest.raises(BadCheckpoint, match="holds no checkpoint"):
+        load_checkpoint(tmp_path, small_model())
+    save_twice(tmp_path)
+    with pytest.raises(BadCheckpoint, match="belong to another model") as error:
+        load_checkpoint(tmp_path, nn.Linear(2, 2))
+    assert "\n" not in str(error.value)
+
+
+def test_tied_weights_and_channels_last_survive(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        first, second = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+        second.weight = first.weight
+        return nn.Sequential(first, second).to(memory_format=torch.channels_last)
+
+    saved, loaded = build(), build()
+    save_checkpoint(tmp_path, saved, "", {"momentum": [torch.ones(2)]})
+    state = load_checkpoint(tmp_path, loaded)
+    assert torch.equal(saved[1].weight, loaded[1].weight)
+    assert loaded[0].weight is loaded[1].weight
+    assert loaded[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(state["momentum"][0], torch.ones(2))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_state_that_needs_unpickling_is_refused(tmp_path: Path) -> None:
+    import pickle
+
+    save_checkpoint(tmp_path, small_model(), "", {})
+    folder = tmp_path / "checkpoint"
+    (folder / "state.pt").write_bytes(pickle.dumps({"step": os.system}))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["state.pt"] = {
+        "sha256": sha256(folder / "state.pt"),
+        "bytes": (folder / "state.pt").stat().st_size,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BadCheckpoint, match="cannot be read"):
+        load_checkpoint(tmp_path, small_model())
+
+
+@pytest.mark.parametrize("call", range(1, 9))
+def test_a_kill_at_any_flush_or_rename_leaves_a_whole_checkpoint(
+    call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_twice(tmp_path)
+    calls = 0
+
+    def counted(original: object) -> object:
+        def act(*arguments: object, **named: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                raise Killed
+            return original(*arguments, **named)
+
+        return act
+
+    monkeypatch.setattr(checkpoint_module, "_flush", counted(checkpoint_module._flush))
+    monkeypatch.setattr(Path, "rename", counted(Path.rename))
+    with pytest.raises(Killed):
+        save_checkpoint(tmp_path, model, "seed: 0\n", {"step": 3})
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path, model)["step"] in (2, 3)
+
+
+def test_leftovers_are_cleaned_and_a_broken_newest_gives_way(tmp_path: Path) -> None:
+    config = TrainingConfig(epochs=3, batch_size=16, checkpoint_seconds=0.0, **QUIET)
+    with pytest.raises(Killed):
+        fit(small_model(), quadrants(), config, tmp_path, on_step=killed_at(5))
+    (tmp_path / ".checkpoint.tmp-abc").mkdir()
+    (tmp_path / "checkpoint" / "state.pt").write_bytes(b"broken")
+    steps: list[int] = []
+    with pytest.warns(UserWarning, match="previous checkpoint"):
+        fit(small_model(), quadrants(), config, tmp_path, on_step=steps.append)
+    assert steps[0] == 4
+    assert not list(tmp_path.glob(".checkpoint.tmp*"))
+
+
+def test_full_disk_is_one_sentence_and_the_old_checkpoint_stays(tmp_path: Path) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = os.geteuid() == 0 and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(place)], capture_output=True, check=False
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        save_checkpoint(place, nn.Linear(2, 2), "", {"step": 1})
+        for model, state in ((nn.Linear(300, 300), {}), (nn.Linear(2, 2), {"big": torch.zeros(60_000)})):
+            with pytest.raises(DynablocksError, match=r"cannot write a checkpoint .*unchanged") as error:
+                save_checkpoint(place, model, "", state)
+            assert "\n" not in str(error.value)
+            assert load_checkpoint(place, nn.Linear(2, 2))["step"] == 1
+            assert not list(place.glob(".checkpoint.tmp*"))
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_full_disk_simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path, nn.Linear(2, 2), "", {"step": 1})
+
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_module, "_flush", full)
+    with pytest.raises(DynablocksError, match="No space left on device"):
+        save_checkpoint(tmp_path, nn.Linear(2, 2), "", {"step": 2})
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path, nn.Linear(2, 2))["step"] == 1
+
+
+@pytest.mark.slow
+def test_the_loop_survives_kill_nine(tmp_path: Path) -> None:
+    script = (
+        "import sys, os, signal; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path\n"
+        "from test_training import *\n"
+        "def on_step(s):\n"
+        "    if s == int(sys.argv[3]): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "config = TrainingConfig(epochs=2, batch_size=16, checkpoint_seconds=0.0, **QUIET)\n"
+        "fit(small_model(), quadrants(), config, Path(sys.argv[2]), on_step=on_step)\n"
+    )
+    arguments = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "run")]
+    killed = subprocess.run([*arguments, "5"], check=False)
+    assert killed.returncode == -9
+    subprocess.run([*arguments, "0"], check=True)
+    config = TrainingConfig(epochs=2, batch_size=16, **QUIET)
+    fit(small_model(), quadrants(), config, tmp_path / "calm")
+    assert weights_digest(tmp_path / "run") == weights_digest(tmp_path / "calm")
