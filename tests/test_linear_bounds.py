@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import itertools
 import math
+import random
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -78,9 +79,9 @@ def sweep() -> list[tuple[tuple[int, int, int, int], ConvGeometry]]:
         size = ((5, 6), (6, 4), (6, 6))[index % 3]
         geometry = ConvGeometry(size, stride, padding, mode, groups, dilation)
         outputs, inputs = CHANNELS[index % 3]
-        if fits(geometry, kernel) and (index + index // len(KERNELS)) % 2:
+        if fits(geometry, kernel):
             layers.append(((outputs * groups, inputs, *kernel), geometry))
-    return layers
+    return random.Random(0).sample(layers, 220)
 
 
 LAYERS = sweep()
@@ -111,7 +112,7 @@ def test_bounds_enclose_the_dense_truth(part: int) -> None:
 
 def test_the_sweep_holds_many_exact_and_many_inexact_symbols() -> None:
     exact = [module._grid(geometry, shape[2:]).exact for shape, geometry in LAYERS]
-    assert 50 <= sum(exact) <= len(exact) - 50, sum(exact)
+    assert 30 <= sum(exact) <= len(exact) - 30
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

@@ -233,7 +233,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path: Path) 
                 model[0].weight.fill_(float("nan"))
 
     config = TrainingConfig(epochs=9, batch_size=16, checkpoint_seconds=0.0, **QUIET)
-    with pytest.raises(DynablocksError, match=r"a weight is not finite after step 7.*smaller --lr.*is kept"):
+    with pytest.raises(DynablocksError, match=r"a weight is not finite after step 7.*smaller --training.lr.*is kept"):
         fit(model, quadrants(), config, tmp_path, on_step=poison)
     fit(small_model(), quadrants(), config, tmp_path)
     lazy = TrainingConfig(epochs=9, batch_size=16, **QUIET)

@@ -100,7 +100,11 @@ class DynamicalBlock(Structured):
         kept, losses = fold(declared)
         fields = ", ".join(type(field).__name__ for field in self.fields)
         return Declaration(
-            Properties(kept), f"{type(self.signal).__name__} of {fields}", declared, losses, title=f"Block {self.method!r}"
+            Properties(kept),
+            f"{type(self.signal).__name__} of {fields}",
+            declared,
+            losses,
+            title=f"Block {self.method!r}",
         )
 
     def _field(self, index: int) -> VectorField:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynablocks.errors import DynablocksError, InvalidArgument, unknown_name
+from dynablocks.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from dynablocks.config import RunConfig
@@ -90,6 +91,7 @@ def _dispatch(arguments: list[str]) -> int:
     command = COMMANDS.get(arguments[0])
     if command is None:
         raise unknown_name("command", arguments[0], COMMANDS)
+    keep_freed_memory()
     return command(arguments[1:])
 
 

@@ -104,7 +104,9 @@ class ZeroLift(Structured):
         return functional.pad(x, (0,) * (2 * (x.ndim - 2)) + (0, self.extra))
 
     def declare(self) -> Declaration:
-        kept = (*ISOMETRY, LinearInvariant()) if self.extra else (*ISOMETRY, LinearInvariant(), GradientNormPreserving())
+        kept = (
+            (*ISOMETRY, LinearInvariant()) if self.extra else (*ISOMETRY, LinearInvariant(), GradientNormPreserving())
+        )
         return Declaration.of(*kept, reason="zeros appended", title=f"ZeroLift(+{self.extra})")
 
 
@@ -151,7 +153,7 @@ class PaperLift(Structured):
     def __init__(self, in_shape: tuple[int, int, int], out_channels: int, kernel_size: int = 3) -> None:
         super().__init__()
         self.linear = NormalisedConv(in_shape, out_channels, kernel_size, gain=3.0)
-        self.out_shape = self.linear.out_shape
+        self.in_shape, self.out_shape = self.linear.in_shape, self.linear.out_shape
         self.alpha = nn.Parameter(torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:

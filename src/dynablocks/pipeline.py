@@ -129,8 +129,16 @@ def train_run(config: RunConfig, directory: Path, *, overwrite: bool = False) ->
     """Train into ``directory``; resume when it holds an unfinished training of the same configuration."""
     splits = load_splits(config)
     network, description = build_for(config, splits)
-    summary = fit(network, splits, config.training, directory, describe=description, resume=not overwrite)
-    write_text(directory / "config.yaml", to_yaml(replace(config, data=replace(config.data, name=data_name(config.data)))))
+    settings = replace(config, data=replace(config.data, name=data_name(config.data)))
+    summary = fit(
+        network,
+        splits,
+        config.training,
+        directory,
+        describe=description,
+        resume=not overwrite,
+        on_start=lambda: write_text(directory / "config.yaml", to_yaml(settings)),
+    )
     facts = asdict(summary) | {
         "dataset": splits.train.name,
         "fingerprint": splits.fingerprint,

@@ -50,7 +50,9 @@ class Activation:
             tensor([ 7.3891, -2.7183])
         """
         if self.negative_slope is None:
-            raise InvalidArgument(f"the flow of {self.name} has no closed form; use relu or leaky-relu, or a Runge–Kutta step.")
+            raise InvalidArgument(
+                f"the flow of {self.name} has no closed form; use relu or leaky-relu, or a Runge–Kutta step."
+            )
         time = torch.as_tensor(time, dtype=u.dtype, device=u.device)
         return u * torch.where(u >= 0, time.exp(), (self.negative_slope * time).exp())
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dynablocks.registry import Registry
 
+
 @dataclass(frozen=True)
 class FieldFacts:
     r"""Sound facts about a vector field X, from upper bounds in float64.
@@ -47,6 +48,11 @@ class VectorField(nn.Module):
     """
 
     in_shape: tuple[int, ...]
+
+    @classmethod
+    def example(cls) -> VectorField:
+        """A small instance, for the conformance suite and the docs table."""
+        raise NotImplementedError(f"{cls.__name__} must implement the class method example(): a small instance of it.")
 
     def forward(self, x: Tensor) -> Tensor:
         """X(x) for a batch."""

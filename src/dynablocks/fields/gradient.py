@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
-from dynablocks.fields.activations import Activation
+from dynablocks.fields.activations import Activation, leaky_relu
 from dynablocks.fields.base import FIELDS, FieldFacts
 from dynablocks.fields.ridge import RidgeField
-from dynablocks.linear import LinearMap
+from dynablocks.linear import LinearMap, OrthogonalDense
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -53,6 +53,10 @@ class GradientField(RidgeField):
         self.expansive = expansive
         self.alpha = None if alpha is None else nn.Parameter(torch.full((linear.out_shape[0],), float(alpha)))
 
+    @classmethod
+    def example(cls) -> GradientField:
+        return cls(OrthogonalDense(4, 4), leaky_relu(0.5))
+
     @property
     def sign(self) -> float:
         return 1.0 if self.expansive else -1.0
@@ -78,7 +82,9 @@ class GradientField(RidgeField):
             InvalidArgument: σ has no closed-form primitive.
         """
         if self.sigma.primitive is None:
-            raise InvalidArgument(f"{self.sigma.name} has no closed-form primitive; use relu, leaky-relu, tanh or sigmoid.")
+            raise InvalidArgument(
+                f"{self.sigma.name} has no closed-form primitive; use relu, leaky-relu, tanh or sigmoid."
+            )
         density = self.sigma.primitive(self.preactivation(x))
         if self.alpha is not None:
             density = density * self.per_channel(self.alpha)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
-from dynablocks.fields.activations import Activation, activation
+from dynablocks.fields.activations import Activation, activation, leaky_relu
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
-from dynablocks.linear import LinearMap
+from dynablocks.linear import Dense, LinearMap, OrthogonalDense
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -45,10 +45,16 @@ class PlanarField(VectorField):
         super().__init__()
         size = linear.features
         if linear.in_shape != (size,) or size > CORNER_LIMIT:
-            raise InvalidArgument(f"a planar field maps n to n entries with n <= {CORNER_LIMIT}; got {linear.in_shape} -> {size}.")
+            raise InvalidArgument(
+                f"a planar field maps n to n entries with n <= {CORNER_LIMIT}; got {linear.in_shape} -> {size}."
+            )
         self.linear, self.sigma, self.in_shape = linear, activation(sigma), linear.in_shape
         self.sign = 1.0 if expansive else -1.0
         self.bias = nn.Parameter(torch.zeros(size)) if bias else None
+
+    @classmethod
+    def example(cls) -> PlanarField:
+        return cls(OrthogonalDense(2, 2), leaky_relu(0.5))
 
     def forward(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
         """X(x) = s Σ(Ax + b)."""
@@ -96,7 +102,13 @@ class TwoMatrixField(VectorField):
     """
 
     def __init__(
-        self, inner: LinearMap, outer: LinearMap, sigma: str | Activation = "relu", *, decay: float = 0.0, bias: bool = True
+        self,
+        inner: LinearMap,
+        outer: LinearMap,
+        sigma: str | Activation = "relu",
+        *,
+        decay: float = 0.0,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         if inner.in_shape != outer.in_shape or inner.out_shape != outer.out_shape:
@@ -104,6 +116,10 @@ class TwoMatrixField(VectorField):
         self.inner, self.outer, self.sigma, self.decay = inner, outer, activation(sigma), decay
         self.in_shape = inner.in_shape
         self.bias = nn.Parameter(torch.zeros(inner.out_shape[0])) if bias else None
+
+    @classmethod
+    def example(cls) -> TwoMatrixField:
+        return cls(Dense(3, 5), Dense(3, 5), "relu")
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """X(x) = AᵀΣ(Bx + b) − c x."""

@@ -12,7 +12,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation
 from dynablocks.fields.base import FIELDS, FieldFacts
 from dynablocks.fields.ridge import RidgeField
-from dynablocks.linear import LinearMap
+from dynablocks.linear import Dense, LinearMap
 from dynablocks.linear.convolution import Conv
 
 if TYPE_CHECKING:
@@ -47,8 +47,13 @@ class PreconditionedField(RidgeField):
             raise InvalidArgument("a preconditioned field needs a convolution with stride 1 and groups 1.")
         self.log_scale = nn.Parameter(torch.zeros(linear.out_shape[0]))
 
+    @classmethod
+    def example(cls) -> PreconditionedField:
+        return cls(Dense(3, 5), "relu")
+
     def _dominating_diagonal(self, weight: Tensor, log_scale: Tensor) -> Tensor:
-        q = log_scale.exp()
+        # Any q > 0 is sound; beyond e^±15 products with it would lose the weight's digits.
+        q = log_scale.clamp(-15, 15).exp()
         if weight.ndim == 2:
             gram = (weight @ weight.mT).abs()
         else:
@@ -72,8 +77,3 @@ class PreconditionedField(RidgeField):
             odd=self.sigma.odd and self.bias is None,
             reason="AAᵀ ≼ T by diagonal dominance",
         )
-
-    def update_spectrum(self, low: float, high: float) -> tuple[float, float]:
-        facts = self.facts()
-        scale = facts.lipschitz / max(abs(end) for end in self.scale_range())
-        return min(low, 0.0) * scale, max(high, 0.0) * scale

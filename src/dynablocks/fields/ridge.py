@@ -80,7 +80,8 @@ class RidgeField(VectorField):
         """An interval that holds the eigenvalues of AᵀEA for every diagonal E with entries in [low, high]."""
         largest = self.linear.norm_bounds().upper ** 2
         smallest = self.linear.smallest_singular_value() ** 2
+        # 0 · inf: an infinite slope in a direction that A may not reach bounds nothing from the other side.
         return (
-            low * (largest if low < 0 else smallest),
-            high * (largest if high > 0 else smallest),
+            low * largest if low < 0 else (low * smallest if smallest else 0.0),
+            high * largest if high > 0 else (high * smallest if smallest else 0.0),
         )

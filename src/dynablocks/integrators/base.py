@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -10,9 +10,6 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields import FieldFacts, VectorField
 from dynablocks.properties import Declaration, Equivariant, LinearInvariant, Property
 from dynablocks.registry import Registry
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 StepSize = Tensor | float
 

@@ -51,11 +51,15 @@ class ExactFlow(Integrator):
 
     def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
         ridge = self._ridge(field)
-        ends = [math.expm1(step_size * slope) for slope in ridge.slope_range()]
+        # e^700 is near the largest float; beyond it the declared constant is infinite.
+        exponents = [step_size * slope for slope in ridge.slope_range()]
+        ends = [math.expm1(e) if e < 700 else math.inf for e in exponents]
         low, high = ridge.update_spectrum(min(ends), max(ends))
         constant = math.nextafter(max(abs(1 + low), abs(1 + high)), math.inf)
         reason = f"exact flow, symmetric Jacobian with eigenvalues in [{1 + low:.6g}, {1 + high:.6g}]"
-        kept = (Lipschitz(constant), Invertible(), *self.inherited(field.facts()))
+        # Beyond e^±300 a flow and its inverse leave the range of floats.
+        inverse = (Invertible(),) if max(map(abs, exponents)) < 300 else ()
+        kept = (Lipschitz(constant), *inverse, *self.inherited(field.facts()))
         return Declaration.of(*kept, reason=reason, title=f"ExactFlow(t={step_size:.5g})")
 
     @staticmethod

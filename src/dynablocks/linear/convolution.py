@@ -61,7 +61,7 @@ class Conv(LinearMap):
         self.geometry = ConvGeometry(
             input_size=in_shape[1:],
             stride=stride,
-            padding=reach // 2 if padding == "circular" else self.zeros,
+            padding="same" if padding == "circular" else self.zeros,
             padding_mode="circular" if padding == "circular" else "zeros",
             groups=groups,
             dilation=dilation,
@@ -146,9 +146,10 @@ class NormalisedConv(Conv):
         *,
         penalty: float = 0.0,
         project: bool = True,
+        gain: float = 1.0,
         **options: int,
     ) -> None:
-        super().__init__(in_shape, out_channels, kernel_size, padding, **options)
+        super().__init__(in_shape, out_channels, kernel_size, padding, gain=gain, **options)
         self.penalty, self.project = penalty, project
         self.register_buffer("leading", torch.randn(1, *in_shape), persistent=True)
         self.leading: Tensor
@@ -161,8 +162,10 @@ class NormalisedConv(Conv):
             return
         v = self.leading
         for _ in range(iterations):
-            v = self.multiply_adjoint(self.kernel, self.multiply(self.kernel, v / v.norm().clamp_min(1e-30)))
-        self.leading.copy_(v / v.norm().clamp_min(1e-30))
+            image = self.multiply_adjoint(self.kernel, self.multiply(self.kernel, v / v.norm()))
+            # A kernel of zeros says nothing about directions; the next one needs a vector to start from.
+            v = torch.where(image.norm() > 0, image, v)
+        self.leading.copy_(v / v.norm())
         self.kernel.div_(self.multiply(self.kernel, self.leading).norm().clamp_min(1.0))
 
     def regularisation(self) -> Tensor | None:
@@ -207,7 +210,9 @@ class OrthogonalConv(Conv):
         self.parametrisation = ORTHOGONAL.get_known(method)
         out_channels = in_shape[0] if out_channels is None else out_channels
         if out_channels > in_shape[0]:
-            raise InvalidArgument(f"out_channels is {out_channels}; at most the {in_shape[0]} input channels are allowed.")
+            raise InvalidArgument(
+                f"out_channels is {out_channels}; at most the {in_shape[0]} input channels are allowed."
+            )
         super().__init__(in_shape, out_channels, kernel_size, padding)
         single = kernel_size == 1
         self.rows_orthonormal = padding == "circular" or single

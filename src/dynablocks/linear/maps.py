@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,10 @@ class LinearMap(Structured):
         object.__setattr__(self, "_held", weight)
         self._held_bounds = self._held_smallest = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the held weight: a copy made inside :func:`frozen_weights` computes its own."""
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_held")}
+
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """A x for a batch."""
         return self.multiply(self.weight, x)
@@ -152,10 +156,13 @@ def frozen_weights(module: nn.Module) -> Iterator[None]:
         ...     linear.weight is linear.weight, linear.weight.requires_grad
         (True, False)
     """
-    with torch.no_grad():
-        sharing = shared_weights(module)
-        sharing.__enter__()
+    before = {m: m._held for m in module.modules() if isinstance(m, LinearMap)}
     try:
+        with torch.no_grad():
+            for linear in before:
+                # Cloned, so that a step of an optimiser inside the context cannot move a weight whose bounds are held.
+                linear.hold(linear.weight.detach().clone())
         yield
     finally:
-        sharing.__exit__(None, None, None)
+        for linear, weight in before.items():
+            linear.hold(weight)

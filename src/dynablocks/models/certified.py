@@ -33,7 +33,7 @@ def _block(config: ModelConfig, shape: Shape) -> DynamicalBlock:
     if config.step == "exact":
         sigma = leaky_relu(0.5 if config.slope is None else config.slope)
         return pair_block(replace(config, region="exact"), shape, sigma, PrescribedSignal, "exact")
-    linear = OrthogonalConv(shape, kernel_size=size, padding=padding)
+    linear = OrthogonalConv(shape, kernel_size=size, padding=padding, method=config.method or "cayley")
     return DynamicalBlock(GradientField(linear, "relu"), ExplicitEuler(), _signal(config), bound=config.bound)
 
 
@@ -88,6 +88,7 @@ MODELS["certified"] = ModelKind(
         layers=(3, 3, 3),
         lift="isometric",
         weights="orthogonal",
+        method="cayley",
         padding="circular",
         kernel_size=3,
         step="orthogonal",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from dynablocks.errors import InvalidArgument, require_choice, require_range
+from dynablocks.linear import ORTHOGONAL
 
 LIFTS = ("isometric", "paper")
 WEIGHTS = ("orthogonal", "penalised", "free")
@@ -25,6 +26,7 @@ class ModelConfig:
         layers: dynamical blocks in each stage.
         lift: isometric (inside the guarantee) or paper (ReLU(aWx) with a free factor a: honest, large bound).
         weights: orthogonal (exactly), penalised (the paper's regulariser and projection) or free.
+        method: orthogonal parametrisation: cayley or expm (``dynablocks list orthogonal``).
         padding: same, full (both with zeros) or circular.
         kernel_size: size of the square kernels.
         slope: a of the leaky ReLU max(x, ax) in contractive and expansive blocks.
@@ -52,6 +54,7 @@ class ModelConfig:
     layers: tuple[int, ...] | None = None
     lift: str | None = None
     weights: str | None = None
+    method: str | None = None
     padding: str | None = None
     kernel_size: int | None = None
     slope: float | None = None
@@ -76,6 +79,8 @@ class ModelConfig:
         for name, allowed in choices.items():
             if getattr(self, name) is not None:
                 require_choice(name, getattr(self, name), allowed)
+        if self.method is not None:
+            ORTHOGONAL.get_known(self.method)
         for name in ("kernel_size", "substeps", "stem"):
             if getattr(self, name) is not None:
                 require_range(name, getattr(self, name), 1, 16)

@@ -30,9 +30,7 @@ class Network(Structured):
         config: the complete configuration the network was built from.
     """
 
-    def __init__(
-        self, body: nn.Sequential, head: Head, input_shape: tuple[int, int, int], config: ModelConfig
-    ) -> None:
+    def __init__(self, body: nn.Sequential, head: Head, input_shape: tuple[int, int, int], config: ModelConfig) -> None:
         super().__init__()
         self.body, self.head = body, head
         self.input_shape, self.num_classes, self.config = input_shape, head.out_shape[0], config
@@ -49,7 +47,8 @@ class Network(Structured):
             raise InvalidArgument(
                 f"the images have shape {tuple(x.shape)}; the network takes (batch, {', '.join(map(str, self.input_shape))})."
             )
-        return self.head(self.body(x))
+        logits: Tensor = self.head(self.body(x))
+        return logits
 
     def declare(self) -> Declaration:
         return compose([("body", self.body), ("head", self.head)], title=f"Network {self.config.name}")
@@ -115,4 +114,4 @@ def build(
         body, features = kind.build_body(full, input_shape)
         body.insert(0, PixelNormalisation(mean, std))
         head = Head(features, num_classes, full.head or "rows")
-    return Network(body, head, tuple(input_shape), full)
+    return Network(body, head, (channels, input_shape[1], input_shape[2]), full)

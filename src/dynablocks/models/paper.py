@@ -32,7 +32,7 @@ def convolution(config: ModelConfig, shape: Shape) -> LinearMap:
     """The square convolution a configuration asks for."""
     size, padding = config.kernel_size or 3, config.padding or "same"
     if config.weights == "orthogonal":
-        return OrthogonalConv(shape, kernel_size=size, padding=padding)
+        return OrthogonalConv(shape, kernel_size=size, padding=padding, method=config.method or "cayley")
     if config.weights == "free":
         return Conv(shape, shape[0], size, padding)
     return NormalisedConv(shape, shape[0], size, padding, penalty=config.penalty or 0.0, gain=float(size))
@@ -69,7 +69,8 @@ def pair_block(
     region_name = config.region or default
     slope = 0.5 if config.slope is None else config.slope
     # (3.12) takes the contractive step in two halves whatever S is; exact flows need no substeps.
-    substeps = 1 if signal_type is FlexibleSignal or region_name == "exact" else config.substeps or 1
+    whole = signal_type is FlexibleSignal or region_name in ("exact", "paper-flexible")
+    substeps = 1 if whole else config.substeps or 1
     region = REGIONS.get_known(region_name)(slope, substeps)
     method: Integrator = ExactFlow() if region_name == "exact" else ExplicitEuler()
     start = (1.0 if config.step_start is None else config.step_start, 0.1)
@@ -123,6 +124,7 @@ PAPER = ModelConfig(
     layers=(4, 4, 4),
     lift="isometric",
     weights="penalised",
+    method="cayley",
     padding="same",
     kernel_size=3,
     slope=0.5,

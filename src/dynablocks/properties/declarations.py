@@ -62,7 +62,7 @@ class Lipschitz(Property):
         product = self.constant * following.constant
         if math.isnan(product):
             product = math.inf
-        exact = 1.0 in (self.constant, following.constant) or product in (0.0, math.inf)
+        exact = {0.0, 1.0} & {self.constant, following.constant} or product == math.inf
         return Lipschitz(product if exact else math.nextafter(product, math.inf), self.metric)
 
     def __str__(self) -> str:

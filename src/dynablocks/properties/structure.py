@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from dynablocks.properties.declarations import (
     Equivariant,
     GradientNormPreserving,
-    Lipschitz,
+    Invertible,
     LinearInvariant,
+    Lipschitz,
     NormPreserving,
     Properties,
     Property,
@@ -132,14 +133,21 @@ def _identity(module: nn.Module) -> Declaration:
 
 
 @rule(nn.Flatten)
-def _flatten(module: nn.Module) -> Declaration:
+def _flatten(module: nn.Flatten) -> Declaration:
+    if module.start_dim == 0:
+        return Declaration.of(reason="it flattens the batch too", title="Flatten")
     isometry = (Lipschitz(1.0), GradientNormPreserving(), NormPreserving(), LinearInvariant(), Equivariant())
     return Declaration.of(*isometry, reason="reshaping moves no number", title="Flatten")
 
 
 @rule(nn.Sequential)
 def _sequential(module: nn.Sequential) -> Declaration:
-    return compose(module.named_children(), title="Sequential")
+    declared = compose(module.named_children(), title="Sequential")
+    if hasattr(module, "inverse") or declared.properties.of(Invertible) is None:
+        return declared
+    kept = Properties(p for p in declared.properties if not isinstance(p, Invertible))
+    loss = "Invertible is lost at Sequential (it has no method inverse)"
+    return replace(declared, properties=kept, losses=(*declared.losses, loss))
 
 
 @rule(nn.ReLU)
@@ -220,9 +228,7 @@ def explain(module: nn.Module, depth: int | None = None) -> Explanation:
     return Explanation(tuple(lines))
 
 
-def _print_declaration(
-    declaration: Declaration, name: str, level: int, depth: int | None, lines: list[str]
-) -> None:
+def _print_declaration(declaration: Declaration, name: str, level: int, depth: int | None, lines: list[str]) -> None:
     indent = "  " * level
     title = f"{name} {declaration.title}".strip()
     lines.append(f"{indent}{title}: {declaration.properties!r}  [{declaration.reason}]")
@@ -230,4 +236,3 @@ def _print_declaration(
     if depth is None or level < depth:
         for part, child in declaration.parts:
             _print_declaration(child, part, level + 1, depth, lines)
-

@@ -28,7 +28,7 @@ def keep_constraints(model: nn.Module, optimiser: torch.optim.Optimizer) -> Remo
         >>> optimiser = torch.optim.SGD(signal.parameters(), lr=1.0)
         >>> handle = keep_constraints(signal, optimiser)
         >>> (-signal.steps.sum()).backward(); optimiser.step()
-        >>> float(signal.steps)
+        >>> signal.steps.item()
         2.0
     """
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from dynablocks.errors import require_range
+from dynablocks.errors import InvalidArgument, require_range
 from dynablocks.registry import Registry
+
 
 @dataclass(frozen=True)
 class Region:
@@ -19,7 +21,10 @@ class Region:
     Attributes:
         slope: a, the smaller slope of σ.
         substeps: S; each step is taken as S steps of size h/S.
+        contractive_parts: in how many equal parts the contractive step of each of the S pairs is taken.
     """
+
+    contractive_parts: ClassVar[int] = 1
 
     slope: float = 0.5
     substeps: int = 1
@@ -47,7 +52,7 @@ class Region:
         raise NotImplementedError
 
     def log_constant(self, first: float, second: float) -> float:
-        """log of the bound on the whole block's Lipschitz constant: S pairs."""
+        """log of the bound on the whole block's Lipschitz constant: S times the pair."""
         return self.substeps * math.log(max(self.pair_constant(first, second), 1e-300))
 
     def contains(self, first: float, second: float, slack: float = 0.0) -> bool:
@@ -60,7 +65,7 @@ class Region:
         """The paper's projection: clamp h₁ to its range, then h₂ to what h₁ allows. Fixed points are exactly the region."""
         low, high = self.first_range
         first = min(max(first, low), high)
-        return first, min(max(second, self.second_low), self.limit(first))
+        return first, min(max(second, self.second_low), max(self.limit(first), self.second_low))
 
     def nearest(self, first: float, second: float) -> tuple[float, float]:
         """The Euclidean projection, to about 1e-9: dense search along the boundary, then golden sections."""
@@ -79,7 +84,8 @@ class Region:
         for _ in range(60):
             a, b = right - ratio * (right - left), left + ratio * (right - left)
             left, right = (left, b) if distance(a) < distance(b) else (a, right)
-        return self.project((left + right) / 2, second)
+        found = self.project((left + right) / 2, second), self.project(first, second)
+        return min(found, key=lambda pair: math.hypot(pair[0] - first, pair[1] - second))
 
     def boundary(self, points: int = 400) -> np.ndarray:
         """Points (points, 2) along the upper boundary h₂ = limit(h₁), for plots."""
@@ -105,12 +111,14 @@ class PaperPrescribedRegion(Region):
         return 0.0, float(self.substeps) * min(1.0, 2 * self.slope)
 
     def limit(self, first: float) -> float:
-        h = first / self.substeps
-        return min(self.substeps * (1 / math.sqrt(1 - 2 * h * self.slope + h * h) - 1), float(self.substeps)) if h else 0.0
+        contraction = max(self._contraction(first / self.substeps), 0.5)
+        return max(0.0, self.substeps * (1 / contraction - 1))
 
     def pair_constant(self, first: float, second: float) -> float:
-        h = first / self.substeps
-        return (1 + second / self.substeps) * math.sqrt(max(0.0, 1 - 2 * h * self.slope + h * h))
+        return (1 + second / self.substeps) * self._contraction(first / self.substeps)
+
+    def _contraction(self, step_size: float) -> float:
+        return math.sqrt(max(0.0, 1 - 2 * step_size * self.slope + step_size * step_size))
 
 
 @REGIONS.register("paper-flexible")
@@ -120,7 +128,19 @@ class PaperFlexibleRegion(Region):
 
     The contractive step is taken as two halves, the other one whole. For h₂ <= 0 both maps are non-expansive on their own.
     Beyond h₁ = 4a the first factor exceeds 1, so h₁ is capped there too.
+
+    Raises:
+        InvalidArgument: ``substeps`` is not 1.
     """
+
+    contractive_parts: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.substeps != 1:
+            raise InvalidArgument(
+                f"substeps is {self.substeps}; (3.12) halves the contractive step once, so it must be 1."
+            )
 
     @property
     def first_range(self) -> tuple[float, float]:
@@ -141,7 +161,10 @@ class PaperFlexibleRegion(Region):
 @REGIONS.register("tight")
 @dataclass(frozen=True)
 class TightRegion(Region):
-    r"""L₁(h₁/S)(1 + h₂/S) <= 1 with L₁(h) = max(|1 − h|, |1 − ah|); h₂ in [−2S, 0] needs no balance (design D2.2–D2.3)."""
+    r"""L₁(h₁/S)(1 + h₂/S) <= 1 with L₁(h) = max(|1 − h|, |1 − ah|); h₂ in [−2S, 0] needs no balance (design D2.2–D2.3).
+
+    L₁ is taken to be at least 0.001: as a → 1 it vanishes at h₁ = S, and no stored A is orthogonal enough for h₂ = ∞.
+    """
 
     @property
     def first_range(self) -> tuple[float, float]:
@@ -152,18 +175,18 @@ class TightRegion(Region):
         return -2.0 * self.substeps
 
     def limit(self, first: float) -> float:
-        return self.substeps * (1 / max(tight_contraction(first / self.substeps, self.slope), 1e-12) - 1)
+        return self.substeps * (1 / max(tight_contraction(first / self.substeps, self.slope), 1e-3) - 1)
 
     def pair_constant(self, first: float, second: float) -> float:
-        h2 = second / self.substeps
-        expansion = max(abs(1 + h2), abs(1 + self.slope * h2), 1.0 if h2 < 0 and self.slope == 0 else 0.0)
+        # At least 1 also for h₂ < 0: the other field's σ may be a ReLU, which leaves half of the space alone.
+        expansion = max(1.0, abs(1 + second / self.substeps))
         return tight_contraction(first / self.substeps, self.slope) * expansion
 
 
 @REGIONS.register("exact")
 @dataclass(frozen=True)
 class ExactFlowRegion(Region):
-    r"""h₂ <= a h₁, h₁ in [0, 4]: exact flows with L = e^{−ah₁} and e^{h₂} (design D2.4). Negative h₂ contracts."""
+    r"""h₂ <= a h₁, h₁ in [0, 4]: exact flows with L = e^{−ah₁} and e^{h₂} (design D2.4); h₂ in [−4, 0] needs no balance."""
 
     @property
     def first_range(self) -> tuple[float, float]:
@@ -177,4 +200,4 @@ class ExactFlowRegion(Region):
         return self.slope * first
 
     def pair_constant(self, first: float, second: float) -> float:
-        return math.exp(-self.slope * first + max(second, self.slope * second))
+        return math.exp((-self.slope * first + max(second, 0.0)) / self.substeps)

@@ -46,7 +46,7 @@ class NonExpansiveSignal(SwitchingSignal):
 
     Example:
         >>> signal = NonExpansiveSignal(3.0)
-        >>> float(signal.steps)
+        >>> signal.steps.item()
         2.0
     """
 
@@ -123,9 +123,15 @@ class PairSignal(SwitchingSignal):
             first, second = min(max(first, low), high), max(second, self.region.second_low)
         self.steps.copy_(torch.tensor([first, second], dtype=torch.float64))
 
+    def parts(self) -> tuple[list[Piece], Piece]:
+        """One of the S pairs: the contractive pieces and the expansive one."""
+        first, second = self.steps[0] / self.region.substeps, self.steps[1] / self.region.substeps
+        count = self.region.contractive_parts
+        return [(0, first / count)] * count, (1, second)
+
 
 class PrescribedSignal(PairSignal):
-    r"""(Ψ_E^{h₂/S} ∘ Ψ_C^{h₁/S}) S times: (3.11) for S = 2.
+    r"""(Ψ_E^{h₂/S} ∘ Ψ_C^{h₁/S}) S times: (3.11) for S = 2; the region may ask for the contractive step in equal parts.
 
     Example:
         >>> from dynablocks.switching import PaperPrescribedRegion
@@ -135,13 +141,14 @@ class PrescribedSignal(PairSignal):
     """
 
     def pieces(self) -> list[Piece]:
-        parts = self.region.substeps
-        first, second = self.steps[0] / parts, self.steps[1] / parts
-        return [(0, first), (1, second)] * parts
+        contraction, expansion = self.parts()
+        return [*contraction, expansion] * self.region.substeps
 
 
 class FlexibleSignal(PairSignal):
     r"""Ψ_C^{h₁/2} ∘ Ψ_C^{h₁/2} ∘ Ψ_E^{h₂}: (3.12); h₂ may be negative, then both maps contract.
+
+    The halves are those of :class:`PaperFlexibleRegion`; another region's contractive step is taken as it asks.
 
     Example:
         >>> from dynablocks.switching import PaperFlexibleRegion
@@ -150,8 +157,8 @@ class FlexibleSignal(PairSignal):
     """
 
     def pieces(self) -> list[Piece]:
-        half = self.steps[0] / 2
-        return [(1, self.steps[1]), (0, half), (0, half)]
+        contraction, expansion = self.parts()
+        return [expansion, *contraction] * self.region.substeps
 
 
 class FreeSignal(SwitchingSignal):
@@ -189,7 +196,7 @@ class NetworkBudget(nn.Module):
         """Σ log Lᵢ with every positive expansive step multiplied by ``shrink``."""
         logs = 0.0
         for signal in self._signals:
-            first, second = (float(h) for h in signal.steps.double())
+            first, second = (float(h) for h in signal.steps.detach().double())
             logs += signal.region.log_constant(first, second * shrink if second > 0 else second)
         return logs
 

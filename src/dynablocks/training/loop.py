@@ -18,6 +18,7 @@ from torch.nn import functional
 from dynablocks.data import to_unit_range
 from dynablocks.errors import BadCheckpoint
 from dynablocks.linear import frozen_weights, shared_weights
+from dynablocks.memory import keep_freed_memory
 from dynablocks.switching.constraints import regularisation, set_progress
 from dynablocks.training.budget import FIRST_FITS, StepPlan
 from dynablocks.training.checkpoint import find_checkpoint, load_weights, read_config, read_state, reserved, tidy
@@ -70,6 +71,7 @@ def fit(
     console: Console | None = None,
     resume: bool = True,
     on_step: Callable[[int], None] | None = None,
+    on_start: Callable[[], None] | None = None,
 ) -> TrainingSummary:
     """Train ``model`` in place on ``splits.train``; go on from ``directory`` when it holds a checkpoint.
 
@@ -87,6 +89,7 @@ def fit(
         console: a rich console for the progress; standard error when empty.
         resume: go on from a checkpoint; otherwise earlier checkpoints are deleted.
         on_step: called after each step with the number of steps done.
+        on_start: called by the first process once the settings agree with those of an earlier checkpoint.
 
     Returns:
         The summary; of a training that had finished before, the stored one, at once.
@@ -96,6 +99,7 @@ def fit(
         DynablocksError: the loss is no longer finite, or the disk is full.
         KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
     """
+    keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     data = {"name": splits.train.name, "fingerprint": splits.fingerprint, "train_images": len(splits.train.images)}
@@ -104,6 +108,8 @@ def fit(
         if directory is not None and is_first_process():
             stack.enter_context(reserved(directory))
         checkpoint = earlier_checkpoint(directory, text) if resume and directory is not None else None
+        if on_start is not None and is_first_process():
+            on_start()
         state = read_state(checkpoint) if checkpoint is not None else {}
         if checkpoint is not None and state.get("summary"):
             return finished_before(model, config, checkpoint, state)

@@ -93,7 +93,7 @@ def choose_device(name: str) -> str:
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise InvalidArgument(
-            "device is 'cuda' but torch sees no GPU; use --device cpu, or install a CUDA build of torch."
+            "device is 'cuda' but torch sees no GPU; use --training.device cpu, or install a CUDA build of torch."
         )
     return "cuda" if name == "cuda" or (name == "auto" and available) else "cpu"
 

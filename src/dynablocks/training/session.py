@@ -261,6 +261,6 @@ def diverged(session: Session, step: int, what: str) -> DynablocksError:
     lr = session.optimiser.param_groups[0]["lr"]
     kept = "" if session.directory is None else f" The last good checkpoint in {session.directory} is kept."
     return DynablocksError(
-        f"{what} is not finite after step {step} (learning rate {lr:.3g}); train again with a smaller --lr or a "
-        f"--gradient_clip such as 1, into another --out or with --overwrite.{kept}"
+        f"{what} is not finite after step {step} (learning rate {lr:.3g}); train again with a smaller "
+        f"--training.lr or a --training.gradient_clip such as 1, into another --out or with --overwrite.{kept}"
     )

@@ -1,0 +1,131 @@
+"""Write the result tables of the docs and the README from results/*.json.
+
+    python docs/make_results.py             writes docs/results.md
+    python docs/make_results.py --readme    also updates README.md between the results markers
+    python docs/make_results.py --check     writes nothing; exits with 1 when docs or README are stale
+
+One file is one table: {"title", "caption", "columns", "rows", "command", "preset", "data", "seed", "hardware", "commit",
+"date"}, all of them needed; an optional "readme": false keeps a table out of the README. Tables are sorted by file name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+START, END = "<!-- results:start -->", "<!-- results:end -->"
+ORIGIN = ("preset", "data", "seed", "hardware", "commit", "date")
+HEADER = """# Results
+
+Every table is generated from one small JSON file in `results/` by `python docs/make_results.py`; the line below a table
+says how it was made. Accuracies are fractions of the test images named there unless a column says otherwise.
+"""
+EMPTY = "No result is recorded yet: put a table into `results/` and run `python docs/make_results.py --readme`.\n"
+
+
+class BadTable(Exception):
+    """A result file that is no table; the message says what is wrong."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One result file, checked."""
+
+    name: str
+    content: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Table:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise BadTable(f"{path} is not readable JSON ({error}).") from error
+        if not isinstance(content, dict):
+            raise BadTable(f"{path} holds no table; see docs/make_results.py for the keys.")
+        missing = [key for key in ("title", "caption", "columns", "rows", "command", *ORIGIN) if key not in content]
+        if missing:
+            raise BadTable(f"{path} lacks {', '.join(missing)}; every table says how it was made.")
+        columns, rows = content["columns"], content["rows"]
+        if not isinstance(columns, list) or not columns or not isinstance(rows, list):
+            raise BadTable(f"{path}: columns and rows must be lists, with at least one column.")
+        for i, row in enumerate(rows):
+            if not isinstance(row, list) or len(row) != len(columns):
+                raise BadTable(f"{path}: row {i + 1} does not have {len(columns)} cells, one a column.")
+        return cls(path.stem, content)
+
+    def markdown(self, level: int) -> str:
+        """Heading, caption, table, origin."""
+        c = self.content
+        origin = ", ".join(f"{key} {c[key]}" for key in ORIGIN)
+        lines = [f"{'#' * level} {c['title']}", "", c["caption"], "", row(c["columns"]), row(["---"] * len(c["columns"]))]
+        lines += [row(cells) for cells in c["rows"]]
+        lines += ["", f"`{c['command']}`", f"({origin}; `results/{self.name}.json`)", ""]
+        return "\n".join(lines)
+
+
+def row(cells: list[Any]) -> str:
+    return "| " + " | ".join(cell_text(cell) for cell in cells) + " |"
+
+
+def cell_text(cell: Any) -> str:
+    """Numbers with at most four significant digits; whole numbers and text as they are; ``None`` is a dash."""
+    if cell is None:
+        return "–"
+    text = f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def read_tables(folder: Path) -> list[Table]:
+    return [Table.read(path) for path in sorted(folder.glob("*.json"))]
+
+
+def results_page(tables: list[Table]) -> str:
+    return "\n".join([HEADER, *(t.markdown(2) for t in tables)] if tables else [HEADER, EMPTY])
+
+
+def readme_part(tables: list[Table]) -> str:
+    shown = [t.markdown(3) for t in tables if t.content.get("readme", True)]
+    return "\n".join([START, "", *(shown or [EMPTY]), END])
+
+
+def updated_readme(text: str, tables: list[Table]) -> str:
+    """The README with everything between the markers replaced."""
+    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
+        raise BadTable(f"README.md must have the lines {START} and {END} once each, in this order.")
+    before, rest = text.split(START)
+    return before + readme_part(tables) + rest.split(END)[1]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--readme", action="store_true", help="also update README.md")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when docs or README are stale")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the repository")
+    options = parser.parse_args(arguments)
+    try:
+        tables = read_tables(options.root / "results")
+        page = options.root / "docs" / "results.md"
+        wanted = {page: results_page(tables)}
+        readme = options.root / "README.md"
+        if options.readme or options.check:
+            wanted[readme] = updated_readme(readme.read_text(encoding="utf-8") if readme.exists() else "", tables)
+    except BadTable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    stale = [p for p, text in wanted.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
+    for path in stale:
+        if options.check:
+            print(f"{path.relative_to(options.root)} is stale; run: python docs/make_results.py --readme", file=sys.stderr)
+        else:
+            path.write_text(wanted[path], encoding="utf-8")
+            print(f"wrote {path.relative_to(options.root)}")
+    return int(options.check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""How numbers are written for a person: percentages, radii, bounds, times; what is missing is said in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+NOT_MEASURED = "not measured"
+
+
+def percent(value: float | None) -> str:
+    """A fraction as a percentage.
+
+    Example:
+        >>> percent(0.6234), percent(None)
+        ('62.3 %', 'not measured')
+    """
+    return NOT_MEASURED if _missing(value) else f"{100 * float(value or 0):.1f} %"
+
+
+def interval(low: float, high: float) -> str:
+    """A confidence interval of a fraction.
+
+    Example:
+        >>> interval(0.61, 0.634)
+        '61.0 to 63.4 %'
+    """
+    return f"{100 * low:.1f} to {100 * high:.1f} %"
+
+
+def radius(value: float) -> str:
+    """An l2 radius in pixel units, and in levels of 255 where that is a whole number.
+
+    Example:
+        >>> radius(36 / 255), radius(0.5)
+        ('0.141 (36/255)', '0.5')
+    """
+    levels = 255 * value
+    if 0 < levels < 254.5 and abs(levels - round(levels)) < 1e-4:
+        return f"{value:.3f} ({round(levels)}/255)"
+    return f"{value:.3g}"
+
+
+def bound(value: float | None) -> str:
+    """A Lipschitz bound; ``None`` or infinite is no bound at all.
+
+    Example:
+        >>> bound(1.00000012), bound(34.561), bound(None)
+        ('1.000000', '34.56', 'no finite bound')
+    """
+    if value is None or math.isinf(value):
+        return "no finite bound"
+    if math.isnan(value):
+        return NOT_MEASURED
+    return f"{value:.6f}" if 0.1 <= value < 10 else f"{value:.4g}"
+
+
+def slack(value: float) -> str:
+    """By how much a bound exceeds its measurement.
+
+    Example:
+        >>> slack(0.254), slack(3e-9), slack(float("inf"))
+        ('25.4 %', 'below 0.01 %', 'unlimited')
+    """
+    if math.isnan(value):
+        return NOT_MEASURED
+    if math.isinf(value):
+        return "unlimited"
+    if value < -1e-6:
+        return f"{100 * value:.4g} % (VIOLATED)"
+    if value < 1e-4:
+        return "below 0.01 %"
+    return f"{100 * value:.1f} %" if value < 10 else f"{value + 1:.3g} times"
+
+
+def duration(seconds: float | None) -> str:
+    """A time span in the unit a person would use.
+
+    Example:
+        >>> duration(45.2), duration(2530), duration(7300)
+        ('45 s', '42 min 10 s', '2 h 1 min')
+    """
+    if _missing(seconds):
+        return NOT_MEASURED
+    whole = round(float(seconds or 0))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def count(value: float | None) -> str:
+    """A whole number with thousands apart.
+
+    Example:
+        >>> count(1234567)
+        '1,234,567'
+    """
+    return NOT_MEASURED if _missing(value) else f"{round(float(value or 0)):,}"
+
+
+def accuracy_at(points: Iterable[Mapping[str, Any]] | None, epsilon: float) -> float | None:
+    """The accuracy at ``epsilon`` among ``{"epsilon": ..., "accuracy": ...}``; ``None`` when it is not there.
+
+    Example:
+        >>> accuracy_at([{"epsilon": 0.0, "accuracy": 0.9}], 0.0)
+        0.9
+    """
+    for point in points or ():
+        if math.isclose(float(point["epsilon"]), epsilon, abs_tol=1e-6):
+            return float(point["accuracy"])
+    return None
+
+
+def _missing(value: float | None) -> bool:
+    return value is None or not math.isfinite(value)

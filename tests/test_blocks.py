@@ -1,0 +1,176 @@
+"""Dynamical blocks: what they compute, declare and explain, against step-by-step oracles."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dynablocks.blocks import DynamicalBlock
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields import GradientField, leaky_relu
+from dynablocks.integrators import RK4, ExactFlow, ExplicitEuler, ExplicitRungeKutta
+from dynablocks.lifting import ChannelMix, Head, PaperLift, PixelNormalisation, SpaceToDepth, ZeroLift
+from dynablocks.linear import Dense, OrthogonalConv, OrthogonalDense
+from dynablocks.properties import GradientNormPreserving, Invertible, Lipschitz, declare, explain, verify
+from dynablocks.switching import (
+    REGIONS,
+    FlexibleSignal,
+    FreeSignal,
+    NonExpansiveSignal,
+    PaperFlexibleRegion,
+    PaperPrescribedRegion,
+    PrescribedSignal,
+    ScheduledSignal,
+    TightRegion,
+    set_progress,
+)
+
+
+def pair(slope: float = 0.5) -> list[GradientField]:
+    return [
+        GradientField(OrthogonalDense(3, 3), leaky_relu(slope)),
+        GradientField(OrthogonalDense(3, 3), leaky_relu(slope), expansive=True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("signal", "order"),
+    [
+        (PrescribedSignal(PaperPrescribedRegion(0.5, 2), (0.8, 0.1)), [(0, 0.4), (1, 0.05), (0, 0.4), (1, 0.05)]),
+        (PrescribedSignal(PaperFlexibleRegion(0.5), (0.8, 0.1)), [(0, 0.4), (0, 0.4), (1, 0.1)]),
+        (FlexibleSignal(PaperFlexibleRegion(0.5), (0.8, -0.4)), [(1, -0.4), (0, 0.4), (0, 0.4)]),
+        (FlexibleSignal(TightRegion(0.5, 2), (0.8, 0.2)), [(1, 0.1), (0, 0.4), (1, 0.1), (0, 0.4)]),
+    ],
+)
+def test_a_block_takes_the_steps_of_its_signal_in_turn(signal, order: list[tuple[int, float]]) -> None:
+    block = DynamicalBlock(pair(), "euler", signal).double()
+    x = expected = torch.randn(5, 3, dtype=torch.float64)
+    assert [(i, pytest.approx(float(h.detach()), rel=1e-6)) for i, h in block.signal.pieces()] == order
+    for index, h in block.signal.pieces():
+        expected = expected + h * block.fields[index](expected)
+    assert torch.allclose(block(x), expected, atol=1e-14)
+
+
+def test_the_declared_constant_is_the_product_of_the_steps() -> None:
+    block = DynamicalBlock(pair(), "euler", PrescribedSignal(TightRegion(0.5, 2), (1.2, 0.4))).double()
+    h1, h2 = (float(h) / 2 for h in block.signal.steps.detach())
+    expected = (max(abs(1 - h1), abs(1 - 0.5 * h1)) * (1 + h2)) ** 2
+    assert block.properties.lipschitz == pytest.approx(expected, rel=1e-12)
+    text = str(explain(block))
+    assert text.count("\n  step") == 4
+    assert "PrescribedSignal of GradientField, GradientField" in text
+
+
+def test_the_paper_bound_can_be_asked_for() -> None:
+    fields = GradientField(OrthogonalDense(3, 3), leaky_relu(0.5))
+    tight = DynamicalBlock(fields, "euler", FreeSignal(1.0)).double()
+    paper = DynamicalBlock(fields, "euler", FreeSignal(1.0), bound="paper").double()
+    assert tight.properties.lipschitz == pytest.approx(0.5)
+    assert paper.properties.lipschitz == pytest.approx(math.sqrt(1 - 2 * 0.5 + 1))
+
+
+def test_exact_flow_blocks_invert_and_know_their_determinant() -> None:
+    block = DynamicalBlock(pair(), "exact", PrescribedSignal(REGIONS["exact"](0.5, 2), (1.5, 0.6))).double()
+    x = torch.randn(6, 3, dtype=torch.float64)
+    assert block.invertible
+    assert torch.allclose(block.inverse(block(x)), x, atol=1e-13)
+    dense = torch.func.vmap(torch.func.jacrev(lambda v: block(v[None])[0]))(x)
+    assert torch.allclose(block.log_determinant(x), torch.linalg.slogdet(dense)[1], atol=1e-12)
+    assert block.properties.lipschitz == pytest.approx(math.exp(-0.5 * 1.5 + 0.6))
+
+
+def test_other_blocks_neither_invert_nor_claim_to() -> None:
+    block = DynamicalBlock(pair()[0], "euler")
+    assert not block.invertible
+    assert block.properties.of(Invertible) is None
+    for method in (block.inverse, block.log_determinant):
+        with pytest.raises(InvalidArgument, match="use the exact flow"):
+            method(torch.zeros(1, 3))
+
+
+def test_gradients_reach_learned_steps_and_weights() -> None:
+    block = DynamicalBlock(pair(), "euler", PrescribedSignal(TightRegion(0.5), (1.0, 0.5)))
+    block(torch.randn(4, 3)).square().sum().backward()
+    assert block.signal.steps.grad.abs().min() > 0
+    assert all(p.grad is not None and p.grad.any() for p in block.parameters())
+
+
+def test_a_schedule_ends_in_gradient_norm_preservation() -> None:
+    block = DynamicalBlock(GradientField(OrthogonalDense(4, 4)), ExplicitEuler(), ScheduledSignal(1.0, 2.0, 0.5))
+    assert block.properties.of(GradientNormPreserving) is None
+    set_progress(block, 0.5)
+    assert block.properties.of(GradientNormPreserving) is not None
+    assert verify(block, torch.randn(4, 4)).passed
+
+
+def test_a_runge_kutta_step_of_a_contractive_field_is_certified_up_to_two_over_its_constant() -> None:
+    field = GradientField(OrthogonalDense(3, 3), "tanh")
+    for h, certified in ((1.99, True), (2.1, False)):
+        block = DynamicalBlock(field, ExplicitRungeKutta(RK4), FreeSignal(h)).double()
+        assert (block.properties.lipschitz == 1.0) == certified
+
+
+def test_unfit_parts_are_refused_in_one_sentence() -> None:
+    with pytest.raises(InvalidArgument, match="NonExpansiveSignal switches between 1 fields; got 2"):
+        DynamicalBlock(pair())
+    with pytest.raises(InvalidArgument, match="PrescribedSignal switches between 2 fields; got 1"):
+        DynamicalBlock(pair()[0], "euler", PrescribedSignal(TightRegion()))
+    fields = [GradientField(Dense(2, 2)), GradientField(Dense(3, 3), expansive=True)]
+    with pytest.raises(InvalidArgument, match="need one input shape"):
+        DynamicalBlock(fields, "euler", PrescribedSignal(TightRegion()))
+    with pytest.raises(InvalidArgument, match="'tight' and 'paper' are allowed"):
+        DynamicalBlock(pair()[0], bound="loose")
+    with pytest.raises(InvalidArgument, match="did you mean 'euler'"):
+        DynamicalBlock(pair()[0], "eular")
+    with pytest.raises(InvalidArgument, match="low must not exceed high"):
+        NonExpansiveSignal(1.0, 2.0, 1.0)
+
+
+def test_maps_between_blocks_are_what_they_declare() -> None:
+    x = torch.rand(4, 2, 4, 4)
+    for module, constant in (
+        (PixelNormalisation((0.5, 0.5), (0.25, 0.2)), 5.0),
+        (PixelNormalisation((0.5, 0.5), (1.0, 1.0)), 1.0),
+        (SpaceToDepth(2), 1.0),
+        (ZeroLift(2, 5), 1.0),
+        (ChannelMix((2, 4, 4), 2), 1.0),
+        (ChannelMix((2, 4, 4), 1), 1.0),
+        (ChannelMix((2, 4, 4), 3), 1.0),
+    ):
+        assert declare(module).properties.lipschitz == pytest.approx(constant, rel=1e-5)
+        assert verify(module, x).passed, type(module).__name__
+    lift = PaperLift((2, 4, 4), 3)
+    with torch.no_grad():
+        lift.alpha.fill_(-3.0)
+    assert lift.properties.lipschitz == pytest.approx(3 * lift.linear.norm_bounds().upper)
+    assert verify(lift, x).passed
+
+
+@pytest.mark.parametrize("normalise", ["rows", "frobenius", "none"])
+def test_the_head_is_normalised_as_it_says(normalise: str) -> None:
+    head = Head(5, 3, normalise).double()
+    with torch.no_grad():
+        head.matrix.normal_()
+        head.bias.normal_()
+    weight = head.weight
+    if normalise == "rows":
+        assert torch.allclose(weight.norm(dim=1), torch.ones(3).double())
+    if normalise == "frobenius":
+        assert float(weight.norm().detach()) == pytest.approx(1.0)
+    assert head.properties == (Lipschitz(head.norm_bounds().upper),)
+    x = torch.randn(4, 5, dtype=torch.float64)
+    assert torch.allclose(head(x), x @ weight.mT + head.bias)
+    with pytest.raises(InvalidArgument, match="'rows', 'frobenius' and 'none'"):
+        Head(5, 3, "columns")
+
+
+def test_a_convolutional_block_keeps_the_image_shape_of_a_batch_of_any_size() -> None:
+    block = DynamicalBlock(GradientField(OrthogonalConv((2, 4, 5)), "relu"), ExactFlow(), FreeSignal(0.5))
+    for batch in (0, 1, 7):
+        assert block(torch.zeros(batch, 2, 4, 5)).shape == (batch, 2, 4, 5)
+    channels_last = torch.randn(3, 2, 4, 5).to(memory_format=torch.channels_last)
+    assert torch.allclose(block(channels_last), block(channels_last.contiguous()), atol=1e-6)
+    assert isinstance(block.fields, nn.ModuleList)

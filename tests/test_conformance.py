@@ -1,0 +1,231 @@
+"""check_block on everything registered, on throw-away additions, and on its own broken twins."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynablocks.blocks import DynamicalBlock
+from dynablocks.errors import InvalidArgument, PropertyViolated
+from dynablocks.fields import FIELDS, FieldFacts, GradientField, PreconditionedField, VectorField, leaky_relu
+from dynablocks.integrators import INTEGRATORS, ExactFlow, ExplicitEuler, Integrator
+from dynablocks.lifting import ChannelMix, Head, PaperLift, PixelNormalisation, SpaceToDepth, ZeroLift
+from dynablocks.linear import Conv, Dense, NormalisedConv, OrthogonalConv, OrthogonalDense
+from dynablocks.models import MODELS, ModelConfig, build
+from dynablocks.properties import Declaration, Equivariant, Lipschitz
+from dynablocks.switching import (
+    REGIONS,
+    FlexibleSignal,
+    FreeSignal,
+    NonExpansiveSignal,
+    PrescribedSignal,
+    Region,
+    ScheduledSignal,
+)
+from dynablocks.testing import CHECKS, HealthyBlock, broken_twins, check_block
+
+
+@pytest.mark.parametrize("name", sorted(broken_twins()))
+def test_every_broken_twin_is_caught_by_the_check_it_breaks(name: str) -> None:
+    module, check = broken_twins()[name]
+    report = check_block(module)
+    assert check in report.failed, str(report)
+    with pytest.raises(PropertyViolated, match=r"fails the check '.+': .+"):
+        report.require()
+
+
+def test_every_check_has_a_broken_twin() -> None:
+    assert {check for _, check in broken_twins().values()} == set(CHECKS)
+
+
+def test_the_healthy_block_passes_and_leaves_no_trace() -> None:
+    block = HealthyBlock()
+    before = {k: v.clone() for k, v in block.state_dict().items()}
+    state = torch.random.get_rng_state()
+    started = time.process_time()
+    report = check_block(block).require()
+    assert time.process_time() - started < 2
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(v, before[k]) for k, v in block.state_dict().items())
+    assert str(report).count("ok ") == len(CHECKS)
+
+
+@pytest.mark.parametrize(
+    "sample", [torch.zeros(1, 3), torch.zeros(3), torch.full((2, 3), torch.nan), torch.zeros(2, 3).long()]
+)
+def test_an_unusable_sample_is_refused_in_one_sentence(sample: Tensor) -> None:
+    with pytest.raises(InvalidArgument, match="a finite float batch of at least two is needed"):
+        check_block(HealthyBlock(), sample)
+
+
+def test_a_module_without_a_shape_needs_a_sample() -> None:
+    with pytest.raises(InvalidArgument, match="give sample="):
+        check_block(nn.ReLU())
+    assert check_block(nn.ReLU(), torch.randn(2, 3)).passed
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_a_step_of_every_field_conforms(name: str) -> None:
+    check_block(DynamicalBlock(FIELDS[name].example(), "euler", NonExpansiveSignal(0.75))).require()
+
+
+@pytest.mark.parametrize("name", sorted(INTEGRATORS))
+def test_a_step_of_every_integrator_conforms(name: str) -> None:
+    check_block(DynamicalBlock(GradientField.example(), name, NonExpansiveSignal(0.75))).require()
+
+
+def pair(linear: type[OrthogonalDense] | type[OrthogonalConv], shape: tuple[int, ...]) -> list[GradientField]:
+    def make() -> OrthogonalDense | OrthogonalConv:
+        return OrthogonalDense(*shape) if linear is OrthogonalDense else OrthogonalConv(shape)
+
+    return [GradientField(make(), leaky_relu(0.5)), GradientField(make(), leaky_relu(0.5), expansive=True)]
+
+
+@pytest.mark.parametrize("signal", [PrescribedSignal, FlexibleSignal])
+@pytest.mark.parametrize("name", sorted(REGIONS))
+def test_a_pair_in_every_region_conforms(name: str, signal: type[PrescribedSignal]) -> None:
+    method = ExactFlow() if name == "exact" else ExplicitEuler()
+    block = DynamicalBlock(pair(OrthogonalDense, (3, 3)), method, signal(REGIONS[name](), (0.9, 0.3)))
+    assert block.properties.lipschitz <= 1 + 1e-5
+    check_block(block).require()
+
+
+MODULES = {
+    "convolutional exact pair": lambda: DynamicalBlock(
+        pair(OrthogonalConv, (2, 3, 3)), "exact", PrescribedSignal(REGIONS["exact"](), (1.0, 0.3))
+    ),
+    "isometric step": lambda: DynamicalBlock(GradientField(OrthogonalDense(4, 4)), "euler", FreeSignal(2.0)),
+    "scheduled step": lambda: DynamicalBlock(GradientField(OrthogonalDense(4, 4)), "euler", ScheduledSignal()),
+    "elementwise substeps": lambda: DynamicalBlock(
+        GradientField(OrthogonalDense(4, 3), leaky_relu(0.25)), ExplicitEuler(3), NonExpansiveSignal(1.5)
+    ),
+    "learned alpha": lambda: DynamicalBlock(
+        GradientField(Dense(3, 4), "tanh", alpha=0.5, bias=False), "rk4", NonExpansiveSignal(0.5)
+    ),
+    "exact flow with alpha": lambda: DynamicalBlock(
+        GradientField(OrthogonalDense(4, 3), leaky_relu(0.5), alpha=-0.5), "exact", NonExpansiveSignal(0.5)
+    ),
+    "preconditioned orthogonal substeps": lambda: DynamicalBlock(
+        PreconditionedField(OrthogonalDense(4, 4)), ExplicitEuler(2), FreeSignal(2.0)
+    ),
+    "preconditioned convolution": lambda: DynamicalBlock(
+        PreconditionedField(Conv((2, 3, 3), 3, 3)), "euler", FreeSignal(2.0)
+    ),
+    "normalised convolution": lambda: DynamicalBlock(
+        GradientField(NormalisedConv((2, 3, 3), 2)), "euler", NonExpansiveSignal(1.0)
+    ),
+    "orthogonal convolution": lambda: OrthogonalConv((2, 3, 3), padding="full"),
+    "wide orthogonal": lambda: OrthogonalDense(4, 2, "expm"),
+    "tall orthogonal": lambda: OrthogonalDense(2, 4),
+    "strided grouped convolution": lambda: Conv((2, 5, 5), 4, 3, stride=2, groups=2),
+    "channel mix": lambda: ChannelMix((3, 2, 2), 2),
+    "head": lambda: Head(4, 3),
+    "paper's lift": lambda: PaperLift((1, 4, 4), 2),
+}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_modules_conform(name: str) -> None:
+    check_block(MODULES[name]()).require()
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (PixelNormalisation((0.5, 0.4), (0.25, 0.2)), (2, 3, 3)),
+        (SpaceToDepth(2), (2, 4, 4)),
+        (ZeroLift(2, 3), (2, 3, 3)),
+        (nn.Sequential(SpaceToDepth(2), SpaceToDepth(2)), (1, 4, 4)),
+    ],
+)
+def test_maps_between_blocks_conform(module: nn.Module, shape: tuple[int, ...]) -> None:
+    check_block(module, torch.randn(3, *shape)).require()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_models_conform(name: str) -> None:
+    check_block(build(ModelConfig(name, widths=(3, 4), layers=(1, 1)), (1, 4, 4), 3)).require()
+
+
+@FIELDS.register("throw-away")
+class DampedField(VectorField):
+    """X(x) = −tanh(c) x, one learned rate: a field in one file."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.in_shape = (size,)
+        self.rate = nn.Parameter(torch.tensor(0.5))
+
+    @classmethod
+    def example(cls) -> DampedField:
+        return cls(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -self.rate.tanh() * x
+
+    def facts(self) -> FieldFacts:
+        rate = float(self.rate.detach().tanh())
+        return FieldFacts(abs(rate), -rate, (-rate, -rate), conservative=True, odd=True, reason="a scaling")
+
+
+@INTEGRATORS.register("throw-away")
+class HalfEuler(Integrator):
+    """Two Euler steps of half the size."""
+
+    order = 1
+
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        x = x + 0.5 * step_size * field(x)
+        return x + 0.5 * step_size * field(x)
+
+    def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
+        constant, reason = field.euler_constant(step_size / 2, bound)
+        twice = Lipschitz(constant).then(Lipschitz(constant))
+        return Declaration.of(twice, *self.inherited(field.facts()), reason=reason, title="HalfEuler")
+
+
+@REGIONS.register("throw-away")
+class TimidRegion(Region):
+    """h₂ <= a h₁ / 10 for h₁ in [0, 1]."""
+
+    @property
+    def first_range(self) -> tuple[float, float]:
+        return 0.0, 1.0
+
+    def limit(self, first: float) -> float:
+        return 0.1 * self.slope * first
+
+    def pair_constant(self, first: float, second: float) -> float:
+        h1, h2 = first / self.substeps, second / self.substeps
+        return (1 - self.slope * h1) * (1 + h2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _throw_away():
+    yield
+    for registry in (FIELDS, INTEGRATORS, REGIONS):
+        registry.pop("throw-away", None)
+
+
+def test_a_throw_away_field_integrator_and_region_work_together() -> None:
+    fields = [DampedField(3), GradientField(OrthogonalDense(3, 3), leaky_relu(0.5), expansive=True)]
+    block = DynamicalBlock(fields, "throw-away", PrescribedSignal(TimidRegion(0.5, 2)))
+    assert block.properties.of(Equivariant) is None
+    check_block(block).require()
+    odd = DynamicalBlock(DampedField(3), "throw-away", NonExpansiveSignal(0.5))
+    assert odd.properties.of(Equivariant) is not None
+    check_block(odd).require()
+
+
+def test_a_field_that_lies_about_itself_is_caught() -> None:
+    class Liar(DampedField):
+        def facts(self) -> FieldFacts:
+            true = super().facts()
+            return FieldFacts(true.lipschitz, true.one_sided, (-1.02 * true.lipschitz,) * 2, reason="a lie")
+
+    report = check_block(DynamicalBlock(Liar(3), "euler", FreeSignal(0.5)))
+    assert "properties at the start" in report.failed

@@ -1,0 +1,241 @@
+"""Facts of every field against dense float64 Jacobians at many points, also under hostile weights."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields import (
+    ACTIVATIONS,
+    FIELDS,
+    Activation,
+    GradientField,
+    PlanarField,
+    PreconditionedField,
+    TwoMatrixField,
+    VectorField,
+    activation,
+    leaky_relu,
+    smooth_leaky_relu,
+)
+from dynablocks.linear import Conv, Dense, OrthogonalConv, OrthogonalDense
+
+FIELD_MAKERS = {name: FIELDS[name].example for name in sorted(FIELDS)} | {
+    "gradient free tanh": lambda: GradientField(Dense(3, 5), "tanh", bias=False),
+    "gradient wide expansive": lambda: GradientField(Dense(4, 3), "relu", expansive=True),
+    "gradient convolution": lambda: GradientField(Conv((2, 3, 3), 3, 3), leaky_relu(0.1)),
+    "gradient strided": lambda: GradientField(Conv((2, 5, 5), 3, 3, stride=2), "sigmoid"),
+    "gradient alpha": lambda: GradientField(Dense(3, 4), leaky_relu(0.25), alpha=0.5),
+    "gradient full": lambda: GradientField(OrthogonalConv((2, 3, 3), padding="full"), leaky_relu(0.25)),
+    "planar contractive": lambda: PlanarField(Dense(3, 3), smooth_leaky_relu(0.25), expansive=False),
+    "two convolutions": lambda: TwoMatrixField(Conv((1, 3, 3), 2), Conv((1, 3, 3), 2), "arctan", decay=1.0, bias=False),
+    "preconditioned full": lambda: PreconditionedField(Conv((2, 3, 3), 3, 3, "full"), "softplus"),
+    "preconditioned same": lambda: PreconditionedField(Conv((2, 4, 4), 3, 3, "same")),
+    "preconditioned circular": lambda: PreconditionedField(Conv((2, 3, 3), 2, 5, "circular")),
+    "preconditioned orthogonal": lambda: PreconditionedField(OrthogonalDense(4, 4)),
+    "preconditioned even": lambda: PreconditionedField(Conv((1, 4, 4), 2, 2, "circular")),
+}
+EVERY_FIELD = pytest.mark.parametrize("make", FIELD_MAKERS.values(), ids=FIELD_MAKERS)
+
+SPOIL = {
+    "start": lambda p: p,
+    "random": torch.randn_like,
+    "x1000": lambda p: 1000 * p,
+    "zero": torch.zeros_like,
+    "constant": torch.ones_like,
+    "rank one": lambda p: p if p.ndim < 2 else (p.flatten(1)[:, :1] * p.flatten(1)[:1]).reshape(p.shape),
+    "tiny": lambda p: 1e-6 * p,
+}
+
+
+def spoiled(make, name: str) -> VectorField:
+    field = make().double()
+    with torch.no_grad():
+        for p in field.parameters():
+            p.copy_(SPOIL[name](p))
+    return field
+
+
+def dense_jacobians(field: VectorField, points: int = 24) -> Tensor:
+    x = 2 * torch.randn(points, *field.in_shape, dtype=torch.float64)
+    size = x[0].numel()
+    columns = torch.func.vmap(torch.func.jacrev(lambda v: field(v[None])[0]))(x)
+    return columns.reshape(points, size, size).detach()
+
+
+@EVERY_FIELD
+@pytest.mark.parametrize("hostile", SPOIL)
+def test_facts_hold_at_every_point(make, hostile: str) -> None:
+    field = spoiled(make, hostile)
+    facts, jacobians = field.facts(), dense_jacobians(field)
+    size = max(1e-300, float(jacobians.abs().max()))
+    slack = 1e-13 * size * jacobians.shape[-1]
+    symmetric = 0.5 * (jacobians + jacobians.mT)
+    assert torch.linalg.matrix_norm(jacobians, ord=2).max() <= facts.lipschitz + slack
+    assert torch.linalg.eigvalsh(symmetric).max() <= facts.one_sided + slack
+    if facts.spectrum is not None:
+        assert (jacobians - symmetric).abs().max() <= slack
+        eigenvalues = torch.linalg.eigvalsh(symmetric)
+        assert facts.spectrum[0] - slack <= eigenvalues.min()
+        assert eigenvalues.max() <= facts.spectrum[1] + slack
+    if facts.odd:
+        x = torch.randn(4, *field.in_shape, dtype=torch.float64)
+        assert torch.allclose(field(-x), -field(x))
+
+
+@EVERY_FIELD
+@pytest.mark.parametrize("hostile", ["start", "random", "rank one"])
+@pytest.mark.parametrize("bound", ["tight", "paper"])
+def test_euler_constants_hold_for_steps_of_either_sign(make, hostile: str, bound: str) -> None:
+    field = spoiled(make, hostile)
+    jacobians = dense_jacobians(field)
+    eye = torch.eye(jacobians.shape[-1], dtype=torch.float64)
+    for h in (-2.0, -0.5, 0.0, 0.3, 1.0, 2.0, 7.0):
+        measured = float(torch.linalg.matrix_norm(eye + h * jacobians, ord=2).max())
+        assert measured <= field.euler_constant(h, bound)[0] * (1 + 1e-12)
+
+
+@EVERY_FIELD
+def test_the_paper_bound_is_never_smaller_than_the_tight_one(make) -> None:
+    for hostile in ("start", "random"):
+        field = spoiled(make, hostile)
+        for h in torch.linspace(-3, 3, 25).tolist():
+            assert field.euler_constant(h, "paper")[0] >= field.euler_constant(h, "tight")[0] * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("expansive", [False, True])
+def test_the_tight_constant_is_attained_for_orthogonal_weights(slope: float, expansive: bool) -> None:
+    field = GradientField(OrthogonalDense(3, 3), leaky_relu(slope), expansive=expansive).double()
+    jacobians = dense_jacobians(field, 3000)
+    for h in (-2.0, -0.7, 0.2, 4 / 3, 2.0, 3.0):
+        measured = float(torch.linalg.matrix_norm(torch.eye(3) + h * jacobians, ord=2).max())
+        declared = field.euler_constant(h)[0]
+        assert 0.99 * declared <= measured <= declared * (1 + 1e-12)
+        s = 1.0 if expansive else -1.0
+        assert declared == pytest.approx(max(abs(1 + s * h), abs(1 + s * h * slope)))
+
+
+@pytest.mark.parametrize("norm", [0.3, 1.0, 5.0])
+def test_a_contractive_step_is_non_expansive_up_to_two_over_the_squared_norm(norm: float) -> None:
+    field = GradientField(OrthogonalDense(3, 3).double(), "relu").double()
+    field.linear = Dense(3, 3).double()
+    with torch.no_grad():
+        field.linear.matrix.copy_(norm * torch.diag(torch.tensor([1.0, 0.5, 0.2], dtype=torch.float64)))
+    limit = 2 / norm**2
+    assert field.euler_constant(limit * (1 - 1e-12))[0] <= 1 + 1e-11
+    assert field.euler_constant(limit * 1.001)[0] > 1.001
+    jacobians = dense_jacobians(field, 200)
+    beyond = torch.linalg.matrix_norm(torch.eye(3) + 1.01 * limit * jacobians, ord=2).max()
+    assert 1.01 < beyond <= field.euler_constant(1.01 * limit)[0] * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("sigma", ["relu", "leaky-relu", "tanh", "sigmoid"])
+@pytest.mark.parametrize("expansive", [False, True])
+def test_a_gradient_field_is_the_gradient_of_its_potential(sigma: str, expansive: bool) -> None:
+    for linear in (Dense(3, 5), Conv((2, 3, 3), 3, 3)):
+        field = GradientField(linear, sigma, expansive=expansive, alpha=0.7).double()
+        x = torch.randn(6, *field.in_shape, dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(field.potential(x).sum(), x)
+        assert torch.allclose(field(x), field.sign * gradient, atol=1e-12)
+
+
+def test_a_potential_needs_a_primitive() -> None:
+    with pytest.raises(InvalidArgument, match="no closed-form primitive"):
+        GradientField(Dense(2, 2), "arctan").potential(torch.zeros(1, 2))
+
+
+def test_corollary_2_3_splits_a_mixed_field_into_two_of_opposite_kinds() -> None:
+    field = GradientField(Dense(3, 6), leaky_relu(0.25), expansive=True, alpha=1.0).double()
+    with torch.no_grad():
+        field.alpha.normal_()
+        field.bias.normal_()
+    parts = []
+    for alpha, expansive in zip(field.split(), (True, False), strict=True):
+        root = alpha.sqrt()
+        part = GradientField(Dense(3, 6), leaky_relu(0.25), expansive=expansive).double()
+        with torch.no_grad():
+            part.linear.matrix.copy_(root[:, None] * field.linear.matrix)
+            part.bias.copy_(root * field.bias)
+        parts.append(part)
+    x = torch.randn(20, 3, dtype=torch.float64)
+    assert torch.allclose(field(x), parts[0](x) + parts[1](x), atol=1e-13)
+    assert parts[0].facts().spectrum[0] >= 0
+    assert parts[1].facts().cocoercive
+
+
+PRECONDITIONED = [name for name in FIELD_MAKERS if name.startswith("preconditioned")]
+
+
+@pytest.mark.parametrize("name", PRECONDITIONED)
+@pytest.mark.parametrize("hostile", SPOIL)
+def test_the_preconditioner_dominates_the_gram_matrix(name: str, hostile: str) -> None:
+    field = spoiled(FIELD_MAKERS[name], hostile)
+    matrix = field.linear.dense_matrix()
+    scales = -field.per_channel(field.slope_scales()).expand(field.linear.out_shape).flatten().detach()
+    symmetric = matrix.mT @ (scales[:, None] * matrix)
+    assert torch.linalg.eigvalsh(symmetric).max() <= 1 + 1e-12
+    assert field.euler_constant(2.0)[0] <= 1 + 1e-11
+
+
+def test_a_preconditioned_field_refuses_what_its_bound_does_not_cover() -> None:
+    for options in ({"stride": 2}, {"groups": 2}):
+        with pytest.raises(InvalidArgument, match="stride 1 and groups 1"):
+            PreconditionedField(Conv((2, 4, 4), 4, 3, **options))
+
+
+def test_planar_constants_are_exact() -> None:
+    field = PlanarField(Dense(2, 2), leaky_relu(0.5)).double()
+    with torch.no_grad():
+        field.linear.matrix.normal_()
+    jacobians = dense_jacobians(field, 5000)
+    for h in (-1.0, -0.1, 0.4, 2.0):
+        measured = torch.linalg.matrix_norm(torch.eye(2) + h * jacobians, ord=2).max()
+        assert float(measured) == pytest.approx(field.euler_constant(h)[0], rel=1e-12)
+    with pytest.raises(InvalidArgument, match="n <= 8"):
+        PlanarField(Dense(9, 9))
+    with pytest.raises(InvalidArgument, match="n to n"):
+        PlanarField(Dense(2, 3))
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_activations_have_the_slopes_primitive_and_symmetry_they_declare(name: str) -> None:
+    check_activation(ACTIVATIONS[name]())
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.1, 0.5, 1.0])
+def test_leaky_activations_have_the_slopes_they_declare(slope: float) -> None:
+    check_activation(leaky_relu(slope))
+    check_activation(smooth_leaky_relu(slope))
+
+
+def check_activation(sigma: Activation) -> None:
+    u = torch.linspace(-30, 30, 4001, dtype=torch.float64, requires_grad=True)
+    (slopes,) = torch.autograd.grad(sigma(u).sum(), u)
+    assert sigma.slope_min - 1e-12 <= slopes.min()
+    assert slopes.max() <= sigma.slope_max + 1e-12
+    assert slopes.max() >= sigma.slope_max - 2e-3
+    assert slopes.min() <= sigma.slope_min + 2e-3
+    if sigma.odd:
+        assert torch.allclose(sigma(-u), -sigma(u))
+    if sigma.primitive is not None:
+        (derivative,) = torch.autograd.grad(sigma.primitive(u).sum(), u)
+        assert torch.allclose(derivative, sigma(u), atol=1e-12)
+    if sigma.negative_slope is not None:
+        for t, s in itertools.product((-1.0, 0.5), (0.25, 2.0)):
+            assert torch.allclose(sigma.flow(sigma.flow(u, t), s), sigma.flow(u, t + s), rtol=1e-12)
+        small = (sigma.flow(u, 1e-6) - sigma.flow(u, -1e-6)) / 2e-6
+        assert torch.allclose(small, sigma(u), rtol=1e-7, atol=1e-8)
+
+
+def test_bad_activations_are_refused() -> None:
+    with pytest.raises(InvalidArgument, match="did you mean 'relu'"):
+        activation("relo")
+    with pytest.raises(InvalidArgument, match="negative_slope"):
+        leaky_relu(-0.1)
+    with pytest.raises(InvalidArgument, match="no closed form"):
+        activation("tanh").flow(torch.zeros(1), 1.0)

@@ -1,0 +1,283 @@
+"""Orders, exact flows, contractivity and invariants of every integrator, against scipy and dense Jacobians."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor, nn
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields import FieldFacts, GradientField, PreconditionedField, VectorField, leaky_relu
+from dynablocks.integrators import (
+    HEUN,
+    INTEGRATORS,
+    RK4,
+    ExactFlow,
+    ExplicitEuler,
+    ExplicitRungeKutta,
+    Tableau,
+    integrator,
+)
+from dynablocks.linear import Dense, OrthogonalConv, OrthogonalDense
+from dynablocks.properties import Equivariant, GradientNormPreserving, Invertible, LinearInvariant
+
+EVERY_INTEGRATOR = pytest.mark.parametrize("name", sorted(INTEGRATORS))
+
+
+def reference(field: VectorField, start: Tensor, time: float) -> Tensor:
+    def slope(t: float, flat: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return field(torch.from_numpy(flat).reshape(1, *field.in_shape)).flatten().numpy()
+
+    ends = []
+    for point in start:
+        solution = solve_ivp(slope, (0, time), point.flatten().numpy(), method="DOP853", rtol=1e-12, atol=1e-13)
+        ends.append(torch.from_numpy(solution.y[:, -1]).reshape(point.shape))
+    return torch.stack(ends)
+
+
+def march(method: object, field: VectorField, x: Tensor, time: float, steps: int) -> Tensor:
+    with torch.no_grad():
+        for _ in range(steps):
+            x = method.step(field, x, time / steps)
+    return x
+
+
+@EVERY_INTEGRATOR
+def test_the_order_is_the_slope_of_the_error(name: str) -> None:
+    method = INTEGRATORS[name]()
+    if method.order is None:
+        pytest.skip("an exact flow has no order; it is compared with scipy below")
+    field = GradientField(Dense(3, 4), "tanh").double()
+    with torch.no_grad():
+        field.linear.matrix.copy_(torch.randn(4, 3))
+        field.bias.normal_()
+    x = torch.randn(3, 3, dtype=torch.float64)
+    truth = reference(field, x, 1.0)
+    steps = np.array([16, 32, 64, 128])
+    errors = [float((march(method, field, x, 1.0, int(n)) - truth).norm()) for n in steps]
+    slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    assert slope == pytest.approx(method.order, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GradientField(OrthogonalDense(3, 3), leaky_relu(0.5)),
+        lambda: GradientField(OrthogonalDense(4, 2), leaky_relu(0.1), expansive=True),
+        lambda: GradientField(OrthogonalDense(3, 3), "relu", alpha=-0.8),
+        lambda: GradientField(OrthogonalConv((2, 3, 3)), leaky_relu(0.5)),
+        lambda: PreconditionedField(OrthogonalDense(3, 3), "relu"),
+    ],
+)
+@pytest.mark.parametrize("time", [0.8, -0.5])
+def test_the_exact_flow_agrees_with_scipy(make, time: float) -> None:
+    field = make().double()
+    with torch.no_grad():
+        field.bias.normal_()
+    x = torch.randn(3, *field.in_shape, dtype=torch.float64)
+    flow = ExactFlow()
+    with torch.no_grad():
+        end = flow.step(field, x, time)
+        assert torch.allclose(end, reference(field, x, time), atol=1e-9)
+        assert torch.allclose(flow.inverse(field, end, time), x, atol=1e-12)
+        twice = flow.step(field, flow.step(field, x, 0.3 * time), 0.7 * time)
+        assert torch.allclose(twice, end, atol=1e-12)
+        given = flow.log_determinant(field, x, time)
+    size = x[0].numel()
+    dense = torch.func.vmap(torch.func.jacrev(lambda v: flow.step(field, v[None], time)[0]))(x).reshape(-1, size, size)
+    assert torch.allclose(torch.linalg.slogdet(dense.detach())[1], given, atol=1e-12)
+    declared = flow.declare(field, time).properties
+    assert declared.of(Invertible) is not None
+    measured = torch.linalg.matrix_norm(dense.detach(), ord=2).max()
+    assert measured <= declared.lipschitz * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("time", [0.7, -0.7, 3.0])
+def test_exact_flow_constants_are_attained(slope: float, time: float) -> None:
+    field = GradientField(OrthogonalDense(3, 3), leaky_relu(slope)).double()
+    x = 3 * torch.randn(400, 3, dtype=torch.float64)
+    dense = torch.func.vmap(torch.func.jacrev(lambda v: ExactFlow().step(field, v[None], time)[0]))(x).detach()
+    declared = ExactFlow().declare(field, time).properties.lipschitz
+    assert declared == pytest.approx(np.exp(-slope * time) if time > 0 else np.exp(-time))
+    assert float(torch.linalg.matrix_norm(dense, ord=2).max()) == pytest.approx(declared, rel=1e-9)
+
+
+def test_exact_flows_refuse_fields_they_do_not_solve() -> None:
+    for field, sentence in (
+        (GradientField(Dense(3, 3)), "orthonormal rows"),
+        (GradientField(OrthogonalDense(2, 4)), "orthonormal rows"),
+        (GradientField(OrthogonalDense(3, 3), "tanh"), "relu or leaky-relu"),
+        (GradientField(OrthogonalConv((2, 4, 4), padding="full")), "orthonormal rows"),
+    ):
+        with pytest.raises(InvalidArgument, match=sentence):
+            ExactFlow().step(field, torch.zeros(1, *field.in_shape), 1.0)
+    with pytest.raises(InvalidArgument, match="no closed-form inverse"):
+        ExplicitEuler().inverse(field, torch.zeros(1, 3), 1.0)
+
+
+def test_an_overflowing_flow_declares_no_inverse_and_no_constant() -> None:
+    field = GradientField(OrthogonalDense(3, 3), leaky_relu(0.5), expansive=True)
+    declared = ExactFlow().declare(field, 1e4).properties
+    assert declared.lipschitz == np.inf
+    assert declared.of(Invertible) is None
+
+
+class Exchange(VectorField):
+    """ẋ = M tanh(x) with 1ᵀM = 0: mass moves, none is lost; odd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_shape = (3,)
+        self.rates = nn.Parameter(torch.tensor([[-1.0, 0.5, 0.25], [0.75, -0.5, 0.5], [0.25, 0.0, -0.75]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x) @ self.rates.mT
+
+    def facts(self) -> FieldFacts:
+        norm = float(torch.linalg.matrix_norm(self.rates.detach().double(), ord=2)) * (1 + 1e-12)
+        return FieldFacts(norm, norm, odd=True, linear_invariant=True, reason="columns sum to zero")
+
+
+@EVERY_INTEGRATOR
+def test_linear_invariants_and_symmetry_are_kept(name: str) -> None:
+    method, field = INTEGRATORS[name](), Exchange().double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    try:
+        declared = method.declare(field, 0.7).properties
+    except InvalidArgument:
+        assert name == "exact"
+        return
+    assert (declared.of(LinearInvariant) is not None) == ("linear invariants" in method.preserves)
+    assert (declared.of(Equivariant) is not None) == ("odd symmetry" in method.preserves)
+    with torch.no_grad():
+        y = method.step(field, x, 0.7)
+        assert torch.allclose(y.sum(1), x.sum(1), atol=1e-13)
+        assert torch.allclose(method.step(field, -x, 0.7), -y, atol=1e-14)
+
+
+def dense_step(method: object, field: VectorField, x: Tensor, h: float) -> Tensor:
+    return torch.func.vmap(torch.func.jacrev(lambda v: method.step(field, v[None], h)[0]))(x).detach()
+
+
+@EVERY_INTEGRATOR
+def test_declared_constants_hold(name: str) -> None:
+    method = INTEGRATORS[name]()
+    fields = [
+        GradientField(OrthogonalDense(3, 3), leaky_relu(0.5)),
+        GradientField(OrthogonalDense(4, 3), expansive=True),
+    ]
+    if name != "exact":
+        fields += [GradientField(Dense(3, 4), "tanh"), Exchange(), PreconditionedField(Dense(3, 4))]
+    for field, h in itertools.product(fields, (-2.0, -0.3, 0.0, 0.5, 1.5, 2.0, 4.0)):
+        field = field.double()
+        x = 2 * torch.randn(200, *field.in_shape, dtype=torch.float64)
+        measured = torch.linalg.matrix_norm(dense_step(method, field, x, h), ord=2).max()
+        for bound in ("tight", "paper"):
+            assert measured <= method.declare(field, h, bound).properties.lipschitz * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("substeps", [1, 2, 3, 5])
+def test_elementwise_substeps_are_the_substeps(substeps: int) -> None:
+    method = ExplicitEuler(substeps)
+    for field in (
+        GradientField(OrthogonalDense(4, 3), leaky_relu(0.3)),
+        GradientField(OrthogonalDense(3, 3), "tanh", alpha=-1.2),
+        GradientField(OrthogonalConv((2, 3, 3)), "relu", expansive=True),
+        PreconditionedField(OrthogonalDense(3, 3)),
+    ):
+        field = field.double()
+        x = torch.randn(50, *field.in_shape, dtype=torch.float64)
+        for h in (-1.0, 0.8, 2.0):
+            plain = x
+            for _ in range(substeps):
+                plain = plain + h / substeps * field(plain)
+            assert torch.allclose(method.step(field, x, h), plain, atol=1e-12)
+            size = x[0].numel()
+            dense = dense_step(method, field, x, h).reshape(-1, size, size)
+            tight = method.declare(field, h).properties.lipschitz
+            assert torch.linalg.matrix_norm(dense, ord=2).max() <= tight * (1 + 1e-12)
+            assert tight <= method.declare(field, h, "paper").properties.lipschitz * (1 + 1e-12)
+
+
+def explicit_methods() -> list[ExplicitRungeKutta]:
+    made = [INTEGRATORS[name]() for name in sorted(INTEGRATORS)]
+    return [m for m in made if isinstance(m, ExplicitRungeKutta)]
+
+
+@pytest.mark.parametrize("method", explicit_methods(), ids=repr)
+def test_steps_at_the_circle_limit_are_non_expansive(method: ExplicitRungeKutta) -> None:
+    radius = method.tableau.circle_radius
+    if radius == 0:
+        assert min(method.tableau.b) <= 0
+        return
+    for seed in range(5):
+        torch.manual_seed(seed)
+        field = GradientField(Dense(3, 6), "relu" if seed % 2 else "tanh").double()
+        with torch.no_grad():
+            field.linear.matrix.copy_(torch.randn(6, 3))
+            field.bias.normal_()
+        h = 2 * radius / field.facts().lipschitz
+        assert method.declare(field, h * (1 - 1e-9)).properties.lipschitz == 1.0
+        assert method.declare(field, 1.01 * h).properties.lipschitz > 1.0
+        x, y = 3 * torch.randn(2, 4000, 3, dtype=torch.float64)
+        with torch.no_grad():
+            ratio = (method.step(field, x, h) - method.step(field, y, h)).norm(dim=1) / (x - y).norm(dim=1)
+        assert ratio.max() <= 1 + 1e-10
+
+
+def test_circle_radii_and_the_limit_of_heun() -> None:
+    assert HEUN.circle_radius == pytest.approx(1.0)
+    assert RK4.circle_radius == pytest.approx(1.0)
+    assert Tableau("euler", 1, ((),), (1.0,)).circle_radius == pytest.approx(1.0)
+    field = GradientField(Dense(1, 1), leaky_relu(1.0), bias=False).double()
+    with torch.no_grad():
+        field.linear.matrix.fill_(1.0)
+    x = torch.ones(1, 1, dtype=torch.float64)
+    method = ExplicitRungeKutta(HEUN)
+    assert abs(float(method.step(field, x, 2.0).detach())) <= 1
+    assert abs(float(method.step(field, x, 2.02).detach())) > 1
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (4, 2)])
+def test_the_step_of_size_two_is_a_reflection(sizes: tuple[int, int]) -> None:
+    for expansive, h in ((False, 2.0), (True, -2.0)):
+        field = GradientField(OrthogonalDense(*sizes), "relu", expansive=expansive).double()
+        declared = ExplicitEuler().declare(field, h).properties
+        assert declared.of(GradientNormPreserving) is not None
+        dense = dense_step(ExplicitEuler(), field, torch.randn(50, sizes[0], dtype=torch.float64), h)
+        assert torch.allclose(dense @ dense.mT, torch.eye(sizes[0], dtype=torch.float64).expand_as(dense), atol=1e-12)
+    for field, h, substeps in (
+        (GradientField(OrthogonalDense(3, 3), "relu"), 1.999, 1),
+        (GradientField(OrthogonalDense(3, 3), leaky_relu(0.1)), 2.0, 1),
+        (GradientField(OrthogonalDense(2, 3), "relu"), 2.0, 1),
+        (GradientField(OrthogonalDense(3, 3), "relu", alpha=1.0), 2.0, 1),
+        (GradientField(Dense(3, 3), "relu"), 2.0, 1),
+        (GradientField(OrthogonalDense(3, 3), "relu"), 2.0, 2),
+    ):
+        assert ExplicitEuler(substeps).declare(field, h).properties.of(GradientNormPreserving) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("x", 1, ((), (1.0,)), (0.5, 0.4)), "must sum to 1"),
+        (("x", 1, ((1.0,),), (1.0,)), "row i of A"),
+        (("x", 1, ((),), (0.5, 0.5)), "row i of A"),
+    ],
+)
+def test_bad_tableaux_are_refused(arguments: tuple, sentence: str) -> None:
+    with pytest.raises(InvalidArgument, match=sentence):
+        Tableau(*arguments)
+
+
+def test_names() -> None:
+    with pytest.raises(InvalidArgument, match="did you mean 'heun'"):
+        integrator("huen")
+    with pytest.raises(InvalidArgument, match="substeps is 0"):
+        ExplicitEuler(0)

@@ -1,0 +1,159 @@
+"""Every named network: it builds, says what it guarantees, and keeps it while it is trained."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+
+from dynablocks.blocks import DynamicalBlock
+from dynablocks.errors import InvalidArgument
+from dynablocks.models import MODELS, ModelConfig, build
+from dynablocks.properties import declare, explain
+from dynablocks.properties.verify import jacobian_norms
+from dynablocks.switching import REGIONS, keep_constraints, project, set_progress
+
+EVERY_MODEL = pytest.mark.parametrize("name", sorted(MODELS))
+TINY = {"widths": (3, 4), "layers": (1, 1)}
+CERTIFIED = {
+    "orthogonal": {},
+    "learned step": {"step_end": None},
+    "preconditioned": {"step": "preconditioned"},
+    "exact": {"step": "exact"},
+    "exact, network budget": {"step": "exact", "balance": "network"},
+    "preconditioned, zeros": {"step": "preconditioned", "padding": "same"},
+    "full": {"padding": "full"},
+    "dense": {"dense_layers": 2, "dense_width": 6},
+}
+
+
+@EVERY_MODEL
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
+def test_models_build_for_digits_and_cifar(name: str, shape: tuple[int, int, int]) -> None:
+    model = build(ModelConfig(name, widths=(4, 4, 5), layers=(1, 0, 1)), shape, 10)
+    assert model(torch.rand(2, *shape)).shape == (2, 10)
+    assert model.input_shape == shape
+    assert model.num_classes == 10
+    constant, weight = model.certificate_inputs()
+    assert 0 < constant < math.inf
+    assert weight.shape == (10, 5 * (shape[1] // 8) ** 2)
+    assert weight.dtype == torch.float64
+    assert not weight.requires_grad
+    with pytest.raises(InvalidArgument, match=r"the network takes \(batch, "):
+        model(torch.rand(2, shape[0], 9, 9))
+    with pytest.raises(InvalidArgument, match="the images have shape"):
+        model(torch.rand(*shape))
+    assert f"Network {name}" in str(explain(model))
+
+
+@pytest.mark.parametrize("options", CERTIFIED.values(), ids=CERTIFIED)
+def test_the_certified_model_is_non_expansive_at_every_progress(options: dict) -> None:
+    model = build(ModelConfig("certified", **TINY | options), (1, 8, 8), 5)
+    for progress in (0.0, 0.5, 1.0):
+        set_progress(model, progress)
+        project(model)
+        assert model.certificate_inputs()[0] <= 1 + 1e-4
+
+
+def test_every_part_of_the_default_certified_model_declares_a_constant() -> None:
+    model = build(ModelConfig("certified"), (1, 8, 8), 10)
+    parts = declare(model).parts[0][1].parts
+    assert all(part.properties.lipschitz <= 1 + 1e-5 for _, part in parts)
+    assert len(model.blocks()) == 9
+    assert all(isinstance(block, DynamicalBlock) for _, block in model.blocks())
+
+
+def trained(model, steps: int = 25):
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    keep_constraints(model, optimiser)
+    x, labels = torch.rand(16, *model.input_shape), torch.randint(model.num_classes, (16,))
+    for step in range(steps):
+        set_progress(model, step / steps)
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), labels).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+    return model.eval()
+
+
+def assert_sound(model) -> float:
+    """The body's largest Jacobian norm at many points is at most the declared constant of the very same weights."""
+    exact = copy.deepcopy(model).double()
+    x = torch.rand(24, *model.input_shape, dtype=torch.float64)
+    declared = exact.certificate_inputs()[0]
+    measured = float(jacobian_norms(exact.body, x).max())
+    assert measured <= declared * (1 + 1e-12)
+    return declared
+
+
+@EVERY_MODEL
+def test_the_declared_constant_holds_after_training(name: str) -> None:
+    assert_sound(trained(build(ModelConfig(name, **TINY), (1, 8, 8), 4)))
+
+
+@pytest.mark.parametrize("options", CERTIFIED.values(), ids=CERTIFIED)
+def test_certified_variants_stay_certified_after_training(options: dict) -> None:
+    model = trained(build(ModelConfig("certified", **TINY | options), (1, 8, 8), 4))
+    assert assert_sound(model) <= 1 + 1e-5
+    assert model.certificate_inputs()[0] <= 1 + 1e-4
+
+
+@pytest.mark.parametrize("name", ["prescribed", "flexible"])
+@pytest.mark.parametrize("region", sorted(REGIONS))
+@pytest.mark.parametrize("balance", ["pair", "network"])
+def test_pair_models_in_every_region_stay_non_expansive_where_weights_are_orthogonal(
+    name: str, region: str, balance: str
+) -> None:
+    config = ModelConfig(
+        name,
+        **TINY,
+        region=region,
+        balance=balance,
+        weights="orthogonal",
+        padding="circular",
+        normalise=False,
+        bound="tight",
+    )
+    model = trained(build(config, (1, 8, 8), 4), steps=8)
+    for _, block in model.blocks():
+        if balance == "pair":
+            assert block.properties.lipschitz <= 1 + 1e-4
+    assert math.prod(block.properties.lipschitz for _, block in model.blocks()) <= 1 + 1e-4
+    assert_sound(model)
+
+
+def test_two_builds_from_one_seed_agree_and_leave_the_global_state_alone() -> None:
+    state = torch.random.get_rng_state()
+    one, other = (build(ModelConfig("certified", **TINY), (1, 8, 8), 3, seed=5) for _ in range(2))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    x = torch.rand(2, 1, 8, 8)
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(one(x), other(x))
+
+
+def test_pixel_normalisation_counts_in_the_certificate() -> None:
+    options = dict(TINY, normalise=True)
+    model = build(ModelConfig("certified", **options), (1, 8, 8), 3, mean=(0.3,), std=(0.25,))
+    assert model.certificate_inputs()[0] == pytest.approx(4.0, rel=1e-4)
+    assert_sound(model)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: build(ModelConfig("certifed"), (1, 8, 8), 3), "did you mean 'certified'"),
+        (lambda: build(ModelConfig("certified", widths=(4, 4)), (1, 8, 8), 3), "differ in length"),
+        (lambda: build(ModelConfig("certified", **TINY), (1, 7, 7), 3), "cannot be folded by 2"),
+        (lambda: build(ModelConfig("resnet", widths=(2,) * 4, layers=(0,) * 4), (1, 8, 8), 3), "below one pixel"),
+        (lambda: ModelConfig("certified", widths=(0,)), "whole numbers from 1"),
+        (lambda: ModelConfig("certified", slope=2.0), "slope is 2.0"),
+        (lambda: ModelConfig("certified", padding="sames"), "did you mean 'same'"),
+        (lambda: build(ModelConfig("prescribed", **TINY, region="tihgt"), (1, 8, 8), 3), "did you mean 'tight'"),
+    ],
+)
+def test_bad_configurations_get_one_sentence(make, sentence: str) -> None:
+    with pytest.raises(InvalidArgument, match=sentence):
+        make()

@@ -1,0 +1,313 @@
+"""Orthogonal parametrisations, adjoints of every linear map, and held weights, against dense float64 matrices."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields import GradientField
+from dynablocks.lifting import ChannelMix, Head
+from dynablocks.linear import (
+    ORTHOGONAL,
+    Conv,
+    Dense,
+    LinearMap,
+    NormalisedConv,
+    OrthogonalConv,
+    OrthogonalDense,
+    frozen_weights,
+    ocnn_penalty,
+    shared_weights,
+)
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 33])
+@pytest.mark.parametrize("name", sorted(ORTHOGONAL))
+def test_parametrisations_are_special_orthogonal(name: str, size: int, dtype: torch.dtype) -> None:
+    for scale in (0.0, 0.1, 1.0, 3.0):
+        free = scale * torch.randn(5, size, size, dtype=dtype) / size**0.5
+        q = ORTHOGONAL[name](free).double()
+        assert torch.linalg.matrix_norm(q @ q.mT - torch.eye(size), ord=2).max() <= TOLERANCE[dtype]
+        assert torch.allclose(torch.linalg.det(q), torch.ones(5, dtype=torch.float64), atol=size * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", sorted(ORTHOGONAL))
+def test_parametrisations_are_differentiable(name: str) -> None:
+    free = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(ORTHOGONAL[name], free)
+
+
+def test_parametrisations_agree_with_their_formulas() -> None:
+    free = torch.randn(4, 4, dtype=torch.float64)
+    skew = free - free.mT
+    assert torch.allclose(ORTHOGONAL["expm"](free), torch.linalg.matrix_exp(skew))
+    eye = torch.eye(4, dtype=torch.float64)
+    assert torch.allclose(ORTHOGONAL["cayley"](free), torch.linalg.inv(eye + skew) @ (eye - skew))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("sizes", [(4, 4), (5, 2), (2, 5), (1, 1), (1, 3)])
+@pytest.mark.parametrize("name", sorted(ORTHOGONAL))
+def test_dense_maps_have_unit_singular_values(name: str, sizes: tuple[int, int], dtype: torch.dtype) -> None:
+    linear = OrthogonalDense(*sizes, name).to(dtype)
+    values = torch.linalg.svdvals(linear.dense_matrix())
+    assert (values - 1).abs().max() <= TOLERANCE[dtype]
+    assert linear.rows_orthonormal == (sizes[1] <= sizes[0])
+    assert linear.columns_orthonormal == (sizes[1] >= sizes[0])
+
+
+KERNELS = [
+    (padding, kernel, channels)
+    for padding, kernel, channels in itertools.product(("circular", "full", "same"), (1, 2, 3, 5), (1, 2, 3, 8))
+    if padding != "same" or kernel % 2
+]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("padding", "kernel", "channels"), KERNELS)
+def test_orthogonal_convolutions(padding: str, kernel: int, channels: int, dtype: torch.dtype) -> None:
+    conv = OrthogonalConv((channels, 4, 5), kernel_size=kernel, padding=padding).to(dtype)
+    matrix = conv.dense_matrix()
+    values = torch.linalg.svdvals(matrix)
+    assert values[0] <= 1 + TOLERANCE[dtype]
+    bounds = conv.norm_bounds()
+    assert values[0] <= bounds.upper <= 1 + 5 * TOLERANCE[dtype]
+    if padding != "same" or kernel == 1:
+        assert conv.columns_orthonormal
+        assert (values - 1).abs().max() <= TOLERANCE[dtype]
+        assert 1 - 5 * TOLERANCE[dtype] <= conv.smallest_singular_value() <= values[-1]
+    if conv.rows_orthonormal:
+        assert torch.allclose(matrix @ matrix.mT, torch.eye(len(matrix), dtype=torch.float64), atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("padding", ["circular", "full", "same"])
+def test_fewer_channels_give_orthonormal_rows_only_where_declared(padding: str) -> None:
+    conv = OrthogonalConv((4, 4, 4), 2, 3, padding).double()
+    matrix = conv.dense_matrix()
+    assert not conv.columns_orthonormal
+    assert conv.rows_orthonormal == (padding == "circular")
+    if conv.rows_orthonormal:
+        assert torch.allclose(matrix @ matrix.mT, torch.eye(32, dtype=torch.float64), atol=1e-12)
+    assert torch.linalg.svdvals(matrix)[0] <= 1 + 1e-12
+
+
+def test_an_orthogonal_convolution_is_more_than_a_shift() -> None:
+    kernel = OrthogonalConv((4, 5, 5), kernel_size=3).weight.detach()
+    assert (kernel.square().sum((0, 1)) > 1e-3).all()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(3, 3), (2, 5), (5, 3)])
+def test_channel_mix_is_orthogonal(rows: int, columns: int) -> None:
+    mix = ChannelMix((columns, 2, 3), rows).double()
+    values = torch.linalg.svdvals(mix.dense_matrix())
+    assert (values - 1).abs().max() <= 1e-12
+    assert values[0] <= mix.norm_bounds().upper
+
+
+def linear_maps() -> dict[str, LinearMap]:
+    maps: dict[str, LinearMap] = {
+        "dense": Dense(5, 3),
+        "head": Head(5, 3),
+        "frobenius head": Head(5, 3, "frobenius"),
+        "orthogonal": OrthogonalDense(5, 3, "expm"),
+        "tall orthogonal": OrthogonalDense(3, 5),
+        "mix down": ChannelMix((4, 3, 2), 3),
+        "mix up": ChannelMix((2, 3, 2), 3),
+        "normalised": NormalisedConv((2, 5, 4), 3),
+    }
+    for padding, size in (("circular", 2), ("circular", 3), ("full", 2), ("full", 3), ("same", 3)):
+        maps[f"orthogonal {padding} {size}"] = OrthogonalConv((4, 5, 4), 3, size, padding)
+    for padding, size, stride, groups, dilation in itertools.product(
+        ("same", "full", "circular"), (1, 2, 3, 5), (1, 2, 3), (1, 2), (1, 2)
+    ):
+        name = f"conv {padding} k{size} s{stride} g{groups} d{dilation}"
+        try:
+            maps[name] = Conv((4, 7, 6), 6, size, padding, stride=stride, groups=groups, dilation=dilation)
+        except InvalidArgument:
+            assert (padding == "same" and size % 2 == 0) or (padding == "circular" and stride > 1)
+    return maps
+
+
+@pytest.mark.parametrize("name", sorted(linear_maps()))
+def test_the_adjoint_is_the_transpose(name: str) -> None:
+    linear = linear_maps()[name].double()
+    x, y = torch.randn(2, *linear.in_shape, dtype=torch.float64), torch.randn(2, *linear.out_shape, dtype=torch.float64)
+    bias = linear(torch.zeros_like(x))
+    image, back = linear(x) - bias, linear.adjoint(y)
+    assert image.shape == y.shape
+    assert back.shape == x.shape
+    assert torch.allclose((image * y).flatten(1).sum(1), (x * back).flatten(1).sum(1), atol=1e-12)
+    matrix = linear.dense_matrix()
+    assert torch.allclose(image.flatten(1), x.flatten(1) @ matrix.mT, atol=1e-12)
+    assert torch.allclose(back.flatten(1), y.flatten(1) @ matrix, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(linear_maps()))
+def test_bounds_hold_the_dense_singular_values_also_for_hostile_weights(name: str) -> None:
+    linear = linear_maps()[name]
+    for spoil in (lambda p: p, lambda p: 1000 * p, torch.zeros_like, torch.ones_like):
+        with torch.no_grad():
+            for p in linear.parameters():
+                p.copy_(spoil(p))
+        matrix = linear.dense_matrix()
+        values = torch.linalg.svdvals(matrix)
+        bounds = linear.norm_bounds()
+        slack = 1e-13 * float(values[0])
+        assert bounds.lower <= values[0] + slack
+        assert values[0] <= bounds.upper + slack
+        smallest = float(values[-1]) if matrix.shape[0] >= matrix.shape[1] else 0.0
+        assert linear.smallest_singular_value() <= smallest + slack
+
+
+def test_normalised_convolutions_start_with_norm_one_at_most_and_declare_the_truth() -> None:
+    for gain in (0.1, 1.0, 30.0):
+        conv = NormalisedConv((3, 6, 6), 4, gain=gain)
+        norm = float(torch.linalg.svdvals(conv.dense_matrix())[0])
+        assert norm <= 1.02
+        assert norm <= conv.properties.lipschitz
+    free = NormalisedConv((3, 6, 6), 4, gain=30.0, project=False)
+    free.project_()
+    assert torch.linalg.svdvals(free.dense_matrix())[0] > 2
+
+
+def test_the_penalty_vanishes_exactly_at_orthogonal_kernels() -> None:
+    assert float(ocnn_penalty(OrthogonalConv((4, 5, 5)).double().weight.detach())) < 1e-25
+    kernel = torch.randn(3, 2, 3, 3, dtype=torch.float64)
+    assert float(ocnn_penalty(kernel)) > 0.1
+    conv = Conv((3, 5, 5), 2, 3, "circular").double()
+    matrix = conv.dense_matrix()
+    gram = matrix @ matrix.mT - torch.eye(50, dtype=torch.float64)
+    # Each of the 25 output pixels sees every shift of the kernel once when the image is at least 2k − 1 wide.
+    assert float(ocnn_penalty(conv.weight.detach())) == pytest.approx(float(gram.square().sum().detach()) / 25)
+
+
+def weight_of(linear: LinearMap) -> Tensor:
+    return linear.weight.detach().clone()
+
+
+MAPS = pytest.mark.parametrize("make", [lambda: Dense(3, 3), lambda: OrthogonalDense(3, 3)], ids=["free", "orthogonal"])
+
+
+def move(module: nn.Module) -> None:
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(torch.randn_like(p))
+
+
+@MAPS
+def test_a_frozen_weight_is_constant_inside_and_fresh_outside(make) -> None:
+    linear = make()
+    before = weight_of(linear)
+    with frozen_weights(linear):
+        assert linear.weight is linear.weight
+        assert not linear.weight.requires_grad
+        move(linear)
+        assert torch.equal(linear.weight, before)
+        bounds = linear.norm_bounds()
+        assert linear.norm_bounds() is bounds
+    assert not torch.equal(linear.weight, before)
+    assert linear.norm_bounds() is not bounds
+    assert linear.weight.requires_grad
+
+
+@MAPS
+def test_a_shared_weight_keeps_its_gradient(make) -> None:
+    linear = make()
+    with shared_weights(linear):
+        assert linear.weight is linear.weight
+        linear(torch.ones(1, 3)).square().sum().backward()
+    assert linear.matrix.grad is not None
+
+
+@MAPS
+def test_contexts_nest_in_either_order(make) -> None:
+    linear = make()
+    with shared_weights(linear):
+        outer = linear.weight
+        with frozen_weights(linear):
+            assert not linear.weight.requires_grad
+            with shared_weights(linear, linear):
+                assert not linear.weight.requires_grad
+        assert linear.weight is outer
+        assert linear.weight.requires_grad
+    with frozen_weights(linear):
+        frozen = linear.weight
+        with shared_weights(linear):
+            assert linear.weight is frozen
+        assert linear.weight is frozen
+    assert linear._held is None
+
+
+@MAPS
+@pytest.mark.parametrize("context", [shared_weights, frozen_weights])
+def test_an_exception_releases_the_weight(make, context) -> None:
+    linear = make()
+    with pytest.raises(RuntimeError, match="inside"), context(linear):
+        raise RuntimeError("inside")
+    assert linear._held is None
+    assert linear._held_bounds is None
+
+
+def test_an_exception_while_computing_releases_the_others() -> None:
+    good, bad = Dense(2, 2), OrthogonalDense(2, 2)
+
+    def fails(free: Tensor) -> Tensor:
+        raise RuntimeError("no weight")
+
+    bad.parametrisation = fails
+    for context in (shared_weights, frozen_weights):
+        with pytest.raises(RuntimeError, match="no weight"), context(nn.ModuleList([good, bad])):
+            pass
+        assert good._held is None
+
+
+@MAPS
+@pytest.mark.parametrize("context", [shared_weights, frozen_weights])
+def test_copies_and_states_made_inside_hold_nothing(make, context) -> None:
+    linear = make()
+    with context(linear):
+        copied, state = copy.deepcopy(linear), linear.state_dict()
+    assert copied._held is None
+    assert set(state) == {"matrix"}
+    move(copied)
+    assert not torch.equal(copied.weight, linear.weight)
+    assert torch.equal(copied.weight, copied.compute_weight())
+
+
+def test_loading_a_state_changes_the_weight_at_once() -> None:
+    one, other = OrthogonalConv((2, 4, 4)), OrthogonalConv((2, 4, 4))
+    one(torch.zeros(1, 2, 4, 4))
+    one.load_state_dict(other.state_dict())
+    assert torch.equal(one.weight, other.weight)
+
+
+def test_a_field_leaves_nothing_held() -> None:
+    field = GradientField(OrthogonalDense(3, 3))
+    field(torch.randn(2, 3)).sum().backward()
+    assert field.linear._held is None
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Dense(0, 3),
+        lambda: Conv((2, 4, 4), 3, 2, "same"),
+        lambda: Conv((2, 4, 4), 3, 3, "circular", stride=2),
+        lambda: Conv((3, 4, 4), 4, 3, groups=2),
+        lambda: Conv((2, 4, 4), 3, 3, "reflect"),
+        lambda: Conv((2, 4), 3),
+        lambda: OrthogonalConv((2, 4, 4), 3),
+        lambda: OrthogonalDense(2, 2, "caley"),
+    ],
+)
+def test_bad_arguments_are_refused(make) -> None:
+    with pytest.raises(InvalidArgument, match=r"[.;]"):
+        make()

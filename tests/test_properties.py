@@ -1,0 +1,290 @@
+"""The property algebra on known answers, and verify against modules whose properties are known."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dynablocks.errors import InvalidArgument, PropertyViolated
+from dynablocks.lifting import SpaceToDepth, ZeroLift
+from dynablocks.linear import Dense, OrthogonalDense
+from dynablocks.properties import (
+    Declaration,
+    Dissipative,
+    Equivariant,
+    GradientNormPreserving,
+    Invertible,
+    LinearInvariant,
+    Lipschitz,
+    Metric,
+    NormPreserving,
+    Properties,
+    Property,
+    Structured,
+    Symplectic,
+    VolumePreserving,
+    compose,
+    declare,
+    explain,
+    verify,
+)
+from dynablocks.properties.verify import DENSE_LIMIT, jacobian_norms, jacobians
+
+FINITE = st.floats(0, 1e200, allow_subnormal=True)
+
+
+@given(FINITE, FINITE)
+@settings(max_examples=200, deadline=None)
+def test_lipschitz_constants_multiply_and_round_upwards(one: float, other: float) -> None:
+    product = Lipschitz(one).then(Lipschitz(other)).constant
+    assert product == math.inf or Fraction(product) >= Fraction(one) * Fraction(other)
+    assert product <= one * other * (1 + 1e-15) + 1e-323
+
+
+def test_constants_of_one_are_kept_exactly() -> None:
+    assert Lipschitz(1.0).then(Lipschitz(1.0)) == Lipschitz(1.0)
+    assert Lipschitz(0.0).then(Lipschitz(math.inf)).constant == math.inf
+    assert Lipschitz(1.0).then(Lipschitz(1.0, Metric("M"))) is None
+    with pytest.raises(InvalidArgument, match="a number >= 0"):
+        Lipschitz(math.nan)
+
+
+class Fixed(Structured):
+    """A map with the declaration it is given."""
+
+    def __init__(self, function: object, *properties: Property) -> None:
+        super().__init__()
+        self.function, self.declared = function, properties
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+    def declare(self) -> Declaration:
+        return Declaration.of(*self.declared, reason="given", title="Fixed")
+
+
+def test_composition_keeps_what_all_parts_have_and_says_who_lost_the_rest() -> None:
+    first = Fixed(lambda x: x, Lipschitz(2.0), Symplectic(), VolumePreserving(), LinearInvariant((1.0, 2.0)))
+    second = Fixed(lambda x: x, Lipschitz(3.0), Symplectic(), LinearInvariant((2.0, 1.0)), Dissipative())
+    declared = compose([("a", first), ("b", second)])
+    assert 6.0 <= declared.properties.lipschitz <= 6.0 * (1 + 1e-15)
+    assert declared.properties.of(Symplectic) is not None
+    assert declared.properties.of(VolumePreserving) is None
+    assert declared.losses == (
+        "VolumePreserving is lost at b (given)",
+        f"LinearInvariant is lost at b ({LinearInvariant((2.0, 1.0))} does not compose with what comes before)",
+        "Dissipative is lost at a (given)",
+    )
+
+
+def test_a_potential_decreases_along_one_field_only() -> None:
+    part = Fixed(lambda x: x, Dissipative())
+    assert compose([("a", part)]).properties.of(Dissipative) is not None
+    assert compose([("a", part), ("b", part)]).properties.of(Dissipative) is None
+
+
+def test_the_empty_composition_is_the_identity() -> None:
+    assert set(declare(nn.Sequential()).properties) == set(declare(nn.Identity()).properties)
+    for held in verify(nn.Identity(), torch.randn(3, 4)):
+        assert held.passed
+
+
+def test_unknown_modules_declare_nothing_and_are_named_in_the_loss() -> None:
+    declared = declare(nn.Sequential(nn.Flatten(), nn.GELU()))
+    assert declared.properties == Properties()
+    assert declared.properties.lipschitz == math.inf
+    assert "Lipschitz is lost at 1 (GELU declares nothing)" in declared.losses
+    assert str(verify(nn.GELU(), torch.randn(2, 3))) == "nothing is declared, so there is nothing to verify"
+
+
+def test_a_subclass_of_a_known_module_declares_nothing() -> None:
+    class Doubled(nn.ReLU):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    assert declare(Doubled()).properties == Properties()
+
+
+def test_flattening_the_batch_is_no_map_of_samples() -> None:
+    assert declare(nn.Flatten(0)).properties == Properties()
+
+
+def test_a_sequential_has_no_inverse_even_where_its_parts_have() -> None:
+    chain = nn.Sequential(SpaceToDepth(2), SpaceToDepth(2))
+    declared = declare(chain)
+    assert declared.properties.of(Invertible) is None
+    assert declared.losses == ("Invertible is lost at Sequential (it has no method inverse)",)
+    assert verify(chain, torch.randn(2, 1, 4, 4), deep=True).passed
+
+
+def test_explain_prints_every_level_and_cuts_at_a_depth() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Flatten(), ZeroLift(4, 5)), nn.ReLU())
+    text = str(explain(model))
+    assert text.splitlines()[0] == "Sequential: (Lipschitz(1))  [composition of its parts]"
+    assert "  - NormPreserving is lost at 1 (slopes in [0, 1])" in text
+    assert "    1 ZeroLift(+1): (Lipschitz(1), NormPreserving, LinearInvariant)  [zeros appended]" in text
+    assert len(explain(model, depth=0).lines) < len(explain(model, depth=1).lines) < len(explain(model).lines)
+
+
+POOLS = [
+    nn.MaxPool2d(2),
+    nn.MaxPool2d(3, 3),
+    nn.MaxPool2d((2, 3)),
+    nn.MaxPool2d(2, padding=1),
+    nn.MaxPool2d(2, ceil_mode=True),
+    nn.MaxPool2d(3, 2),
+    nn.MaxPool2d(3, 1, padding=1),
+    nn.MaxPool2d(2, 2, dilation=2),
+    nn.AvgPool2d(2),
+    nn.AvgPool2d((2, 3)),
+    nn.AvgPool2d(2, 3),
+]
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_pooling_constants_hold_and_disjoint_ones_are_attained(pool: nn.Module) -> None:
+    # A bump that lies in as many windows as possible is the worst case of max-pooling.
+    x = 0.01 * torch.randn(4, 1, 7, 7, dtype=torch.float64)
+    x[:, 0, 3, 3] += 1
+    declared = declare(pool).properties.lipschitz
+    measured = float(jacobian_norms(pool, x).max())
+    assert measured <= declared * (1 + 1e-14)
+    disjoint = not isinstance(pool, nn.MaxPool2d) or declared == 1.0
+    if disjoint:
+        assert measured >= declared * (1 - 1e-12)
+    assert verify(pool, x).passed
+
+
+def test_overlapping_max_pooling_attains_its_constant() -> None:
+    assert declare(nn.MaxPool2d(3, 1)).properties.lipschitz == pytest.approx(3.0)
+    x = torch.zeros(1, 1, 7, 7, dtype=torch.float64)
+    x[0, 0, 3, 3] = 1
+    assert float(jacobian_norms(nn.MaxPool2d(3, 1), x)) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(3, 2), nn.AvgPool2d(2, padding=1), nn.AvgPool2d(2, divisor_override=1)])
+def test_other_average_pooling_declares_nothing(pool: nn.Module) -> None:
+    assert declare(pool).properties == Properties()
+
+
+@pytest.mark.parametrize(
+    "module", [nn.ReLU(), nn.LeakyReLU(0.3), nn.LeakyReLU(-3.0), nn.Tanh(), nn.Flatten(), nn.Identity()]
+)
+def test_rules_of_torch_modules_hold(module: nn.Module) -> None:
+    assert verify(module, torch.randn(8, 2, 3)).passed
+
+
+def test_dense_jacobians_agree_with_functorch() -> None:
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+    x = torch.randn(90, 5, dtype=torch.float64)
+    expected = torch.func.vmap(torch.func.jacrev(lambda v: model(v)))(x)
+    assert torch.allclose(jacobians(model, x), expected, atol=1e-14)
+
+
+def test_power_iteration_beyond_the_dense_limit_is_a_lower_bound_that_gets_close() -> None:
+    model = nn.Sequential(nn.Linear(DENSE_LIMIT + 1, 20), nn.Tanh()).double()
+    x = torch.randn(2, DENSE_LIMIT + 1, dtype=torch.float64)
+    truth = torch.linalg.matrix_norm(jacobians(model, x), ord=2)
+    found = jacobian_norms(model, x)
+    assert (found <= truth * (1 + 1e-12)).all()
+    assert (found >= 0.98 * truth).all()
+
+
+ROTATION = torch.linalg.matrix_exp(torch.tensor([[0.0, 0.4], [-0.4, 0.0]], dtype=torch.float64))
+SHEAR = torch.tensor([[1.0, 0.7], [0.0, 1.0]], dtype=torch.float64)
+
+
+class WithExtras(Fixed):
+    def inverse(self, y: Tensor) -> Tensor:
+        return y / 2
+
+    def potential(self, x: Tensor) -> Tensor:
+        return x.square().sum(1)
+
+
+KNOWN = [
+    (Lipschitz(2.0), lambda x: 2 * x, lambda x: 2.0001 * x),
+    (GradientNormPreserving(), lambda x: x @ ROTATION, lambda x: 1.0001 * x @ ROTATION),
+    (NormPreserving(), lambda x: x @ ROTATION, lambda x: x @ SHEAR),
+    (VolumePreserving(), lambda x: x @ SHEAR, lambda x: 1.0001 * x @ SHEAR),
+    (Symplectic(), lambda x: x @ SHEAR, lambda x: 1.0001 * x @ SHEAR),
+    (LinearInvariant(), lambda x: x.flip(1), lambda x: x + 1e-6),
+    (
+        LinearInvariant((1.0, 3.0)),
+        lambda x: x + x.square().sum(1, keepdim=True) * x.new_tensor([3.0, -1.0]),
+        lambda x: x.flip(1),
+    ),
+    (Equivariant(), torch.tanh, lambda x: torch.tanh(x) + 1e-6),
+    (Invertible(), lambda x: 2 * x, lambda x: 2 * x + 1e-6),
+    (Dissipative(), lambda x: 0.9 * x, lambda x: 1.0001 * x),
+]
+
+
+@pytest.mark.parametrize(("declared", "true", "broken"), KNOWN, ids=lambda v: str(v) if isinstance(v, Property) else "")
+def test_each_measurement_accepts_the_true_and_rejects_the_broken(
+    declared: Property, true: object, broken: object
+) -> None:
+    x = torch.randn(8, 2)
+    assert verify(WithExtras(true, declared), x).passed
+    found = verify(WithExtras(broken, declared), x)
+    assert not found.passed
+    (held,) = found
+    assert held.counterexample is not None
+    assert held.counterexample.shape == (1, 2)
+    with pytest.raises(PropertyViolated, match="VIOLATED"):
+        found.require()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_isometries_raise_no_false_alarm(seed: int) -> None:
+    torch.manual_seed(seed)
+    x = 10 * torch.randn(6, 3)
+    assert verify(
+        Fixed(lambda x: x @ Q3[seed], Lipschitz(1.0 + 1e-15), GradientNormPreserving(), NormPreserving()), x
+    ).passed
+
+
+Q3 = torch.linalg.qr(torch.randn(20, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))[0]
+
+
+def test_the_worst_pair_is_found_where_no_sample_lies() -> None:
+    steep = Fixed(lambda x: x + 2 * torch.relu(x - 0.5), Lipschitz(1.5))
+    found = verify(steep, torch.full((4, 2), 0.2))
+    assert not found.passed
+
+
+def test_deep_verification_visits_the_parts() -> None:
+    model = nn.Sequential(OrthogonalDense(3, 3), Fixed(lambda x: 1.1 * x, Lipschitz(1.0)))
+    found = {held.where: held.passed for held in verify(model, torch.randn(4, 3), deep=True)}
+    assert found["0"]
+    assert not found["1"]
+    assert not found["Sequential"]
+
+
+def test_verify_leaves_the_module_alone_and_works_in_float64() -> None:
+    dense = Dense(3, 2).train()
+    dense.matrix.grad = torch.ones_like(dense.matrix)
+    verify(dense, torch.randn(2, 3))
+    assert dense.training
+    assert dense.matrix.dtype == torch.float32
+    assert dense.matrix.requires_grad
+
+
+@pytest.mark.parametrize("x", [torch.zeros(0, 3), torch.zeros(3), torch.full((1, 3), math.inf)])
+def test_verify_refuses_unusable_samples(x: Tensor) -> None:
+    with pytest.raises(InvalidArgument):
+        verify(nn.ReLU(), x)
+
+
+def test_a_property_without_measurement_is_an_error() -> None:
+    class Novel(Property):
+        pass
+
+    with pytest.raises(InvalidArgument, match="no measurement is known"):
+        verify(Fixed(lambda x: x, Novel()), torch.zeros(1, 2))

@@ -1,0 +1,421 @@
+"""Reports: self-contained, escaped, honest about what is missing, and true to the model they describe."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dynablocks.errors import DynablocksError, InvalidArgument
+from dynablocks.models import ModelConfig, build
+from dynablocks.properties import explain
+from dynablocks.reporting import (
+    BlockRow,
+    Example,
+    ReportData,
+    StepRow,
+    block_rows,
+    figures,
+    markdown_table,
+    step_rows,
+    summary_table,
+    words,
+    write_report,
+)
+from dynablocks.reporting.html import report_page
+from dynablocks.robustness import DEFAULT_EPSILONS, Curve
+
+VOID = {"meta", "br", "img", "link", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes, the text outside style, and whether all tags are closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def external_loads(page: str) -> list[str]:
+    """Whatever a browser would fetch: attributes that load, and CSS urls and imports, but data and fragments."""
+    found = []
+    for tag, attributes in Page(page).tags:
+        for name, value in attributes.items():
+            if name in ("src", "href", "xlink:href", "srcset", "poster", "data", "action") and not re.match(
+                "data:|#", value or ""
+            ):
+                found.append(f"{tag} {name}={value}")
+        if tag in ("script", "link", "iframe", "object", "embed"):
+            found.append(tag)
+    found += [url for url in re.findall(r"url\(([^)]*)\)", page) if not url.strip("'\"").startswith(("data:", "#"))]
+    return found + re.findall(r"@import[^;]*", page)
+
+
+def example(channels: int = 3, **changes) -> Example:
+    image = (255 * torch.rand(channels, 8, 8, generator=torch.Generator().manual_seed(1))).round().byte()
+    options = {"label": 0, "prediction": 0, "certified_radius": 0.2, "smallest_broken_norm": 0.31}
+    options |= {
+        "adversarial": (image.float() / 255 + 0.03).clamp(0, 1),
+        "adversarial_prediction": 1,
+        "attack": "margin",
+    }
+    return Example(image, **(options | changes))
+
+
+def sample_data(**changes) -> ReportData:
+    certified = Curve(DEFAULT_EPSILONS, tuple(0.9 * math.exp(-3 * e) for e in DEFAULT_EPSILONS), 1000)
+    attacked = Curve(DEFAULT_EPSILONS, tuple(0.9 * math.exp(-2 * e) for e in DEFAULT_EPSILONS), 200)
+    metrics = {
+        "model": "certified",
+        "dataset": "digits",
+        "preset": "smoke",
+        "clean_accuracy": 0.9,
+        "certified_accuracy": certified.points(),
+        "robust_accuracy": attacked.points(),
+        "auc": attacked.auc,
+        "lipschitz_bound": 1.0000002,
+        "images_per_second": 5000.0,
+        "train_seconds": 130.0,
+        "parameters": 12345,
+        "test_images": 1000,
+        "attacked_images": 200,
+        "device": "cpu",
+        "seed": 0,
+        "version": "0.1.0",
+    }
+    options = {
+        "title": "certified on digits",
+        "command": "dynablocks run --out runs/digits",
+        "metrics": metrics,
+        "history": [{"epoch": e + 1.0, "loss": 1 / (e + 1), "accuracy": 1 - 1 / (e + 2)} for e in range(4)],
+        "curves": {"certified": certified, "attacked (worst)": attacked},
+        "blocks": [BlockRow("body.1", "a block", 1.0, 0.9), BlockRow("head", "the head", math.inf, 2.0)],
+        "steps": [StepRow("body.1", {"h1": 1.0, "h2": -0.4}, [(1, -0.4), (0, 0.5), (0, 0.5)])],
+        "examples": [example(), example(smallest_broken_norm=math.inf, adversarial=None)],
+        "class_names": ("zero", "one"),
+        "explanation": "Network: (Lipschitz(1))",
+        "config_text": "preset: smoke",
+    }
+    return ReportData(**(options | changes))
+
+
+@pytest.fixture(scope="module")
+def network():
+    return build(ModelConfig("certified", widths=(8, 8), layers=(1, 1)), (1, 8, 8), 10, seed=0)
+
+
+@pytest.fixture(scope="module")
+def full_page() -> str:
+    return report_page(sample_data())
+
+
+def test_page_loads_nothing_from_anywhere(full_page):
+    assert external_loads(full_page) == []
+    assert len(full_page) < 1_500_000
+    assert {"svg", "table", "figure", "title"} <= {tag for tag, _ in Page(full_page).tags}
+
+
+@pytest.mark.parametrize(
+    "twin",
+    [
+        '<img src="https://example.org/a.png">',
+        '<link rel="stylesheet" href="x.css">',
+        "<style>p{background:url(//cdn/x.png)}</style>",
+        "<style>@import 'x.css';</style>",
+        "<script>1</script>",
+    ],
+)
+def test_the_load_checker_sees_a_page_that_loads(full_page, twin):
+    assert external_loads(full_page.replace("</body>", twin + "</body>"))
+
+
+def test_ids_are_unique_and_every_reference_resolves(full_page):
+    ids = re.findall(r'\sid="([^"]+)"', full_page)
+    assert len(ids) == len(set(ids))
+    references = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', full_page)
+    assert references
+    assert {a or b for a, b in references} <= set(ids)
+
+
+def test_everything_is_escaped():
+    evil = '<script>alert("x")</script>'
+    data = sample_data(
+        title=evil,
+        command=f"dynablocks run --out {evil}",
+        class_names=(evil, "b$x$ & 'c'"),
+        explanation=evil,
+        config_text=evil,
+        blocks=[BlockRow(evil, evil, 1.0, 1.0)],
+        steps=[StepRow(evil, {"h1": 1.0}, [(0, 1.0)])],
+        curves={evil: Curve((0.0, 1.0), (0.9, 0.1), 10)},
+        metrics={"dataset": evil, "device": evil},
+        watermark=evil,
+    )
+    page = report_page(data)
+    assert "<script" not in page
+    assert "script" not in {tag for tag, _ in Page(page).tags}
+    assert evil in Page(page).text
+    assert "b$x$ & 'c'" in Page(page).text
+
+
+def test_what_is_missing_is_said_in_words():
+    empty = Page(report_page(ReportData("a run", "dynablocks run", {})))
+    for sentence in ("not measured", "not attacked", "not certified", "no finite bound", "No record of the training"):
+        assert sentence in empty.text
+    metrics = dict(sample_data().metrics) | {"robust_accuracy": None, "auc": None, "lipschitz_bound": math.inf}
+    page = Page(report_page(sample_data(metrics=metrics, history=[])))
+    for sentence in (
+        "not attacked",
+        "no finite bound",
+        "nothing can be certified",
+        "No record of the training",
+        "unlimited",
+    ):
+        assert sentence in page.text
+    assert not re.search(r"\b(inf|nan|None)\b", page.text + empty.text)
+
+
+def test_headline_figures_are_the_metrics(full_page):
+    text = Page(full_page).text
+    certified = 100 * 0.9 * math.exp(-3 * 36 / 255)
+    assert f"{certified:.1f} %" in text
+    low, high = Curve((36 / 255,), (certified / 100,), 1000).confidence_interval()[0]
+    assert f"({100 * low:.1f} to {100 * high:.1f} %)" in text
+    assert "1.000000" in text
+    assert "12,345" in text
+    assert "2 min 10 s" in text
+    assert "dynablocks run --out runs/digits" in text
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_example_images_are_embedded(channels):
+    svg = figures.to_svg(figures.examples_figure([example(channels)], ("zero", "one")))
+    assert svg.count("data:image/png;base64,") == 3
+    ElementTree.fromstring(svg)
+
+
+def test_example_lines_tell_the_outcomes_apart():
+    names = ("zero", "one")
+    outcomes = [
+        (example(), "broken by the margin attack at ε = 0.31: one"),
+        (example(smallest_broken_norm=math.inf), "no attack broke it"),
+        (example(smallest_broken_norm=None), "not attacked"),
+        (example(prediction=1, smallest_broken_norm=0.0, certified_radius=0.0), "wrong before any attack"),
+    ]
+    for shown, sentence in outcomes:
+        assert figures.example_lines(shown, names)[2] == sentence
+    assert figures.example_lines(outcomes[3][0], names)[:2] == ("zero, misclassified as one", "nothing is proved")
+    assert figures.example_lines(example(label=7, prediction=7), names)[0].startswith("class 7")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"image": torch.zeros(3, 4, 4)}, {"image": torch.zeros(2, 4, 4).byte()}, {"adversarial": torch.zeros(3, 4, 4)}],
+)
+def test_bad_example_images_are_refused(changes):
+    options = {"image": torch.zeros(1, 4, 4, dtype=torch.uint8)} | changes
+    with pytest.raises(InvalidArgument, match="image"):
+        Example(label=0, prediction=0, certified_radius=0.0, **options)
+
+
+def test_steps_figure_is_the_walk_along_t():
+    rows = [
+        StepRow("a", {}, [(1, -0.4), (0, 0.5), (0, 0.5)], ("contractive", "expansive")),
+        StepRow("b", {}, [(0, 2.0)]),
+    ]
+    axes = figures.steps_figure(rows).axes[0]
+    segments = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2]
+    expected = [(0.0, -0.4), (-0.4, 0.6), (0.6, 2.6)]
+    assert [tuple(round(float(x), 9) for x in segment) for segment in segments] == expected
+    markers = [
+        (line.get_marker(), round(float(line.get_xdata()[0]), 9)) for line in axes.lines if len(line.get_xdata()) == 1
+    ]
+    assert markers == [("o", 0.0), ("D", -0.4), ("o", -0.4), ("D", 0.6), ("o", 0.6), ("D", 2.6)]
+
+
+def test_robustness_band_is_the_wilson_interval():
+    curve = Curve((0.0, 0.5, 1.0), (0.9, 0.5, 0.1), 50)
+    axes = figures.robustness_figure({"attacked (worst)": curve}, watermark="smoke preset").axes[0]
+    (band,) = axes.collections
+    corners = {(round(float(x), 9), round(float(y), 9)) for x, y in band.get_paths()[0].vertices}
+    for epsilon, (low, high) in zip(curve.epsilons, curve.confidence_interval(), strict=True):
+        assert {(epsilon, round(100 * low, 9)), (epsilon, round(100 * high, 9))} <= corners
+    assert any(text.get_text() == "smoke preset" for text in axes.figure.texts)
+
+
+def test_labels_at_the_line_ends_do_not_touch():
+    curves = {f"attacked ({i})": Curve((0.0, 1.0), (0.9, 0.001 * i), 50) for i in range(5)}
+    axes = figures.robustness_figure(curves).axes[0]
+    heights = sorted(text.xy[1] for text in axes.texts)
+    assert len(heights) == 5
+    assert min(b - a for a, b in itertools.pairwise(heights)) >= 6
+
+
+def test_figures_do_not_touch_the_users_matplotlib():
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    figures.to_svg(figures.bounds_figure([BlockRow("a", "", 100.0, 0.5), BlockRow("b", "", math.inf, math.nan)]))
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_svg_is_reproducible_and_themed():
+    first, second = (figures.to_svg(figures.training_figure(sample_data().history), "t") for _ in range(2))
+    assert first == second
+    assert "var(--ink, #1b1d22)" in first
+    assert "http://purl" not in first
+
+
+@pytest.fixture(scope="module")
+def measured(network):
+    seen: list[float] = []
+    return block_rows(network, torch.rand(2, 1, 8, 8), progress=seen.append), seen
+
+
+def test_block_rows_bound_what_they_measure(network, measured):
+    rows, seen = measured
+    assert seen[-1] == 1.0
+    assert seen == sorted(seen)
+    assert [row.name for row in rows][-2:] == ["head", "body (all parts)"]
+    for row in rows:
+        assert row.measured <= row.declared * (1 + 1e-12), row
+    body = rows[-1]
+    assert body.declared == pytest.approx(network.certificate_inputs()[0], rel=1e-6)
+    head = next(row for row in rows if row.name == "head")
+    assert head.measured == pytest.approx(
+        float(torch.linalg.matrix_norm(network.head.weight.detach().double(), 2)), rel=1e-6
+    )
+
+
+def test_block_rows_measure_the_dense_jacobian(network):
+    samples = torch.rand(2, 1, 8, 8)
+    with torch.no_grad():
+        reference = network.body.double()(samples.double())
+    dense = torch.autograd.functional.jacobian(lambda x: network.body(x).flatten(), samples[:1].double()).flatten(1)
+    network.float()
+    assert reference.shape[1] == dense.shape[0]
+    expected = float(torch.linalg.matrix_norm(dense.reshape(dense.shape[0], -1), 2))
+    assert block_rows(network, samples[:1])[-1].measured == pytest.approx(expected, rel=1e-6)
+
+
+def test_no_declaration_and_a_false_one_are_shown_as_such():
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.ReLU())
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.body(x))
+
+    rows = block_rows(Plain(), torch.rand(2, 4))
+    assert rows[1].declared == math.inf
+    assert rows[1].slack == math.inf
+    liar = [BlockRow("body.0", "a liar", 1.0, 1.2)]
+    page = report_page(sample_data(blocks=liar, curves={}, history=[], examples=[], steps=[]))
+    assert "VIOLATED" in Page(page).text
+    assert 'class="n alarm"' in page
+
+
+def test_block_rows_leave_the_model_alone(network):
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network.train()
+    block_rows(network, torch.rand(1, 1, 8, 8))
+    assert network.training
+    assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in network.modules())
+    with pytest.raises(InvalidArgument, match="at least one image"):
+        block_rows(network, torch.rand(0, 1, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["certified", "prescribed", "flexible", "resnet"])
+def test_step_rows_are_the_signals_pieces(name):
+    model = build(ModelConfig(name, widths=(4, 4), layers=(1, 1)), (1, 8, 8), 3, seed=0)
+    rows = step_rows(model)
+    assert [row.block for row in rows] == [block_name for block_name, _ in model.blocks()]
+    for row, (_, block) in zip(rows, model.blocks(), strict=True):
+        assert [size for _, size in row.pieces] == [float(size.detach()) for _, size in block.signal.pieces()]
+        assert row.values == block.signal.summary()
+        assert len(row.kinds) == len(block.fields)
+    expected = {"certified": ("contractive",), "resnet": ("free",)}.get(name, ("contractive", "expansive"))
+    assert rows[0].kinds == expected
+
+
+def test_a_real_network_makes_a_whole_report(network, measured, tmp_path: Path):
+    rows, steps = measured[0], step_rows(network)
+    data = sample_data(blocks=rows, steps=steps, explanation=str(explain(network)), examples=[example(1)] * 3)
+    path = tmp_path / "deeper" / "report.html"
+    write_report(path, data)
+    page = path.read_text(encoding="utf-8")
+    assert len(page) < 1_500_000
+    assert external_loads(page) == []
+    assert all(row.name in Page(page).text for row in rows)
+    assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
+
+
+def test_a_report_that_cannot_be_written_leaves_one_sentence(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DynablocksError, match="cannot write"):
+        write_report(tmp_path / "file" / "report.html", sample_data())
+
+
+def test_summary_table_in_the_terminal():
+    from rich.console import Console
+
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(summary_table(dict(sample_data().metrics) | {"robust_accuracy": None, "auc": None}))
+    text = console.export_text()
+    for part in ("certified on digits", "90.0 %", "0.141 (36/255)", "not attacked", "1.000000", "12,345", "2 min 10 s"):
+        assert part in text
+    console.print(summary_table({"model": "[bold]x", "lipschitz_bound": None}))
+    assert "no finite bound" in (text := console.export_text())
+    assert "[bold]x" in text
+
+
+def test_markdown_table_for_the_documentation():
+    rows = [{"model": "a|b", "clean": 0.5, "note": "x\ny"}, {"model": "c", "clean": None, "note": ""}]
+    table = markdown_table(
+        rows, {"model": "network", "clean": "clean accuracy", "note": "note"}, {"clean": words.percent}
+    )
+    assert table.splitlines() == [
+        "| network | clean accuracy | note |",
+        "|---|--:|---|",
+        "| a\\|b | 50.0 % | x y |",
+        "| c | — |  |",
+    ]
+    with pytest.raises(InvalidArgument, match="cleen"):
+        markdown_table(rows, ["cleen"])
+    with pytest.raises(InvalidArgument, match="columns is empty"):
+        markdown_table(rows, [])

@@ -1,0 +1,276 @@
+"""Regions, signals, budgets and the hook, against dense Jacobians of compositions."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dynablocks.blocks import DynamicalBlock
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields import GradientField, leaky_relu
+from dynablocks.integrators import ExactFlow, ExplicitEuler
+from dynablocks.linear import NormalisedConv, OrthogonalDense
+from dynablocks.switching import (
+    REGIONS,
+    FlexibleSignal,
+    NetworkBudget,
+    NonExpansiveSignal,
+    PairSignal,
+    PaperFlexibleRegion,
+    PaperPrescribedRegion,
+    PrescribedSignal,
+    Region,
+    ScheduledSignal,
+    TightRegion,
+    keep_constraints,
+    project,
+    regularisation,
+    set_progress,
+    tight_contraction,
+)
+
+SLOPES = (0.0, 0.1, 0.5, 0.9, 1.0)
+FLOAT32 = torch.finfo(torch.float32).eps
+
+
+def regions() -> list[Region]:
+    made = []
+    for name, slope, substeps in itertools.product(sorted(REGIONS), SLOPES, (1, 2, 3)):
+        try:
+            made.append(REGIONS[name](slope, substeps))
+        except InvalidArgument:
+            assert substeps > 1
+    return made
+
+
+EVERY_REGION = pytest.mark.parametrize(
+    "region", regions(), ids=lambda r: f"{type(r).__name__}-a{r.slope}-S{r.substeps}"
+)
+
+
+def random_points(count: int = 200, size: float = 4.0) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-size, size, (count, 2))
+
+
+@EVERY_REGION
+def test_projection_lands_inside_and_fixes_exactly_the_region(region: Region) -> None:
+    for first, second in random_points():
+        landed = region.project(first, second)
+        assert region.contains(*landed)
+        assert region.project(*landed) == landed
+        assert region.contains(first, second) == (landed == (first, second))
+
+
+@EVERY_REGION
+def test_nearest_is_inside_and_never_farther_than_the_projection(region: Region) -> None:
+    for first, second in random_points(12):
+        near, simple = region.nearest(first, second), region.project(first, second)
+        assert region.contains(*near, slack=1e-9)
+        distance = math.hypot(near[0] - first, near[1] - second)
+        assert distance <= math.hypot(simple[0] - first, simple[1] - second) + 1e-12
+        grid = np.linspace(*region.first_range, 301)
+        brute = min(math.hypot(h - first, region.project(h, second)[1] - second) for h in grid)
+        assert distance <= brute + 1e-9
+
+
+@EVERY_REGION
+def test_the_boundary_rises_then_falls_and_its_pair_constant_is_at_most_one(region: Region) -> None:
+    points = region.boundary(200)
+    rises = np.sign(np.diff(points[:, 1]).round(12))
+    rises = rises[rises != 0]
+    assert (np.diff(rises) <= 0).all()
+    for first, second in points:
+        assert region.pair_constant(first, second) <= 1 + 1e-12
+
+
+@pytest.mark.parametrize("name", sorted(REGIONS))
+def test_a_larger_slope_never_shrinks_the_region(name: str) -> None:
+    for small, large in itertools.pairwise(SLOPES):
+        region, larger = REGIONS[name](small), REGIONS[name](large)
+        assert all(larger.contains(h1, h2, slack=1e-9) or h1 < larger.first_range[0] for h1, h2 in region.boundary())
+
+
+@pytest.mark.parametrize("slope", SLOPES)
+@pytest.mark.parametrize("substeps", [1, 2, 3])
+def test_the_paper_region_lies_inside_the_tight_one(slope: float, substeps: int) -> None:
+    paper, tight = PaperPrescribedRegion(slope, substeps), TightRegion(slope, substeps)
+    assert all(tight.contains(h1, h2, slack=1e-12) for h1, h2 in paper.boundary())
+
+
+def test_known_points_of_the_boundaries() -> None:
+    assert TightRegion(0.5).limit(4 / 3) == pytest.approx(2.0)
+    assert PaperPrescribedRegion(0.5).limit(0.5) == pytest.approx(2 / math.sqrt(3) - 1)
+    assert PaperPrescribedRegion(0.5).limit(0.5) == pytest.approx(0.1547, abs=1e-4)
+    assert REGIONS["exact"](0.5).limit(3.0) == 1.5
+    assert PaperFlexibleRegion(0.5).limit(1.0) == pytest.approx(1 / 0.75 - 1)
+    assert PaperFlexibleRegion(0.5).first_range == (0.11, 1.9)
+    assert PaperPrescribedRegion(1.0, 2).limit(2.0) == 2.0
+
+
+def test_invalid_regions_are_refused_in_one_sentence() -> None:
+    with pytest.raises(InvalidArgument, match="it must be 1"):
+        PaperFlexibleRegion(0.5, 2)
+    with pytest.raises(InvalidArgument, match=r"slope is 1\.5"):
+        TightRegion(1.5)
+
+
+def block_of(signal: PairSignal, slope: float, expansive_slope: float) -> DynamicalBlock:
+    fields = [
+        GradientField(OrthogonalDense(3, 3), leaky_relu(slope)),
+        GradientField(OrthogonalDense(3, 3), leaky_relu(expansive_slope), expansive=True),
+    ]
+    method = ExactFlow() if type(signal.region) is REGIONS["exact"] else ExplicitEuler()
+    block = DynamicalBlock(fields, method, signal).double()
+    for field in fields:
+        nn.init.normal_(field.bias)
+    return block
+
+
+def measured(block: DynamicalBlock, points: int = 64) -> float:
+    x = 2 * torch.randn(points, 3, dtype=torch.float64)
+    jacobians = torch.func.vmap(torch.func.jacrev(lambda v: block(v[None])[0]))(x)
+    return float(torch.linalg.matrix_norm(jacobians, ord=2).max().detach())
+
+
+@pytest.mark.parametrize("signal", [PrescribedSignal, FlexibleSignal])
+@EVERY_REGION
+def test_compositions_inside_a_region_are_non_expansive(region: Region, signal: type[PairSignal]) -> None:
+    random = np.random.default_rng(1)
+    for expansive_slope in (region.slope, 0.0):
+        first = random.uniform(*region.first_range)
+        for second in (region.limit(first), random.uniform(region.second_low, 0.0)):
+            chosen = signal(region).double()
+            with torch.no_grad():
+                chosen.steps.copy_(torch.tensor([first, second], dtype=torch.float64))
+            block = block_of(chosen, region.slope, expansive_slope)
+            bound = region.pair_constant(first, second) ** region.substeps
+            assert bound <= 1 + 1e-12
+            assert measured(block) <= block.properties.lipschitz * (1 + 1e-12)
+            assert block.properties.lipschitz <= bound * (1 + 1e-9)
+            assert math.exp(region.log_constant(first, second)) == pytest.approx(bound)
+
+
+def test_a_point_outside_the_tight_region_can_expand() -> None:
+    region = TightRegion(0.5)
+    signal = PrescribedSignal(region).double()
+    with torch.no_grad():
+        signal.steps.copy_(torch.tensor([4 / 3, 1.01 * region.limit(4 / 3)], dtype=torch.float64))
+    block = block_of(signal, 0.5, 0.5)
+    block.fields[1].linear = block.fields[0].linear
+    assert measured(block, 2000) > 1.005
+
+
+@EVERY_REGION
+def test_steps_stored_in_float32_stay_inside_up_to_its_rounding(region: Region) -> None:
+    for first, second in random_points(60):
+        signal = PairSignal(region, (first, second))
+        h1, h2 = (float(h) for h in signal.steps.detach().double())
+        assert region.pair_constant(h1, h2) <= 1 + 8 * FLOAT32
+        assert region.contains(h1, h2, slack=8 * FLOAT32 * max(1.0, abs(h2)) ** 2)
+
+
+@EVERY_REGION
+def test_a_network_budget_keeps_the_declared_composition_non_expansive(region: Region) -> None:
+    random = np.random.default_rng(2)
+    signals = []
+    for _ in range(3):
+        first = random.uniform(*region.first_range)
+        signals.append(PrescribedSignal(region, (first, random.uniform(-2, 5)), "network"))
+    budget = NetworkBudget(signals)
+    budget.project_()
+    assert budget.total() <= 0
+    before = [s.steps.detach().clone() for s in signals]
+    budget.project_()
+    assert all(torch.equal(s.steps, b) for s, b in zip(signals, before, strict=True))
+    blocks = [block_of(signal.double(), region.slope, 0.0) for signal in signals]
+    assert math.prod(b.properties.lipschitz for b in blocks) <= 1 + 1e-5
+
+
+def test_a_budget_uses_what_it_is_given() -> None:
+    signals = [PrescribedSignal(REGIONS["exact"](0.5), start, "network") for start in ((2.0, 9.0), (2.0, 0.0))]
+    budget = NetworkBudget(signals)
+    budget.project_()
+    assert -1e-5 < budget.total() <= 0
+    assert float(signals[0].steps[1]) == pytest.approx(2.0, abs=1e-4)
+
+
+def test_a_budget_survives_a_deep_copy_with_its_signals() -> None:
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.signals = nn.ModuleList([PrescribedSignal(TightRegion(0.5), (1.0, 9.0), "network")])
+            self.budget = NetworkBudget(list(self.signals))
+
+    copied = copy.deepcopy(Holder())
+    project(copied)
+    assert copied.budget.total() <= 0
+    assert float(copied.signals[0].steps[1]) < 9
+
+
+@pytest.mark.parametrize("optimiser", [torch.optim.SGD, torch.optim.Adam])
+def test_the_hook_keeps_every_constraint_in_a_plain_loop(optimiser: type[torch.optim.Optimizer]) -> None:
+    region = TightRegion(0.5)
+    model = nn.ModuleList([NonExpansiveSignal(1.0), PrescribedSignal(region)])
+    steps = optimiser(model.parameters(), lr=1.0)
+    handle = keep_constraints(model, steps)
+    for _ in range(5):
+        steps.zero_grad()
+        (-sum(p.sum() for p in model.parameters())).backward()
+        steps.step()
+        assert 0 <= float(model[0].steps) <= 2
+        assert region.contains(*map(float, model[1].steps), slack=1e-6)
+    handle.remove()
+    (-model[0].steps.sum()).backward()
+    steps.step()
+    assert float(model[0].steps) > 2
+
+
+def test_a_normalised_kernel_stays_normalised_up_to_its_power_iteration() -> None:
+    conv = NormalisedConv((2, 4, 4), 2)
+    steps = torch.optim.SGD(conv.parameters(), lr=0.02)
+    keep_constraints(conv, steps)
+    for _ in range(50):
+        steps.zero_grad()
+        (-conv(torch.ones(1, 2, 4, 4)).sum()).backward()
+        steps.step()
+    norm = float(torch.linalg.matrix_norm(conv.dense_matrix(), ord=2))
+    assert 0.9 <= norm <= 1.02
+    assert norm <= conv.properties.lipschitz <= norm * (1 + 1e-9)
+
+
+def test_a_normalised_kernel_recovers_from_zero() -> None:
+    conv = NormalisedConv((2, 4, 4), 2)
+    with torch.no_grad():
+        conv.kernel.zero_()
+        conv.project_()
+        conv.kernel.normal_().mul_(10)
+    conv.project_(iterations=50)
+    assert torch.linalg.matrix_norm(conv.dense_matrix(), ord=2) <= 1.01
+
+
+def test_a_scheduled_step_is_a_function_of_the_progress_alone() -> None:
+    model = nn.Sequential(ScheduledSignal(1.0, 2.0, 0.5), ScheduledSignal(2.0, 1.0, 1.0))
+    for progress, first, second in ((1.0, 2.0, 1.0), (0.25, 1.5, 1.75), (0.0, 1.0, 2.0), (0.9, 2.0, 1.1)):
+        set_progress(model, progress)
+        assert float(model[0].steps) == pytest.approx(first)
+        assert float(model[1].steps) == pytest.approx(second)
+    with pytest.raises(InvalidArgument, match=r"progress is 1.5"):
+        set_progress(model, 1.5)
+
+
+def test_regularisation_sums_what_there_is() -> None:
+    assert regularisation(nn.Sequential(nn.Flatten(), NormalisedConv((1, 3, 3), 1))) is None
+    convs = [NormalisedConv((2, 3, 3), 2, penalty=w) for w in (0.1, 0.2)]
+    assert float(regularisation(nn.ModuleList(convs))) == pytest.approx(sum(float(c.regularisation()) for c in convs))
+
+
+def test_tight_contraction_is_the_largest_eigenvalue() -> None:
+    for h, a in itertools.product(np.linspace(0, 2, 21), SLOPES):
+        slopes = np.linspace(a, 1, 101)
+        assert tight_contraction(h, a) == pytest.approx(np.abs(1 - h * slopes).max())
