@@ -23,7 +23,8 @@ def problems(directory: Path) -> list[str]:
     found += [f"{k} is {metrics.get(k)!r}" for k in TEXTS if not isinstance(metrics.get(k), str)]
     for curve in ("robust_accuracy", "certified_accuracy"):
         points = {point["epsilon"]: point["accuracy"] for point in metrics.get(curve) or ()}
-        found += [f"{curve} lacks epsilon {e:.4g}" for e in EPSILONS if not any(math.isclose(e, p, abs_tol=1e-9) for p in points)]
+        missing = [e for e in EPSILONS if not any(math.isclose(e, p, abs_tol=1e-9) for p in points)]
+        found += [f"{curve} lacks epsilon {e:.4g}" for e in missing]
         found += [f"{curve} holds {a!r}" for a in points.values() if not 0 <= a <= 1]
     report = directory / "report.html"
     if not report.exists() or "<html" not in report.read_text(encoding="utf-8"):

@@ -1,8 +1,9 @@
 """Run the Python of Markdown pages: python docs/check_examples.py README.md CONTRIBUTING.md docs
 
-A block marked ``python`` is executed; where it has ``>>>`` prompts its output is compared, as doctest does. The blocks of
-one page share their names, from top to bottom; files a block writes go to a temporary folder. The HTML comment
-``<!-- not run: REASON -->`` on the line above a block leaves it out. Exits with 1 when a block fails.
+A block marked ``python`` is executed; where it has ``>>>`` prompts its output is compared, as doctest does, and an
+ellipsis stands for anything. The blocks of one page share their names, from top to bottom; torch's seed is 0 at the
+start of a page; files that a block writes go to a temporary folder. ``<!-- not run: REASON -->`` above a block leaves
+it out. Exits with 1 when a block fails.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import re
 import sys
 import tempfile
 import traceback
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-BLOCK = re.compile(r"(?P<skip><!-- not run: [^\n]+ -->\n+)?^```(?:python|pycon)\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)
+SKIP = r"(?P<skip><!-- not run: [^\n]+ -->\n+)?"
+BLOCK = re.compile(SKIP + r"^```(?:python|pycon)\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def failure(block: Block, page: Path, names: dict[str, Any]) -> str | None:
     if ">>>" in block.code:
         test = doctest.DocTestParser().get_doctest(block.code, names, page.name, str(page), block.line - 1)
         report = io.StringIO()
-        result = doctest.DocTestRunner().run(test, out=report.write, clear_globs=False)
+        result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=report.write, clear_globs=False)
         names.update(test.globs)
         return report.getvalue() if result.failed else None
     printed = io.StringIO()
@@ -57,11 +60,13 @@ def failure(block: Block, page: Path, names: dict[str, Any]) -> str | None:
 
 def check_page(page: Path) -> tuple[int, int]:
     """How many blocks ran and how many of them failed; failures are printed."""
-    names: dict[str, Any] = {"__name__": page.stem.replace("-", "_")}
-    # Classes defined in a block find their annotations' names through their module.
-    sys.modules[names["__name__"]] = type(sys)(names["__name__"])
-    sys.modules[names["__name__"]].__dict__.update(names)
-    names = sys.modules[names["__name__"]].__dict__
+    import torch
+
+    torch.manual_seed(0)
+    module = types.ModuleType(f"page_{page.stem}")
+    # Classes of a page are copied and inspected like those of any module, which must be found for that.
+    sys.modules[module.__name__] = module
+    names = module.__dict__
     ran = failed = 0
     for block in blocks(page.read_text(encoding="utf-8")):
         if not block.wanted:

@@ -4,8 +4,9 @@
     python docs/make_results.py --readme    also updates README.md between the results markers
     python docs/make_results.py --check     writes nothing; exits with 1 when docs or README are stale
 
-One file is one table: {"title", "caption", "columns", "rows", "command", "preset", "data", "seed", "hardware", "commit",
-"date"}, all of them needed; an optional "readme": false keeps a table out of the README. Tables are sorted by file name.
+One file is one table: {"title", "caption", "columns", "rows", "command", "preset", "data", "seed", "hardware",
+"commit", "date"}, all of them needed; an optional "readme": false keeps a table out of the README. Tables are sorted by
+file name.
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ class Table:
         """Heading, caption, table, origin."""
         c = self.content
         origin = ", ".join(f"{key} {c[key]}" for key in ORIGIN)
-        lines = [f"{'#' * level} {c['title']}", "", c["caption"], "", row(c["columns"]), row(["---"] * len(c["columns"]))]
-        lines += [row(cells) for cells in c["rows"]]
+        rule = ["---"] * len(c["columns"])
+        lines = [f"{'#' * level} {c['title']}", "", c["caption"], ""]
+        lines += [row(cells) for cells in (c["columns"], rule, *c["rows"])]
         lines += ["", f"`{c['command']}`", f"({origin}; `results/{self.name}.json`)", ""]
         return "\n".join(lines)
 
@@ -90,7 +92,7 @@ def results_page(tables: list[Table]) -> str:
 
 def readme_part(tables: list[Table]) -> str:
     shown = [t.markdown(3) for t in tables if t.content.get("readme", True)]
-    return "\n".join([START, "", *(shown or [EMPTY]), END])
+    return "\n".join([START, "", *shown, END] if shown else [START, END])
 
 
 def updated_readme(text: str, tables: list[Table]) -> str:
@@ -120,7 +122,8 @@ def main(arguments: list[str] | None = None) -> int:
     stale = [p for p, text in wanted.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
     for path in stale:
         if options.check:
-            print(f"{path.relative_to(options.root)} is stale; run: python docs/make_results.py --readme", file=sys.stderr)
+            name = path.relative_to(options.root)
+            print(f"{name} is stale; run: python docs/make_results.py --readme", file=sys.stderr)
         else:
             path.write_text(wanted[path], encoding="utf-8")
             print(f"wrote {path.relative_to(options.root)}")

@@ -182,6 +182,15 @@ def test_the_preconditioner_dominates_the_gram_matrix(name: str, hostile: str) -
     assert field.euler_constant(2.0)[0] <= 1 + 1e-11
 
 
+def test_the_scaling_of_a_preconditioner_may_be_anything() -> None:
+    field = PreconditionedField(Dense(3, 4)).double()
+    with torch.no_grad():
+        field.linear.matrix.copy_(torch.randn(4, 3))
+        field.log_scale.copy_(torch.tensor([1000.0, -1000.0, 3.0, 0.0]))
+    spectrum = field.facts().spectrum
+    assert -1 - 1e-12 <= spectrum[0] <= torch.linalg.eigvalsh(dense_jacobians(field)).min() + 1e-12
+
+
 def test_a_preconditioned_field_refuses_what_its_bound_does_not_cover() -> None:
     for options in ({"stride": 2}, {"groups": 2}):
         with pytest.raises(InvalidArgument, match="stride 1 and groups 1"):

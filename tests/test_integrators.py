@@ -122,10 +122,11 @@ def test_exact_flows_refuse_fields_they_do_not_solve() -> None:
 
 
 def test_an_overflowing_flow_declares_no_inverse_and_no_constant() -> None:
-    field = GradientField(OrthogonalDense(3, 3), leaky_relu(0.5), expansive=True)
-    declared = ExactFlow().declare(field, 1e4).properties
-    assert declared.lipschitz == np.inf
-    assert declared.of(Invertible) is None
+    for linear, slope in ((OrthogonalDense(3, 3), 0.5), (OrthogonalDense(4, 2), 1.0)):
+        field = GradientField(linear, leaky_relu(slope), expansive=True)
+        declared = ExactFlow().declare(field, 1e4).properties
+        assert declared.lipschitz == np.inf
+        assert declared.of(Invertible) is None
 
 
 class Exchange(VectorField):

@@ -197,7 +197,7 @@ def test_a_budget_uses_what_it_is_given() -> None:
     budget = NetworkBudget(signals)
     budget.project_()
     assert -1e-5 < budget.total() <= 0
-    assert float(signals[0].steps[1]) == pytest.approx(2.0, abs=1e-4)
+    assert signals[0].steps[1].item() == pytest.approx(2.0, abs=1e-4)
 
 
 def test_a_budget_survives_a_deep_copy_with_its_signals() -> None:

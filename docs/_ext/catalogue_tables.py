@@ -40,9 +40,10 @@ def fields() -> tuple[tuple[str, ...], Rows]:
     rows = []
     for name, kind in FIELDS.items():
         facts = kind.example().facts()
-        held = [word for word in ("conservative", "odd", "linear_invariant") if getattr(facts, word)]
+        words = [word for word in ("conservative", "odd", "linear_invariant") if getattr(facts, word)]
         symmetric = ["symmetric Jacobian"] if facts.spectrum is not None else []
-        rows.append((f"``{name}``", escape(summary(kind)), ", ".join([*symmetric, *held]) or "none", escape(facts.reason)))
+        held = ", ".join([*symmetric, *words]) or "none"
+        rows.append((f"``{name}``", escape(summary(kind)), held, escape(facts.reason)))
     return ("name", "field", "facts of its example", "constants from"), rows
 
 
@@ -60,15 +61,15 @@ def regions() -> tuple[tuple[str, ...], Rows]:
     for name, kind in REGIONS.items():
         region = kind()
         low, high = region.first_range
-        rows.append((f"``{name}``", escape(summary(kind)), f"[{low:.4g}, {high:.4g}]", number(region.limit(1.0))))
-    return ("name", "feasible (h₁, h₂)", "range of h₁", "largest h₂ at h₁ = 1"), rows
+        rows.append((f"``{name}``", escape(summary(kind)), f"[{low:.4g}, {high:.4g}]", number(region.limit(0.5))))
+    return ("name", "feasible (h₁, h₂)", "range of h₁", "largest h₂ at h₁ = 1/2"), rows
 
 
 def models() -> tuple[tuple[str, ...], Rows]:
-    rows = [
-        (f"``{name}``", escape(kind.summary), str(kind.defaults.widths), str(kind.defaults.layers), str(kind.defaults.lift))
-        for name, kind in MODELS.items()
-    ]
+    rows = []
+    for name, kind in MODELS.items():
+        usual = kind.defaults
+        rows.append((f"``{name}``", escape(kind.summary), str(usual.widths), str(usual.layers), str(usual.lift)))
     return ("name", "network", "widths", "layers", "lift"), rows
 
 
@@ -122,11 +123,10 @@ class Table(Directive):
         raise NotImplementedError
 
     def run(self) -> list[nodes.Node]:
-        from docutils.frontend import get_default_settings
         from docutils.parsers.rst import Parser
         from docutils.utils import new_document
 
-        document = new_document("catalogue", get_default_settings(Parser))
+        document = new_document("catalogue", self.state.document.settings)
         Parser().parse("\n".join(self.lines()), document)
         return list(document.children)
 

@@ -8,7 +8,7 @@ from typing import Any
 from sphinx.application import Sphinx
 
 LITERAL = re.compile(r"(``.*?``|:\w+:`.*?`|`.*?`_?)")
-SPECIAL = re.compile(r"(\||(?<=\w)_(?!\w)|(?<!\*)(?<=[\w)])\*(?!\*))")
+SPECIAL = re.compile(r"(\||(?<=\w)_(?!\w)|(?<!\*)\*(?!\*))")
 
 
 def escape(line: str) -> str:

@@ -72,14 +72,31 @@ _DIGITS: dict[str, Any] = {
     "attack": {"samples": 359},
 }
 _CIFAR: dict[str, Any] = {
+    "model": {"widths": (32, 64, 128), "layers": (2, 3, 3), "kernel_size": 2, "padding": "full"},
     "training": _OFFSET_ADAM
-    | {"epochs": 20, "batch_size": 256, "offset": 0.6, "crop_padding": 4, "flip": True, "max_minutes": 40.0},
+    | {
+        "epochs": 32,
+        "max_minutes": 42.0,
+        "batch_size": 256,
+        "offset": 0.6,
+        "temperature": 0.35,
+        "crop_padding": 2,
+        "flip": True,
+    },
 }
 _HINGE: dict[str, Any] = {"loss": "hinge", "margin": 0.07, "optimiser": "sgd", "momentum": 0.9, "regularisation": 1.0}
 _PAPER_ON_CPU: dict[str, Any] = {
     "model": {"widths": (16, 32, 64), "layers": (2, 2, 2)},
     "training": _HINGE
-    | {"epochs": 20, "batch_size": 128, "lr": 0.05, "schedule": "one-cycle", "crop_padding": 4, "flip": True},
+    | {
+        "epochs": 20,
+        "max_minutes": 42.0,
+        "batch_size": 128,
+        "lr": 0.05,
+        "schedule": "one-cycle",
+        "crop_padding": 2,
+        "flip": True,
+    },
 }
 _PAPER: dict[str, Any] = {
     "training": _HINGE

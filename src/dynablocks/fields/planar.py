@@ -58,8 +58,7 @@ class PlanarField(VectorField):
 
     def forward(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
         """X(x) = s Σ(Ax + b)."""
-        u = self.linear(x)
-        return self.sign * self.sigma(u if self.bias is None else u + self.bias)
+        return self.sign * self.sigma(self.linear.affine(x, self.bias))
 
     def corner_jacobians(self) -> Float[Tensor, "corners n n"]:
         """The Jacobians sDA of X for D at the corners of [σ'₋, σ'₊]ⁿ, in float64."""
@@ -123,10 +122,7 @@ class TwoMatrixField(VectorField):
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """X(x) = AᵀΣ(Bx + b) − c x."""
-        u = self.inner(x)
-        if self.bias is not None:
-            u = u + self.bias.reshape(-1, *(1,) * (len(self.inner.out_shape) - 1))
-        image = self.outer.adjoint(self.sigma(u))
+        image = self.outer.adjoint(self.sigma(self.inner.affine(x, self.bias)))
         return image - self.decay * x if self.decay else image
 
     def _product(self) -> float:

@@ -33,8 +33,7 @@ class RidgeField(VectorField):
 
     def preactivation(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """u = Ax + b, with one bias per output channel."""
-        u = self.linear(x)
-        return u if self.bias is None else u + self.per_channel(self.bias)
+        return self.linear.affine(x, self.bias)
 
     def per_channel(self, values: Tensor) -> Tensor:
         """``values`` (one per output channel) shaped to broadcast over a batch of outputs of A."""
@@ -58,6 +57,16 @@ class RidgeField(VectorField):
         """x + Aᵀ change(Ax + b): one product with A and one with Aᵀ."""
         with shared_weights(self.linear):
             return x + self.linear.adjoint(change(self.preactivation(x)))
+
+    def euler_step(self, x: Tensor, step_size: Tensor | float) -> Tensor:
+        """x + hX(x), with h and the factors on σ multiplied into the (small) weight of Aᵀ rather than into activations."""
+        scales = self.slope_scales()
+        factor = step_size * (self.sign if scales is None else scales)
+        with shared_weights(self.linear):
+            weight = self.linear.weight
+            if isinstance(factor, Tensor) and factor.ndim:
+                factor = factor.reshape(-1, *(1,) * (weight.ndim - 1))
+            return x + self.linear.multiply_adjoint(weight * factor, self.sigma(self.preactivation(x)))
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """X(x) = Aᵀ g(Ax + b)."""

@@ -42,15 +42,15 @@ class ExplicitEuler(Integrator):
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
         h = step_size / self.substeps
-        if isinstance(field, RidgeField) and (self.substeps == 1 or field.linear.rows_orthonormal):
+        if isinstance(field, RidgeField) and self.substeps == 1:
+            return field.euler_step(x, h)
+        if isinstance(field, RidgeField) and field.linear.rows_orthonormal:
             return field.ridge_step(x, lambda u: self._recursion(field, u, h))
         for _ in range(self.substeps):
             x = x + h * field(x)
         return x
 
     def _recursion(self, field: RidgeField, u: Tensor, h: StepSize) -> Tensor:
-        if self.substeps == 1:
-            return h * field.profile(u)
         v = u
         for _ in range(self.substeps):
             v = v + h * field.profile(v)

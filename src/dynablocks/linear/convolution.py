@@ -86,9 +86,15 @@ class Conv(LinearMap):
         return self.kernel
 
     def multiply(self, weight: Tensor, x: Tensor) -> Tensor:
+        return self._convolve(weight, x, None)
+
+    def affine(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return self._convolve(self.weight, x, bias)
+
+    def _convolve(self, weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding == "circular":
             x = self._wrap(x, self._reach // 2, self._reach - self._reach // 2)
-        return functional.conv2d(x, weight, None, self.stride, self.zeros, self.dilation, self.groups)
+        return functional.conv2d(x, weight, bias, self.stride, self.zeros, self.dilation, self.groups)
 
     def multiply_adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
         if self.stride == 1 and self.groups == 1:
@@ -111,7 +117,7 @@ class Conv(LinearMap):
 
     def _grouped_circular_adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
         y = self._wrap(y, self._reach - self._reach // 2, self._reach // 2)
-        per_group = weight.unflatten(0, (self.groups, -1)).flip(3, 4).transpose(1, 2).flatten(0, 1)
+        per_group = weight.reshape(self.groups, -1, *weight.shape[1:]).flip(3, 4).transpose(1, 2).flatten(0, 1)
         return functional.conv2d(y, per_group, None, 1, 0, self.dilation, self.groups)
 
     @staticmethod

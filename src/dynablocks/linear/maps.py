@@ -50,7 +50,7 @@ class LinearMap(Structured):
         raise NotImplementedError
 
     def multiply_adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
-        """Aᵀ y for the given weight."""
+        """Aᵀ y for the given weight, linear in it; the weight's first dimension is that of the output channels of A."""
         raise NotImplementedError
 
     def compute_norm_bounds(self) -> Bounds:
@@ -94,6 +94,11 @@ class LinearMap(Structured):
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """A x for a batch."""
         return self.multiply(self.weight, x)
+
+    def affine(self, x: Float[Tensor, "batch ..."], bias: Tensor | None) -> Float[Tensor, "batch ..."]:
+        """A x + b with one entry of b per output channel."""
+        image = self.multiply(self.weight, x)
+        return image if bias is None else image + bias.reshape(-1, *(1,) * (len(self.out_shape) - 1))
 
     def adjoint(self, y: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """Aᵀ y for a batch."""

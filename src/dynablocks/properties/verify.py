@@ -179,7 +179,7 @@ def _check(where: str, module: nn.Module, declared: Property, x: Tensor, search_
     if measure is None:
         raise InvalidArgument(f"no measurement is known for {declared}; file one with properties.verify.measures.")
     if isinstance(declared, Lipschitz):
-        found = _measure_lipschitz(module, declared, x, search_steps)
+        found = _search_lipschitz(module, declared, x, search_steps)
     else:
         found = measure(module, declared, x)
     return Check(where, declared, found.value, found.residual, _tolerance(module, declared, x), found.counterexample)
@@ -204,7 +204,7 @@ def jacobians(module: nn.Module, x: Tensor) -> Tensor:
     """The dense Jacobian at each sample: (batch, outputs, inputs), by reverse-mode differentiation."""
     outputs = module(x[:1]).numel()
     blocks = []
-    for part in x.split(max(1, 256 // outputs)):
+    for part in torch.split(x, max(1, 256 // outputs)):
         point = part.clone().requires_grad_(True)
         output = module(point).flatten(1)
         if not output.requires_grad:
@@ -240,7 +240,7 @@ def jacobian_norms(module: nn.Module, x: Tensor, iterations: int = 60) -> Tensor
     shape = (-1,) + (1,) * (x.ndim - 1)
     for _ in range(iterations):
         v = v / v.flatten(1).norm(dim=1).clamp_min(1e-300).reshape(shape)
-        _, pushed = torch.func.jvp(module, (x,), (v,))
+        pushed = torch.func.jvp(module, (x,), (v,))[1]
         norms = torch.maximum(norms, pushed.detach().flatten(1).norm(dim=1))
         _, _, pull = _products(module, x)
         v = pull(pushed.detach())
@@ -248,7 +248,7 @@ def jacobian_norms(module: nn.Module, x: Tensor, iterations: int = 60) -> Tensor
 
 
 def worst_pair(module: nn.Module, x: Tensor, metric: Metric, steps: int = 30) -> tuple[float, Tensor]:
-    """Gradient ascent on ‖f(x) − f(y)‖ / ‖x − y‖ from pairs at distances 0.001, 0.1 and 1: the ratio and the best pair's x.
+    """Gradient ascent on ‖f(x) − f(y)‖ / ‖x − y‖ from pairs 0.001, 0.1 and 1 apart: the ratio and the best pair's x.
 
     What rounding can add to ‖f(x) − f(y)‖ is subtracted first, so the ratio is a lower bound of the Lipschitz constant.
     """
@@ -273,7 +273,11 @@ def worst_pair(module: nn.Module, x: Tensor, metric: Metric, steps: int = 30) ->
 
 
 @measures(Lipschitz)
-def _measure_lipschitz(module: nn.Module, declared: Lipschitz, x: Tensor, search_steps: int = 30) -> Measurement:
+def _measure_lipschitz(module: nn.Module, declared: Lipschitz, x: Tensor) -> Measurement:
+    return _search_lipschitz(module, declared, x, 30)
+
+
+def _search_lipschitz(module: nn.Module, declared: Lipschitz, x: Tensor, search_steps: int) -> Measurement:
     if math.isinf(declared.constant):
         return Measurement(0.0, None)
     pair, where = worst_pair(module, x, declared.metric, search_steps)
@@ -307,7 +311,7 @@ def _worst(residual: Tensor, x: Tensor) -> Measurement:
 
 @measures(Invertible)
 def _measure_inverse(module: nn.Module, declared: Property, x: Tensor) -> Measurement:
-    """The larger of ‖f⁻¹(f(x)) − x‖ and ‖f(f⁻¹(y)) − y‖, relative, divided by the condition number that rounding is multiplied by."""
+    """The larger relative ‖f⁻¹(f(x)) − x‖ or ‖f(f⁻¹(y)) − y‖ over the condition number, which multiplies rounding."""
     inverse = cast(Callable[[Tensor], Tensor], module.inverse)
     with torch.no_grad():
         forward = (inverse(module(x)) - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1).clamp_min(1.0)

@@ -126,8 +126,8 @@ class PaperPrescribedRegion(Region):
 class PaperFlexibleRegion(Region):
     r"""(1 + h₂)(1 − h₁a + h₁²/4) <= 1 for h₂ > 0, with 0.11 <= h₁ <= 1.9 and −1.9 <= h₂ (paper appendix C).
 
-    The contractive step is taken as two halves, the other one whole. For h₂ <= 0 both maps are non-expansive on their own.
-    Beyond h₁ = 4a the first factor exceeds 1, so h₁ is capped there too.
+    The contractive step is taken as two halves, the other one whole. For h₂ <= 0 both maps are non-expansive on their
+    own. Beyond h₁ = 4a the first factor exceeds 1, so h₁ is capped there too.
 
     Raises:
         InvalidArgument: ``substeps`` is not 1.
