@@ -1,4 +1,5 @@
-"""What :func:`dynablocks.memory.keep_freed_memory` is worth: a training step with and without it, in alternating processes.
+"""What :func:`dynablocks.memory.keep_freed_memory` is worth: a training step with and without it, in alternating
+processes.
 
 Run: ``python benchmarks/allocator.py [--batch 256] [--rounds 3]``.
 """

@@ -2,7 +2,8 @@
 
 Prints, with alternating repetitions and medians:
 
-1. the training step (forward, backward, optimiser, projections) of the paper-size ``prescribed`` network against its raw
+1. the training step (forward, backward, optimiser, projections) of the paper-size ``prescribed`` network against its
+raw
    convolutions alone: the same shapes, forward and backward, through autograd, in the same memory format;
 2. a block of exact flows against the same block with S = 2 Euler steps;
 3. the share of a training step that each orthogonal parametrisation takes in the ``certified`` network.
@@ -113,9 +114,7 @@ def main() -> None:
     figures: dict[str, float] = {}
 
     network = build(ModelConfig("prescribed", lift="paper"), (3, 32, 32), 10, seed=0)
-    times = medians(
-        {"step": training_step(network, pixels), "raw": raw_convolutions(network, pixels)}, options.repeats
-    )
+    times = medians({"step": training_step(network, pixels), "raw": raw_convolutions(network, pixels)}, options.repeats)
     figures["raw convolutions / training step (paper-size prescribed)"] = times["raw"] / times["step"]
 
     shape, sigma = (64, 16, 16), leaky_relu(0.5)

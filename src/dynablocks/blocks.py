@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class DynamicalBlock(Structured):
     r"""x ↦ Ψ^{h_k}_{X_{s_k}} ∘ … ∘ Ψ^{h_1}_{X_{s_1}}(x): a switched system, one numerical step per piece of the signal.
 
-    Its properties are the composition of the steps' properties, each from the integrator, the field's facts and the present
-    step size.
+    Its properties are the composition of the steps' properties, each from the integrator, the field's facts and the
+    present step size.
 
     Args:
         fields: one vector field, or those the signal switches between, of one input shape.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from dynablocks.data import DATASETS
 from dynablocks.fields import ACTIVATIONS, FIELDS
 from dynablocks.integrators import INTEGRATORS
@@ -19,7 +21,7 @@ def catalogue() -> dict[str, list[str]]:
         >>> "euler" in catalogue()["integrators"]
         True
     """
-    kinds = {
+    kinds: dict[str, Iterable[str]] = {
         "models": MODELS,
         "datasets": DATASETS,
         "fields": FIELDS,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dynablocks.errors import DynablocksError, InvalidArgument, unknown_name
 from dynablocks.memory import keep_freed_memory
@@ -73,7 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except MemoryError:
-        print("dynablocks: error: out of memory; use a smaller --training.batch_size or --model.widths.", file=sys.stderr)
+        print(
+            "dynablocks: error: out of memory; use a smaller --training.batch_size or --model.widths.", file=sys.stderr
+        )
         return 2
     except SystemExit as stop:
         return int(stop.code or 0) if not isinstance(stop.code, str) else 2
@@ -107,8 +110,8 @@ def _expand(arguments: Sequence[str]) -> list[str]:
 def _parser(command: str, summary: str) -> Any:
     from jsonargparse import ArgumentParser
 
-    class Parser(ArgumentParser):  # type: ignore[misc]
-        def error(self, message: str, ex: Exception | None = None) -> None:
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise InvalidArgument(_one_sentence(str(message), command)) from ex
 
     shorthands = ", ".join(f"{short} = {full}" for short, full in SHORTHANDS.items())
@@ -121,11 +124,18 @@ def _parser(command: str, summary: str) -> Any:
     )
 
 
+WORDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "tuple": "a list such as [1,2]"}
+
+
 def _one_sentence(message: str, command: str) -> str:
-    """The cause out of jsonargparse's message, without its history of types."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
-    causes = [line for line in lines if "Problem with given class" not in line and "Error" not in line[:10]]
-    text = (causes or lines or ["the arguments do not fit"])[-1] if len(lines) > 1 else (lines or [message])[0]
+    """jsonargparse's message without its history of types: which setting, what came, what is needed."""
+    key = re.search(r'Parser key "([^"]+)"', message)
+    value = re.search(r"(?:Got|Given) value: (.*)", message)
+    wanted = [WORDS.get(kind, kind) for kind in re.findall(r"Expected an? <class '(\w+)'>", message)]
+    if key and value and wanted:
+        text = f"--{key[1]} is {value[1]}; {' or '.join(w for w in wanted if w != 'NoneType')} is needed"
+    else:
+        text = message.strip().splitlines()[-1].strip(" -")
     return f"{text.rstrip('.')}; see dynablocks {command} --help."
 
 
@@ -177,7 +187,9 @@ def _parse_run(command: str, summary: str, arguments: Sequence[str]) -> tuple[Ru
     parser = _parser(command, summary)
     parser.add_argument("--config", action="config", help="a YAML file with any of the settings below")
     parser.add_argument("--out", type=Path, default=None, help="the run directory (default: runs/DATA-MODEL-PRESET)")
-    parser.add_argument("--overwrite", action="store_true", help="start anew in a directory that holds another training")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="start anew in a directory that holds another training"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what it would cost and what is cached, and stop")
     parser.add_class_arguments(RunConfig, None, fail_untyped=False)
     if "-h" in arguments or "--help" in arguments:
@@ -364,7 +376,9 @@ def _explain(arguments: Sequence[str]) -> int:
 def _report(arguments: Sequence[str]) -> int:
     from dynablocks.pipeline import report_run
 
-    options = _directory_parser("report", "Write the self-contained report.html of a run.").parse_args(_expand(arguments))
+    options = _directory_parser("report", "Write the self-contained report.html of a run.").parse_args(
+        _expand(arguments)
+    )
     directory = _directory(options, "report")
     if options.dry_run:
         return _describe(directory, "report")

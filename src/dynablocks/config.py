@@ -56,7 +56,12 @@ PAPER_MODELS = ("resnet", "naive", "non_expansive", "prescribed", "flexible")
 _SMOKE: dict[str, Any] = {
     "model": {"widths": (8, 16), "layers": (1, 1)},
     "training": {"epochs": 4, "batch_size": 128, "lr": 0.02, "optimiser": "adam"},
-    "attack": {"samples": 64, "steps": 5, "epsilons": (0.0, 36 / 255, 72 / 255, 108 / 255, 0.5, 1.0), "losses": ("ce", "margin")},
+    "attack": {
+        "samples": 64,
+        "steps": 5,
+        "epsilons": (0.0, 36 / 255, 72 / 255, 108 / 255, 0.5, 1.0),
+        "losses": ("ce", "margin"),
+    },
 }
 _OFFSET_ADAM: dict[str, Any] = {
     "optimiser": "adam",

@@ -41,7 +41,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InvalidArgument:
     names = sorted(known)
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    rest = [n for n in near] + [n for n in names if n not in near]
+    rest = [*near, *(n for n in names if n not in near)]
     return InvalidArgument(f"unknown {kind} {str(name)!r}{hint} Known: {', '.join(rest)}.")
 
 

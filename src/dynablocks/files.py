@@ -15,7 +15,8 @@ from dynablocks.errors import DynablocksError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then flush and rename it; a failure leaves ``path`` as it was.
+    """Let ``write`` fill a temporary file beside ``path``, then flush and rename it; a failure leaves ``path`` as it
+    was.
 
     Raises:
         DynablocksError: the disk is full, or the place is not writable.

@@ -111,7 +111,8 @@ class ZeroLift(Structured):
 
 
 class ChannelMix(LinearMap):
-    r"""An orthogonal 1 × 1 map of channels: orthonormal rows when channels go down, orthonormal columns when they go up.
+    r"""An orthogonal 1 × 1 map of channels: orthonormal rows when channels go down, orthonormal columns when they go
+    up.
 
     Example:
         >>> mix = ChannelMix((8, 2, 2), 4)

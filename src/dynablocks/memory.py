@@ -15,9 +15,10 @@ _MMAP_MAX = -4
 def keep_freed_memory() -> bool:
     """Tell glibc to serve every allocation from its heap and never to give the heap back; returns whether it did.
 
-    By default glibc maps each large tensor afresh and unmaps it when freed: every step then pays a page fault for every 4 KiB
-    of activations, which made training on a virtual machine 5 to 9 times slower (``benchmarks/allocator.py``). The price is
-    that the process keeps its peak memory until it ends. Elsewhere than on Linux with glibc nothing happens.
+    By default glibc maps each large tensor afresh and unmaps it when freed: every step then pays a page fault for
+    every 4 KiB
+    of activations, which made training on a virtual machine 5 to 9 times slower (``benchmarks/allocator.py``). The
+    price is that the process keeps its peak memory until it ends. Elsewhere than on Linux with glibc nothing happens.
 
     Example:
         >>> keep_freed_memory() in (True, False)

@@ -60,7 +60,7 @@ def pixel_statistics(train: ImageDataset) -> tuple[tuple[float, ...], tuple[floa
 def build_for(config: RunConfig, splits: DataSplits) -> tuple[Network, dict[str, Any]]:
     """The network of a configuration for its images, and the description from which :func:`load` builds it again."""
     mean, std = pixel_statistics(splits.train)
-    shape = tuple(splits.train.image_shape)
+    shape = splits.train.image_shape
     classes = splits.train.num_classes
     network = build(config.model, shape, classes, mean=mean, std=std, seed=config.training.seed)
     description = {
@@ -91,16 +91,21 @@ def load(directory: str | Path) -> Network:
     checkpoint = require_checkpoint(directory)
     try:
         stored = yaml.safe_load(read_config(checkpoint))["model"]
-        options = {k: tuple(v) if isinstance(v, list) else v for k, v in stored["config"].items()}
-        shape = tuple(int(n) for n in stored["input_shape"])
+        options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored["config"].items()}
+        channels, height, width = (int(n) for n in stored["input_shape"])
+        shape = (channels, height, width)
         network = build(
             ModelConfig(**options), shape, stored["num_classes"], mean=tuple(stored["mean"]), std=tuple(stored["std"])
         )
     except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise BadCheckpoint(
-            f"{checkpoint}/config.yaml does not describe a network of this version ({error}); train again with --overwrite."
+            f"{checkpoint}/config.yaml describes no network of this version ({error}); train again with --overwrite."
         ) from error
     load_weights(checkpoint, network)
+    if not all(bool(torch.isfinite(p).all()) for p in network.state_dict().values() if p.is_floating_point()):
+        raise BadCheckpoint(
+            f"the weights in {checkpoint} hold NaN or infinity; restore a copy, or train with --overwrite."
+        )
     set_progress(network, 1.0)
     return network.eval()
 
@@ -150,19 +155,17 @@ def train_run(config: RunConfig, directory: Path, *, overwrite: bool = False) ->
 
 
 def attack_run(directory: Path, config: AttackConfig | None = None, data: DataConfig | None = None) -> AttackResult:
-    """Attack the test images of a run; write attack.json and attack.safetensors; stop when a certificate is contradicted."""
+    """Attack the test images of a run; write attack.json and attack.safetensors; stop where a certificate is broken."""
     run = with_data(load_config(directory), data)
-    settings = run.attack if config is None else config
-    cached = _restore(directory, "attack", AttackResult.restore, {"config": _jsonable(asdict(settings))})
-    if cached is None:
-        splits = load_splits(run)
+    splits = load_splits(run)
+    wanted = run.attack if config is None else config
+    settings = replace(wanted, samples=min(wanted.samples, len(splits.test)))
+    result: AttackResult | None = _restore(directory, "attack", AttackResult.restore)
+    if result is None or result.config != settings:
         network = load(directory).to(choose_device(run.training.device))
-        settings = replace(settings, samples=min(settings.samples, len(splits.test)))
         with progress_bar(f"attacking {settings.samples} images") as update:
             result = attack(network, splits.test, settings, update)
         _store(directory, "attack", result.summary(), result.tensors())
-    else:
-        result = cached
     _check_together(directory)
     collect_metrics(directory)
     return result
@@ -172,15 +175,13 @@ def certify_run(directory: Path, data: DataConfig | None = None) -> CertificateR
     """Certify every test image of a run; write certificate.json and certificate.safetensors."""
     run = with_data(load_config(directory), data)
     epsilons = AttackConfig().epsilons
-    cached = _restore(directory, "certificate", CertificateResult.restore, {})
-    if cached is None:
+    result: CertificateResult | None = _restore(directory, "certificate", CertificateResult.restore)
+    if result is None:
         splits = load_splits(run)
         network = load(directory).to(choose_device(run.training.device))
         with progress_bar(f"certifying {len(splits.test)} images") as update:
             result = certify(network, splits.test, progress=update)
         _store(directory, "certificate", result.summary(epsilons), result.tensors())
-    else:
-        result = cached
     _check_together(directory)
     collect_metrics(directory)
     return result
@@ -198,7 +199,8 @@ def report_run(directory: Path, command: str, data: DataConfig | None = None) ->
 def run(config: RunConfig, directory: Path, command: str, say: Say, *, overwrite: bool = False) -> dict[str, Any]:
     """Train, certify, attack, report; the metrics of :func:`collect_metrics`."""
     summary = train_run(config, directory, overwrite=overwrite)
-    say(f"trained {summary.epochs:.4g} epochs in {summary.train_seconds:.0f} s ({summary.images_per_second:.0f} images/s)")
+    seconds, rate = summary.train_seconds, summary.images_per_second
+    say(f"trained {summary.epochs:.4g} epochs in {seconds:.0f} s, {rate:.0f} images/s")
     result = certify_run(directory)
     say(f"certified {len(result.labels)} test images, Lipschitz bound {result.body_lipschitz:.6g}")
     attacked = attack_run(directory, config.attack)
@@ -251,13 +253,14 @@ def report_data(directory: Path, command: str, data: DataConfig | None = None) -
 
     run_config = with_data(load_config(directory), data)
     splits, network = load_splits(run_config), load(directory)
-    attacked = _restore(directory, "attack", AttackResult.restore, {})
-    certificate = _restore(directory, "certificate", CertificateResult.restore, {})
+    attacked = _restore(directory, "attack", AttackResult.restore)
+    certificate = _restore(directory, "certificate", CertificateResult.restore)
     curves = {}
     if certificate is not None:
         curves["certified"] = certificate.curve(AttackConfig().epsilons)
     if attacked is not None:
         curves["attacked (worst)"] = attacked.curve()
+        curves |= {f"attacked ({name})": attacked.curve(name) for name in ("ce",) if name in attacked.broken}
     with progress_bar("measuring the blocks") as update:
         blocks = block_rows(network, splits.test.images[:4].float() / 255, progress=update)
     return ReportData(
@@ -272,6 +275,7 @@ def report_data(directory: Path, command: str, data: DataConfig | None = None) -
         class_names=splits.test.class_names,
         explanation=str(explain(network)),
         config_text=to_yaml(run_config),
+        watermark="smoke preset" if run_config.preset == "smoke" else None,
     )
 
 
@@ -311,10 +315,6 @@ def with_data(config: RunConfig, data: DataConfig | None) -> RunConfig:
     return replace(config, data=replace(config.data, dir=data.dir))
 
 
-def _jsonable(content: dict[str, Any]) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in content.items()}
-
-
 def _store(directory: Path, name: str, summary: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
@@ -335,38 +335,23 @@ def _current(directory: Path, name: str, weights: str) -> dict[str, Any] | None:
     return summary if isinstance(summary, dict) and summary.get("weights") == weights else None
 
 
-def _restore(directory: Path, name: str, restore: Callable[..., Any], wanted: dict[str, Any]) -> Any:
-    """The stored result when it belongs to the present weights and the wanted settings, otherwise ``None``."""
+def _restore(directory: Path, name: str, restore: Callable[..., Any]) -> Any:
+    """The stored result when it belongs to the present weights, otherwise ``None``."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     summary = _current(directory, name, weights_hash(directory))
     if summary is None:
         return None
-    for key, settings in wanted.items():
-        stored = dict(summary.get(key, {}))
-        same = {k: v for k, v in settings.items() if k != "samples"} == {k: v for k, v in stored.items() if k != "samples"}
-        if not same or stored.get("samples", 0) > settings["samples"] or stored.get("samples") != summary.get("samples"):
-            return None
-        if stored["samples"] < settings["samples"] and stored["samples"] < _test_size(directory):
-            return None
     try:
         return restore(summary, load_file(directory / f"{name}.safetensors"))
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError):
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError):
         return None
-    except Exception as error:
-        if type(error).__name__ == "SafetensorError":
-            return None
-        raise
-
-
-def _test_size(directory: Path) -> int:
-    path = directory / "certificate.json"
-    return int(read_json(path)["samples"]) if path.exists() else 1 << 60
 
 
 def _check_together(directory: Path) -> None:
-    attacked = _restore(directory, "attack", AttackResult.restore, {})
-    certificate = _restore(directory, "certificate", CertificateResult.restore, {})
+    attacked = _restore(directory, "attack", AttackResult.restore)
+    certificate = _restore(directory, "certificate", CertificateResult.restore)
     if attacked is not None and certificate is not None:
         check_sound(attacked, certificate)
 
@@ -398,7 +383,7 @@ def estimate(config: RunConfig, directory: Path) -> dict[str, Any]:
         "data": f"{splits.train.name}: {len(splits.train)} training, {len(splits.test)} test images",
         "parameters": sum(p.numel() for p in network.parameters()),
         "cost": f"{counter.get_total_flops() / batch / 1e6:.1f} MFLOP an image and training step",
-        "training time": f"about {max(seconds / 60, 0.01):.2g} min on this machine ({step:.3g} s a step of {batch} images)",
+        "training time": f"about {max(seconds / 60, 0.01):.2g} min here ({step:.3g} s a step of {batch} images)",
         "cached": ", ".join(cached_results(directory)) or "nothing",
     }
 

@@ -24,7 +24,8 @@ class Activation:
         function: σ, elementwise.
         slope_min, slope_max: the range of σ'; 0 <= slope_min, so σ is monotone.
         primitive: γ with γ' = σ, or ``None``.
-        negative_slope: a when σ(u) = max(u, au), otherwise ``None``. Such σ is positively homogeneous and its flow is closed-form.
+        negative_slope: a when σ(u) = max(u, au), otherwise ``None``. Such σ is positively homogeneous and its flow is
+            closed-form.
         odd: σ(−u) = −σ(u).
     """
 

@@ -17,7 +17,8 @@ class FieldFacts:
     Attributes:
         lipschitz: ‖X(x) − X(y)‖ <= lipschitz · ‖x − y‖.
         one_sided: ⟨X(x) − X(y), x − y⟩ <= one_sided · ‖x − y‖²; negative for a contractive field.
-        spectrum: every Jacobian is symmetric with eigenvalues in this interval; ``None`` when not known to be symmetric.
+        spectrum: every Jacobian is symmetric with eigenvalues in this interval; ``None`` when not known to be
+            symmetric.
         conservative: X = ±∇V.
         odd: X(−x) = −X(x).
         linear_invariant: 1ᵀX(x) = 0.
@@ -65,7 +66,8 @@ class VectorField(nn.Module):
     def euler_constant(self, step_size: float, bound: str = "tight") -> tuple[float, str]:
         r"""A Lipschitz constant of x + hX(x) for h = ``step_size`` of either sign, and the reason.
 
-        Symmetric Jacobians: max |1 + hλ| over the spectrum (tight). ``bound="paper"`` is √(1 + 2hμ + h²L²) for h >= 0 and
+        Symmetric Jacobians: max |1 + hλ| over the spectrum (tight). ``bound="paper"`` is √(1 + 2hμ + h²L²) for h >= 0
+            and
         one-sided constant μ (paper section 3.2). Otherwise 1 + |h|L, the smaller of the two where both hold.
         """
         facts, h = self.facts(), step_size

@@ -28,7 +28,8 @@ class GradientField(RidgeField):
         linear: A, dense or convolutional.
         sigma: σ, a registry name or an :class:`Activation`.
         expansive: s = +1.
-        alpha: ``None`` for α = 1, or a start value for a learned α per channel (any sign, then the field mixes both kinds).
+        alpha: ``None`` for α = 1, or a start value for a learned α per channel (any sign, then the field mixes both
+            kinds).
         bias: whether b is learned (one per output channel) or absent.
 
     Example:
@@ -91,7 +92,7 @@ class GradientField(RidgeField):
         return density.flatten(1).sum(1)
 
     def split(self) -> tuple[Tensor, Tensor]:
-        """α⁺ and α⁻: by positive homogeneity X is the sum of two fields with α >= 0, of opposite kinds (Corollary 2.3)."""
+        """α⁺ and α⁻: by positive homogeneity X is a sum of two fields of opposite kinds with α >= 0 (Corollary 2.3)."""
         alpha = torch.ones(self.linear.out_shape[0]) if self.alpha is None else self.alpha
         return alpha.clamp_min(0), (-alpha).clamp_min(0)
 

@@ -23,7 +23,8 @@ CORNER_LIMIT = 8
 class PlanarField(VectorField):
     r"""X(x) = s Σ(Ax + b) on a small space, with its exact step constants.
 
-    The Jacobian of x + hX(x) is I + hsDA with D diagonal, entries in [σ'₋, σ'₊]. Its norm is convex in D, so the largest is at
+    The Jacobian of x + hX(x) is I + hsDA with D diagonal, entries in [σ'₋, σ'₊]. Its norm is convex in D, so the
+    largest is at
     one of the 2ⁿ corners: an exact Lipschitz constant for piecewise linear σ (design D3; paper section 1.1).
 
     Args:

@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 
 @FIELDS.register("preconditioned")
 class PreconditionedField(RidgeField):
-    r"""X(x) = −Aᵀ T⁻¹ Σ(Ax + b) with T diagonal and AAᵀ ≼ T, so x + hX(x) is non-expansive for 0 <= h <= 2, slopes in [0, 1].
+    r"""X(x) = −Aᵀ T⁻¹ Σ(Ax + b) with T diagonal and AAᵀ ≼ T, so x + hX(x) is non-expansive for 0 <= h <= 2, slopes in
+    [0, 1].
 
     T_ii = Σⱼ |AAᵀ|ᵢⱼ qⱼ / qᵢ for any q > 0 (diagonal dominance of T − AAᵀ after the scaling q; learned as log q). For a
-    convolution |AAᵀ| is bounded by the kernel's correlation with itself summed over all shifts, so T has one entry per channel.
+    convolution |AAᵀ| is bounded by the kernel's correlation with itself summed over all shifts, so T has one entry
+    per channel.
 
-    Condition: none on A. The declared spectrum is −[0, c] with c = max T*/T, T* recomputed in float64 with a rounding slack.
+    Condition: none on A. The declared spectrum is −[0, c] with c = max T*/T, T* recomputed in float64 with a rounding
+    slack.
 
     Args:
         linear: A, dense or a stride-1, ungrouped convolution.

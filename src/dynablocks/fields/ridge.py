@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class RidgeField(VectorField):
     r"""Common part of gradient fields: x ↦ Aᵀ g(Ax + b) with an elementwise g.
 
-    Every map x + Aᵀ e(Ax + b) with elementwise e of slopes in [e₋, e₊] has the symmetric Jacobian I + AᵀEA. Euler steps,
+    Every map x + Aᵀ e(Ax + b) with elementwise e of slopes in [e₋, e₊] has the symmetric Jacobian I + AᵀEA. Euler
+    steps,
     their elementwise substeps and exact flows are all of this form, so :meth:`update_spectrum` bounds all of them.
     """
 
@@ -59,7 +60,7 @@ class RidgeField(VectorField):
             return x + self.linear.adjoint(change(self.preactivation(x)))
 
     def euler_step(self, x: Tensor, step_size: Tensor | float) -> Tensor:
-        """x + hX(x), with h and the factors on σ multiplied into the (small) weight of Aᵀ rather than into activations."""
+        """x + hX(x), with h and the factors on σ multiplied into the weight of Aᵀ, not into activations."""
         scales = self.slope_scales()
         factor = step_size * (self.sign if scales is None else scales)
         with shared_weights(self.linear):

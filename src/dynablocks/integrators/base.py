@@ -1,4 +1,4 @@
-"""What an integrator is: a one-step map of a vector field that declares what it carries over from the field to the map."""
+"""What an integrator is: a one-step map of a vector field that declares what the map keeps of it."""
 
 from __future__ import annotations
 

@@ -17,8 +17,10 @@ from dynablocks.properties import Declaration, Invertible, Lipschitz
 class ExactFlow(Integrator):
     r"""The exact flow of s Aᵀ diag(α) Σ(Ax + b) for AAᵀ = I and σ(u) = max(u, au).
 
-    u = Ax + b obeys u̇ = sαΣ(u) elementwise, so Φ_t(x) = x + Aᵀ(φ_t(u) − u) with φ_t(u) = u e^{sαt} (u >= 0), u e^{sαat} (u < 0).
-    The inverse is the flow for −t; log det = Σ over units of sαt or sαat. Square orthogonal A: L = e^{−at} (contractive),
+    u = Ax + b obeys u̇ = sαΣ(u) elementwise, so Φ_t(x) = x + Aᵀ(φ_t(u) − u) with φ_t(u) = u e^{sαt} (u >= 0), u
+    e^{sαat} (u < 0).
+    The inverse is the flow for −t; log det = Σ over units of sαt or sαat. Square orthogonal A: L = e^{−at}
+    (contractive),
     e^t (expansive); the declared constant uses the measured singular values of A, so it holds for the A that is stored.
 
     Source: design D2.4.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -40,7 +41,8 @@ class Tableau:
 
         r = −1/λ_min(B^{−1/2}(BA + AᵀB − bbᵀ)B^{−1/2}) for positive weights, B = diag(b); 0 otherwise.
 
-        Source: Dahlquist and Jeltsch (1979), "Generalized disks of contractivity for explicit and implicit Runge–Kutta methods".
+        Source: Dahlquist and Jeltsch (1979), "Generalized disks of contractivity for explicit and implicit
+            Runge–Kutta methods".
         """
         b = np.array(self.b)
         if (b <= 0).any():
@@ -111,4 +113,4 @@ class ExplicitRungeKutta(Integrator):
 
 
 for _tableau in (HEUN, MIDPOINT, RALSTON, SSP3, KUTTA3, RK4):
-    INTEGRATORS[_tableau.name] = lambda tableau=_tableau: ExplicitRungeKutta(tableau)
+    INTEGRATORS[_tableau.name] = partial(ExplicitRungeKutta, _tableau)

@@ -23,7 +23,8 @@ __all__ = ["Bounds", "LinearMap", "frozen_weights", "shared_weights"]
 class LinearMap(Structured):
     """x ↦ Ax between spaces of declared shapes, with the adjoint y ↦ Aᵀy.
 
-    Subclasses implement :meth:`compute_weight`, :meth:`multiply`, :meth:`multiply_adjoint`, :meth:`compute_norm_bounds` and
+    Subclasses implement :meth:`compute_weight`, :meth:`multiply`, :meth:`multiply_adjoint`,
+    :meth:`compute_norm_bounds` and
     :meth:`compute_smallest_singular_value`. The weight may be a parameter or a function of parameters (an orthogonal
     parametrisation); inside :func:`shared_weights` it is computed once.
 

@@ -59,9 +59,10 @@ def paraunitary_kernel(
 ) -> Float[Tensor, "rows channels k k"]:
     r"""A kernel that is orthogonal at every frequency, from a matrix and k−1 projections per direction.
 
-    K(z₁, z₂) = Q ∏ᵢ (Pᵢ + z₁(I − Pᵢ)) ∏ⱼ (Pⱼ + z₂(I − Pⱼ)) with P = UUᵀ for orthonormal frames U. Each factor is unitary
-    for |z| = 1, so the convolution is orthogonal with circular padding, an isometry with zero padding and full output, and
-    non-expansive with zero padding and "same" output (a compression).
+    K(z₁, z₂) = Q ∏ᵢ (Pᵢ + z₁(I − Pᵢ)) ∏ⱼ (Pⱼ + z₂(I − Pⱼ)) with P = UUᵀ for orthonormal frames U. Each factor is
+    unitary
+    for |z| = 1, so the convolution is orthogonal with circular padding, an isometry with zero padding and full output,
+    and non-expansive with zero padding and "same" output (a compression).
 
     Args:
         base: Q, with orthonormal rows (or columns).

@@ -66,7 +66,8 @@ def _dense_steps(config: ModelConfig, features: int) -> tuple[list[nn.Module], i
 
 def build_body(config: ModelConfig, shape: Shape) -> tuple[nn.Sequential, int]:
     """Stem, stages of steps with folding between them, dense steps."""
-    assert config.widths is not None and config.layers is not None
+    assert config.widths is not None
+    assert config.layers is not None
     parts: list[nn.Module] = []
     for stage, (width, count) in enumerate(zip(config.widths, config.layers, strict=True)):
         moves, shape = _transition(shape, (config.stem or 2) if stage == 0 else 2, width)

@@ -36,14 +36,16 @@ class ModelConfig:
         bound: which Lipschitz constants to declare: tight or paper.
         step: what the certified model is built of: orthogonal, preconditioned or exact.
         step_start: step size at the start.
-        step_end: step size reached at the fraction step_until of the training (certified model); empty: learned instead.
+        step_end: step size reached at the fraction step_until of the training (certified model); empty: learned
+            instead.
         step_until: the fraction of the training over which the step grows.
         stem: space-to-depth factor before the first stage (certified model).
         dense_width: features of the dense orthogonal steps before the head (certified model); 0: all of them.
         dense_layers: how many dense orthogonal steps.
         penalty: weight of the orthogonality penalty of penalised convolutions.
         head: rows (each row of norm 1), frobenius (the paper's) or none.
-        normalise: divide pixels by the data's standard deviation (its factor counts in the certificate), or only centre them.
+        normalise: divide pixels by the data's standard deviation (its factor counts in the certificate), or only
+            centre them.
 
     Raises:
         InvalidArgument: a value is out of its range or a name is not known.
@@ -101,7 +103,8 @@ class ModelConfig:
         """This configuration with every empty setting taken from ``defaults``."""
         empty = {f.name: getattr(defaults, f.name) for f in fields(self) if getattr(self, f.name) is None}
         full = replace(self, **empty)
-        assert full.widths is not None and full.layers is not None
+        assert full.widths is not None
+        assert full.layers is not None
         if len(full.widths) != len(full.layers):
             raise InvalidArgument(
                 f"widths {list(full.widths)} and layers {list(full.layers)} differ in length; give one of each a stage."

@@ -44,9 +44,8 @@ class Network(Structured):
             InvalidArgument: the images have another shape than the network was built for.
         """
         if x.ndim != 4 or tuple(x.shape[1:]) != self.input_shape:
-            raise InvalidArgument(
-                f"the images have shape {tuple(x.shape)}; the network takes (batch, {', '.join(map(str, self.input_shape))})."
-            )
+            taken = ", ".join(map(str, self.input_shape))
+            raise InvalidArgument(f"the images have shape {tuple(x.shape)}; the network takes (batch, {taken}).")
         logits: Tensor = self.head(self.body(x))
         return logits
 
@@ -54,7 +53,7 @@ class Network(Structured):
         return compose([("body", self.body), ("head", self.head)], title=f"Network {self.config.name}")
 
     def certificate_inputs(self) -> tuple[float, Tensor]:
-        """An upper bound of the body's Lipschitz constant, and the head's weight in float64, for certified radii (D2.13)."""
+        """An upper bound of the body's Lipschitz constant, and the head's weight in float64 (design D2.13)."""
         return declare(self.body).properties.lipschitz, self.head.weight.detach().double().cpu()
 
     def blocks(self) -> list[tuple[str, DynamicalBlock]]:

@@ -102,7 +102,8 @@ def stages(block: BlockBuilder) -> Callable[[ModelConfig, Shape], tuple[nn.Seque
     """Lift, blocks, 2 × 2 max-pool for each width; then flat features."""
 
     def build_body(config: ModelConfig, shape: Shape) -> tuple[nn.Sequential, int]:
-        assert config.widths is not None and config.layers is not None
+        assert config.widths is not None
+        assert config.layers is not None
         parts: list[nn.Module] = []
         for width, count in zip(config.widths, config.layers, strict=True):
             lifted, shape = lift(config, shape, width)

@@ -137,7 +137,7 @@ def _flatten(module: nn.Flatten) -> Declaration:
     if module.start_dim == 0:
         return Declaration.of(reason="it flattens the batch too", title="Flatten")
     isometry = (Lipschitz(1.0), GradientNormPreserving(), NormPreserving(), LinearInvariant(), Equivariant())
-    return Declaration.of(*isometry, reason="reshaping moves no number", title="Flatten")
+    return Declaration.of(*isometry, reason="reshaping", title="Flatten")
 
 
 @rule(nn.Sequential)
@@ -220,7 +220,7 @@ def explain(module: nn.Module, depth: int | None = None) -> Explanation:
           - NormPreserving is lost at 1 (slopes in [0, 1])
           - LinearInvariant is lost at 1 (slopes in [0, 1])
           - Equivariant is lost at 1 (slopes in [0, 1])
-          0 Flatten: (Lipschitz(1), GradientNormPreserving, NormPreserving, LinearInvariant, Equivariant)  [reshaping moves no number]
+          0 Flatten: (Lipschitz(1), GradientNormPreserving, NormPreserving, LinearInvariant, Equivariant)  [reshaping]
           1 ReLU: (Lipschitz(1))  [slopes in [0, 1]]
     """
     lines: list[str] = []

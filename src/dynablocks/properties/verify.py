@@ -60,7 +60,8 @@ class Check:
     def __str__(self) -> str:
         verdict = "holds" if self.passed else "VIOLATED"
         value = "" if math.isnan(self.measured) else f", measured {self.measured:.9g}"
-        return f"{self.where}: {self.declared} {verdict} (residual {self.residual:.2e}, tolerance {self.tolerance:.2e}{value})"
+        sizes = f"residual {self.residual:.2e}, tolerance {self.tolerance:.2e}{value}"
+        return f"{self.where}: {self.declared} {verdict} ({sizes})"
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ def verify(
     """Measure every declared property of ``module`` around the samples ``x``, in a float64 copy of it.
 
     A Lipschitz constant is measured from below: the largest Jacobian norm at the samples and at pairs found by gradient
-    ascent on ‖f(x) − f(y)‖ / ‖x − y‖. The tolerance is eps · (number of entries of x) · magnitude, with a factor of 16 for a
-    Lipschitz constant and 64 for a residual: float64 rounding and nothing else.
+    ascent on ‖f(x) − f(y)‖ / ‖x − y‖. The tolerance is eps · (number of entries of x) · magnitude, with a factor of
+    16 for a Lipschitz constant and 64 for a residual: float64 rounding and nothing else.
 
     Args:
         module: the module; it is copied, converted to float64 and set to eval mode.

@@ -50,6 +50,7 @@ def set_progress(model: nn.Module, progress: float) -> None:
 
 def regularisation(model: nn.Module) -> Tensor | None:
     """The sum of the submodules' penalties, ``None`` when there is none."""
-    terms = [m.regularisation() for m in model.modules() if hasattr(m, "regularisation")]
-    present = [t for t in terms if t is not None]
+    penalties = [getattr(m, "regularisation", None) for m in model.modules()]
+    terms = [penalty() for penalty in penalties if callable(penalty)]
+    present = [term for term in terms if term is not None]
     return torch.stack(present).sum() if present else None

@@ -1,4 +1,4 @@
-"""Feasible regions for pairs of steps (h₁ contractive, h₂ expansive) whose composition is non-expansive when ‖A‖ = 1."""
+"""Feasible regions for pairs of steps (h₁ contractive, h₂ expansive) that do not expand when ‖A‖ = 1."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Region:
         return bool(inside and second <= self.limit(min(max(first, low), high)) + slack)
 
     def project(self, first: float, second: float) -> tuple[float, float]:
-        """The paper's projection: clamp h₁ to its range, then h₂ to what h₁ allows. Fixed points are exactly the region."""
+        """The paper's projection: clamp h₁ to its range, then h₂ to what h₁ allows; the region stays as it is."""
         low, high = self.first_range
         first = min(max(first, low), high)
         return first, min(max(second, self.second_low), max(self.limit(first), self.second_low))
@@ -186,7 +186,7 @@ class TightRegion(Region):
 @REGIONS.register("exact")
 @dataclass(frozen=True)
 class ExactFlowRegion(Region):
-    r"""h₂ <= a h₁, h₁ in [0, 4]: exact flows with L = e^{−ah₁} and e^{h₂} (design D2.4); h₂ in [−4, 0] needs no balance."""
+    r"""h₂ <= a h₁, h₁ in [0, 4]: exact flows with L = e^{−ah₁} and e^{h₂} (D2.4); h₂ in [−4, 0] needs no balance."""
 
     @property
     def first_range(self) -> tuple[float, float]:

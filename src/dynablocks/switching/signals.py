@@ -15,8 +15,8 @@ Piece = tuple[int, Tensor]
 class SwitchingSignal(nn.Module):
     """The piecewise constant s(t) of a block.
 
-    A subclass implements :meth:`pieces`; :meth:`project_` puts the steps back into their feasible set and runs after every
-    optimiser step (:func:`dynablocks.switching.keep_constraints`).
+    A subclass implements :meth:`pieces`; :meth:`project_` puts the steps back into their feasible set and runs after
+    every optimiser step (:func:`dynablocks.switching.keep_constraints`).
 
     Attributes:
         fields_needed: how many fields the signal switches between.
@@ -69,8 +69,8 @@ class NonExpansiveSignal(SwitchingSignal):
 class ScheduledSignal(SwitchingSignal):
     r"""One field; the step moves linearly from ``start`` to ``end`` over the first ``until`` of training, then stays.
 
-    Continuation (design D2.5): h = 1 learns fast, h = 2 preserves gradient norms. The step is a function of the training
-    progress only (:func:`dynablocks.switching.set_progress`), so a resumed run follows the same path.
+    Continuation (design D2.5): h = 1 learns fast, h = 2 preserves gradient norms. The step is a function of the
+    training progress only (:func:`dynablocks.switching.set_progress`), so a resumed run follows the same path.
 
     Example:
         >>> signal = ScheduledSignal(1.0, 2.0, until=0.5)
@@ -99,8 +99,8 @@ class PairSignal(SwitchingSignal):
     Args:
         region: the feasible set of (h₁, h₂).
         start: (h₁, h₂) at the start; projected.
-        balance: ``"pair"`` keeps every pair in the region; ``"network"`` keeps each step in its range only and leaves the balance
-            to a :class:`NetworkBudget`.
+        balance: ``"pair"`` keeps every pair in the region; ``"network"`` keeps each step in its range only and leaves
+            the balance to a :class:`NetworkBudget`.
     """
 
     fields_needed = 2

@@ -1,0 +1,197 @@
+"""Bad input of every kind: one clear sentence, exit code 2, no traceback, nothing lost.
+
+``python tests/test_bad_input.py`` prints the table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dynablocks.cli import main
+
+Prepare = Callable[[Path], None]
+TINY = (
+    "--preset smoke --model.widths [4,4] --model.layers [1,1] --training.epochs 1 --training.threads 1 "
+    "--attack.samples 8 --attack.steps 2"
+)
+
+
+def _nothing(place: Path) -> None:
+    del place
+
+
+def _file(name: str, content: bytes) -> Prepare:
+    def write(place: Path) -> None:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(content)
+
+    return write
+
+
+def _damage(name: str, change: Callable[[bytes], bytes]) -> Prepare:
+    """A finished run whose newest and previous checkpoint both hold a damaged file."""
+
+    def spoil(place: Path) -> None:
+        for checkpoint in ("checkpoint", "checkpoint.previous"):
+            path = place / "run" / checkpoint / name
+            if path.exists():
+                path.write_bytes(change(path.read_bytes()))
+
+    return spoil
+
+
+def _remove_config(place: Path) -> None:
+    (place / "run" / "config.yaml").unlink()
+
+
+def _nan_weights(place: Path) -> None:
+    """Weights that hold NaN, with a manifest that agrees."""
+    from safetensors.torch import load_file, save_file
+
+    from dynablocks.files import sha256
+
+    for name in ("checkpoint", "checkpoint.previous"):
+        folder = place / "run" / name
+        if folder.exists():
+            weights = load_file(folder / "model.safetensors")
+            save_file({k: torch.full_like(v, float("nan")) for k, v in weights.items()}, folder / "model.safetensors")
+            manifest = json.loads((folder / "manifest.json").read_text())
+            entry = manifest["files"]["model.safetensors"]
+            entry["sha256"] = sha256(folder / "model.safetensors")
+            entry["bytes"] = (folder / "model.safetensors").stat().st_size
+            (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+CASES: dict[str, tuple[str, Prepare]] = {
+    "no command": ("", _nothing),
+    "unknown command": ("trian", _nothing),
+    "unknown model": ("train --model prescibed --preset smoke", _nothing),
+    "unknown preset": ("train --preset smok", _nothing),
+    "unknown data set": ("train --data cifar11 --preset smoke", _nothing),
+    "unknown flag": ("train --preset smoke --speed 3", _nothing),
+    "flag without value": ("train --preset smoke --epochs", _nothing),
+    "a word for a number": ("train --preset smoke --epochs many", _nothing),
+    "negative epochs": ("train --preset smoke --epochs -1", _nothing),
+    "NaN learning rate": ("train --preset smoke --training.lr nan", _nothing),
+    "batch size 0": ("train --preset smoke --training.batch_size 0", _nothing),
+    "unknown optimiser": ("train --preset smoke --training.optimiser adan", _nothing),
+    "unknown loss": ("train --preset smoke --training.loss hing", _nothing),
+    "negative minutes": ("train --preset smoke --max-minutes -3", _nothing),
+    "widths and layers differ": ("train --preset smoke --model.widths [4,4,4]", _nothing),
+    "width 0": ("train --preset smoke --model.widths [0,4]", _nothing),
+    "too many stages": ("train --preset smoke --model.widths [4,4,4,4] --model.layers [1,1,1,1]", _nothing),
+    "unknown padding": ("train --preset smoke --model.padding reflect", _nothing),
+    "even kernel with same padding": ("train --preset smoke --model.padding same --model.kernel_size 2", _nothing),
+    "slope above 1": ("train --preset smoke --model.slope 1.5", _nothing),
+    "unknown region": ("train --model prescribed --preset smoke --model.region tigt", _nothing),
+    "exact flow without orthogonal rows": ("train --model prescribed --preset smoke --model.region exact", _nothing),
+    "negative epsilon": ("train --preset smoke --attack.epsilons [-0.1]", _nothing),
+    "unknown attack loss": ("train --preset smoke --attack.losses [cw]", _nothing),
+    "missing data folder": ("train --data-dir nowhere --preset smoke", _nothing),
+    "data folder is a file": ("train --data-dir notes.txt --preset smoke", _file("notes.txt", b"hello")),
+    "empty data folder": ("train --data-dir empty --preset smoke", lambda place: (place / "empty").mkdir()),
+    "truncated parquet": (
+        "train --data cifar10 --data-dir data --preset smoke",
+        _file("data/train-00000-of-00001.parquet", b"PAR1 and then nothing"),
+    ),
+    "CIFAR-100 without a copy": ("train --data cifar100 --preset smoke", _nothing),
+    "validation larger than the data": ("train --preset smoke --data.validation 5000", _nothing),
+    "missing config file": ("train --config nowhere.yaml", _nothing),
+    "config is not YAML": ("train --config bad.yaml", _file("bad.yaml", b"model: [unclosed")),
+    "config with an unknown key": ("train --config bad.yaml", _file("bad.yaml", b"model:\n  nmae: certified\n")),
+    "config is binary": ("train --config bad.yaml", _file("bad.yaml", b"\xff\xfe\x00\x01")),
+    "--out is a file": ("train --preset smoke --out notes.txt", _file("notes.txt", b"hello")),
+    "--out holds other files": ("train --preset smoke --out photos", _file("photos/me.jpg", b"...")),
+    "--out is not writable": ("train --preset smoke --out /proc/run", _nothing),
+    "attack without a directory": ("attack", _nothing),
+    "attack a missing run": ("attack nowhere", _nothing),
+    "certify an empty folder": ("certify empty", lambda place: (place / "empty").mkdir()),
+    "explain a file": ("explain notes.txt", _file("notes.txt", b"hello")),
+    "verify with 0 samples": ("verify run --samples 0", _nothing),
+    "report of a missing run": ("report nowhere", _nothing),
+    "list an unknown kind": ("list modles", _nothing),
+    "resume with other settings": (f"train {TINY} --training.lr 0.5 --out run", _nothing),
+    "truncated weights": ("certify run", _damage("model.safetensors", lambda b: b[: len(b) // 2])),
+    "flipped bit in the weights": ("certify run", _damage("model.safetensors", lambda b: b[:-1] + bytes([b[-1] ^ 1]))),
+    "empty weights": ("explain run", _damage("model.safetensors", lambda b: b"")),
+    "broken manifest": ("certify run", _damage("manifest.json", lambda b: b"{")),
+    "NaN weights": ("certify run", _nan_weights),
+    "config.yaml removed": ("attack run", _remove_config),
+}
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny finished training."""
+    place = tmp_path_factory.mktemp("finished")
+    assert main(f"train {TINY} --out {place / 'run'}".split()) == 0
+    return place / "run"
+
+
+def complaint(arguments: str) -> tuple[int, str]:
+    """Exit code and standard error of a command."""
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+        code = main(arguments.split())
+    return code, errors.getvalue()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_gets_one_sentence(
+    name: str, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, prepare = CASES[name]
+    shutil.copytree(finished_run, tmp_path / "run")
+    prepare(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("DYNABLOCKS_CACHE", str(tmp_path / "cache"))
+    code, text = complaint(arguments)
+    assert code == 2
+    if name == "no command":
+        return
+    sentences = [line for line in text.splitlines() if line.startswith("dynablocks: error: ")]
+    assert len(sentences) == 1
+    assert "Traceback" not in text
+    assert len(sentences[0]) < 420
+
+
+def test_settings_of_another_training_leave_it_as_it_was(finished_run: Path) -> None:
+    before = {p: p.read_bytes() for p in finished_run.rglob("*") if p.is_file()}
+    code, text = complaint(f"train {TINY} --training.lr 0.5 --out {finished_run}")
+    assert code == 2
+    assert "training.lr" in text
+    assert {p: p.read_bytes() for p in finished_run.rglob("*") if p.is_file()} == before
+
+
+def table() -> None:
+    """Print every case with its sentence."""
+    import os
+
+    with tempfile.TemporaryDirectory() as name:
+        finished = Path(name) / "finished"
+        main(f"train {TINY} --out {finished / 'run'}".split())
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        print("| input | exit | sentence |\n|---|---|---|")
+        for case, (arguments, prepare) in CASES.items():
+            place = Path(name) / case.replace(" ", "-").replace("/", "-")
+            shutil.copytree(finished, place)
+            prepare(place)
+            os.chdir(place)
+            code, text = complaint(arguments)
+            said = [line for line in text.splitlines() if line.startswith("dynablocks: error: ")]
+            print(f"| {case} | {code} | {' / '.join(said).removeprefix('dynablocks: error: ') or '(usage)'} |")
+
+
+if __name__ == "__main__":
+    table()
