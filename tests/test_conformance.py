@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -45,9 +43,7 @@ def test_the_healthy_block_passes_and_leaves_no_trace() -> None:
     block = HealthyBlock()
     before = {k: v.clone() for k, v in block.state_dict().items()}
     state = torch.random.get_rng_state()
-    started = time.process_time()
     report = check_block(block).require()
-    assert time.process_time() - started < 2
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(v, before[k]) for k, v in block.state_dict().items())
     assert str(report).count("ok ") == len(CHECKS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -170,15 +168,3 @@ def test_planar_points_lie_on_their_curves_without_noise() -> None:
     radius = points.norm(dim=1)
     angle = 3 * torch.pi * radius + torch.pi * labels.double()
     assert (points - radius[:, None] * torch.stack([angle.cos(), angle.sin()], 1)).abs().max() < 1e-12
-
-
-@pytest.mark.slow
-def test_augmenting_a_batch_takes_less_than_three_milliseconds() -> None:
-    images = torch.randint(256, (256, 3, 32, 32), dtype=torch.uint8)
-    for layout in (images, images.contiguous(memory_format=torch.channels_last)):
-        seconds = []
-        for step in range(30):
-            start = time.perf_counter()
-            augment(layout, 0, 0, step)
-            seconds.append(time.perf_counter() - start)
-        assert min(seconds) < 3e-3

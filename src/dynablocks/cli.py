@@ -200,7 +200,7 @@ def _parse_run(command: str, summary: str, arguments: Sequence[str]) -> tuple[Ru
     parser.set_defaults({f"{g}.{k}": v for g, values in settings.items() for k, v in values.items()})
     parser.set_defaults({"preset": preset, "model.name": model, "data.name": data})
     options = parser.parse_args(arguments)
-    built = parser.instantiate_classes(options)
+    built = parser.instantiate(options)
     config = RunConfig(built.preset, built.model, built.data, built.training, built.attack)
     out = options.out or Path("runs") / f"{data}-{model}-{preset}"
     options.out = out
@@ -308,7 +308,7 @@ def _attack(arguments: Sequence[str]) -> int:
     directory = _directory(options, "attack")
     if options.dry_run:
         return _describe(directory, "attack")
-    attack_run(directory, parser.instantiate_classes(options).attack, _moved(options))
+    attack_run(directory, parser.instantiate(options).attack, _moved(options))
     _show(collect_metrics(directory))
     return 0
 
@@ -366,7 +366,7 @@ def _explain(arguments: Sequence[str]) -> int:
     if directory is not None:
         network = load(directory)
     else:
-        model = parser.instantiate_classes(options).model
+        model = parser.instantiate(options).model
         MODELS.get_known(model.name)
         network = build(model, (3, 32, 32), 10, seed=0)
     print(explain(network, options.depth))

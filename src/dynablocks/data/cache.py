@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dynablocks.data.datasets import ImageDataset, fingerprint
-from dynablocks.data.progress import track
 from dynablocks.errors import BadData, DynablocksError
 from dynablocks.files import sha256, write_atomically
+from dynablocks.progress import track
 
 _VERSION = "1"
 Splits = tuple[ImageDataset, ImageDataset]

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynablocks.data.progress import track
 from dynablocks.errors import BadData
+from dynablocks.progress import track
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8

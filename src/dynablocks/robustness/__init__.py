@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dynablocks.robustness.attacks import DEFAULT_EPSILONS, LOSSES, AttackConfig, AttackResult, attack, l2_pgd
 from dynablocks.robustness.certificates import CertificateResult, certified_radii, certify, generic_radii
-from dynablocks.robustness.curves import PAPER_EPSILONS, Curve, auc, check_sound
+from dynablocks.robustness.curves import PAPER_EPSILONS, Curve, auc
+from dynablocks.robustness.soundness import check_sound
 
 __all__ = [
     "DEFAULT_EPSILONS",

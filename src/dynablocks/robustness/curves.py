@@ -1,4 +1,4 @@
-"""Accuracy-epsilon curves: area, confidence intervals, and the check of an attack against a certificate."""
+"""Accuracy-epsilon curves: area and confidence intervals."""
 
 from __future__ import annotations
 
@@ -7,15 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING
 
-import torch
-
-from dynablocks.errors import InvalidArgument, UnsoundResult, require_range
-
-if TYPE_CHECKING:
-    from dynablocks.robustness.attacks import AttackResult
-    from dynablocks.robustness.certificates import CertificateResult
+from dynablocks.errors import InvalidArgument, require_range
 
 PAPER_EPSILONS = (0.0, 8 / 255, 16 / 255, 36 / 255, 0.3, 0.5, 0.6, 0.8, 1.0)
 
@@ -132,44 +125,3 @@ class Curve:
     def points(self) -> list[dict[str, float]]:
         """``[{"epsilon": ..., "accuracy": ...}, ...]``, as in ``metrics.json``."""
         return [{"epsilon": e, "accuracy": a} for e, a in zip(self.epsilons, self.accuracies, strict=True)]
-
-
-def check_sound(attack: AttackResult, certificate: CertificateResult) -> None:
-    """Do nothing when attack and certificate agree, otherwise stop: one of the bounds is wrong.
-
-    A sample that is correctly classified with radius r may not change its class under any perturbation shorter than r;
-    hence no robust accuracy lies below the certified one. Both must come from the same images in the same order; the
-    first min(n_attack, n_certificate) are compared.
-
-    Raises:
-        UnsoundResult: a certified sample was broken; the sentence names the first.
-        InvalidArgument: the labels differ, so the two were made on different data.
-
-    Source:
-        D2.13 and issue 3 of the project.
-    """
-    count = min(len(attack.labels), len(certificate.labels))
-    if not torch.equal(attack.labels[:count], certificate.labels[:count]):
-        raise InvalidArgument("attack and certificate were made on different images; run both on the same data set.")
-    radii = torch.where(certificate.correct[:count], certificate.radii[:count], 0.0)
-    norms = attack.smallest_broken_norm[:count]
-    contradictions = (norms < radii).nonzero()
-    if len(contradictions):
-        first = int(contradictions[0, 0])
-        raise UnsoundResult(
-            f"sample {first} is certified at radius {radii[first]:.6g} but a perturbation of norm {norms[first]:.6g} "
-            f"changes its class ({len(contradictions)} of {count} samples do so); a Lipschitz bound of this model is "
-            "too small, so neither result may be reported."
-        )
-    _check_curves(attack, radii, count)
-
-
-def _check_curves(attack: AttackResult, radii: torch.Tensor, count: int) -> None:
-    for index, epsilon in enumerate(attack.epsilons):
-        robust = int((attack.smallest_broken_epsilon_index[:count] > index).sum())
-        certified = int((radii > epsilon).sum())
-        if robust < certified:
-            raise UnsoundResult(
-                f"at epsilon {epsilon:.6g} {certified} of {count} samples are certified but only {robust} survive the "
-                "attack; a Lipschitz bound of this model is too small, so neither result may be reported."
-            )

@@ -1,0 +1,162 @@
+"""The command line end to end on tiny networks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import dynablocks
+from dynablocks.cli import main
+from dynablocks.config import RunConfig, from_yaml, to_yaml
+from dynablocks.errors import BadCheckpoint, UnsoundResult
+from dynablocks.models import ModelConfig
+from dynablocks.pipeline import attack_run, certify_run, collect_metrics
+from dynablocks.properties import Lipschitz
+
+TINY = (
+    "--preset smoke --model.widths [4,4] --model.layers [1,1] --training.epochs 2 --training.threads 1 "
+    "--attack.samples 16 --attack.steps 3"
+)
+STABLE_KEYS = {
+    "clean_accuracy",
+    "robust_accuracy",
+    "certified_accuracy",
+    "auc",
+    "lipschitz_bound",
+    "images_per_second",
+    "train_seconds",
+    "parameters",
+    "dataset",
+    "device",
+    "seed",
+    "version",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whole ``dynablocks run``."""
+    out = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["run", *TINY.split(), "--out", str(out)]) == 0
+    return out
+
+
+def test_run_leaves_the_stable_files(finished: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics.keys() >= STABLE_KEYS
+    assert metrics["dataset"] == "digits"
+    for name in ("robust_accuracy", "certified_accuracy"):
+        radii = [point["epsilon"] for point in metrics[name]]
+        for wanted in (0.0, 36 / 255, 72 / 255, 108 / 255, 0.5, 1.0):
+            assert min(abs(r - wanted) for r in radii) < 1e-12
+    page = (finished / "report.html").read_text()
+    assert "<svg" in page
+    assert "smoke preset" in page
+
+
+def test_load_gives_an_eval_model_with_properties(finished: Path) -> None:
+    network = dynablocks.load(finished)
+    assert not network.training
+    assert network.input_shape == (1, 8, 8)
+    assert network(torch.rand(3, 1, 8, 8)).shape == (3, 10)
+    bound = network.properties.of(Lipschitz)
+    assert bound is not None
+    assert bound.constant < 10**0.5 * 1.001
+    assert network.certificate_inputs()[0] < 1.001
+
+
+def test_second_run_reuses_everything(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {p.name: p.stat().st_mtime_ns for p in finished.glob("*.safetensors")}
+    assert main(["run", *TINY.split(), "--out", str(finished)]) == 0
+    assert {p.name: p.stat().st_mtime_ns for p in finished.glob("*.safetensors")} == before
+    assert "certified" in capsys.readouterr().out
+
+
+def test_other_attack_settings_attack_again(finished: Path) -> None:
+    before = (finished / "attack.safetensors").stat().st_mtime_ns
+    assert main(["attack", str(finished), "--attack.steps", "4"]) == 0
+    assert (finished / "attack.safetensors").stat().st_mtime_ns != before
+    assert json.loads((finished / "attack.json").read_text())["config"]["steps"] == 4
+
+
+def test_directory_commands(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["certify", "--out", str(finished)]) == 0
+    assert main(["verify", str(finished), "--samples", "2", "--deep"]) == 0
+    assert "holds" in capsys.readouterr().out
+    assert main(["explain", str(finished), "--depth", "1"]) == 0
+    assert "Network certified" in capsys.readouterr().out
+    assert main(["report", str(finished)]) == 0
+    for command in ("attack", "certify", "verify", "explain", "report"):
+        assert main([command, str(finished), "--dry-run"]) == 0
+
+
+def test_a_broken_certificate_is_a_hard_error(finished: Path, tmp_path: Path) -> None:
+    """The broken twin: radii ten thousand times too large."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    twin = tmp_path / "run"
+    shutil.copytree(finished, twin)
+    certificate = load_file(twin / "certificate.safetensors")
+    certificate["radii"] = certificate["radii"] * 1e4 + 1e4
+    save_file(certificate, twin / "certificate.safetensors")
+    with pytest.raises(UnsoundResult, match="certified at radius"):
+        certify_run(twin)
+    assert main(["attack", str(twin)]) == 2
+
+
+def test_results_of_other_weights_are_not_reused(finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    twin = tmp_path / "run"
+    shutil.copytree(finished, twin)
+    summary = json.loads((twin / "attack.json").read_text())
+    (twin / "attack.json").write_text(json.dumps(summary | {"weights": "0" * 64}))
+    assert collect_metrics(twin)["robust_accuracy"] is None
+    attack_run(twin)
+    assert collect_metrics(twin)["robust_accuracy"] is not None
+
+
+def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(["train", *TINY.split(), "--out", str(out), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    for word in ("parameters", "cost", "training time", "cached"):
+        assert word in said
+    assert not out.exists()
+
+
+def test_print_config_is_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *TINY.split(), "--print_config"]) == 0
+    file = tmp_path / "config.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert main(["train", "--config", str(file), "--dry-run", "--out", str(tmp_path / "run")]) == 0
+    assert "certified" in capsys.readouterr().out
+
+
+def test_shorthands_and_flags_override_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--model", "prescribed", "--lift=paper", "--preset", "paper", "--print_config"]) == 0
+    text = capsys.readouterr().out
+    assert "name: prescribed" in text
+    assert "lift: paper" in text
+    assert "epochs: 100" in text
+
+
+@pytest.mark.parametrize("command", ["run", "train", "attack", "certify", "verify", "explain", "report", "list"])
+def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert len(capsys.readouterr().out) > 200
+
+
+def test_config_round_trip() -> None:
+    config = RunConfig(model=ModelConfig("flexible", widths=(8, 8), layers=(1, 2), slope=0.25))
+    assert from_yaml(to_yaml(config), "here") == config
+
+
+def test_load_refuses_a_directory_without_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(BadCheckpoint, match="no checkpoint"):
+        dynablocks.load(tmp_path)
