@@ -1,6 +1,6 @@
 """Every spectral bound against the dense-SVD truth, over random layers of every kind.
 
-    python benchmarks/bound_soundness.py [--layers 400] [--seed 0] [--json FILE]
+    python benchmarks/bound_soundness.py [--layers 400] [--seed 0] [--run DIR ...] [--json FILE]
 
 Prints a row for each (padding, mode, stride, groups, dilation, kernel) and the worst ratios; exits with 1 if one fails.
 ``check_layer(weight, geometry)`` gives the same checks for any other layer, a trained one for example.
@@ -114,6 +114,25 @@ def random_layers(count: int, seed: int) -> list[tuple[str, Tensor, ConvGeometry
     return layers
 
 
+def trained_layers(directory: Path, limit: int) -> list[tuple[str, Tensor, ConvGeometry, bool]]:
+    """The convolutions of a run with at most ``limit`` inputs: name, weight, geometry, whether AᵀA = I is claimed."""
+    import dynablocks
+    from dynablocks.linear import Conv
+
+    network = dynablocks.load(directory)
+    found = [(name, m) for name, m in network.named_modules() if isinstance(m, Conv)]
+    return [
+        (f"{directory.name} {name}", m.weight.detach(), m.geometry, m.columns_orthonormal)
+        for name, m in found
+        if math.prod(m.in_shape) <= limit
+    ]
+
+
+def _departure_from_one(weight: Tensor, geometry: ConvGeometry) -> float:
+    singular = np.linalg.svd(dense_matrix(weight, geometry).numpy(), compute_uv=False)
+    return float(np.abs(singular - 1).max())
+
+
 def _fits(geometry: ConvGeometry, kernel: int) -> bool:
     try:
         geometry.output_size((kernel, kernel))
@@ -146,6 +165,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="every spectral bound against the dense-SVD truth")
     parser.add_argument("--layers", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--run", type=Path, nargs="*", default=[], help="also the trained layers of these run directories"
+    )
+    parser.add_argument("--limit", type=int, default=2100, help="only trained layers with at most so many inputs")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the worst ratios of each method there")
     options = parser.parse_args(arguments)
     if options.layers < 1:
@@ -153,6 +176,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     by_kind: dict[str, list[list[Check]]] = {}
     for label, weight, geometry in random_layers(options.layers, options.seed):
         by_kind.setdefault(label, []).append(check_layer(weight, geometry))
+    for name, weight, geometry, orthogonal in (
+        layer for run in options.run for layer in trained_layers(run, options.limit)
+    ):
+        by_kind.setdefault("trained", []).append(check_layer(weight, geometry))
+        if orthogonal:
+            print(f"{name}: all singular values within {_departure_from_one(weight, geometry):.1e} of 1")
     print("padding  mode      stride groups dilation kernel  layers  truth/upper  lower/truth  upper/truth (exact)")
     for label, layers in sorted(by_kind.items()):
         worst = _worst([check for checks in layers for check in checks])
@@ -162,7 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     methods = {
         name: _worst([c for c in everything if c.method == name]) for name in sorted({c.method for c in everything})
     }
-    print(f"\n{options.layers} layers of {len(by_kind)} kinds; the worst ratio of each method:")
+    count = sum(map(len, by_kind.values()))
+    print(f"\n{count} layers of {len(by_kind)} kinds; the worst ratio of each method:")
     for name, worst in methods.items():
         print(f"  {name:12}" + "".join(f"  {key} {value:.15f}" for key, value in worst.items()))
     print(f"A 128 x 128 x 3 x 3 kernel on 16 x 16 pixels takes {_seconds_of_a_large_layer():.2f} CPU seconds.")

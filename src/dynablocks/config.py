@@ -72,7 +72,7 @@ _OFFSET_ADAM: dict[str, Any] = {
     "temperature": 0.25,
 }
 _DIGITS: dict[str, Any] = {
-    "model": {"widths": (32, 64), "layers": (2, 2)},
+    "model": {"widths": (32, 64), "layers": (2, 2), "kernel_size": 2, "padding": "full"},
     "training": _OFFSET_ADAM | {"epochs": 60, "batch_size": 64, "offset": 0.6},
     "attack": {"samples": 359},
 }
@@ -91,7 +91,7 @@ _CIFAR: dict[str, Any] = {
 }
 _HINGE: dict[str, Any] = {"loss": "hinge", "margin": 0.07, "optimiser": "sgd", "momentum": 0.9, "regularisation": 1.0}
 _PAPER_ON_CPU: dict[str, Any] = {
-    "model": {"widths": (16, 32, 64), "layers": (2, 2, 2)},
+    "model": {"widths": (16, 32, 64), "layers": (1, 1, 1)},
     "training": _HINGE
     | {
         "epochs": 20,
