@@ -66,22 +66,21 @@ def convolution_calls(network: nn.Module, pixels: Tensor) -> list[tuple[tuple[in
     """Every product with a convolution or its adjoint in one forward pass: (input shape, map)."""
     calls: list[tuple[tuple[int, ...], Conv]] = []
     maps = [m for m in network.modules() if isinstance(m, Conv)]
-    kept = {m: (m.multiply, m.multiply_adjoint) for m in maps}
-    for linear, (multiply, adjoint) in kept.items():
+    for linear in maps:
 
-        def noted(weight: Tensor, x: Tensor, linear: Conv = linear, call: Callable = multiply) -> Tensor:
+        def noted(weight: Tensor, x: Tensor, bias: Tensor | None, linear: Conv = linear) -> Tensor:
             calls.append((tuple(x.shape), linear))
-            return call(weight, x)
+            return Conv._convolve(linear, weight, x, bias)
 
-        def noted_adjoint(weight: Tensor, y: Tensor, linear: Conv = linear, call: Callable = adjoint) -> Tensor:
+        def noted_adjoint(weight: Tensor, y: Tensor, linear: Conv = linear) -> Tensor:
             calls.append((tuple(y.shape), linear))
-            return call(weight, y)
+            return Conv.multiply_adjoint(linear, weight, y)
 
-        linear.multiply, linear.multiply_adjoint = noted, noted_adjoint
+        linear._convolve, linear.multiply_adjoint = noted, noted_adjoint  # type: ignore[method-assign]
     with torch.no_grad():
         network(pixels)
-    for linear in kept:
-        del linear.multiply, linear.multiply_adjoint
+    for linear in maps:
+        del linear._convolve, linear.multiply_adjoint
     return calls
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dynablocks.errors import DynablocksError, InvalidArgument, unknown_name
-from dynablocks.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from dynablocks.config import RunConfig
@@ -94,7 +93,6 @@ def _dispatch(arguments: list[str]) -> int:
     command = COMMANDS.get(arguments[0])
     if command is None:
         raise unknown_name("command", arguments[0], COMMANDS)
-    keep_freed_memory()
     return command(arguments[1:])
 
 

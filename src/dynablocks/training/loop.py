@@ -18,7 +18,6 @@ from torch.nn import functional
 from dynablocks.data import to_unit_range
 from dynablocks.errors import BadCheckpoint
 from dynablocks.linear import frozen_weights, shared_weights
-from dynablocks.memory import keep_freed_memory
 from dynablocks.switching.constraints import regularisation, set_progress
 from dynablocks.training.budget import FIRST_FITS, StepPlan
 from dynablocks.training.checkpoint import find_checkpoint, load_weights, read_config, read_state, reserved, tidy
@@ -99,7 +98,6 @@ def fit(
         DynablocksError: the loss is no longer finite, or the disk is full.
         KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
     """
-    keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     data = {"name": splits.train.name, "fingerprint": splits.fingerprint, "train_images": len(splits.train.images)}
