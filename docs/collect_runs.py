@@ -59,10 +59,10 @@ def row(run: Path) -> list[str]:
 
 def draw(run: Path, file: Path) -> None:
     """The accuracy curves of a run as SVG."""
-    from dynablocks.pipeline import report_data
+    from dynablocks.pipeline import stored_curves
     from dynablocks.reporting.figures import robustness_figure
 
-    figure = robustness_figure(report_data(run, "").curves)
+    figure = robustness_figure(stored_curves(run))
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, format="svg", metadata={"Date": None}, facecolor="white", bbox_inches="tight")
 

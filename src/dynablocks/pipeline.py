@@ -18,7 +18,7 @@ from dynablocks.errors import BadCheckpoint, BadData, DynablocksError, InvalidAr
 from dynablocks.files import read_json, sha256, write_atomically, write_json, write_text
 from dynablocks.models import ModelConfig, Network, build
 from dynablocks.progress import progress_bar
-from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, attack, certify, check_sound
+from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, Curve, attack, certify, check_sound
 from dynablocks.switching import set_progress
 from dynablocks.training import TrainingSummary, find_checkpoint, fit, load_weights, read_config
 from dynablocks.training.precision import choose_device
@@ -246,6 +246,19 @@ def weights_hash(directory: Path) -> str:
     return sha256(require_checkpoint(directory) / "model.safetensors")
 
 
+def stored_curves(directory: Path) -> dict[str, Curve]:
+    """Certified and attacked accuracy against the radius, as far as they were measured for the present weights."""
+    attacked = _restore(directory, "attack", AttackResult.restore)
+    certificate = _restore(directory, "certificate", CertificateResult.restore)
+    curves = {}
+    if certificate is not None:
+        curves["certified"] = certificate.curve(AttackConfig().epsilons)
+    if attacked is not None:
+        curves["attacked (worst)"] = attacked.curve()
+        curves |= {f"attacked ({name})": attacked.curve(name) for name in ("ce",) if name in attacked.broken}
+    return curves
+
+
 def report_data(directory: Path, command: str, data: DataConfig | None = None) -> ReportData:
     """Everything the report shows."""
     from dynablocks.properties import explain
@@ -255,12 +268,6 @@ def report_data(directory: Path, command: str, data: DataConfig | None = None) -
     splits, network = load_splits(run_config), load(directory)
     attacked = _restore(directory, "attack", AttackResult.restore)
     certificate = _restore(directory, "certificate", CertificateResult.restore)
-    curves = {}
-    if certificate is not None:
-        curves["certified"] = certificate.curve(AttackConfig().epsilons)
-    if attacked is not None:
-        curves["attacked (worst)"] = attacked.curve()
-        curves |= {f"attacked ({name})": attacked.curve(name) for name in ("ce",) if name in attacked.broken}
     with progress_bar("measuring the blocks") as update:
         blocks = block_rows(network, splits.test.images[:4].float() / 255, progress=update)
     return ReportData(
@@ -268,7 +275,7 @@ def report_data(directory: Path, command: str, data: DataConfig | None = None) -
         command=command,
         metrics=collect_metrics(directory),
         history=_history(directory),
-        curves=curves,
+        curves=stored_curves(directory),
         blocks=blocks,
         steps=step_rows(network),
         examples=_examples(splits.test, attacked, certificate),
