@@ -147,7 +147,6 @@ def test_models_conform(name: str) -> None:
     check_block(build(ModelConfig(name, widths=(3, 4), layers=(1, 1)), (1, 4, 4), 3)).require()
 
 
-@FIELDS.register("throw-away")
 class DampedField(VectorField):
     """X(x) = −tanh(c) x, one learned rate: a field in one file."""
 
@@ -168,7 +167,6 @@ class DampedField(VectorField):
         return FieldFacts(abs(rate), -rate, (-rate, -rate), conservative=True, odd=True, reason="a scaling")
 
 
-@INTEGRATORS.register("throw-away")
 class HalfEuler(Integrator):
     """Two Euler steps of half the size."""
 
@@ -184,7 +182,6 @@ class HalfEuler(Integrator):
         return Declaration.of(twice, *self.inherited(field.facts()), reason=reason, title="HalfEuler")
 
 
-@REGIONS.register("throw-away")
 class TimidRegion(Region):
     """h₂ <= a h₁ / 10 for h₁ in [0, 1]."""
 
@@ -202,9 +199,13 @@ class TimidRegion(Region):
 
 @pytest.fixture(autouse=True, scope="module")
 def _throw_away():
+    """Registered only while this module runs: other modules read the registries when they are collected."""
+    FIELDS.register("throw-away")(DampedField)
+    INTEGRATORS.register("throw-away")(HalfEuler)
+    REGIONS.register("throw-away")(TimidRegion)
     yield
     for registry in (FIELDS, INTEGRATORS, REGIONS):
-        registry.pop("throw-away", None)
+        registry.pop("throw-away")
 
 
 def test_a_throw_away_field_integrator_and_region_work_together() -> None:
