@@ -67,8 +67,7 @@ class VectorField(nn.Module):
         r"""A Lipschitz constant of x + hX(x) for h = ``step_size`` of either sign, and the reason.
 
         Symmetric Jacobians: max |1 + hλ| over the spectrum (tight). ``bound="paper"`` is √(1 + 2hμ + h²L²) for h >= 0
-            and
-        one-sided constant μ (paper section 3.2). Otherwise 1 + |h|L, the smaller of the two where both hold.
+        and one-sided constant μ (paper section 3.2). Otherwise 1 + |h|L, the smaller of the two where both hold.
         """
         facts, h = self.facts(), step_size
         if facts.spectrum is not None and bound == "tight":
