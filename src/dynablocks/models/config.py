@@ -12,7 +12,7 @@ WEIGHTS = ("orthogonal", "penalised", "free")
 PADDINGS = ("same", "full", "circular")
 HEADS = ("rows", "frobenius", "none")
 STEPS = ("orthogonal", "preconditioned", "exact")
-BALANCES = ("pair", "network")
+BALANCES = ("pair", "network", "penalty")
 BOUNDS = ("tight", "paper")
 
 
@@ -32,7 +32,9 @@ class ModelConfig:
         slope: a of the leaky ReLU max(x, ax) in contractive and expansive blocks.
         substeps: S, each step is taken as S steps.
         region: feasible region of the pair of steps (``dynablocks list regions``).
-        balance: pair (each pair of steps in its region) or network (one budget for the whole network).
+        balance: pair (each pair of steps in its region), network (one budget for the whole network) or penalty (steps
+            free within their range, with a penalty on the logarithm of each pair's constant where it exceeds 1).
+        step_penalty: weight of that penalty.
         bound: which Lipschitz constants to declare: tight or paper.
         step: what the certified model is built of: orthogonal, preconditioned or exact.
         step_start: step size at the start.
@@ -63,6 +65,7 @@ class ModelConfig:
     substeps: int | None = None
     region: str | None = None
     balance: str | None = None
+    step_penalty: float | None = None
     bound: str = "tight"
     step: str | None = None
     step_start: float | None = None
@@ -88,7 +91,7 @@ class ModelConfig:
                 require_range(name, getattr(self, name), 1, 16)
         if self.slope is not None:
             require_range("slope", self.slope, 0.0, 1.0)
-        for name in ("penalty", "dense_width", "dense_layers"):
+        for name in ("penalty", "step_penalty", "dense_width", "dense_layers"):
             if getattr(self, name) is not None:
                 require_range(name, getattr(self, name), 0)
         for name in ("widths", "layers"):

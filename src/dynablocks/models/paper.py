@@ -131,6 +131,7 @@ PAPER = ModelConfig(
     slope=0.5,
     substeps=2,
     balance="pair",
+    step_penalty=1.0,
     head="frobenius",
     normalise=True,
 )

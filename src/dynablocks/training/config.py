@@ -8,6 +8,7 @@ from dynablocks.errors import InvalidArgument, require_choice, require_range
 
 PRECISIONS = ("auto", "32", "bf16", "16")
 DEVICES = ("auto", "cpu", "cuda")
+ADVERSARIES = ("none", "pgd", "trades")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,13 @@ class TrainingConfig:
         margin: the lead of the true logit that the hinge loss asks for.
         offset: what offset-cross-entropy takes from the true logit.
         temperature: temperature of offset-cross-entropy.
-        regularisation: weight of the model's own penalty (OCNN orthogonality).
+        regularisation: weight of the model's own penalties (OCNN orthogonality, step sizes outside their region).
+        adversary: none; pgd trains on the images an attack found in place of the images; trades adds the divergence
+            between the logits of both.
+        adversary_epsilon: l2 radius of the training's attack, in pixel units [0, 1].
+        adversary_steps: gradient steps of the training's attack; each costs about as much as a training step.
+        adversary_step_size: step length divided by adversary_epsilon; empty (null): 1 for one step, else 2 / steps.
+        trades_beta: weight of the divergence in trades.
         crop_padding: pixels of padding for the random crop; 0 turns it off.
         flip: mirror images left-right at random.
         ema_decay: decay of the exponential average of the weights that is evaluated and kept; 0 turns it off.
@@ -68,6 +75,11 @@ class TrainingConfig:
     offset: float = 0.4
     temperature: float = 0.25
     regularisation: float = 0.0
+    adversary: str = "none"
+    adversary_epsilon: float = 0.5
+    adversary_steps: int = 2
+    adversary_step_size: float | None = None
+    trades_beta: float = 6.0
     crop_padding: int = 0
     flip: bool = False
     ema_decay: float = 0.0
@@ -87,7 +99,7 @@ class TrainingConfig:
             raise InvalidArgument("epochs and max_minutes are both empty; give at least one of them.")
         self._check_names()
         self._check_numbers()
-        for name in ("batch_size", "devices", "validate_every"):
+        for name in ("batch_size", "devices", "validate_every", "adversary_steps"):
             _require_whole(name, getattr(self, name), 1)
         for name in ("crop_padding", "seed"):
             _require_whole(name, getattr(self, name), 0)
@@ -108,14 +120,15 @@ class TrainingConfig:
         LOSSES.get_known(self.loss)
         require_choice("precision", self.precision, PRECISIONS)
         require_choice("device", self.device, DEVICES)
+        require_choice("adversary", self.adversary, ADVERSARIES)
 
     def _check_numbers(self) -> None:
-        for name in ("epochs", "max_minutes", "gradient_clip"):
+        for name in ("epochs", "max_minutes", "gradient_clip", "adversary_step_size"):
             if getattr(self, name) is not None:
                 require_range(name, getattr(self, name), 0, open_low=True)
-        for name in ("lr", "step_epochs", "step_factor", "temperature"):
+        for name in ("lr", "step_epochs", "step_factor", "temperature", "adversary_epsilon"):
             require_range(name, getattr(self, name), 0, open_low=True)
-        for name in ("weight_decay", "margin", "offset", "regularisation", "checkpoint_seconds"):
+        for name in ("weight_decay", "margin", "offset", "regularisation", "trades_beta", "checkpoint_seconds"):
             require_range(name, getattr(self, name), 0)
         for name in ("momentum", "warmup", "ema_decay"):
             require_range(name, getattr(self, name), 0, 0.999999)
