@@ -1,4 +1,4 @@
-"""The command line: ``dynablocks run | train | attack | certify | verify | explain | report | list``."""
+"""The command line: ``dynablocks run | train | attack | certify | verify | explain | report | reproduce | list``."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ usage: dynablocks COMMAND [options]          dynablocks COMMAND --help for its o
   verify    measure every declared property of a run's network in float64
   explain   print how a network's properties follow from its parts
   report    write the self-contained report.html of a run
+  reproduce a figure or table of the paper, or all: cached, resumable, at three scales
   list      what can be named: models, datasets, fields, integrators, regions, ...
 
 examples:
@@ -45,6 +46,7 @@ examples:
   dynablocks run --model prescribed --lift paper --preset smoke
   dynablocks train --max-minutes 10 --out runs/short    a training fitted to ten minutes
   dynablocks explain runs/cifar
+  dynablocks reproduce all --preset smoke               every figure and table in minutes, to see that it works
 """
 
 
@@ -178,6 +180,8 @@ def _given(arguments: Sequence[str]) -> tuple[str, str, str]:
 
 
 def _parse_run(command: str, summary: str, arguments: Sequence[str]) -> tuple[RunConfig, Any]:
+    from dataclasses import fields
+
     from dynablocks.config import RunConfig, preset_settings
     from dynablocks.models import MODELS
 
@@ -199,7 +203,7 @@ def _parse_run(command: str, summary: str, arguments: Sequence[str]) -> tuple[Ru
     parser.set_defaults({"preset": preset, "model.name": model, "data.name": data})
     options = parser.parse_args(arguments)
     built = parser.instantiate(options)
-    config = RunConfig(built.preset, built.model, built.data, built.training, built.attack)
+    config = RunConfig(**{field.name: getattr(built, field.name) for field in fields(RunConfig)})
     out = options.out or Path("runs") / f"{data}-{model}-{preset}"
     options.out = out
     return config, options
@@ -385,6 +389,14 @@ def _report(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _reproduce(arguments: Sequence[str]) -> int:
+    from dynablocks.experiments.commands import add_arguments, reproduce
+
+    parser = _parser("reproduce", "Make figures and tables of the paper; what is there already is not made again.")
+    add_arguments(parser)
+    return reproduce(parser.parse_args(_expand(arguments)), list(arguments), _say)
+
+
 def _list(arguments: Sequence[str]) -> int:
     from dynablocks.catalogue import catalogue
 
@@ -410,5 +422,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "verify": _verify,
     "explain": _explain,
     "report": _report,
+    "reproduce": _reproduce,
     "list": _list,
 }

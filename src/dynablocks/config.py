@@ -39,6 +39,7 @@ class RunConfig:
         data: the images.
         training: how to train.
         attack: how to attack.
+        warm_start: a run directory whose weights, but for the last layer, the training starts from.
     """
 
     preset: str = "cpu"
@@ -46,6 +47,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
+    warm_start: Path | None = None
 
     def __post_init__(self) -> None:
         require_choice("preset", self.preset, PRESETS)
@@ -151,6 +153,7 @@ def from_yaml(text: str, where: str) -> RunConfig:
             data=DataConfig(**(content["data"] | {"dir": content["data"]["dir"] and Path(content["data"]["dir"])})),
             training=TrainingConfig(**content["training"]),
             attack=AttackConfig(**_tuples(content["attack"])),
+            warm_start=Path(content["warm_start"]) if content.get("warm_start") else None,
         )
     except InvalidArgument:
         raise

@@ -134,6 +134,9 @@ def train_run(config: RunConfig, directory: Path, *, overwrite: bool = False) ->
     """Train into ``directory``; resume when it holds an unfinished training of the same configuration."""
     splits = load_splits(config)
     network, description = build_for(config, splits)
+    if config.warm_start is not None:
+        description["warm_start"] = weights_hash(config.warm_start)
+        take_body(network, config.warm_start)
     settings = replace(config, data=replace(config.data, name=data_name(config.data)))
     summary = fit(
         network,
@@ -152,6 +155,21 @@ def train_run(config: RunConfig, directory: Path, *, overwrite: bool = False) ->
     write_json(directory / "training.json", facts)
     collect_metrics(directory)
     return summary
+
+
+def take_body(network: Network, directory: Path) -> None:
+    """Give ``network`` the trained weights of a run, but for the last layer.
+
+    Raises:
+        InvalidArgument: the run's network has another body.
+    """
+    try:
+        network.body.load_state_dict(load(directory).body.state_dict())
+    except RuntimeError as error:
+        raise InvalidArgument(
+            f"the network in {directory} has another body than {network.config.name} with these settings; "
+            "give a --warm_start of the same model and widths."
+        ) from error
 
 
 def attack_run(directory: Path, config: AttackConfig | None = None, data: DataConfig | None = None) -> AttackResult:

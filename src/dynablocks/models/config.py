@@ -21,7 +21,7 @@ class ModelConfig:
     """Which network to build; an empty (null) setting takes the default of the named model.
 
     Args:
-        name: certified, resnet, naive, non_expansive, prescribed or flexible (``dynablocks list models``).
+        name: certified, metric, resnet, naive, non_expansive, prescribed or flexible (``dynablocks list models``).
         widths: channels of each stage.
         layers: dynamical blocks in each stage.
         lift: isometric (inside the guarantee) or paper (ReLU(aWx) with a free factor a: honest, large bound).
@@ -45,6 +45,11 @@ class ModelConfig:
         dense_width: features of the dense orthogonal steps before the head (certified model); 0: all of them.
         dense_layers: how many dense orthogonal steps.
         penalty: weight of the orthogonality penalty of penalised convolutions.
+        expansive_penalty: the same for the expansive field's map alone; empty (null): as penalty.
+        metric_smooth: weight of a constant change of the image, relative to pixel noise, in the norm that the metric
+            model is certified in; 1 is the Euclidean norm.
+        metric_wavelength: waves longer than so many pixels count as smooth in that norm; empty: the image's larger
+            side.
         head: rows (each row of norm 1), frobenius (the paper's) or none.
         normalise: divide pixels by the data's standard deviation (its factor counts in the certificate), or only
             centre them.
@@ -75,6 +80,9 @@ class ModelConfig:
     dense_width: int | None = None
     dense_layers: int | None = None
     penalty: float | None = None
+    expansive_penalty: float | None = None
+    metric_smooth: float | None = None
+    metric_wavelength: float | None = None
     head: str | None = None
     normalise: bool | None = None
 
@@ -91,9 +99,13 @@ class ModelConfig:
                 require_range(name, getattr(self, name), 1, 16)
         if self.slope is not None:
             require_range("slope", self.slope, 0.0, 1.0)
-        for name in ("penalty", "step_penalty", "dense_width", "dense_layers"):
+        for name in ("penalty", "expansive_penalty", "step_penalty", "dense_width", "dense_layers"):
             if getattr(self, name) is not None:
                 require_range(name, getattr(self, name), 0)
+        if self.metric_smooth is not None:
+            require_range("metric_smooth", self.metric_smooth, 1e-6, 1e6)
+        if self.metric_wavelength is not None:
+            require_range("metric_wavelength", self.metric_wavelength, 1.0)
         for name in ("widths", "layers"):
             sizes = getattr(self, name)
             if sizes is not None:

@@ -55,7 +55,7 @@ _STYLE: Any = {
 } | dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
 
 
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Run a drawing function under the report's style, whatever the user's own matplotlib settings."""
 
     @functools.wraps(draw)
@@ -70,7 +70,8 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return wrapper
 
 
-def _figure(width: float, height: float, watermark: str | None) -> Figure:
+def new_figure(width: float, height: float, watermark: str | None) -> Figure:
+    """An empty figure of ``width`` × ``height`` inches with a text across it; call it from a :func:`styled` function."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -87,7 +88,7 @@ def _plain(text: str) -> str:
     return str(text).replace("$", r"\$")
 
 
-@_styled
+@styled
 def robustness_figure(curves: Mapping[str, Curve], *, watermark: str | None = None) -> Figure:
     """Accuracy against epsilon with 95 % Wilson bands; certified curves solid, attacked ones dashed.
 
@@ -100,7 +101,7 @@ def robustness_figure(curves: Mapping[str, Curve], *, watermark: str | None = No
         >>> figure.axes[0].get_xlabel()
         'perturbation ε: ℓ2 norm, pixels in [0, 1]'
     """
-    figure = _figure(7.4, 4.0, watermark)
+    figure = new_figure(7.4, 4.0, watermark)
     axes = figure.add_subplot()
     ends = []
     order = sorted(curves, key=lambda name: not name.startswith("certified"))
@@ -140,7 +141,7 @@ def _levels_axis(axes: Axes, top: float) -> None:
     upper.spines["top"].set_visible(False)
 
 
-@_styled
+@styled
 def training_figure(history: Sequence[Mapping[str, Any]], *, watermark: str | None = None) -> Figure:
     """Loss and accuracy against the epoch, from the lines of ``metrics.jsonl``.
 
@@ -148,7 +149,7 @@ def training_figure(history: Sequence[Mapping[str, Any]], *, watermark: str | No
         >>> len(training_figure([{"epoch": 1, "loss": 0.3, "accuracy": 0.9}]).axes)
         2
     """
-    figure = _figure(7.4, 2.7, watermark)
+    figure = new_figure(7.4, 2.7, watermark)
     left, right = figure.subplots(1, 2)
     for axes, keys, scale in (
         (left, (("loss", "training"), ("validation_loss", "validation")), 1.0),
@@ -178,7 +179,7 @@ def _number(line: Mapping[str, Any], key: str) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-@_styled
+@styled
 def steps_figure(steps: Sequence[StepRow], *, watermark: str | None = None) -> Figure:
     """The steps of a network along the t axis: a dot where a step begins, a diamond where it ends.
 
@@ -194,7 +195,7 @@ def steps_figure(steps: Sequence[StepRow], *, watermark: str | None = None) -> F
         't, the sum of the step sizes'
     """
     segments = _segments(steps)
-    figure = _figure(7.4, 1.1 + 0.21 * max(3, len(segments)), watermark)
+    figure = new_figure(7.4, 1.1 + 0.21 * max(3, len(segments)), watermark)
     axes = figure.add_subplot()
     time, seen = 0.0, set()
     for row, (_, kind, size) in enumerate(segments):
@@ -227,7 +228,7 @@ def _segments(steps: Sequence[StepRow]) -> list[tuple[str, str, float]]:
     return found
 
 
-@_styled
+@styled
 def bounds_figure(blocks: Sequence[BlockRow], *, watermark: str | None = None) -> Figure:
     """Declared bound and measured slope of every part, on a logarithmic axis where they differ much.
 
@@ -236,7 +237,7 @@ def bounds_figure(blocks: Sequence[BlockRow], *, watermark: str | None = None) -
         >>> len(bounds_figure([BlockRow("head", "", 1.5, 1.4)]).axes)
         1
     """
-    figure = _figure(7.4, 1.0 + 0.2 * max(3, len(blocks)), watermark)
+    figure = new_figure(7.4, 1.0 + 0.2 * max(3, len(blocks)), watermark)
     axes = figure.add_subplot()
     finite = [v for row in blocks for v in (row.declared, row.measured) if math.isfinite(v) and v > 0]
     largest, smallest = max(finite, default=1.0), min(finite, default=1.0)
@@ -264,7 +265,7 @@ def bounds_figure(blocks: Sequence[BlockRow], *, watermark: str | None = None) -
     return figure
 
 
-@_styled
+@styled
 def examples_figure(
     examples: Sequence[Example], class_names: Sequence[str] = (), *, watermark: str | None = None
 ) -> Figure:
@@ -277,7 +278,7 @@ def examples_figure(
         4
     """
     rows = max(1, len(examples))
-    figure = _figure(7.4, 0.3 + 1.12 * rows, watermark)
+    figure = new_figure(7.4, 0.3 + 1.12 * rows, watermark)
     grid = figure.subplots(rows, 4, squeeze=False, width_ratios=(1, 1, 1, 3.4))
     for axes in grid.flat:
         axes.set_axis_off()

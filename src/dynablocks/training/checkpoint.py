@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from dynablocks.errors import BadCheckpoint, DynablocksError
-from dynablocks.files import sha256
+from dynablocks.files import lock_file, sha256
 
 FORMAT = 1
 NEWEST, PREVIOUS, TEMPORARY = "checkpoint", "checkpoint.previous", ".checkpoint.tmp-"
@@ -264,26 +264,9 @@ def reserved(directory: Path) -> Iterator[None]:
     Raises:
         DynablocksError: another process trains there, or the directory is not writable.
     """
-    try:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        stream = open(Path(directory) / ".lock", "a")  # noqa: SIM115
-    except OSError as error:
-        raise DynablocksError(f"cannot write to {directory}: {error.strerror}; choose another --out.") from error
-    with stream:
-        if not _lock(stream.fileno()):
+    with lock_file(Path(directory) / ".lock") as free:
+        if not free:
             raise DynablocksError(f"another training runs in {directory}; wait for it, or choose another --out.")
         yield
 
 
-def _lock(handle: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True

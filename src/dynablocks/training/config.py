@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dynablocks.errors import InvalidArgument, require_choice, require_range
 
 PRECISIONS = ("auto", "32", "bf16", "16")
 DEVICES = ("auto", "cpu", "cuda")
+HOW = {"result": False}
+"""Marks a setting that says how or where to compute and does not decide what comes out, up to rounding."""
 ADVERSARIES = ("none", "pgd", "trades")
 
 
@@ -85,14 +87,14 @@ class TrainingConfig:
     ema_decay: float = 0.0
     gradient_clip: float | None = None
     precision: str = "auto"
-    channels_last: bool = True
+    channels_last: bool = field(default=True, metadata=HOW)
     max_minutes: float | None = None
-    device: str = "auto"
-    devices: int = 1
-    threads: int | None = None
+    device: str = field(default="auto", metadata=HOW)
+    devices: int = field(default=1, metadata=HOW)
+    threads: int | None = field(default=None, metadata=HOW)
     seed: int = 0
-    checkpoint_seconds: float = 60.0
-    validate_every: int = 1
+    checkpoint_seconds: float = field(default=60.0, metadata=HOW)
+    validate_every: int = field(default=1, metadata=HOW)
 
     def __post_init__(self) -> None:
         if self.epochs is None and self.max_minutes is None:

@@ -1,0 +1,165 @@
+"""The command ``dynablocks reproduce``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynablocks.config import PRESETS
+from dynablocks.errors import InvalidArgument, require_choice, require_range
+from dynablocks.experiments import EXPERIMENTS
+from dynablocks.experiments.base import Check, Experiment, Scale
+from dynablocks.experiments.cells import Cell, Store
+from dynablocks.experiments.runner import (
+    all_cells,
+    build_cells,
+    build_with_workers,
+    chosen,
+    gather_checks,
+    time_limit,
+    write_outputs,
+)
+from dynablocks.reporting.words import duration
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+DONE, DIFFERS, UNFINISHED = 0, 1, 3
+
+
+def add_arguments(parser: Any) -> None:
+    """The options of ``dynablocks reproduce``."""
+    names = ", ".join(EXPERIMENTS)
+    parser.add_argument("names", type=str, nargs="*", help=f"what to make: all, or some of {names}")
+    parser.add_argument(
+        "--preset",
+        type=str,
+        default="cpu",
+        help="smoke (seconds, embedded data), cpu (hours on two cores) or paper (its settings: a GPU, or patience)",
+    )
+    parser.add_argument("--data.dir", type=Path, default=None, help="a CIFAR-10 copy (default: through the Hub)")
+    parser.add_argument("--cifar100-dir", type=Path, default=None, help="a CIFAR-100 copy; without it: not run")
+    parser.add_argument("--out", type=Path, default=Path("reproduced"), help="where cells, tables and figures are kept")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--dry-run", action="store_true", help="list the cells with their state and cost, and stop")
+    parser.add_argument("--check", action="store_true", help="only compare what is there with the paper; 1 if it differs")
+    parser.add_argument("--max-hours", type=float, default=None, help="stop after so long, ready to go on")
+    parser.add_argument("--jobs", type=int, default=1, help="how many processes build cells; they share the cores")
+    parser.add_argument("--retry", action="store_true", help="try again what failed before")
+    parser.add_argument("--worker", action="store_true", help="build cells for another process; write no tables")
+
+
+def reproduce(options: Any, arguments: Sequence[str], say: Callable[[str], None]) -> int:
+    """Build, write and compare.
+
+    Returns:
+        0; 1 when a cell failed, or with ``--check`` when a result differs; 3 when the time was over before the end.
+    """
+    require_choice("preset", options.preset, PRESETS)
+    require_range("jobs", options.jobs, 1, 1024)
+    require_range("seed", options.seed, 0)
+    if options.max_hours is not None:
+        require_range("max_hours", options.max_hours, 0, open_low=True)
+    if options.out.exists() and not options.out.is_dir():
+        raise InvalidArgument(f"--out {options.out} is a file; give a folder.")
+    for folder in (options.data.dir, options.cifar100_dir):
+        if folder is not None and not folder.is_dir():
+            raise InvalidArgument(f"{folder} is not a folder; give the folder of a CIFAR copy.")
+    experiments = chosen(options.names)
+    scale = Scale(options.preset, options.data.dir, options.cifar100_dir, options.seed)
+    store = Store(options.out / "cells")
+    cells = all_cells(experiments, scale)
+    if options.dry_run:
+        return _dry_run(cells, store)
+    if options.check:
+        return _check(experiments, scale, store)
+    return _build(options, arguments, experiments, scale, cells, store, say)
+
+
+def _build(
+    options: Any,
+    arguments: Sequence[str],
+    experiments: Sequence[Experiment],
+    scale: Scale,
+    cells: Sequence[Cell],
+    store: Store,
+    say: Callable[[str], None],
+) -> int:
+    with time_limit(options.max_hours if options.jobs == 1 else None) as is_over:
+        try:
+            if options.jobs > 1:
+                build_with_workers(arguments, options.jobs, len(os.sched_getaffinity(0)))
+            else:
+                build_cells(cells, store, say, retry=options.retry)
+        except KeyboardInterrupt:
+            if not is_over():
+                say("stopped; the same command goes on from here")
+                raise
+    states = [store.state(cell) for cell in cells]
+    if not options.worker:
+        _write(experiments, scale, store, options.out, say)
+        _sum_up(cells, states, store, say)
+    if "failed" in states:
+        return DIFFERS
+    return UNFINISHED if {"running", "partial", "waiting"} & set(states) else DONE
+
+
+def _write(
+    experiments: Sequence[Experiment], scale: Scale, store: Store, out: Path, say: Callable[[str], None]
+) -> None:
+    for experiment in experiments:
+        paths = write_outputs(experiment, scale, store, out)
+        say(f"{experiment.name}: {paths[0]}")
+    _show(check_table(gather_checks(experiments, scale, store)))
+
+
+def _sum_up(cells: Sequence[Cell], states: Sequence[str], store: Store, say: Callable[[str], None]) -> None:
+    for cell, state in zip(cells, states, strict=True):
+        if state == "failed":
+            say(f"failed: {cell.title}: {store.failure(cell)} (--retry tries again)")
+    impossible = [cell for cell, state in zip(cells, states, strict=True) if state == "impossible"]
+    if impossible:
+        say(f"not run: {len(impossible)} cells, such as {impossible[0].title}: {store.obstacle(impossible[0])}")
+    unfinished = sum(state in ("running", "partial", "waiting") for state in states)
+    if unfinished and "failed" not in states:
+        say(f"{unfinished} of {len(cells)} cells are not built yet; the same command goes on")
+
+
+def _dry_run(cells: Sequence[Cell], store: Store) -> int:
+    left = 0.0
+    for cell in cells:
+        state = store.state(cell)
+        cost = 0.0 if state in ("built", "impossible") else cell.cost
+        left += cost
+        print(f"{state:<10} {duration(cost) if cost else '':>14}  {cell.title}")
+    print(f"about {duration(left)} on two CPU cores for what is missing of {len(cells)} cells")
+    return DONE
+
+
+def _check(experiments: Sequence[Experiment], scale: Scale, store: Store) -> int:
+    checks = gather_checks(experiments, scale, store)
+    _show(check_table(checks))
+    return DIFFERS if any(check.verdict == "differs" for _, check in checks) else DONE
+
+
+def check_table(checks: Sequence[tuple[str, Check]]) -> Table:
+    """The comparisons as a table for the terminal."""
+    from rich.table import Table
+
+    table = Table(title=None)
+    for heading in ("", "what", "paper", "expected", "got", "verdict"):
+        table.add_column(heading, overflow="fold")
+    colours = {"agrees": "green", "differs": "red"}
+    for name, check in checks:
+        verdict = f"[{colours[check.verdict]}]{check.verdict}[/]" if check.verdict in colours else check.verdict
+        table.add_row(name, check.what, check.paper, check.expected, check.got, verdict)
+    return table
+
+
+def _show(table: Table) -> None:
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 140).print(table)

@@ -1,0 +1,68 @@
+"""Figure 5: the steps that the flexible networks learned, margin 0.07."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
+from dynablocks.experiments.cells import Cell, Store
+from dynablocks.experiments.robustness import Row, paper_row, warm_row
+from dynablocks.reporting.tables import markdown_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class LearnedSteps(Experiment):
+    """What Figures 5 and 12 share: the steps of flexible networks.
+
+    Attributes:
+        margins: of the hinge loss.
+    """
+
+    margins: ClassVar[tuple[float, ...]]
+
+    def rows(self, scale: Scale) -> list[Row]:
+        """The flexible networks, on CIFAR-10 and, where there is a copy, CIFAR-100."""
+        found = [make(scale, "flexible", margin) for make in (paper_row, warm_row) for margin in self.margins]
+        return [row for row in found if row is not None]
+
+    def cells(self, scale: Scale) -> list[Cell]:
+        return [row.training for row in self.rows(scale)]
+
+    def tables(self, scale: Scale, store: Store) -> str:
+        lines = []
+        for row in self.rows(scale):
+            result = store.result(row.training)
+            for block in [{"block": "not run", "values": {}}] if result is None else result["steps"]:
+                values = {name: f"{value:.4f}" for name, value in block["values"].items()}
+                margin = f"{row.margin:g}"
+                lines.append({"data": row.training.data, "margin": margin, "block": block["block"], **values})
+        columns = ["data", "margin", "block"] + [name for name in ("h1", "h2") if any(name in line for line in lines)]
+        return markdown_table(lines, columns)
+
+    def figures(self, scale: Scale, store: Store) -> dict[str, Figure]:
+        from dynablocks.experiments.robustness_figures import steps_figure
+
+        return {self.name: steps_figure(self.rows(scale), store, watermark=scale.watermark)}
+
+    def checks(self, scale: Scale, store: Store) -> list[Check]:
+        checks = []
+        for row in self.rows(scale):
+            result = store.result(row.training)
+            steps = [] if result is None else [block["values"]["h2"] for block in result["steps"]]
+            got = f"{sum(step < 0 for step in steps)} of {len(steps)}" if steps else None
+            what = f"negative h₂, {row.training.data}, margin {row.margin:g}"
+            some = "at least one" if row.training.data != "cifar100" else "none"
+            checks.append(Check.of(what, some, some if scale.preset == "paper" else "smaller network", got, None))
+        return checks
+
+
+@EXPERIMENTS.register("fig5")
+class Figure5(LearnedSteps):
+    """Margin 0.07."""
+
+    name = "fig5"
+    title = "Learned steps of the flexible network, margin 0.07"
+    source = "Figure 5"
+    margins = (0.07,)

@@ -1,0 +1,67 @@
+"""Where a result was made: versions, commit, machine."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+
+def made_here() -> dict[str, Any]:
+    """Version, commit, hardware and date, as plain JSON.
+
+    Example:
+        >>> sorted(made_here())[:3]
+        ['commit', 'date', 'device']
+    """
+    import torch
+
+    import dynablocks
+
+    return {
+        "version": dynablocks.__version__,
+        "commit": commit(),
+        "torch": torch.__version__,
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+
+
+@functools.cache
+def device_name() -> str:
+    """The GPU's name, or the processor's with the number of cores this process may use."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{_processor()}, {cores} cores"
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@functools.cache
+def commit() -> str | None:
+    """The commit of the source this runs from, with ``+`` when files differ from it; ``None`` when installed."""
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "."], cwd=here, check=False)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip() + ("+" if changed.returncode == 1 else "")

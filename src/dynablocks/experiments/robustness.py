@@ -1,0 +1,274 @@
+"""The robustness study (paper section 3.3): five networks × three margins, attacked as in the paper and certified.
+
+The ``paper`` preset has the paper's settings (design D4). The ``cpu`` preset trains narrower networks of one block a
+stage for four epochs with a one-cycle schedule, so that all fifteen take hours on two cores; ``smoke`` takes the
+embedded digits and shows only that everything works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from dynablocks.config import preset_settings
+from dynablocks.experiments.base import Check, Scale
+from dynablocks.experiments.cells import Cell, Store
+from dynablocks.experiments.reference import paper_curve
+from dynablocks.experiments.runs import AttackCell, CertificateCell, TrainingCell
+from dynablocks.models import ModelConfig
+from dynablocks.reporting.tables import markdown_table
+from dynablocks.reporting.words import accuracy_at, percent
+from dynablocks.robustness import PAPER_EPSILONS, AttackConfig, Curve
+from dynablocks.robustness.attacks import DEFAULT_EPSILONS
+from dynablocks.training import TrainingConfig
+
+NETWORKS = ("flexible", "prescribed", "non_expansive", "naive", "resnet")
+MARGINS = (0.07, 0.15, 0.3)
+AUC_TOLERANCE = 0.03
+CERTIFIED_EPSILON = 36 / 255
+
+_TRAINING: dict[str, dict[str, Any]] = {
+    "smoke": {"epochs": 2.0, "batch_size": 128, "lr": 0.05, "precision": "32"},
+    "cpu": {
+        "epochs": 4.0,
+        "batch_size": 128,
+        "lr": 0.05,
+        "crop_padding": 2,
+        "flip": True,
+        "precision": "32",
+    },
+}
+_MODEL: dict[str, dict[str, Any]] = {
+    "smoke": {"widths": (8, 16), "layers": (1, 1)},
+    "cpu": {"widths": (12, 24, 48), "layers": (1, 1, 1)},
+    "paper": {},
+}
+_ATTACK: dict[str, dict[str, Any]] = {
+    "smoke": {"epsilons": (0.0, 36 / 255, 0.5, 1.0), "steps": 3, "samples": 64, "losses": ("ce", "margin")},
+    "cpu": {"losses": ("ce", "margin")},
+    "paper": {"early_drop": False},
+}
+_WARM_LR = {"flexible": 1e-4, "non_expansive": 1e-4}
+_HINGE = {"loss": "hinge", "optimiser": "sgd", "momentum": 0.9, "regularisation": 1.0, "schedule": "one-cycle"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network of a table: its name there, and its three cells."""
+
+    label: str
+    training: TrainingCell
+    attack: AttackCell
+    margin: float | None = None
+
+    @property
+    def certificate(self) -> CertificateCell:
+        return self.attack.certificate
+
+    @property
+    def model(self) -> str:
+        return self.training.model.name
+
+    def paper(self) -> Curve | None:
+        """The paper's curve for this row, where there is one."""
+        data = self.training.data if self.training.preset != "smoke" else "cifar10"
+        return None if self.margin is None else paper_curve(data, self.model, self.margin)
+
+    def attacked(self, store: Store, loss: str | None = None) -> Curve | None:
+        """Measured accuracy under attack: the worst case, or under one loss; ``None`` when not run."""
+        summary = store.result(self.attack)
+        if summary is None:
+            return None
+        points = summary["robust_accuracy"] if loss is None else summary["robust_accuracy_by_loss"][loss]
+        return _curve(points, summary["samples"])
+
+    def certified(self, store: Store) -> Curve | None:
+        """Certified accuracy, on the whole test set; ``None`` when not run."""
+        summary = store.result(self.certificate)
+        return None if summary is None else _curve(summary["certified_accuracy"], summary["samples"])
+
+    def paper_auc(self, store: Store, loss: str | None = "ce") -> float | None:
+        """The area below the attacked curve at the paper's nine radii."""
+        curve = self.attacked(store, loss)
+        if curve is None:
+            return None
+        return curve.at([e for e in PAPER_EPSILONS if e in curve.epsilons]).auc
+
+
+def _curve(points: Iterable[dict[str, float]], samples: int) -> Curve:
+    pairs = [(point["epsilon"], point["accuracy"]) for point in points]
+    return Curve(tuple(e for e, _ in pairs), tuple(a for _, a in pairs), samples)
+
+
+def make_row(
+    label: str, scale: Scale, model: ModelConfig, training: TrainingConfig, *, margin: float | None = None
+) -> Row:
+    """A network on the scale's CIFAR-10 (smoke: on digits) with its certificate and attack."""
+    data = "digits" if scale.preset == "smoke" else "cifar10"
+    cell = TrainingCell(model, training, data, scale.preset, data_dir=scale.data_dir if data == "cifar10" else None)
+    return Row(label, cell, AttackCell(cell, attack_config(scale)), margin)
+
+
+def paper_model(scale: Scale, name: str) -> ModelConfig:
+    """A network of the paper, with its lifts, at the scale's size."""
+    return ModelConfig(name, lift="paper", **_MODEL[scale.preset])
+
+
+def paper_training(scale: Scale, margin: float, **changes: Any) -> TrainingConfig:
+    """The paper's training, at the scale's length."""
+    if scale.preset == "paper":
+        settings = preset_settings("paper", "prescribed", "cifar10")["training"]
+    else:
+        settings = _HINGE | _TRAINING[scale.preset]
+    return TrainingConfig(**(settings | {"margin": margin, "seed": scale.seed} | changes))
+
+
+def attack_config(scale: Scale) -> AttackConfig:
+    """The paper's attack and a stronger one beside it.
+
+    The paper attacks every sample at every radius anew. The cpu preset attacks a sample no further once a loss broke
+    it at a smaller radius: its ball lies in the larger one.
+    """
+    return AttackConfig(**({"epsilons": DEFAULT_EPSILONS, "seed": scale.seed} | _ATTACK[scale.preset]))
+
+
+def paper_row(scale: Scale, name: str, margin: float) -> Row:
+    """A network of the paper on CIFAR-10."""
+    return make_row(name, scale, paper_model(scale, name), paper_training(scale, margin), margin=margin)
+
+
+def warm_row(scale: Scale, name: str, margin: float) -> Row | None:
+    """The same on CIFAR-100, started from the CIFAR-10 network's weights; ``None`` without a copy of CIFAR-100."""
+    if scale.cifar100_dir is None:
+        return None
+    changes: dict[str, Any] = {"head": "none"}
+    if name == "flexible":
+        changes["expansive_penalty"] = 0.0
+    model = ModelConfig(name, lift="paper", **(_MODEL[scale.preset] | changes))
+    training = paper_training(scale, margin, lr=_WARM_LR.get(name, 1e-3))
+    start = paper_row(scale, name, margin).training
+    cell = TrainingCell(model, training, "cifar100", scale.preset, start, scale.cifar100_dir)
+    return Row(name, cell, AttackCell(cell, attack_config(scale)), margin)
+
+
+def paper_rows(scale: Scale, margins: Iterable[float] = MARGINS) -> list[Row]:
+    """The paper's networks on CIFAR-10, and on CIFAR-100 where there is a copy, those worth most first."""
+    margins = tuple(margins)
+    rows = [paper_row(scale, name, margin) for margin in margins for name in NETWORKS]
+    warm = [warm_row(scale, name, margin) for margin in margins for name in NETWORKS]
+    return rows + [row for row in warm if row is not None]
+
+
+def row_cells(rows: Iterable[Row]) -> list[Cell]:
+    """The cells of rows: each trained network is certified and attacked before the next is trained."""
+    return [cell for row in rows for cell in (row.training, row.certificate, row.attack)]
+
+
+def summary_table(rows: Iterable[Row], store: Store) -> str:
+    """One line a network: clean, attacked, certified, honest bound; the paper's clean accuracy and AUC beside."""
+    headings = (
+        "network",
+        "margin",
+        "clean",
+        "paper: clean",
+        "AUC (CE)",
+        "paper: AUC",
+        "AUC (worst)",
+        "worst @36/255",
+        "certified @36/255",
+        "certified @8/255",
+        "bound of the body",
+        "images/parameters",
+    )
+    lines = []
+    for row in rows:
+        paper, certificate = row.paper(), store.result(row.certificate)
+        if certificate is None:
+            known = [percent(paper.accuracies[0]), f"{paper.auc:.3f}"] if paper else ["", ""]
+            lines.append([row.label, _margin(row), "not run", known[0], "", known[1], *[""] * 6])
+            continue
+        ce, worst = row.paper_auc(store), row.paper_auc(store, None)
+        attacked, training = row.attacked(store), store.result(row.training) or {}
+        points = certificate["certified_accuracy"]
+        bound = certificate["body_lipschitz"]
+        lines.append(
+            [
+                row.label,
+                _margin(row),
+                percent(certificate["clean_accuracy"]),
+                percent(paper.accuracies[0]) if paper else "",
+                "not run" if ce is None else f"{ce:.3f}",
+                f"{paper.auc:.3f}" if paper else "",
+                "not run" if worst is None else f"{worst:.3f}",
+                percent(accuracy_at(attacked.points(), CERTIFIED_EPSILON)) if attacked else "not run",
+                percent(accuracy_at(points, CERTIFIED_EPSILON)),
+                percent(accuracy_at(points, 8 / 255)),
+                "infinite" if bound is None else f"{bound:.4g}",
+                f"{certificate['samples']:,} / {training.get('parameters', 0):,}",
+            ]
+        )
+    return markdown_table([dict(zip(headings, line, strict=True)) for line in lines], headings)
+
+
+def curve_table(rows: Iterable[Row], store: Store, loss: str = "ce") -> str:
+    """Attacked accuracy of every network at every radius, with the paper's below it."""
+    rows = list(rows)
+    found = [row.attacked(store, loss) for row in rows]
+    epsilons = next((c.epsilons for c in found if c is not None), PAPER_EPSILONS)
+    epsilons = tuple(e for e in epsilons if e in PAPER_EPSILONS)
+    headings = ("network", "margin", "from", *(f"{e:.3g}" for e in epsilons))
+    lines = []
+    for row, curve in zip(rows, found, strict=True):
+        values = ["not run"] * len(epsilons) if curve is None else [percent(a) for a in curve.at(epsilons).accuracies]
+        lines.append([row.label, _margin(row), "here", *values])
+        paper = row.paper()
+        if paper is not None:
+            lines.append([row.label, _margin(row), "paper", *[percent(a) for a in paper.at(epsilons).accuracies]])
+    return markdown_table([dict(zip(headings, line, strict=True)) for line in lines], headings)
+
+
+def _margin(row: Row) -> str:
+    return "" if row.margin is None else f"{row.margin:g}"
+
+
+def auc_checks(scale: Scale, rows: Iterable[Row], store: Store) -> list[Check]:
+    """The AUC of every row beside the paper's: compared in the paper preset."""
+    checks = []
+    for row in rows:
+        paper, got = row.paper(), row.paper_auc(store)
+        if paper is None:
+            continue
+        wanted = f"{paper.auc:.3f} ± {AUC_TOLERANCE}" if scale.preset == "paper" else "smaller scale"
+        close = None if scale.preset != "paper" or got is None else abs(got - paper.auc) <= AUC_TOLERANCE
+        what = f"AUC of {row.label}, margin {_margin(row)}, {row.training.data}"
+        checks.append(Check.of(what, f"{paper.auc:.4f}", wanted, None if got is None else f"{got:.4f}", close))
+    return checks
+
+
+def order_checks(scale: Scale, margin: float, rows: Iterable[Row], store: Store) -> list[Check]:
+    """The paper's three orderings by AUC at one margin."""
+    areas = {row.model: row.paper_auc(store) for row in rows if row.margin == margin}
+    claims = (
+        ("dynamical networks above resnet and naive", ("flexible", "prescribed", "non_expansive"), ("resnet", "naive")),
+        ("networks with expansive steps above non_expansive", ("flexible", "prescribed"), ("non_expansive",)),
+        ("flexible above prescribed", ("flexible",), ("prescribed",)),
+    )
+    checks = []
+    for what, above, below in claims:
+        high, low = [areas.get(name) for name in above], [areas.get(name) for name in below]
+        known = [paper_curve("cifar10", name, margin) for name in above], [
+            paper_curve("cifar10", name, margin) for name in below
+        ]
+        paper = _least_most([c.auc for c in known[0] if c], [c.auc for c in known[1] if c])
+        full = all(v is not None for v in high + low)
+        values = [v for v in high if v is not None], [v for v in low if v is not None]
+        holds = full and min(values[0]) > max(values[1])
+        agrees = None if scale.preset == "smoke" else holds
+        got = _least_most(*values) if full else None
+        checks.append(Check.of(f"AUC, margin {margin:g}: {what}", paper, "the first larger", got, agrees))
+    return checks
+
+
+def _least_most(high: list[float], low: list[float]) -> str:
+    return f"{min(high):.3f} against {max(low):.3f}"

@@ -1,0 +1,162 @@
+"""Build the cells of experiments, alone or with other processes, and write what is made of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
+from dynablocks.experiments.cells import Cell, Store, in_order
+from dynablocks.files import write_atomically, write_json, write_text
+from dynablocks.progress import PATIENCE_SECONDS
+from dynablocks.reporting.words import duration
+
+Say = Callable[[str], None]
+
+POLL_SECONDS = 0.5
+ENDED = ("built", "failed", "impossible")
+
+
+def chosen(names: Sequence[str]) -> list[Experiment]:
+    """The experiments of the names; ``all`` is every one.
+
+    Raises:
+        InvalidArgument: a name is unknown.
+    """
+    wanted = sorted(EXPERIMENTS, key=_natural) if "all" in names else list(names)
+    if not wanted:
+        raise InvalidArgument(f"nothing was named to reproduce; name one of {', '.join(EXPERIMENTS)}, or all.")
+    return [EXPERIMENTS.get_known(name)() for name in wanted]
+
+
+def _natural(name: str) -> tuple[str, int]:
+    """Sorts fig4 before fig10."""
+    letters = name.rstrip("0123456789")
+    return letters, int(name[len(letters) :] or 0)
+
+
+def all_cells(experiments: Sequence[Experiment], scale: Scale) -> list[Cell]:
+    """Every cell once, after those it needs, in the experiments' order."""
+    return list(in_order([cell for experiment in experiments for cell in experiment.cells(scale)]))
+
+
+def build_cells(cells: Sequence[Cell], store: Store, say: Say, *, retry: bool = False) -> None:
+    """Build what is missing; wait for cells that other processes build."""
+    ended: set[Cell] = set()
+    began, spent = time.perf_counter(), 0.0
+    while True:
+        moved = waiting = False
+        for number, cell in enumerate(cells, start=1):
+            if cell in ended:
+                continue
+            before, started = store.state(cell), time.perf_counter()
+            state = store.build(cell, retry=retry)
+            waiting = waiting or state == "running"
+            if state not in ENDED:
+                continue
+            ended.add(cell)
+            moved = True
+            if before in ENDED and not (before == "failed" and retry):
+                continue
+            spent += cell.cost
+            rest = sum(c.cost for c in cells if c not in ended and store.state(c) not in ENDED)
+            left = (time.perf_counter() - began) / spent * rest
+            ending = f", about {duration(left)} left" if left > PATIENCE_SECONDS else ""
+            took = duration(time.perf_counter() - started)
+            say(f"[{number:>3}/{len(cells)}] {cell.title}: {state} in {took}{ending}")
+            if state == "failed":
+                say(f"          {store.failure(cell)}")
+        if not moved and not waiting:
+            return
+        if not moved:
+            time.sleep(POLL_SECONDS)
+
+
+def build_with_workers(arguments: Sequence[str], jobs: int, cores: int) -> int:
+    """Run the same command in ``jobs`` processes that share the cells and the cores; the largest exit code."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
+    command = [sys.executable, "-m", "dynablocks", "reproduce", *arguments, "--jobs", "1", "--worker"]
+    workers = [subprocess.Popen(command, env=environment) for _ in range(jobs)]
+    try:
+        return max(abs(worker.wait()) for worker in workers)
+    except KeyboardInterrupt:
+        for worker in workers:
+            with contextlib.suppress(ProcessLookupError):
+                worker.send_signal(signal.SIGINT)
+        for worker in workers:
+            worker.wait()
+        raise
+
+
+@contextlib.contextmanager
+def time_limit(hours: float | None) -> Iterator[Callable[[], bool]]:
+    """Interrupt this process, as Ctrl-C does, after so many hours; the yielded function says whether that happened."""
+    over = threading.Event()
+
+    def interrupt() -> None:
+        over.set()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    if hours is None:
+        yield over.is_set
+        return
+    timer = threading.Timer(3600 * hours, interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield over.is_set
+    finally:
+        timer.cancel()
+
+
+def write_outputs(experiment: Experiment, scale: Scale, store: Store, out: Path) -> list[Path]:
+    """NAME.md, NAME.json and the figures, from the cells that are built."""
+    folder = out / scale.preset
+    paths = [folder / f"{experiment.name}.md", folder / f"{experiment.name}.json"]
+    for stem, figure in experiment.figures(scale, store).items():
+        for ending in ("png", "svg"):
+            path = folder / f"{stem}.{ending}"
+            options = {"metadata": {"Date": None}} if ending == "svg" else {"metadata": {"Software": None}, "dpi": 150}
+            write_atomically(path, lambda temporary: figure.savefig(temporary, format=ending, **options))  # noqa: B023
+            paths.append(path)
+    pictures = [path.name for path in paths[2:] if path.suffix == ".png"]
+    write_text(paths[0], page(experiment, scale, store, pictures))
+    write_json(paths[1], provenance(experiment, scale, store))
+    return paths
+
+
+def page(experiment: Experiment, scale: Scale, store: Store, pictures: Sequence[str]) -> str:
+    """The experiment's Markdown page."""
+    head = f"# {experiment.title}\n\n{experiment.source} of the paper. Made by `{command(experiment, scale)}`.\n"
+    images = "".join(f"\n![{name}]({name})\n" for name in pictures)
+    return f"{head}\n{experiment.tables(scale, store).strip()}\n{images}"
+
+
+def command(experiment: Experiment, scale: Scale) -> str:
+    """The command that makes the experiment again."""
+    data = " --data-dir CIFAR10" if scale.data_dir is not None else ""
+    return f"dynablocks reproduce {experiment.name} --preset {scale.preset}{data}"
+
+
+def provenance(experiment: Experiment, scale: Scale, store: Store) -> dict[str, object]:
+    """Every cell with its state, key, settings, result and machine; and the checks."""
+    rows = []
+    for cell in in_order(experiment.cells(scale)):
+        record = store.record(cell) or {}
+        rows.append({"title": cell.title, "state": store.state(cell), **{k: v for k, v in record.items() if k != "title"}})
+    checks = [asdict(check) for check in experiment.checks(scale, store)]
+    return {"experiment": experiment.name, "preset": scale.preset, "seed": scale.seed, "checks": checks, "cells": rows}
+
+
+def gather_checks(experiments: Sequence[Experiment], scale: Scale, store: Store) -> list[tuple[str, Check]]:
+    """Every comparison with the paper, with its experiment's name."""
+    return [(e.name, check) for e in experiments for check in e.checks(scale, store)]

@@ -1,0 +1,173 @@
+"""The cells of an image experiment: one training, its certificate, its attack."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dynablocks.config import DataConfig, RunConfig
+from dynablocks.data import DataSplits
+from dynablocks.experiments.cells import Cell, Store
+from dynablocks.models import MODELS, ModelConfig
+from dynablocks.pipeline import load, load_splits, train_run
+from dynablocks.progress import progress_bar
+from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, attack, certify, check_sound
+from dynablocks.training import TrainingConfig
+from dynablocks.training.precision import choose_device
+
+CERTIFICATE, ATTACK = "certificate.safetensors", "attack.safetensors"
+
+
+@functools.lru_cache(maxsize=2)
+def images(data: str, data_dir: Path | None) -> DataSplits:
+    """The training and test images of a data set."""
+    return load_splits(RunConfig(data=DataConfig(data, data_dir)))
+
+
+@dataclass(frozen=True)
+class TrainingCell(Cell):
+    """A trained network: the directory is a run directory, as ``dynablocks train`` makes it.
+
+    Args:
+        model: the network; empty settings are taken from the named model's defaults.
+        training: how it is trained.
+        data: the name of the data set.
+        preset: what the run directory says about itself.
+        warm_start: the training whose weights it begins with, but for the last layer.
+        data_dir: where the images are.
+    """
+
+    version: ClassVar[int] = 1
+
+    model: ModelConfig
+    training: TrainingConfig
+    data: str
+    preset: str
+    warm_start: TrainingCell | None = None
+    data_dir: Path | None = field(default=None, metadata={"result": False})
+
+    def __post_init__(self) -> None:
+        full = self.model.completed(MODELS.get_known(self.model.name).defaults)
+        object.__setattr__(self, "model", full)
+
+    @property
+    def title(self) -> str:
+        loss = f", margin {self.training.margin:g}" if self.training.loss == "hinge" else f", {self.training.loss}"
+        adversary = "" if self.training.adversary == "none" else f", {self.training.adversary}"
+        return f"train {self.model.name}{loss}{adversary} on {self.data}"
+
+    @property
+    def cost(self) -> float:
+        passes = {"flexible": 3.0, "prescribed": 4.0}.get(self.model.name, 1.3)
+        scale = {"smoke": 0.01, "cpu": 1.0, "paper": 300.0}[self.preset]
+        steps = 0 if self.training.adversary == "none" else self.training.adversary_steps
+        return 15 * passes * scale * (self.training.epochs or 1.0) * (1 + 0.7 * steps)
+
+    def data_hash(self) -> str:
+        return images(self.data, self.data_dir).fingerprint
+
+    def run_config(self, store: Store) -> RunConfig:
+        """The settings as ``dynablocks train`` takes them."""
+        start = None if self.warm_start is None else store.directory(self.warm_start)
+        data = DataConfig(self.data, self.data_dir)
+        return RunConfig(self.preset, self.model, data, self.training, warm_start=start)
+
+    def build(self, directory: Path, store: Store) -> dict[str, Any]:
+        from dynablocks.files import read_json
+        from dynablocks.properties import declare
+        from dynablocks.reporting import step_rows
+
+        train_run(self.run_config(store), directory)
+        facts = read_json(directory / "training.json")
+        timed = ("train_seconds", "images_per_second", "fingerprint")
+        network = load(directory)
+        steps = [{"block": row.block, "values": dict(row.values)} for row in step_rows(network)]
+        bounds = [[name, declare(block).properties.lipschitz] for name, block in network.blocks()]
+        return {key: facts[key] for key in facts if key not in timed} | {"steps": steps, "block_bounds": bounds}
+
+
+@dataclass(frozen=True)
+class CertificateCell(Cell):
+    """The certified radius of every test image."""
+
+    training: TrainingCell
+
+    @property
+    def title(self) -> str:
+        return f"certify {self.training.title.removeprefix('train ')}"
+
+    @property
+    def cost(self) -> float:
+        return 0.04 * self.training.cost / (self.training.training.epochs or 1.0)
+
+    def build(self, directory: Path, store: Store) -> dict[str, Any]:
+        network = load(store.directory(self.training)).to(choose_device(self.training.training.device))
+        test = images(self.training.data, self.training.data_dir).test
+        with progress_bar(self.title) as update:
+            result = certify(network, test, progress=update)
+        save(directory / CERTIFICATE, result.tensors())
+        return result.summary(AttackConfig().epsilons)
+
+
+@dataclass(frozen=True)
+class AttackCell(Cell):
+    """The attack on the first test images; a broken certificate is a failure."""
+
+    training: TrainingCell
+    config: AttackConfig
+
+    @property
+    def title(self) -> str:
+        return f"attack {self.training.title.removeprefix('train ')}"
+
+    @property
+    def cost(self) -> float:
+        scale = 0.02 * self.config.samples / 1024 * self.config.steps / 10 * len(self.config.epsilons)
+        return 5 * scale * self.training.cost / (self.training.training.epochs or 1.0)
+
+    @property
+    def certificate(self) -> CertificateCell:
+        """The certificate that the attack must not break."""
+        return CertificateCell(self.training)
+
+    def needs(self) -> tuple[Cell, ...]:
+        return self.training, self.certificate
+
+    def build(self, directory: Path, store: Store) -> dict[str, Any]:
+        network = load(store.directory(self.training)).to(choose_device(self.training.training.device))
+        test = images(self.training.data, self.training.data_dir).test
+        with progress_bar(self.title) as update:
+            result = attack(network, test, self.config, update)
+        save(directory / ATTACK, result.tensors())
+        check_sound(result, stored_certificate(self.certificate, store))
+        return result.summary()
+
+
+def save(path: Path, tensors: dict[str, Any]) -> None:
+    """Write tensors as safetensors, atomically."""
+    from safetensors.torch import save_file
+
+    from dynablocks.files import write_atomically
+
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(plain, temporary))
+
+
+def stored_certificate(cell: CertificateCell, store: Store) -> CertificateResult:
+    """The certificate of a built cell."""
+    from safetensors.torch import load_file
+
+    summary = store.result(cell)
+    assert summary is not None
+    return CertificateResult.restore(summary, load_file(store.directory(cell) / CERTIFICATE))
+
+
+def stored_attack(cell: AttackCell, store: Store) -> AttackResult:
+    """The attack of a built cell."""
+    from safetensors.torch import load_file
+
+    summary = store.result(cell)
+    assert summary is not None
+    return AttackResult.restore(summary, load_file(store.directory(cell) / ATTACK))
