@@ -92,7 +92,7 @@ def deciding(settings: Any) -> list[dataclasses.Field[Any]]:
 
 
 def plain(value: Any) -> Any:
-    """A setting as JSON; a cell stands for its key.
+    """A setting as JSON; a cell stands for its key, and an empty (``None``) setting is left out, as if not there.
 
     Raises:
         TypeError: a value without a stable form, such as a function or an object with an address.
@@ -100,7 +100,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, Cell):
         return {"cell": value.key}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in deciding(value)}
+        given = {field.name: getattr(value, field.name) for field in deciding(value)}
+        return {name: plain(item) for name, item in given.items() if item is not None}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, dict):
