@@ -34,7 +34,7 @@ def attacked_figure(rows: Sequence[Row], store: Store, *, watermark: str | None 
         axes.set(xlim=(0, 1), ylim=(0, 100), xlabel="ε: ℓ2 norm, pixels in [0, 1]")
         axes.set_title(f"margin {margin:g}" if margin is not None else "")
     panels[0].set_ylabel("accuracy under 10-step CE-PGD in %")
-    panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, title="solid: here\ndotted: paper")
+    _legend(panels[-1], loc="center left", bbox_to_anchor=(1.0, 0.5), title="solid: here\ndotted: paper")
     return figure
 
 
@@ -60,7 +60,7 @@ def gap_figure(rows: Sequence[Row], store: Store, *, watermark: str | None = Non
         note = "not run" if certified is None else f"bound {bound:.3g}" if bound is not None else "bound infinite"
         axes.set_title(f"{row.label}{'' if row.margin is None else f', {row.margin:g}'}: {note}", fontsize=8.5)
         axes.set(xlim=(0, 1), ylim=(0, 100))
-    panels[0].legend(frameon=False, fontsize=7.5)
+    _legend(panels[0], fontsize=7.5)
     figure.supxlabel("ε: ℓ2 norm, pixels in [0, 1]", fontsize=9)
     figure.supylabel("accuracy in %", fontsize=9)
     return figure
@@ -91,6 +91,11 @@ def steps_figure(rows: Sequence[Row], store: Store, *, watermark: str | None = N
     axes.set_yticks(range(len(rows)), [_step_label(row) for row in reversed(rows)])
     axes.set(ylim=(-0.6, len(rows) - 0.4), xlabel="t: sum of step lengths; dot h₁ contractive, diamond h₂ (dotted: negative)")
     return figure
+
+
+def _legend(axes: Axes, **options: Any) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, **options)
 
 
 def _step_label(row: Row) -> str:

@@ -1,0 +1,224 @@
+"""Cells: keys that follow the settings, builds that survive kills and failures, and folders that are shared."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from dynablocks.errors import BadData
+from dynablocks.experiments.cells import FAILED, Cell, Store, in_order
+from dynablocks.experiments.runner import build_cells
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float = 0.1
+    device: str = field(default="cpu", metadata={"result": False})
+    later: int | None = None
+
+
+@dataclass(frozen=True)
+class SumCell(Cell):
+    numbers: tuple[int, ...] = (1, 2)
+    inner: Inner = Inner()
+    parent: SumCell | None = None
+
+    def build(self, directory: Path, store: Store) -> dict[str, Any]:
+        below = 0 if self.parent is None else (store.result(self.parent) or {})["sum"]
+        return {"sum": sum(self.numbers) + below}
+
+
+@dataclass(frozen=True)
+class FailingCell(Cell):
+    message: str = "no such luck"
+
+    def build(self, directory: Path, store: Store) -> dict[str, Any]:
+        if not (directory / "tried").exists():
+            (directory / "tried").touch()
+            raise ValueError(self.message)
+        return {"ok": True}
+
+
+@dataclass(frozen=True)
+class NeedyCell(Cell):
+    need: FailingCell = FailingCell()
+
+    def build(self, directory: Path, store: Store) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True)
+class FarCell(Cell):
+    name: str = "far"
+
+    def data_hash(self) -> str:
+        raise BadData("the images are far away; give --data-dir.")
+
+    def build(self, directory: Path, store: Store) -> dict[str, Any]:
+        raise AssertionError("a cell without data is never built")
+
+
+def test_the_key_follows_every_deciding_setting() -> None:
+    cell = SumCell()
+    same = [SumCell(), replace(cell, inner=Inner(device="cuda")), replace(cell, inner=Inner(later=None))]
+    assert {other.key for other in same} == {cell.key}
+    others = [
+        replace(cell, numbers=(1, 3)),
+        replace(cell, inner=Inner(rate=0.2)),
+        replace(cell, inner=Inner(later=1)),
+        replace(cell, parent=SumCell((5,))),
+        replace(cell, parent=SumCell((6,))),
+    ]
+    assert len({cell.key, *(other.key for other in others)}) == 1 + len(others)
+
+
+def test_a_new_version_of_a_kind_is_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = SumCell().key
+    monkeypatch.setattr(SumCell, "version", 2)
+    assert SumCell().key != before
+
+
+def test_the_data_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = SumCell().key
+    monkeypatch.setattr(SumCell, "data_hash", lambda self: "other images")
+    assert SumCell().key != before
+
+
+def test_a_setting_without_a_stable_form_is_refused() -> None:
+    with pytest.raises(TypeError, match="no stable hash"):
+        _ = SumCell(numbers=(object(),)).key  # type: ignore[arg-type]
+
+
+def test_cells_come_after_what_they_need() -> None:
+    parent, child = SumCell((5,)), SumCell((1,), parent=SumCell((5,)))
+    assert list(in_order([child, parent])) == [parent, child]
+
+
+def test_a_failure_is_noted_and_blocks_only_what_needs_it(tmp_path: Path) -> None:
+    store, lines = Store(tmp_path / "cells"), []
+    bad, needy, good, far = FailingCell(), NeedyCell(), SumCell(), FarCell()
+    build_cells([bad, needy, good, far], store, lines.append)
+    assert [store.state(c) for c in (bad, needy, good, far)] == ["failed", "waiting", "built", "impossible"]
+    noted = json.loads(next(tmp_path.rglob(FAILED)).read_text())
+    assert noted["error"] == "no such luck"
+    assert "Traceback" in noted["traceback"]
+    assert any("no such luck" in line for line in lines)
+    build_cells([bad, needy], store, lines.append)
+    assert store.state(bad) == "failed"
+    build_cells([bad, needy], store, lines.append, retry=True)
+    assert [store.state(c) for c in (bad, needy)] == ["built", "built"]
+    assert store.result(far) is None
+    assert "far away" in str(store.obstacle(far))
+
+
+def test_a_truncated_result_is_one_sentence(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.build(SumCell())
+    (store.directory(SumCell()) / "result.json").write_text('{"result": ')
+    assert Store(tmp_path).result(SumCell()) is None
+
+
+SLOW = textwrap.dedent(
+    """
+    import sys, time
+    from dataclasses import dataclass
+    from pathlib import Path
+    from dynablocks.experiments.cells import Cell, Store
+
+    @dataclass(frozen=True)
+    class CountCell(Cell):
+        steps: int = 5
+        number: int = 0
+        def build(self, directory, store):
+            path = directory / "steps"
+            while (done := int(path.read_text()) if path.exists() else 0) < self.steps:
+                time.sleep(0.15)
+                path.write_text(str(done + 1))
+                print(self.number, done + 1, flush=True)
+            return {"steps": done}
+
+    if __name__ == "__main__":
+        from dynablocks.experiments.runner import build_cells
+        cells = [CountCell(5, n) for n in range(3)]
+        build_cells(cells, Store(Path(sys.argv[1])), lambda line: print(line, flush=True))
+    """
+)
+
+
+class Counting:
+    """Processes that build the three cells of ``SLOW`` in one folder."""
+
+    lines: ClassVar[int] = 15
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.script = folder / "count.py"
+        self.script.write_text(SLOW)
+
+    def start(self) -> subprocess.Popen[str]:
+        source = str(Path(__file__).parent.parent / "src")
+        environment = os.environ | {"PYTHONPATH": source}
+        arguments = [sys.executable, str(self.script), str(self.folder / "cells")]
+        return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment)
+
+    def results(self) -> list[dict[str, Any]]:
+        found = (self.folder / "cells").glob("count-*/result.json")
+        return [json.loads(path.read_text())["result"] for path in sorted(found)]
+
+
+def test_a_killed_build_goes_on_where_it_was(tmp_path: Path) -> None:
+    counting = Counting(tmp_path)
+    first = counting.start()
+    assert first.stdout is not None
+    for line in first.stdout:
+        if line.startswith("0 2"):
+            os.kill(first.pid, signal.SIGKILL)
+            break
+    first.wait()
+    assert not counting.results()
+    steps = [line for line in counting.start().communicate()[0].splitlines() if line[0].isdigit()]
+    assert steps[0] == "0 3"
+    assert len(steps) == Counting.lines - 2
+    assert counting.results() == [{"steps": 5}] * 3
+
+
+def test_processes_share_the_cells_of_a_folder(tmp_path: Path) -> None:
+    counting = Counting(tmp_path)
+    workers = [counting.start() for _ in range(3)]
+    outputs = [worker.communicate()[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0, 0]
+    steps = [line for output in outputs for line in output.splitlines() if line[0].isdigit()]
+    assert sorted(steps) == sorted(f"{n} {k}" for n in range(3) for k in range(1, 6))
+    assert counting.results() == [{"steps": 5}] * 3
+
+
+def test_a_live_lock_is_respected_and_a_dead_one_is_not(tmp_path: Path) -> None:
+    counting = Counting(tmp_path)
+    sys.path.insert(0, str(tmp_path))
+    try:
+        from count import CountCell  # type: ignore[import-not-found]
+    finally:
+        sys.path.remove(str(tmp_path))
+    holder = counting.start()
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    store = Store(tmp_path / "cells")
+    assert store.state(CountCell(5, 0)) == "running"
+    assert store.build(CountCell(5, 0)) == "running"
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    deadline = time.monotonic() + 5
+    while store.state(CountCell(5, 0)) == "running" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert store.state(CountCell(5, 0)) == "partial"
+    assert store.build(CountCell(5, 0)) == "built"

@@ -1,0 +1,132 @@
+"""``dynablocks reproduce``: what a user types, what is written, and that a killed run ends with the same tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dynablocks.cli import main
+from dynablocks.experiments import EXPERIMENTS, Scale, Store
+from dynablocks.experiments.cells import in_order
+from dynablocks.experiments.runner import all_cells, chosen, write_outputs
+
+SMOKE = Scale("smoke")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("reproduced")
+    assert main(["reproduce", "fig5", "--preset", "smoke", "--out", str(out)]) == 0
+    return out
+
+
+def tables(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((out / "smoke").iterdir()) if path.suffix in (".md", ".png")}
+
+
+def test_a_page_a_record_and_pictures_are_written(made: Path) -> None:
+    names = {path.name for path in (made / "smoke").iterdir()}
+    assert {"fig5.md", "fig5.json", "fig5.png", "fig5.svg"} <= names
+    record = json.loads((made / "smoke" / "fig5.json").read_text())
+    assert [cell["state"] for cell in record["cells"]] == ["built"]
+    assert record["cells"][0]["made"]["torch"]
+    assert "smoke preset" in (made / "smoke" / "fig5.svg").read_text()
+
+
+def test_a_second_run_builds_nothing(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = tables(made)
+    assert main(["reproduce", "fig5", "--preset", "smoke", "--out", str(made)]) == 0
+    assert "train" not in capsys.readouterr().err
+    assert tables(made) == before
+
+
+def test_a_cell_is_a_run_directory(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = next((made / "cells").glob("training-*"))
+    assert main(["certify", str(directory)]) == 0
+
+
+def test_killed_in_mid_cell_and_resumed_gives_the_same_tables(made: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dynablocks", "reproduce", "fig5", "--preset", "smoke", "--out", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent / "src"), "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    assert first.stderr is not None
+    for line in first.stderr:
+        if line.startswith("epoch 1"):
+            os.kill(first.pid, signal.SIGKILL)
+            break
+    first.wait()
+    assert list((tmp_path / "cells").glob("training-*.partial"))
+    assert not list((tmp_path / "cells").glob("training-*/result.json"))
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    assert tables(tmp_path) == tables(made)
+
+
+def test_dry_run_builds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "all", "--preset", "smoke", "--out", str(tmp_path), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "waiting" in said
+    assert "on two CPU cores" in said
+    assert not any((tmp_path / "cells").glob("*-*"))
+
+
+def test_check_says_not_run_where_nothing_was_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "fig4", "--preset", "smoke", "--out", str(tmp_path), "--check"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("not run") >= 8
+    assert "agrees" not in said
+
+
+def test_data_that_is_not_there_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = tmp_path / "images"
+    empty.mkdir()
+    arguments = ["reproduce", "fig5", "--preset", "cpu", "--data-dir", str(empty), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert "not run: 1 cells" in " ".join(capsys.readouterr().err.split())
+    assert "not run" in (tmp_path / "out" / "cpu" / "fig5.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "nothing was named"),
+        (["fig44"], "fig4"),
+        (["fig4", "--preset", "huge"], "smoke"),
+        (["fig4", "--jobs", "0"], "jobs is 0"),
+        (["fig4", "--max-hours", "-1"], "max_hours is -1"),
+        (["fig4", "--data-dir", "/no/such/folder"], "not a folder"),
+        (["fig4", "--out", __file__], "is a file"),
+    ],
+)
+def test_wrong_use_is_one_sentence(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+def test_every_experiment_draws_itself_with_nothing_run(name: str, tmp_path: Path) -> None:
+    experiment = EXPERIMENTS[name]()
+    store = Store(tmp_path / "cells")
+    cells = list(in_order(experiment.cells(SMOKE)))
+    assert len({cell.key for cell in cells}) == len(cells) > 0
+    write_outputs(experiment, SMOKE, store, tmp_path)
+    assert "not run" in (tmp_path / "smoke" / f"{name}.md").read_text()
+    assert {check.verdict for check in experiment.checks(SMOKE, store)} <= {"not run", "not compared"}
+    assert EXPERIMENTS[name].name == name
+
+
+def test_all_shares_cells_between_figures() -> None:
+    together = all_cells(chosen(["all"]), SMOKE)
+    apart = sum(len(list(in_order(e.cells(SMOKE)))) for e in chosen(["all"]))
+    assert len(together) < apart
+    assert len({cell.key for cell in together}) == len(together)
