@@ -27,7 +27,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tables(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((out / "smoke").iterdir()) if path.suffix in (".md", ".png")}
+    return {
+        path.name: path.read_bytes() for path in sorted((out / "smoke").iterdir()) if path.suffix in (".md", ".png")
+    }
 
 
 def test_a_page_a_record_and_pictures_are_written(made: Path) -> None:

@@ -45,7 +45,9 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--out", type=Path, default=Path("reproduced"), help="where cells, tables and figures are kept")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--dry-run", action="store_true", help="list the cells with their state and cost, and stop")
-    parser.add_argument("--check", action="store_true", help="only compare what is there with the paper; 1 if it differs")
+    parser.add_argument(
+        "--check", action="store_true", help="only compare what is there with the paper; 1 if it differs"
+    )
     parser.add_argument("--max-hours", type=float, default=None, help="stop after so long, ready to go on")
     parser.add_argument("--jobs", type=int, default=1, help="how many processes build cells; they share the cores")
     parser.add_argument("--retry", action="store_true", help="try again what failed before")

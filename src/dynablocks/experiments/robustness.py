@@ -88,6 +88,11 @@ class Row:
         summary = store.result(self.certificate)
         return None if summary is None else _curve(summary["certified_accuracy"], summary["samples"])
 
+    def certified_at(self, store: Store, epsilon: float = CERTIFIED_EPSILON) -> float | None:
+        """Certified accuracy at one radius; ``None`` when not run."""
+        summary = store.result(self.certificate)
+        return None if summary is None else accuracy_at(summary["certified_accuracy"], epsilon)
+
     def paper_auc(self, store: Store, loss: str | None = "ce") -> float | None:
         """The area below the attacked curve at the paper's nine radii."""
         curve = self.attacked(store, loss)
@@ -257,9 +262,10 @@ def order_checks(scale: Scale, margin: float, rows: Iterable[Row], store: Store)
     checks = []
     for what, above, below in claims:
         high, low = [areas.get(name) for name in above], [areas.get(name) for name in below]
-        known = [paper_curve("cifar10", name, margin) for name in above], [
-            paper_curve("cifar10", name, margin) for name in below
-        ]
+        known = (
+            [paper_curve("cifar10", name, margin) for name in above],
+            [paper_curve("cifar10", name, margin) for name in below],
+        )
         paper = _least_most([c.auc for c in known[0] if c], [c.auc for c in known[1] if c])
         full = all(v is not None for v in high + low)
         values = [v for v in high if v is not None], [v for v in low if v is not None]

@@ -89,7 +89,9 @@ def steps_figure(rows: Sequence[Row], store: Store, *, watermark: str | None = N
         if result is None:
             axes.text(0, height, "  not run", va="center")
     axes.set_yticks(range(len(rows)), [_step_label(row) for row in reversed(rows)])
-    axes.set(ylim=(-0.6, len(rows) - 0.4), xlabel="t: sum of step lengths; dot h₁ contractive, diamond h₂ (dotted: negative)")
+    axes.set(
+        ylim=(-0.6, len(rows) - 0.4), xlabel="t: sum of step lengths; dot h₁ contractive, diamond h₂ (dotted: negative)"
+    )
     return figure
 
 

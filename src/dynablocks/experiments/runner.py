@@ -152,7 +152,9 @@ def provenance(experiment: Experiment, scale: Scale, store: Store) -> dict[str, 
     rows = []
     for cell in in_order(experiment.cells(scale)):
         record = store.record(cell) or {}
-        rows.append({"title": cell.title, "state": store.state(cell), **{k: v for k, v in record.items() if k != "title"}})
+        rows.append(
+            {"title": cell.title, "state": store.state(cell), **{k: v for k, v in record.items() if k != "title"}}
+        )
     checks = [asdict(check) for check in experiment.checks(scale, store)]
     return {"experiment": experiment.name, "preset": scale.preset, "seed": scale.seed, "checks": checks, "cells": rows}
 
