@@ -87,12 +87,12 @@ class Adversarial(Experiment):
         for row in found:
             cost, epochs = mflop(row.training.model, shape), row.training.training.epochs or 0.0
             total = f"{cost * epochs / 1000:.3g}"
-            costs.append(
-                {"network": row.label, "MFLOP/image": f"{cost:.1f}", "epochs": f"{epochs:g}", "product": total}
-            )
-        columns = {"network": "network", "MFLOP/image": "MFLOP an image and step", "epochs": "epochs"}
+            line = {"network": row.label, "cost": f"{cost:.1f}", "epochs": f"{epochs:g}", "product": total}
+            costs.append(line)
+        columns = {"network": "network", "cost": "MFLOP an image and step", "epochs": "epochs"}
         columns |= {"product": "GFLOP an image, all epochs"}
-        note = f"Training attacks: ℓ2, ε = {_ATTACK['adversary_epsilon']}, {_ATTACK['adversary_steps']} step from a random start."
+        epsilon, steps = _ATTACK["adversary_epsilon"], _ATTACK["adversary_steps"]
+        note = f"Training attacks: ℓ2, ε = {epsilon}, {steps} step from a random start."
         tables = (summary_table(found, store), curve_table(found, store, "margin"), markdown_table(costs, columns))
         return f"{note}\n\n{tables[0]}\n\nUnder PGD on the margin:\n\n{tables[1]}\n\nCost of training:\n\n{tables[2]}"
 
@@ -104,9 +104,6 @@ class Adversarial(Experiment):
     def checks(self, scale: Scale, store: Store) -> list[Check]:
         ours, theirs = rows(scale)[:2]
         values = [row.certified_at(store) for row in (ours, theirs)]
-        if None in values:
-            got = None
-        else:
-            got = f"{values[0]:.3f} against {values[1]:.3f}"
+        got = None if None in values else f"{values[0]:.3f} against {values[1]:.3f}"
         holds = None if got is None or scale.preset == "smoke" else (values[0] or 0) > (values[1] or 0)
         return [Check.of("certified at 36/255: structured against plain", "", "structured larger", got, holds)]

@@ -18,8 +18,8 @@ from dynablocks.experiments.robustness import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NOTE = """The attack of the paper is ℓ2-PGD on the cross-entropy, ten steps of 0.025 ε, on the first test images; "worst"
-adds PGD on the margin with steps of 0.4 ε. "Certified" and "clean" are of the whole test set; the bound of the body is
+NOTE = """The attack of the paper is ℓ2-PGD on the cross-entropy, ten steps of 0.025 ε, on the first test images;
+"worst" adds PGD on the margin with steps of 0.4 ε. "Certified" and "clean" are of the whole test set; the bound of the body is
 an upper bound in float64 and counts the lifts, which the paper leaves free, and the division of the pixels by their
 standard deviation. The AUC is the area at the paper's nine radii."""
 
@@ -39,7 +39,8 @@ class Attacked(Experiment):
     def tables(self, scale: Scale, store: Store) -> str:
         rows = paper_rows(scale, self.margins)
         missing = "" if scale.cifar100_dir else "\nCIFAR-100: not run, no copy was given (`--cifar100-dir`).\n"
-        return f"{NOTE}\n{missing}\n{summary_table(rows, store)}\n\nUnder the paper's attack:\n\n{curve_table(rows, store)}"
+        curves = f"Under the paper's attack:\n\n{curve_table(rows, store)}"
+        return f"{NOTE}\n{missing}\n{summary_table(rows, store)}\n\n{curves}"
 
     def figures(self, scale: Scale, store: Store) -> dict[str, Figure]:
         from dynablocks.experiments.robustness_figures import attacked_figure, gap_figure
