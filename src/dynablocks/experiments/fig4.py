@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NOTE = """The attack of the paper is ℓ2-PGD on the cross-entropy, ten steps of 0.025 ε, on the first test images;
-"worst" adds PGD on the margin with steps of 0.4 ε. "Certified" and "clean" are of the whole test set; the bound of the body is
-an upper bound in float64 and counts the lifts, which the paper leaves free, and the division of the pixels by their
-standard deviation. The AUC is the area at the paper's nine radii."""
+"worst" adds PGD on the margin with steps of 0.4 ε. "Certified" and "clean" are of the whole test set; the bound of the
+body is an upper bound in float64 and counts the lifts, which the paper leaves free, and the division of the pixels by
+their standard deviation. The AUC is the area at the paper's nine radii."""
 
 
 class Attacked(Experiment):

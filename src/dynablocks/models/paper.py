@@ -57,9 +57,10 @@ def _non_expansive(config: ModelConfig, shape: Shape) -> DynamicalBlock:
 def pair_fields(config: ModelConfig, shape: Shape, expansive_sigma: Activation) -> list[GradientField]:
     """A contractive and an expansive gradient field with maps of their own."""
     sigma = leaky_relu(0.5 if config.slope is None else config.slope)
+    penalty = config.penalty if config.expansive_penalty is None else config.expansive_penalty
     return [
         GradientField(convolution(config, shape), sigma),
-        GradientField(convolution(config, shape), expansive_sigma, expansive=True),
+        GradientField(convolution(replace(config, penalty=penalty), shape), expansive_sigma, expansive=True),
     ]
 
 
@@ -74,7 +75,8 @@ def pair_block(
     region = REGIONS.get_known(region_name)(slope, substeps)
     method: Integrator = ExactFlow() if region_name == "exact" else ExplicitEuler()
     start = (1.0 if config.step_start is None else config.step_start, 0.1)
-    signal = signal_type(region, start, config.balance or "pair")
+    penalty = 1.0 if config.step_penalty is None else config.step_penalty
+    signal = signal_type(region, start, config.balance or "pair", penalty)
     return DynamicalBlock(pair_fields(config, shape, expansive_sigma), method, signal, bound=config.bound)
 
 

@@ -4,19 +4,47 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from dynablocks.errors import InvalidArgument, require_range
 from dynablocks.registry import Registry
+
+Number = TypeVar("Number", float, Tensor)
+"""A float or a tensor: one formula serves projections and differentiable penalties."""
+
+_TINY = 1e-300
+
+
+def _at_least(value: Number, low: float) -> Number:
+    return value.clamp_min(low) if isinstance(value, Tensor) else max(value, low)
+
+
+def _larger(a: Number, b: Number) -> Number:
+    return torch.maximum(a, b) if isinstance(a, Tensor) else max(a, b)
+
+
+def _sqrt(value: Number) -> Number:
+    return value.sqrt() if isinstance(value, Tensor) else math.sqrt(value)
+
+
+def _exp(value: Number) -> Number:
+    return value.exp() if isinstance(value, Tensor) else math.exp(value)
+
+
+def _log(value: Number) -> Number:
+    return value.log() if isinstance(value, Tensor) else math.log(value)
 
 
 @dataclass(frozen=True)
 class Region:
     r"""A set {h₁ in [low₁, high₁], low₂ <= h₂ <= limit(h₁)} of step pairs.
 
-    A subclass gives :meth:`limit`, the largest expansive step beside a contractive step h₁, and the range of each step.
+    A subclass gives :meth:`limit`, the largest expansive step beside a contractive step h₁, the range of each step and
+    :meth:`pair_constant`, which takes floats or float64 tensors.
 
     Attributes:
         slope: a, the smaller slope of σ.
@@ -47,13 +75,13 @@ class Region:
         """The largest h₂ beside h₁ = ``first``."""
         raise NotImplementedError
 
-    def pair_constant(self, first: float, second: float) -> float:
+    def pair_constant(self, first: Number, second: Number) -> Number:
         """The bound on the pair's Lipschitz constant that the region keeps at or below 1."""
         raise NotImplementedError
 
-    def log_constant(self, first: float, second: float) -> float:
-        """log of the bound on the whole block's Lipschitz constant: S times the pair."""
-        return self.substeps * math.log(max(self.pair_constant(first, second), 1e-300))
+    def log_constant(self, first: Number, second: Number) -> Number:
+        """log of the bound on the whole block's Lipschitz constant: S times the pair; differentiable for tensors."""
+        return self.substeps * _log(_at_least(self.pair_constant(first, second), _TINY))
 
     def contains(self, first: float, second: float, slack: float = 0.0) -> bool:
         """Whether (h₁, h₂) lies in the region, up to ``slack``."""
@@ -96,9 +124,9 @@ class Region:
 REGIONS: Registry[type[Region]] = Registry("region")
 
 
-def tight_contraction(step_size: float, slope: float) -> float:
+def tight_contraction(step_size: Number, slope: float) -> Number:
     """L₁ = max(|1 − h|, |1 − ah|): the constant of x − hAᵀΣ(Ax + b) for orthogonal A."""
-    return max(abs(1 - step_size), abs(1 - slope * step_size))
+    return _larger(abs(1 - step_size), abs(1 - slope * step_size))
 
 
 @REGIONS.register("paper-prescribed")
@@ -114,11 +142,12 @@ class PaperPrescribedRegion(Region):
         contraction = max(self._contraction(first / self.substeps), 0.5)
         return max(0.0, self.substeps * (1 / contraction - 1))
 
-    def pair_constant(self, first: float, second: float) -> float:
+    def pair_constant(self, first: Number, second: Number) -> Number:
         return (1 + second / self.substeps) * self._contraction(first / self.substeps)
 
-    def _contraction(self, step_size: float) -> float:
-        return math.sqrt(max(0.0, 1 - 2 * step_size * self.slope + step_size * step_size))
+    def _contraction(self, step_size: Number) -> Number:
+        # Not 0, where the root has no slope.
+        return _sqrt(_at_least(1 - 2 * step_size * self.slope + step_size * step_size, _TINY))
 
 
 @REGIONS.register("paper-flexible")
@@ -153,9 +182,12 @@ class PaperFlexibleRegion(Region):
     def limit(self, first: float) -> float:
         return max(0.0, 1 / (1 - first * self.slope + first * first / 4) - 1)
 
-    def pair_constant(self, first: float, second: float) -> float:
-        contraction = 1 - first * self.slope + first * first / 4
-        return max(1.0, 1 + second) * contraction if second > 0 else max(1.0, abs(1 + second))
+    def pair_constant(self, first: Number, second: Number) -> Number:
+        balanced = (1 + second) * (1 - first * self.slope + first * first / 4)
+        alone = _at_least(abs(1 + second), 1.0)
+        if isinstance(second, Tensor):
+            return torch.where(second > 0, balanced, alone)
+        return balanced if second > 0 else alone
 
 
 @REGIONS.register("tight")
@@ -177,9 +209,9 @@ class TightRegion(Region):
     def limit(self, first: float) -> float:
         return self.substeps * (1 / max(tight_contraction(first / self.substeps, self.slope), 1e-3) - 1)
 
-    def pair_constant(self, first: float, second: float) -> float:
+    def pair_constant(self, first: Number, second: Number) -> Number:
         # At least 1 also for h₂ < 0: the other field's σ may be a ReLU, which leaves half of the space alone.
-        expansion = max(1.0, abs(1 + second / self.substeps))
+        expansion = _at_least(abs(1 + second / self.substeps), 1.0)
         return tight_contraction(first / self.substeps, self.slope) * expansion
 
 
@@ -199,5 +231,8 @@ class ExactFlowRegion(Region):
     def limit(self, first: float) -> float:
         return self.slope * first
 
-    def pair_constant(self, first: float, second: float) -> float:
-        return math.exp((-self.slope * first + max(second, 0.0)) / self.substeps)
+    def pair_constant(self, first: Number, second: Number) -> Number:
+        return _exp(self.log_constant(first, second) / self.substeps)
+
+    def log_constant(self, first: Number, second: Number) -> Number:
+        return _at_least(second, 0.0) - self.slope * first

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dynablocks.errors import InvalidArgument, require_range
+from dynablocks.errors import InvalidArgument, require_choice, require_range
 from dynablocks.switching.regions import Region
 
 Piece = tuple[int, Tensor]
@@ -100,28 +100,52 @@ class PairSignal(SwitchingSignal):
         region: the feasible set of (h₁, h₂).
         start: (h₁, h₂) at the start; projected.
         balance: ``"pair"`` keeps every pair in the region; ``"network"`` keeps each step in its range only and leaves
-            the balance to a :class:`NetworkBudget`.
+            the balance to a :class:`NetworkBudget`; ``"penalty"`` does so too and asks for the balance in the loss
+            (:meth:`regularisation`), so a block may expand, and declares that it does.
+        step_penalty: weight of that penalty.
     """
 
     fields_needed = 2
 
-    def __init__(self, region: Region, start: tuple[float, float] = (0.5, 0.1), balance: str = "pair") -> None:
+    def __init__(
+        self,
+        region: Region,
+        start: tuple[float, float] = (0.5, 0.1),
+        balance: str = "pair",
+        step_penalty: float = 1.0,
+    ) -> None:
         super().__init__()
-        if balance not in ("pair", "network"):
-            raise InvalidArgument(f"balance is {balance!r}; 'pair' and 'network' are allowed.")
-        self.region, self.balance = region, balance
+        require_choice("balance", balance, ("pair", "network", "penalty"))
+        require_range("step_penalty", step_penalty, 0.0)
+        self.region, self.balance, self.step_penalty = region, balance, step_penalty
         self.steps = nn.Parameter(torch.tensor([float(start[0]), float(start[1])]))
         self.project_()
 
     @torch.no_grad()
     def project_(self) -> None:
-        first, second = (float(h) for h in self.steps.double())
         if self.balance == "pair":
-            first, second = self.region.project(first, second)
+            pair = self.region.project(*self.steps.double().tolist())
+            self.steps.copy_(torch.tensor(pair, dtype=torch.float64))
         else:
-            low, high = self.region.first_range
-            first, second = min(max(first, low), high), max(second, self.region.second_low)
-        self.steps.copy_(torch.tensor([first, second], dtype=torch.float64))
+            self.steps[0].clamp_(*self.region.first_range)
+            self.steps[1].clamp_min_(self.region.second_low)
+
+    def regularisation(self) -> Tensor | None:
+        r"""``step_penalty`` · max{0, S log L(h₁, h₂)} with the pair's constant L; ``None`` unless balance is "penalty".
+
+        It is zero in the region. :func:`dynablocks.switching.regularisation` sums it over a network; the training
+        weighs that sum by ``regularisation``.
+
+        Example:
+            >>> from dynablocks.switching import ExactFlowRegion
+            >>> PrescribedSignal(ExactFlowRegion(0.5), (1.0, 2.0), "penalty", step_penalty=0.1).regularisation()
+            tensor(0.1500, grad_fn=<ToCopyBackward0>)
+        """
+        if self.balance != "penalty":
+            return None
+        first, second = self.steps.double().unbind()
+        penalty = self.step_penalty * self.region.log_constant(first, second).clamp_min(0)
+        return penalty.to(self.steps.dtype)
 
     def parts(self) -> tuple[list[Piece], Piece]:
         """One of the S pairs: the contractive pieces and the expansive one."""
@@ -194,21 +218,30 @@ class NetworkBudget(nn.Module):
 
     def total(self, shrink: float = 1.0) -> float:
         """Σ log Lᵢ with every positive expansive step multiplied by ``shrink``."""
-        logs = 0.0
-        for signal in self._signals:
-            first, second = (float(h) for h in signal.steps.detach().double())
-            logs += signal.region.log_constant(first, second * shrink if second > 0 else second)
-        return logs
+        return self._total(self._steps(), shrink)
+
+    def _steps(self) -> list[tuple[float, float]]:
+        if not self._signals:
+            return []
+        pairs = torch.stack([signal.steps.detach().double() for signal in self._signals])
+        return [(first, second) for first, second in pairs.tolist()]
+
+    def _total(self, steps: list[tuple[float, float]], shrink: float) -> float:
+        return sum(
+            signal.region.log_constant(first, second * shrink if second > 0 else second)
+            for signal, (first, second) in zip(self._signals, steps, strict=True)
+        )
 
     @torch.no_grad()
     def project_(self) -> None:
         """Shrink the expansive steps until the budget holds."""
-        if self.total() <= 0:
+        steps = self._steps()
+        if self._total(steps, 1.0) <= 0:
             return
         low, high = 0.0, 1.0
         for _ in range(50):
             middle = (low + high) / 2
-            low, high = (middle, high) if self.total(middle) <= 0 else (low, middle)
-        for signal in self._signals:
-            if float(signal.steps[1]) > 0:
+            low, high = (middle, high) if self._total(steps, middle) <= 0 else (low, middle)
+        for signal, (_, second) in zip(self._signals, steps, strict=True):
+            if second > 0:
                 signal.steps[1].mul_(low * (1 - 1e-6))

@@ -268,5 +268,3 @@ def reserved(directory: Path) -> Iterator[None]:
         if not free:
             raise DynablocksError(f"another training runs in {directory}; wait for it, or choose another --out.")
         yield
-
-

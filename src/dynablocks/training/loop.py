@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from dynablocks.data import to_unit_range
 from dynablocks.errors import BadCheckpoint
 from dynablocks.linear import frozen_weights, shared_weights
 from dynablocks.switching.constraints import regularisation, set_progress
+from dynablocks.training.adversary import attacked, ball_points, divergence
 from dynablocks.training.budget import FIRST_FITS, StepPlan
 from dynablocks.training.checkpoint import find_checkpoint, load_weights, read_config, read_state, reserved, tidy
 from dynablocks.training.config import TrainingConfig
 from dynablocks.training.display import Display
+from dynablocks.training.losses import logit_scale
 from dynablocks.training.precision import choose_device
 from dynablocks.training.record import METRICS, append_metrics, check_same_run, cut_metrics, describe_run
 from dynablocks.training.schedules import learning_rate_factor
@@ -161,8 +163,7 @@ def take_step(session: Session) -> None:
     set_progress(model, plan.progress(session.step + 1))
     pixels, labels = session.batch()
     with shared_weights(model):
-        logits = session.wrapped(pixels)
-        loss = session.loss_function(logits, labels)
+        loss, logits = training_loss(session, pixels, labels)
         penalty = regularisation(model) if config.regularisation else None
         if penalty is not None:
             loss = loss + config.regularisation * penalty
@@ -176,6 +177,26 @@ def take_step(session: Session) -> None:
     if session.average is not None:
         session.average.update(model, session.step + 1)
     session.tally.add(loss, logits, labels)
+
+
+def training_loss(session: Session, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of one batch, at attacked images where the settings ask for them, and the logits that count as hits.
+
+    The network runs once, also for clean and attacked images together: so several processes communicate once a step.
+    """
+    config, loss = session.config, session.loss_function
+    if config.adversary == "none":
+        logits = session.wrapped(pixels)
+        return loss(logits, labels), logits
+    epoch, position = divmod(session.step, session.steps_per_epoch)
+    share = slice(session.fabric.global_rank, None, session.fabric.world_size)
+    start = ball_points(pixels, session.batch_size, share, config.seed, epoch, position)
+    moved = attacked(session.model, pixels, labels, start, config, loss, session.fabric.autocast())
+    if config.adversary == "pgd":
+        logits = session.wrapped(moved)
+        return loss(logits, labels), logits
+    logits, moved_logits = session.wrapped(torch.cat([pixels, moved])).chunk(2)
+    return loss(logits, labels) + config.trades_beta * divergence(logits, moved_logits, logit_scale(config)), logits
 
 
 def rate_factor(session: Session) -> float:

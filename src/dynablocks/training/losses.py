@@ -94,3 +94,17 @@ def make_loss(config: TrainingConfig) -> LossFunction:
         tensor(2.)
     """
     return LOSSES.get_known(config.loss)(config)
+
+
+def logit_scale(config: TrainingConfig) -> float:
+    """The difference of logits that counts as much to the loss: its temperature, the hinge's margin, or 1.
+
+    The logits of a 1-Lipschitz network differ by a few tenths; at temperature 1 their softmax is nearly flat.
+
+    Example:
+        >>> logit_scale(TrainingConfig(loss="offset-cross-entropy", temperature=0.25))
+        0.25
+    """
+    if config.loss == "offset-cross-entropy":
+        return config.temperature
+    return config.margin or 1.0 if config.loss == "hinge" else 1.0
