@@ -61,9 +61,12 @@ def spoiled(make, name: str) -> VectorField:
 
 
 def dense_jacobians(field: VectorField, points: int = 24) -> Tensor:
+    """Jacobians in the coordinates in which the norm of the field's facts is the Euclidean one."""
     x = 2 * torch.randn(points, *field.in_shape, dtype=torch.float64)
-    size = x[0].numel()
-    columns = torch.func.vmap(torch.func.jacrev(lambda v: field(v[None])[0]))(x)
+    size, metric = x[0].numel(), field.facts().metric
+    columns = torch.func.vmap(
+        torch.func.jacrev(lambda u: metric.whiten(field(metric.unwhiten(u[None])))[0]),
+    )(metric.whiten(x))
     return columns.reshape(points, size, size).detach()
 
 

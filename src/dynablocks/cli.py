@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         >>> main(["list", "models"])
         certified
         flexible
+        metric
         naive
         non_expansive
         prescribed

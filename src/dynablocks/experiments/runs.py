@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -84,7 +85,7 @@ class TrainingCell(Cell):
         timed = ("train_seconds", "images_per_second", "fingerprint")
         network = load(directory)
         steps = [{"block": row.block, "values": dict(row.values)} for row in step_rows(network)]
-        bounds = [[name, declare(block).properties.lipschitz] for name, block in network.blocks()]
+        bounds = [[name, finite(declare(block).properties.lipschitz)] for name, block in network.blocks()]
         return {key: facts[key] for key in facts if key not in timed} | {"steps": steps, "block_bounds": bounds}
 
 
@@ -143,6 +144,11 @@ class AttackCell(Cell):
         save(directory / ATTACK, result.tensors())
         check_sound(result, stored_certificate(self.certificate, store))
         return result.summary()
+
+
+def finite(value: float) -> float | None:
+    """A number that JSON has, or ``None``."""
+    return value if math.isfinite(value) else None
 
 
 def save(path: Path, tensors: dict[str, Any]) -> None:

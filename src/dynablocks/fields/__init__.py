@@ -3,6 +3,7 @@
 from dynablocks.fields.activations import ACTIVATIONS, Activation, activation, leaky_relu, smooth_leaky_relu
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
 from dynablocks.fields.gradient import GradientField
+from dynablocks.fields.metric import MetricField
 from dynablocks.fields.planar import PlanarField, TwoMatrixField
 from dynablocks.fields.preconditioned import PreconditionedField
 from dynablocks.fields.ridge import RidgeField
@@ -13,6 +14,7 @@ __all__ = [
     "Activation",
     "FieldFacts",
     "GradientField",
+    "MetricField",
     "PlanarField",
     "PreconditionedField",
     "RidgeField",

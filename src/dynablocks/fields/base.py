@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from dynablocks.properties import EUCLIDEAN, Metric
 from dynablocks.registry import Registry
 
 
@@ -23,6 +24,7 @@ class FieldFacts:
         odd: X(−x) = −X(x).
         linear_invariant: 1ᵀX(x) = 0.
         reason: where the numbers come from.
+        metric: the inner product of all of the above: norms, symmetry and gradients are those of ⟨x, y⟩_M = xᵀMy.
     """
 
     lipschitz: float
@@ -32,6 +34,7 @@ class FieldFacts:
     odd: bool = False
     linear_invariant: bool = False
     reason: str = ""
+    metric: Metric = EUCLIDEAN
 
     @property
     def cocoercive(self) -> bool:

@@ -66,10 +66,11 @@ class ExplicitEuler(Integrator):
             once, reason = field.euler_constant(h, bound)
             constant = math.nextafter(once**self.substeps, math.inf) if self.substeps > 1 else once
             reason = f"({reason})^{self.substeps}" if self.substeps > 1 else reason
-        kept: list[Property] = [Lipschitz(constant)]
+        facts = field.facts()
+        kept: list[Property] = [Lipschitz(constant, facts.metric)]
         if self._reflects(field, step_size):
             kept.append(GradientNormPreserving())
-        kept.extend(self.inherited(field.facts()))
+        kept.extend(self.inherited(facts))
         return Declaration.of(*kept, reason=reason, title=f"Euler(h={step_size:.5g}, S={self.substeps})")
 
     def _elementwise_constant(self, field: RidgeField, h: float) -> tuple[float, str]:

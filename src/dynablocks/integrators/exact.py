@@ -61,7 +61,7 @@ class ExactFlow(Integrator):
         reason = f"exact flow, symmetric Jacobian with eigenvalues in [{1 + low:.6g}, {1 + high:.6g}]"
         # Beyond e^±300 a flow and its inverse leave the range of floats.
         inverse = (Invertible(),) if max(map(abs, exponents)) < 300 else ()
-        kept = (Lipschitz(constant), *inverse, *self.inherited(field.facts()))
+        kept = (Lipschitz(constant, field.facts().metric), *inverse, *self.inherited(field.facts()))
         return Declaration.of(*kept, reason=reason, title=f"ExactFlow(t={step_size:.5g})")
 
     @staticmethod

@@ -100,7 +100,7 @@ class ExplicitRungeKutta(Integrator):
         else:
             constant, reason = self._growth(facts.lipschitz, abs(step_size)), f"1+hΣ|b|ℓ, L={facts.lipschitz:.4g}"
         title = f"{self.tableau.name}(h={step_size:.5g})"
-        return Declaration.of(Lipschitz(constant), *self.inherited(facts), reason=reason, title=title)
+        return Declaration.of(Lipschitz(constant, facts.metric), *self.inherited(facts), reason=reason, title=title)
 
     def _growth(self, lipschitz: float, h: float) -> float:
         stages: list[float] = []

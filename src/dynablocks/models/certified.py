@@ -18,7 +18,8 @@ from dynablocks.models.paper import Shape, pair_block
 from dynablocks.switching import FreeSignal, NonExpansiveSignal, PrescribedSignal, ScheduledSignal, SwitchingSignal
 
 
-def _signal(config: ModelConfig) -> SwitchingSignal:
+def step_signal(config: ModelConfig) -> SwitchingSignal:
+    """The scheduled step of a configuration, or the learned one where ``step_end`` is empty."""
     start = 1.0 if config.step_start is None else config.step_start
     if config.step_end is None:
         return NonExpansiveSignal(start, 0.0, 2.0)
@@ -34,7 +35,7 @@ def _block(config: ModelConfig, shape: Shape) -> DynamicalBlock:
         sigma = leaky_relu(0.5 if config.slope is None else config.slope)
         return pair_block(replace(config, region="exact"), shape, sigma, PrescribedSignal, "exact")
     linear = OrthogonalConv(shape, kernel_size=size, padding=padding, method=config.method or "cayley")
-    return DynamicalBlock(GradientField(linear, "relu"), ExplicitEuler(), _signal(config), bound=config.bound)
+    return DynamicalBlock(GradientField(linear, "relu"), ExplicitEuler(), step_signal(config), bound=config.bound)
 
 
 def _transition(shape: Shape, factor: int, width: int) -> tuple[list[nn.Module], Shape]:
@@ -60,7 +61,7 @@ def _dense_steps(config: ModelConfig, features: int) -> tuple[list[nn.Module], i
         features = width
     for _ in range(config.dense_layers or 0):
         linear: LinearMap = OrthogonalDense(features, features)
-        parts.append(DynamicalBlock(GradientField(linear, "relu"), ExplicitEuler(), _signal(config)))
+        parts.append(DynamicalBlock(GradientField(linear, "relu"), ExplicitEuler(), step_signal(config)))
     return parts, features
 
 

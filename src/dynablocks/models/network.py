@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
 from dynablocks.lifting import Head, PixelNormalisation
+from dynablocks.metrics import Channelwise, SpectralMetric
 from dynablocks.models.config import ModelConfig
-from dynablocks.properties import Declaration, Structured, compose, declare
+from dynablocks.properties import EUCLIDEAN, Declaration, Lipschitz, Metric, Properties, Structured, compose, declare
 from dynablocks.registry import Registry
 from dynablocks.switching import NetworkBudget, PairSignal
 
@@ -50,11 +52,35 @@ class Network(Structured):
         return logits
 
     def declare(self) -> Declaration:
-        return compose([("body", self.body), ("head", self.head)], title=f"Network {self.config.name}")
+        declared = compose([("body", self.body), ("head", self.head)], title=f"Network {self.config.name}")
+        stated = declared.properties.of(Lipschitz)
+        if stated is None or stated.metric == EUCLIDEAN:
+            return declared
+        euclidean = Lipschitz(stated.metric.bounded_by(EUCLIDEAN)).then(Lipschitz(stated.constant))
+        assert euclidean is not None
+        return replace(declared, properties=Properties([*declared.properties, euclidean]))
 
-    def certificate_inputs(self) -> tuple[float, Tensor]:
-        """An upper bound of the body's Lipschitz constant, and the head's weight in float64 (design D2.13)."""
-        return declare(self.body).properties.lipschitz, self.head.weight.detach().double().cpu()
+    @property
+    def metric(self) -> Metric:
+        """The norm on images in which the body's Lipschitz constant is stated: ℓ2, or that of the metric model."""
+        stated = declare(self.body).properties.of(Lipschitz)
+        return EUCLIDEAN if stated is None else stated.metric
+
+    def certificate_inputs(self, metric: Metric = EUCLIDEAN) -> tuple[float, Tensor]:
+        """An upper bound of the body's Lipschitz constant from ``metric``, and the head's weight in float64.
+
+        Where the constant is stated in another norm, it is multiplied by the largest ratio of the two. Where the body
+        ends in a norm ‖·‖_M, the weight's rows are M^{−1/2}wᵢ, so that distances of rows are ‖wᵢ − wⱼ‖_{M⁻¹}.
+
+        Source: design D2.13 and D2.6.
+        """
+        weight = self.head.weight.detach().double().cpu()
+        stated = declare(self.body).properties.of(Lipschitz)
+        if stated is None:
+            return math.inf, weight
+        # M^{−1/2} multiplies the weight's rounding by at most its condition number.
+        slack = 1 + 2.0**-40 * (stated.image.condition - 1)
+        return stated.constant * stated.metric.bounded_by(metric) * slack, stated.image.dual(weight)
 
     def blocks(self) -> list[tuple[str, DynamicalBlock]]:
         """The dynamical blocks in order, with their names."""
@@ -66,11 +92,15 @@ BodyBuilder = Callable[[ModelConfig, tuple[int, int, int]], tuple[nn.Sequential,
 
 @dataclass(frozen=True)
 class ModelKind:
-    """A named family of networks: its defaults, and the function that builds everything between pixels and head."""
+    """A named family of networks: its defaults, and the function that builds everything between pixels and head.
+
+    ``metric`` gives the norm on images in which the body's constant is stated; ℓ2 when ``None``.
+    """
 
     summary: str
     defaults: ModelConfig
     build_body: BodyBuilder
+    metric: Callable[[ModelConfig, tuple[int, int, int]], SpectralMetric] | None = None
 
 
 MODELS: Registry[ModelKind] = Registry("model")
@@ -111,6 +141,7 @@ def build(
         if seed is not None:
             torch.manual_seed(seed)
         body, features = kind.build_body(full, input_shape)
-        body.insert(0, PixelNormalisation(mean, std))
+        normalisation = PixelNormalisation(mean, std)
+        body.insert(0, Channelwise(normalisation, kind.metric(full, input_shape)) if kind.metric else normalisation)
         head = Head(features, num_classes, full.head or "rows")
     return Network(body, head, (channels, input_shape[1], input_shape[2]), full)

@@ -16,13 +16,49 @@ P = TypeVar("P", bound="Property")
 
 @dataclass(frozen=True)
 class Metric:
-    """A norm on the input and output space in which a Lipschitz constant is stated; the Euclidean one by default."""
+    r"""A norm ‖x‖_M = √(xᵀMx) = ‖Rx‖₂ in which a Lipschitz constant is stated; by default the Euclidean one, R = I.
+
+    A subclass gives the symmetric R = M^{1/2} (:meth:`whiten`), its inverse and bounds on M's eigenvalues
+    (:mod:`dynablocks.metrics`); two metrics are the same when they compare equal.
+    """
 
     name: str = "l2"
 
+    def whiten(self, x: Tensor) -> Tensor:
+        """R x for a batch: coordinates in which the norm is the Euclidean one."""
+        return x
+
+    def unwhiten(self, u: Tensor) -> Tensor:
+        """R⁻¹ u for a batch."""
+        return u
+
+    @property
+    def eigenvalues(self) -> tuple[float, float]:
+        """A lower bound of M's smallest and an upper bound of its largest eigenvalue."""
+        return 1.0, 1.0
+
+    @property
+    def condition(self) -> float:
+        """The condition number of R, which multiplies rounding in coordinates."""
+        return math.sqrt(self.eigenvalues[1] / self.eigenvalues[0])
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether the norm is one of samples of this shape."""
+        return True
+
     def norm(self, x: Tensor) -> Tensor:
-        """‖x‖ for each row of a batch: (batch, …) ↦ (batch,)."""
-        return x.flatten(1).norm(dim=1)
+        """‖x‖_M for each row of a batch: (batch, …) ↦ (batch,)."""
+        return self.whiten(x).flatten(1).norm(dim=1)
+
+    def dual(self, w: Tensor) -> Tensor:
+        """R⁻¹ w for each row: its Euclidean norm is ‖w‖_{M⁻¹}, the Lipschitz constant of x ↦ wᵀx in this norm."""
+        return self.unwhiten(w)
+
+    def bounded_by(self, other: Metric) -> float:
+        """A constant c with ‖x‖ <= c ‖x‖_other for all x: what a radius in this norm is divided by in the other."""
+        if self == other:
+            return 1.0
+        return math.sqrt(self.eigenvalues[1] / other.eigenvalues[0]) * (1 + 2.0**-50)
 
 
 EUCLIDEAN = Metric()
@@ -42,32 +78,48 @@ class Property:
 
 @dataclass(frozen=True)
 class Lipschitz(Property):
-    r"""‖f(x) − f(y)‖ ≤ L ‖x − y‖ for all x, y; constants multiply (rounded upwards).
+    r"""‖f(x) − f(y)‖_image ≤ L ‖x − y‖_metric for all x, y; constants multiply (rounded upwards) where the norms meet.
+
+    Args:
+        constant: L.
+        metric: the norm of the inputs.
+        to: the norm of the outputs, that of the inputs when ``None``.
 
     Example:
         >>> Lipschitz(2.0).then(Lipschitz(0.5)).constant <= 1.0000001
         True
+        >>> M = Metric("M")
+        >>> str(Lipschitz(2.0, M).then(Lipschitz(0.5, M, EUCLIDEAN))), Lipschitz(2.0, M).then(Lipschitz(0.5))
+        ('Lipschitz(1, M to l2)', None)
     """
 
     constant: float
     metric: Metric = EUCLIDEAN
+    to: Metric | None = None
 
     def __post_init__(self) -> None:
         if math.isnan(self.constant) or self.constant < 0:
             raise InvalidArgument(f"a Lipschitz constant is {self.constant!r}; a number >= 0 (or inf) is needed.")
+        if self.to == self.metric:
+            object.__setattr__(self, "to", None)
+
+    @property
+    def image(self) -> Metric:
+        """The norm of the outputs."""
+        return self.metric if self.to is None else self.to
 
     def then(self, following: Lipschitz) -> Lipschitz | None:
-        if self.metric != following.metric:
+        if self.image != following.metric:
             return None
         product = self.constant * following.constant
         if math.isnan(product):
             product = math.inf
         exact = {0.0, 1.0} & {self.constant, following.constant} or product == math.inf
-        return Lipschitz(product if exact else math.nextafter(product, math.inf), self.metric)
+        return Lipschitz(product if exact else math.nextafter(product, math.inf), self.metric, following.image)
 
     def __str__(self) -> str:
-        metric = "" if self.metric == EUCLIDEAN else f", {self.metric.name}"
-        return f"Lipschitz({self.constant:.9g}{metric})"
+        names = self.metric.name if self.to is None else f"{self.metric.name} to {self.to.name}"
+        return f"Lipschitz({self.constant:.9g})" if names == "l2" else f"Lipschitz({self.constant:.9g}, {names})"
 
 
 @dataclass(frozen=True)
@@ -131,8 +183,14 @@ class Properties(tuple[Property, ...]):
 
     @property
     def lipschitz(self) -> float:
-        """The declared Lipschitz constant in ℓ2, ``inf`` when there is none."""
-        return next((p.constant for p in self if isinstance(p, Lipschitz) and p.metric == EUCLIDEAN), math.inf)
+        """The declared Lipschitz constant from ℓ2 to ℓ2, ``inf`` when there is none."""
+        return self.lipschitz_in(EUCLIDEAN)
+
+    def lipschitz_in(self, metric: Metric, to: Metric | None = None) -> float:
+        """The declared constant from ``metric`` to ``to`` (the same when ``None``), ``inf`` when there is none."""
+        wanted = (metric, metric if to is None else to)
+        stated = (p for p in self if isinstance(p, Lipschitz))
+        return next((p.constant for p in stated if (p.metric, p.image) == wanted), math.inf)
 
     def kinds(self) -> Iterator[type[Property]]:
         return (type(p) for p in self)

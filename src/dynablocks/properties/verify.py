@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument, PropertyViolated
 from dynablocks.properties.declarations import (
+    EUCLIDEAN,
     Dissipative,
     Equivariant,
     GradientNormPreserving,
     Invertible,
     LinearInvariant,
     Lipschitz,
-    Metric,
     NormPreserving,
     Property,
     Symplectic,
@@ -115,9 +115,10 @@ def verify(
 ) -> Verification:
     """Measure every declared property of ``module`` around the samples ``x``, in a float64 copy of it.
 
-    A Lipschitz constant is measured from below: the largest Jacobian norm at the samples and at pairs found by gradient
-    ascent on ‖f(x) − f(y)‖ / ‖x − y‖. The tolerance is eps · (number of entries of x) · magnitude, with a factor of
-    16 for a Lipschitz constant and 64 for a residual: float64 rounding and nothing else.
+    A Lipschitz constant is measured from below, in the metric it is declared in: the largest Jacobian norm at the
+    samples and at pairs found by gradient ascent on ‖f(x) − f(y)‖ / ‖x − y‖. The tolerance is eps · (number of entries
+    of x) · magnitude, with a factor of 16 (times the condition of the metrics' coordinates) for a Lipschitz constant
+    and 64 for a residual: float64 rounding and nothing else.
 
     Args:
         module: the module; it is copied, converted to float64 and set to eval mode.
@@ -190,6 +191,7 @@ def _tolerance(module: nn.Module, declared: Property, x: Tensor) -> float:
     """What float64 rounding can do to a residual: eps × entries × magnitude, with a constant factor."""
     entries = EPSILON * x[0].numel()
     if isinstance(declared, Lipschitz):
+        entries *= declared.metric.condition * declared.image.condition
         return 16 * entries * (max(1.0, declared.constant) if math.isfinite(declared.constant) else 1.0)
     with torch.no_grad():
         magnitude = max(1.0, float(x.abs().max()), float(module(x).abs().max()))
@@ -248,7 +250,7 @@ def jacobian_norms(module: nn.Module, x: Tensor, iterations: int = 60) -> Tensor
     return norms
 
 
-def worst_pair(module: nn.Module, x: Tensor, metric: Metric, steps: int = 30) -> tuple[float, Tensor]:
+def worst_pair(module: nn.Module, x: Tensor, steps: int = 30) -> tuple[float, Tensor]:
     """Gradient ascent on ‖f(x) − f(y)‖ / ‖x − y‖ from pairs 0.001, 0.1 and 1 apart: the ratio and the best pair's x.
 
     What rounding can add to ‖f(x) − f(y)‖ is subtracted first, so the ratio is a lower bound of the Lipschitz constant.
@@ -261,16 +263,27 @@ def worst_pair(module: nn.Module, x: Tensor, metric: Metric, steps: int = 30) ->
     best, where = 0.0, x[:1]
     for _ in range(steps):
         a, b = a.detach().requires_grad_(True), b.detach().requires_grad_(True)
-        gap, images = metric.norm(a - b), (module(a), module(b))
-        size = sum(metric.norm(image.detach()) for image in (*images, a, b))
-        ratio = (metric.norm(images[0] - images[1]) - rounding * size) / gap
+        gap, images = EUCLIDEAN.norm(a - b), (module(a), module(b))
+        size = sum(EUCLIDEAN.norm(image.detach()) for image in (*images, a, b))
+        ratio = (EUCLIDEAN.norm(images[0] - images[1]) - rounding * size) / gap
         top = int(ratio.argmax())
         if float(ratio[top].detach()) > best:
             best, where = float(ratio[top].detach()), a[top : top + 1].detach().clone()
         for point, grad in zip((a, b), torch.autograd.grad(ratio.sum(), (a, b)), strict=True):
-            length = metric.norm(grad).reshape(radius.shape).clamp_min(1e-300)
+            length = EUCLIDEAN.norm(grad).reshape(radius.shape).clamp_min(1e-300)
             point.data += 0.1 * radius * grad / length
     return best, where
+
+
+class _InCoordinates(nn.Module):
+    """u ↦ R_image f(R⁻¹u) for the two norms of a Lipschitz property; f itself in ℓ2."""
+
+    def __init__(self, module: nn.Module, declared: Lipschitz) -> None:
+        super().__init__()
+        self.module, self.declared = module, declared
+
+    def forward(self, u: Tensor) -> Tensor:
+        return self.declared.image.whiten(self.module(self.declared.metric.unwhiten(u)))
 
 
 @measures(Lipschitz)
@@ -281,14 +294,15 @@ def _measure_lipschitz(module: nn.Module, declared: Lipschitz, x: Tensor) -> Mea
 def _search_lipschitz(module: nn.Module, declared: Lipschitz, x: Tensor, search_steps: int) -> Measurement:
     if math.isinf(declared.constant):
         return Measurement(0.0, None)
-    pair, where = worst_pair(module, x, declared.metric, search_steps)
+    # In coordinates both norms are Euclidean: the Jacobian there is R_image J R⁻¹, its norm that of J from M to M.
+    module, x = _InCoordinates(module, declared), declared.metric.whiten(x)
+    pair, where = worst_pair(module, x, search_steps)
     points = torch.cat([x, where])
-    if declared.metric.name == "l2":
-        norms = jacobian_norms(module, points)
-        top = int(norms.argmax())
-        if float(norms[top]) > pair:
-            pair, where = float(norms[top]), points[top : top + 1]
-    return Measurement(max(0.0, pair - declared.constant), where, pair)
+    norms = jacobian_norms(module, points)
+    top = int(norms.argmax())
+    if float(norms[top]) > pair:
+        pair, where = float(norms[top]), points[top : top + 1]
+    return Measurement(max(0.0, pair - declared.constant), declared.metric.unwhiten(where), pair)
 
 
 @measures(GradientNormPreserving)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument, require_range
+from dynablocks.properties import EUCLIDEAN, Metric
 from dynablocks.robustness.curves import Curve, checked_epsilons
 from dynablocks.robustness.evaluation import (
     LabelledImages,
@@ -142,7 +143,7 @@ def _smallest_ratio(logits: Tensor, predictions: Tensor, slopes: Tensor, logit_e
 
 @dataclass(frozen=True)
 class CertificateResult:
-    """Certified radii of a model on a data set, in sample order, in pixel units [0, 1].
+    """Certified radii of a model on a data set, in sample order, in pixel units [0, 1] and the norm that is named.
 
     A sample counts at epsilon when it is correct and its radius is **larger** than epsilon: then every perturbation
     with norm <= epsilon leaves a positive margin. At epsilon 0 this is the accuracy without the ties.
@@ -153,6 +154,7 @@ class CertificateResult:
     labels: Int[Tensor, " n"]
     body_lipschitz: float
     logit_error: float = 0.0
+    norm: str = "l2"
 
     @property
     def correct(self) -> Bool[Tensor, " n"]:
@@ -189,7 +191,7 @@ class CertificateResult:
             "body_lipschitz": bound,
             "logit_error": self.logit_error,
             "certified_accuracy": self.curve(epsilons).points(),
-        }
+        } | ({} if self.norm == "l2" else {"norm": self.norm})
 
     def tensors(self) -> dict[str, Tensor]:
         """What ``certificate.safetensors`` holds."""
@@ -199,7 +201,8 @@ class CertificateResult:
     def restore(cls, summary: dict[str, Any], tensors: dict[str, Tensor]) -> CertificateResult:
         """The result again from :meth:`summary` and :meth:`tensors`."""
         bound = math.inf if summary["body_lipschitz"] is None else float(summary["body_lipschitz"])
-        return cls(**tensors, body_lipschitz=bound, logit_error=float(summary["logit_error"]))
+        error, norm = float(summary["logit_error"]), str(summary.get("norm", "l2"))
+        return cls(**tensors, body_lipschitz=bound, logit_error=error, norm=norm)
 
 
 def certify(
@@ -207,20 +210,23 @@ def certify(
     dataset: LabelledImages | tuple[Tensor, Tensor],
     batch_size: int = 256,
     *,
+    metric: Metric = EUCLIDEAN,
     samples: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> CertificateResult:
     """Certified radius of every sample by :func:`certified_radii`.
 
-    ``model.certificate_inputs()`` gives ``(body_lipschitz, head_weight)``. The error of one logit is taken as the
-    larger of 8 times the largest difference between the model and its float64 copy on the first 32 images, and
-    32 eps max|z| (1024 eps max|z| when the model has no float64 copy): it is measured, not proved.
-    Radii are capped at sqrt(C H W), the diameter of [0, 1]^(C H W).
+    ``model.certificate_inputs()`` gives ``(body_lipschitz, head_weight)``; for another norm than l2,
+    ``model.certificate_inputs(metric)`` does, with the constant from that norm on images. The error of one logit is
+    taken as the larger of 8 times the largest difference between the model and its float64 copy on the first 32
+    images, and 32 eps max|z| (1024 eps max|z| when the model has no float64 copy): it is measured, not proved.
+    Radii are capped at sqrt(C H W), the diameter of [0, 1]^(C H W), times the largest ratio of ``metric`` to l2.
 
     Args:
         model: pixels in [0, 1] (N, C, H, W) to logits, with ``certificate_inputs()``.
         dataset: ``images`` and ``labels``, or a pair of them.
         batch_size: images at once.
+        metric: the norm of the radii; ``model.metric`` is the one a network's own constant is stated in.
         samples: the first so many; all when None.
         progress: called with the fraction done.
 
@@ -242,20 +248,21 @@ def certify(
     require_range("batch_size", batch_size, 1)
     if samples is not None:
         require_range("samples", samples, 1)
-    certificate_inputs: Callable[[], tuple[float, Tensor]] | None = getattr(model, "certificate_inputs", None)
+    certificate_inputs: Callable[..., tuple[float, Tensor]] | None = getattr(model, "certificate_inputs", None)
     if certificate_inputs is None:
         raise InvalidArgument(
             f"{type(model).__name__} has no certificate_inputs(); only dynablocks models are certified."
         )
     images, labels = checked_data(model, dataset, samples)
-    body_lipschitz, head_weight = certificate_inputs()
+    body_lipschitz, head_weight = certificate_inputs() if metric == EUCLIDEAN else certificate_inputs(metric)
     with evaluating(model):
         logits = _all_logits(model, images, batch_size, progress)
     check_labels(labels, logits.shape[1])
     logit_error = _logit_error(model, images, logits)
     radii = certified_radii(logits, head_weight.cpu(), float(body_lipschitz), logit_error=logit_error)
-    radii = radii.clamp_max(math.sqrt(images[0].numel()))
-    return CertificateResult(radii, logits.argmax(dim=1), labels.cpu(), float(body_lipschitz), logit_error)
+    radii = radii.clamp_max(math.sqrt(images[0].numel()) * metric.bounded_by(EUCLIDEAN))
+    constant = float(body_lipschitz)
+    return CertificateResult(radii, logits.argmax(dim=1), labels.cpu(), constant, logit_error, metric.name)
 
 
 def _all_logits(

@@ -18,11 +18,13 @@ def check_sound(attack: AttackResult, certificate: CertificateResult) -> None:
 
     Raises:
         UnsoundResult: a certified sample was broken; the sentence names the first.
-        InvalidArgument: the labels differ, so the two were made on different data.
+        InvalidArgument: the labels differ, so the two were made on different data, or the radii are not in l2.
 
     Source:
         D2.13 and issue 3 of the project.
     """
+    if certificate.norm != "l2":
+        raise InvalidArgument(f"the attack is in l2 but the radii are in {certificate.norm}; certify in l2 to compare.")
     count = min(len(attack.labels), len(certificate.labels))
     if not torch.equal(attack.labels[:count], certificate.labels[:count]):
         raise InvalidArgument("attack and certificate were made on different images; run both on the same data set.")

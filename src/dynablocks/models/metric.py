@@ -1,0 +1,64 @@
+"""The network of the paper's appendix B: non-expansive in a norm that tells shading from pixel noise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from dynablocks.blocks import DynamicalBlock
+from dynablocks.fields import MetricField
+from dynablocks.integrators import ExplicitEuler
+from dynablocks.lifting import ChannelMix, ZeroLift
+from dynablocks.linear import OrthogonalConv
+from dynablocks.metrics import Channelwise, SpectralMetric, Whitening
+from dynablocks.models import certified
+from dynablocks.models.config import ModelConfig
+from dynablocks.models.network import MODELS, ModelKind
+from dynablocks.models.paper import Shape
+
+
+def image_metric(config: ModelConfig, shape: Shape) -> SpectralMetric:
+    """The norm on images a configuration asks for."""
+    smooth = 0.1 if config.metric_smooth is None else config.metric_smooth
+    return SpectralMetric(shape, smooth, config.metric_wavelength)
+
+
+def build_body(config: ModelConfig, shape: Shape) -> tuple[nn.Sequential, int]:
+    """Steps of metric fields on the whole image, M^{1/2}, then the certified model's stages in ℓ2.
+
+    The first entries of ``widths`` and ``layers`` are those of the metric fields.
+    """
+    assert config.widths is not None
+    assert config.layers is not None
+    width, height, columns = config.widths[0], *shape[1:]
+    entrance = image_metric(config, shape)
+    lift = ZeroLift(shape[0], width) if width > shape[0] else ChannelMix(shape, width)
+    metric, shape = entrance.with_channels(width), (width, height, columns)
+    parts: list[nn.Module] = [Channelwise(lift, entrance, width)]
+    for _ in range(config.layers[0]):
+        padding, method = config.padding or "circular", config.method or "cayley"
+        linear = OrthogonalConv(shape, kernel_size=config.kernel_size or 3, padding=padding, method=method)
+        field = MetricField(linear, metric, "relu", whitened=True)
+        parts.append(DynamicalBlock(field, ExplicitEuler(), certified.step_signal(config), bound=config.bound))
+    parts.append(Whitening(metric))
+    if len(config.widths) == 1:
+        return nn.Sequential(*parts, nn.Flatten()), width * height * columns
+    rest = replace(config, widths=config.widths[1:], layers=config.layers[1:])
+    following, features = certified.build_body(rest, shape)
+    return nn.Sequential(*parts, *following), features
+
+
+MODELS["metric"] = ModelKind(
+    "steps that are non-expansive in a norm ‖·‖_M of images, then M^{1/2} and the certified model",
+    replace(
+        MODELS["certified"].defaults,
+        name="metric",
+        widths=(8, 64, 128),
+        layers=(2, 3, 3),
+        stem=4,
+        metric_smooth=0.1,
+    ),
+    build_body,
+    image_metric,
+)
