@@ -71,7 +71,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def new_figure(width: float, height: float, watermark: str | None) -> Figure:
-    """An empty figure of ``width`` × ``height`` inches with a text across it; call it from a :func:`styled` function."""
+    """An empty figure of ``width`` × ``height`` inches, a text across it; call it from a :func:`styled` function."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

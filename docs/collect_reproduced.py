@@ -1,0 +1,119 @@
+"""Bring pages that ``dynablocks reproduce`` made into the docs, with where they were made.
+
+    python docs/collect_reproduced.py reproduced cpu        pages, pictures and records to docs/results/
+    python docs/collect_reproduced.py reproduced paper table1 fig3 fig11
+
+Each page becomes docs/results/PRESET-NAME.md with a last paragraph from its record: command, data, seed, machines,
+commits, seconds; the record itself (settings, keys and results of every cell) stands beside it as JSON. The index lists
+every page that is there. Numbers come from the cells alone: nothing is typed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+INDEX = """# Figures and tables of the paper
+
+Made by [`dynablocks reproduce`](../reproduce.md); each page ends with where and how.
+
+| page | preset | compared with the paper |
+|---|---|---|
+{rows}
+
+```{{toctree}}
+:hidden:
+
+{names}
+```
+"""
+
+
+def origin(record: dict[str, Any]) -> str:
+    """The last paragraph of a page."""
+    made = [cell["made"] for cell in record["cells"] if "made" in cell]
+    missing = sum("made" not in cell for cell in record["cells"])
+    data = {str(cell["result"]["dataset"]) for cell in record["cells"] if "dataset" in cell.get("result", {})}
+    seconds = sum(entry["seconds"] for entry in made)
+
+    def several(key: str) -> str:
+        return ", ".join(sorted({str(entry[key]) for entry in made if entry[key] is not None})) or "unknown"
+
+    parts = [
+        f"preset {record['preset']}",
+        f"data {', '.join(sorted(data))}" if data else "generated data",
+        f"seed {record['seed']}",
+        f"hardware {several('device')}, {several('threads')} thread(s) a cell",
+        f"torch {several('torch')}",
+        f"commit {several('commit')}",
+        f"date {several('date')}",
+        f"{len(made)} cells in {seconds / 60:.1f} min of cell time",
+    ]
+    if missing:
+        parts.append(f"{missing} cells not run")
+    return "Where it was made: " + "; ".join(parts) + "."
+
+
+def checks_table(record: dict[str, Any]) -> str:
+    """The comparisons with the paper."""
+    if not record["checks"]:
+        return ""
+    lines = ["| what | paper | expected | got | verdict |", "|---|---|---|---|---|"]
+    keys = ("what", "paper", "expected", "got", "verdict")
+    for check in record["checks"]:
+        lines.append("| " + " | ".join(str(check[key]).replace("|", "\\|") for key in keys) + " |")
+    return "\n## Compared with the paper\n\n" + "\n".join(lines) + "\n"
+
+
+def collect(folder: Path, name: str) -> None:
+    """One page with its pictures and its record."""
+    preset = folder.name
+    record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    text = (folder / f"{name}.md").read_text(encoding="utf-8").rstrip()
+    for picture in sorted(folder.glob("*.png")):
+        if f"({picture.name})" in text:
+            target = f"{preset}-{picture.name}"
+            shutil.copyfile(picture, RESULTS / target)
+            text = text.replace(f"({picture.name})", f"({target})")
+    notes = RESULTS / f"{preset}-{name}.notes"
+    words = "\n## What agrees, what does not, and why\n\n" + notes.read_text(encoding="utf-8") if notes.exists() else ""
+    page = f"{text}\n{checks_table(record)}{words}\n{origin(record)}\n"
+    (RESULTS / f"{preset}-{name}.md").write_text(page, encoding="utf-8")
+    (RESULTS / f"{preset}-{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def write_index() -> None:
+    """The list of all pages."""
+    pages = sorted(path for path in RESULTS.glob("*-*.md"))
+    rows = []
+    for page in pages:
+        record = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+        title = page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        verdicts = [check["verdict"] for check in record["checks"]]
+        counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts)) or "nothing to compare"
+        rows.append(f"| [{title}]({page.name}) | {record['preset']} | {counts} |")
+    text = INDEX.format(rows="\n".join(rows), names="\n".join(page.stem for page in pages))
+    (RESULTS / "index.md").write_text(text, encoding="utf-8")
+
+
+def main() -> int:
+    if len(sys.argv) < 3:
+        print(__doc__, file=sys.stderr)
+        return 2
+    folder = Path(sys.argv[1]) / sys.argv[2]
+    if not folder.is_dir():
+        print(f"{folder} is not there; run dynablocks reproduce first.", file=sys.stderr)
+        return 2
+    RESULTS.mkdir(exist_ok=True)
+    for name in sys.argv[3:] or sorted(path.stem for path in folder.glob("*.md")):
+        collect(folder, name)
+    write_index()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
