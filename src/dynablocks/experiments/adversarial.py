@@ -28,7 +28,7 @@ from dynablocks.reporting.tables import markdown_table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_EPOCHS = {"smoke": 2.0, "cpu": 2.0, "paper": 60.0}
+_EPOCHS = {"smoke": 2.0, "cpu": 1.0, "paper": 60.0}
 _ATTACK: dict[str, Any] = {"adversary_epsilon": 0.5, "adversary_steps": 1, "adversary_step_size": 2.0}
 ADVERSARIES = {"smoke": ("pgd", "trades"), "cpu": ("pgd",), "paper": ("pgd", "trades")}
 

@@ -108,5 +108,5 @@ class Laws(Experiment):
 
 
 NOTE = """The `prescribed` network of two stages of two pairs on the embedded digits, orthogonal weights, every layer
-inside the guarantee; means over the seeds. The bound is the product of what was measured of the stored weights, in float64;
-penalised steps may leave it above 1, and the certificates count that."""
+inside the guarantee; means over the seeds. The bound is the product of what was measured of the stored weights, in
+float64; penalised steps may leave it above 1, and the certificates count that."""

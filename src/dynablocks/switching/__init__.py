@@ -7,6 +7,7 @@ from dynablocks.switching.regions import (
     PaperFlexibleRegion,
     PaperPrescribedRegion,
     Region,
+    TightHalvesRegion,
     TightRegion,
     tight_contraction,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "Region",
     "ScheduledSignal",
     "SwitchingSignal",
+    "TightHalvesRegion",
     "TightRegion",
     "keep_constraints",
     "project",

@@ -195,24 +195,44 @@ class PaperFlexibleRegion(Region):
 class TightRegion(Region):
     r"""L₁(h₁/S)(1 + h₂/S) <= 1 with L₁(h) = max(|1 − h|, |1 − ah|); h₂ in [−2S, 0] needs no balance (design D2.2–D2.3).
 
-    L₁ is taken to be at least 0.001: as a → 1 it vanishes at h₁ = S, and no stored A is orthogonal enough for h₂ = ∞.
+    With the contractive step in p parts L₁(h₁/S) is L₁(h₁/(Sp))ᵖ. It is taken to be at least 0.001: as a → 1 it
+    vanishes at h₁ = Sp, and no stored A is orthogonal enough for h₂ = ∞.
     """
 
     @property
     def first_range(self) -> tuple[float, float]:
-        return 0.0, 2.0 * self.substeps
+        return 0.0, 2.0 * self.substeps * self.contractive_parts
 
     @property
     def second_low(self) -> float:
         return -2.0 * self.substeps
 
     def limit(self, first: float) -> float:
-        return self.substeps * (1 / max(tight_contraction(first / self.substeps, self.slope), 1e-3) - 1)
+        return self.substeps * (1 / max(self._contraction(first), 1e-3) - 1)
 
     def pair_constant(self, first: Number, second: Number) -> Number:
         # At least 1 also for h₂ < 0: the other field's σ may be a ReLU, which leaves half of the space alone.
         expansion = _at_least(abs(1 + second / self.substeps), 1.0)
-        return tight_contraction(first / self.substeps, self.slope) * expansion
+        return self._contraction(first) * expansion
+
+    def _contraction(self, first: Number) -> Number:
+        part = first / (self.substeps * self.contractive_parts)
+        return tight_contraction(part, self.slope) ** self.contractive_parts
+
+
+@REGIONS.register("tight-halves")
+@dataclass(frozen=True)
+class TightHalvesRegion(TightRegion):
+    r"""L₁(h₁/2S)²(1 + h₂/S) <= 1: the tight region of the paper's flexible step, whose h₁ is taken in two halves.
+
+    For a = 1/2 it allows h₂ up to 8 (at h₁ = 8/3) where the paper's appendix C stops at 1/3 (at h₁ = 1).
+
+    Example:
+        >>> round(TightHalvesRegion(0.5).limit(8 / 3), 6)
+        8.0
+    """
+
+    contractive_parts: ClassVar[int] = 2
 
 
 @REGIONS.register("exact")
