@@ -72,7 +72,7 @@ class Row:
 
     def paper(self) -> Curve | None:
         """The paper's curve for this row, where there is one."""
-        data = self.training.data if self.training.preset != "smoke" else "cifar10"
+        data = self.training.data if self.training.data == "cifar100" else "cifar10"
         return None if self.margin is None else paper_curve(data, self.model, self.margin)
 
     def attacked(self, store: Store, loss: str | None = None) -> Curve | None:
@@ -107,10 +107,16 @@ def _curve(points: Iterable[dict[str, float]], samples: int) -> Curve:
 
 
 def make_row(
-    label: str, scale: Scale, model: ModelConfig, training: TrainingConfig, *, margin: float | None = None
+    label: str,
+    scale: Scale,
+    model: ModelConfig,
+    training: TrainingConfig,
+    *,
+    margin: float | None = None,
+    data: str = "cifar10",
 ) -> Row:
-    """A network on the scale's CIFAR-10 (smoke: on digits) with its certificate and attack."""
-    data = "digits" if scale.preset == "smoke" else "cifar10"
+    """A network on CIFAR-10 (smoke: on digits) with its certificate and attack."""
+    data = "digits" if scale.preset == "smoke" else data
     cell = TrainingCell(model, training, data, scale.preset, data_dir=scale.data_dir if data == "cifar10" else None)
     return Row(label, cell, AttackCell(cell, attack_config(scale)), margin)
 
