@@ -3,7 +3,7 @@
 The paper's lifts have free factors and its pixels are divided by their standard deviation, so its networks prove
 nothing at the radii it attacks at (their bounds are honest and large). Here every layer is inside the guarantee: an
 isometric stem, orthogonal weights, a row-normalised head, and a loss that asks for a margin in units of the input. One
-row has steps of the size h = 2 that the tight bound allows, reached from h = 1 during training (design D2.5); the other
+row has steps of size h = 2, the boundary of (3.5), reached from h = 1 during training (design D2.5); the other has
 exact flows of contractive and expansive fields in place of Euler steps, with one budget Σ log L <= 0 for the whole
 network.
 """
@@ -44,7 +44,7 @@ _LOSS = {"loss": "offset-cross-entropy", "offset": 0.6, "temperature": 0.35, "op
 
 
 def structured_model(scale: Scale) -> ModelConfig:
-    """Orthogonal steps x − hAᵀReLU(Ax + b) with h from 1 to 2, where the tight bound is 1 and the paper's is above."""
+    """Orthogonal steps x − hAᵀReLU(Ax + b), h from 1 to 2: the boundary of (3.5), where gradients keep their norm."""
     return ModelConfig("certified", kernel_size=2, padding="full", **_MODEL[scale.preset])
 
 
