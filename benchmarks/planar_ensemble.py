@@ -1,11 +1,11 @@
 """How much faster the 100 runs of a planar family train as one vectorised ensemble than in a Python loop.
 
 Both do the same work on one thread: the same starts, batches, optimiser steps and projections. The ensemble's seconds
-are measured on all runs, the loop's on a few runs and scaled to all of them. The largest difference between the weights
-of the runs that both trained is printed too, after one step and after all of them. Adam divides a gradient that is 0 but
-for rounding by its size or 1e-5, so the first step differs by up to about 1e-7 where such gradients are; ten contractions
-by 1/3 (Fc) leave the last layers a cloud of size 1e-5, on which 1e-7 is no longer small: there the weights of some runs
-drift apart after the first step.
+are measured on all runs, the loop's on a few runs and scaled to all of them. The largest difference between the
+weights of the runs that both trained is printed too, after one step and after all of them. Adam divides a gradient
+that is 0 but for rounding by its size or 1e-5, so the first step differs by up to about 1e-7 where such gradients
+are; ten contractions by 1/3 (Fc) leave the last layers a cloud of size 1e-5, on which 1e-7 is no longer small: there
+the weights of some runs drift apart after the first step.
 
 Run: ``python benchmarks/planar_ensemble.py [--runs 100] [--loop-runs 2] [--steps 40] [--json FILE]``.
 """
