@@ -83,7 +83,7 @@ def collect(folder: Path, name: str) -> None:
     words = "\n## What agrees, what does not, and why\n\n" + notes.read_text(encoding="utf-8") if notes.exists() else ""
     page = f"{text}\n{checks_table(record)}{words}\n{origin(record)}\n"
     (RESULTS / f"{preset}-{name}.md").write_text(page, encoding="utf-8")
-    (RESULTS / f"{preset}-{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{preset}-{name}.json").write_text(json.dumps(record, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 def write_index() -> None:
