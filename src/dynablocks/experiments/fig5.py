@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
@@ -34,7 +34,8 @@ class LearnedSteps(Experiment):
         lines = []
         for row in self.rows(scale):
             result = store.result(row.training)
-            for block in [{"block": "not run", "values": {}}] if result is None else result["steps"]:
+            blocks: list[dict[str, Any]] = [{"block": "not run", "values": {}}] if result is None else result["steps"]
+            for block in blocks:
                 values = {name: f"{value:.4f}" for name, value in block["values"].items()}
                 margin = f"{row.margin:g}"
                 lines.append({"data": row.training.data, "margin": margin, "block": block["block"], **values})

@@ -40,7 +40,13 @@ _TRAINING: dict[str, dict[str, Any]] = {
 }
 _EXACT: dict[str, dict[str, Any]] = {"smoke": {}, "cpu": {"layers": (2, 2, 2)}, "paper": {}}
 _EXACT_EPOCHS = {"smoke": 2.0, "cpu": 5.0, "paper": 100.0}
-_LOSS = {"loss": "offset-cross-entropy", "offset": 0.6, "temperature": 0.35, "optimiser": "adam", "lr": 0.01}
+_LOSS: dict[str, Any] = {
+    "loss": "offset-cross-entropy",
+    "offset": 0.6,
+    "temperature": 0.35,
+    "optimiser": "adam",
+    "lr": 0.01,
+}
 
 
 def structured_model(scale: Scale) -> ModelConfig:

@@ -141,7 +141,8 @@ def attack_config(scale: Scale) -> AttackConfig:
     The paper attacks every sample at every radius anew. The cpu preset attacks a sample no further once a loss broke
     it at a smaller radius: its ball lies in the larger one.
     """
-    return AttackConfig(**({"epsilons": DEFAULT_EPSILONS, "seed": scale.seed} | _ATTACK[scale.preset]))
+    settings: dict[str, Any] = {"epsilons": DEFAULT_EPSILONS, "seed": scale.seed}
+    return AttackConfig(**(settings | _ATTACK[scale.preset]))
 
 
 def paper_row(scale: Scale, name: str, margin: float) -> Row:
