@@ -244,7 +244,8 @@ def _draw_panel(axes: Axes, paper_region: str, panel: Panel, result: dict[str, A
     substeps = 1 if paper_region == "paper-flexible" else panel.substeps
     paper = REGIONS[paper_region](SLOPE, substeps)
     axes.fill(*_outline(paper), color=GREEN, alpha=0.45, linewidth=0, label="the paper's region", zorder=1.5)
-    for name, colour, label in (("tight", INK, "tight bound"), ("exact", PURPLE, "exact flow")):
+    tight = next((name for name in panel.regions if name.startswith("tight")), "tight")
+    for name, colour, label in ((tight, INK, "tight bound"), ("exact", PURPLE, "exact flow")):
         dashes = "-" if name in panel.regions else (0, (1, 1.5))
         x, y = _outline(REGIONS[name](SLOPE, substeps))
         axes.plot([*x, x[0]], [*y, y[0]], color=colour, linestyle=dashes, linewidth=1.4, label=label, zorder=3)

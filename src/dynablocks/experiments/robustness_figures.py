@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dynablocks.experiments.robustness import Row
-from dynablocks.reporting.figures import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, VERMILION, new_figure, styled
+from dynablocks.reporting.figures import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILION, new_figure, styled
 from dynablocks.robustness import Curve
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def gap_figure(rows: Sequence[Row], store: Store, *, watermark: str | None = Non
         axes.set_visible(False)
     for axes, row in zip(panels, rows, strict=False):
         worst, certified = row.attacked(store), row.certified(store)
-        _draw(axes, row.attacked(store, "ce"), FAINT, DASHED, label="paper's attack")
+        _draw(axes, row.attacked(store, "ce"), INK, DOTTED, label="paper's attack")
         _draw(axes, worst, VERMILION, DASHED, label="worst of attacks")
         _draw(axes, certified, BLUE, "-", label="certified")
         if worst is not None and certified is not None:
