@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dynablocks.cli import main
+from dynablocks.errors import BadData
 from dynablocks.experiments import EXPERIMENTS, Scale, Store
 from dynablocks.experiments.cells import in_order
 from dynablocks.experiments.runner import all_cells, chosen, write_outputs
@@ -84,13 +85,28 @@ def test_check_says_not_run_where_nothing_was_run(tmp_path: Path, capsys: pytest
     assert "agrees" not in said
 
 
-def test_data_that_is_not_there_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_images_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty = tmp_path / "images"
     empty.mkdir()
     arguments = ["reproduce", "fig5", "--preset", "cpu", "--data-dir", str(empty), "--out", str(tmp_path / "out")]
-    assert main(arguments) == 0
-    assert "not run: 1 cells" in " ".join(capsys.readouterr().err.split())
-    assert "not run" in (tmp_path / "out" / "cpu" / "fig5.md").read_text()
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "is empty; put the data there" in message
+    assert message.count("\n") == 1
+
+
+def test_data_that_cannot_be_had_is_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object) -> None:
+        raise BadData("the Hub cannot be reached; give --data-dir.")
+
+    monkeypatch.setattr("dynablocks.experiments.runs.images", unreachable)
+    assert main(["reproduce", "fig5", "--preset", "cpu", "--out", str(tmp_path)]) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert "not run: 1 cells" in said
+    assert "cannot be reached" in said
+    assert "not run" in (tmp_path / "cpu" / "fig5.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -101,7 +117,7 @@ def test_data_that_is_not_there_is_not_run(tmp_path: Path, capsys: pytest.Captur
         (["fig4", "--preset", "huge"], "smoke"),
         (["fig4", "--jobs", "0"], "jobs is 0"),
         (["fig4", "--max-hours", "-1"], "max_hours is -1"),
-        (["fig4", "--data-dir", "/no/such/folder"], "not a folder"),
+        (["fig4", "--data-dir", "/no/such/folder"], "/no/such/folder"),
         (["fig4", "--out", __file__], "is a file"),
     ],
 )

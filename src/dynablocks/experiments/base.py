@@ -13,8 +13,6 @@ from dynablocks.registry import Registry
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-VERDICTS = ("agrees", "differs", "not compared", "not run")
-
 
 @dataclass(frozen=True)
 class Scale:

@@ -27,7 +27,6 @@ from dynablocks.experiments.provenance import made_here
 from dynablocks.files import lock_file, read_json, write_json
 
 RESULT, FAILED, SETTINGS = "result.json", "FAILED.json", "cell.json"
-STATES = ("built", "failed", "running", "partial", "waiting", "impossible")
 
 
 @dataclass(frozen=True)

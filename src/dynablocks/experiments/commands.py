@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynablocks.config import PRESETS
+from dynablocks.data import infer_name
 from dynablocks.errors import InvalidArgument, require_choice, require_range
 from dynablocks.experiments import EXPERIMENTS
 from dynablocks.experiments.base import Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
+from dynablocks.experiments.provenance import cores
 from dynablocks.experiments.runner import (
     all_cells,
     build_cells,
@@ -58,7 +59,8 @@ def reproduce(options: Any, arguments: Sequence[str], say: Callable[[str], None]
     """Build, write and compare.
 
     Returns:
-        0; 1 when a cell failed, or with ``--check`` when a result differs; 3 when the time was over before the end.
+        0; 1 when a cell failed, or with ``--check`` when a result differs; 3 when cells are left to build, since the
+        time was over or their data is not there.
     """
     require_choice("preset", options.preset, PRESETS)
     require_range("jobs", options.jobs, 1, 1024)
@@ -67,9 +69,9 @@ def reproduce(options: Any, arguments: Sequence[str], say: Callable[[str], None]
         require_range("max_hours", options.max_hours, 0, open_low=True)
     if options.out.exists() and not options.out.is_dir():
         raise InvalidArgument(f"--out {options.out} is a file; give a folder.")
-    for folder in (options.data.dir, options.cifar100_dir):
-        if folder is not None and not folder.is_dir():
-            raise InvalidArgument(f"{folder} is not a folder; give the folder of a CIFAR copy.")
+    for folder, wanted in ((options.data.dir, "cifar10"), (options.cifar100_dir, "cifar100")):
+        if folder is not None and (found := infer_name(folder)) != wanted:
+            raise InvalidArgument(f"{folder} holds {found}; {wanted} is needed there.")
     experiments = chosen(options.names)
     scale = Scale(options.preset, options.data.dir, options.cifar100_dir, options.seed)
     store = Store(options.out / "cells")
@@ -93,7 +95,7 @@ def _build(
     with time_limit(options.max_hours if options.jobs == 1 else None) as is_over:
         try:
             if options.jobs > 1:
-                build_with_workers(arguments, options.jobs, len(os.sched_getaffinity(0)))
+                build_with_workers(arguments, options.jobs, cores())
             else:
                 build_cells(cells, store, say, retry=options.retry)
         except KeyboardInterrupt:
@@ -106,7 +108,7 @@ def _build(
         _sum_up(cells, states, store, say)
     if "failed" in states:
         return DIFFERS
-    return UNFINISHED if {"running", "partial", "waiting"} & set(states) else DONE
+    return DONE if set(states) <= {"built"} else UNFINISHED
 
 
 def _write(

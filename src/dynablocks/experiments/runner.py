@@ -81,13 +81,14 @@ def build_cells(cells: Sequence[Cell], store: Store, say: Say, *, retry: bool = 
             time.sleep(POLL_SECONDS)
 
 
-def build_with_workers(arguments: Sequence[str], jobs: int, cores: int) -> int:
-    """Run the same command in ``jobs`` processes that share the cells and the cores; the largest exit code."""
+def build_with_workers(arguments: Sequence[str], jobs: int, cores: int) -> None:
+    """Run the same command in ``jobs`` processes that share the cells and the cores, and wait for them."""
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
     command = [sys.executable, "-m", "dynablocks", "reproduce", *arguments, "--jobs", "1", "--worker"]
     workers = [subprocess.Popen(command, env=environment) for _ in range(jobs)]
     try:
-        return max(abs(worker.wait()) for worker in workers)
+        for worker in workers:
+            worker.wait()
     except KeyboardInterrupt:
         for worker in workers:
             with contextlib.suppress(ProcessLookupError):
