@@ -180,10 +180,8 @@ def violation_check(panel: Panel, name: str, region: Region, result: dict[str, A
     return Check.of(what, "non-expansive", "0", str(count), count == 0)
 
 
-def left_out_check(
-    panel: Panel, name: str, region: Region, result: dict[str, Any] | None, *, loose: bool
-) -> Check:
-    """How many pairs with h₂ >= 0 outside the region expand for no weights: some if it is loose, none if it is sharp."""
+def left_out_check(panel: Panel, name: str, region: Region, result: dict[str, Any] | None, *, loose: bool) -> Check:
+    """How many pairs with h₂ >= 0 outside the region expand for no weights: some if loose, none if sharp."""
     what, expected = f"{panel.step}: valid pairs with h₂ ≥ 0 that {name} leaves out", "some" if loose else "0"
     if result is None:
         return Check.of(what, "", expected, None, None)
