@@ -179,7 +179,7 @@ class HalfEuler(Integrator):
     def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
         constant, reason = field.euler_constant(step_size / 2, bound)
         twice = Lipschitz(constant).then(Lipschitz(constant))
-        return Declaration.of(twice, *self.inherited(field.facts()), reason=reason, title="HalfEuler")
+        return Declaration.of(twice, *self.inherited(field, step_size)[0], reason=reason, title="HalfEuler")
 
 
 class TimidRegion(Region):

@@ -36,11 +36,14 @@ def number(value: float | None) -> str:
     return "exact" if value is None else f"{value:.4g}"
 
 
+NUMBERS = ("lipschitz", "one_sided", "spectrum", "reason", "metric")
+
+
 def fields() -> tuple[tuple[str, ...], Rows]:
     rows = []
     for name, kind in FIELDS.items():
         facts = kind.example().facts()
-        words = [word for word in ("conservative", "odd", "linear_invariant") if getattr(facts, word)]
+        words = [f.name.replace("_", " ") for f in dataclasses.fields(facts) if f.name not in NUMBERS and getattr(facts, f.name)]
         symmetric = ["symmetric Jacobian"] if facts.spectrum is not None else []
         held = ", ".join([*symmetric, *words]) or "none"
         rows.append((f"``{name}``", escape(summary(kind)), held, escape(facts.reason)))
@@ -52,7 +55,7 @@ def integrators() -> tuple[tuple[str, ...], Rows]:
     for name, make in INTEGRATORS.items():
         method = make()
         kind = "explicit" if method.explicit else "implicit"
-        rows.append((f"``{name}``", repr(method), number(method.order), kind, ", ".join(method.preserves)))
+        rows.append((f"``{name}``", repr(method), number(method.order), kind, ", ".join(sorted(kind.__name__ for kind in method.keeps))))
     return ("name", "integrator", "order", "kind", "preserves"), rows
 
 

@@ -4,6 +4,7 @@ from dynablocks.fields.activations import ACTIVATIONS, Activation, activation, l
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
 from dynablocks.fields.gradient import GradientField
 from dynablocks.fields.metric import MetricField
+from dynablocks.fields.partitioned import IdentityField, PartitionedField, ShearField
 from dynablocks.fields.planar import PlanarField, TwoMatrixField
 from dynablocks.fields.preconditioned import PreconditionedField
 from dynablocks.fields.ridge import RidgeField
@@ -14,10 +15,13 @@ __all__ = [
     "Activation",
     "FieldFacts",
     "GradientField",
+    "IdentityField",
     "MetricField",
+    "PartitionedField",
     "PlanarField",
     "PreconditionedField",
     "RidgeField",
+    "ShearField",
     "TwoMatrixField",
     "VectorField",
     "activation",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from dynablocks.errors import InvalidArgument
 from dynablocks.properties import EUCLIDEAN, Metric
 from dynablocks.registry import Registry
 
@@ -22,17 +23,31 @@ class FieldFacts:
             symmetric.
         conservative: X = ±∇V.
         odd: X(−x) = −X(x).
-        linear_invariant: 1ᵀX(x) = 0.
+        linear_invariants: weights w with wᵀX(x) = 0; ``None`` stands for w = 1.
+        divergence_free: ∇·X = 0.
+        hamiltonian: X = 𝕁∇H on x = (q, p), so q̇ = ∂H/∂p and ṗ = −∂H/∂q.
+        damping: the rate γ of a conformal Hamiltonian field q̇ = ∂H/∂p, ṗ = −∂H/∂q − γp, ``None`` for other fields.
+        conserves_energy, dissipates_energy: d/dt H <= 0 along solutions, with equality in the first case, for H the
+            field's ``energy``.
+        tangent: ⟨x, X(x)⟩ = 0, so solutions keep their norm.
+        positive: Xᵢ(x) >= 0 where xᵢ = 0 and x >= 0, so solutions stay nonnegative.
         reason: where the numbers come from.
         metric: the inner product of all of the above: norms, symmetry and gradients are those of ⟨x, y⟩_M = xᵀMy.
     """
 
-    lipschitz: float
-    one_sided: float
+    lipschitz: float = math.inf
+    one_sided: float = math.inf
     spectrum: tuple[float, float] | None = None
     conservative: bool = False
     odd: bool = False
-    linear_invariant: bool = False
+    linear_invariants: tuple[tuple[float, ...] | None, ...] = ()
+    divergence_free: bool = False
+    hamiltonian: bool = False
+    damping: float | None = None
+    conserves_energy: bool = False
+    dissipates_energy: bool = False
+    tangent: bool = False
+    positive: bool = False
     reason: str = ""
     metric: Metric = EUCLIDEAN
 
@@ -45,7 +60,9 @@ class FieldFacts:
 class VectorField(nn.Module):
     """A parametric autonomous vector field x ↦ X(x) on inputs of one shape.
 
-    A subclass implements :meth:`forward` and :meth:`facts`, and may sharpen :meth:`euler_constant`.
+    A subclass implements :meth:`forward` and :meth:`facts`, and may sharpen :meth:`euler_constant`. One whose flow has a
+    closed form implements :meth:`flow`, :meth:`flow_constant` and :meth:`flow_log_determinant`; one that is a sum of
+    such implements :meth:`terms`.
 
     Attributes:
         in_shape: the shape of one sample.
@@ -66,6 +83,35 @@ class VectorField(nn.Module):
         """What holds for the present parameters."""
         raise NotImplementedError
 
+    def energy(self, x: Tensor) -> Tensor:
+        """H(x) per sample: what ``conserves_energy`` and ``dissipates_energy`` are about, and H of X = 𝕁∇H."""
+        raise InvalidArgument(f"{type(self).__name__} has no energy; use a Hamiltonian, partitioned or gradient field.")
+
+    def terms(self) -> tuple[VectorField, ...]:
+        """The fields whose sum this is, for splitting methods; the field itself when it is not a sum."""
+        return (self,)
+
+    def why_no_flow(self) -> str | None:
+        """Why the flow has no closed form, ``None`` when it has one."""
+        return f"{type(self).__name__} has no closed-form flow"
+
+    def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
+        """Φ_t(x), the solution at t = ``time`` (any sign), exact up to rounding."""
+        raise InvalidArgument(f"{self.why_no_flow()}; use a Runge–Kutta or a splitting method.")
+
+    def flow_log_determinant(self, x: Tensor, time: Tensor | float) -> Tensor:
+        """log |det DΦ_t(x)| per sample."""
+        raise InvalidArgument(f"{self.why_no_flow()}; its log-determinant has none either.")
+
+    def flow_constant(self, time: float) -> tuple[float, str]:
+        """A Lipschitz constant of Φ_t and the reason; by Grönwall e^{μt} with the one-sided constant μ, or e^{|t|L}."""
+        facts = self.facts()
+        if time == 0:
+            return 1.0, "no time"
+        rate = min(facts.lipschitz, facts.one_sided) if time > 0 else facts.lipschitz
+        exponent = rate * abs(time)
+        return (math.exp(exponent) * (1 + 2.0**-48) if exponent < 700 else math.inf), f"e^(t·{rate:.4g}), Grönwall"
+
     def euler_constant(self, step_size: float, bound: str = "tight") -> tuple[float, str]:
         r"""A Lipschitz constant of x + hX(x) for h = ``step_size`` of either sign, and the reason.
 
@@ -73,6 +119,10 @@ class VectorField(nn.Module):
         and one-sided constant μ (paper section 3.2). Otherwise 1 + |h|L, the smaller of the two where both hold.
         """
         facts, h = self.facts(), step_size
+        if h == 0:
+            return 1.0, "no step"
+        if math.isinf(facts.lipschitz):
+            return math.inf, "no Lipschitz constant is known"
         if facts.spectrum is not None and bound == "tight":
             low, high = facts.spectrum
             return max(abs(1 + h * low), abs(1 + h * high)), f"max|1+hλ|, λ in [{low:.4g}, {high:.4g}]"

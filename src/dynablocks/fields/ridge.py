@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,39 @@ class RidgeField(VectorField):
         """X(x) = Aᵀ g(Ax + b)."""
         with shared_weights(self.linear):
             return self.linear.adjoint(self.profile(self.preactivation(x)))
+
+    def why_no_flow(self) -> str | None:
+        """There is one for AAᵀ = I and σ(u) = max(u, au): u = Ax + b obeys u̇ = g(u) elementwise (design D2.4)."""
+        if not self.linear.rows_orthonormal:
+            return (
+                "the exact flow needs a gradient field whose A has orthonormal rows (AAᵀ = I): an OrthogonalDense with "
+                "out <= in or an OrthogonalConv with circular padding"
+            )
+        if self.sigma.negative_slope is None:
+            return f"the exact flow of a gradient field needs relu or leaky-relu; got {self.sigma.name}"
+        return None
+
+    def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
+        return self.ridge_step(x, lambda u: self.sigma.flow(u, self._times(time, u)) - u)
+
+    def flow_log_determinant(self, x: Tensor, time: Tensor | float) -> Tensor:
+        u = self.preactivation(x)
+        times = self._times(time, u)
+        return torch.where(u >= 0, times, (self.sigma.negative_slope or 0.0) * times).flatten(1).sum(1)
+
+    def flow_constant(self, time: float) -> tuple[float, str]:
+        # e^700 is near the largest float; beyond it the declared constant is infinite.
+        exponents = [time * slope for slope in self.slope_range()]
+        ends = [math.expm1(e) if e < 700 else math.inf for e in exponents]
+        low, high = self.update_spectrum(min(ends), max(ends))
+        constant = math.nextafter(max(abs(1 + low), abs(1 + high)), math.inf)
+        return constant, f"exact flow, symmetric Jacobian with eigenvalues in [{1 + low:.6g}, {1 + high:.6g}]"
+
+    def _times(self, time: Tensor | float, u: Tensor) -> Tensor:
+        scales = self.slope_scales()
+        if scales is None:
+            return torch.as_tensor(self.sign * time, dtype=u.dtype, device=u.device)
+        return self.per_channel(scales) * time
 
     def scale_range(self) -> tuple[float, float]:
         """The smallest and largest signed factor on σ, in float64."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import RidgeField, VectorField
 from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
-from dynablocks.properties import Declaration, GradientNormPreserving, Lipschitz, Property
+from dynablocks.properties import Declaration, GradientNormPreserving, Property
 
 
 @INTEGRATORS.register("euler")
@@ -66,12 +66,12 @@ class ExplicitEuler(Integrator):
             once, reason = field.euler_constant(h, bound)
             constant = math.nextafter(once**self.substeps, math.inf) if self.substeps > 1 else once
             reason = f"({reason})^{self.substeps}" if self.substeps > 1 else reason
-        facts = field.facts()
-        kept: list[Property] = [Lipschitz(constant, facts.metric)]
+        kept: list[Property] = [*self.lipschitz(constant, field)]
         if self._reflects(field, step_size):
             kept.append(GradientNormPreserving())
-        kept.extend(self.inherited(facts))
-        return Declaration.of(*kept, reason=reason, title=f"Euler(h={step_size:.5g}, S={self.substeps})")
+        inherited, losses = self.inherited(field, step_size)
+        title = f"Euler(h={step_size:.5g}, S={self.substeps})"
+        return Declaration.of(*kept, *inherited, reason=reason, title=title, losses=losses)
 
     def _elementwise_constant(self, field: RidgeField, h: float) -> tuple[float, str]:
         factors = [1 + h * slope for slope in field.slope_range()]

@@ -1,31 +1,29 @@
-"""Exact flows at the price of one Euler step."""
+"""Exact flows, where a field has one in closed form."""
 
 from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from dynablocks.errors import InvalidArgument
-from dynablocks.fields import RidgeField, VectorField
-from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
+from dynablocks.fields import VectorField
+from dynablocks.integrators.base import FLOW_PROPERTIES, INTEGRATORS, Integrator, StepSize
 from dynablocks.properties import Declaration, Invertible, Lipschitz
 
 
 @INTEGRATORS.register("exact")
 class ExactFlow(Integrator):
-    r"""The exact flow of s Aᵀ diag(α) Σ(Ax + b) for AAᵀ = I and σ(u) = max(u, au).
+    r"""The exact flow Φ_t of a field that has one in closed form; it keeps all that solutions keep.
 
-    u = Ax + b obeys u̇ = sαΣ(u) elementwise, so Φ_t(x) = x + Aᵀ(φ_t(u) − u) with φ_t(u) = u e^{sαt} (u >= 0), u
-    e^{sαat} (u < 0).
-    The inverse is the flow for −t; log det = Σ over units of sαt or sαat. Square orthogonal A: L = e^{−at}
-    (contractive),
-    e^t (expansive); the declared constant uses the measured singular values of A, so it holds for the A that is stored.
+    Gradient fields s Aᵀ diag(α) Σ(Ax + b) with AAᵀ = I and σ(u) = max(u, au): u = Ax + b obeys u̇ = sαΣ(u) elementwise,
+    so Φ_t(x) = x + Aᵀ(φ_t(u) − u) with φ_t(u) = u e^{sαt} (u >= 0), u e^{sαat} (u < 0). Shears (u(p), 0) and (0, v(q)):
+    Φ_t(x) = x + tX(x). The inverse is the flow for −t; the log-determinant has a closed form.
 
-    Source: design D2.4.
+    Source: design D2.4, D2.10.
 
     Example:
+        >>> import torch
         >>> from dynablocks.linear import OrthogonalDense
         >>> from dynablocks.fields import GradientField, leaky_relu
         >>> field = GradientField(OrthogonalDense(3, 3), leaky_relu(0.5)).double()
@@ -35,49 +33,27 @@ class ExactFlow(Integrator):
     """
 
     order = None
-    preserves = ("linear invariants", "odd symmetry", "invertibility")
+    symmetric = True
+    keeps = FLOW_PROPERTIES
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
-        ridge = self._ridge(field)
-        return ridge.ridge_step(x, lambda u: ridge.sigma.flow(u, self._times(ridge, step_size, u)) - u)
-
-    def inverse(self, field: VectorField, y: Tensor, step_size: StepSize) -> Tensor:
-        return self.step(field, y, -step_size)
+        self.require(field)
+        return field.flow(x, step_size)
 
     def log_determinant(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
-        ridge = self._ridge(field)
-        u = ridge.preactivation(x)
-        times = self._times(ridge, step_size, u)
-        slope = ridge.sigma.negative_slope or 0.0
-        return torch.where(u >= 0, times, slope * times).flatten(1).sum(1)
+        self.require(field)
+        return field.flow_log_determinant(x, step_size)
+
+    def why_not(self, field: VectorField) -> str | None:
+        return field.why_no_flow()
 
     def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
-        ridge = self._ridge(field)
-        # e^700 is near the largest float; beyond it the declared constant is infinite.
-        exponents = [step_size * slope for slope in ridge.slope_range()]
-        ends = [math.expm1(e) if e < 700 else math.inf for e in exponents]
-        low, high = ridge.update_spectrum(min(ends), max(ends))
-        constant = math.nextafter(max(abs(1 + low), abs(1 + high)), math.inf)
-        reason = f"exact flow, symmetric Jacobian with eigenvalues in [{1 + low:.6g}, {1 + high:.6g}]"
-        # Beyond e^±300 a flow and its inverse leave the range of floats.
-        inverse = (Invertible(),) if max(map(abs, exponents)) < 300 else ()
-        kept = (Lipschitz(constant, field.facts().metric), *inverse, *self.inherited(field.facts()))
-        return Declaration.of(*kept, reason=reason, title=f"ExactFlow(t={step_size:.5g})")
-
-    @staticmethod
-    def _ridge(field: VectorField) -> RidgeField:
-        if not isinstance(field, RidgeField) or not field.linear.rows_orthonormal:
-            raise InvalidArgument(
-                "the exact flow needs a gradient field whose A has orthonormal rows (AAᵀ = I): an OrthogonalDense with "
-                "out <= in or an OrthogonalConv with circular padding."
-            )
-        if field.sigma.negative_slope is None:
-            raise InvalidArgument(f"the exact flow needs relu or leaky-relu; got {field.sigma.name}.")
-        return field
-
-    @staticmethod
-    def _times(field: RidgeField, step_size: StepSize, u: Tensor) -> Tensor:
-        scales = field.slope_scales()
-        if scales is None:
-            return torch.as_tensor(field.sign * step_size, dtype=u.dtype, device=u.device)
-        return field.per_channel(scales) * step_size
+        self.require(field)
+        constant, reason = field.flow_constant(step_size)
+        kept, losses = self.inherited(field, step_size)
+        # Where the flow grows or shrinks by more than e^±300, it and its inverse leave the range of floats.
+        if field.facts().divergence_free or constant < math.exp(300) and field.flow_constant(-step_size)[0] < math.exp(300):
+            kept = [Invertible(), *kept]
+        return Declaration.of(
+            *self.lipschitz(constant, field), *kept, reason=reason, title=f"ExactFlow(t={step_size:.5g})", losses=losses
+        )

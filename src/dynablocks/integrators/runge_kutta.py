@@ -12,7 +12,7 @@ from torch import Tensor
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import VectorField
 from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
-from dynablocks.properties import Declaration, Lipschitz
+from dynablocks.properties import Declaration
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,17 @@ class ExplicitRungeKutta(Integrator):
     def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
         facts = field.facts()
         limit = 2 * self.tableau.circle_radius / facts.lipschitz if facts.lipschitz > 0 else math.inf
+        inherited, losses = self.inherited(field, step_size)
         if facts.cocoercive and 0 <= step_size <= limit:
             constant, reason = 1.0, f"circle contractive: 0 <= h <= 2r/L = {limit:.5g}"
         else:
             constant, reason = self._growth(facts.lipschitz, abs(step_size)), f"1+hΣ|b|ℓ, L={facts.lipschitz:.4g}"
         title = f"{self.tableau.name}(h={step_size:.5g})"
-        return Declaration.of(Lipschitz(constant, facts.metric), *self.inherited(facts), reason=reason, title=title)
+        return Declaration.of(*self.lipschitz(constant, field), *inherited, reason=reason, title=title, losses=losses)
 
     def _growth(self, lipschitz: float, h: float) -> float:
+        if h == 0 or math.isinf(lipschitz):
+            return 1.0 if h == 0 else math.inf
         stages: list[float] = []
         for row in self.tableau.a:
             stages.append(lipschitz * (1 + h * sum(abs(a) * s for a, s in zip(row, stages, strict=True))))

@@ -2,7 +2,9 @@
 
 from dynablocks.properties.declarations import (
     EUCLIDEAN,
+    ConformalSymplectic,
     Dissipative,
+    EnergyPreserving,
     Equivariant,
     GradientNormPreserving,
     Invertible,
@@ -10,6 +12,7 @@ from dynablocks.properties.declarations import (
     Lipschitz,
     Metric,
     NormPreserving,
+    Positive,
     Properties,
     Property,
     Symplectic,
@@ -21,8 +24,10 @@ from dynablocks.properties.verify import Check, verify
 __all__ = [
     "EUCLIDEAN",
     "Check",
+    "ConformalSymplectic",
     "Declaration",
     "Dissipative",
+    "EnergyPreserving",
     "Equivariant",
     "Explanation",
     "GradientNormPreserving",
@@ -31,6 +36,7 @@ __all__ = [
     "Lipschitz",
     "Metric",
     "NormPreserving",
+    "Positive",
     "Properties",
     "Property",
     "Structured",

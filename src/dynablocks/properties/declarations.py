@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Self, TypeVar
 
 from torch import Tensor
@@ -66,14 +66,31 @@ EUCLIDEAN = Metric()
 
 @dataclass(frozen=True)
 class Property:
-    """A guarantee. Two guarantees of one type compose through :meth:`then`."""
+    """A guarantee. Two guarantees of one :attr:`slot` compose through :meth:`then`.
+
+    Args:
+        tolerance: to what the residual that :func:`dynablocks.verify` measures is guaranteed, beyond rounding: 0 for an
+            explicit map, the solver's tolerance where an equation is solved. Tolerances of a composition add up.
+    """
+
+    tolerance: float = field(default=0.0, kw_only=True)
+
+    @property
+    def slot(self) -> Hashable:
+        """What it is a guarantee of: a module has at most one for each slot, and equal slots compose."""
+        return type(self)
 
     def then(self, following: Self) -> Self | None:
         """The guarantee of "first self, then ``following``", or ``None`` when the composition has none."""
-        return self if self == following else None
+        total = self.tolerance + following.tolerance
+        return replace(self, tolerance=total) if self == replace(following, tolerance=self.tolerance) else None
+
+    def within(self, tolerance: float) -> Self:
+        """The same guarantee to another tolerance."""
+        return replace(self, tolerance=tolerance)
 
     def __str__(self) -> str:
-        return type(self).__name__
+        return type(self).__name__ + (f"(to {self.tolerance:.1e})" if self.tolerance else "")
 
 
 @dataclass(frozen=True)
@@ -144,9 +161,19 @@ class VolumePreserving(Property):
 
 @dataclass(frozen=True)
 class LinearInvariant(Property):
-    r"""wᵀf(x) = wᵀx; ``weights=None`` is w = 1 (mass), which also composes across changes of dimension."""
+    r"""wᵀf(x) = wᵀx; ``weights=None`` is w = 1 (mass), which also composes across changes of dimension.
+
+    A module may have several; each composes with that of equal weights.
+    """
 
     weights: tuple[float, ...] | None = None
+
+    @property
+    def slot(self) -> Hashable:
+        return type(self), self.weights
+
+    def __str__(self) -> str:
+        return "LinearInvariant" if self.weights is None else f"LinearInvariant{self.weights}"
 
 
 @dataclass(frozen=True)
@@ -155,11 +182,44 @@ class NormPreserving(Property):
 
 
 @dataclass(frozen=True)
-class Dissipative(Property):
-    r"""V(f(x)) ≤ V(x) for the module's ``potential`` V; holds along one potential only, so it never composes."""
+class ConformalSymplectic(Property):
+    r"""J(x)ᵀ 𝕁 J(x) = c 𝕁; the factors of a composition multiply."""
+
+    factor: float = 1.0
+
+    def then(self, following: ConformalSymplectic) -> ConformalSymplectic:
+        return ConformalSymplectic(self.factor * following.factor, tolerance=self.tolerance + following.tolerance)
+
+    def __str__(self) -> str:
+        return f"ConformalSymplectic({self.factor:.9g})"
+
+
+@dataclass(frozen=True)
+class OfFunction(Property):
+    """A guarantee about one function on the states, so it composes with that about the same function only."""
+
+    function: Callable[[Tensor], Tensor] | None = None
+
+    def __str__(self) -> str:
+        return type(self).__name__ + (f"(to {self.tolerance:.1e})" if self.tolerance else "")
+
+
+@dataclass(frozen=True)
+class EnergyPreserving(OfFunction):
+    r"""H(f(x)) = H(x) for the function H, or the module's ``energy`` when it is ``None``."""
+
+
+@dataclass(frozen=True)
+class Dissipative(OfFunction):
+    r"""V(f(x)) ≤ V(x) for the function V, or the module's ``potential`` when it is ``None``; that never composes."""
 
     def then(self, following: Self) -> Self | None:
-        return None
+        return None if self.function is None else super().then(following)
+
+
+@dataclass(frozen=True)
+class Positive(Property):
+    r"""x >= 0 entrywise implies f(x) >= 0."""
 
 
 @dataclass(frozen=True)

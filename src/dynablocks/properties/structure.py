@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -95,26 +95,36 @@ def fold(declared: tuple[tuple[str, Declaration], ...]) -> tuple[list[Property],
     """The properties that survive a composition of declarations, and one sentence for each that does not."""
     kept: list[Property] = []
     losses: list[str] = []
-    kinds = list(dict.fromkeys(kind for _, d in declared for kind in d.properties.kinds()))
-    for kind in kinds:
-        total, lost_at = _fold(kind, declared)
+    slots: dict[Hashable, Property] = {}
+    for _, declaration in declared:
+        for stated in declaration.properties:
+            slots.setdefault(stated.slot, stated)
+    for slot, stated in slots.items():
+        total, lost_at = _fold(slot, declared)
         if total is not None:
             kept.append(total)
         else:
-            losses.append(f"{kind.__name__} is lost at {lost_at}")
+            losses.append(f"{type(stated).__name__} is lost at {lost_at}")
     return kept, tuple(losses)
 
 
-def _fold(kind: type[Property], declared: tuple[tuple[str, Declaration], ...]) -> tuple[Property | None, str]:
+def _fold(slot: Hashable, declared: tuple[tuple[str, Declaration], ...]) -> tuple[Property | None, str]:
     total: Property | None = None
     for position, (name, declaration) in enumerate(declared):
-        here = declaration.properties.of(kind)
+        here = next((p for p in declaration.properties if p.slot == slot), None)
         if here is None:
-            return None, f"{name} ({declaration.reason})"
+            return None, f"{name} ({_why_not(slot, declaration)})"
         total = here if position == 0 else (total.then(here) if total is not None else None)
         if total is None:
             return None, f"{name} ({here} does not compose with what comes before)"
     return total, ""
+
+
+def _why_not(slot: Hashable, declaration: Declaration) -> str:
+    """The sentence in which a part says itself that it loses the property, otherwise what the part is."""
+    kind = slot[0] if isinstance(slot, tuple) else slot
+    name = kind.__name__ if isinstance(kind, type) else str(kind)
+    return next((loss for loss in declaration.losses if loss.startswith(name + " ")), declaration.reason)
 
 
 IDENTITY: tuple[Property, ...] = (

@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from dynablocks.errors import InvalidArgument, PropertyViolated
 from dynablocks.properties.declarations import (
     EUCLIDEAN,
+    ConformalSymplectic,
     Dissipative,
+    EnergyPreserving,
     Equivariant,
     GradientNormPreserving,
     Invertible,
     LinearInvariant,
     Lipschitz,
     NormPreserving,
+    Positive,
     Property,
     Symplectic,
     VolumePreserving,
@@ -184,7 +187,8 @@ def _check(where: str, module: nn.Module, declared: Property, x: Tensor, search_
         found = _search_lipschitz(module, declared, x, search_steps)
     else:
         found = measure(module, declared, x)
-    return Check(where, declared, found.value, found.residual, _tolerance(module, declared, x), found.counterexample)
+    tolerance = _tolerance(module, declared, x) + declared.tolerance
+    return Check(where, declared, found.value, found.residual, tolerance, found.counterexample)
 
 
 def _tolerance(module: nn.Module, declared: Property, x: Tensor) -> float:
@@ -360,24 +364,53 @@ def _measure_invariant(module: nn.Module, declared: LinearInvariant, x: Tensor) 
 
 @measures(VolumePreserving)
 def _measure_volume(module: nn.Module, declared: Property, x: Tensor) -> Measurement:
-    return _worst((torch.linalg.det(jacobians(module, x)).abs() - 1).abs(), x)
+    """||det J| − 1| over the condition number of J, which multiplies rounding."""
+    dense = jacobians(module, x)
+    gap = (torch.linalg.det(dense).abs() - 1).abs()
+    return _worst(gap / torch.linalg.cond(dense).clamp_min(1.0), x)
 
 
 @measures(Symplectic)
 def _measure_symplectic(module: nn.Module, declared: Property, x: Tensor) -> Measurement:
-    dense = jacobians(module, x)
+    return _form_residual(jacobians(module, x), 1.0, x)
+
+
+@measures(ConformalSymplectic)
+def _measure_conformal(module: nn.Module, declared: ConformalSymplectic, x: Tensor) -> Measurement:
+    return _form_residual(jacobians(module, x), declared.factor, x)
+
+
+def _form_residual(dense: Tensor, factor: float, x: Tensor) -> Measurement:
+    """‖Jᵀ𝕁J − c𝕁‖ over max(1, ‖J‖²): rounding in the products grows with the Jacobian's size."""
     half = dense.shape[-1] // 2
     form = torch.zeros(2 * half, 2 * half, dtype=x.dtype)
     form[:half, half:] = torch.eye(half, dtype=x.dtype)
     form[half:, :half] = -torch.eye(half, dtype=x.dtype)
-    return _worst((dense.mT @ form @ dense - form).flatten(1).norm(dim=1), x)
+    gap = (dense.mT @ form @ dense - factor * form).flatten(1).norm(dim=1)
+    return _worst(gap / dense.flatten(1).square().sum(1).clamp_min(1.0), x)
+
+
+@measures(EnergyPreserving)
+def _measure_energy(module: nn.Module, declared: EnergyPreserving, x: Tensor) -> Measurement:
+    energy = declared.function or cast(Callable[[Tensor], Tensor], module.energy)
+    with torch.no_grad():
+        before = energy(x)
+        return _worst((energy(module(x)) - before).abs() / before.abs().clamp_min(1.0), x)
 
 
 @measures(Dissipative)
-def _measure_dissipation(module: nn.Module, declared: Property, x: Tensor) -> Measurement:
-    potential = cast(Callable[[Tensor], Tensor], module.potential)
+def _measure_dissipation(module: nn.Module, declared: Dissipative, x: Tensor) -> Measurement:
+    potential = declared.function or cast(Callable[[Tensor], Tensor], module.potential)
     with torch.no_grad():
-        return _worst((potential(module(x)) - potential(x)).clamp_min(0.0), x)
+        before = potential(x)
+        return _worst((potential(module(x)) - before).clamp_min(0.0) / before.abs().clamp_min(1.0), x)
+
+
+@measures(Positive)
+def _measure_positivity(module: nn.Module, declared: Property, x: Tensor) -> Measurement:
+    inside = x.abs()
+    with torch.no_grad():
+        return _worst((-module(inside)).clamp_min(0.0).flatten(1).amax(1), inside)
 
 
 @measures(Equivariant)

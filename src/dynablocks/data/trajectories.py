@@ -1,0 +1,500 @@
+"""Sampled trajectories and input/output pairs of a dynamical system, and reading them from a user's files."""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynablocks.data.seeding import require_integer, seeded_generator
+from dynablocks.errors import BadData, InvalidArgument, require_range
+from dynablocks.files import write_text
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64
+    from numpy.typing import NDArray
+
+TRAJECTORY_HEADER = "trajectory,t,<state columns> (trajectory may be left out when there is only one)"
+PAIRS_HEADER = "in_<name>...,out_<name>... and optionally h"
+SUFFIXES = (".csv", ".parquet", ".npz")
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """States of one system sampled along several solutions.
+
+    Args:
+        times: for each trajectory its sampling times, float64 (T_k,), strictly increasing, T_k >= 2.
+        states: for each trajectory its states, float64 (T_k, n).
+        names: n different names of the state components.
+
+    Raises:
+        InvalidArgument: lengths, shapes or types do not fit together, a time is out of order, a number is not finite.
+
+    Example:
+        >>> t = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+        >>> data = Trajectories((t,), (torch.stack([t, t.square()], dim=1),), ("q", "p"))
+        >>> x, y, h = data.pairs()
+        >>> len(data), data.dimension, x.tolist(), h.tolist()
+        (1, 2, [[0.0, 0.0], [0.5, 0.25]], [0.5, 0.5])
+    """
+
+    times: tuple[Float64[Tensor, "time"], ...]
+    states: tuple[Float64[Tensor, "time n"], ...]
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.times or len(self.times) != len(self.states):
+            raise InvalidArgument(
+                f"there are {len(self.times)} rows of times and {len(self.states)} of states; as many are needed, at "
+                "least one."
+            )
+        if not self.names or len(set(self.names)) != len(self.names):
+            raise InvalidArgument(f"names is {self.names!r}; one different name a state component is needed.")
+        for k, (times, states) in enumerate(zip(self.times, self.states, strict=True)):
+            _require_trajectory(f"trajectory {k}", times, states, len(self.names))
+
+    def __len__(self) -> int:
+        """The number of trajectories."""
+        return len(self.times)
+
+    @property
+    def dimension(self) -> int:
+        """n, the number of state components."""
+        return len(self.names)
+
+    def pairs(
+        self, stride: int = 1
+    ) -> tuple[Float64[Tensor, "pair n"], Float64[Tensor, "pair n"], Float64[Tensor, "pair"]]:
+        """Every state, the one ``stride`` samples later, and the time between them, over all trajectories.
+
+        Returns:
+            x (N, n), y (N, n) and h > 0 (N,), in the order of the trajectories and of time. Trajectories too short
+            for the stride give none.
+
+        Raises:
+            InvalidArgument: ``stride`` is not a positive integer, or no trajectory is longer than it.
+        """
+        require_integer("stride", stride, low=1)
+        longest = max(len(times) for times in self.times)
+        if stride >= longest:
+            raise InvalidArgument(f"stride is {stride}; the longest trajectory allows at most {longest - 1}.")
+        x = torch.cat([states[:-stride] for states in self.states])
+        y = torch.cat([states[stride:] for states in self.states])
+        h = torch.cat([times[stride:] - times[:-stride] for times in self.times])
+        return x, y, h
+
+    def split(self, fraction: float = 0.2, seed: int = 0) -> tuple[Trajectories, Trajectories]:
+        """A training and a test part; ``fraction`` is the share of the test part.
+
+        Several trajectories: whole ones, drawn at random with ``seed``, at least one in each part, in their order.
+        A single trajectory: its last states are the test part, and ``seed`` plays no role.
+
+        Args:
+            fraction: in (0, 1), rounded to whole trajectories (or states).
+
+        Raises:
+            InvalidArgument: ``fraction`` is out of range, or a single trajectory has fewer than 4 states.
+        """
+        require_range("fraction", fraction, 0.0, 1.0, open_low=True)
+        if fraction == 1:
+            raise InvalidArgument("fraction is 1; allowed are values in (0, 1), so that something is left to train on.")
+        if len(self) == 1:
+            return self._split_in_time(fraction)
+        held = min(max(round(fraction * len(self)), 1), len(self) - 1)
+        order = torch.randperm(len(self), generator=seeded_generator(seed)).tolist()
+        return self._take(sorted(order[held:])), self._take(sorted(order[:held]))
+
+    def _split_in_time(self, fraction: float) -> tuple[Trajectories, Trajectories]:
+        times, states = self.times[0], self.states[0]
+        if len(times) < 4:
+            raise InvalidArgument(
+                f"the only trajectory has {len(times)} states; 4 are needed to split it in time into parts of 2 or "
+                "more; measure longer or give a second trajectory."
+            )
+        cut = len(times) - min(max(round(fraction * len(times)), 2), len(times) - 2)
+        first, last = (Trajectories((times[part],), (states[part],), self.names) for part in (np.s_[:cut], np.s_[cut:]))
+        return first, last
+
+    def _take(self, chosen: Sequence[int]) -> Trajectories:
+        return Trajectories(tuple(self.times[k] for k in chosen), tuple(self.states[k] for k in chosen), self.names)
+
+    def write_csv(self, path: Path | str) -> None:
+        """Write ``trajectory,t,<state columns>``, trajectories numbered from 0; reading it gives the same numbers.
+
+        Raises:
+            DynablocksError: the place is not writable.
+        """
+        text = StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["trajectory", "t", *self.names])
+        for k, (times, states) in enumerate(zip(self.times, self.states, strict=True)):
+            writer.writerows([k, t, *row] for t, row in zip(times.tolist(), states.tolist(), strict=True))
+        write_text(Path(path), text.getvalue())
+
+
+def _require_trajectory(what: str, times: Tensor, states: Tensor, dimension: int) -> None:
+    if times.dtype != torch.float64 or states.dtype != torch.float64:
+        raise InvalidArgument(f"{what} is {times.dtype} and {states.dtype}; float64 is needed for times and states.")
+    if times.dim() != 1 or len(times) < 2 or states.shape != (len(times), dimension):
+        raise InvalidArgument(
+            f"{what} has times of shape {tuple(times.shape)} and states of shape {tuple(states.shape)}; (T,) and "
+            f"(T, {dimension}) with T at least 2 are needed."
+        )
+    if not bool(times.isfinite().all()) or not bool(states.isfinite().all()):
+        raise InvalidArgument(f"{what} has a number that is not finite; leave that sample out.")
+    if not bool((times.diff() > 0).all()):
+        raise InvalidArgument(f"the times of {what} do not increase strictly; sort its samples by time.")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Inputs of a flow map and its outputs.
+
+    Args:
+        x: float64 (N, n), N >= 2.
+        y: float64 (N, n), the state after the time ``h``.
+        h: float64 (N,), above 0, time units.
+        names: n names of the state components.
+    """
+
+    x: Float64[Tensor, "pair n"]
+    y: Float64[Tensor, "pair n"]
+    h: Float64[Tensor, "pair"]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """The number of pairs."""
+        return len(self.x)
+
+    @property
+    def dimension(self) -> int:
+        """n, the number of state components."""
+        return len(self.names)
+
+
+def read_dynamics(path: Path | str) -> Trajectories | Pairs:
+    """Trajectories or input/output pairs, by the header of the file.
+
+    - CSV (UTF-8, commas, decimal points) or Parquet with the columns ``trajectory,t,<state columns>``: one row a
+      sample; without ``trajectory`` it is one trajectory. Its labels may be any text, and rows of different
+      trajectories may be mixed; times increase within each.
+    - CSV or Parquet with ``in_<name>...,out_<name>...`` and optionally ``h`` (the time between; 1 when left out).
+    - NumPy ``.npz`` with ``t`` (T,) and ``x`` (T, n) or (K, T, n) for K trajectories; never unpickled.
+
+    Raises:
+        BadData: the file is missing or cannot be used; the sentence says where and what to do.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp(), "pairs.csv")
+        >>> _ = file.write_text("in_q,out_q\\n0,1\\n1,2\\n")
+        >>> read_dynamics(file).h.tolist()
+        [1.0, 1.0]
+    """
+    path = Path(path).expanduser()
+    suffix = _require_file(path)
+    if suffix == ".npz":
+        return _read_npz(path)
+    table = _read_csv(path) if suffix == ".csv" else _read_parquet(path)
+    if any(name.startswith(("in_", "out_")) for name in table.names) and "t" not in table.names:
+        return _pairs(table)
+    return _trajectories(table)
+
+
+def read_trajectories(path: Path | str) -> Trajectories:
+    """The trajectories of a file; formats and errors as for :func:`read_dynamics`."""
+    found = read_dynamics(path)
+    if isinstance(found, Pairs):
+        raise BadData(f"{path} holds input/output pairs; a file with the columns {TRAJECTORY_HEADER} is needed here.")
+    return found
+
+
+def read_pairs(path: Path | str) -> Pairs:
+    """The input/output pairs of a file; formats and errors as for :func:`read_dynamics`."""
+    found = read_dynamics(path)
+    if isinstance(found, Trajectories):
+        raise BadData(f"{path} holds trajectories; a CSV or Parquet file with {PAIRS_HEADER} is needed here.")
+    return found
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Named columns: ``labels`` of the trajectory column or None, ``values`` (rows, other columns); where rows lie."""
+
+    path: Path
+    names: list[str]
+    values: Tensor
+    labels: list[str] | None
+    lines: list[int]
+    row_word: str
+
+    def where(self, row: int, column: str | None = None) -> str:
+        place = f"{self.path}, {self.row_word} {self.lines[row]}"
+        return place if column is None else f"{place}, column {column!r}"
+
+    def columns(self, names: Sequence[str]) -> Tensor:
+        return self.values[:, [self.names.index(name) for name in names]]
+
+
+def _require_file(path: Path) -> str:
+    if path.is_dir():
+        raise BadData(f"{path} is a folder; name one file in it ({', '.join(SUFFIXES)}).")
+    if not path.exists():
+        raise BadData(f"{path} does not exist; check the path.")
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        raise BadData(f"{path} has states but no times; save both: numpy.savez('data.npz', t=times, x=states).")
+    if suffix not in SUFFIXES:
+        raise BadData(
+            f"{path} has the suffix {suffix!r}; allowed are {', '.join(SUFFIXES)}; convert it to one of them."
+        )
+    try:
+        size = path.stat().st_size
+        path.open("rb").close()
+    except OSError as error:
+        raise BadData(f"{path} cannot be read ({error.strerror or error}); check its permissions.") from error
+    if not size:
+        raise BadData(f"{path} is empty; a header line and at least 2 rows are needed; export it again.")
+    return suffix
+
+
+def _require_header(path: Path, header: Sequence[str]) -> None:
+    came = ",".join(header)
+    needed = f"the header must be {TRAJECTORY_HEADER}, or {PAIRS_HEADER}"
+    if header and all(_number(name) is not None for name in header):
+        raise BadData(f"{path} has no header: line 1 is {_shortened(came)}; {needed}.")
+    if len(header) == 1 and any(mark in came for mark in ";\t"):
+        raise BadData(f"{path}, line 1: {_shortened(came)} is not separated by commas; export it with commas.")
+    for k, name in enumerate(header):
+        if not name:
+            raise BadData(f"{path}: column {k + 1} has no name in the header {_shortened(came)}; name or remove it.")
+        if name in header[:k]:
+            raise BadData(f"{path}: the column name {name!r} stands twice in the header; make the names differ.")
+    if "t" not in header and not any(name.startswith(("in_", "out_")) for name in header):
+        raise BadData(f"{path} has the header {_shortened(came)}, without the column 't'; {needed}.")
+
+
+def _shortened(text: str, longest: int = 80) -> str:
+    return repr(text if len(text) <= longest else text[: longest - 1] + "…")
+
+
+def _number(cell: str) -> float | None:
+    """Like float(), but Python's 1_000 is text."""
+    try:
+        return None if "_" in cell else float(cell)
+    except ValueError:
+        return None
+
+
+def _read_csv(path: Path) -> _Table:
+    reader = csv.reader(StringIO(_decode(path), newline=""), strict=True)
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append(row)
+                lines.append(reader.line_num)
+    except csv.Error as error:
+        raise BadData(
+            f"{path}, line {reader.line_num}: no CSV ({error}); correct the line or export it again."
+        ) from None
+    if not rows:
+        raise BadData(f"{path} has only blank lines; a header line and at least 2 rows are needed; export it again.")
+    header = [name.strip() for name in rows.pop(0)]
+    lines.pop(0)
+    _require_header(path, header)
+    for row, line in zip(rows, lines, strict=True):
+        if len(row) != len(header):
+            raise BadData(
+                f"{path}, line {line} has {len(row)} {'cell' if len(row) == 1 else 'cells'}; the header has "
+                f"{len(header)} columns; give every line as many (decimal points, no decimal commas)."
+            )
+    numeric = [k for k, name in enumerate(header) if name != "trajectory"]
+    parsed = [_parse_row(path, line, header, row, numeric) for row, line in zip(rows, lines, strict=True)]
+    values = torch.tensor(parsed, dtype=torch.float64).reshape(len(rows), len(numeric))
+    labels = [row[header.index("trajectory")].strip() for row in rows] if "trajectory" in header else None
+    return _checked(_Table(path, [header[k] for k in numeric], values, labels, lines, "line"))
+
+
+def _decode(path: Path) -> str:
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise BadData(f"{path}, line {line} is not UTF-8 text; export the file as CSV in UTF-8.") from error
+
+
+def _parse_row(path: Path, line: int, header: list[str], row: list[str], numeric: list[int]) -> list[float]:
+    numbers = []
+    for k in numeric:
+        number = _number(row[k])
+        if number is None:
+            came = f"is the text {_shortened(row[k])}" if row[k].strip() else "is empty"
+            raise BadData(
+                f"{path}, line {line}, column {header[k]!r} {came}; a finite number is needed; correct it or remove "
+                "the line."
+            )
+        numbers.append(number)
+    return numbers
+
+
+def _checked(table: _Table) -> _Table:
+    """``table`` when it has 2 or more rows, all its numbers are finite and all its labels are there."""
+    rows = len(table.lines)
+    if rows < 2:
+        count = "one row" if rows else "a header but no rows"
+        raise BadData(f"{table.path} has {count}; at least 2 rows are needed; give more samples.")
+    bad = (~table.values.isfinite()).nonzero()
+    if len(bad):
+        row, column = bad[0].tolist()
+        raise BadData(
+            f"{table.where(row, table.names[column])} is {float(table.values[row, column])} (or empty); a finite "
+            f"number is needed; correct it or remove the {table.row_word}."
+        )
+    if table.labels is not None and "" in table.labels:
+        place = table.where(table.labels.index(""), "trajectory")
+        raise BadData(f"{place} is empty; a number or a name of the trajectory is needed in every row.")
+    return table
+
+
+def _read_parquet(path: Path) -> _Table:
+    import pyarrow
+    from pyarrow import parquet, types
+
+    try:
+        table = parquet.ParquetFile(path).read()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _corrupt(path, "parquet", error) from error
+    names = table.schema.names
+    _require_header(path, names)
+    for field in table.schema:
+        if field.name.startswith("__index_level_"):
+            raise BadData(f"{path} has the pandas index {field.name!r} as a column; write it with index=False.")
+        if field.name != "trajectory" and not (types.is_integer(field.type) or types.is_floating(field.type)):
+            raise BadData(f"{path}: the column {field.name!r} is {field.type}; integers or floating point are needed.")
+    numeric = [name for name in names if name != "trajectory"]
+    columns = [np.asarray(table[name].to_numpy(), dtype=np.float64) for name in numeric]
+    values = torch.from_numpy(np.stack(columns, axis=1)) if columns else torch.empty(len(table), 0).double()
+    labels = None
+    if "trajectory" in names:
+        labels = ["" if label is None else str(label).strip() for label in table["trajectory"].to_pylist()]
+    return _checked(_Table(path, numeric, values, labels, list(range(1, len(table) + 1)), "row"))
+
+
+def _corrupt(path: Path, kind: str, error: Exception) -> BadData:
+    reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+    return BadData(f"{path} is truncated or no {kind} file ({reason}); write it again.")
+
+
+def _trajectories(table: _Table) -> Trajectories:
+    names = tuple(name for name in table.names if name != "t")
+    if not names:
+        raise BadData(f"{table.path} has no state columns; the header must be {TRAJECTORY_HEADER}.")
+    groups: dict[str, list[int]] = {}
+    for row, label in enumerate(table.labels or [""] * len(table.lines)):
+        groups.setdefault(label, []).append(row)
+    times, states = table.columns(["t"])[:, 0], table.columns(names)
+    for label, rows in groups.items():
+        if len(rows) < 2:
+            raise BadData(
+                f"{table.where(rows[0])}: the trajectory {label!r} has this row only; at least 2 are needed; add rows "
+                "or remove it."
+            )
+        _require_increasing(table, times, label, rows)
+    parts = [torch.tensor(rows) for rows in groups.values()]
+    return Trajectories(tuple(times[part] for part in parts), tuple(states[part] for part in parts), names)
+
+
+def _require_increasing(table: _Table, times: Tensor, label: str, rows: list[int]) -> None:
+    wrong = (times[rows].diff() <= 0).nonzero()
+    if not len(wrong):
+        return
+    before, row = rows[int(wrong[0])], rows[int(wrong[0]) + 1]
+    inside = f" in the trajectory {label!r}" if table.labels is not None else ""
+    hint = "" if table.labels is not None else "; if a new trajectory begins here, add a column 'trajectory'"
+    relation = "repeats" if times[row] == times[before] else "comes before"
+    raise BadData(
+        f"{table.where(row, 't')}: the time {float(times[row])!r} {relation} {float(times[before])!r} of "
+        f"{table.row_word} {table.lines[before]}{inside}; times must increase; sort the rows by time{hint}."
+    )
+
+
+def _pairs(table: _Table) -> Pairs:
+    inputs = [name[3:] for name in table.names if name.startswith("in_")]
+    outputs = [name[4:] for name in table.names if name.startswith("out_")]
+    extra = [name for name in table.names if not name.startswith(("in_", "out_")) and name != "h"]
+    if table.labels is not None:
+        extra.append("trajectory")
+    if extra:
+        raise BadData(f"{table.path} has the column {extra[0]!r}; a file of pairs has {PAIRS_HEADER}; remove it.")
+    for name in sorted(set(inputs) ^ set(outputs)):
+        has, lacks = (f"in_{name}", f"out_{name}") if name in inputs else (f"out_{name}", f"in_{name}")
+        raise BadData(f"{table.path} has the column {has!r} but not {lacks!r}; a file of pairs has {PAIRS_HEADER}.")
+    h = table.columns(["h"])[:, 0] if "h" in table.names else torch.ones(len(table.lines), dtype=torch.float64)
+    wrong = (h <= 0).nonzero()
+    if len(wrong):
+        place = table.where(int(wrong[0]), "h")
+        raise BadData(
+            f"{place} is {float(h[wrong[0]])!r}; a time step above 0 is needed; correct it or remove the row."
+        )
+    x, y = (table.columns([prefix + name for name in inputs]) for prefix in ("in_", "out_"))
+    return Pairs(x, y, h, tuple(inputs))
+
+
+def _read_npz(path: Path) -> Trajectories:
+    arrays = _npz_arrays(path)
+    t, x = arrays["t"], arrays["x"]
+    if t.ndim != 1 or x.ndim not in (2, 3) or x.shape[-2] != len(t) or 0 in x.shape:
+        raise BadData(
+            f"{path} has t of shape {t.shape} and x of shape {x.shape}; t (T,) and x (T, n), or (K, T, n) for K "
+            "trajectories, are needed; reshape them."
+        )
+    if len(t) < 2:
+        raise BadData(f"{path} has one sample a trajectory; at least 2 are needed; give more samples.")
+    for name, array in (("t", t), ("x", x)):
+        bad = np.argwhere(~np.isfinite(array))
+        if len(bad):
+            place, value = ", ".join(map(str, bad[0])), float(array[tuple(bad[0])])
+            raise BadData(f"{path}: {name}[{place}] is {value}; finite numbers are needed; leave that sample out.")
+    wrong = np.flatnonzero(np.diff(t) <= 0)
+    if len(wrong):
+        k = int(wrong[0]) + 1
+        raise BadData(
+            f"{path}: t[{k}] = {float(t[k])!r} does not come after t[{k - 1}] = {float(t[k - 1])!r}; times must "
+            "increase; sort the samples by time."
+        )
+    times, states = torch.from_numpy(t), torch.from_numpy(x.reshape(-1, *x.shape[-2:]))
+    return Trajectories((times,) * len(states), states.unbind(0), tuple(f"x{k + 1}" for k in range(x.shape[-1])))
+
+
+def _npz_arrays(path: Path) -> dict[str, NDArray[np.float64]]:
+    arrays: dict[str, Any] = {}
+    keys: list[str] = []
+    name = ""
+    try:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
+            keys = list(file)
+            for name in ("t", "x"):
+                arrays[name] = file[name] if name in keys else None
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, EOFError, NotImplementedError, zlib.error) as error:
+        raise _corrupt(path, "npz", error) from error
+    except (ValueError, SyntaxError) as error:
+        raise BadData(f"{path}: the array {name!r} holds Python objects or is damaged; save plain numbers.") from error
+    for name, array in arrays.items():
+        if array is None:
+            raise BadData(f"{path} has the arrays {', '.join(keys) or 'none'}, without {name!r}; save t and x.")
+        if array.dtype.kind not in "iuf":
+            raise BadData(f"{path}: the array {name!r} is of type {array.dtype}; real numbers are needed.")
+    return {name: np.ascontiguousarray(array, dtype=np.float64) for name, array in arrays.items()}

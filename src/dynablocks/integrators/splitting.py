@@ -1,0 +1,116 @@
+"""Splitting methods: compositions of the flows of a field's terms."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from dynablocks.fields import VectorField
+from dynablocks.integrators.base import FLOW_PROPERTIES, INTEGRATORS, Integrator, StepSize
+from dynablocks.integrators.exact import ExactFlow
+from dynablocks.properties import Declaration, Dissipative, EnergyPreserving, Properties
+from dynablocks.properties.structure import fold
+
+CUBE, FIFTH = 2 ** (1 / 3), 2 ** (1 / 5)
+YOSHIDA4 = (1 / (2 - CUBE), -CUBE / (2 - CUBE), 1 / (2 - CUBE))
+SUZUKI4 = (1 / (4 - 4 ** (1 / 3)),) * 2 + (1 - 4 / (4 - 4 ** (1 / 3)),) + (1 / (4 - 4 ** (1 / 3)),) * 2
+YOSHIDA6 = tuple(a * b for a in (1 / (2 - FIFTH), -FIFTH / (2 - FIFTH), 1 / (2 - FIFTH)) for b in YOSHIDA4)
+
+
+class Splitting(Integrator):
+    r"""Exact flows of the terms of X = X₁ + … + X_k in turn.
+
+    Lie–Trotter: Φ^h_{X_k} ∘ … ∘ Φ^h_{X₁} (order 1). Strang: Φ^{h/2}_{X₁} ∘ … ∘ Φ^h_{X_k} ∘ … ∘ Φ^{h/2}_{X₁} (order 2,
+    symmetric). A composition with weights γ makes Strang steps of γ₁h, …, γ_s h: Σγᵢ = 1 and Σγᵢ³ = 0 give order 4
+    (Yoshida, 1990; Suzuki, 1990). Orders above 2 need a negative γ, so a term that contracts expands there: no
+    non-expansive claim survives.
+
+    A step is what its substeps are: symplectic, volume-preserving or invertible when all of them are.
+
+    Condition: every term has a closed-form flow.
+
+    Args:
+        name: the registry name.
+        order: of the method.
+        weights: γ; ``None`` for Lie–Trotter.
+
+    Source: Hairer, Lubich and Wanner, "Geometric Numerical Integration", sections II.4, II.5; paper appendix D.
+
+    Example:
+        >>> INTEGRATORS["strang"]().order, round(sum(YOSHIDA4), 12)
+        (2, 1.0)
+    """
+
+    keeps = FLOW_PROPERTIES - {EnergyPreserving, Dissipative}
+
+    def __init__(self, name: str, order: int, weights: tuple[float, ...] | None) -> None:
+        self.name, self.order, self.weights = name, order, weights
+        self.symmetric = weights is not None and weights == weights[::-1]
+        self._exact = ExactFlow()
+
+    def substeps(self, field: VectorField) -> list[tuple[VectorField, float]]:
+        """(term, fraction of h) in the order in which they are applied; equal neighbours are one substep."""
+        terms = field.terms()
+        if self.weights is None:
+            return [(term, 1.0) for term in terms]
+        found: list[tuple[VectorField, float]] = []
+        for weight in self.weights:
+            outer = [(term, weight / 2) for term in terms[:-1]]
+            for term, part in [*outer, (terms[-1], weight), *reversed(outer)]:
+                if found and found[-1][0] is term:
+                    part += found.pop()[1]
+                found.append((term, part))
+        return found
+
+    def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
+        for term, part in self.substeps(field):
+            x = self._exact.step(term, x, part * step_size)
+        return x
+
+    def inverse(self, field: VectorField, y: Tensor, step_size: StepSize) -> Tensor:
+        for term, part in reversed(self.substeps(field)):
+            y = self._exact.step(term, y, -part * step_size)
+        return y
+
+    def log_determinant(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
+        total = x.new_zeros(x.shape[0])
+        for term, part in self.substeps(field):
+            total = total + self._exact.log_determinant(term, x, part * step_size)
+            x = self._exact.step(term, x, part * step_size)
+        return total
+
+    def why_not(self, field: VectorField) -> str | None:
+        reasons = (term.why_no_flow() for term in field.terms())
+        return next((f"{self.name} needs terms with exact flows; {reason}" for reason in reasons if reason), None)
+
+    def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
+        self.require(field)
+        declared = tuple(
+            (f"substep{i}", self._exact.declare(term, part * step_size, bound))
+            for i, (term, part) in enumerate(self.substeps(field))
+        )
+        kept, folded = fold(declared)
+        _, losses = self.inherited(field, step_size)
+        negative = any(part * step_size < 0 for _, part in self.substeps(field)) and step_size > 0
+        if negative and self.order > 2:
+            losses.append(f"Lipschitz grows: order {self.order} needs negative substeps, where contractive terms expand")
+        names = {loss.split()[0] for loss in losses}
+        kept = [p for p in kept if type(p) in self.keeps or type(p) not in FLOW_PROPERTIES]
+        own = tuple(loss for loss in folded if loss.split()[0] not in names)
+        title = f"{self.name}(h={step_size:.5g})"
+        return Declaration(Properties(kept), "composition of exact flows", declared, (*losses, *own), title)
+
+    def __repr__(self) -> str:
+        return f"Splitting({self.name})"
+
+
+for _names, _order, _weights in (
+    (("lie-trotter", "symplectic-euler"), 1, None),
+    (("strang", "verlet"), 2, (1.0,)),
+    (("yoshida4",), 4, YOSHIDA4),
+    (("suzuki4",), 4, SUZUKI4),
+    (("yoshida6",), 6, YOSHIDA6),
+):
+    for _name in _names:
+        INTEGRATORS[_name] = partial(Splitting, _name, _order, _weights)
