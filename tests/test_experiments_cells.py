@@ -121,11 +121,17 @@ def test_a_failure_is_noted_and_blocks_only_what_needs_it(tmp_path: Path) -> Non
     assert "far away" in str(store.obstacle(far))
 
 
-def test_a_truncated_result_is_one_sentence(tmp_path: Path) -> None:
+def test_a_truncated_result_is_a_failure_that_retry_mends(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.build(SumCell())
+    whole = store.result(SumCell())
+    (store.directory(SumCell()) / "kept.txt").write_text("a file of the cell")
     (store.directory(SumCell()) / "result.json").write_text('{"result": ')
-    assert Store(tmp_path).result(SumCell()) is None
+    again = Store(tmp_path)
+    assert again.result(SumCell()) is None and again.build(SumCell()) == "failed"
+    assert str(again.failure(SumCell())).endswith("is damaged; --retry builds it again.")
+    assert again.build(SumCell(), retry=True) == "built" and again.result(SumCell()) == whole
+    assert (again.directory(SumCell()) / "kept.txt").exists()
 
 
 SLOW = textwrap.dedent(

@@ -49,7 +49,7 @@ def integrate(
 
     Example:
         >>> x0 = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-        >>> integrate("mass-spring", x0, torch.tensor([0.0, torch.pi]))[0, 1].round(decimals=6).tolist()
+        >>> integrate("mass-spring", x0, torch.tensor([0.0, torch.pi]).double())[0, 1].round(decimals=6).tolist()
         [-1.0, -0.0]
     """
     system = require_system(system)
@@ -144,8 +144,8 @@ def _regular_times(steps: int, step_size: float) -> Tensor:
 
 
 def _increasing(times: Tensor) -> Tensor:
-    grid = torch.as_tensor(times).double()
-    if grid.dim() != 1 or len(grid) < 2 or not bool(grid.isfinite().all()) or not bool((grid.diff() > 0).all()):
+    grid = _require_doubles("times", times)
+    if grid.dim() != 1 or len(grid) < 2 or not bool((grid.diff() > 0).all()):
         raise InvalidArgument("times must be one row of at least 2 finite, strictly increasing numbers.")
     return grid
 
@@ -167,9 +167,7 @@ def _require_states(system: PhysicalSystem, x0: Tensor) -> Tensor:
             f"x0 has the shape {tuple(x0.shape)}; {system.name} needs (batch, {system.dimension}) with a batch of at "
             "least 1."
         )
-    if not bool(x0.isfinite().all()):
-        raise InvalidArgument("x0 has a value that is not finite; finite numbers are needed.")
-    return x0.detach().double().cpu()
+    return _require_doubles("x0", x0)
 
 
 def _require_times(times: Tensor, batch: int) -> Tensor:
@@ -177,9 +175,15 @@ def _require_times(times: Tensor, batch: int) -> Tensor:
         raise InvalidArgument(
             f"times has the shape {tuple(times.shape)}; (T,) or ({batch}, T) with T at least 1 is needed."
         )
-    if not bool(times.isfinite().all()):
-        raise InvalidArgument("times has a value that is not finite; finite numbers are needed.")
-    return times.detach().double().cpu().expand(batch, -1)
+    return _require_doubles("times", times).expand(batch, -1)
+
+
+def _require_doubles(name: str, values: Tensor) -> Tensor:
+    if values.dtype != torch.float64:
+        raise InvalidArgument(f"{name} is {values.dtype}; torch.float64 is needed: make it so from the start.")
+    if not bool(values.isfinite().all()):
+        raise InvalidArgument(f"{name} has a value that is not finite; finite numbers are needed.")
+    return values.detach().cpu()
 
 
 def _solve_chunk(system: PhysicalSystem, x0: Tensor, times: Tensor, rtol: float, atol: float) -> Tensor:

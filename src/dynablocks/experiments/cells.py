@@ -164,7 +164,7 @@ class Store:
         except DynablocksError:
             return "impossible"
         if (final / RESULT).exists():
-            return "built"
+            return "built" if self.record(cell) is not None else "failed"
         partial = self._partial(cell)
         if not partial.is_dir():
             return "waiting"
@@ -174,7 +174,10 @@ class Store:
         return "failed" if (partial / FAILED).exists() else "partial"
 
     def failure(self, cell: Cell) -> str | None:
-        """Why the last build failed, in one sentence."""
+        """Why the last build failed, or why its result cannot be read, in one sentence."""
+        damaged = self.directory(cell) / RESULT
+        if damaged.exists():
+            return f"{damaged} is damaged; --retry builds it again."
         with contextlib.suppress(DynablocksError):
             return str(read_json(self._partial(cell) / FAILED)["error"])
         return None
@@ -201,9 +204,17 @@ class Store:
         with lock_file(self._lock(cell)) as free:
             if not free:
                 return "running"
-            if not (self.directory(cell) / RESULT).exists():
+            if self.record(cell) is None:
+                self._set_damaged_aside(cell)
                 self._build(cell)
         return self.state(cell)
+
+    def _set_damaged_aside(self, cell: Cell) -> None:
+        """Make a cell whose result cannot be read a begun one: its files stay for the build to find."""
+        final = self.directory(cell)
+        if (final / RESULT).exists() and not self._partial(cell).exists():
+            (final / RESULT).unlink()
+            os.rename(final, self._partial(cell))
 
     def _build(self, cell: Cell) -> None:
         partial, started = self._partial(cell), time.perf_counter()

@@ -1,0 +1,244 @@
+"""Fields that keep linear functions of the state, such as mass, and nonnegative ones among them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields.activations import Activation, activation
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
+from dynablocks.fields.gradient import GradientField
+from dynablocks.linear import Dense, linear_norm_bounds, shared_weights
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+Weights = tuple[float, ...]
+
+
+class InvariantSpace:
+    r"""span(w₁, …, w_m): the projection P = I − QQᵀ away from it, Q an orthonormal basis computed in float64.
+
+    Args:
+        entries: n.
+        weights: m < n linearly independent vectors of n numbers; ``None`` is 1 = (1, …, 1).
+
+    Raises:
+        InvalidArgument: the weights are not m < n linearly independent vectors of n finite numbers.
+
+    Example:
+        >>> InvariantSpace(3, [None]).remove(torch.tensor([[1.0, 2.0, 3.0]]))
+        tensor([[-1.,  0.,  1.]])
+    """
+
+    def __init__(self, entries: int, weights: Sequence[Sequence[float] | None]) -> None:
+        rows = [(1.0,) * entries if w is None else tuple(map(float, w)) for w in weights]
+        if not rows or any(len(row) != entries or not all(map(math.isfinite, row)) for row in rows):
+            raise InvalidArgument(f"weights {list(weights)} are not vectors of {entries} finite numbers; give one each.")
+        matrix = torch.tensor(rows, dtype=torch.float64).mT
+        matrix = matrix / matrix.abs().amax(0).clamp_min(1e-300)
+        if len(rows) >= entries or int(torch.linalg.matrix_rank(matrix)) < len(rows):
+            raise InvalidArgument(
+                f"{len(rows)} invariants of {entries} entries must be linearly independent and fewer than the entries."
+            )
+        self.weights: tuple[Weights | None, ...] = tuple(None if set(row) == {1.0} else row for row in rows)
+        self.basis: Tensor = torch.linalg.qr(matrix)[0]
+
+    def remove(self, v: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries"]:
+        """Pv."""
+        basis = self.basis.to(v)
+        return v - (v @ basis) @ basis.mT
+
+
+@FIELDS.register("mass-preserving")
+class MassPreservingField(VectorField):
+    r"""X(x) = (A(x) − A(x)ᵀ)w with A strictly upper triangular, its entries BᵀΣ(Cx + b) ∈ R^{n(n−1)/2}: wᵀX = 0.
+
+    Every Runge–Kutta step keeps the mass wᵀx. The entry of the pair (i, j) enters Xᵢ as +wⱼ and Xⱼ as −wᵢ, so with the
+    fixed matrix D of these coefficients X = GΣ(Cx + b) with G = DBᵀ: one product, not one of n² entries a sample.
+
+    ``positive=True``: production and destruction. The rates r(x) = softplus(BᵀΣ(Cx + b) + c) >= 0 move the mass
+    zⱼ = wⱼxⱼ from j to i, żᵢ = Σⱼ (rᵢⱼzⱼ − rⱼᵢzᵢ), so Xᵢ >= 0 where xᵢ = 0 <= x: compartments stay nonnegative along
+    solutions, and in steps of the Patankar methods.
+
+    Args:
+        entries: n >= 2.
+        hidden: the number of rows of C and B.
+        sigma: σ of the hidden layer.
+        weights: w, no entry 0 (all > 0 with ``positive``); ``None`` is w = 1.
+        positive: the production–destruction form.
+        bias: whether there is a b (and a c); without it an odd σ makes the field odd, unless ``positive``.
+
+    Raises:
+        InvalidArgument: fewer than two entries, or weights of another length, not finite, zero or of the wrong sign.
+
+    Source: paper section 4.3, eq. (4.2); design D2.11.
+
+    Example:
+        >>> field = MassPreservingField(3, 8, weights=(1.0, 2.0, 4.0)).double()
+        >>> x = torch.randn(5, 3, dtype=torch.float64)
+        >>> bool((field(x) @ torch.tensor([1.0, 2.0, 4.0]).double()).abs().max() < 1e-14)
+        True
+        >>> MassPreservingField(3, 8, positive=True).rates(torch.ones(5, 3)).shape
+        torch.Size([5, 3, 3])
+    """
+
+    def __init__(
+        self,
+        entries: int,
+        hidden: int = 50,
+        sigma: str | Activation = "tanh",
+        *,
+        weights: Sequence[float] | None = None,
+        positive: bool = False,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        if entries < 2:
+            raise InvalidArgument(f"entries is {entries}; mass moves between at least 2.")
+        self.space = InvariantSpace(entries, [weights])
+        self.weights = self.space.weights[0] or (1.0,) * entries
+        smallest = min(self.weights if positive else map(abs, self.weights))
+        if smallest <= 0:
+            need = "positive" if positive else "nonzero; ConstrainedField allows zeros"
+            raise InvalidArgument(f"weights are {self.weights}; all must be {need}.")
+        self.in_shape, self.positive, self.sigma = (entries,), positive, activation(sigma)
+        pairs = entries * (entries - 1) // 2
+        outputs = 2 * pairs if positive else pairs
+        self.inner, self.outer = Dense(entries, hidden), Dense(outputs, hidden)
+        self.bias = nn.Parameter(torch.zeros(hidden)) if bias else None
+        self.rate_bias = nn.Parameter(torch.zeros(outputs)) if bias and positive else None
+
+    @classmethod
+    def example(cls) -> MassPreservingField:
+        return cls(3, 5, weights=(1.0, 2.0, 0.5))
+
+    def forward(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries"]:
+        if self.positive:
+            weights = x.new_tensor(self.weights)
+            flux = self.rates(x) * (weights * x).unsqueeze(-2)
+            # F − Fᵀ is antisymmetric to the last bit, so the mass that leaves j is the mass that arrives.
+            return (flux - flux.mT).sum(-1) / weights
+        with shared_weights(self.inner), shared_weights(self.outer):
+            hidden = self.sigma(self.inner.affine(x, self.bias))
+            return self.space.remove(functional.linear(hidden, self.mixing()))
+
+    def rates(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries entries"]:
+        """rᵢⱼ(x) >= 0, the rate at which mass moves from j to i (per unit of time and of mass at j); rᵢᵢ = 0.
+
+        Raises:
+            InvalidArgument: the field is not ``positive``.
+        """
+        if not self.positive:
+            raise InvalidArgument("this field has no rates; build it with positive=True.")
+        raw = self.outer.adjoint(self.sigma(self.inner.affine(x, self.bias)))
+        rates = functional.softplus(raw if self.rate_bias is None else raw + self.rate_bias)
+        n = self.in_shape[0]
+        # n(n − 1) rates, cut into rows of n and shifted by one zero a row, lie off the diagonal.
+        rows = functional.pad(rates.reshape(*rates.shape[:-1], n - 1, n), (1, 0))
+        return functional.pad(rows.flatten(-2), (0, 1)).reshape(*rates.shape[:-1], n, n)
+
+    def skew(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries entries"]:
+        """A(x) − A(x)ᵀ.
+
+        Raises:
+            InvalidArgument: the field is ``positive``.
+        """
+        if self.positive:
+            raise InvalidArgument("a positive field is given by rates(x), not by a skew matrix.")
+        entries = self.outer.adjoint(self.sigma(self.inner.affine(x, self.bias)))
+        n = self.in_shape[0]
+        first, second = torch.triu_indices(n, n, 1, device=x.device)
+        upper = functional.one_hot(first * n + second, n * n).to(x)
+        matrix = (entries @ upper).unflatten(-1, (n, n))
+        return matrix - matrix.mT
+
+    def incidence(self) -> Float[Tensor, "entries pairs"]:
+        """D in float64: wⱼ at i and −wᵢ at j for each pair i < j, so wᵀD = 0 exactly."""
+        n = self.in_shape[0]
+        first, second = torch.triu_indices(n, n, 1)
+        weights, pairs = torch.tensor(self.weights, dtype=torch.float64), torch.arange(len(first))
+        matrix = torch.zeros(n, len(first), dtype=torch.float64)
+        matrix[first, pairs] = weights[second]
+        matrix[second, pairs] = -weights[first]
+        return matrix
+
+    def mixing(self) -> Float[Tensor, "entries hidden"]:
+        """G = DBᵀ, with wᵀG = 0."""
+        return self.incidence().to(self.outer.weight) @ self.outer.weight.mT
+
+    def facts(self) -> FieldFacts:
+        lipschitz = math.inf if self.positive else self._lipschitz()
+        odd = self.sigma.odd and self.bias is None and not self.positive
+        return FieldFacts(
+            lipschitz=lipschitz,
+            one_sided=lipschitz,
+            odd=odd,
+            linear_invariants=self.space.weights,
+            positive=self.positive,
+            reason="rates · x: no global Lipschitz constant" if self.positive else "‖DBᵀ‖ · max σ' · ‖C‖",
+        )
+
+    def _lipschitz(self) -> float:
+        incidence, outer = self.incidence(), self.outer.weight.detach().double().cpu()
+        rounding = len(outer[0]) * 2.0**-52 * float(incidence.norm()) * float(outer.norm())
+        mixing = linear_norm_bounds(incidence @ outer.mT).upper * (1 + 2.0**-48) + rounding
+        return mixing * self.sigma.slope_max * self.inner.norm_bounds().upper * (1 + 2.0**-50)
+
+    def extra_repr(self) -> str:
+        return f"weights={self.space.weights[0] or 1}, positive={self.positive}"
+
+
+@FIELDS.register("constrained")
+class ConstrainedField(VectorField):
+    r"""X(x) = P f(x) with P the orthogonal projector onto {v: wₖᵀv = 0 for all k}: any field f, several invariants.
+
+    Args:
+        inner: f.
+        weights: the vectors wₖ (of the flattened state), linearly independent, fewer than its entries; ``None`` among
+            them is 1.
+
+    Raises:
+        InvalidArgument: the weights do not fit.
+
+    Source: design D2.11; ‖P‖ = 1, so the Lipschitz constant is that of f.
+
+    Example:
+        >>> field = ConstrainedField(GradientField(Dense(3, 4), "tanh"), [None, (0.0, 1.0, 2.0)])
+        >>> bool(field(torch.randn(2, 3)).sum(1).abs().max() < 1e-6), field.facts().linear_invariants
+        (True, (None, (0.0, 1.0, 2.0)))
+    """
+
+    def __init__(self, inner: VectorField, weights: Sequence[Sequence[float] | None]) -> None:
+        super().__init__()
+        self.inner, self.in_shape = inner, inner.in_shape
+        self.space = InvariantSpace(math.prod(inner.in_shape), weights)
+
+    @classmethod
+    def example(cls) -> ConstrainedField:
+        return cls(GradientField(Dense(4, 5), "tanh"), [None, (1.0, -2.0, 0.5, 0.0)])
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        rate = self.inner(x).flatten(1)
+        # Twice: the first leaves rounding of the size of f, the second of the size of Pf.
+        return self.space.remove(self.space.remove(rate)).reshape(x.shape)
+
+    def facts(self) -> FieldFacts:
+        inner = self.inner.facts()
+        lipschitz = inner.lipschitz * (1 + 2.0**-48)
+        return FieldFacts(
+            lipschitz=lipschitz,
+            one_sided=lipschitz,
+            odd=inner.odd,
+            linear_invariants=self.space.weights,
+            reason=f"projected, {inner.reason}",
+        )
+
+    def extra_repr(self) -> str:
+        return f"invariants={self.space.weights}"

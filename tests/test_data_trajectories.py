@@ -1,0 +1,337 @@
+"""Trajectories and pairs: shapes and splits, round trips through every format, a sentence for every bad file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from pyarrow import parquet
+
+from dynablocks.data.trajectories import Pairs, Trajectories, read_dynamics, read_pairs, read_trajectories
+from dynablocks.errors import BadData, InvalidArgument
+
+GOOD = "trajectory,t,q,p\na,0,1,2\na,0.5,3,4\nb,0,5,6\nb,1,7,8\nb,3,9,10\n"
+
+
+def _random(lengths: tuple[int, ...] = (4, 2, 7), n: int = 2, seed: int = 0) -> Trajectories:
+    generator = torch.Generator().manual_seed(seed)
+    times = tuple(torch.rand(k, dtype=torch.float64, generator=generator).add(0.01).cumsum(0) for k in lengths)
+    states = tuple(torch.randn(k, n, dtype=torch.float64, generator=generator) for k in lengths)
+    return Trajectories(times, states, tuple(f"s{k}" for k in range(n)))
+
+
+def _assert_equal(a: Trajectories, b: Trajectories) -> None:
+    assert a.names == b.names
+    assert len(a) == len(b)
+    for x, y in zip(a.times + a.states, b.times + b.states, strict=True):
+        assert x.dtype == torch.float64
+        assert torch.equal(x, y)
+
+
+def _rows(data: Trajectories) -> dict[str, list[Any]]:
+    labels = [k for k, times in enumerate(data.times) for _ in times]
+    columns = {name: torch.cat(data.states)[:, k].tolist() for k, name in enumerate(data.names)}
+    return {"trajectory": labels, "t": torch.cat(data.times).tolist(), **columns}
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_pairs_are_the_states_stride_apart(stride: int) -> None:
+    data = _random()
+    x, y, h = data.pairs(stride)
+    expected = [
+        (states[k], states[k + stride], times[k + stride] - times[k])
+        for times, states in zip(data.times, data.states, strict=True)
+        for k in range(len(times) - stride)
+    ]
+    for got, wanted in zip((x, y, h), zip(*expected, strict=True), strict=True):
+        assert torch.equal(got, torch.stack(wanted))
+    assert bool((h > 0).all())
+
+
+def test_a_split_keeps_trajectories_whole_and_loses_none() -> None:
+    data = _random((2, 3, 4, 5, 6, 7, 8, 9, 10, 11))
+    train, test = data.split(0.2, seed=1)
+    assert (len(train), len(test)) == (8, 2)
+    assert sorted(len(t) for t in train.times + test.times) == list(range(2, 12))
+    _assert_equal(train, data.split(0.2, seed=1)[0])
+    assert any(len(data.split(0.2, seed=s)[1].times[0]) != len(test.times[0]) for s in range(2, 8))
+    for fraction, held in ((1e-9, 1), (0.999, 9)):
+        assert len(data.split(fraction)[1]) == held
+
+
+def test_a_single_trajectory_is_split_in_time() -> None:
+    data = _random((10,))
+    train, test = data.split(0.3)
+    assert torch.equal(torch.cat([train.times[0], test.times[0]]), data.times[0])
+    assert torch.equal(torch.cat([train.states[0], test.states[0]]), data.states[0])
+    assert len(test.times[0]) == 3
+    assert len(_random((4,)).split(0.001)[1].times[0]) == 2
+
+
+def test_csv_parquet_and_npz_round_trips_are_exact(tmp_path: Path) -> None:
+    data = _random()
+    data.write_csv(tmp_path / "a.csv")
+    _assert_equal(read_trajectories(tmp_path / "a.csv"), data)
+    parquet.write_table(pa.table(_rows(data)), tmp_path / "a.parquet")
+    _assert_equal(read_trajectories(str(tmp_path / "a.parquet")), data)
+    states = np.random.default_rng(0).standard_normal((3, 5, 2))
+    np.savez(tmp_path / "a.npz", t=np.arange(5), x=states)
+    read = read_trajectories(tmp_path / "a.npz")
+    assert (len(read), read.dimension, read.names) == (3, 2, ("x1", "x2"))
+    assert np.array_equal(torch.stack(read.states).numpy(), states)
+    np.savez_compressed(tmp_path / "a.npz", t=np.arange(5.0), x=states[0].astype(np.float32))
+    assert np.array_equal(read_trajectories(tmp_path / "a.npz").states[0].numpy(), states[0].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        GOOD.replace("\n", "\r\n"),
+        "\ufeff" + GOOD,
+        GOOD.replace(",", " , "),
+        GOOD.replace("\n", "\n\n"),
+        GOOD.rstrip("\n"),
+        "t,q,p,trajectory\n0,1,2,a\n0,5,6,b\n0.5,3,4,a\n1,7,8,b\n3,9,1e1,b\n",
+        '"trajectory","t","q","p"\n' + GOOD.split("\n", 1)[1],
+    ],
+    ids=["plain", "crlf", "bom", "spaces", "blank lines", "no last newline", "mixed rows", "quotes"],
+)
+def test_harmless_variations_of_a_csv_read_alike(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    data = read_trajectories(tmp_path / "a.csv")
+    assert data.names == ("q", "p")
+    assert [t.tolist() for t in data.times] == [[0, 0.5], [0, 1, 3]]
+    assert [s.tolist() for s in data.states] == [[[1, 2], [3, 4]], [[5, 6], [7, 8], [9, 10]]]
+
+
+def test_a_file_without_the_trajectory_column_is_one_trajectory(tmp_path: Path) -> None:
+    (tmp_path / "A.CSV").write_text("t,q\n0,0.1\n1,0.2\n")
+    data = read_trajectories(tmp_path / "A.CSV")
+    assert len(data) == 1
+    assert data.states[0].tolist() == [[0.1], [0.2]]
+
+
+def test_pairs_are_read_from_csv_and_parquet(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("out_p,in_q,in_p,out_q,h\n4,1,2,3,0.5\n8,5,6,7,0.25\n")
+    columns = {"in_q": [1, 5], "in_p": [2, 6], "out_q": [3.0, 7.0], "out_p": [4, 8], "h": [0.5, 0.25]}
+    parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+    for name in ("a.csv", "a.parquet"):
+        pairs = read_dynamics(tmp_path / name)
+        assert isinstance(pairs, Pairs)
+        assert (len(pairs), pairs.dimension, pairs.names) == (2, 2, ("q", "p"))
+        assert pairs.x.tolist() == [[1, 2], [5, 6]]
+        assert pairs.y.tolist() == [[3, 4], [7, 8]]
+        assert pairs.h.tolist() == [0.5, 0.25]
+    (tmp_path / "a.csv").write_text("in_q,out_q\n4,1\n8,5\n")
+    assert read_pairs(tmp_path / "a.csv").h.tolist() == [1.0, 1.0]
+
+
+CSV_FAULTS = {
+    "empty": ("", "is empty; a header line"),
+    "blank": ("\n  \n", "has only blank lines"),
+    "header only": ("t,q\n", "has a header but no rows"),
+    "one row": ("t,q\n0,1\n", "has one row; at least 2"),
+    "no header": ("0,1,2\n1,2,3\n", "has no header: line 1 is '0,1,2'; the header must be trajectory,t,<state"),
+    "wrong header": ("time,q\n0,1\n1,2\n", "has the header 'time,q', without the column 't'; the header must be"),
+    "semicolons": ("t;q\n0;1\n1;2\n", "line 1: 't;q' is not separated by commas"),
+    "no states": ("trajectory,t\n0,0\n0,1\n", "has no state columns; the header must be trajectory,t"),
+    "twice": ("t,q,q\n0,1,2\n1,2,3\n", "the column name 'q' stands twice"),
+    "no name": (",t,q\n0,0,1\n1,1,2\n", "column 1 has no name"),
+    "short row": ("t,q,p\n0,1,2\n\n1,2\n", "line 4 has 2 cells; the header has 3 columns"),
+    "long row": ("t,q\n0,1\n1,2,3\n", "line 3 has 3 cells; the header has 2 columns"),
+    "nan": ("t,q\n0,1\n1,nan\n", "line 3, column 'q' is nan"),
+    "infinity": ("t,q\n0,1\n-inf,2\n", "line 3, column 't' is -inf"),
+    "overflow": ("t,q\n0,1e999\n1,2\n", "line 2, column 'q' is inf"),
+    "text": ("t,q\n0,1\n1,warm\n", "line 3, column 'q' is the text 'warm'"),
+    "empty cell": ("t,q\n0,1\n1, \n", "line 3, column 'q' is empty"),
+    "underscore": ("t,q\n0,1_0\n1,2\n", "line 2, column 'q' is the text '1_0'"),
+    "unit": ("t,q\n0,1\n1 s,2\n", "line 3, column 't' is the text '1 s'"),
+    "no label": ("trajectory,t,q\na,0,1\n,1,2\n", "line 3, column 'trajectory' is empty"),
+    "lone row": ("trajectory,t,q\na,0,1\na,1,1\nb,1,2\n", "line 4: the trajectory 'b' has this row only"),
+    "unsorted": (
+        "trajectory,t,q\na,0,1\na,2,1\na,1,2\n",
+        "line 4, column 't': the time 1.0 comes before 2.0 of line 3 in the trajectory 'a'",
+    ),
+    "repeated": ("t,q\n0,1\n0,2\n", "line 3, column 't': the time 0.0 repeats 0.0 of line 2; times must increase"),
+    "unclosed quote": ('t,q\n0,1\n1,"2\n', "line 3: no CSV"),
+    "pairs unmatched": ("in_q,in_p,out_q\n0,1,1\n1,2,2\n", "has the column 'in_p' but not 'out_p'"),
+    "pairs only out": ("out_q\n0\n1\n", "has the column 'out_q' but not 'in_q'"),
+    "pairs extra": ("in_q,out_q,note\n0,1,1\n1,2,2\n", "has the column 'note'; a file of pairs has in_<name>"),
+    "pairs trajectory": ("trajectory,in_q,out_q\n0,1,1\n1,2,2\n", "has the column 'trajectory'"),
+    "pairs step": ("in_q,out_q,h\n0,1,1\n1,2,0\n", "line 3, column 'h' is 0.0; a time step above 0"),
+    "pairs one row": ("in_q,out_q\n0,1\n", "has one row"),
+    "pairs text": ("in_q,out_q\n0,1\n1,x\n", "line 3, column 'out_q' is the text 'x'"),
+}
+
+
+def _refused(path: Path, words: str, read: Callable[[Path], object] = read_dynamics) -> None:
+    with pytest.raises(BadData, match=re.escape(words)) as caught:
+        read(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert message.endswith((".", ")"))
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(("text", "words"), CSV_FAULTS.values(), ids=CSV_FAULTS)
+def test_a_bad_csv_gets_a_sentence(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "data.csv").write_text(text)
+    _refused(tmp_path / "data.csv", words)
+
+
+BYTE_FAULTS = {
+    "latin-1": ("a.csv", "t,q\n0,1\n1,\xe9\n".encode("latin-1"), "line 3 is not UTF-8"),
+    "utf-16": ("a.csv", GOOD.encode("utf-16"), "line 1 is not UTF-8"),
+    "nul": ("a.csv", b"t,q\n0,1\n1,\x00\n", "line 3"),
+    "long cell": ("a.csv", b"t,q\n0," + b"1" * 200_000 + b"\n1,2\n", "line 2: no CSV"),
+    "no npz": ("a.npz", b"t,q\n0,1\n", "is truncated or no npz file"),
+    "empty npz": ("a.npz", b"", "is empty"),
+    "no parquet": ("a.parquet", b"t,q\n0,1\n", "is truncated or no parquet file"),
+    "xlsx": ("a.xlsx", b"PK", "has the suffix '.xlsx'; allowed are .csv, .parquet, .npz"),
+    "npy": ("a.npy", b"\x93NUMPY", "has states but no times; save both"),
+    "pickle": ("a.pkl", b"\x80\x04.", "has the suffix '.pkl'"),
+    "none": ("a", b"t", "has the suffix ''"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "words"), BYTE_FAULTS.values(), ids=BYTE_FAULTS)
+def test_bad_bytes_get_a_sentence(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    _refused(tmp_path / name, words)
+
+
+PARQUET_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "header": ({"time": [0.0, 1.0]}, "has the header 'time'"),
+    "text": ({"t": [0.0, 1.0], "q": ["1", "2"]}, "the column 'q' is string; integers"),
+    "flags": ({"t": [0.0, 1.0], "q": [True, False]}, "the column 'q' is bool"),
+    "nested": ({"t": [0.0, 1.0], "q": [[1.0], [2.0]]}, "the column 'q' is list"),
+    "null": ({"t": [0.0, 1.0, 2.0], "q": [1.0, None, 2.0]}, "row 2, column 'q' is nan (or empty)"),
+    "null integer": ({"t": [0, 1, None], "q": [1, 2, 3]}, "row 3, column 't' is nan"),
+    "infinite": ({"t": [0.0, 1.0], "q": [1.0, np.inf]}, "row 2, column 'q' is inf"),
+    "label": ({"trajectory": [0, 0, None], "t": [0, 1, 2], "q": [1, 2, 3]}, "row 3, column 'trajectory' is empty"),
+    "one row": ({"t": [0.0], "q": [1.0]}, "has one row"),
+    "no rows": ({"t": pa.array([], pa.float64()), "q": pa.array([], pa.float64())}, "has a header but no rows"),
+    "no states": ({"t": [0.0, 1.0]}, "has no state columns"),
+    "unsorted": ({"t": [0, 2, 1], "q": [1, 2, 3]}, "row 3, column 't': the time 1.0 comes before 2.0 of row 2"),
+    "lone": ({"trajectory": ["a", "b", "a"], "t": [0, 2, 1], "q": [1, 2, 3]}, "row 2: the trajectory 'b'"),
+    "index": ({"t": [0, 2], "q": [1, 2], "__index_level_0__": [5, 6]}, "the pandas index '__index_level_0__'"),
+    "pairs": ({"in_q": [0, 2], "out_p": [1, 2]}, "has the column 'out_p' but not 'in_p'"),
+}
+
+
+@pytest.mark.parametrize(("columns", "words"), PARQUET_FAULTS.values(), ids=PARQUET_FAULTS)
+def test_a_bad_parquet_gets_a_sentence(tmp_path: Path, columns: dict[str, Any], words: str) -> None:
+    parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+    _refused(tmp_path / "a.parquet", words)
+
+
+def test_a_parquet_with_a_name_twice_or_cut_short_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    parquet.write_table(pa.table([[0, 1], [1, 2], [3, 4]], names=["t", "q", "q"]), file)
+    _refused(file, "the column name 'q' stands twice")
+    parquet.write_table(pa.table({"t": [0.0, 1.0], "q": [1.0, 2.0]}), file)
+    content = bytearray(file.read_bytes())
+    file.write_bytes(content[:-20])
+    _refused(file, "is truncated or no parquet file")
+    content[4:60] = b"\xff" * 56
+    file.write_bytes(content)
+    _refused(file, "is truncated or no parquet file")
+
+
+T5 = np.arange(5.0)
+NPZ_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "no t": ({"x": T5[:, None]}, "has the arrays x, without 't'"),
+    "no x": ({"t": T5, "y": T5}, "has the arrays t, y, without 'x'"),
+    "nothing": ({}, "has the arrays none"),
+    "shapes": ({"t": T5, "x": np.ones((4, 2))}, "has t of shape (5,) and x of shape (4, 2)"),
+    "flat": ({"t": T5, "x": T5}, "x of shape (5,)"),
+    "no states": ({"t": T5, "x": np.ones((5, 0))}, "x of shape (5, 0)"),
+    "one": ({"t": T5[:1], "x": np.ones((1, 2))}, "has one sample a trajectory"),
+    "nan": ({"t": T5, "x": np.where(np.eye(5)[:, :2] > 0, np.nan, 1.0)}, "x[0, 0] is nan"),
+    "unsorted": ({"t": T5[::-1], "x": np.ones((5, 2))}, "t[1] = 3.0 does not come after t[0] = 4.0"),
+    "repeated": ({"t": T5 * 0, "x": np.ones((5, 2))}, "t[1] = 0.0 does not come after"),
+    "complex": ({"t": T5, "x": np.ones((5, 2)) * 1j}, "the array 'x' is of type complex128"),
+    "text": ({"t": T5, "x": np.full((5, 2), "a")}, "the array 'x' is of type <U1"),
+    "objects": ({"t": T5, "x": np.full((5, 2), None)}, "the array 'x' holds Python objects"),
+}
+
+
+@pytest.mark.parametrize(("arrays", "words"), NPZ_FAULTS.values(), ids=NPZ_FAULTS)
+def test_a_bad_npz_gets_a_sentence(tmp_path: Path, arrays: dict[str, Any], words: str) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    _refused(tmp_path / "a.npz", words)
+
+
+def test_a_damaged_npz_is_refused_wherever_the_damage_is(tmp_path: Path) -> None:
+    file = tmp_path / "a.npz"
+    np.savez_compressed(file, t=T5, x=np.random.default_rng(0).standard_normal((5, 3)))
+    content = file.read_bytes()
+    for place in range(0, len(content), 3):
+        broken = bytearray(content)
+        broken[place] ^= 0xFF
+        file.write_bytes(broken)
+        try:
+            data = read_trajectories(file)
+        except BadData as error:
+            assert str(file) in str(error)
+        else:
+            assert data.dimension == 3
+    file.write_bytes(content[:-30])
+    _refused(file, "is truncated or no npz file")
+
+
+def test_an_object_array_is_never_unpickled(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (tmp_path.joinpath("sprung").touch, ())
+
+    np.savez(tmp_path / "a.npz", t=T5, x=np.array([Trap()] * 5, dtype=object))
+    _refused(tmp_path / "a.npz", "holds Python objects")
+    assert not tmp_path.joinpath("sprung").exists()
+
+
+def test_missing_files_and_folders_get_a_sentence(tmp_path: Path) -> None:
+    _refused(tmp_path / "gone.csv", "does not exist; check the path")
+    (tmp_path / "folder.csv").mkdir()
+    _refused(tmp_path / "folder.csv", "is a folder; name one file in it")
+
+
+def test_the_other_kind_of_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(GOOD)
+    _refused(tmp_path / "a.csv", "holds trajectories; a CSV or Parquet file with in_<name>", read_pairs)
+    (tmp_path / "b.csv").write_text("in_q,out_q\n0,1\n1,2\n")
+    _refused(tmp_path / "b.csv", "holds input/output pairs", read_trajectories)
+
+
+T = torch.arange(3, dtype=torch.float64)
+X = T[:, None]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: Trajectories((), (), ("q",)), "0 rows of times"),
+        (lambda: Trajectories((T, T), (X,), ("q",)), "2 rows of times and 1 of states"),
+        (lambda: Trajectories((T,), (X,), ("q", "p")), r"\(T, 2\)"),
+        (lambda: Trajectories((T,), (X.expand(-1, 2),), ("q", "q")), "different name"),
+        (lambda: Trajectories((T[:1],), (X[:1],), ("q",)), "at least 2"),
+        (lambda: Trajectories((T.flip(0),), (X,), ("q",)), "times of trajectory 0 do not increase"),
+        (lambda: Trajectories((T,), (X / 0,), ("q",)), "trajectory 0 has a number that is not finite"),
+        (lambda: Trajectories((T,), (X.float(),), ("q",)), "float64 is needed"),
+        (lambda: _random().pairs(0), "stride is 0"),
+        (lambda: _random().pairs(7), "stride is 7; the longest trajectory allows at most 6"),
+        (lambda: _random().split(0.0), "fraction is 0.0"),
+        (lambda: _random().split(1.0), "fraction is 1"),
+        (lambda: _random((3,)).split(0.5), "has 3 states; 4 are needed"),
+    ],
+)
+def test_bad_arguments_get_a_sentence(call: Callable[[], object], words: str) -> None:
+    with pytest.raises(InvalidArgument, match=words):
+        call()
