@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +166,7 @@ CSV_FAULTS = {
     "pairs only out": ("out_q\n0\n1\n", "has the column 'out_q' but not 'in_q'"),
     "pairs extra": ("in_q,out_q,note\n0,1,1\n1,2,2\n", "has the column 'note'; a file of pairs has in_<name>"),
     "pairs trajectory": ("trajectory,in_q,out_q\n0,1,1\n1,2,2\n", "has the column 'trajectory'"),
+    "pairs time": ("t,in_q,out_q\n0,1,1\n1,2,2\n", "has the column 't'; a file of pairs has in_<name>"),
     "pairs step": ("in_q,out_q,h\n0,1,1\n1,2,0\n", "line 3, column 'h' is 0.0; a time step above 0"),
     "pairs one row": ("in_q,out_q\n0,1\n", "has one row"),
     "pairs text": ("in_q,out_q\n0,1\n1,x\n", "line 3, column 'out_q' is the text 'x'"),
@@ -245,6 +247,14 @@ def test_a_parquet_with_a_name_twice_or_cut_short_is_refused(tmp_path: Path) -> 
     _refused(file, "is truncated or no parquet file")
 
 
+def test_a_parquet_with_damaged_text_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    columns = {"trajectory": ["abcd", "abcd"], "t": [0.0, 1.0], "q": [1.0, 2.0]}
+    parquet.write_table(pa.table(columns), file, compression="none", use_dictionary=False, write_statistics=False)
+    file.write_bytes(file.read_bytes().replace(b"abcd", b"ab\xff\xfe"))
+    _refused(file, "is truncated or no parquet file")
+
+
 T5 = np.arange(5.0)
 NPZ_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no t": ({"x": T5[:, None]}, "has the arrays x, without 't'"),
@@ -277,12 +287,8 @@ def test_a_damaged_npz_is_refused_wherever_the_damage_is(tmp_path: Path) -> None
         broken = bytearray(content)
         broken[place] ^= 0xFF
         file.write_bytes(broken)
-        try:
-            data = read_trajectories(file)
-        except BadData as error:
-            assert str(file) in str(error)
-        else:
-            assert data.dimension == 3
+        with contextlib.suppress(BadData):
+            assert read_trajectories(file).dimension == 3
     file.write_bytes(content[:-30])
     _refused(file, "is truncated or no npz file")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
-from dynablocks.fields import FieldFacts, GradientField, PreconditionedField, VectorField, leaky_relu
+from dynablocks.experiments import Store
+from dynablocks.experiments.orders import FlowBoundsCell, convergence
+from dynablocks.fields import FieldFacts, GradientField, PartitionedField, PreconditionedField, VectorField, leaky_relu
 from dynablocks.integrators import (
     HEUN,
     INTEGRATORS,
@@ -40,28 +43,26 @@ def reference(field: VectorField, start: Tensor, time: float) -> Tensor:
     return torch.stack(ends)
 
 
-def march(method: object, field: VectorField, x: Tensor, time: float, steps: int) -> Tensor:
-    with torch.no_grad():
-        for _ in range(steps):
-            x = method.step(field, x, time / steps)
-    return x
-
-
 @EVERY_INTEGRATOR
 def test_the_order_is_the_slope_of_the_error(name: str) -> None:
     method = INTEGRATORS[name]()
     if method.order is None:
         pytest.skip("an exact flow has no order; it is compared with scipy below")
-    field = GradientField(Dense(3, 4), "tanh").double()
-    with torch.no_grad():
-        field.linear.matrix.copy_(torch.randn(4, 3))
-        field.bias.normal_()
-    x = torch.randn(3, 3, dtype=torch.float64)
-    truth = reference(field, x, 1.0)
-    steps = np.array([16, 32, 64, 128])
-    errors = [float((march(method, field, x, 1.0, int(n)) - truth).norm()) for n in steps]
-    slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
-    assert slope == pytest.approx(method.order, abs=0.15)
+    measured = convergence(name)
+    assert measured["slope"] == pytest.approx(method.order, abs=0.15)
+
+
+def test_a_wrong_order_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broken twin: Heun's weights a little off are of order 1."""
+    twin = Tableau("twin", 2, ((), (1.0,)), (0.4, 0.6))
+    monkeypatch.setitem(INTEGRATORS, "twin", lambda: ExplicitRungeKutta(twin))
+    assert convergence("twin")["slope"] == pytest.approx(1.0, abs=0.2)
+
+
+def test_the_bounds_on_flows_hold_and_the_printed_one_does_not() -> None:
+    """Proposition 2.1 and appendix D; as printed the latter lacks the factor L_f."""
+    ratios = FlowBoundsCell(fields=3).build(Path(), Store(Path()))
+    assert 0.3 < ratios["stability"] <= 1 and 0.3 < ratios["splitting"] <= 1 < ratios["splitting_as_printed"]
 
 
 @pytest.mark.parametrize(
@@ -149,11 +150,11 @@ class Exchange(VectorField):
 def test_linear_invariants_and_symmetry_are_kept(name: str) -> None:
     method, field = INTEGRATORS[name](), Exchange().double()
     x = torch.randn(5, 3, dtype=torch.float64)
-    try:
-        declared = method.declare(field, 0.7).properties
-    except InvalidArgument:
-        assert name == "exact"
+    if method.why_not(field) is not None:
+        with pytest.raises(InvalidArgument):
+            method.declare(field, 0.7)
         return
+    declared = method.declare(field, 0.7).properties
     assert (declared.of(LinearInvariant) is not None) == (LinearInvariant in method.keeps)
     assert (declared.of(Equivariant) is not None) == (Equivariant in method.keeps)
     with torch.no_grad():
@@ -173,8 +174,9 @@ def test_declared_constants_hold(name: str) -> None:
         GradientField(OrthogonalDense(3, 3), leaky_relu(0.5)),
         GradientField(OrthogonalDense(4, 3), expansive=True),
     ]
-    if name != "exact":
-        fields += [GradientField(Dense(3, 4), "tanh"), Exchange(), PreconditionedField(Dense(3, 4))]
+    fields += [GradientField(Dense(3, 4), "tanh"), Exchange(), PreconditionedField(Dense(3, 4))]
+    fields += [PartitionedField.example()]
+    fields = [field for field in fields if method.why_not(field) is None]
     for field, h in itertools.product(fields, (-2.0, -0.3, 0.0, 0.5, 1.5, 2.0, 4.0)):
         field = field.double()
         x = 2 * torch.randn(200, *field.in_shape, dtype=torch.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dynablocks.data import DATASETS
+from dynablocks.data import DATASETS, SYSTEMS
 from dynablocks.fields import ACTIVATIONS, FIELDS
 from dynablocks.integrators import INTEGRATORS
 from dynablocks.linear import ORTHOGONAL
@@ -24,6 +24,7 @@ def catalogue() -> dict[str, list[str]]:
     kinds: dict[str, Iterable[str]] = {
         "models": MODELS,
         "datasets": DATASETS,
+        "systems": SYSTEMS,
         "fields": FIELDS,
         "activations": ACTIVATIONS,
         "integrators": INTEGRATORS,

@@ -206,7 +206,8 @@ def read_dynamics(path: Path | str) -> Trajectories | Pairs:
     if suffix == ".npz":
         return _read_npz(path)
     table = _read_csv(path) if suffix == ".csv" else _read_parquet(path)
-    if any(name.startswith(("in_", "out_")) for name in table.names) and "t" not in table.names:
+    prefixes = {prefix for prefix in ("in_", "out_") for name in table.names if name.startswith(prefix)}
+    if len(prefixes) == 2 or (prefixes and "t" not in table.names):
         return _pairs(table)
     return _trajectories(table)
 
@@ -370,14 +371,9 @@ def _checked(table: _Table) -> _Table:
 
 
 def _read_parquet(path: Path) -> _Table:
-    import pyarrow
-    from pyarrow import parquet, types
+    from pyarrow import types
 
-    try:
-        table = parquet.ParquetFile(path).read()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _corrupt(path, "parquet", error) from error
-    names = table.schema.names
+    table, names, labels = _open_parquet(path)
     _require_header(path, names)
     for field in table.schema:
         if field.name.startswith("__index_level_"):
@@ -387,10 +383,22 @@ def _read_parquet(path: Path) -> _Table:
     numeric = [name for name in names if name != "trajectory"]
     columns = [np.asarray(table[name].to_numpy(), dtype=np.float64) for name in numeric]
     values = torch.from_numpy(np.stack(columns, axis=1)) if columns else torch.empty(len(table), 0).double()
-    labels = None
-    if "trajectory" in names:
-        labels = ["" if label is None else str(label).strip() for label in table["trajectory"].to_pylist()]
     return _checked(_Table(path, numeric, values, labels, list(range(1, len(table) + 1)), "row"))
+
+
+def _open_parquet(path: Path) -> tuple[Any, list[str], list[str] | None]:
+    """The table, its column names and the labels of its trajectory column; damaged text shows only when decoded."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.ParquetFile(path).read()
+        names = list(table.schema.names)
+        if names.count("trajectory") != 1:
+            return table, names, None
+        return table, names, ["" if k is None else str(k).strip() for k in table["trajectory"].to_pylist()]
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _corrupt(path, "parquet", error) from error
 
 
 def _corrupt(path: Path, kind: str, error: Exception) -> BadData:
@@ -488,7 +496,7 @@ def _npz_arrays(path: Path) -> dict[str, NDArray[np.float64]]:
             keys = list(file)
             for name in ("t", "x"):
                 arrays[name] = file[name] if name in keys else None
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, EOFError, NotImplementedError, zlib.error) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, MemoryError, zlib.error) as error:
         raise _corrupt(path, "npz", error) from error
     except (ValueError, SyntaxError) as error:
         raise BadData(f"{path}: the array {name!r} holds Python objects or is damaged; save plain numbers.") from error

@@ -60,8 +60,8 @@ class FieldFacts:
 class VectorField(nn.Module):
     """A parametric autonomous vector field x ↦ X(x) on inputs of one shape.
 
-    A subclass implements :meth:`forward` and :meth:`facts`, and may sharpen :meth:`euler_constant`. One whose flow has a
-    closed form implements :meth:`flow`, :meth:`flow_constant` and :meth:`flow_log_determinant`; one that is a sum of
+    A subclass implements :meth:`forward` and :meth:`facts`, and may sharpen :meth:`euler_constant`. One whose flow has
+    a closed form implements :meth:`flow`, :meth:`flow_constant` and :meth:`flow_log_determinant`; one that is a sum of
     such implements :meth:`terms`.
 
     Attributes:

@@ -6,10 +6,9 @@ import math
 
 from torch import Tensor
 
-from dynablocks.errors import InvalidArgument
 from dynablocks.fields import VectorField
 from dynablocks.integrators.base import FLOW_PROPERTIES, INTEGRATORS, Integrator, StepSize
-from dynablocks.properties import Declaration, Invertible, Lipschitz
+from dynablocks.properties import Declaration, Invertible
 
 
 @INTEGRATORS.register("exact")
@@ -52,7 +51,9 @@ class ExactFlow(Integrator):
         constant, reason = field.flow_constant(step_size)
         kept, losses = self.inherited(field, step_size)
         # Where the flow grows or shrinks by more than e^±300, it and its inverse leave the range of floats.
-        if field.facts().divergence_free or constant < math.exp(300) and field.flow_constant(-step_size)[0] < math.exp(300):
+        if field.facts().divergence_free or (
+            constant < math.exp(300) and field.flow_constant(-step_size)[0] < math.exp(300)
+        ):
             kept = [Invertible(), *kept]
         return Declaration.of(
             *self.lipschitz(constant, field), *kept, reason=reason, title=f"ExactFlow(t={step_size:.5g})", losses=losses
