@@ -128,9 +128,11 @@ def test_a_truncated_result_is_a_failure_that_retry_mends(tmp_path: Path) -> Non
     (store.directory(SumCell()) / "kept.txt").write_text("a file of the cell")
     (store.directory(SumCell()) / "result.json").write_text('{"result": ')
     again = Store(tmp_path)
-    assert again.result(SumCell()) is None and again.build(SumCell()) == "failed"
+    assert again.result(SumCell()) is None
+    assert again.build(SumCell()) == "failed"
     assert str(again.failure(SumCell())).endswith("is damaged; --retry builds it again.")
-    assert again.build(SumCell(), retry=True) == "built" and again.result(SumCell()) == whole
+    assert again.build(SumCell(), retry=True) == "built"
+    assert again.result(SumCell()) == whole
     assert (again.directory(SumCell()) / "kept.txt").exists()
 
 

@@ -62,7 +62,8 @@ def test_a_wrong_order_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_bounds_on_flows_hold_and_the_printed_one_does_not() -> None:
     """Proposition 2.1 and appendix D; as printed the latter lacks the factor L_f."""
     ratios = FlowBoundsCell(fields=3).build(Path(), Store(Path()))
-    assert 0.3 < ratios["stability"] <= 1 and 0.3 < ratios["splitting"] <= 1 < ratios["splitting_as_printed"]
+    assert 0.3 < ratios["stability"] <= 1
+    assert 0.3 < ratios["splitting"] <= 1 < ratios["splitting_as_printed"]
 
 
 @pytest.mark.parametrize(

@@ -120,9 +120,7 @@ class Integrator:
             if kind in self.keeps or through_form:
                 kept.append(owned.within(self.tolerance) if kind in self.solved else owned)
             else:
-                losses.append(
-                    f"{kind.__name__} is lost by {self!r}: the flow has it, the method does not keep it; {ADVICE[kind]}"
-                )
+                losses.append(f"{kind.__name__} is lost: the flow has it, {self!r} does not keep it; {ADVICE[kind]}")
         return kept, losses
 
     @staticmethod

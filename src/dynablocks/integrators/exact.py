@@ -10,6 +10,9 @@ from dynablocks.fields import VectorField
 from dynablocks.integrators.base import FLOW_PROPERTIES, INTEGRATORS, Integrator, StepSize
 from dynablocks.properties import Declaration, Invertible
 
+LARGEST = math.exp(300)
+"""A flow that grows or shrinks by more than this leaves, with its inverse, the range of floats."""
+
 
 @INTEGRATORS.register("exact")
 class ExactFlow(Integrator):
@@ -50,10 +53,8 @@ class ExactFlow(Integrator):
         self.require(field)
         constant, reason = field.flow_constant(step_size)
         kept, losses = self.inherited(field, step_size)
-        # Where the flow grows or shrinks by more than e^±300, it and its inverse leave the range of floats.
-        if field.facts().divergence_free or (
-            constant < math.exp(300) and field.flow_constant(-step_size)[0] < math.exp(300)
-        ):
+        back, _ = field.flow_constant(-step_size)
+        if field.facts().divergence_free or max(constant, back) < LARGEST:
             kept = [Invertible(), *kept]
         return Declaration.of(
             *self.lipschitz(constant, field), *kept, reason=reason, title=f"ExactFlow(t={step_size:.5g})", losses=losses

@@ -94,9 +94,7 @@ class Splitting(Integrator):
         _, losses = self.inherited(field, step_size)
         negative = any(part * step_size < 0 for _, part in self.substeps(field)) and step_size > 0
         if negative and self.order > 2:
-            losses.append(
-                f"Lipschitz grows: order {self.order} needs negative substeps, where contractive terms expand"
-            )
+            losses.append(f"Lipschitz grows: order {self.order} needs negative substeps, in which contraction expands")
         names = {loss.split()[0] for loss in losses}
         kept = [p for p in kept if type(p) in self.keeps or type(p) not in FLOW_PROPERTIES]
         own = tuple(loss for loss in folded if loss.split()[0] not in names)
