@@ -42,6 +42,7 @@ class Splitting(Integrator):
         (2, 1.0)
     """
 
+    order: int
     keeps = FLOW_PROPERTIES - {EnergyPreserving, Dissipative}
 
     def __init__(self, name: str, order: int, weights: tuple[float, ...] | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Self, TypeVar
 
@@ -76,9 +76,9 @@ class Property:
     tolerance: float = field(default=0.0, kw_only=True)
 
     @property
-    def slot(self) -> Hashable:
+    def slot(self) -> tuple[object, ...]:
         """What it is a guarantee of: a module has at most one for each slot, and equal slots compose."""
-        return type(self)
+        return (type(self),)
 
     def then(self, following: Self) -> Self | None:
         """The guarantee of "first self, then ``following``", or ``None`` when the composition has none."""
@@ -169,7 +169,7 @@ class LinearInvariant(Property):
     weights: tuple[float, ...] | None = None
 
     @property
-    def slot(self) -> Hashable:
+    def slot(self) -> tuple[object, ...]:
         return type(self), self.weights
 
     def __str__(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -95,7 +95,7 @@ def fold(declared: tuple[tuple[str, Declaration], ...]) -> tuple[list[Property],
     """The properties that survive a composition of declarations, and one sentence for each that does not."""
     kept: list[Property] = []
     losses: list[str] = []
-    slots: dict[Hashable, Property] = {}
+    slots: dict[tuple[object, ...], Property] = {}
     for _, declaration in declared:
         for stated in declaration.properties:
             slots.setdefault(stated.slot, stated)
@@ -108,7 +108,7 @@ def fold(declared: tuple[tuple[str, Declaration], ...]) -> tuple[list[Property],
     return kept, tuple(losses)
 
 
-def _fold(slot: Hashable, declared: tuple[tuple[str, Declaration], ...]) -> tuple[Property | None, str]:
+def _fold(slot: tuple[object, ...], declared: tuple[tuple[str, Declaration], ...]) -> tuple[Property | None, str]:
     total: Property | None = None
     for position, (name, declaration) in enumerate(declared):
         here = next((p for p in declaration.properties if p.slot == slot), None)
@@ -120,10 +120,9 @@ def _fold(slot: Hashable, declared: tuple[tuple[str, Declaration], ...]) -> tupl
     return total, ""
 
 
-def _why_not(slot: Hashable, declaration: Declaration) -> str:
+def _why_not(slot: tuple[object, ...], declaration: Declaration) -> str:
     """The sentence in which a part says itself that it loses the property, otherwise what the part is."""
-    kind = slot[0] if isinstance(slot, tuple) else slot
-    name = kind.__name__ if isinstance(kind, type) else str(kind)
+    name = getattr(slot[0], "__name__", "")
     return next((loss for loss in declaration.losses if loss.startswith(name + " ")), declaration.reason)
 
 
