@@ -1,0 +1,195 @@
+"""Long runs: the energy along 10⁵ steps of the pendulum and of the Kepler problem, method by method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
+from dynablocks.experiments.cells import Cell, Store
+from dynablocks.fields import FieldFacts, PartitionedField, VectorField
+from dynablocks.integrators import integrator
+from dynablocks.reporting import markdown_table
+from dynablocks.reporting.figures import new_figure, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STEPS = {"smoke": 400, "cpu": 100_000, "paper": 100_000}
+METHODS = ("verlet", "yoshida4", "implicit-midpoint", "gonzalez", "rk4", "euler")
+BOUNDED = ("verlet", "yoshida4", "implicit-midpoint", "gonzalez")
+SAMPLES = 400
+SLOPE_LIMIT = 0.1
+"""How much of its own range the energy error may drift from the first to the last part of a run."""
+
+
+class PendulumForce(VectorField):
+    """v(q) = −sin q = ∇ cos q."""
+
+    in_shape = (1,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -torch.sin(x)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(1.0, 1.0, conservative=True, odd=True, reason="|cos| <= 1")
+
+    def potential(self, x: Tensor) -> Tensor:
+        """cos q per sample."""
+        return torch.cos(x).sum(1)
+
+
+class KeplerForce(VectorField):
+    """v(q) = −q / ‖q‖³ = ∇ (1 / ‖q‖)."""
+
+    in_shape = (2,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -x / x.norm(dim=1, keepdim=True) ** 3
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(conservative=True, odd=True, reason="unbounded at 0")
+
+    def potential(self, x: Tensor) -> Tensor:
+        """1 / ‖q‖ per sample."""
+        return 1 / x.norm(dim=1)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A second-order system q̈ = v(q) with a start (q, p) and a step."""
+
+    force: type[VectorField]
+    start: tuple[float, ...]
+    step: float
+
+    def field(self) -> PartitionedField:
+        """(p, v(q)) with H(q, p) = ‖p‖²/2 + V(q)."""
+        return PartitionedField(None, self.force())
+
+
+PROBLEMS = {
+    "pendulum": Problem(PendulumForce, (1.0, 0.0), 0.1),
+    # Eccentricity 0.6, semi-major axis 1, from the pericentre: (1 − e, 0) with speed √((1 + e)/(1 − e)).
+    "kepler": Problem(KeplerForce, (0.4, 0.0, 0.0, 2.0), 0.02),
+}
+
+
+@dataclass(frozen=True)
+class DriftCell(Cell):
+    """The energy error of one method along one solution, at 400 times."""
+
+    problem: str
+    method: str
+    steps: int
+
+    @property
+    def title(self) -> str:
+        return f"{self.steps} steps of {self.method}, {self.problem}"
+
+    @property
+    def cost(self) -> float:
+        return self.steps * (2e-3 if not integrator(self.method).explicit else 2e-4)
+
+    def build(self, directory: Path, store: Store) -> dict[str, Any]:
+        problem, method = PROBLEMS[self.problem], integrator(self.method)
+        field = problem.field().double()
+        x = torch.tensor([problem.start], dtype=torch.float64)
+        every = max(1, self.steps // SAMPLES)
+        with torch.no_grad():
+            first = float(field.energy(x))
+            errors = []
+            for k in range(1, self.steps + 1):
+                x = method.step(field, x, problem.step)
+                if k % every == 0:
+                    errors.append(float(field.energy(x)) - first)
+        return {"errors": errors, "every": every * problem.step, **drift(errors)}
+
+
+def drift(errors: list[float]) -> dict[str, float]:
+    """The largest energy error, and how far the mean of the last quarter is from that of the first, over the range.
+
+    Example:
+        >>> drift([0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0])["moved"]
+        0.0
+        >>> drift([1.0, 2.0, 3.0, 4.0])["moved"]
+        1.0
+    """
+    quarter = max(1, len(errors) // 4)
+    first, last = sum(errors[:quarter]) / quarter, sum(errors[-quarter:]) / quarter
+    width = max(errors) - min(errors)
+    return {"largest": max(map(abs, errors)), "moved": abs(last - first) / width if width else 0.0}
+
+
+@EXPERIMENTS.register("drift")
+class Drift(Experiment):
+    """Symplectic and energy-preserving methods keep the energy over 10⁵ steps; Runge–Kutta methods lose it."""
+
+    name = "drift"
+    title = "Energy over 100,000 steps of the pendulum and of the Kepler problem"
+    source = "Section 4.1"
+
+    def drift_cells(self, scale: Scale) -> list[DriftCell]:
+        """Every method on every problem."""
+        steps = STEPS[scale.preset]
+        return [DriftCell(problem, method, steps) for problem in PROBLEMS for method in METHODS]
+
+    def cells(self, scale: Scale) -> list[Cell]:
+        return list(self.drift_cells(scale))
+
+    def tables(self, scale: Scale, store: Store) -> str:
+        rows = []
+        for cell in self.drift_cells(scale):
+            result = store.result(cell) or {}
+            numbers = {key: result.get(key) for key in ("largest", "moved")}
+            rows.append({"problem": cell.problem, "method": cell.method, "steps": cell.steps} | numbers)
+        columns = {
+            "problem": "problem",
+            "method": "method",
+            "steps": "steps",
+            "largest": "largest energy error",
+            "moved": "drift over range",
+        }
+        return markdown_table(rows, columns, {"largest": "{:.2e}".format, "moved": "{:.3f}".format})
+
+    def figures(self, scale: Scale, store: Store) -> dict[str, Figure]:
+        results = {(cell.problem, cell.method): store.result(cell) for cell in self.drift_cells(scale)}
+        found = {key: result for key, result in results.items() if result is not None}
+        return {self.name: drift_figure(found, watermark=scale.watermark)}
+
+    def checks(self, scale: Scale, store: Store) -> list[Check]:
+        checks = []
+        for cell in self.drift_cells(scale):
+            result = store.result(cell)
+            bounded = cell.method in BOUNDED
+            got = None if result is None else f"{result['largest']:.1e}, drift {result['moved']:.3f}"
+            agrees = None
+            if result is not None and scale.preset != "smoke":
+                still = result["moved"] <= SLOPE_LIMIT or result["largest"] <= ROUNDING * cell.steps
+                agrees = still == bounded
+            expected = "no drift" if bounded else "drifts"
+            checks.append(Check.of(f"{cell.method}, {cell.problem}: energy", "", expected, got, agrees))
+        return checks
+
+
+ROUNDING = 1e-12
+"""The solver's tolerance of a step: an energy error of steps × this is what the method promises."""
+
+
+@styled
+def drift_figure(results: dict[tuple[str, str], dict[str, Any]], *, watermark: str | None = None) -> Figure:
+    """|H − H₀| against time, logarithmic, one panel for each problem."""
+    figure = new_figure(9.0, 3.6, watermark)
+    for axes, problem in zip(figure.subplots(1, len(PROBLEMS)), PROBLEMS, strict=True):
+        for (name, method), result in results.items():
+            if name == problem:
+                times = [result["every"] * (k + 1) for k in range(len(result["errors"]))]
+                errors = [abs(error) + 1e-17 for error in result["errors"]]
+                axes.loglog(times, errors, label=method, linewidth=0.8)
+        axes.set(title=problem, xlabel="time", ylabel="|H − H₀|")
+        axes.legend(fontsize=6)
+    return figure
