@@ -31,6 +31,10 @@ class PropertyViolated(DynablocksError, AssertionError):
     """A measured property contradicts the declared one."""
 
 
+class NotConverged(DynablocksError, ArithmeticError):
+    """The equation of an implicit step has no solution near its start, or the solver did not find it."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InvalidArgument:
     """The error for an unknown registry name, the nearest known one first.
 

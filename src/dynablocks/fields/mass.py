@@ -14,6 +14,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation, activation
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
 from dynablocks.fields.gradient import GradientField
+from dynablocks.fields.sphere import skew_matrix
 from dynablocks.linear import Dense, linear_norm_bounds, shared_weights
 
 if TYPE_CHECKING:
@@ -33,14 +34,17 @@ class InvariantSpace:
         InvalidArgument: the weights are not m < n linearly independent vectors of n finite numbers.
 
     Example:
-        >>> InvariantSpace(3, [None]).remove(torch.tensor([[1.0, 2.0, 3.0]]))
-        tensor([[-1.,  0.,  1.]])
+        >>> projected = InvariantSpace(3, [None]).remove(torch.tensor([[1.0, 2.0, 3.0]]))
+        >>> bool(torch.allclose(projected, torch.tensor([[-1.0, 0.0, 1.0]]), atol=1e-6))
+        True
     """
 
     def __init__(self, entries: int, weights: Sequence[Sequence[float] | None]) -> None:
         rows = [(1.0,) * entries if w is None else tuple(map(float, w)) for w in weights]
         if not rows or any(len(row) != entries or not all(map(math.isfinite, row)) for row in rows):
-            raise InvalidArgument(f"weights {list(weights)} are not vectors of {entries} finite numbers; give one each.")
+            raise InvalidArgument(
+                f"weights {list(weights)} are not vectors of {entries} finite numbers; give one each."
+            )
         matrix = torch.tensor(rows, dtype=torch.float64).mT
         matrix = matrix / matrix.abs().amax(0).clamp_min(1e-300)
         if len(rows) >= entries or int(torch.linalg.matrix_rank(matrix)) < len(rows):
@@ -153,11 +157,7 @@ class MassPreservingField(VectorField):
         if self.positive:
             raise InvalidArgument("a positive field is given by rates(x), not by a skew matrix.")
         entries = self.outer.adjoint(self.sigma(self.inner.affine(x, self.bias)))
-        n = self.in_shape[0]
-        first, second = torch.triu_indices(n, n, 1, device=x.device)
-        upper = functional.one_hot(first * n + second, n * n).to(x)
-        matrix = (entries @ upper).unflatten(-1, (n, n))
-        return matrix - matrix.mT
+        return skew_matrix(entries, self.in_shape[0])
 
     def incidence(self) -> Float[Tensor, "entries pairs"]:
         """D in float64: wⱼ at i and −wᵢ at j for each pair i < j, so wᵀD = 0 exactly."""
