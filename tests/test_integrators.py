@@ -11,7 +11,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
-from dynablocks.errors import InvalidArgument
+from dynablocks.errors import InvalidArgument, NotConverged
 from dynablocks.experiments import Store
 from dynablocks.experiments.orders import FlowBoundsCell, convergence
 from dynablocks.fields import FieldFacts, GradientField, PartitionedField, PreconditionedField, VectorField, leaky_relu
@@ -56,7 +56,7 @@ def test_a_wrong_order_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The broken twin: Heun's weights a little off are of order 1."""
     twin = Tableau("twin", 2, ((), (1.0,)), (0.4, 0.6))
     monkeypatch.setitem(INTEGRATORS, "twin", lambda: ExplicitRungeKutta(twin))
-    assert convergence("twin")["slope"] == pytest.approx(1.0, abs=0.2)
+    assert convergence("twin")["slope"] == pytest.approx(1.0, abs=0.15)
 
 
 def test_the_bounds_on_flows_hold_and_the_printed_one_does_not() -> None:
@@ -181,7 +181,12 @@ def test_declared_constants_hold(name: str) -> None:
     for field, h in itertools.product(fields, (-2.0, -0.3, 0.0, 0.5, 1.5, 2.0, 4.0)):
         field = field.double()
         x = 2 * torch.randn(200, *field.in_shape, dtype=torch.float64)
-        measured = torch.linalg.matrix_norm(dense_step(method, field, x, h), ord=2).max()
+        try:
+            measured = torch.linalg.matrix_norm(dense_step(method, field, x, h), ord=2).max()
+        except NotConverged:
+            # The equation of an implicit step has one solution for |h|L < 1; beyond it may have none.
+            assert abs(h) * field.facts().lipschitz >= 1
+            continue
         for bound in ("tight", "paper"):
             assert measured <= method.declare(field, h, bound).properties.lipschitz * (1 + 1e-12)
 

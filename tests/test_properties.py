@@ -289,3 +289,9 @@ def test_a_property_without_measurement_is_an_error() -> None:
 
     with pytest.raises(InvalidArgument, match="no measurement is known"):
         verify(Fixed(lambda x: x, Novel()), torch.zeros(1, 2))
+
+
+def test_a_module_that_stands_twice_counts_twice() -> None:
+    twice = Fixed(lambda x: 2 * x, Lipschitz(2.0))
+    assert nn.Sequential(twice, twice)[0] is twice
+    assert declare(nn.Sequential(twice, twice)).properties.lipschitz >= 4.0

@@ -43,7 +43,7 @@ def fields() -> tuple[tuple[str, ...], Rows]:
     rows = []
     for name, kind in FIELDS.items():
         facts = kind.example().facts()
-        words = [f.name.replace("_", " ") for f in dataclasses.fields(facts) if f.name not in NUMBERS and getattr(facts, f.name)]
+        words = [name.replace("_", " ") for name, value in vars(facts).items() if value and name not in NUMBERS]
         symmetric = ["symmetric Jacobian"] if facts.spectrum is not None else []
         held = ", ".join([*symmetric, *words]) or "none"
         rows.append((f"``{name}``", escape(summary(kind)), held, escape(facts.reason)))
@@ -55,7 +55,8 @@ def integrators() -> tuple[tuple[str, ...], Rows]:
     for name, make in INTEGRATORS.items():
         method = make()
         kind = "explicit" if method.explicit else "implicit"
-        rows.append((f"``{name}``", repr(method), number(method.order), kind, ", ".join(sorted(kind.__name__ for kind in method.keeps))))
+        kept = ", ".join(sorted(kind.__name__ for kind in method.keeps))
+        rows.append((f"``{name}``", repr(method), number(method.order), kind, kept))
     return ("name", "integrator", "order", "kind", "preserves"), rows
 
 

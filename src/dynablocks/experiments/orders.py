@@ -35,8 +35,8 @@ def smooth_problems(seed: int = 0) -> list[VectorField]:
         others = [FIELDS[name].example().double() for name in ("partitioned", "rotation") if name in FIELDS]
         for field in (gradient, *others):
             for parameter in field.parameters():
-                torch.nn.init.normal_(parameter)
-        positive = [FIELDS[name].example().double() for name in ("production-destruction",) if name in FIELDS]
+                torch.nn.init.normal_(parameter, std=0.5)
+        positive = [FIELDS[name].example().double() for name in ("compartments",) if name in FIELDS]
     return [gradient, *others, *positive]
 
 
@@ -73,7 +73,7 @@ def convergence(name: str, seed: int = 0) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(3, *field.in_shape, dtype=torch.float64, generator=generator).abs()
     truth = exact_solution(field, start, TIME)
-    first = 16 if method.order in (2, 3, 4) else 32
+    first = {4: 16, 6: 2}.get(method.order, 32)
     counts, errors = [first * 2**k for k in range(4)], []
     for count in counts:
         with torch.no_grad():

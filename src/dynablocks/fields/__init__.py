@@ -2,29 +2,56 @@
 
 from dynablocks.fields.activations import ACTIVATIONS, Activation, activation, leaky_relu, smooth_leaky_relu
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
+from dynablocks.fields.dissipative import DampedHamiltonian, Damping, DissipativeField
 from dynablocks.fields.gradient import GradientField
+from dynablocks.fields.hamiltonian import EnergyField, HamiltonianEmbedding, NeuralHamiltonian, SeparableHamiltonian
+from dynablocks.fields.mass import CompartmentField, ConstrainedField, MassPreservingField
 from dynablocks.fields.metric import MetricField
+from dynablocks.fields.odd import OddField
 from dynablocks.fields.partitioned import IdentityField, PartitionedField, ShearField
 from dynablocks.fields.planar import PlanarField, TwoMatrixField
 from dynablocks.fields.preconditioned import PreconditionedField
+from dynablocks.fields.presnov import Presnov, presnov
 from dynablocks.fields.ridge import RidgeField
+from dynablocks.fields.sphere import RotationField, SphereField
+from dynablocks.fields.symmetric import DiagonalField, EvenPotential, GradientOf, LinearField, PotentialSum
 
 __all__ = [
     "ACTIVATIONS",
     "FIELDS",
     "Activation",
+    "CompartmentField",
+    "ConstrainedField",
+    "DampedHamiltonian",
+    "Damping",
+    "DiagonalField",
+    "DissipativeField",
+    "EnergyField",
+    "EvenPotential",
     "FieldFacts",
     "GradientField",
+    "GradientOf",
+    "HamiltonianEmbedding",
     "IdentityField",
+    "LinearField",
+    "MassPreservingField",
     "MetricField",
+    "NeuralHamiltonian",
+    "OddField",
     "PartitionedField",
     "PlanarField",
+    "PotentialSum",
     "PreconditionedField",
+    "Presnov",
     "RidgeField",
+    "RotationField",
+    "SeparableHamiltonian",
     "ShearField",
+    "SphereField",
     "TwoMatrixField",
     "VectorField",
     "activation",
     "leaky_relu",
+    "presnov",
     "smooth_leaky_relu",
 ]

@@ -195,6 +195,31 @@ class MassPreservingField(VectorField):
         return f"weights={self.space.weights[0] or 1}, positive={self.positive}"
 
 
+@FIELDS.register("compartments")
+class CompartmentField(MassPreservingField):
+    r"""``MassPreservingField(..., positive=True)`` under a name of its own: compartments that exchange mass.
+
+    Example:
+        >>> CompartmentField(3, 8).facts().positive
+        True
+    """
+
+    def __init__(
+        self,
+        entries: int,
+        hidden: int = 50,
+        sigma: str | Activation = "tanh",
+        *,
+        weights: Sequence[float] | None = None,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(entries, hidden, sigma, weights=weights, positive=True, bias=bias)
+
+    @classmethod
+    def example(cls) -> CompartmentField:
+        return cls(3, 5, weights=(1.0, 2.0, 0.5))
+
+
 @FIELDS.register("constrained")
 class ConstrainedField(VectorField):
     r"""X(x) = P f(x) with P the orthogonal projector onto {v: wₖᵀv = 0 for all k}: any field f, several invariants.

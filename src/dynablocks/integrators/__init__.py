@@ -1,8 +1,13 @@
 """One-step maps of vector fields, each declaring its order and what it preserves."""
 
 from dynablocks.integrators.base import INTEGRATORS, Integrator, integrator
+from dynablocks.integrators.discrete_gradient import DiscreteGradient, discrete_gradient
 from dynablocks.integrators.euler import ExplicitEuler
 from dynablocks.integrators.exact import ExactFlow
+from dynablocks.integrators.implicit import ImplicitRungeKutta, Trapezoidal
+from dynablocks.integrators.norm_preserving import CalvoEulerHeun, LieMethod
+from dynablocks.integrators.patankar import ModifiedPatankar
+from dynablocks.integrators.projection import Projected
 from dynablocks.integrators.runge_kutta import HEUN, KUTTA3, MIDPOINT, RALSTON, RK4, SSP3, ExplicitRungeKutta, Tableau
 from dynablocks.integrators.splitting import Splitting
 
@@ -14,11 +19,19 @@ __all__ = [
     "RALSTON",
     "RK4",
     "SSP3",
+    "CalvoEulerHeun",
+    "DiscreteGradient",
     "ExactFlow",
     "ExplicitEuler",
     "ExplicitRungeKutta",
+    "ImplicitRungeKutta",
     "Integrator",
+    "LieMethod",
+    "ModifiedPatankar",
+    "Projected",
     "Splitting",
     "Tableau",
+    "Trapezoidal",
+    "discrete_gradient",
     "integrator",
 ]

@@ -139,7 +139,7 @@ def flow_properties(field: VectorField, step_size: float) -> list[Property]:
     if facts.hamiltonian:
         found.append(Symplectic())
     if facts.damping is not None:
-        found.append(ConformalSymplectic(math.exp(-facts.damping * step_size)))
+        found.append(ConformalSymplectic(math.exp(min(700.0, -facts.damping * step_size))))
     if facts.divergence_free:
         found.append(VolumePreserving())
     if facts.tangent:

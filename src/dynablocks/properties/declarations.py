@@ -151,7 +151,16 @@ class Invertible(Property):
 
 @dataclass(frozen=True)
 class Symplectic(Property):
-    r"""J(x)ᵀ 𝕁 J(x) = 𝕁 with 𝕁 = [[0, I], [−I, 0]] for x = (q, p)."""
+    r"""J(x)ᵀ 𝕁 J(x) = 𝕁 with 𝕁 = [[0, I], [−I, 0]] for x = (q, p): conformal symplectic with factor 1."""
+
+    @property
+    def slot(self) -> tuple[object, ...]:
+        return (ConformalSymplectic,)
+
+    def then(self, following: Property) -> Property | None:
+        if isinstance(following, ConformalSymplectic):
+            return following.within(self.tolerance + following.tolerance)
+        return super().then(following)
 
 
 @dataclass(frozen=True)
@@ -187,8 +196,9 @@ class ConformalSymplectic(Property):
 
     factor: float = 1.0
 
-    def then(self, following: ConformalSymplectic) -> ConformalSymplectic:
-        return ConformalSymplectic(self.factor * following.factor, tolerance=self.tolerance + following.tolerance)
+    def then(self, following: Property) -> ConformalSymplectic:
+        factor = following.factor if isinstance(following, ConformalSymplectic) else 1.0
+        return ConformalSymplectic(self.factor * factor, tolerance=self.tolerance + following.tolerance)
 
     def __str__(self) -> str:
         return f"ConformalSymplectic({self.factor:.9g})"

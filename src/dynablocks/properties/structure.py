@@ -17,6 +17,7 @@ from dynablocks.properties.declarations import (
     NormPreserving,
     Properties,
     Property,
+    Symplectic,
     VolumePreserving,
 )
 
@@ -122,8 +123,8 @@ def _fold(slot: tuple[object, ...], declared: tuple[tuple[str, Declaration], ...
 
 def _why_not(slot: tuple[object, ...], declaration: Declaration) -> str:
     """The sentence in which a part says itself that it loses the property, otherwise what the part is."""
-    name = getattr(slot[0], "__name__", "")
-    return next((loss for loss in declaration.losses if loss.startswith(name + " ")), declaration.reason)
+    names = {getattr(slot[0], "__name__", ""), *(("Symplectic",) if slot == Symplectic().slot else ())}
+    return next((loss for loss in declaration.losses if loss.split()[0] in names), declaration.reason)
 
 
 IDENTITY: tuple[Property, ...] = (
@@ -151,7 +152,9 @@ def _flatten(module: nn.Flatten) -> Declaration:
 
 @rule(nn.Sequential)
 def _sequential(module: nn.Sequential) -> Declaration:
-    declared = compose(module.named_children(), title="Sequential")
+    # named_children() would name a module that stands twice only once.
+    parts = [(name, part) for name, part in module._modules.items() if part is not None]
+    declared = compose(parts, title="Sequential")
     if hasattr(module, "inverse") or declared.properties.of(Invertible) is None:
         return declared
     kept = Properties(p for p in declared.properties if not isinstance(p, Invertible))

@@ -1,0 +1,412 @@
+"""Figure 7: regression by compositions of gradient flows and sphere-preserving flows (paper appendix A).
+
+f(x) = x² + |x| + sin x and g(x, y) = √(x² + y²) from 1,800 noisy values at normal points (200 more are for testing);
+the paper shows the fits on [−3, 3] and [−2, 2]². Every block is a linear lift and layers Φ_{X_S}^h ∘ Φ_{X_G}^h, the
+same h in both. What is not printed follows the released code: Euler steps, ReLU, |h| and α from a normal distribution,
+the rate divided by ten every 50 epochs.
+
+The second row has half the layers, keeps ‖z‖ in the steps of X_S and ends with Levenberg–Marquardt. σ and the first h
+were chosen on held-out training values of f (mean square; the noise alone gives 1.0e-4; draws 0 to 2 where given):
+
+- ReLU, h = 0.5: 2.5e-4, second-order steps stop at its kinks;
+- smooth leaky ReLU, h = 0.5: 1.0e-4, 5.0e-4, 1.1e-3; h = 0.2: 1.3e-3 (draw 2);
+- tanh, h = 0.5: 1.35e-4, 2.0e-4, 1.4e-4; h = 0.2: 0.95e-4 and 1.6e-4 (draws 1, 2). Four layers: 1.9e-3 (draw 1).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dynablocks.data.seeding import mixed_seed, seeded_generator
+from dynablocks.errors import require_choice
+from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
+from dynablocks.experiments.cells import Cell, Store
+from dynablocks.experiments.fig6 import AdamTraining
+from dynablocks.fields import GradientField
+from dynablocks.fields.sphere import RotationField
+from dynablocks.fitting import fit
+from dynablocks.integrators import ExplicitEuler
+from dynablocks.integrators.norm_preserving import CalvoEulerHeun
+from dynablocks.linear import Dense
+from dynablocks.reporting.figures import BLUE, INK, VERMILION, new_figure, styled
+from dynablocks.reporting.tables import markdown_table
+from dynablocks.switching import NonExpansiveSignal
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from matplotlib.figure import Figure
+
+RUNS = 5
+TARGETS = {"f": "x² + |x| + sin x", "g": "√(x² + y²)"}
+GRIDS = {"f": (3.0, 601), "g": (2.0, 61)}
+NOISE = 0.01
+
+
+def target(name: str, x: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch 1"]:
+    """f or g.
+
+    Example:
+        >>> float(target("g", torch.tensor([[3.0, 4.0]])))
+        5.0
+    """
+    require_choice("target", name, TARGETS)
+    return x.square() + x.abs() + x.sin() if name == "f" else x.norm(dim=1, keepdim=True)
+
+
+def grid(name: str) -> Float[Tensor, "points inputs"]:
+    """The points on which the fit is judged: [−3, 3] for f, [−2, 2]² for g."""
+    half, count = GRIDS[name]
+    line = torch.linspace(-half, half, count, dtype=torch.float64)
+    return line[:, None] if name == "f" else torch.cartesian_prod(line, line)
+
+
+def noisy_values(name: str, count: int, noise: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Standard normal points and the target's values there with normal noise."""
+    generator = seeded_generator(seed)
+    x = torch.randn(count, 1 if name == "f" else 2, dtype=torch.float64, generator=generator)
+    return x, target(name, x) + noise * torch.randn(count, 1, dtype=torch.float64, generator=generator)
+
+
+class PairedFlows(nn.Module):
+    r"""Ψ_{X_S}^h ∘ Ψ_{X_G}^h with one free h >= 0.
+
+    Args:
+        gradient, rotation: X_G and X_S.
+        keep_norm: take the steps of X_S by a method that keeps ‖z‖ as its flow does, otherwise by Euler.
+        step: the start of h.
+    """
+
+    def __init__(self, gradient: GradientField, rotation: RotationField, keep_norm: bool, step: float) -> None:
+        super().__init__()
+        self.gradient, self.rotation = gradient, rotation
+        self.signal = NonExpansiveSignal(step, 0.0, math.inf)
+        self.methods = ExplicitEuler(), CalvoEulerHeun() if keep_norm else ExplicitEuler()
+
+    def forward(self, z: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+        """Both steps."""
+        for flow, method in zip((self.gradient, self.rotation), self.methods, strict=True):
+            z = method.step(flow, z, self.signal.steps[0])
+        return z
+
+
+class FlowComposition(nn.Module):
+    r"""Blocks of Φ_{X_S}^h ∘ Φ_{X_G}^h layers in R^width, each after a linear lift; a linear map to one number.
+
+    X_G(z) = Aᵀ diag(α) Σ(Az + b) and X_S(z) = Λ(z)z with skew Λ; α is of any sign.
+
+    Args:
+        inputs: entries of a point.
+        width: of the layers, and of the hidden layer of X_S.
+        blocks, layers: how many blocks, and layers in each.
+        sigma: σ.
+        keep_norm: of :class:`PairedFlows`.
+        step: the start of every h; ``None`` draws |h| from a normal distribution.
+        seed: of all weights.
+
+    Example:
+        >>> FlowComposition(2, 4, 1, 2, "relu", True, 0.1, 0)(torch.zeros(3, 2, dtype=torch.float64)).shape
+        torch.Size([3, 1])
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        blocks: int,
+        layers: int,
+        sigma: str,
+        keep_norm: bool,
+        step: float | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        parts: list[nn.Module] = []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for block in range(blocks):
+                parts.append(nn.Linear(width if block else inputs, width))
+                for _ in range(layers):
+                    start = abs(float(torch.randn(()))) if step is None else step
+                    parts.append(PairedFlows(_gradient(width, sigma), _rotation(width, sigma), keep_norm, start))
+            parts.append(nn.Linear(width, 1))
+        self.parts = nn.Sequential(*parts).double()
+
+    def forward(self, x: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch 1"]:
+        """The value at each point."""
+        values: Tensor = self.parts(x)
+        return values
+
+
+def _gradient(width: int, sigma: str) -> GradientField:
+    field = GradientField(Dense(width, width), sigma, expansive=True, alpha=1.0)
+    assert field.alpha is not None
+    nn.init.normal_(field.alpha)
+    _uniform(field.linear.matrix, field.bias)
+    return field
+
+
+def _rotation(width: int, sigma: str) -> RotationField:
+    field = RotationField(width, width, sigma)
+    _uniform(field.inner.matrix, field.bias)
+    _uniform(field.outer.matrix)
+    return field
+
+
+def _uniform(*given: Any) -> None:
+    """PyTorch's start of a linear layer, whose width stands last in the first of the tensors."""
+    bound = 1 / math.sqrt(given[0].shape[-1])
+    for parameter in given:
+        nn.init.uniform_(parameter, -bound, bound)
+
+
+@dataclass(frozen=True)
+class RegressionCell(Cell):
+    """One fit of one target.
+
+    Args:
+        target: ``"f"`` or ``"g"``.
+        run: which start and data.
+        points, train: how many values, and how many of them are for training.
+        noise: standard deviation of the values' noise.
+        width, blocks, layers, sigma, keep_norm, step: of :class:`FlowComposition`.
+        seed: of everything random, with ``run``.
+    """
+
+    name: ClassVar[str] = ""
+
+    target: str = "f"
+    run: int = 0
+    points: int = 2000
+    train: int = 1800
+    noise: float = NOISE
+    width: int = 10
+    blocks: int = 3
+    layers: int = 2
+    sigma: str = "relu"
+    keep_norm: bool = False
+    step: float | None = None
+    seed: int = 0
+
+    @property
+    def title(self) -> str:
+        noise = "" if self.noise else ", no noise"
+        return f"regression of {TARGETS[self.target]}, {self.name}{noise}, run {self.run}"
+
+    def network(self) -> FlowComposition:
+        """The network before training."""
+        inputs, start = 1 if self.target == "f" else 2, self.mixed(1)
+        sizes = (inputs, self.width, self.blocks, self.layers)
+        return FlowComposition(*sizes, self.sigma, self.keep_norm, self.step, start)
+
+    def fit(self, network: nn.Module, x: Tensor, y: Tensor) -> None:
+        """Train it in place."""
+        raise NotImplementedError
+
+    def mixed(self, purpose: int) -> int:
+        """The seed of the data (0), the start (1) or the batches (2)."""
+        return mixed_seed(self.seed, self.run, purpose) % 2**62
+
+    def build(self, directory: Path, store: Store) -> dict[str, Any]:
+        x, y = noisy_values(self.target, self.points, self.noise, self.mixed(0))
+        network = self.network()
+        clock, processor = time.perf_counter(), time.process_time()
+        self.fit(network, x[: self.train], y[: self.train])
+        spent = {"seconds": time.perf_counter() - clock, "processor_seconds": time.process_time() - processor}
+        return measure(network, self.target, x[self.train :]) | spent
+
+
+@dataclass(frozen=True)
+class PrintedRegressionCell(RegressionCell):
+    """The paper's network and training: Euler steps, Adam."""
+
+    name: ClassVar[str] = "as printed"
+
+    training: AdamTraining = field(default_factory=lambda: AdamTraining(batch_size=64, stair=50))
+
+    @property
+    def cost(self) -> float:
+        return 0.25 * self.training.epochs * self.points / 2000
+
+    def fit(self, network: nn.Module, x: Tensor, y: Tensor) -> None:
+        self.training.train(network, x, y, self.mixed(2), self.title)
+
+
+@dataclass(frozen=True)
+class FinishedRegressionCell(RegressionCell):
+    """Norm-preserving steps of X_S; Adam on all points, then a second-order finish; the last tenth selects.
+
+    Args:
+        adam_steps, finish_steps: at most so many.
+        finish: of :func:`dynablocks.fitting.fit`.
+    """
+
+    name: ClassVar[str] = "second-order finish"
+
+    width: int = 6
+    blocks: int = 1
+    layers: int = 3
+    keep_norm: bool = True
+    sigma: str = "tanh"
+    step: float | None = 0.2
+    adam_steps: int = 100
+    finish_steps: int = 100
+    finish: str = "levenberg-marquardt"
+
+    @property
+    def cost(self) -> float:
+        return 0.04 * self.adam_steps + 0.2 * self.finish_steps * self.points / 2000
+
+    def fit(self, network: nn.Module, x: Tensor, y: Tensor) -> None:
+        first = len(x) * 9 // 10
+        settings: dict[str, Any] = {
+            "adam_steps": self.adam_steps,
+            "finish_steps": self.finish_steps,
+            "finish": self.finish,
+        }
+        held_out = (x[first:], y[first:])
+        fit(network, x[:first], y[:first], validation=held_out, batch_size=len(x), label=self.title, **settings)
+
+
+@torch.no_grad()
+def measure(network: nn.Module, name: str, test: Tensor) -> dict[str, Any]:
+    """Errors against the target without noise: on the grid, and on the test points; the values on the grid."""
+    points = grid(name)
+    values = network(points)
+    error = (values - target(name, points)).abs()
+    return {
+        "sup": float(error.max()),
+        "mean": float(error.mean()),
+        "test_mse": float((network(test) - target(name, test)).square().mean()),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "values": values.flatten().tolist(),
+    }
+
+
+def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the runs of one network give together."""
+    sups = [result["sup"] for result in results]
+    return {
+        "runs": len(results),
+        "sup": statistics.median(sups),
+        "least": min(sups),
+        "most": max(sups),
+        "mean": statistics.median(result["mean"] for result in results),
+        "test": statistics.median(math.sqrt(result["test_mse"]) for result in results),
+        "parameters": results[0]["parameters"],
+        "processor": max(result["processor_seconds"] for result in results),
+        "seconds": max(result["seconds"] for result in results),
+    }
+
+
+@EXPERIMENTS.register("fig7")
+class FlowRegression(Experiment):
+    """Two functions by compositions of gradient and sphere-preserving flows."""
+
+    name = "fig7"
+    title = "Regression by gradient and sphere-preserving flows"
+    source = "Appendix A, figure 7"
+
+    def groups(self, scale: Scale) -> dict[tuple[str, str], list[RegressionCell]]:
+        """The cells of each row of the table, by target and network."""
+        small: dict[str, Any] = {"seed": scale.seed}
+        short: dict[str, Any] = {}
+        if scale.preset == "smoke":
+            small |= {"points": 200, "train": 180, "width": 3, "blocks": 1, "layers": 1}
+            short = {"adam_steps": 30, "finish_steps": 10}
+        groups: dict[tuple[str, str], list[RegressionCell]] = {}
+        for name in TARGETS:
+            runs = range(1 if scale.preset == "smoke" else RUNS)
+            printed = [PrintedRegressionCell(name, run, **small) for run in runs]
+            if scale.preset == "smoke":
+                printed = [replace(cell, training=replace(cell.training, epochs=2)) for cell in printed]
+            groups[name, PrintedRegressionCell.name] = list(printed)
+            finished = [FinishedRegressionCell(name, run, **small, **short) for run in runs]
+            groups[name, FinishedRegressionCell.name] = list(finished)
+        return groups
+
+    def cells(self, scale: Scale) -> list[Cell]:
+        return [cell for group in self.groups(scale).values() for cell in group]
+
+    def summaries(self, scale: Scale, store: Store) -> dict[tuple[str, str], dict[str, Any] | None]:
+        """The summary of each row; ``None`` unless all its runs are there."""
+        rows: dict[tuple[str, str], dict[str, Any] | None] = {}
+        for key, group in self.groups(scale).items():
+            found = [result for cell in group if (result := store.result(cell)) is not None]
+            rows[key] = summary(found) if len(found) == len(group) else None
+        return rows
+
+    def tables(self, scale: Scale, store: Store) -> str:
+        rows: list[dict[str, Any]] = []
+        for (name, network), row in self.summaries(scale, store).items():
+            rows.append({"function": TARGETS[name], "network": network if row else f"{network}: not run"} | (row or {}))
+        columns = {
+            "function": "function",
+            "network": "network",
+            "runs": "runs",
+            "sup": "sup error on the grid, median",
+            "least": "least",
+            "most": "most",
+            "mean": "mean error, median",
+            "test": "test RMS error, median",
+            "parameters": "parameters",
+            "processor": "processor seconds, at most",
+            "seconds": "seconds, at most",
+        }
+        shown = {key: heading for key, heading in columns.items() if any(key in row for row in rows)}
+        small = dict.fromkeys(("sup", "least", "most", "mean", "test"), "{:.4f}".format)
+        table = markdown_table(rows, shown, small | dict.fromkeys(("seconds", "processor"), "{:.1f}".format))
+        grids = "Grid: [−3, 3] with 601 points, [−2, 2]² with 61² points; errors against the function without noise."
+        return f"{table}\n\n{grids} The training values have noise of standard deviation {NOISE}."
+
+    def figures(self, scale: Scale, store: Store) -> dict[str, Figure]:
+        first = {key: store.result(group[0]) for key, group in self.groups(scale).items()}
+        values = {key: torch.tensor(r["values"], dtype=torch.float64) for key, r in first.items() if r is not None}
+        return {self.name: regression_figure(values, watermark=scale.watermark)}
+
+    def checks(self, scale: Scale, store: Store) -> list[Check]:
+        rows, checks = self.summaries(scale, store), []
+        for name, formula in TARGETS.items():
+            printed, finished = rows[name, PrintedRegressionCell.name], rows[name, FinishedRegressionCell.name]
+            for key, limit, heading in (("mean", NOISE, "mean"), ("sup", None, "sup")):
+                bound = limit if limit is not None else (None if printed is None else printed[key])
+                got = None if finished is None or bound is None else f"{finished[key]:.4f}"
+                agrees = None if got is None or finished is None or bound is None else finished[key] <= bound
+                expected = f"<= {limit:g}, the noise" if limit else "<= that of the network as printed"
+                what = f"{formula}: {heading} error on the grid, second-order finish, median"
+                checks.append(Check.of(what, "a plot", expected, got, None if scale.preset == "smoke" else agrees))
+        return checks
+
+
+@styled
+def regression_figure(values: dict[tuple[str, str], Tensor], *, watermark: str | None = None) -> Figure:
+    """Figure 7 for the first run: f with its fits, their errors, and the error of each fit of g."""
+    figure = new_figure(12.0, 3.3, watermark)
+    panels = figure.subplots(1, 4)
+    line = grid("f").flatten()
+    panels[0].plot(line, target("f", grid("f")).flatten(), color=INK, label=TARGETS["f"])
+    networks = (PrintedRegressionCell.name, FinishedRegressionCell.name)
+    for network, colour in zip(networks, (VERMILION, BLUE), strict=True):
+        if ("f", network) in values:
+            found = values["f", network]
+            panels[0].plot(line, found, "--", color=colour, label=network)
+            panels[1].semilogy(line, (found - target("f", grid("f")).flatten()).abs(), color=colour, linewidth=1.0)
+    panels[0].set(xlabel="x")
+    panels[0].legend(fontsize=7)
+    panels[1].set(xlabel="x", ylabel="error")
+    half, count = GRIDS["g"]
+    for axes, network in zip(panels[2:], networks, strict=True):
+        axes.set(xlabel="x", ylabel="y", title=f"error, {network}")
+        axes.grid(False)
+        if ("g", network) in values:
+            error = (values["g", network] - target("g", grid("g")).flatten()).abs().reshape(count, count)
+            image = axes.imshow(error.mT.numpy(), origin="lower", extent=(-half, half, -half, half), cmap="viridis")
+            figure.colorbar(image, ax=axes, shrink=0.8)
+    return figure

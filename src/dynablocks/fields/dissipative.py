@@ -1,0 +1,244 @@
+"""Fields that lose energy: gradient flows in a learned metric, and damped Hamiltonian fields."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dynablocks.errors import InvalidArgument, require_range
+from dynablocks.fields.activations import Activation
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
+from dynablocks.fields.hamiltonian import EnergyField, SeparableHamiltonian, canonical, even_size
+from dynablocks.fields.partitioned import IdentityField, halves
+from dynablocks.fields.symmetric import conservative_field, potential_value, ridge_energy
+from dynablocks.linear.bounds import linear_norm_bounds
+from dynablocks.linear.rounding import round_up
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+@FIELDS.register("dissipative")
+class DissipativeField(EnergyField):
+    r"""X(x) = −R∇V(x), R = LLᵀ: dV/dt = −‖Lᵀ∇V‖² <= 0. R is positive semidefinite, definite where L is regular.
+
+    The Lipschitz constant is ‖L‖² Lip(∇V).
+
+    Args:
+        features: n, the number of entries of x.
+        energy: V, as a scalar module or as the conservative field ∇V; αᵀΓ(Ax + b) + ½xᵀQx when ``None``.
+        width, sigma: rows of A and σ of the default V.
+
+    Raises:
+        InvalidArgument: the energy has no known potential or another shape.
+
+    Source: design D2.12; McLachlan, Quispel and Robidoux (1999), "Geometric integration using discrete gradients".
+
+    Example:
+        >>> DissipativeField(2).facts().dissipates_energy
+        True
+    """
+
+    def __init__(
+        self,
+        features: int,
+        energy: nn.Module | None = None,
+        *,
+        width: int = 16,
+        sigma: str | Activation = "tanh",
+    ) -> None:
+        super().__init__()
+        self.in_shape = (features,)
+        self.slope = conservative_field(ridge_energy(features, width, sigma) if energy is None else energy, (features,))
+        if self.slope.in_shape != self.in_shape:
+            raise InvalidArgument(f"the energy is one of {self.slope.in_shape}, the field one of {self.in_shape}.")
+        self.factor = nn.Parameter(torch.eye(features) + 0.1 * torch.randn(features, features))
+
+    @classmethod
+    def example(cls) -> DissipativeField:
+        return cls(3, width=4)
+
+    def energy(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, " batch"]:
+        """V(x) per sample."""
+        return potential_value(self.slope, x)
+
+    def gradient(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
+        """∇V(x) per sample."""
+        value: Tensor = self.slope(x)
+        return value
+
+    def structure(self, x: Tensor, v: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
+        """−Rv = −L(Lᵀv)."""
+        return -functional.linear(v @ self.factor, self.factor)
+
+    def facts(self) -> FieldFacts:
+        known = self.slope.facts()
+        size = round_up(linear_norm_bounds(self.factor.detach()).upper ** 2)
+        lipschitz = round_up(size * known.lipschitz) if size else 0.0
+        return FieldFacts(
+            lipschitz=lipschitz,
+            one_sided=lipschitz,
+            odd=known.odd,
+            dissipates_energy=True,
+            reason=f"−LLᵀ∇V, ‖L‖² <= {size:.4g}",
+        )
+
+
+@FIELDS.register("damping")
+class Damping(VectorField):
+    r"""X(q, p) = (0, −γp), γ >= 0, with the flow (q, e^{−γt}p): it multiplies the symplectic form by e^{−γt}.
+
+    Args:
+        in_shape: (entries, …) of x = (q, p), cut into equal halves along the first axis.
+        gamma: γ per unit of time; the start where it is learned (then γ = softplus(c) for a free c).
+        learned: whether γ is learned.
+
+    Raises:
+        InvalidArgument: γ < 0, or γ = 0 where it is learned; an odd number of entries.
+
+    Source: McLachlan and Perlmutter (2001), "Conformal Hamiltonian systems".
+
+    Example:
+        >>> Damping((2,), 0.5, learned=False).flow(torch.ones(1, 2), 2.0)
+        tensor([[1.0000, 0.3679]])
+    """
+
+    def __init__(self, in_shape: tuple[int, ...], gamma: float = 0.1, *, learned: bool = True) -> None:
+        super().__init__()
+        require_range("gamma", gamma, 0.0, 1e6, open_low=learned)
+        self.in_shape, self.split, self.fixed = (even_size(in_shape[0]), *in_shape[1:]), in_shape[0] // 2, float(gamma)
+        # softplus(c) = γ for c = γ + log(1 − e^{−γ}).
+        self.free = nn.Parameter(torch.tensor(gamma + math.log(-math.expm1(-gamma)))) if learned else None
+
+    @classmethod
+    def example(cls) -> Damping:
+        return cls((4,))
+
+    def gamma(self) -> Tensor | float:
+        """γ, differentiable where it is learned."""
+        return self.fixed if self.free is None else functional.softplus(self.free)
+
+    def rate(self) -> float:
+        """γ as a number."""
+        return float(torch.as_tensor(self.gamma()).detach())
+
+    def forward(self, x: Float[Tensor, "batch entries ..."]) -> Float[Tensor, "batch entries ..."]:
+        q, p = halves(x, self.split)
+        return torch.cat([torch.zeros_like(q), -self.gamma() * p], dim=1)
+
+    def why_no_flow(self) -> str | None:
+        return None
+
+    def flow(self, x: Float[Tensor, "batch entries ..."], time: Tensor | float) -> Float[Tensor, "batch entries ..."]:
+        q, p = halves(x, self.split)
+        return torch.cat([q, self._exponent(x, time).exp() * p], dim=1)
+
+    def flow_log_determinant(self, x: Tensor, time: Tensor | float) -> Tensor:
+        """−γt for each entry of p."""
+        return (self._exponent(x, time) * x[0, self.split :].numel()).expand(x.shape[0])
+
+    def _exponent(self, x: Tensor, time: Tensor | float) -> Tensor:
+        return torch.as_tensor(-self.gamma() * time, dtype=x.dtype, device=x.device)
+
+    def flow_constant(self, time: float) -> tuple[float, str]:
+        """max(1, e^{−γt})."""
+        exponent = -self.rate() * time
+        constant = round_up(math.exp(exponent)) if 0 < exponent < 700 else (1.0 if exponent <= 0 else math.inf)
+        return constant, f"q rests, p is multiplied by e^{exponent:.4g}"
+
+    def facts(self) -> FieldFacts:
+        gamma = round_up(self.rate())
+        return FieldFacts(
+            lipschitz=gamma,
+            one_sided=0.0,
+            spectrum=(-gamma, 0.0),
+            conservative=True,
+            odd=True,
+            damping=self.rate(),
+            reason=f"damping γ = {gamma:.4g}",
+        )
+
+
+@FIELDS.register("damped-hamiltonian")
+class DampedHamiltonian(SeparableHamiltonian):
+    r"""q̇ = ∇T(p), ṗ = −∇V(q) − γp, γ >= 0: conformal Hamiltonian, its flow multiplies the symplectic form by e^{−γt}.
+
+    The three terms kick, drift and damping have exact flows, so splittings are exactly conformal symplectic, with the
+    factor e^{−γh}. H = T + V falls along solutions where pᵀ∇T(p) >= 0: for ‖p‖²/2 (then X = S∇H with
+    S = [[0, I], [−I, −γI]]), and for every convex even T.
+
+    Args:
+        kinetic, potential, dimension, width, sigma: as for :class:`SeparableHamiltonian`.
+        gamma, learned: as for :class:`Damping`.
+
+    Source: McLachlan and Perlmutter (2001), "Conformal Hamiltonian systems"; Bhatt, Floyd and Moore (2016),
+        "Second order conformal symplectic schemes for damped Hamiltonian systems".
+
+    Example:
+        >>> field = DampedHamiltonian(dimension=2, gamma=0.5, learned=False)
+        >>> field.facts().damping, field.facts().dissipates_energy, len(field.terms())
+        (0.5, True, 3)
+    """
+
+    def __init__(
+        self,
+        kinetic: nn.Module | None = None,
+        potential: nn.Module | None = None,
+        dimension: int | None = None,
+        *,
+        gamma: float = 0.1,
+        learned: bool = True,
+        width: int = 16,
+        sigma: str | Activation = "tanh",
+    ) -> None:
+        super().__init__(kinetic, potential, dimension, width=width, sigma=sigma)
+        self.damping = Damping(self.in_shape, gamma, learned=learned)
+
+    @classmethod
+    def example(cls) -> DampedHamiltonian:
+        return cls(None, None, 4, width=3)
+
+    def forward(self, x: Float[Tensor, "batch entries ..."]) -> Float[Tensor, "batch entries ..."]:
+        rate: Tensor = self.damping(x)
+        return super().forward(x) + rate
+
+    def terms(self) -> tuple[VectorField, ...]:
+        """The kick (0, −∇V(q)), the damping (0, −γp) and the drift (∇T(p), 0)."""
+        return self.kick, self.damping, self.drift
+
+    def why_no_structure(self) -> str | None:
+        """Why X is not S∇H with a constant S, ``None`` when it is."""
+        if isinstance(self.drift.force, IdentityField):
+            return None
+        return "a damped Hamiltonian field is S∇H for T(p) = ‖p‖²/2 only (kinetic=None)"
+
+    def structure(self, x: Tensor, v: Tensor) -> Tensor:
+        """(v_p, −v_q − γv_p).
+
+        Raises:
+            InvalidArgument: T is not ‖p‖²/2.
+        """
+        reason = self.why_no_structure()
+        if reason is not None:
+            raise InvalidArgument(f"{reason}; use a splitting method.")
+        rate: Tensor = self.damping(v)
+        return canonical(v) + rate
+
+    def facts(self) -> FieldFacts:
+        drift, gamma = self.drift.facts(), round_up(self.damping.rate())
+        kick = self.kick.facts()
+        force = self.drift.force.facts() if isinstance(self.drift.force, VectorField) else FieldFacts()
+        # A monotone odd ∇T vanishes at 0, so pᵀ∇T(p) >= 0.
+        monotone = force.odd and force.spectrum is not None and force.spectrum[0] >= 0
+        return FieldFacts(
+            lipschitz=max(kick.lipschitz, drift.lipschitz) + gamma,
+            one_sided=round_up((kick.lipschitz + drift.lipschitz) / 2),
+            odd=kick.odd and drift.odd,
+            damping=self.damping.rate(),
+            dissipates_energy=monotone,
+            reason=f"𝕁∇H with damping γ = {gamma:.4g}",
+        )

@@ -1,0 +1,82 @@
+"""The odd part of a field: point symmetry as one more property."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
+from dynablocks.fields.gradient import GradientField
+from dynablocks.fields.partitioned import potential_of
+from dynablocks.linear import Dense, shared_weights
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+@FIELDS.register("odd")
+class OddField(VectorField):
+    r"""X(x) = ½(g(x) − g(−x)) for a field g: odd, so every method here gives an odd map, Ψ(−x) = −Ψ(x).
+
+    Its Jacobian is the mean of g's at x and at −x, so what is convex in the Jacobian carries over: Lipschitz and
+    one-sided constants, the spectrum, a potential ½(V(x) + V(−x)), a Hamiltonian ½(H(x) + H(−x)), zero divergence,
+    linear invariants, tangency to spheres. A sign on the nonnegative states does not, nor does an energy other than a
+    Hamiltonian.
+
+    A bias of g that starts at 0 gets the gradient 0 where g is odd for it; start it elsewhere.
+
+    Args:
+        field: g. In a :class:`PartitionedField` wrap its forces, so that their flows stay exact.
+
+    Source: design D2.9b.
+
+    Example:
+        >>> import torch
+        >>> field = OddField(GradientField(Dense(2, 3), "sigmoid"))
+        >>> x = torch.randn(4, 2)
+        >>> bool((field(-x) == -field(x)).all()), field.facts().conservative
+        (True, True)
+    """
+
+    def __init__(self, field: VectorField) -> None:
+        super().__init__()
+        self.field, self.in_shape = field, field.in_shape
+
+    @classmethod
+    def example(cls) -> OddField:
+        field = GradientField(Dense(4, 3), "tanh")
+        assert field.bias is not None
+        nn.init.uniform_(field.bias, -1.0, 1.0)
+        return cls(field)
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        with shared_weights(self.field):
+            return 0.5 * (self.field(x) - self.field(-x))
+
+    def facts(self) -> FieldFacts:
+        known = self.field.facts()
+        return replace(
+            known,
+            odd=True,
+            conserves_energy=known.hamiltonian and known.conserves_energy,
+            dissipates_energy=False,
+            positive=False,
+            reason=f"odd part, {known.reason}" if known.reason else "odd part",
+        )
+
+    def potential(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+        """½(V(x) + V(−x)) with g = ∇V, so that X is its gradient.
+
+        Raises:
+            InvalidArgument: g is not a gradient field with a known potential.
+        """
+        return 0.5 * (potential_of(self.field, x) + potential_of(self.field, -x))
+
+    def energy(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+        """½(H(x) + H(−x))."""
+        return 0.5 * (self.field.energy(x) + self.field.energy(-x))
+
+    def why_no_flow(self) -> str | None:
+        return "the odd part of a field has no closed-form flow: in a PartitionedField, wrap the forces"

@@ -1,0 +1,308 @@
+"""Conservative fields X = ∇V with a known potential: linear, diagonal, the gradient of any module, their sums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields.activations import Activation, activation
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
+from dynablocks.fields.gradient import GradientField
+from dynablocks.linear import Dense
+from dynablocks.linear.rounding import EPS
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+def gradient_of(energy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """∇V(x) for a V with one value per sample; it works under ``no_grad`` and can be differentiated again.
+
+    Example:
+        >>> gradient_of(lambda x: x.square().sum(1), torch.ones(1, 2))
+        tensor([[2., 2.]])
+    """
+    gradient: Tensor = torch.func.grad(lambda y: energy(y).sum())(x)
+    return gradient
+
+
+def potential_value(field: nn.Module, x: Tensor) -> Tensor:
+    """V(x) per sample with ∇V = field, for a field that :func:`conservative_field` has accepted."""
+    assert isinstance(field, VectorField)
+    value: Tensor = field.potential(x)  # type: ignore[operator]
+    return field.sign * value if isinstance(field, GradientField) else value
+
+
+@FIELDS.register("linear")
+class LinearField(VectorField):
+    r"""X(x) = Sx + b with the symmetric S = (W + Wᵀ)/2: the gradient of V(x) = ½xᵀSx + bᵀx.
+
+    As the force of a shear it is the linear module of a SympNet. The spectrum is S's, in float64.
+
+    Args:
+        features: n, the number of entries.
+        bias: whether b is learned or absent; without it the field is odd.
+        spread: W starts normal with this standard deviation over √n.
+
+    Source: Jin, Zhang, Zhu, Tang and Karniadakis (2020), "SympNets", section 3.1.
+
+    Example:
+        >>> field = LinearField(3)
+        >>> field(torch.ones(2, 3)).shape, field.facts().conservative
+        (torch.Size([2, 3]), True)
+    """
+
+    def __init__(self, features: int, *, bias: bool = False, spread: float = 0.5) -> None:
+        super().__init__()
+        if features < 1:
+            raise InvalidArgument(f"features is {features}; a linear field needs at least 1.")
+        self.in_shape = (features,)
+        self.matrix = nn.Parameter(spread / math.sqrt(features) * torch.randn(features, features))
+        self.bias = nn.Parameter(torch.zeros(features)) if bias else None
+
+    @classmethod
+    def example(cls) -> LinearField:
+        return cls(3, bias=True)
+
+    def symmetric(self) -> Float[Tensor, "n n"]:
+        """S = (W + Wᵀ)/2."""
+        return 0.5 * (self.matrix + self.matrix.mT)
+
+    def forward(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
+        return nn.functional.linear(x, self.symmetric(), self.bias)
+
+    def potential(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, " batch"]:
+        """V(x) = ½xᵀSx + bᵀx, so that X = ∇V."""
+        image = 0.5 * (x @ self.symmetric())
+        return (x * (image if self.bias is None else image + self.bias)).sum(1)
+
+    def facts(self) -> FieldFacts:
+        ends = torch.linalg.eigvalsh(self.symmetric().detach().double().cpu())
+        slack = 16 * EPS * self.in_shape[0] * float(ends.abs().max())
+        low, high = float(ends[0]) - slack, float(ends[-1]) + slack
+        return FieldFacts(
+            lipschitz=max(abs(low), abs(high)),
+            one_sided=high,
+            spectrum=(low, high),
+            conservative=True,
+            odd=self.bias is None,
+            reason="symmetric matrix, eigenvalues in float64",
+        )
+
+
+@FIELDS.register("diagonal")
+class DiagonalField(VectorField):
+    r"""X(x) = diag(a) Σ(x) = ∇(aᵀΓ(x)), γ' = σ: the force of a SympNet's activation module; odd where σ is.
+
+    Args:
+        features: n, the number of entries.
+        sigma: σ, a registry name or an :class:`Activation`.
+        spread: a starts normal with this standard deviation.
+
+    Source: Jin, Zhang, Zhu, Tang and Karniadakis (2020), "SympNets", section 3.1.
+
+    Example:
+        >>> DiagonalField(3, "tanh").facts().odd
+        True
+    """
+
+    def __init__(self, features: int, sigma: str | Activation = "tanh", *, spread: float = 0.5) -> None:
+        super().__init__()
+        if features < 1:
+            raise InvalidArgument(f"features is {features}; a diagonal field needs at least 1.")
+        self.in_shape, self.sigma = (features,), activation(sigma)
+        self.scale = nn.Parameter(spread * torch.randn(features))
+
+    @classmethod
+    def example(cls) -> DiagonalField:
+        return cls(3, "tanh")
+
+    def forward(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
+        return self.scale * self.sigma(x)
+
+    def potential(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, " batch"]:
+        """V(x) = aᵀΓ(x), so that X = ∇V.
+
+        Raises:
+            InvalidArgument: σ has no closed-form primitive.
+        """
+        if self.sigma.primitive is None:
+            raise InvalidArgument(
+                f"{self.sigma.name} has no closed-form primitive; use relu, leaky-relu, tanh or sigmoid."
+            )
+        return (self.scale * self.sigma.primitive(x)).sum(1)
+
+    def facts(self) -> FieldFacts:
+        ends = [
+            float(a) * s for a in self.scale.detach().double() for s in (self.sigma.slope_min, self.sigma.slope_max)
+        ]
+        low, high = math.nextafter(min(ends), -math.inf), math.nextafter(max(ends), math.inf)
+        return FieldFacts(
+            lipschitz=max(abs(low), abs(high)),
+            one_sided=high,
+            spectrum=(low, high),
+            conservative=True,
+            odd=self.sigma.odd,
+            reason="diagonal Jacobian",
+        )
+
+
+@FIELDS.register("gradient-of")
+class GradientOf(VectorField):
+    r"""X(x) = ∇V(x) for any differentiable module V: (batch, …) ↦ (batch,) or (batch, 1), by automatic differentiation.
+
+    Nothing is known of its Lipschitz constant. An additive constant in V (a last bias) gets no gradient.
+
+    Args:
+        module: V.
+        in_shape: the shape of one sample.
+
+    Raises:
+        InvalidArgument: (when called) V does not return one number per sample.
+
+    Example:
+        >>> V = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1, bias=False))
+        >>> GradientOf(V, (2,))(torch.zeros(5, 2)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(self, module: nn.Module, in_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.module, self.in_shape = module, tuple(in_shape)
+
+    @classmethod
+    def example(cls) -> GradientOf:
+        return cls(nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1, bias=False)), (2,))
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        return gradient_of(self.potential, x)
+
+    def potential(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+        """V(x) per sample."""
+        value: Tensor = self.module(x)
+        if value.numel() != x.shape[0]:
+            raise InvalidArgument(
+                f"{type(self.module).__name__} gives {tuple(value.shape)} for a batch of {x.shape[0]}; "
+                "an energy must be one number per sample: (batch,) or (batch, 1)."
+            )
+        return value.reshape(x.shape[0])
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(conservative=True, reason="the gradient of a module")
+
+
+class PotentialSum(VectorField):
+    r"""X = s(∇V₁ + … + ∇V_k), s = ±1, for conservative fields ∇Vᵢ; the Jacobians' spectra add up.
+
+    Example:
+        >>> total = PotentialSum(LinearField(2), DiagonalField(2))
+        >>> bool(torch.allclose(total(torch.ones(1, 2)), sum(field(torch.ones(1, 2)) for field in total.fields)))
+        True
+    """
+
+    def __init__(self, *fields: VectorField, sign: float = 1.0) -> None:
+        super().__init__()
+        self.fields, self.sign, self.in_shape = nn.ModuleList(fields), sign, fields[0].in_shape
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        total: Tensor = sum((field(x) for field in self.fields), torch.zeros((), dtype=x.dtype, device=x.device))
+        return self.sign * total
+
+    def potential(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+        """s(V₁ + … + V_k)(x)."""
+        return self.sign * sum((potential_value(field, x) for field in self.fields), x.new_zeros(x.shape[0]))
+
+    def facts(self) -> FieldFacts:
+        known = [field.facts() for field in self.fields if isinstance(field, VectorField)]
+        spectra = [facts.spectrum for facts in known if facts.spectrum is not None]
+        odd = all(facts.odd for facts in known)
+        if len(spectra) < len(known):
+            return FieldFacts(sum(f.lipschitz for f in known), conservative=True, odd=odd, reason="sum of gradients")
+        low, high = _widened(sum(s[0] for s in spectra), sum(s[1] for s in spectra))
+        return conservative_facts(*sorted((self.sign * low, self.sign * high)), odd=odd, reason=known[0].reason)
+
+
+class EvenPotential(VectorField):
+    r"""X(x) = ∇(V(x) + V(−x)) = ∇V(x) − ∇V(−x) for a conservative field ∇V: odd.
+
+    Example:
+        >>> field = EvenPotential(LinearField(2, bias=True))
+        >>> bool((field(-torch.ones(1, 2)) == -field(torch.ones(1, 2))).all())
+        True
+    """
+
+    def __init__(self, field: VectorField) -> None:
+        super().__init__()
+        self.field, self.in_shape = field, field.in_shape
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        there: Tensor = self.field(x)
+        back: Tensor = self.field(-x)
+        return there - back
+
+    def potential(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+        """V(x) + V(−x)."""
+        return potential_value(self.field, x) + potential_value(self.field, -x)
+
+    def facts(self) -> FieldFacts:
+        known = self.field.facts()
+        if known.spectrum is None:
+            return FieldFacts(2 * known.lipschitz, conservative=True, odd=True, reason="even potential")
+        return conservative_facts(2 * known.spectrum[0], 2 * known.spectrum[1], odd=True, reason=known.reason)
+
+
+def conservative_facts(low: float, high: float, *, odd: bool, reason: str) -> FieldFacts:
+    """The facts of a gradient field whose Jacobians have their eigenvalues in [low, high]."""
+    return FieldFacts(max(abs(low), abs(high)), high, spectrum=(low, high), conservative=True, odd=odd, reason=reason)
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    slack = 4 * EPS * max(abs(low), abs(high))
+    return low - slack, high + slack
+
+
+def conservative_field(energy: nn.Module, in_shape: tuple[int, ...] | None = None) -> VectorField:
+    """∇V: the field itself where ``energy`` is a conservative field with a potential, else ``GradientOf`` the module.
+
+    Raises:
+        InvalidArgument: a field that is not conservative or whose potential is unknown, or a module without a shape.
+
+    Example:
+        >>> conservative_field(nn.Linear(2, 1), (2,))(torch.zeros(1, 2)).shape
+        torch.Size([1, 2])
+    """
+    if isinstance(energy, VectorField):
+        sigma = getattr(energy, "sigma", None)
+        if isinstance(sigma, Activation) and sigma.primitive is None:
+            raise InvalidArgument(
+                f"{type(energy).__name__} with {sigma.name} has no closed-form potential; use tanh, sigmoid, relu or "
+                "leaky-relu."
+            )
+        if not energy.facts().conservative or not hasattr(energy, "potential"):
+            raise InvalidArgument(
+                f"{type(energy).__name__} is no gradient field with a potential; give a scalar module."
+            )
+        return energy
+    if in_shape is None:
+        raise InvalidArgument(f"the input shape of {type(energy).__name__} is unknown; give in_shape=.")
+    return GradientOf(energy, in_shape)
+
+
+def ridge_energy(
+    features: int, width: int, sigma: str | Activation = "tanh", *, quadratic: bool = True, bias: bool = True
+) -> VectorField:
+    r"""∇H for H(x) = αᵀΓ(Ax + b) + ½xᵀQx, A of ``width`` rows, both in closed form; Q symmetric, of either sign.
+
+    Example:
+        >>> ridge_energy(2, 8)(torch.ones(3, 2)).shape
+        torch.Size([3, 2])
+    """
+    ridge = GradientField(Dense(features, width), sigma, expansive=True, alpha=1.0, bias=bias)
+    if ridge.bias is not None:
+        nn.init.normal_(ridge.bias, std=0.5)
+    return PotentialSum(ridge, LinearField(features)) if quadratic else ridge

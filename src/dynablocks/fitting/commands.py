@@ -1,0 +1,233 @@
+"""The command ``dynablocks fit``."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynablocks.errors import BadData, InvalidArgument, require_choice, require_range, unknown_name
+from dynablocks.files import lock_file, read_json, sha256
+from dynablocks.fitting.job import METRICS, PRESETS, FitConfig, Plan, claim, pairs_of, plan, run_stages, save_fit
+from dynablocks.fitting.report import headline_rows, measure, write_outputs
+from dynablocks.fitting.surrogates import SURROGATES, build
+from dynablocks.reporting.words import duration
+
+if TYPE_CHECKING:
+    from dynablocks.data.trajectories import Pairs, Trajectories
+
+SUMMARY = """Learn the flow map of a dynamical system from trajectories, keeping exactly what nature keeps.
+
+FILE is CSV, Parquet or NumPy .npz. A CSV has the header trajectory,t,<state columns>, one row a sample; irregular times
+are fine, and trajectory may be left out when there is one. Input/output pairs: in_<name>...,out_<name>... and
+optionally h, the time between them."""
+
+EXAMPLES = """what to preserve:
+  mass        a weighted sum of the columns (--weights; by default all 1): reactions, epidemics, compartments
+  symplectic  Hamiltonian mechanics: columns are all positions, then all momenta; long-time behaviour is right
+  energy      a learned energy, exactly, for any number of columns; steps solve an equation
+  volume      of the state space: incompressible flows, rigid bodies, reversible maps
+  norm        the Euclidean length of the state: spins, directions, wave functions
+  positive    states stay >= 0: concentrations, populations
+  none        nothing: a baseline to compare with
+
+examples:
+  dynablocks fit --example pendulum --out runs/first        no data needed: from nothing to a report in a minute or two
+  dynablocks fit pendulum.csv --preserve symplectic --odd   f(-x) = -f(x), where the system has this symmetry
+  dynablocks fit sir.csv --preserve mass                    S + I + R stays the same to the last digit
+  dynablocks fit tanks.parquet --preserve mass --weights 1,2.5,0.5
+  dynablocks fit robot.csv --preserve symplectic --coupled  the energy is not T(p) + V(q)
+  dynablocks fit data.csv --preserve none --preset smoke    seconds, to see that the file is read
+
+An interrupted fit goes on when the same command is given again. The folder gets report.html, metrics.json,
+verification.json, predictions.csv, config.yaml and model.safetensors; in Python: dynablocks.fitting.load_fit(DIR)."""
+
+FIRST_CHOICES = ("mass", "symplectic", "norm", "volume", "energy", "positive")
+EXAMPLE_NOISE = 0.01
+
+
+def add_arguments(parser: Any) -> None:
+    """The options of ``dynablocks fit``."""
+    from jsonargparse import DefaultHelpFormatter
+
+    class Verbatim(DefaultHelpFormatter):
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            return "\n".join(indent + line for line in text.splitlines())
+
+    parser.formatter_class, parser.description, parser.epilog = Verbatim, SUMMARY, EXAMPLES
+    parser.add_argument("file", type=str, nargs="?", help="the measured trajectories or pairs")
+    parser.add_argument("--preserve", type=str, default=None, help=f"one of {', '.join(SURROGATES)}")
+    parser.add_argument(
+        "--example", type=str, default=None, help="fit noisy trajectories of this system, such as pendulum"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=None, help="the folder for everything (default: runs/fit-NAME-PRESERVE)"
+    )
+    parser.add_argument("--preset", type=str, default="cpu", help="smoke (seconds), cpu (minutes) or long (an hour)")
+    parser.add_argument(
+        "--max-minutes", type=float, default=None, help="stop fitting after so long (default: the preset's)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--weights", type=str, default=None, help="for mass: one number a state column, as 1,2.5,1")
+    parser.add_argument("--odd", action="store_true", help="the system has the symmetry x -> -x")
+    parser.add_argument("--coupled", action="store_true", help="for symplectic: the energy is not T(p) + V(q)")
+    parser.add_argument(
+        "--substeps", type=int, default=None, help="steps of the method between two samples (default: chosen)"
+    )
+    parser.add_argument(
+        "--width", type=int, default=None, help="hidden units of each learned function (default: the preset's)"
+    )
+    parser.add_argument("--noise", type=str, default="auto", help="auto, yes (fit several steps in a row) or no")
+    parser.add_argument("--dry-run", action="store_true", help="say what was read and what would be fitted, and stop")
+    parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds another fit")
+
+
+def fit_command(options: Any, arguments: Sequence[str], say: Callable[[str], None]) -> int:
+    """Read, fit, verify, roll out, report."""
+    preserve, name = _choices(options)
+    config = _config(options, preserve)
+    out = Path(options.out or Path("runs") / f"fit-{name}-{preserve}")
+    if out.exists() and not out.is_dir():
+        raise InvalidArgument(f"--out {out} is a file; give a folder.")
+    data, file = _read(options, out)
+    planned = plan(data, config)
+    if options.dry_run:
+        return _dry_run(planned, config, file, out)
+    source = {"file": file.name, "sha256": sha256(file) if file.exists() else ""}
+    with lock_file(out.parent / f".{out.name}.lock") as free:
+        if not free:
+            raise InvalidArgument(f"another process is fitting in {out}; wait for it or choose another --out.")
+        if claim(out, config, planned.structure, source, overwrite=options.overwrite):
+            say(f"{out} holds this fit already; --overwrite makes it anew")
+        else:
+            _fit(planned, config, out, source, "dynablocks fit " + shlex.join(arguments), say)
+    _show(read_json(out / METRICS))
+    print(out / "report.html")
+    return 0
+
+
+def _fit(
+    planned: Plan, config: FitConfig, out: Path, source: dict[str, str], command: str, say: Callable[[str], None]
+) -> None:
+    from dynablocks.progress import progress_bar
+
+    say(_reading(planned, source["file"]))
+    fitted = run_stages(planned, config, out, say)
+    save_fit(out, fitted.flow)
+    with progress_bar("verifying and rolling out"):
+        outcome = measure(fitted, 200 if config.adam_steps <= 100 else 2000)
+    write_outputs(out, outcome, source, command)
+
+
+def _choices(options: Any) -> tuple[str, str]:
+    """What to preserve, and a short name of the data."""
+    if (options.file is None) == (options.example is None):
+        came = "neither" if options.file is None else "both"
+        raise InvalidArgument(f"give a FILE or --example NAME ({came} came); see dynablocks fit --help.")
+    if options.example is not None:
+        from dynablocks.data.systems import require_system
+
+        kept = require_system(options.example).preserves
+        default = next((word for word in FIRST_CHOICES if word in kept), "none")
+        name = options.example
+    else:
+        default, name = None, Path(options.file).stem
+    preserve = options.preserve or default
+    if preserve is None:
+        raise InvalidArgument(f"--preserve is missing; give one of {', '.join(SURROGATES)} (none keeps nothing).")
+    if preserve not in SURROGATES:
+        raise unknown_name("--preserve", preserve, SURROGATES)
+    return preserve, name
+
+
+def _config(options: Any, preserve: str) -> FitConfig:
+    settings = dict(PRESETS[require_choice("preset", options.preset, PRESETS)])
+    for key in ("width", "max_minutes"):
+        if getattr(options, key) is not None:
+            settings[key] = getattr(options, key)
+    if options.coupled and preserve != "symplectic":
+        raise InvalidArgument(f"--coupled belongs to --preserve symplectic; got --preserve {preserve}.")
+    if options.max_minutes is not None:
+        require_range("--max-minutes", options.max_minutes, 0, open_low=True)
+    return FitConfig(
+        preserve=preserve,
+        weights=_weights(options.weights),
+        odd=options.odd,
+        separable=not options.coupled,
+        substeps=options.substeps,
+        noise=options.noise,
+        seed=options.seed,
+        **settings,
+    )
+
+
+def _weights(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        weights = tuple(float(part) for part in text.strip("[]() ").split(","))
+    except ValueError:
+        raise InvalidArgument(f"--weights is {text!r}; numbers separated by commas are needed, as 1,2.5,1.") from None
+    if not all(math.isfinite(w) and w != 0 for w in weights):
+        raise InvalidArgument(f"--weights is {text!r}; every weight must be a finite number other than 0.")
+    return weights
+
+
+def _read(options: Any, out: Path) -> tuple[Trajectories | Pairs, Path]:
+    from dynablocks.data.trajectories import read_dynamics
+
+    if options.example is None:
+        file = Path(options.file).expanduser()
+        return read_dynamics(file), file
+    from dynablocks.data.physics import generate
+
+    data = generate(options.example, trajectories=10, steps=60, step_size=0.1, noise=EXAMPLE_NOISE, seed=options.seed)
+    file = out / "example.csv"
+    if not options.dry_run:
+        if file.exists() and not (out / "config.yaml").exists() and not options.overwrite:
+            raise BadData(f"{file} is there already; give it as FILE, or choose another --out.")
+        data.write_csv(file)
+    return data, file
+
+
+def _reading(planned: Plan, file: str) -> str:
+    parts = planned.parts
+    counts = ", ".join(
+        f"{len(pairs_of(part)[0])} for {use}"
+        for use, part in (("training", parts.train), ("validation", parts.validation), ("the test", parts.test))
+        if part is not None
+    )
+    noise = f"; noise about {planned.noise:.2g} of the spread" if planned.horizon > 1 else ""
+    return f"{file}: {len(planned.structure.names)} state columns, steps: {counts}{noise}"
+
+
+def _dry_run(planned: Plan, config: FitConfig, file: Path, out: Path) -> int:
+    structure, flow = planned.structure, build(planned.structure)
+    limit = "no limit" if config.max_minutes is None else f"at most {duration(60 * config.max_minutes)}"
+    facts = {
+        "read": _reading(planned, file.name),
+        "surrogate": f"{type(flow.field).__name__} by {flow.method!r}, {structure.substeps} substeps",
+        "declares": ", ".join(str(kept) for kept in flow.properties) or "nothing",
+        "parameters": str(sum(p.numel() for p in flow.parameters())),
+        "compared": f"{planned.horizon} step(s) in a row",
+        "time": limit,
+        "folder": str(out),
+    }
+    for name, value in facts.items():
+        print(f"{name:<12}{value}")
+    return 0
+
+
+def _show(metrics: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=None, show_edge=False)
+    for heading in ("", "result", "meaning"):
+        table.add_column(heading, justify="right" if heading == "result" else "left", overflow="fold")
+    for row in headline_rows(metrics):
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 110).print(table, markup=False)

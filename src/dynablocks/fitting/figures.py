@@ -1,0 +1,104 @@
+"""The figures of a fit's report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dynablocks.fitting.regression import FitRecord
+from dynablocks.fitting.rollout import Drift, Rollout
+from dynablocks.reporting.figures import BLUE, INK, SERIES, VERMILION, new_figure, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_PANELS = 6
+
+
+@styled
+def loss_figure(curve: Sequence[tuple[str, FitRecord]]) -> Figure:
+    """Training and validation error over time, each stage with its own lines."""
+    figure = new_figure(7.4, 3.0, None)
+    axes = figure.add_subplot()
+    offset = 0.0
+    for k, stage in enumerate(dict.fromkeys(name for name, _ in curve)):
+        records = [record for name, record in curve if name == stage]
+        seconds = [offset + record.seconds for record in records]
+        colour = SERIES[k % len(SERIES)]
+        axes.plot(seconds, [max(2 * r.loss, 1e-40) for r in records], color=colour, label=f"{stage}, training")
+        held = [(s, 2 * r.validation) for s, r in zip(seconds, records, strict=True) if r.validation is not None]
+        if held:
+            dashes = (0, (4, 1.6))
+            axes.plot(*zip(*held, strict=True), color=colour, linestyle=dashes, label=f"{stage}, validation")
+        finish = next((s for s, r in zip(seconds, records, strict=True) if r.phase not in ("start", "adam")), None)
+        if finish is not None:
+            axes.axvline(finish, color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
+        offset = seconds[-1] if seconds else offset
+    axes.set(yscale="log", xlabel="seconds", title="mean squared residual")
+    axes.legend(frameon=False, fontsize=8.5)
+    return figure
+
+
+@styled
+def component_figure(rollout: Rollout, names: Sequence[str]) -> Figure:
+    """Every component over time: measured dots, the prediction from the first state as a line."""
+    shown = min(len(names), MOST_PANELS)
+    figure = new_figure(7.4, 0.6 + 1.3 * shown, None)
+    panels = figure.subplots(shown, 1, sharex=True, squeeze=False)[:, 0]
+    for k, axes in enumerate(panels):
+        axes.plot(rollout.times, rollout.measured[:, k], "o", color=BLUE, markersize=2.5, label="measured")
+        predicted = rollout.predicted[:, k]
+        axes.plot(rollout.times[: len(predicted)], predicted, color=VERMILION, label="predicted")
+        axes.set(title=names[k].replace("$", r"\$"))
+    panels[0].legend(frameon=False, fontsize=8.5, ncols=2, loc="upper right")
+    panels[-1].set(xlabel="time")
+    return figure
+
+
+@styled
+def portrait_figure(rollouts: Sequence[Rollout], states: Tensor, names: Sequence[str]) -> Figure:
+    """The first two components against each other: data and predictions, and a long run."""
+    figure = new_figure(7.4, 3.6, None)
+    left, right = figure.subplots(1, 2)
+    for k, rollout in enumerate(rollouts[:MOST_PANELS]):
+        labels = ("measured", "predicted") if k == 0 else (None, None)
+        left.plot(*rollout.measured[:, :2].T, "o", color=BLUE, markersize=2, label=labels[0])
+        left.plot(*rollout.predicted[:, :2].T, color=VERMILION, linewidth=1.2, label=labels[1])
+    right.plot(*states[:, :2].T, ".", color=VERMILION, markersize=1.2)
+    left.legend(frameon=False, fontsize=8.5)
+    left.set(title="test data", xlabel=names[0], ylabel=names[1])
+    right.set(title=f"{len(states) - 1} steps of the surrogate", xlabel=names[0], ylabel=names[1])
+    return figure
+
+
+@styled
+def error_figure(rollouts: Sequence[Rollout]) -> Figure:
+    """Root mean squared error of every test rollout over time, and their median."""
+    figure = new_figure(7.4, 2.8, None)
+    axes = figure.add_subplot()
+    for k, rollout in enumerate(rollouts):
+        error = rollout.errors.sqrt()[1:]
+        times = (rollout.times - rollout.times[0])[1 : len(error) + 1]
+        label = "a test trajectory" if k == 0 else None
+        axes.plot(times, error.clamp_min(1e-17), color=BLUE, alpha=0.5, linewidth=1.2, label=label)
+    length = min(len(rollout.predicted) for rollout in rollouts)
+    if len(rollouts) > 2 and length > 1:
+        median = torch.stack([r.errors[1:length].sqrt() for r in rollouts]).median(0).values
+        times = (rollouts[0].times - rollouts[0].times[0])[1:length]
+        axes.plot(times, median.clamp_min(1e-17), color=VERMILION, label="median")
+    axes.set(yscale="log", xlabel="time since the start of the prediction", title="root mean squared error")
+    axes.legend(frameon=False, fontsize=8.5)
+    return figure
+
+
+@styled
+def drift_figure(drifts: Sequence[Drift]) -> Figure:
+    """What is kept, along a long run."""
+    figure = new_figure(7.4, 2.8, None)
+    for axes, drift in zip(figure.subplots(1, len(drifts), squeeze=False)[0], drifts, strict=True):
+        axes.plot(drift.times, drift.values.clamp_min(1e-18), ".", color=BLUE, markersize=2)
+        axes.set(yscale="log", xlabel="time", title=drift.what)
+    return figure

@@ -1,0 +1,368 @@
+"""One fit from data to files: settings, stages, checkpoints, the saved surrogate."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynablocks.data.trajectories import Pairs, Trajectories
+from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument, require_choice, require_range
+from dynablocks.files import write_atomically, write_text
+from dynablocks.fitting.objective import flow_map_residuals
+from dynablocks.fitting.regression import FitHistory, FitRecord, fit
+from dynablocks.fitting.rollout import noise_level, rollout_residuals, windows
+from dynablocks.fitting.surrogates import SURROGATES, FlowMap, Structure, build, training_residuals
+
+MODEL, CONFIG, METRICS, CHECKPOINT = "model.safetensors", "config.yaml", "metrics.json", "checkpoint"
+NOISY = 1e-4
+MOST_SAMPLES = 20_000
+NOISE = ("auto", "yes", "no")
+HARMLESS = ("max_minutes",)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "smoke": {"width": 6, "adam_steps": 40, "finish_steps": 4, "max_minutes": None},
+    "cpu": {"width": 12, "adam_steps": 800, "finish_steps": 150, "max_minutes": 3.0},
+    "long": {"width": 32, "adam_steps": 4000, "finish_steps": 1000, "max_minutes": 60.0},
+}
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """What decides a fit; ``None`` of ``substeps`` and ``horizon`` is chosen from the data.
+
+    Args:
+        preserve: a name of :data:`SURROGATES`.
+        weights, odd, separable, width, substeps: as in :class:`Structure`.
+        noise: whether to expect measurement noise: ``auto``, ``yes``, ``no``.
+        horizon: how many steps in a row are compared with the data.
+        adam_steps, finish_steps: of a stage.
+        max_minutes: of wall clock for everything.
+        seed: of the split, the start and the batches.
+    """
+
+    preserve: str = "none"
+    weights: tuple[float, ...] | None = None
+    odd: bool = False
+    separable: bool = True
+    width: int = 12
+    substeps: int | None = None
+    noise: str = "auto"
+    horizon: int | None = None
+    adam_steps: int = 800
+    finish_steps: int = 150
+    max_minutes: float | None = 3.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        SURROGATES.get_known(self.preserve)
+        require_choice("noise", self.noise, NOISE)
+        require_range("width", self.width, 1, 4096)
+        require_range("seed", self.seed, 0)
+        require_range("adam_steps", self.adam_steps, 0)
+        require_range("finish_steps", self.finish_steps, 0)
+        if self.substeps is not None:
+            require_range("substeps", self.substeps, 1, 1000)
+        if self.horizon is not None:
+            require_range("horizon", self.horizon, 1, 1000)
+        if self.max_minutes is not None:
+            require_range("max_minutes", self.max_minutes, 0, open_low=True)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Training, validation and test data; there may be too little for a validation."""
+
+    train: Trajectories | Pairs
+    validation: Trajectories | Pairs | None
+    test: Trajectories | Pairs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be fitted and how, decided from the data before anything is computed."""
+
+    structure: Structure
+    parts: Parts
+    noise: float
+    horizon: int
+
+
+def plan(data: Trajectories | Pairs, config: FitConfig) -> Plan:
+    """The split of the data, the surrogate's structure, and the horizon of the training.
+
+    Raises:
+        BadData: too little data, or states that the structure cannot have.
+        InvalidArgument: the structure does not fit the columns.
+    """
+    parts = split(data, config.seed)
+    x, y, h = pairs_of(parts.train)
+    _require_states(torch.cat([x, y]), config.preserve, data.names)
+    noise = noise_level(parts.train) if isinstance(parts.train, Trajectories) else 0.0
+    noisy = config.noise == "yes" or (config.noise == "auto" and noise > NOISY)
+    horizon = 1
+    if isinstance(parts.train, Trajectories):
+        shortest = min(len(t) for p in (parts.train, parts.validation) if isinstance(p, Trajectories) for t in p.times)
+        horizon = min(config.horizon or (10 if noisy else 1), shortest - 1)
+    structure = Structure(
+        preserve=config.preserve,
+        names=data.names,
+        width=config.width,
+        weights=config.weights,
+        odd=config.odd,
+        separable=config.separable,
+        substeps=config.substeps or _substeps(x, y, config, 0.3 if noisy else 0.1),
+        step=float(h.median()),
+    )
+    with torch.random.fork_rng():
+        build(structure)
+    return Plan(structure, parts, noise, horizon)
+
+
+def _require_states(states: Tensor, preserve: str, names: tuple[str, ...]) -> None:
+    constant = bool((states == states[0]).all())
+    if constant:
+        raise BadData("every state in the file is the same; there is no motion to learn from.")
+    if preserve == "positive" and bool((states < 0).any()):
+        column = names[int((states < 0).any(0).nonzero()[0])]
+        raise BadData(f"column {column!r} has negative values; --preserve positive needs states >= 0.")
+
+
+def _substeps(x: Tensor, y: Tensor, config: FitConfig, most: float) -> int:
+    """So many that a substep moves the state by at most this share of its size; one where an equation is solved."""
+    if config.preserve == "energy" or (config.preserve == "symplectic" and not config.separable):
+        return 1
+    size = float((x - x.mean(0)).square().sum(1).mean().sqrt())
+    moved = float((y - x).norm(dim=1).quantile(0.95)) if len(x) < 1_000_000 else float((y - x).norm(dim=1).max())
+    return min(10, max(1, math.ceil(moved / (most * size)))) if size > 0 else 1
+
+
+def split(data: Trajectories | Pairs, seed: int) -> Parts:
+    """A fifth for the test, a fifth of the rest for validation: trajectories, the end of a single one, or pairs."""
+    if isinstance(data, Pairs):
+        return _split_pairs(data, seed)
+    rest, test = data.split(0.2, seed)
+    enough = len(rest) > 1 or len(rest.times[0]) >= 8
+    train, validation = rest.split(0.2, seed) if enough else (rest, None)
+    return Parts(train, validation, test)
+
+
+def _split_pairs(data: Pairs, seed: int) -> Parts:
+    if len(data) < 3:
+        raise BadData(f"the file has {len(data)} pairs; at least 3 are needed to fit and to test.")
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    test = max(1, len(data) // 5)
+    held = (len(data) - test) // 5
+    cuts = (order[:test], order[test : test + held], order[test + held :])
+    found, validation, train = (Pairs(data.x[rows], data.y[rows], data.h[rows], data.names) for rows in cuts)
+    return Parts(train, validation if held else None, found)
+
+
+def pairs_of(data: Trajectories | Pairs) -> tuple[Tensor, Tensor, Tensor]:
+    """(x, y, h) of all single steps."""
+    return data.pairs() if isinstance(data, Trajectories) else (data.x, data.y, data.h)
+
+
+@dataclass
+class Fitted:
+    """A finished fit: the surrogate, its plan, the history of each stage."""
+
+    flow: FlowMap
+    plan: Plan
+    stages: dict[str, FitHistory]
+
+    @property
+    def history(self) -> FitHistory:
+        return list(self.stages.values())[-1]
+
+    def curve(self) -> list[tuple[str, FitRecord]]:
+        """All records with the names of their stages."""
+        return [(name, record) for name, history in self.stages.items() for record in history.records]
+
+
+def run_stages(
+    planned: Plan, config: FitConfig, directory: Path | None = None, say: Callable[[str], object] = lambda text: None
+) -> Fitted:
+    """Fit one step at a time, then, where the data is noisy, several steps in a row; goes on from its checkpoints."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        flow = build(planned.structure)
+    train, held = planned.parts.train, planned.parts.validation
+    x, y, h = pairs_of(train)
+    flow.adopt_units(x, y, h)
+    long = planned.horizon > 1
+    minutes = math.inf if config.max_minutes is None else config.max_minutes
+    budget = None if math.isinf(minutes) else 60 * minutes
+
+    def stage(name: str, residuals: Any, parts: tuple[Any, Any], share: float, **settings: Any) -> FitHistory:
+        data, validation = parts
+        return fit(
+            flow,
+            data[0],
+            data[1],
+            step=data[2],
+            residuals=residuals,
+            validation=validation,
+            max_seconds=None if budget is None else share * budget,
+            checkpoint=None if directory is None else directory / CHECKPOINT / f"{name}.pt",
+            seed=config.seed,
+            label=f"fitting {name}",
+            **settings,
+        )
+
+    single = (_limited((x, y, h[:, None])), None if held is None else _column(pairs_of(held)))
+    residuals = training_residuals(flow)
+    first = stage(
+        "one step",
+        residuals,
+        single,
+        0.3 if long else 1.0,
+        adam_steps=config.adam_steps,
+        finish="lbfgs" if long else "levenberg-marquardt",
+        finish_steps=min(config.finish_steps, 100) if long else config.finish_steps,
+    )
+    stages = {"one step": first}
+    say(f"one step: loss {first.loss:.3g} after {first.seconds:.0f} s; {first.stopped}")
+    if long:
+        stride = max(1, planned.horizon // 2)
+        parts = [windows(p, planned.horizon, stride) if isinstance(p, Trajectories) else None for p in (train, held)]
+        rolled = stage(
+            f"{planned.horizon} steps",
+            rollout_residuals,
+            (_limited(parts[0] or single[0]), parts[1]),
+            0.7,
+            adam_steps=config.adam_steps // 4,
+            lr=2e-3,
+            finish_steps=config.finish_steps,
+        )
+        stages[f"{planned.horizon} steps"] = rolled
+        say(f"{planned.horizon} steps: loss {rolled.loss:.3g} after {rolled.seconds:.0f} s; {rolled.stopped}")
+    return Fitted(flow.eval(), planned, stages)
+
+
+def _limited(data: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """At most :data:`MOST_SAMPLES` rows, evenly spaced."""
+    rows = len(data[0])
+    if rows <= MOST_SAMPLES:
+        return data
+    chosen = torch.linspace(0, rows - 1, MOST_SAMPLES).long()
+    return tuple(part[chosen] for part in data)
+
+
+def _column(data: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
+    return data[0], data[1], data[2][:, None]
+
+
+def one_step_error(flow: FlowMap, data: Trajectories | Pairs) -> float:
+    """Mean squared error of single steps over samples and entries."""
+    x, y, h = pairs_of(data)
+    with torch.no_grad():
+        return float(flow_map_residuals(flow, x, y, h).square().mean())
+
+
+def save_fit(directory: Path, flow: FlowMap) -> None:
+    """Write the surrogate's parameters and units; :func:`load_fit` reads them."""
+    from safetensors.torch import save_model
+
+    write_atomically(directory / MODEL, lambda path: save_model(flow, str(path)))
+
+
+def load_fit(directory: Path | str) -> FlowMap:
+    """The surrogate of a directory that ``dynablocks fit`` wrote, in float64: ``flow(x)`` and ``flow(x, step)``.
+
+    Raises:
+        BadCheckpoint: the directory holds no finished fit.
+
+    Example:
+        >>> load_fit("nowhere")
+        Traceback (most recent call last):
+        ...
+        dynablocks.errors.BadCheckpoint: nowhere holds no finished fit (no config.yaml); make one with dynablocks fit.
+    """
+    from safetensors.torch import load_model
+
+    directory = Path(directory)
+    content = read_config(directory)
+    if not (directory / MODEL).exists():
+        raise BadCheckpoint(f"{directory} holds no finished fit (no {MODEL}); run the same dynablocks fit again.")
+    try:
+        stored = dict(content["structure"])
+        weights = stored["weights"]
+        stored |= {"names": tuple(stored["names"]), "weights": None if weights is None else tuple(weights)}
+        flow = build(Structure(**stored))
+        load_model(flow, str(directory / MODEL))
+    except Exception as error:
+        raise BadCheckpoint(f"{directory} holds a damaged fit; make it again with --overwrite.") from error
+    return flow.eval()
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The content of the directory's ``config.yaml``."""
+    import yaml
+
+    if not (directory / CONFIG).exists():
+        raise BadCheckpoint(f"{directory} holds no finished fit (no {CONFIG}); make one with dynablocks fit.")
+    try:
+        content = yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadCheckpoint(f"{directory / CONFIG} cannot be read; make the fit again with --overwrite.") from error
+    if not isinstance(content, dict) or "fit" not in content:
+        raise BadCheckpoint(f"{directory} holds something else than a fit; choose another --out.")
+    return content
+
+
+def claim(directory: Path, config: FitConfig, structure: Structure, source: dict[str, Any], *, overwrite: bool) -> bool:
+    """Make the directory this fit's own; ``True`` when it holds this fit already, finished.
+
+    Raises:
+        InvalidArgument: it is a file, or holds something else.
+        BadCheckpoint: it holds another fit.
+    """
+    import yaml
+
+    if directory.exists() and not directory.is_dir():
+        raise InvalidArgument(f"--out {directory} is a file; give a folder.")
+    content = {"fit": asdict(config), "structure": asdict(structure), "data": source}
+    plain = yaml.safe_load(yaml.safe_dump(_plain(content), allow_unicode=True))
+    if overwrite and (directory / CONFIG).exists():
+        _forget(directory)
+    if (directory / CONFIG).exists():
+        stored = read_config(directory)
+        differing = _differing(stored, plain)
+        if differing:
+            raise BadCheckpoint(
+                f"{directory} holds a fit with another {differing}; choose another --out, or --overwrite to fit anew."
+            )
+        if (directory / METRICS).exists() and (directory / MODEL).exists():
+            return True
+    elif directory.exists() and any(p.name != "example.csv" for p in directory.iterdir()):
+        raise InvalidArgument(f"--out {directory} holds other files; give an empty or a new folder.")
+    write_text(directory / CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+    return False
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def _differing(stored: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    for group in ("data", "fit", "structure"):
+        old, new = stored.get(group) or {}, wanted[group]
+        for key in new:
+            if key not in (*HARMLESS, "file") and old.get(key) != new[key]:
+                return f"{key} ({old.get(key)!r}, now {new[key]!r})" if key != "sha256" else "data file"
+    return None
+
+
+def _forget(directory: Path) -> None:
+    for name in (CONFIG, MODEL, METRICS, "verification.json", "predictions.csv", "report.html"):
+        (directory / name).unlink(missing_ok=True)
+    shutil.rmtree(directory / CHECKPOINT, ignore_errors=True)

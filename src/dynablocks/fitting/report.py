@@ -1,0 +1,275 @@
+"""What a fit leaves behind: ``metrics.json``, ``verification.json``, ``predictions.csv`` and ``report.html``."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynablocks.data.trajectories import Trajectories
+from dynablocks.files import write_json, write_text
+from dynablocks.fitting import figures
+from dynablocks.fitting.job import METRICS, Fitted, one_step_error, pairs_of
+from dynablocks.fitting.rollout import Drift, Rollout, drifts, roll_out, safe_rollout
+from dynablocks.properties import explain, verify
+from dynablocks.properties.verify import Verification
+from dynablocks.reporting import html, words
+
+LONG_STEPS = 2000
+VERIFY_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A fit with everything that was measured of it."""
+
+    fitted: Fitted
+    verification: Verification
+    rollouts: list[Rollout]
+    long_times: Tensor
+    long_states: Tensor
+    long_stop: str | None
+    drifts: list[Drift]
+    metrics: dict[str, Any]
+
+
+def measure(fitted: Fitted, long_steps: int = LONG_STEPS) -> Outcome:
+    """Verify, roll out from every test trajectory's first state, and run long from one of them."""
+    flow, parts = fitted.flow, fitted.plan.parts
+    x, _, _ = pairs_of(parts.test)
+    verification = verify(flow, x[torch.linspace(0, len(x) - 1, min(VERIFY_SAMPLES, len(x))).long()])
+    rollouts = roll_out(flow, parts.test) if isinstance(parts.test, Trajectories) else []
+    step = flow.structure.step
+    states, stopped = safe_rollout(flow, x[:1], torch.full((long_steps,), step, dtype=torch.float64))
+    times = step * torch.arange(len(states), dtype=torch.float64)
+    moved = drifts(flow, times, states)
+    return Outcome(
+        fitted,
+        verification,
+        rollouts,
+        times,
+        states,
+        stopped,
+        moved,
+        _metrics(fitted, verification, rollouts, moved, len(states) - 1),
+    )
+
+
+def _metrics(
+    fitted: Fitted, verification: Verification, rollouts: Sequence[Rollout], moved: Sequence[Drift], long_steps: int
+) -> dict[str, Any]:
+    flow, planned = fitted.flow, fitted.plan
+    parts = planned.parts
+    spread = float(pairs_of(parts.train)[1].var(dim=0).mean())
+    test = one_step_error(flow, parts.test)
+    metrics: dict[str, Any] = {
+        "preserve": flow.structure.preserve,
+        "parameters": fitted.history.unknowns,
+        "train_mse": one_step_error(flow, parts.train),
+        "validation_mse": None if parts.validation is None else one_step_error(flow, parts.validation),
+        "test_mse": test,
+        "test_relative_error": math.sqrt(test / spread) if spread > 0 else None,
+        "noise_level": planned.noise,
+        "horizon": planned.horizon,
+        "rollout_mse": _mean([float(r.errors[1:].mean()) for r in rollouts if len(r.errors) > 1]),
+        "rollouts_ended_early": sum(r.stopped is not None for r in rollouts),
+        "long_steps": long_steps,
+        "drift": {drift.what: float(drift.values.max()) for drift in moved},
+        "verified": verification.passed,
+        "properties": [str(kept) for kept in flow.properties],
+        "seconds": sum(history.seconds for history in fitted.stages.values()),
+        "stopped": fitted.history.stopped,
+    }
+    return {key: _finite(value) for key, value in metrics.items()}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_outputs(directory: Path, outcome: Outcome, source: dict[str, Any], command: str) -> None:
+    """Write every file of the fit but the model; the metrics last, since they say that all is there."""
+    checks = [
+        {
+            "property": str(check.declared),
+            "residual": _finite(check.residual),
+            "tolerance": check.tolerance,
+            "holds": check.passed,
+        }
+        for check in outcome.verification
+    ]
+    write_json(directory / "verification.json", checks)
+    if outcome.rollouts:
+        write_text(directory / "predictions.csv", predictions(outcome.rollouts, outcome.fitted.flow.structure.names))
+    write_text(directory / "report.html", page(outcome, source, command, directory))
+    write_json(directory / METRICS, outcome.metrics)
+
+
+def predictions(rollouts: Sequence[Rollout], names: Sequence[str]) -> str:
+    """``trajectory,t,<name>,…,<name>_predicted,…`` for every test trajectory."""
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["trajectory", "t", *names, *(f"{name}_predicted" for name in names)])
+    for k, rollout in enumerate(rollouts):
+        for i, predicted in enumerate(rollout.predicted.tolist()):
+            writer.writerow([k, float(rollout.times[i]), *rollout.measured[i].tolist(), *predicted])
+    return text.getvalue()
+
+
+def page(outcome: Outcome, source: dict[str, Any], command: str, directory: Path) -> str:
+    """``report.html`` as text: one page, no script, no request to anywhere."""
+    sections = (_headline, _data, _model, _verification, _training, _rollouts, _drift)
+    parts = [part for section in sections for part in section(outcome, source)]
+    parts.extend(_usage(outcome, directory, command))
+    title = f"{source['file']}: a surrogate that keeps {outcome.fitted.flow.structure.preserve}"
+    body = "\n".join(parts)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="generator" content="dynablocks">\n<title>{escape(title)}</title>\n'
+        f"<style>{html.STYLE}</style>\n</head>\n<body>\n<header><h1>{escape(title)}</h1></header>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _headline(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
+    yield html._table(("", "result", "meaning"), headline_rows(outcome.metrics), numeric=(1,))
+
+
+def headline_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What matters most, for the page and the terminal: name, value, meaning."""
+    relative = metrics["test_relative_error"]
+    rows = [
+        ("error of one step", _number(metrics["test_mse"]), "mean squared, on data that was not fitted"),
+        (
+            "relative error of one step",
+            "unknown" if relative is None else words.percent(relative) if relative > 1e-3 else _number(relative),
+            "root mean squared error over the spread of the states",
+        ),
+    ]
+    if metrics["rollout_mse"] is not None:
+        rows.append(
+            ("error of whole rollouts", _number(metrics["rollout_mse"]), "mean squared, from the first state on")
+        )
+    if metrics["horizon"] > 1:
+        rows.append(("noise in the data", _number(metrics["noise_level"]), "estimate, over the spread of the states"))
+    for what, value in metrics["drift"].items():
+        rows.append((what, _number(value), f"largest along {metrics['long_steps']} steps"))
+    rows.append(
+        ("declared properties", "hold" if metrics["verified"] else "VIOLATED", ", ".join(metrics["properties"]))
+    )
+    rows.append(("parameters", words.count(metrics["parameters"]), "numbers that were learned"))
+    rows.append(("time of the fit", words.duration(metrics["seconds"]), metrics["stopped"]))
+    return rows
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3g}"
+
+
+def _data(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
+    parts = outcome.fitted.plan.parts
+    yield "<h2>What was read</h2>"
+    kind = "trajectories" if isinstance(parts.test, Trajectories) else "pairs"
+    rows = [("file", str(source["file"])), ("state columns", ", ".join(outcome.fitted.flow.structure.names))]
+    for name, part in (("training", parts.train), ("validation", parts.validation), ("test", parts.test)):
+        if part is not None:
+            count = len(pairs_of(part)[0])
+            rows.append((name, f"{len(part)} {kind}, {count} steps" if kind == "trajectories" else f"{count} pairs"))
+    h = pairs_of(parts.train)[2]
+    rows.append(
+        ("time between samples", f"{float(h.min()):.4g} to {float(h.max()):.4g}, median {float(h.median()):.4g}")
+    )
+    yield html._table(("", "value"), rows)
+
+
+def _model(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
+    flow = outcome.fitted.flow
+    yield "<h2>The surrogate and what it is guaranteed to keep</h2>"
+    yield html._p(
+        f"A learned {type(flow.field).__name__} moved by {flow.method!r}, {flow.structure.substeps} steps between two "
+        "samples. The guarantees hold for every state, every parameter and every step size, by construction; the fit "
+        "chooses among maps that have them."
+    )
+    yield f"<pre>{escape(str(explain(flow)))}</pre>"
+
+
+def _verification(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
+    yield "<h2>Verification</h2>"
+    rows = [
+        (str(c.declared), f"{c.residual:.2e}", f"{c.tolerance:.2e}", "holds" if c.passed else "VIOLATED")
+        for c in outcome.verification
+    ]
+    if rows:
+        yield html._p("Each declared property, measured in float64 at test states; the tolerance is rounding.")
+        yield html._table(("property", "residual", "tolerance", "verdict"), rows, numeric=(1, 2))
+    else:
+        yield html._p("Nothing is declared, so there is nothing to verify.")
+
+
+def _training(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
+    yield "<h2>The fit</h2>"
+    caption = (
+        "Adam, then from the dotted line on a second-order finish. The best parameters on the validation were kept."
+    )
+    yield html._figure(figures.loss_figure(outcome.fitted.curve()), "loss", caption)
+    rows = [(key, _number(outcome.metrics[f"{key}_mse"])) for key in ("train", "validation", "test")]
+    yield html._table(("data", "mean squared error of one step"), rows, numeric=(1,))
+
+
+def _rollouts(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
+    rollouts, names = outcome.rollouts, outcome.fitted.flow.structure.names
+    yield "<h2>Rollouts</h2>"
+    if not rollouts:
+        yield html._p("The file holds single steps, so only their errors are known; trajectories would show more.")
+        return
+    ended = next((r.stopped for r in rollouts if r.stopped), None)
+    if ended:
+        yield html._p(f"Some predictions end early: {ended}.")
+    if len(names) >= 2:
+        caption = "Left: test data and predictions from their first states. Right: a long run from the first of them."
+        yield html._figure(figures.portrait_figure(rollouts, outcome.long_states, names), "portrait", caption)
+    caption = "The first test trajectory: only its first state was given."
+    yield html._figure(figures.component_figure(rollouts[0], names), "components", caption)
+    yield html._figure(
+        figures.error_figure(rollouts), "errors", "With noisy data the error cannot fall below the noise."
+    )
+
+
+def _drift(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
+    if not outcome.drifts:
+        return
+    yield "<h2>Drift over a long time</h2>"
+    if outcome.long_stop:
+        yield html._p(f"The run ended after {len(outcome.long_states) - 1} steps: {outcome.long_stop}.")
+    yield html._figure(figures.drift_figure(outcome.drifts), "drift", "Values below 1e-18 are drawn there.")
+
+
+def _usage(outcome: Outcome, directory: Path, command: str) -> Iterator[str]:
+    x = [round(value, 4) for value in pairs_of(outcome.fitted.plan.parts.test)[0][0].tolist()]
+    step = outcome.fitted.flow.structure.step
+    snippet = f"""import torch
+from dynablocks.fitting import load_fit
+
+flow = load_fit({str(directory)!r})
+x = torch.tensor([{x}], dtype=torch.float64)
+flow(x)                                  # the state after {step:g}
+flow(x, {step / 2:g})                    # after half of that
+flow.rollout(x, torch.full((1, 100), {step:g}))  # 101 states
+flow.vector_field(x)                     # the learned dx/dt
+"""
+    yield f"<h2>Use it from Python</h2>\n<pre>{escape(snippet)}</pre>"
+    yield f'<h2>How to get this result again</h2>\n<pre class="command">{escape(command)}</pre>'

@@ -1,0 +1,164 @@
+"""Rollouts of a fitted flow map against measured trajectories, and the drift of what it keeps over long times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dynablocks.data.trajectories import Trajectories
+from dynablocks.errors import DynablocksError
+from dynablocks.fitting.surrogates import FlowMap
+from dynablocks.properties.verify import jacobians
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+Windows = tuple[Tensor, Tensor, Tensor]
+NOISE_DIFFERENCES = (2, 4, 6)
+
+
+def windows(data: Trajectories, horizon: int, stride: int = 1) -> Windows:
+    """x (N, n), the ``horizon`` states that follow it (N, horizon · n), and the steps between them (N, horizon).
+
+    Example:
+        >>> t = torch.arange(4.0, dtype=torch.float64)
+        >>> x, y, h = windows(Trajectories((t,), (t[:, None],), ("q",)), 2)
+        >>> x.tolist(), y.tolist(), h.shape
+        ([[0.0], [1.0]], [[1.0, 2.0], [2.0, 3.0]], torch.Size([2, 2]))
+    """
+    starts, ends, steps = [], [], []
+    for times, states in zip(data.times, data.states, strict=True):
+        for first in range(0, len(times) - horizon, stride):
+            last = first + horizon
+            starts.append(states[first])
+            ends.append(states[first + 1 : last + 1].flatten())
+            steps.append(times[first : last + 1].diff())
+    return torch.stack(starts), torch.stack(ends), torch.stack(steps)
+
+
+def rollout_residuals(module: nn.Module, x: Tensor, y: Tensor, step: Tensor) -> Tensor:
+    """The errors of several steps in a row, divided by the square root of their number."""
+    states, z = [], x
+    for h in step.unbind(1):
+        z = module(z, h)
+        states.append(z)
+    return (torch.cat(states, dim=1) - y) / len(states) ** 0.5
+
+
+def noise_level(data: Trajectories) -> float:
+    """An estimate of the noise's standard deviation over the spread of the states, from high divided differences.
+
+    A divided difference of order k annihilates polynomials of lower degree, so of a smooth trajectory little is left
+    but noise; the smallest estimate over the orders 2, 4, 6 counts. Coarse sampling looks like noise.
+
+    Example:
+        >>> t = torch.linspace(0, 1, 50, dtype=torch.float64)
+        >>> noise_level(Trajectories((t,), (torch.stack([t.sin(), t.cos()], 1),), ("q", "p"))) < 1e-9
+        True
+    """
+    spread = torch.cat(data.states).std(dim=0).clamp_min(1e-300)
+    found = []
+    for order in NOISE_DIFFERENCES:
+        left = [
+            _differences(t, x / spread, order) for t, x in zip(data.times, data.states, strict=True) if len(t) > order
+        ]
+        if left:
+            found.append(float(torch.cat(left).abs().median()) / 0.6745)
+    return min(found, default=0.0)
+
+
+def _differences(times: Tensor, states: Tensor, order: int) -> Tensor:
+    t = times.unfold(0, order + 1, 1)
+    apart = t[:, :, None] - t[:, None, :] + torch.eye(order + 1, dtype=t.dtype) * t.diff(dim=1).mean(1)[:, None, None]
+    weights = 1 / (apart / t.diff(dim=1).mean(1)[:, None, None]).prod(2)
+    weights = weights / weights.norm(dim=1, keepdim=True)
+    return torch.einsum("wk,wnk->wn", weights, states.unfold(0, order + 1, 1))
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One measured trajectory and the prediction from its first state: times (T,), both (T', n) with T' <= T."""
+
+    times: Tensor
+    measured: Tensor
+    predicted: Tensor
+    stopped: str | None = None
+
+    @property
+    def errors(self) -> Tensor:
+        """Mean squared error over the entries at each time."""
+        return (self.predicted - self.measured[: len(self.predicted)]).square().mean(1)
+
+
+def roll_out(flow: FlowMap, data: Trajectories) -> list[Rollout]:
+    """Predictions from the first state of every trajectory over its own times."""
+    found = []
+    for times, states in zip(data.times, data.states, strict=True):
+        predicted, stopped = safe_rollout(flow, states[:1], times.diff())
+        found.append(Rollout(times, states, predicted, stopped))
+    return found
+
+
+def safe_rollout(flow: FlowMap, x: Float[Tensor, "one n"], steps: Float[Tensor, "time"]) -> tuple[Tensor, str | None]:
+    """The states from x on, as far as they stay finite and the method solves its equations, and why they end early."""
+    states, stopped = [x], None
+    with torch.no_grad():
+        for h in steps:
+            try:
+                following = flow(states[-1], h.reshape(1))
+            except DynablocksError as error:
+                stopped = str(error)
+                break
+            if not bool(following.isfinite().all()):
+                stopped = "the states left the range of numbers"
+                break
+            states.append(following)
+    return torch.cat(states), stopped
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far something kept has moved along a long run: ``what``, times, values."""
+
+    what: str
+    times: Tensor
+    values: Tensor
+
+
+def drifts(flow: FlowMap, times: Tensor, states: Tensor, points: int = 24) -> list[Drift]:
+    """What the surrogate keeps, measured along a long rollout of it."""
+    preserve = flow.structure.preserve
+    with torch.no_grad():
+        if preserve == "mass":
+            weights = states.new_tensor(flow.structure.weights or (1.0,) * states.shape[1])
+            size = (weights * states[0]).abs().sum().clamp_min(1e-300)
+            return [Drift("relative change of the mass", times, ((states - states[0]) @ weights).abs() / size)]
+        if preserve == "norm":
+            norms = states.norm(dim=1)
+            return [Drift("relative change of the norm", times, (norms / norms[0].clamp_min(1e-300) - 1).abs())]
+        if preserve in ("energy", "symplectic"):
+            energy = flow.energy(states)
+            change = (energy - energy[0]).abs() / energy[0].abs().clamp_min(1.0)
+            found = [Drift("relative change of the learned energy", times, change)]
+            return found if preserve == "energy" else [*found, _form_defect(flow, times, states, points)]
+    if preserve == "volume":
+        chosen = torch.linspace(0, len(states) - 1, points).long()
+        defect = (torch.linalg.det(jacobians(flow, states[chosen])).abs() - 1).abs()
+        return [Drift("| |det J| − 1 | of a step", times[chosen], defect)]
+    if preserve == "positive":
+        return [Drift("negative part of the smallest entry", times, (-states.amin(1)).clamp_min(0))]
+    return []
+
+
+def _form_defect(flow: FlowMap, times: Tensor, states: Tensor, points: int) -> Drift:
+    chosen = torch.linspace(0, len(states) - 1, points).long()
+    with torch.enable_grad():
+        dense = jacobians(flow, states[chosen])
+    half = states.shape[1] // 2
+    form = torch.zeros(2 * half, 2 * half, dtype=states.dtype)
+    form[:half, half:], form[half:, :half] = torch.eye(half), -torch.eye(half)
+    defect = (dense.mT @ form @ dense - form).flatten(1).norm(dim=1)
+    return Drift("‖Jᵀ𝕁J − 𝕁‖ of a step", times[chosen], defect)

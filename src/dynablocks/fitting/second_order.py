@@ -1,0 +1,160 @@
+"""Second-order finishes of a least-squares fit: Levenberg–Marquardt and L-BFGS, one iteration at a time."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynablocks.fitting.objective import Objective
+from dynablocks.switching.constraints import project
+
+MOST_UNKNOWNS = 2000
+MOST_WORK = 3e11
+"""Floating-point operations of one QR factorisation, some ten seconds of one core."""
+
+LARGEST_DAMPING, SMALLEST_DAMPING = 1e16, 1e-30
+
+
+def fits_levenberg_marquardt(objective: Objective) -> bool:
+    """Whether dense Jacobians are affordable: at most 2000 unknowns, and 2 · residuals · unknowns² <= 3e11."""
+    unknowns = objective.unknowns
+    return 0 < unknowns <= MOST_UNKNOWNS and 2.0 * objective.residual_count() * unknowns**2 <= MOST_WORK
+
+
+class LevenbergMarquardt:
+    r"""Steps δ of min ‖Jδ + r‖² + λd²‖δ‖², accepted when they lower the objective.
+
+    d is the largest norm of a column of J. One d for all unknowns (Levenberg), not the norm of each column (Marquardt):
+    the latter lets parameters that hardly matter run off to infinity, from where no step leads back (Transtrum and
+    Sethna, 2012). λ follows the gain ratio ρ of the true to the predicted decrease: an accepted step
+    multiplies it by max(1/3, 1 − (2ρ − 1)³), a rejected one by 2, 4, 8, … in turn. J is factorised by QR, so singular
+    values down to eps·‖J‖ count. After each step the module's constraints are restored, before it is judged.
+
+    Source: Levenberg, 1944; Transtrum and Sethna, 2012, arXiv 1201.5885; Nielsen,
+        "Damping parameter in Marquardt's method", 1999.
+    """
+
+    name = "levenberg-marquardt"
+
+    def __init__(self, module: nn.Module, objective: Objective) -> None:
+        self.module, self.objective = module, objective
+        self.damping, self.growth = 1e-3, 2.0
+        self.value = objective.value()
+
+    def advance(self) -> bool:
+        """One accepted step; ``False`` when no step lowers the objective any more."""
+        factor = self.objective.triangular_factor()
+        jacobian, residual = factor[:, :-1], factor[:, -1]
+        if not bool(factor.isfinite().all()):
+            return False
+        scale = float(jacobian.norm(dim=0).max()) or 1.0
+        scaled = jacobian / scale
+        before = [p.detach().clone() for p in self.objective.parameters]
+        while self.damping <= LARGEST_DAMPING:
+            step = _damped_solution(scaled, residual, self.damping)
+            if step is not None and self._try(before, step / scale, scaled @ step, residual):
+                return True
+            self.damping *= self.growth
+            self.growth *= 2
+        _assign(self.objective.parameters, before)
+        self.damping, self.growth = 1e-3, 2.0
+        return False
+
+    def _try(self, before: list[Tensor], step: Tensor, change: Tensor, residual: Tensor) -> bool:
+        moved, start = [], 0
+        for old in before:
+            moved.append(old + step[start : start + old.numel()].view_as(old))
+            start += old.numel()
+        _assign(self.objective.parameters, moved)
+        project(self.module)
+        value = self.objective.value()
+        if not value < self.value:
+            return False
+        predicted = 0.5 * float(residual.square().sum() - (residual + change).square().sum()) / self.objective.samples
+        gain = (self.value - value) / predicted if predicted > 0 else 0.0
+        factor = max(1 / 3, 1 - (2 * min(gain, 1.0) - 1) ** 3)
+        self.damping, self.growth = max(self.damping * factor, SMALLEST_DAMPING), 2.0
+        self.value = value
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"damping": self.damping, "growth": self.growth}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.damping, self.growth = float(state["damping"]), float(state["growth"])
+        self.value = self.objective.value()
+
+
+def _damped_solution(jacobian: Tensor, residual: Tensor, damping: float) -> Tensor | None:
+    """argmin ‖Jδ + r‖² + λ‖δ‖², by QR of [J; √λ I]; ``None`` when it is not finite."""
+    unknowns = jacobian.shape[1]
+    below = math.sqrt(damping) * torch.eye(unknowns, dtype=jacobian.dtype)
+    augmented = torch.cat(
+        [torch.cat([jacobian, below]), torch.cat([-residual, residual.new_zeros(unknowns)])[:, None]], 1
+    )
+    factor = torch.linalg.qr(augmented, mode="r").R[:unknowns]
+    step = torch.linalg.solve_triangular(factor[:, :-1], factor[:, -1:], upper=True)[:, 0]
+    return step if bool(step.isfinite().all()) else None
+
+
+@torch.no_grad()
+def _assign(parameters: list[nn.Parameter] | list[Any], values: list[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
+
+
+class LimitedMemoryBFGS:
+    """L-BFGS with a strong-Wolfe line search, twenty iterations at a time.
+
+    Source: Liu and Nocedal, 1989; ``torch.optim.LBFGS``.
+    """
+
+    name = "lbfgs"
+    inner_steps = 20
+
+    def __init__(self, module: nn.Module, objective: Objective) -> None:
+        self.module, self.objective = module, objective
+        self._optimiser = torch.optim.LBFGS(
+            objective.parameters,
+            max_iter=self.inner_steps,
+            history_size=50,
+            tolerance_grad=0.0,
+            tolerance_change=0.0,
+            line_search_fn="strong_wolfe",
+        )
+        self.value = objective.value()
+
+    def advance(self) -> bool:
+        """Twenty iterations; ``False`` when they did not lower the objective."""
+        before = [p.detach().clone() for p in self.objective.parameters]
+
+        def closure() -> Tensor:
+            self._optimiser.zero_grad()
+            loss = self.objective.loss()
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        self._optimiser.step(closure)  # type: ignore[no-untyped-call]
+        project(self.module)
+        value = self.objective.value()
+        if not value < self.value:
+            _assign(self.objective.parameters, before)
+            return False
+        self.value = value
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._optimiser.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._optimiser.load_state_dict(state)
+        self.value = self.objective.value()
+
+
+FINISHES: dict[str, type[LevenbergMarquardt] | type[LimitedMemoryBFGS]] = {
+    "levenberg-marquardt": LevenbergMarquardt,
+    "lbfgs": LimitedMemoryBFGS,
+}

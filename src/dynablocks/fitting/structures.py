@@ -1,0 +1,258 @@
+"""Learned fields of general form for the surrogates: coordinate shears, production–destruction, skew-gradient, free."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields import FieldFacts, VectorField
+from dynablocks.fields.hamiltonian import EnergyField
+from dynablocks.fields.partitioned import potential_of
+from dynablocks.fields.sphere import skew_matrix
+from dynablocks.fields.symmetric import EvenPotential, ridge_energy
+from dynablocks.integrators import Integrator
+from dynablocks.integrators.base import StepSize
+from dynablocks.properties import Declaration, Positive
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+class Ridge(nn.Module):
+    """x ↦ W tanh(Ax + b) + Lx + c; without b and c (``odd``) it is odd.
+
+    Example:
+        >>> x = torch.ones(1, 3)
+        >>> bool((Ridge(3, 2, 5, odd=True)(-x) == -Ridge.forward(m := Ridge(3, 2, 5, odd=True), x)).all()), m(x).shape
+        (False, torch.Size([1, 2]))
+    """
+
+    def __init__(self, entries: int, outputs: int, width: int, *, odd: bool = False) -> None:
+        super().__init__()
+        self.inner = nn.Parameter(torch.randn(width, entries) / math.sqrt(entries))
+        self.outer = nn.Parameter(0.5 * torch.randn(outputs, width) / math.sqrt(width))
+        self.linear = nn.Parameter(0.1 * torch.randn(outputs, entries))
+        self.bias = None if odd else nn.Parameter(torch.randn(width))
+        self.constant = None if odd else nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch outputs"]:
+        before = x @ self.inner.mT
+        hidden = torch.tanh(before if self.bias is None else before + self.bias)
+        y = hidden @ self.outer.mT + x @ self.linear.mT
+        return y if self.constant is None else y + self.constant
+
+
+class FreeField(VectorField):
+    """X(x) = W tanh(Ax + b) + Lx + c: nothing is kept, but the parity on request.
+
+    Example:
+        >>> FreeField(2, 4, odd=True).facts().odd
+        True
+    """
+
+    def __init__(self, entries: int, width: int, *, odd: bool = False) -> None:
+        super().__init__()
+        self.in_shape, self.odd, self.rate = (entries,), odd, Ridge(entries, entries, width, odd=odd)
+
+    @classmethod
+    def example(cls) -> FreeField:
+        return cls(2, 3)
+
+    def forward(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries"]:
+        rate: Tensor = self.rate(x)
+        return rate
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(odd=self.odd, reason="a free field")
+
+
+class CoordinateShear(VectorField):
+    r"""Xᵢ(x) = f(the other entries), Xⱼ = 0 for j ≠ i: its flow x + tX(x) is exact and keeps the volume.
+
+    Example:
+        >>> shear, x = CoordinateShear(3, 1, 4), torch.ones(2, 3)
+        >>> shear(x)[:, [0, 2]].abs().max().item()
+        0.0
+    """
+
+    def __init__(self, entries: int, index: int, width: int, *, odd: bool = False) -> None:
+        super().__init__()
+        self.in_shape, self.index, self.odd = (entries,), index, odd
+        self.rate = Ridge(entries - 1, 1, width, odd=odd)
+
+    @classmethod
+    def example(cls) -> CoordinateShear:
+        return cls(3, 1, 4)
+
+    def forward(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries"]:
+        i = self.index
+        rate = self.rate(torch.cat([x[:, :i], x[:, i + 1 :]], dim=1))
+        return torch.cat([torch.zeros_like(x[:, :i]), rate, torch.zeros_like(x[:, i + 1 :])], dim=1)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(odd=self.odd, divergence_free=True, reason="nilpotent Jacobian")
+
+    def why_no_flow(self) -> str | None:
+        return None
+
+    def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
+        return x + time * self(x)
+
+    def flow_log_determinant(self, x: Tensor, time: Tensor | float) -> Tensor:
+        return x.new_zeros(x.shape[0])
+
+
+class CoordinateShears(VectorField):
+    r"""Xᵢ(x) = fᵢ(xⱼ, j ≠ i) for every i: divergence free, a sum of n exact shears, so splittings keep the volume.
+
+    Every divergence-free field with ∂Xᵢ/∂xᵢ = 0 is of this form (rigid body, ABC flow, separable Hamiltonian).
+
+    Example:
+        >>> len(CoordinateShears(3, 4).terms())
+        3
+    """
+
+    def __init__(self, entries: int, width: int, *, odd: bool = False) -> None:
+        super().__init__()
+        if entries < 2:
+            raise InvalidArgument(f"there is {entries} state column; keeping volume needs at least 2.")
+        self.in_shape = (entries,)
+        self.shears = nn.ModuleList(CoordinateShear(entries, i, width, odd=odd) for i in range(entries))
+
+    @classmethod
+    def example(cls) -> CoordinateShears:
+        return cls(3, 4)
+
+    def forward(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries"]:
+        return torch.stack([shear(x) for shear in self.shears]).sum(0)
+
+    def terms(self) -> tuple[VectorField, ...]:
+        return tuple(shear for shear in self.shears if isinstance(shear, VectorField))
+
+    def facts(self) -> FieldFacts:
+        odd = all(term.facts().odd for term in self.terms())
+        return FieldFacts(odd=odd, divergence_free=True, reason="a sum of coordinate shears")
+
+
+class SkewGradientField(EnergyField):
+    r"""X(x) = S(x)∇H(x) with S(x) skew, its entries affine in x: H is conserved, in any dimension.
+
+    Example:
+        >>> field, x = SkewGradientField(3, 4), torch.ones(2, 3)
+        >>> bool((field(x) * field.gradient(x)).sum(1).abs().max() < 1e-6)
+        True
+    """
+
+    def __init__(self, entries: int, width: int) -> None:
+        super().__init__()
+        if entries < 2:
+            raise InvalidArgument(f"there is {entries} state column; keeping an energy needs at least 2.")
+        self.in_shape = (entries,)
+        self.hamiltonian = ridge_energy(entries, width)
+        pairs = entries * (entries - 1) // 2
+        self.mixing = nn.Parameter(0.5 * torch.randn(pairs, entries) / math.sqrt(entries))
+        self.offset = nn.Parameter(0.5 * torch.randn(pairs))
+
+    @classmethod
+    def example(cls) -> SkewGradientField:
+        return cls(3, 4)
+
+    def energy(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, " batch"]:
+        """H(x) per sample."""
+        return potential_of(self.hamiltonian, x)
+
+    def gradient(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries"]:
+        """∇H(x) per sample."""
+        value: Tensor = self.hamiltonian(x)
+        return value
+
+    def structure(self, x: Tensor, v: Tensor) -> Float[Tensor, "batch entries"]:
+        """S(x)v per sample."""
+        skew = skew_matrix(x @ self.mixing.mT + self.offset, self.in_shape[0])
+        return (skew @ v.unsqueeze(-1)).squeeze(-1)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(conserves_energy=True, reason="S(x)∇H(x), S skew")
+
+
+class ProductionDestruction(VectorField):
+    r"""Xᵢ(x) = Pᵢ(x) − Dᵢ(x)xᵢ with P, D >= 0: nonnegative states stay nonnegative.
+
+    Example:
+        >>> field = ProductionDestruction(2, 4)
+        >>> bool((field(torch.zeros(1, 2)) >= 0).all())
+        True
+    """
+
+    def __init__(self, entries: int, width: int) -> None:
+        super().__init__()
+        self.in_shape = (entries,)
+        self.rates = Ridge(entries, 2 * entries, width)
+
+    @classmethod
+    def example(cls) -> ProductionDestruction:
+        return cls(2, 4)
+
+    def production_destruction(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """P(x) and D(x)."""
+        produced, destroyed = nn.functional.softplus(self.rates(x)).chunk(2, dim=1)
+        return produced, destroyed
+
+    def forward(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries"]:
+        produced, destroyed = self.production_destruction(x)
+        return produced - destroyed * x
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(positive=True, reason="P − D∘x with P, D >= 0")
+
+
+class PositiveMidpoint(Integrator):
+    r"""The midpoint rule of ẋ = P − D∘x with P, D frozen in each stage: x e^{−hD} + hPφ(−hD), φ(z) = (eᶻ − 1)/z.
+
+    Order 2; both summands are nonnegative for h >= 0 and x >= 0, so positivity holds for every step.
+
+    Condition: the field is a :class:`ProductionDestruction`.
+
+    Example:
+        >>> step = PositiveMidpoint().step(ProductionDestruction(2, 4), torch.zeros(1, 2), 100.0)
+        >>> bool((step >= 0).all())
+        True
+    """
+
+    order = 2
+    keeps = frozenset({Positive})
+
+    def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
+        self.require(field)
+        assert isinstance(field, ProductionDestruction)
+        half = _frozen(x, *field.production_destruction(x), 0.5 * step_size)
+        return _frozen(x, *field.production_destruction(half), step_size)
+
+    def why_not(self, field: VectorField) -> str | None:
+        if isinstance(field, ProductionDestruction):
+            return None
+        return f"{self!r} needs a field of the form P − D∘x (ProductionDestruction); got {type(field).__name__}"
+
+    def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
+        self.require(field)
+        kept, losses = self.inherited(field, step_size)
+        title = f"PositiveMidpoint(h={step_size:.5g})"
+        return Declaration.of(*kept, reason="sums of nonnegative terms", title=title, losses=losses)
+
+
+def _frozen(x: Tensor, produced: Tensor, destroyed: Tensor, step_size: StepSize) -> Tensor:
+    # D > 0 by softplus, so the quotient is safe but where it underflows.
+    decay = step_size * destroyed
+    small = decay < 1e-8
+    share = torch.where(small, 1 - decay / 2, -torch.expm1(-decay) / torch.where(small, 1.0, decay))
+    return x * torch.exp(-decay) + step_size * produced * share
+
+
+def even_energy(entries: int, width: int, *, odd: bool) -> VectorField:
+    """∇H for a learned H(x) = αᵀΓ(Ax + b) + ½xᵀQx, even where the field is to be odd."""
+    energy = ridge_energy(entries, width)
+    return EvenPotential(energy) if odd else energy

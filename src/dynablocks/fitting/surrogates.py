@@ -1,0 +1,325 @@
+"""Surrogates of flow maps: a learned field, a method that keeps its structure, and the units of the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+import dynablocks.integrators.norm_preserving  # noqa: F401  (it files the names of its methods)
+from dynablocks.errors import InvalidArgument, require_range
+from dynablocks.fields import VectorField
+from dynablocks.fields.gradient import GradientField
+from dynablocks.fields.hamiltonian import NeuralHamiltonian, SeparableHamiltonian
+from dynablocks.fields.mass import MassPreservingField
+from dynablocks.fields.sphere import SphereField
+from dynablocks.fitting.objective import Residuals, flow_map_residuals
+from dynablocks.fitting.structures import (
+    CoordinateShears,
+    FreeField,
+    PositiveMidpoint,
+    ProductionDestruction,
+    SkewGradientField,
+    even_energy,
+)
+from dynablocks.integrators import Integrator, integrator
+from dynablocks.integrators.discrete_gradient import DiscreteGradient, discrete_gradient, energy_form
+from dynablocks.integrators.implicit import ImplicitRungeKutta
+from dynablocks.linear import Dense
+from dynablocks.properties import (
+    Declaration,
+    Dissipative,
+    EnergyPreserving,
+    Lipschitz,
+    Properties,
+    Property,
+    Structured,
+)
+from dynablocks.properties.structure import fold
+from dynablocks.registry import Registry
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What decides a surrogate's shape.
+
+    Args:
+        preserve: a name of :data:`SURROGATES`.
+        names: of the state's entries; for ``symplectic`` and ``energy`` first all positions, then all momenta.
+        width: hidden units of each learned function.
+        weights: of the kept linear function (``mass``); ``None`` for the sum.
+        odd: the map is odd, f(−x) = −f(x).
+        separable: H(q, p) = T(p) + V(q) (``symplectic``).
+        substeps: steps of the method in one step of the data.
+        step: the usual time between samples.
+    """
+
+    preserve: str
+    names: tuple[str, ...]
+    width: int = 16
+    weights: tuple[float, ...] | None = None
+    odd: bool = False
+    separable: bool = True
+    substeps: int = 1
+    step: float = 1.0
+
+
+Parts = tuple[VectorField, Integrator]
+SURROGATES: Registry[Callable[[Structure], Parts]] = Registry("structure to preserve")
+UNITS = {"mass": "none", "norm": "size", "positive": "size"}
+"""Which change of units keeps the structure: none, one factor (size), or by default one factor and a shift."""
+
+
+class FlowMap(Structured):
+    r"""x ↦ x(t + h) = c + sΨ((x − c)/s), Ψ several steps of one method on a learned autonomous field.
+
+    The factor s is one number and the shift c one vector, fixed by the data; both leave symplecticity, volume, linear
+    invariants and norms (c = 0) as they are. Time is measured in a unit of the data too. The step h may be another one
+    for each sample, so irregular sampling and other steps than those of the training are possible.
+
+    Args:
+        field: in the new units.
+        method: an integrator.
+        structure: names, substeps, the usual step.
+
+    Example:
+        >>> flow = build(Structure("symplectic", ("q", "p"), width=4, step=0.1))
+        >>> flow(torch.ones(3, 2, dtype=torch.float64), torch.tensor([0.1, 0.2, 0.3])).shape
+        torch.Size([3, 2])
+    """
+
+    scale: Tensor
+    centre: Tensor
+    unit: Tensor
+
+    def __init__(self, field: VectorField, method: Integrator, structure: Structure) -> None:
+        super().__init__()
+        self.field, self.method, self.structure = field, method, structure
+        self.in_shape = self.out_shape = field.in_shape
+        self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+        self.register_buffer("centre", torch.zeros(field.in_shape, dtype=torch.float64))
+        self.register_buffer("unit", torch.ones((), dtype=torch.float64))
+
+    def forward(
+        self, x: Float[Tensor, "batch entries"], step: Tensor | float | None = None
+    ) -> Float[Tensor, "batch entries"]:
+        """The states after ``step`` (a number, or one a sample), by default the usual step."""
+        z, h = self.to_units(x), self._small_step(step)
+        for _ in range(self.structure.substeps):
+            z = self.method.step(self.field, z, h)
+        return self.from_units(z)
+
+    def inverse(
+        self, y: Float[Tensor, "batch entries"], step: Tensor | float | None = None
+    ) -> Float[Tensor, "batch entries"]:
+        """The states before ``step``, where the method has an inverse."""
+        z, h = self.to_units(y), self._small_step(step)
+        for _ in range(self.structure.substeps):
+            z = self.method.inverse(self.field, z, h)
+        return self.from_units(z)
+
+    def vector_field(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries"]:
+        """The learned dx/dt in the units of the data."""
+        return self.field(self.to_units(x)) * (self.scale / self.unit)
+
+    def energy(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, " batch"]:
+        """The learned H per sample, up to a factor and a constant of the units."""
+        return self.field.energy(self.to_units(x))
+
+    @torch.no_grad()
+    def rollout(self, x: Float[Tensor, "batch entries"], steps: Float[Tensor, "batch time"]) -> Tensor:
+        """The states at the start and after each of the steps, one after the other: (batch, time + 1, entries)."""
+        states = [x]
+        for h in steps.unbind(1):
+            states.append(self(states[-1], h))
+        return torch.stack(states, dim=1)
+
+    @torch.no_grad()
+    def adopt_units(self, x: Tensor, y: Tensor, h: Tensor) -> None:
+        """Take scale, shift and unit of time from pairs of states."""
+        kind = "size" if self.structure.odd else UNITS.get(self.structure.preserve, "shift")
+        kind = "none" if UNITS.get(self.structure.preserve) == "none" else kind
+        if kind == "shift":
+            self.centre.copy_(x.mean(0))
+        if kind != "none":
+            size = float((x - self.centre).square().mean().sqrt())
+            self.scale.fill_(size if size > 0 else 1.0)
+        speed = float(((y - x) / (self.scale * h[:, None])).square().mean().sqrt())
+        self.unit.fill_(1 / speed if speed > 0 else float(h.mean()))
+
+    def to_units(self, x: Tensor) -> Tensor:
+        return x if self.structure.preserve in ("mass",) else (x - self.centre.to(x)) / self.scale.to(x)
+
+    def from_units(self, z: Tensor) -> Tensor:
+        return z if self.structure.preserve in ("mass",) else self.centre.to(z) + self.scale.to(z) * z
+
+    def _small_step(self, step: Tensor | float | None) -> Tensor | float:
+        substeps = self.structure.substeps
+        if isinstance(step, Tensor):
+            return (step.reshape(-1, 1) if step.ndim else step) / (substeps * self.unit.to(step))
+        return (self.structure.step if step is None else step) / (substeps * float(self.unit))
+
+    def declare(self) -> Declaration:
+        h = float(self._small_step(None))
+        with torch.no_grad():
+            one = self.method.declare(self.field, h)
+        declared = tuple((f"substep{k}", one) for k in range(self.structure.substeps))
+        kept, losses = fold(declared)
+        name = type(self.field).__name__
+        reason = f"{self.structure.substeps} steps on {name} between changes of units; the same for every step size"
+        properties = Properties(self._in_data_units(p) for p in kept if not isinstance(p, Lipschitz))
+        title = f"FlowMap(h={self.structure.step:.5g})"
+        return Declaration(properties, reason, declared[:1], losses, title)
+
+    def _in_data_units(self, kept: Property) -> Property:
+        return replace(kept, function=self.energy) if isinstance(kept, (EnergyPreserving, Dissipative)) else kept
+
+    def extra_repr(self) -> str:
+        return f"{self.method!r}, {self.structure.substeps} substeps, preserve {self.structure.preserve}"
+
+
+def build(structure: Structure) -> FlowMap:
+    """The surrogate of a structure, in float64, with random parameters.
+
+    Raises:
+        InvalidArgument: an unknown structure, or one that the state cannot have.
+
+    Example:
+        >>> build(Structure("mass", ("S", "I", "R"), width=4)).properties
+        (LinearInvariant)
+    """
+    require_range("substeps", structure.substeps, 1, 1000)
+    require_range("width", structure.width, 1, 4096)
+    if structure.weights is not None and structure.preserve != "mass":
+        raise InvalidArgument(f"weights belong to --preserve mass; got --preserve {structure.preserve}.")
+    if structure.odd and structure.preserve in ("positive",):
+        raise InvalidArgument("an odd map cannot keep states positive; leave out --odd or --preserve positive.")
+    field, method = SURROGATES.get_known(structure.preserve)(structure)
+    return FlowMap(field.double(), method, structure)
+
+
+def training_residuals(flow: FlowMap) -> Residuals:
+    r"""The residuals of one step: without a solve where the method has such a form (D2.12), else module(x, h) − y.
+
+    Discrete gradients: y − x − hS∇̄H(x, y); implicit midpoint: y − x − hX((x + y)/2); both vanish exactly where the step
+    from x is y, and neither solves an equation.
+    """
+    method = flow.method
+    if flow.structure.substeps != 1:
+        return flow_map_residuals
+    if isinstance(method, DiscreteGradient):
+        return _discrete_gradient_residuals
+    if isinstance(method, ImplicitRungeKutta) and method.tableau.name == "implicit-midpoint":
+        return _midpoint_residuals
+    return flow_map_residuals
+
+
+def _discrete_gradient_residuals(module: nn.Module, x: Tensor, y: Tensor, *step: Tensor) -> Tensor:
+    assert isinstance(module, FlowMap)
+    assert isinstance(module.method, DiscreteGradient)
+    form = energy_form(module.field)
+    assert not isinstance(form, str)
+    a, b, h = module.to_units(x), module.to_units(y), module._small_step(*(step or (None,)))
+    mean = discrete_gradient(module.method.kind, form.energy, a, b, gradient=form.gradient, nodes=module.method.nodes)
+    return module.scale * (b - a - h * form.structure((a + b) / 2, mean))
+
+
+def _midpoint_residuals(module: nn.Module, x: Tensor, y: Tensor, *step: Tensor) -> Tensor:
+    assert isinstance(module, FlowMap)
+    a, b, h = module.to_units(x), module.to_units(y), module._small_step(*(step or (None,)))
+    return module.scale * (b - a - h * module.field((a + b) / 2))
+
+
+def _halves(structure: Structure) -> int:
+    n = len(structure.names)
+    if n % 2:
+        raise InvalidArgument(
+            f"there are {n} state columns ({', '.join(structure.names)}); --preserve {structure.preserve} needs an "
+            "even number: first all positions, then all momenta."
+        )
+    return n
+
+
+@SURROGATES.register("symplectic")
+def _symplectic(structure: Structure) -> Parts:
+    n = _halves(structure)
+    if not structure.separable:
+        field = NeuralHamiltonian(n, even_energy(n, structure.width, odd=structure.odd))
+        return _spread(field), integrator("implicit-midpoint")
+    kinetic, potential = (even_energy(n // 2, structure.width, odd=structure.odd) for _ in range(2))
+    return _spread(SeparableHamiltonian(kinetic, potential, n)), integrator("suzuki4")
+
+
+@SURROGATES.register("energy")
+def _energy(structure: Structure) -> Parts:
+    n = len(structure.names)
+    if n % 2:
+        if structure.odd:
+            raise InvalidArgument(f"--odd with --preserve energy needs an even number of state columns; there are {n}.")
+        return _spread(SkewGradientField(n, structure.width)), integrator("gonzalez")
+    return _spread(NeuralHamiltonian(n, even_energy(n, structure.width, odd=structure.odd))), integrator("gonzalez")
+
+
+@SURROGATES.register("volume")
+def _volume(structure: Structure) -> Parts:
+    return CoordinateShears(len(structure.names), structure.width, odd=structure.odd), integrator("suzuki4")
+
+
+@SURROGATES.register("mass")
+def _mass(structure: Structure) -> Parts:
+    n = len(structure.names)
+    if n < 2:
+        raise InvalidArgument("there is one state column; keeping a mass needs at least 2.")
+    if structure.weights is not None and len(structure.weights) != n:
+        raise InvalidArgument(
+            f"--weights has {len(structure.weights)} numbers; the file has {n} state columns "
+            f"({', '.join(structure.names)}); give one a column."
+        )
+    field = MassPreservingField(n, structure.width, weights=structure.weights, bias=not structure.odd)
+    return _spread(field), integrator("rk4")
+
+
+@SURROGATES.register("norm")
+def _norm(structure: Structure) -> Parts:
+    n = len(structure.names)
+    if n < 2:
+        raise InvalidArgument("there is one state column; keeping a norm needs at least 2.")
+    field = SphereField(Dense(n, structure.width), Dense(n, structure.width), bias=not structure.odd)
+    return _spread(field), integrator("cayley-midpoint")
+
+
+@SURROGATES.register("positive")
+def _positive(structure: Structure) -> Parts:
+    return ProductionDestruction(len(structure.names), structure.width), PositiveMidpoint()
+
+
+@SURROGATES.register("none")
+def _none(structure: Structure) -> Parts:
+    return FreeField(len(structure.names), structure.width, odd=structure.odd), integrator("rk4")
+
+
+@torch.no_grad()
+def _spread(field: VectorField) -> VectorField:
+    """Spread the kinks of a ridge function over the data's range: normal directions and offsets, small amplitudes."""
+    for module in field.modules():
+        if isinstance(module, GradientField):
+            rows, columns = module.linear.out_shape[0], module.linear.in_shape[0]
+            _normal(module.linear.parameters(), 1 / math.sqrt(columns))
+            _normal([module.alpha] if module.alpha is not None else [], 1 / math.sqrt(rows))
+            _normal([module.bias] if module.bias is not None else [], 1.0)
+    bias = getattr(field, "bias", None)
+    if isinstance(bias, nn.Parameter):
+        _normal([bias], 1.0)
+    return field
+
+
+def _normal(parameters: Iterable[Tensor], spread: float) -> None:
+    for parameter in parameters:
+        nn.init.normal_(parameter, std=spread)

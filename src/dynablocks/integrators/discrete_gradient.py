@@ -1,0 +1,252 @@
+"""Discrete gradients: steps that conserve or dissipate the energy of X = S∇H whatever the step size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynablocks.errors import InvalidArgument, require_choice
+from dynablocks.fields import VectorField
+from dynablocks.fields.hamiltonian import canonical
+from dynablocks.fields.partitioned import potential_of
+from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
+from dynablocks.integrators.solver import solve
+from dynablocks.properties import Declaration, Dissipative, EnergyPreserving, Equivariant
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+KINDS = ("gonzalez", "mean-value", "itoh-abe")
+
+Energy = Callable[[Tensor], Tensor]
+
+
+class EnergyForm(NamedTuple):
+    """X(x) = S(x)∇H(x): ``energy`` H per sample, ``gradient`` ∇H, ``structure`` (x, v) ↦ S(x)v."""
+
+    energy: Energy
+    gradient: Callable[[Tensor], Tensor]
+    structure: Callable[[Tensor, Tensor], Tensor]
+
+
+def energy_form(field: VectorField) -> EnergyForm | str:
+    r"""H, ∇H and S of X = S∇H, or the reason why the field has no such form.
+
+    Fields that have the methods ``energy``, ``gradient`` and ``structure`` say so themselves; Hamiltonian ones have
+    S = 𝕁 = [[0, I], [−I, 0]], so ∇H = −𝕁X; gradient fields X = −∇H have S = −I.
+
+    Example:
+        >>> from dynablocks.fields import PartitionedField
+        >>> x = torch.ones(1, 4)
+        >>> form = energy_form(field := PartitionedField.example())
+        >>> bool(torch.allclose(form.structure(x, form.gradient(x)), field(x)))
+        True
+    """
+    reason = getattr(field, "why_no_structure", lambda: None)()
+    if reason is not None:
+        return str(reason)
+    if all(callable(getattr(field, name, None)) for name in ("energy", "gradient", "structure")):
+        return EnergyForm(field.energy, field.gradient, field.structure)  # type: ignore[arg-type]
+    facts = field.facts()
+    if facts.hamiltonian:
+        return EnergyForm(field.energy, lambda x: -canonical(field(x)), lambda x, v: canonical(v))
+    name = type(field).__name__
+    if not facts.conservative:
+        return (
+            f"{name} has no known energy H with X = S∇H; use a Hamiltonian, partitioned, dissipative or gradient field"
+        )
+    try:
+        potential_of(field, torch.zeros(1, *field.in_shape, dtype=_precision(field)))
+    except InvalidArgument as error:
+        return str(error).rstrip(".")
+    return EnergyForm(lambda x: -potential_of(field, x), lambda x: -field(x), lambda x, v: -v)
+
+
+def _precision(field: VectorField) -> torch.dtype:
+    return next((p.dtype for p in field.parameters()), torch.get_default_dtype())
+
+
+def discrete_gradient(
+    kind: str,
+    energy: Energy,
+    x: Float[Tensor, "batch ..."],
+    y: Float[Tensor, "batch ..."],
+    *,
+    gradient: Callable[[Tensor], Tensor] | None = None,
+    nodes: int = 4,
+) -> Float[Tensor, "batch ..."]:
+    r"""∇̄H(x, y) with ⟨∇̄H(x, y), y − x⟩ = H(y) − H(x) and ∇̄H(x, x) = ∇H(x).
+
+    - ``"gonzalez"``: ∇H(m) + (H(y) − H(x) − ⟨∇H(m), d⟩) d/‖d‖² with m = (x + y)/2, d = y − x. Symmetric, order 2.
+    - ``"mean-value"``: ∫₀¹ ∇H(x + td) dt by Gauss–Legendre quadrature, exact for polynomials H of degree <= 2 · nodes;
+      for other H what the quadrature leaves of H(y) − H(x) is added along d as Gonzalez does. Symmetric, order 2.
+    - ``"itoh-abe"``: (H(y₁…yᵢ, xᵢ₊₁…) − H(y₁…yᵢ₋₁, xᵢ…))/(yᵢ − xᵢ) for each entry i. Not symmetric: order 1. It
+      needs no derivative but where an increment (nearly) vanishes: there it is ∂ᵢH halfway.
+
+    Where the difference of energies is rounding, the formulas' limits are used, so that values and gradients stay
+    finite. With a known target y a training loss ‖(y − x)/h − S∇̄H(x, y)‖² needs no solve.
+
+    Args:
+        kind: one of the three.
+        energy: H, (batch, …) ↦ (batch,), sample by sample.
+        x, y: the two states.
+        gradient: ∇H; by default from automatic differentiation.
+        nodes: of the quadrature.
+
+    Raises:
+        InvalidArgument: unknown kind, shapes that differ, fewer than one node.
+
+    Source: Gonzalez (1996); Harten, Lax and van Leer (1983); Itoh and Abe (1988); McLachlan, Quispel and Robidoux
+        (1999); paper appendix A; design D2.12.
+
+    Example:
+        >>> H = lambda x: 0.5 * x.square().sum(1) + x[:, 0] ** 4
+        >>> x, y = torch.tensor([[1.0, 2.0]]).double(), torch.tensor([[3.0, 0.0]]).double()
+        >>> [round(float((discrete_gradient(k, H, x, y) * (y - x)).sum() - (H(y) - H(x))), 12) + 0.0 for k in KINDS]
+        [0.0, 0.0, 0.0]
+    """
+    require_choice("discrete gradient", kind, KINDS)
+    if x.shape != y.shape or x.ndim < 2:
+        raise InvalidArgument(f"x and y have shapes {tuple(x.shape)} and {tuple(y.shape)}; give two equal batches.")
+    if not isinstance(nodes, int) or nodes < 1:
+        raise InvalidArgument(f"nodes is {nodes!r}; a whole number >= 1 is needed.")
+    slope = torch.func.grad(lambda z: energy(z).sum()) if gradient is None else gradient
+    if kind == "itoh-abe":
+        return _coordinate_increments(energy, slope, x, y)
+    return _projected_mean(energy, slope, x, y, 1 if kind == "gonzalez" else nodes)
+
+
+def _projected_mean(energy: Energy, gradient: Energy, x: Tensor, y: Tensor, nodes: int) -> Tensor:
+    """The quadrature of ∇H along the segment, with its energy defect put along d; one node is Gonzalez' choice."""
+    d = y - x
+    column = (-1,) + (1,) * (x.ndim - 1)
+    if nodes == 1:
+        mean = gradient((x + y) / 2)
+    else:
+        abscissae, weights = (torch.from_numpy(v).to(x) for v in np.polynomial.legendre.leggauss(nodes))
+        lead = (nodes,) + (1,) * x.ndim
+        points = (x + y) / 2 + abscissae.reshape(lead) * (d / 2)
+        mean = (gradient(points.flatten(0, 1)).reshape(points.shape) * (weights / 2).reshape(lead)).sum(0)
+    before, after = energy(x), energy(y)
+    defect = after - before - (mean * d).flatten(1).sum(1)
+    squared = d.flatten(1).square().sum(1)
+    with torch.no_grad():
+        eps = torch.finfo(x.dtype).eps
+        sizes = x.flatten(1).norm(dim=1) + y.flatten(1).norm(dim=1)
+        far = squared > (eps ** (1 / 3) * sizes).square()
+        meant = far & (defect.abs() > 4 * eps * (before.abs() + after.abs()))
+    share = torch.where(meant, defect / torch.where(far, squared, 1.0), 0.0)
+    return mean + share.reshape(column) * d
+
+
+def _coordinate_increments(energy: Energy, gradient: Energy, x: Tensor, y: Tensor) -> Tensor:
+    start, end = x.flatten(1), y.flatten(1)
+    entries = start.shape[1]
+    moved = torch.ones(entries + 1, entries, dtype=torch.bool, device=x.device).tril(-1).unsqueeze(1)
+    corners = torch.where(moved, end, start)
+    energies = energy(corners.reshape(-1, *x.shape[1:])).reshape(entries + 1, -1)
+    halfway = torch.where(
+        torch.eye(entries, dtype=torch.bool, device=x.device).unsqueeze(1), (start + end) / 2, corners[:-1]
+    )
+    slopes = gradient(halfway.reshape(-1, *x.shape[1:])).reshape(entries, -1, entries)
+    limit = slopes.diagonal(dim1=0, dim2=2)
+    d = end - start
+    with torch.no_grad():
+        near = d.abs() <= torch.finfo(x.dtype).eps ** (1 / 3) * (start.norm(dim=1) + end.norm(dim=1)).unsqueeze(1)
+    quotient = (energies[1:] - energies[:-1]).mT / torch.where(near, 1.0, d)
+    return torch.where(near, limit, quotient).reshape(x.shape)
+
+
+class DiscreteGradient(Integrator):
+    r"""The y with y − x = h S((x + y)/2) ∇̄H(x, y).
+
+    H(y) − H(x) = h ⟨∇̄H, S∇̄H⟩ is 0 for Sᵀ = −S and <= 0 for S <= 0: energy is conserved, or dissipated, for every step
+    size, to the solver's tolerance. ``gonzalez`` and ``mean-value`` are symmetric of order 2; ``itoh-abe`` has order 1
+    and is not symmetric.
+
+    Condition: the field has the form X = S∇H (:func:`energy_form`).
+
+    Args:
+        kind: ``"gonzalez"``, ``"mean-value"`` or ``"itoh-abe"`` (:func:`discrete_gradient`).
+        nodes: of the mean value's quadrature.
+        tolerance, max_iterations: of the solver.
+
+    Raises:
+        NotConverged: when a step's equation is not solved.
+
+    Source: McLachlan, Quispel and Robidoux (1999), "Geometric integration using discrete gradients"; paper appendix A;
+        design D2.12.
+
+    Example:
+        >>> from dynablocks.fields import PartitionedField
+        >>> field, x = PartitionedField.example().double(), torch.ones(1, 4, dtype=torch.float64)
+        >>> y = DiscreteGradient("gonzalez").step(field, x, 0.5)
+        >>> bool((field.energy(y) - field.energy(x)).abs() < 1e-13)
+        True
+    """
+
+    explicit = False
+    keeps = frozenset({EnergyPreserving, Dissipative, Equivariant})
+    solved = frozenset({EnergyPreserving, Dissipative})
+
+    def __init__(self, kind: str, *, nodes: int = 4, tolerance: float = 1e-13, max_iterations: int = 50) -> None:
+        self.kind, self.nodes = require_choice("discrete gradient", kind, KINDS), nodes
+        self.tolerance, self.max_iterations = tolerance, max_iterations
+        self.symmetric = kind != "itoh-abe"
+        self.order = 2 if self.symmetric else 1
+
+    def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
+        form = energy_form(field)
+        if isinstance(form, str):
+            raise InvalidArgument(f"{form}.")
+
+        def residual(z: Tensor, x: Tensor, h: StepSize) -> Tensor:
+            mean = discrete_gradient(self.kind, form.energy, x, z, gradient=form.gradient, nodes=self.nodes)
+            return z - x - h * form.structure((x + z) / 2, mean)
+
+        return solve(
+            residual,
+            x,
+            x,
+            step_size,
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+            subject=f"the {self.kind} step",
+            rounding=partial(self._rounding, form),
+        )
+
+    def _rounding(self, form: EnergyForm, z: Tensor, x: Tensor, h: StepSize) -> Tensor:
+        """What rounding of H does to h S∇̄H: ∇̄H has a component (H(z) − H(x))/‖d‖ along d."""
+        d = (z - x).flatten(1)
+        smallest = d.norm(dim=1) if self.symmetric else d.abs().amin(1)
+        near = torch.finfo(x.dtype).eps ** (1 / 3) * (x.flatten(1).norm(dim=1) + z.flatten(1).norm(dim=1))
+        noise = (
+            8 * torch.finfo(x.dtype).eps * (form.energy(x).abs() + form.energy(z).abs()) / torch.maximum(smallest, near)
+        )
+        unit = torch.ones_like(z) / math.sqrt(d.shape[1])
+        image = h * form.structure((x + z) / 2, unit)
+        return torch.nan_to_num(noise * image.flatten(1).norm(dim=1), nan=0.0, posinf=0.0)
+
+    def why_not(self, field: VectorField) -> str | None:
+        form = energy_form(field)
+        return form if isinstance(form, str) else None
+
+    def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
+        self.require(field)
+        inherited, losses = self.inherited(field, step_size)
+        title = f"{self.kind}(h={step_size:.5g})"
+        reason = "H(y) − H(x) = h⟨∇̄H, S∇̄H⟩"
+        return Declaration.of(*inherited, reason=reason, title=title, losses=losses)
+
+    def __repr__(self) -> str:
+        return f"DiscreteGradient({self.kind})"
+
+
+for _kind in KINDS:
+    INTEGRATORS[_kind] = partial(DiscreteGradient, _kind)

@@ -1,0 +1,256 @@
+"""Implicit Runge–Kutta methods from a Butcher tableau, and the trapezoidal rule."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields import VectorField
+from dynablocks.integrators.base import INTEGRATORS, RUNGE_KUTTA_KEEPS, Integrator, StepSize
+from dynablocks.integrators.solver import Residual, solve
+from dynablocks.properties import Declaration, Invertible, NormPreserving, Property, Symplectic
+
+ROUNDING_UP = 1 + 2.0**-48
+SOLVES = 8
+"""A step and its inverse are two solves; each moves x by up to four times the solver's error (|d₁| + |d₂| < 4)."""
+
+
+@dataclass(frozen=True)
+class ImplicitTableau:
+    r"""Coefficients (A, b) of an implicit method with invertible A: Zᵢ = x + h Σⱼ aᵢⱼ X(Zⱼ), x ↦ x + h Σ bᵢ X(Zᵢ).
+
+    Raises:
+        InvalidArgument: A is not square and invertible, or Σ bᵢ ≠ 1.
+    """
+
+    name: str
+    order: int
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        stages = len(self.b)
+        if len(self.a) != stages or any(len(row) != stages for row in self.a):
+            raise InvalidArgument(f"tableau {self.name!r}: A must be {stages} × {stages}, as b has {stages} weights.")
+        if abs(sum(self.b) - 1) > 1e-12:
+            raise InvalidArgument(f"tableau {self.name!r}: the weights b sum to {sum(self.b):g}; they must sum to 1.")
+        if np.linalg.cond(np.array(self.a)) > 1e8:
+            raise InvalidArgument(f"tableau {self.name!r}: A is singular; methods with an explicit stage do not fit.")
+
+    @property
+    def stage_weights(self) -> tuple[float, ...]:
+        """d = A⁻ᵀb: the step is x + Σ dᵢ (Zᵢ − x), in which a stiff field does not magnify the solver's error."""
+        return tuple(float(d) for d in np.linalg.solve(np.array(self.a).T, np.array(self.b)))
+
+    @property
+    def form(self) -> np.ndarray:
+        """BA + AᵀB − bbᵀ with B = diag(b): zero for symplectic methods, >= 0 for B-stable ones (b > 0)."""
+        a, b = np.array(self.a), np.array(self.b)
+        return np.diag(b) @ a + a.T @ np.diag(b) - np.outer(b, b)
+
+    @property
+    def symplectic(self) -> bool:
+        """The step keeps every quadratic invariant and the symplectic form (Cooper, 1987; Sanz-Serna, 1988)."""
+        return bool(np.abs(self.form).max() < 1e-14)
+
+    @property
+    def b_stable(self) -> bool:
+        """The step is non-expansive wherever the flow is (Burrage and Butcher, 1979)."""
+        return min(self.b) > 0 and float(np.linalg.eigvalsh(self.form).min()) > -1e-14
+
+    @property
+    def symmetric(self) -> bool:
+        """Ψ^{−h} is the inverse of Ψ^h: aᵢⱼ + a_{s+1−i, s+1−j} = bⱼ, bⱼ = b_{s+1−j}."""
+        a, b = np.array(self.a), np.array(self.b)
+        return bool(np.allclose(a + a[::-1, ::-1], b[None, :], atol=1e-14) and np.allclose(b, b[::-1], atol=1e-14))
+
+
+ROOT = math.sqrt(3) / 6
+IMPLICIT_EULER = ImplicitTableau("implicit-euler", 1, ((1.0,),), (1.0,))
+IMPLICIT_MIDPOINT = ImplicitTableau("implicit-midpoint", 2, ((0.5,),), (1.0,))
+GAUSS4 = ImplicitTableau("gauss4", 4, ((0.25, 0.25 - ROOT), (0.25 + ROOT, 0.25)), (0.5, 0.5))
+
+
+class ImplicitRungeKutta(Integrator):
+    r"""One step of an implicit Runge–Kutta method, its stages solved by Newton's method.
+
+    Implicit midpoint and Gauss–Legendre methods keep the symplectic form exactly (the derivative of the implicit
+    function is a Cayley transform of the field's Jacobian, whatever the solver's error), quadratic invariants to the
+    solver's tolerance, and linear ones to rounding.
+
+    Lipschitz constant, with hμ for the field's one-sided constant (of −X for h < 0): 1 for B-stable methods where
+    hμ <= 0; for one stage R(z) = (1 + (1 − a)z)/(1 − az) at z = hμ < 1/a, and |R(∞)|, whichever is larger, or max |R|
+    over the spectrum of a symmetric Jacobian. Under |h|L max Σ|aᵢⱼ| < 1 the stages are unique, so that a symmetric
+    method is invertible by its step −h.
+
+    Args:
+        tableau: the coefficients.
+        tolerance: of the solver, relative (:func:`dynablocks.integrators.solver.solve`).
+        max_iterations: of the solver.
+
+    Raises:
+        NotConverged: when a step's equation is not solved.
+
+    Source: Hairer, Lubich and Wanner, "Geometric Numerical Integration", II.1.3, VI.4; Hairer and Wanner, "Solving
+        Ordinary Differential Equations II", IV.8, IV.12.
+
+    Example:
+        >>> import torch
+        >>> from dynablocks.linear import OrthogonalDense
+        >>> from dynablocks.fields import GradientField
+        >>> method, field = ImplicitRungeKutta(GAUSS4), GradientField(OrthogonalDense(3, 3), "tanh").double()
+        >>> x = torch.randn(2, 3, dtype=torch.float64)
+        >>> bool(torch.allclose(method.inverse(field, method.step(field, x, 0.3), 0.3), x))
+        True
+    """
+
+    explicit = False
+    solved = frozenset({NormPreserving})
+
+    def __init__(self, tableau: ImplicitTableau, tolerance: float = 1e-13, max_iterations: int = 50) -> None:
+        self.tableau, self.tolerance, self.max_iterations = tableau, tolerance, max_iterations
+        self.order, self.symmetric = tableau.order, tableau.symmetric
+        self.keeps = RUNGE_KUTTA_KEEPS | ({Symplectic, NormPreserving} if tableau.symplectic else set())
+
+    def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
+        a, d = self.tableau.a, self.tableau.stage_weights
+
+        def one_stage(z: Tensor, x: Tensor, h: StepSize) -> Tensor:
+            return z - x - (h * a[0][0]) * field(z)
+
+        def all_stages(z: Tensor, x: Tensor, h: StepSize) -> Tensor:
+            slopes = field(z.flatten(0, 1)).reshape(z.shape).unbind(1)
+            mixed = torch.stack([sum_of(row, slopes) for row in a], dim=1)
+            step = h.reshape(-1, *(1,) * x.ndim) if isinstance(h, Tensor) and h.ndim else h
+            return z - x.unsqueeze(1) - step * mixed
+
+        if len(d) == 1:
+            return x + d[0] * (self._solve(one_stage, x, x, step_size) - x)
+        repeated = x.unsqueeze(1).expand(-1, len(d), *x.shape[1:])
+        z = self._solve(all_stages, repeated, x, step_size)
+        return x + sum_of(d, (z - x.unsqueeze(1)).unbind(1))
+
+    def _solve(self, residual: Residual, start: Tensor, x: Tensor, step_size: StepSize) -> Tensor:
+        return solve(
+            residual,
+            start,
+            x,
+            step_size,
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+            subject=f"the {self.tableau.name} step",
+        )
+
+    def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
+        constant, reason = self._constant(field, step_size)
+        inherited, losses = self.inherited(field, step_size)
+        kept: list[Property] = [*self.lipschitz(constant, field), *inherited]
+        reach = max(sum(map(abs, row)) for row in self.tableau.a)
+        if self.symmetric and abs(step_size) * reach * field.facts().lipschitz < 1:
+            kept.append(Invertible(tolerance=SOLVES * self.tolerance))
+        title = f"{self.tableau.name}(h={step_size:.5g})"
+        return Declaration.of(*kept, reason=reason, title=title, losses=losses)
+
+    def _constant(self, field: VectorField, h: float) -> tuple[float, str]:
+        facts = field.facts()
+        if h == 0:
+            return 1.0, "no step"
+        rate = growth_rate(field, h)
+        if len(self.tableau.b) == 1 and self.tableau.a[0][0] * rate < 1:
+            if facts.spectrum is not None:
+                low, high = facts.spectrum
+                largest = max(abs(self._gain(h * low)), abs(self._gain(h * high)))
+                return largest * ROUNDING_UP, f"max|R(hλ)|, λ in [{low:.4g}, {high:.4g}]"
+            if rate > 0 or self.tableau.a[0][0] > 0.5:
+                far = (1 - self.tableau.a[0][0]) / self.tableau.a[0][0]
+                return max(abs(self._gain(rate)), far) * ROUNDING_UP, f"max(|R(hμ)|, |R(∞)|), hμ={rate:.4g}"
+        if self.tableau.b_stable and rate <= 0:
+            return 1.0, f"B-stable: hμ={rate:.4g} <= 0"
+        return math.inf, f"no constant is known for hμ={rate:.4g}"
+
+    def _gain(self, z: float) -> float:
+        a = self.tableau.a[0][0]
+        return (1 + (1 - a) * z) / (1 - a * z)
+
+    def __repr__(self) -> str:
+        return f"ImplicitRungeKutta({self.tableau.name})"
+
+
+def sum_of(weights: tuple[float, ...], terms: tuple[Tensor, ...]) -> Tensor:
+    """Σ wᵢ tᵢ."""
+    total = weights[0] * terms[0]
+    for weight, term in zip(weights[1:], terms[1:], strict=True):
+        total = total + weight * term
+    return total
+
+
+def growth_rate(field: VectorField, h: float) -> float:
+    """hμ: of X for h >= 0; for h < 0 |h| times the one-sided constant of −X."""
+    facts = field.facts()
+    if h >= 0:
+        return h * facts.one_sided if h else 0.0
+    return -h * (facts.lipschitz if facts.spectrum is None else -facts.spectrum[0])
+
+
+@INTEGRATORS.register("trapezoidal")
+class Trapezoidal(Integrator):
+    r"""The z with z = x + (h/2)(X(x) + X(z)): half an explicit and half an implicit Euler step.
+
+    Order 2 and symmetric; conjugate to the implicit midpoint rule, but not symplectic itself. Lipschitz constant: that
+    of the explicit half step times 1/(1 − hμ/2) of the implicit one.
+
+    Args:
+        tolerance, max_iterations: of the solver.
+
+    Raises:
+        NotConverged: when a step's equation is not solved.
+
+    Source: Hairer, Lubich and Wanner, "Geometric Numerical Integration", section II.1, VI.8.
+
+    Example:
+        >>> Trapezoidal().order, Trapezoidal().symmetric
+        (2, True)
+    """
+
+    order = 2
+    explicit = False
+    symmetric = True
+
+    def __init__(self, tolerance: float = 1e-13, max_iterations: int = 50) -> None:
+        self.tolerance, self.max_iterations = tolerance, max_iterations
+
+    def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
+        half = x + 0.5 * step_size * field(x)
+        return solve(
+            lambda z, half, h: z - half - 0.5 * h * field(z),
+            x,
+            half,
+            step_size,
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+            subject="the trapezoidal step",
+        )
+
+    def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
+        first, reason = field.euler_constant(step_size / 2, bound)
+        rate = growth_rate(field, step_size / 2)
+        constant = first / (1 - rate) * ROUNDING_UP if rate < 1 else math.inf
+        inherited, losses = self.inherited(field, step_size)
+        kept: list[Property] = [*self.lipschitz(constant, field), *inherited]
+        if abs(step_size) * field.facts().lipschitz < 2:
+            kept.append(Invertible(tolerance=SOLVES * self.tolerance))
+        reason = f"({reason})/(1-hμ/2), hμ/2={rate:.4g}"
+        return Declaration.of(*kept, reason=reason, title=f"trapezoidal(h={step_size:.5g})", losses=losses)
+
+    def __repr__(self) -> str:
+        return "Trapezoidal()"
+
+
+for _tableau in (IMPLICIT_EULER, IMPLICIT_MIDPOINT, GAUSS4):
+    INTEGRATORS[_tableau.name] = partial(ImplicitRungeKutta, _tableau)

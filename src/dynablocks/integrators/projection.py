@@ -1,0 +1,99 @@
+"""A step followed by the projection onto the sphere and the planes that solutions stay on."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from dynablocks.fields import VectorField
+from dynablocks.fields.sphere import inverse_norm
+from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
+from dynablocks.integrators.runge_kutta import HEUN, RK4, ExplicitRungeKutta
+from dynablocks.properties import (
+    ConformalSymplectic,
+    Declaration,
+    Equivariant,
+    LinearInvariant,
+    NormPreserving,
+    Symplectic,
+    VolumePreserving,
+)
+
+GEOMETRY = (Symplectic, ConformalSymplectic, VolumePreserving)
+
+
+class Projected(Integrator):
+    r"""y ↦ the nearest point to y = Ψ^h(x) that has the norm and the linear invariants of x; the order of Ψ stays.
+
+    With Q an orthonormal basis of the weights of the linear invariants and R = I − QQᵀ:
+    QQᵀx + Ry · ‖Rx‖/‖Ry‖; without a norm to keep QQᵀx + Ry, without linear invariants y‖x‖/‖y‖.
+
+    The projection depends on the state, so symplecticity and volume are lost, also where Ψ keeps them (design D2.14).
+
+    Condition: the field is tangent to spheres or has linear invariants.
+
+    Args:
+        base: Ψ.
+
+    Source: Hairer, Lubich and Wanner, "Geometric Numerical Integration", section IV.4.
+
+    Example:
+        >>> from dynablocks.fields.sphere import RotationField
+        >>> x = torch.tensor([[3.0, 4.0]])
+        >>> round(Projected(ExplicitRungeKutta(RK4)).step(RotationField(2), x, 0.5).norm().item(), 4)
+        5.0
+    """
+
+    keeps = frozenset({NormPreserving, LinearInvariant, Equivariant})
+
+    def __init__(self, base: Integrator) -> None:
+        self.base, self.order, self.explicit = base, base.order, base.explicit
+
+    def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
+        self.require(field)
+        facts = field.facts()
+        before, after = x.flatten(1), self.base.step(field, x, step_size).flatten(1)
+        basis = _basis(facts.linear_invariants, before)
+        kept = (before @ basis) @ basis.mT
+        free = after - (after @ basis) @ basis.mT
+        if facts.tangent:
+            length = torch.linalg.vector_norm(before - kept, dim=1, keepdim=True)
+            free = free * (length * inverse_norm(free))
+        return (kept + free).reshape(x.shape)
+
+    def why_not(self, field: VectorField) -> str | None:
+        facts = field.facts()
+        if not facts.tangent and not facts.linear_invariants:
+            return (
+                f"{self!r} has nothing to project onto: {type(field).__name__} keeps neither norm nor a linear function"
+            )
+        return self.base.why_not(field)
+
+    def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
+        self.require(field)
+        kept, losses = self.inherited(field, step_size)
+        for kind in GEOMETRY:
+            losses = [self._why_lost(kind) if loss.startswith(f"{kind.__name__} ") else loss for loss in losses]
+        title = f"{self!r}(h={step_size:.5g})"
+        return Declaration.of(*kept, reason="projected onto the invariants of x", title=title, losses=losses)
+
+    def _why_lost(self, kind: type) -> str:
+        return f"{kind.__name__} is lost by {self!r}: the projection after the step depends on the state"
+
+    def __repr__(self) -> str:
+        return f"Projected({self.base!r})"
+
+
+def _basis(invariants: tuple[tuple[float, ...] | None, ...], x: Tensor) -> Tensor:
+    """Orthonormal columns that span the weights, computed in float64."""
+    n = x.shape[1]
+    if not invariants:
+        return x.new_zeros(n, 0)
+    rows = [(1.0,) * n if weights is None else weights for weights in invariants]
+    return torch.linalg.qr(torch.tensor(rows, dtype=torch.float64).mT)[0].to(x)
+
+
+for _name, _tableau in (("projected-heun", HEUN), ("projected-rk4", RK4)):
+    INTEGRATORS[_name] = partial(Projected, ExplicitRungeKutta(_tableau))

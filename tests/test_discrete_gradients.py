@@ -1,0 +1,243 @@
+"""Discrete gradients: their defining identities, energy over many steps, orders, limits and training losses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor, nn
+
+from dynablocks.blocks import DynamicalBlock
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields import FieldFacts, GradientField, PartitionedField, VectorField
+from dynablocks.fields.dissipative import DissipativeField
+from dynablocks.fields.hamiltonian import NeuralHamiltonian
+from dynablocks.integrators.base import INTEGRATORS
+from dynablocks.integrators.discrete_gradient import KINDS, discrete_gradient, energy_form
+from dynablocks.linear import Dense
+from dynablocks.properties import Dissipative, EnergyPreserving
+from dynablocks.switching import FreeSignal
+from dynablocks.testing import check_block
+
+EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
+
+
+class Pendulum(VectorField):
+    """q̇ = p, ṗ = −ω² sin q − γp, as S∇H."""
+
+    def __init__(self, gamma: float = 0.0) -> None:
+        super().__init__()
+        self.in_shape, self.gamma = (2,), gamma
+        self.omega = nn.Parameter(torch.tensor(1.2, dtype=torch.float64))
+
+    def energy(self, x: Tensor) -> Tensor:
+        return 0.5 * x[:, 1].square() - self.omega.square() * torch.cos(x[:, 0])
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return torch.stack([self.omega.square() * torch.sin(x[:, 0]), x[:, 1]], dim=1)
+
+    def structure(self, x: Tensor, v: Tensor) -> Tensor:
+        return torch.stack([v[:, 1], -v[:, 0] - self.gamma * v[:, 1]], dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.structure(x, self.gradient(x))
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(odd=True, conserves_energy=self.gamma == 0, dissipates_energy=self.gamma > 0)
+
+
+def quartic(x: Tensor) -> Tensor:
+    return x[:, 0] ** 4 + x[:, 0] * x[:, 1] * x[:, 2] + x[:, 2].square() - 0.5 * x[:, 1] ** 3
+
+
+@EVERY_KIND
+def test_the_defining_identities(kind: str) -> None:
+    x, y = torch.randn(2, 20, 3, dtype=torch.float64)
+    for energy in (quartic, lambda x: torch.relu(x).sum(1), lambda x: torch.tanh(40 * x).sum(1)):
+        mean = discrete_gradient(kind, energy, x, y)
+        assert torch.allclose((mean * (y - x)).sum(1), energy(y) - energy(x), atol=1e-12)
+    exact = torch.func.grad(lambda z: quartic(z).sum())(x)
+    assert torch.allclose(discrete_gradient(kind, quartic, x, x), exact, atol=1e-13)
+    for distance in (1e-12, 1e-8, 1e-6, 1e-5):
+        near = discrete_gradient(kind, quartic, x, x + distance * torch.randn_like(x))
+        assert torch.allclose(near, exact, atol=1e3 * distance + 1e-9)
+    swapped = discrete_gradient(kind, quartic, y, x)
+    symmetric = torch.allclose(discrete_gradient(kind, quartic, x, y), swapped, atol=1e-12)
+    assert symmetric == (kind != "itoh-abe")
+
+
+def test_the_mean_value_is_the_integral() -> None:
+    x, y = torch.randn(2, 10, 3, dtype=torch.float64)
+    nodes, weights = np.polynomial.legendre.leggauss(30)
+    slope = torch.func.grad(lambda z: quartic(z).sum())
+    integral = sum(w / 2 * slope(x + (c + 1) / 2 * (y - x)) for c, w in zip(nodes, weights, strict=True))
+    assert torch.allclose(discrete_gradient("mean-value", quartic, x, y, nodes=2), integral, atol=1e-12)
+    assert not torch.allclose(discrete_gradient("gonzalez", quartic, x, y), integral, atol=1e-6)
+
+
+def test_itoh_abe_needs_only_energies() -> None:
+    x, y = torch.randn(2, 4, 3, dtype=torch.float64)
+    given = discrete_gradient("itoh-abe", quartic, x, y, gradient=lambda z: torch.full_like(z, torch.nan))
+    for i in range(3):
+        corner = torch.cat([y[:, :i], x[:, i:]], dim=1)
+        moved = torch.cat([y[:, : i + 1], x[:, i + 1 :]], dim=1)
+        assert torch.allclose(given[:, i], (quartic(moved) - quartic(corner)) / (y - x)[:, i], atol=1e-12)
+
+
+@EVERY_KIND
+def test_gradients_stay_finite_where_states_meet(kind: str) -> None:
+    field = Pendulum()
+    x = torch.tensor([[0.3, 0.5], [0.0, 0.0], [0.3, 0.5], [1.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([[0.3, 0.5], [0.0, 0.0], [0.3, 0.9], [1.1, 1.8]], dtype=torch.float64, requires_grad=True)
+    mean = discrete_gradient(kind, field.energy, x, y)
+    gradients = torch.autograd.grad(mean.square().sum(), [x, y, field.omega])
+    assert all(bool(torch.isfinite(g).all()) for g in (mean, *gradients))
+    assert torch.autograd.gradcheck(lambda x, y: discrete_gradient(kind, field.energy, x, y)[3:], (x, y), atol=1e-6)
+
+
+@EVERY_KIND
+def test_energy_over_a_thousand_steps(kind: str) -> None:
+    method, field = INTEGRATORS[kind](), Pendulum()
+    x = torch.tensor([[1.0, 0.0], [2.5, 0.3], [0.0, 2.6], [1e-3, 0.0]], dtype=torch.float64)
+    start, drift = field.energy(x).detach(), 0.0
+    with torch.no_grad():
+        for _ in range(1000):
+            x = method.step(field, x, 0.1)
+        drift = float((field.energy(x) - start).abs().max())
+    assert drift <= 1000 * method.tolerance
+    control = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    before = field.energy(control)
+    for _ in range(100):
+        control = INTEGRATORS["rk4"]().step(field, control.detach(), 0.1)
+    assert float((field.energy(control) - before).abs()) > 1e-8
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("gamma", [0.0, 0.3])
+def test_the_order_is_the_slope_of_the_error(kind: str, gamma: float) -> None:
+    method, field = INTEGRATORS[kind](), Pendulum(gamma)
+    x = torch.tensor([[1.0, 0.3]], dtype=torch.float64)
+
+    def slope(t: float, flat: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return field(torch.from_numpy(flat)[None]).numpy()[0]
+
+    truth = torch.from_numpy(solve_ivp(slope, (0, 1), x[0].numpy(), method="DOP853", rtol=1e-12, atol=1e-13).y[:, -1])
+    steps, errors = (20, 40, 80), []
+    with torch.no_grad():
+        for count in steps:
+            y = x
+            for _ in range(count):
+                y = method.step(field, y, 1.0 / count)
+            errors.append(float((y[0] - truth).norm()))
+    # With one degree of freedom and H = T(p) + V(q) the coordinate increments are symmetric in x and x', so of order 2.
+    expected = 2 if kind == "itoh-abe" else method.order
+    assert -np.polyfit(np.log(steps), np.log(errors), 1)[0] == pytest.approx(expected, abs=0.15)
+
+
+@EVERY_KIND
+def test_energy_falls_for_every_step_size(kind: str) -> None:
+    torch.manual_seed(0)
+    method, x = INTEGRATORS[kind](), torch.randn(5, 2, dtype=torch.float64)
+    for h in (0.1, 1.0):
+        field = Pendulum(0.3)
+        declared = method.declare(field, h).properties.of(Dissipative)
+        assert declared is not None
+        assert declared.tolerance == method.tolerance
+        with torch.no_grad():
+            assert bool((field.energy(method.step(field, x, h)) < field.energy(x)).all())
+    assert method.declare(Pendulum(0.3), -0.1).properties.of(Dissipative) is None
+    assert method.declare(Pendulum(), -0.1).properties.of(EnergyPreserving) is not None
+
+
+@EVERY_KIND
+def test_forms_of_the_librarys_fields(kind: str) -> None:
+    torch.manual_seed(0)
+    method = INTEGRATORS[kind]()
+    for field in (
+        PartitionedField.example(),
+        NeuralHamiltonian.example(),
+        DissipativeField.example(),
+        GradientField(Dense(3, 4), "tanh"),
+    ):
+        field = field.double()
+        x = torch.randn(4, *field.in_shape, dtype=torch.float64)
+        form = energy_form(field)
+        assert not isinstance(form, str)
+        slope = torch.func.grad(lambda z, form=form: form.energy(z).sum())(x)
+        assert torch.allclose(form.gradient(x), slope, atol=1e-12)
+        assert torch.allclose(form.structure(x, slope), field(x), atol=1e-12)
+        with torch.no_grad():
+            change = form.energy(method.step(field, x, 0.2)) - form.energy(x)
+        assert float(change.max()) <= 1e-12
+        if field.facts().conserves_energy:
+            assert float(change.abs().max()) <= 1e-12
+
+
+def test_gradients_equal_those_of_unrolled_iterations() -> None:
+    torch.manual_seed(0)
+    field = NeuralHamiltonian.example().double()
+    for kind in KINDS:
+        x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+        h = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
+        form, z = energy_form(field), x + 0.05 * field(x)
+        for _ in range(40):
+            mean = discrete_gradient(kind, form.energy, x, z, gradient=form.gradient)
+            z = x + h * form.structure((x + z) / 2, mean)
+        y = INTEGRATORS[kind]().step(field, x, h)
+        assert torch.allclose(y, z, atol=1e-12)
+        sources = [x, h, *field.parameters()]
+        given = torch.autograd.grad(y.square().sum(), sources)
+        expected = torch.autograd.grad(z.square().sum(), sources)
+        for one, other in zip(given, expected, strict=True):
+            assert float((one - other).abs().max()) <= 1e-8 * max(1.0, float(other.abs().max()))
+
+
+def test_a_loss_with_a_known_target_needs_no_solve() -> None:
+    field, h = Pendulum(), 0.2
+    x = torch.randn(20, 2, dtype=torch.float64)
+    y = INTEGRATORS["gonzalez"]().step(field, x, h).detach()
+    with torch.no_grad():
+        field.omega.fill_(0.8)
+    optimiser = torch.optim.LBFGS([field.omega], max_iter=50, tolerance_grad=1e-14, tolerance_change=0.0)
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        mean = discrete_gradient("gonzalez", field.energy, x, y)
+        gap: Tensor = ((y - x) / h - field.structure((x + y) / 2, mean)).square().mean()
+        gap.backward()
+        return gap
+
+    optimiser.step(loss)
+    assert float(field.omega.detach()) == pytest.approx(1.2, abs=1e-8)
+
+
+def test_bad_input_is_refused() -> None:
+    x = torch.zeros(2, 3)
+    with pytest.raises(InvalidArgument, match="did you mean 'gonzalez'"):
+        discrete_gradient("gonzales", quartic, x, x)
+    with pytest.raises(InvalidArgument, match="two equal batches"):
+        discrete_gradient("gonzalez", quartic, x, x[:1])
+    with pytest.raises(InvalidArgument, match="nodes is 0"):
+        discrete_gradient("mean-value", quartic, x, x, nodes=0)
+
+    class Unknown(VectorField):
+        in_shape = (3,)
+
+        def facts(self) -> FieldFacts:
+            return FieldFacts()
+
+    for action in (lambda m: m.step(Unknown(), x, 0.1), lambda m: m.declare(Unknown(), 0.1)):
+        with pytest.raises(InvalidArgument, match="no known energy"):
+            action(INTEGRATORS["gonzalez"]())
+
+
+@pytest.mark.slow
+@EVERY_KIND
+def test_blocks_conform(kind: str) -> None:
+    torch.manual_seed(0)
+    for field in (NeuralHamiltonian.example(), DissipativeField.example(), PartitionedField.example()):
+        report = check_block(DynamicalBlock(field, kind, FreeSignal(0.1)))
+        for finding in report.findings:
+            assert finding.passed or "NotConverged" in finding.message, str(report)

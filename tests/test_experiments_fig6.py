@@ -1,0 +1,203 @@
+"""Figure 6: data, networks, cells, table, figure and checks at smoke size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.experiments import EXPERIMENTS, Scale, Store
+from dynablocks.experiments.fig6 import (
+    MSE_LIMIT,
+    AdamTraining,
+    SirFieldCell,
+    SirFlowMap,
+    SirPrintedCell,
+    field_network,
+    measure,
+    printed_network,
+    sir_pairs,
+    summary,
+)
+from dynablocks.properties import LinearInvariant, declare, verify
+
+SMOKE = Scale("smoke")
+EPS = torch.finfo(torch.float64).eps
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    torch.set_num_threads(1)
+    store = Store(tmp_path_factory.mktemp("cells"))
+    assert all(store.build(cell) == "built" for cell in SirFlowMap().cells(SMOKE))
+    return store
+
+
+def test_it_is_registered() -> None:
+    assert EXPERIMENTS.get_known("fig6") is SirFlowMap
+
+
+@pytest.mark.parametrize("starts", ["cube", "simplex"])
+def test_pairs_are_of_the_sir_flow(starts: str) -> None:
+    x, y = sir_pairs(starts, 4, 0)
+    assert float((x.sum(1) - 1).abs().max()) <= 4 * EPS
+    state = x
+    for _ in range(400):  # Kutta's method with h = 1/400: error about h⁴ = 4e-11.
+        state = kutta_step(state, 1 / 400)
+    assert float((state - y).abs().max()) < 1e-11
+    assert not torch.equal(x, sir_pairs(starts, 4, 1)[0])
+
+
+def kutta_step(x: torch.Tensor, h: float) -> torch.Tensor:
+    def slope(z: torch.Tensor) -> torch.Tensor:
+        s, i, _ = z.unbind(1)
+        return torch.stack([-s * i, s * i - i, i], dim=1)
+
+    a = slope(x)
+    b = slope(x + h / 2 * a)
+    c = slope(x + h / 2 * b)
+    return x + h / 6 * (a + 2 * b + 2 * c + slope(x + h * c))
+
+
+def test_unknown_starts_are_named() -> None:
+    with pytest.raises(InvalidArgument, match="simplex"):
+        sir_pairs("ball", 4, 0)
+
+
+def test_both_networks_keep_mass_whatever_their_weights() -> None:
+    x = torch.rand(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for network in (field_network(10, 4, 0.5, 0), printed_network(10, 0)):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            y = network(x)
+        assert float((y - x[:, :3]).abs().max()) > 1e-3
+        size = float(y.abs().max()) + 1
+        assert float((y.sum(1) - x.sum(1)).abs().max()) <= 200 * EPS * size
+
+
+def test_the_block_of_one_field_declares_mass_and_it_holds() -> None:
+    network = field_network(10, 4, 0.5, 0)
+    torch.nn.init.normal_(network.fields[0].outer.matrix)  # type: ignore[union-attr, arg-type]
+    assert declare(network).properties.of(LinearInvariant) is not None
+    x = torch.rand(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert verify(network, x).passed
+
+
+def test_a_network_that_loses_mass_is_seen() -> None:
+    x, y = sir_pairs("cube", 6, 0)
+    leaky = torch.nn.Linear(3, 3).double()
+    assert measure(leaky, (x, y), (x, y))["mass_error"] > 1e-3
+
+
+def test_one_field_is_fitted_far_below_the_paper(tmp_path: Path) -> None:
+    cell = SirFieldCell(points=200, train=160, hidden=40, steps=2, finish_steps=35)
+    result = cell.build(tmp_path, Store(tmp_path))
+    assert result["mse"] <= MSE_LIMIT
+    assert result["mass_error"] <= 1e-14
+    assert (result["parameters"], result["fitted"]) == (280, 120)
+
+
+def test_results_are_functions_of_the_settings(tmp_path: Path, built: Store) -> None:
+    for cell in SirFlowMap().cells(SMOKE):
+        again, before = cell.build(tmp_path, built), built.result(cell)
+        assert before is not None
+        timed = ("seconds", "processor_seconds")
+        assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in before.items() if k not in timed}
+
+
+def test_runs_and_purposes_have_different_seeds() -> None:
+    cells = [SirFieldCell(run, seed=seed) for run in range(3) for seed in range(2)]
+    seeds = {cell.mixed(purpose) for cell in cells for purpose in range(3)}
+    assert len(seeds) == 18
+    assert SirFieldCell(1).mixed(0) == SirPrintedCell(1).mixed(0)
+
+
+def test_adam_is_reproducible_and_lowers_the_loss() -> None:
+    x, y = sir_pairs("cube", 64, 0)
+    losses = []
+    for _ in range(2):
+        network = printed_network(10, 0)
+        before = float((network(x) - y).square().mean().detach())
+        AdamTraining(epochs=3).train(network, x, y, 5, "test")
+        losses.append(float((network(x) - y).square().mean().detach()))
+    assert losses[0] == losses[1] < before
+
+
+def test_cpu_and_paper_share_their_cells() -> None:
+    keys = [[cell.key for cell in SirFlowMap().cells(Scale(preset))] for preset in ("cpu", "paper", "smoke")]
+    assert keys[0] == keys[1]
+    assert len(keys[0]) == len(set(keys[0])) == 15
+    assert not set(keys[2]) & set(keys[0])
+
+
+def test_table_figure_and_checks(built: Store) -> None:
+    experiment = SirFlowMap()
+    table = experiment.tables(SMOKE, built)
+    assert "3.35e-06" in table
+    assert "not run" not in table
+    figure = experiment.figures(SMOKE, built)["fig6"]
+    assert len(figure.axes) == 3
+    figure.canvas.draw()
+    assert {check.verdict for check in experiment.checks(SMOKE, built)} == {"not compared"}
+
+
+def test_nothing_built_says_not_run(tmp_path: Path) -> None:
+    experiment, store = SirFlowMap(), Store(tmp_path)
+    assert experiment.tables(Scale("cpu"), store).count("not run") == 3
+    assert {check.verdict for check in experiment.checks(Scale("cpu"), store)} == {"not run"}
+    experiment.figures(Scale("cpu"), store)["fig6"].canvas.draw()
+
+
+class Planted(Store):
+    """A store in which every run has the same given result."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        super().__init__(Path("nowhere"))
+        self.given = given
+
+    def result(self, cell: object) -> dict[str, Any]:
+        return self.given
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "bad", "row"),
+    [
+        ("mse", 1e-12, 1e-10, 0),
+        ("mass_error", 1e-15, 1e-13, 1),
+        ("parameters", 700, 2001, 2),
+        ("processor_seconds", 9.0, 200.0, 3),
+    ],
+)
+def test_checks_reject_what_is_too_large(key: str, good: float, bad: float, row: int) -> None:
+    fine = {"mse": 1e-12, "rollout_mse": 1e-9, "mass_error": 1e-16, "parameters": 700, "fitted": 300}
+    fine |= {"seconds": 10.0, "processor_seconds": 9.0}
+    for value, verdict in ((good, "agrees"), (bad, "differs")):
+        checks = SirFlowMap().checks(Scale("cpu"), Planted(fine | {key: value}))
+        assert checks[row].verdict == verdict
+
+
+def test_the_summary_takes_median_and_extremes() -> None:
+    base = {
+        "rollout_mse": 1.0,
+        "mass_error": 0.0,
+        "parameters": 3,
+        "fitted": 2,
+        "seconds": 1.0,
+        "processor_seconds": 1.0,
+    }
+    found = summary([base | {"mse": mse, "mass_error": mse} for mse in (3.0, 1.0, 5.0)])
+    assert (found["median"], found["least"], found["most"], found["mass"]) == (3.0, 1.0, 5.0, 5.0)
+
+
+def test_settings_change_the_key() -> None:
+    cell = SirFieldCell()
+    assert (
+        len({cell.key, replace(cell, hidden=50).key, replace(cell, run=1).key, replace(cell, starts="simplex").key})
+        == 4
+    )

@@ -1,0 +1,169 @@
+"""Figure 7: targets, networks, cells, table, figure and checks at smoke size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.experiments import EXPERIMENTS, Scale, Store
+from dynablocks.experiments.fig7 import (
+    FinishedRegressionCell,
+    FlowComposition,
+    FlowRegression,
+    PairedFlows,
+    PrintedRegressionCell,
+    RegressionCell,
+    grid,
+    measure,
+    noisy_values,
+    target,
+)
+
+SMOKE = Scale("smoke")
+EPS = torch.finfo(torch.float64).eps
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    torch.set_num_threads(1)
+    store = Store(tmp_path_factory.mktemp("cells"))
+    assert all(store.build(cell) == "built" for cell in FlowRegression().cells(SMOKE))
+    return store
+
+
+def test_it_is_registered() -> None:
+    assert EXPERIMENTS.get_known("fig7") is FlowRegression
+
+
+def test_targets_at_known_points() -> None:
+    x = torch.tensor([[-2.0], [0.0], [math.pi]], dtype=torch.float64)
+    expected = [6 - math.sin(2), 0.0, math.pi**2 + math.pi]
+    assert target("f", x).flatten().tolist() == pytest.approx(expected, abs=1e-14)
+    assert target("g", torch.tensor([[-5.0, 12.0]])).item() == 13
+    with pytest.raises(InvalidArgument, match="target"):
+        target("h", x)
+
+
+def test_the_noise_is_as_stated_and_the_points_normal() -> None:
+    x, y = noisy_values("g", 4000, 0.01, 3)
+    noise = y - target("g", x)
+    assert float(noise.std()) == pytest.approx(0.01, rel=5 / math.sqrt(8000))
+    assert x.std(0).tolist() == pytest.approx([1, 1], rel=5 / math.sqrt(8000))
+    assert torch.equal(noisy_values("g", 9, 0.0, 3)[1], target("g", noisy_values("g", 9, 0.0, 3)[0]))
+
+
+@pytest.mark.parametrize(("keep_norm", "kept"), [(True, True), (False, False)])
+def test_only_the_norm_preserving_step_keeps_the_norm(keep_norm: bool, kept: bool) -> None:
+    network = FlowComposition(2, 4, 1, 1, "relu", keep_norm, 0.5, 0)
+    pair = network.parts[1]
+    assert isinstance(pair, PairedFlows)
+    z = torch.randn(50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        moved = pair.methods[1].step(pair.rotation, z, pair.signal.steps[0])
+    drift = float((moved.norm(dim=1) / z.norm(dim=1) - 1).abs().max())
+    assert (drift <= 8 * EPS) == kept
+    assert not torch.allclose(moved, z)
+
+
+def test_both_steps_of_a_pair_use_one_step_size() -> None:
+    pair = FlowComposition(1, 3, 1, 1, "tanh", False, None, 1).parts[1]
+    assert isinstance(pair, PairedFlows)
+    assert sum(p.numel() for p in pair.signal.parameters()) == 1
+    with torch.no_grad():
+        pair.signal.steps.zero_()
+    z = torch.randn(5, 3, dtype=torch.float64)
+    assert torch.equal(pair(z), z)
+
+
+def test_the_printed_network_has_the_papers_size() -> None:
+    network = PrintedRegressionCell("f").network()
+    pairs = [part for part in network.parts if isinstance(part, PairedFlows)]
+    assert len(pairs) == 6
+    assert {pair.gradient.linear.out_shape for pair in pairs} == {(10,)}
+
+
+def test_the_grid_is_that_of_the_figure() -> None:
+    assert (grid("f").min().item(), grid("f").max().item()) == (-3, 3)
+    assert grid("g").shape == (3721, 2)
+    assert float(grid("g").abs().max()) == 2
+
+
+def test_measured_errors_are_those_of_the_target_without_noise() -> None:
+    class Shifted(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return target("g", x) + 0.25
+
+    found = measure(Shifted(), "g", torch.randn(5, 2, dtype=torch.float64))
+    assert (found["sup"], found["mean"], found["test_mse"]) == pytest.approx((0.25, 0.25, 0.0625))
+
+
+def test_the_finish_is_far_better_than_adam_alone(built: Store) -> None:
+    cell = FinishedRegressionCell("f", points=400, train=360, width=4, layers=1, adam_steps=50, finish_steps=25)
+    result = cell.build(Path(), built)
+    network = cell.network()
+    start = measure(network, "f", torch.zeros(1, 1, dtype=torch.float64))
+    assert result["mean"] < 0.05 * start["mean"]
+
+
+def test_results_are_functions_of_the_settings(tmp_path: Path, built: Store) -> None:
+    for cell in FlowRegression().cells(SMOKE):
+        again, before = cell.build(tmp_path, built), built.result(cell)
+        assert before is not None
+        timed = ("seconds", "processor_seconds")
+        assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in before.items() if k not in timed}
+
+
+def test_both_networks_see_the_same_data() -> None:
+    assert PrintedRegressionCell("f", 2).mixed(0) == FinishedRegressionCell("f", 2).mixed(0)
+    assert len({RegressionCell("f", run).mixed(purpose) for run in range(3) for purpose in range(3)}) == 9
+
+
+def test_cpu_and_paper_share_their_cells() -> None:
+    keys = [[cell.key for cell in FlowRegression().cells(Scale(preset))] for preset in ("cpu", "paper", "smoke")]
+    assert keys[0] == keys[1]
+    assert len(keys[0]) == len(set(keys[0])) == 20
+    assert not set(keys[2]) & set(keys[0])
+
+
+def test_table_figure_and_checks(built: Store) -> None:
+    experiment = FlowRegression()
+    assert "not run" not in experiment.tables(SMOKE, built)
+    figure = experiment.figures(SMOKE, built)["fig7"]
+    assert len(figure.axes) == 6
+    figure.canvas.draw()
+    assert {check.verdict for check in experiment.checks(SMOKE, built)} == {"not compared"}
+
+
+def test_nothing_built_says_not_run(tmp_path: Path) -> None:
+    experiment, store = FlowRegression(), Store(tmp_path)
+    assert experiment.tables(Scale("cpu"), store).count("not run") == 4
+    assert {check.verdict for check in experiment.checks(Scale("cpu"), store)} == {"not run"}
+    experiment.figures(Scale("cpu"), store)["fig7"].canvas.draw()
+
+
+class Planted(Store):
+    """A store in which the result depends on the network only."""
+
+    def __init__(self, printed: float, finished: float) -> None:
+        super().__init__(Path("nowhere"))
+        self.errors = {PrintedRegressionCell: printed, FinishedRegressionCell: finished}
+
+    def result(self, cell: object) -> dict[str, Any]:
+        error = self.errors[type(cell)]  # type: ignore[index]
+        return {"sup": error, "mean": error, "test_mse": 0, "parameters": 1, "seconds": 1, "processor_seconds": 1}
+
+
+def test_checks_compare_with_the_noise_and_the_printed_network() -> None:
+    def verdicts(printed: float, finished: float) -> list[str]:
+        checks = FlowRegression().checks(Scale("cpu"), Planted(printed, finished))
+        return [check.verdict for check in checks[:2]]
+
+    assert verdicts(0.1, 0.005) == ["agrees", "agrees"]
+    assert verdicts(0.001, 0.005) == ["agrees", "differs"]
+    assert verdicts(0.1, 0.05) == ["differs", "agrees"]

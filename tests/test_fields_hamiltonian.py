@@ -1,0 +1,439 @@
+"""Hamiltonian, conservative and dissipative fields and SympNets against dense Jacobians and exact solutions."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynablocks.blocks import DynamicalBlock
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields import FieldFacts, GradientField, PartitionedField, ShearField, VectorField
+from dynablocks.fields.dissipative import DampedHamiltonian, Damping, DissipativeField
+from dynablocks.fields.hamiltonian import HamiltonianEmbedding, NeuralHamiltonian, SeparableHamiltonian, canonical
+from dynablocks.fields.symmetric import DiagonalField, EvenPotential, GradientOf, LinearField, PotentialSum
+from dynablocks.integrators import ExactFlow, integrator
+from dynablocks.integrators.base import flow_properties
+from dynablocks.linear import Dense
+from dynablocks.models.chain import Chain
+from dynablocks.models.sympnet import sympnet
+from dynablocks.properties import (
+    ConformalSymplectic,
+    Declaration,
+    Dissipative,
+    Equivariant,
+    Invertible,
+    Property,
+    Structured,
+    Symplectic,
+    VolumePreserving,
+    verify,
+)
+from dynablocks.properties.verify import jacobians
+from dynablocks.switching import FreeSignal
+from dynablocks.testing import check_block
+
+
+def scalar_network(features: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(features, 5), nn.Tanh(), nn.Linear(5, 1, bias=False))
+
+
+CONSERVATIVE = {
+    "linear": lambda: LinearField(3, bias=True),
+    "diagonal": lambda: DiagonalField(3, "sigmoid"),
+    "gradient-of": lambda: GradientOf(scalar_network(3), (3,)),
+    "negative sum": lambda: PotentialSum(LinearField(3), GradientField(Dense(3, 4), "tanh"), sign=-1.0),
+    "even": lambda: EvenPotential(PotentialSum(LinearField(3, bias=True), GradientField(Dense(3, 4), "tanh"))),
+}
+ENERGY = {
+    "ridge": NeuralHamiltonian.example,
+    "even ridge": lambda: NeuralHamiltonian(4, width=3, even=True),
+    "module": lambda: NeuralHamiltonian(4, scalar_network(4), even=True),
+    "separable": SeparableHamiltonian.example,
+    "separable modules": lambda: SeparableHamiltonian(scalar_network(2), scalar_network(2), 4),
+    "separable fields": lambda: SeparableHamiltonian(
+        GradientField(Dense(2, 3), "tanh"), GradientField(Dense(2, 3), "tanh")
+    ),
+    "embedding": HamiltonianEmbedding.example,
+    "dissipative": DissipativeField.example,
+    "dissipative module": lambda: DissipativeField(4, scalar_network(4)),
+    "damped": DampedHamiltonian.example,
+}
+FIELDS_OF_THIS_FILE = (
+    CONSERVATIVE
+    | ENERGY
+    | {
+        "damping": Damping.example,
+        "odd linear": lambda: LinearField(2),
+        "shear of a module": lambda: ShearField(GradientOf(scalar_network(2), (2,))),
+    }
+)
+
+
+def spoiled(make, factor: float = 1.0) -> VectorField:
+    field = make().double()
+    with torch.no_grad():
+        for p in field.parameters():
+            p.copy_(factor * (p + 0.3 * torch.randn_like(p)))
+    return field
+
+
+def draw(module: nn.Module, count: int = 5) -> Tensor:
+    return torch.randn(count, *module.in_shape, dtype=torch.float64)
+
+
+def form(half: int) -> Tensor:
+    eye, zero = torch.eye(half, dtype=torch.float64), torch.zeros(half, half, dtype=torch.float64)
+    return torch.cat([torch.cat([zero, eye], 1), torch.cat([-eye, zero], 1)])
+
+
+def form_defect(module: nn.Module, x: Tensor, factor: float = 1.0) -> float:
+    J = jacobians(module, x).detach()
+    gap = J.mT @ form(x.shape[1] // 2) @ J - factor * form(x.shape[1] // 2)
+    return float((gap.flatten(1).norm(dim=1) / J.flatten(1).square().sum(1).clamp_min(1)).max())
+
+
+@pytest.mark.parametrize("factor", [1.0, 1000.0, 0.0])
+@pytest.mark.parametrize("make", FIELDS_OF_THIS_FILE.values(), ids=FIELDS_OF_THIS_FILE)
+def test_facts_hold_for_dense_jacobians(make, factor: float) -> None:
+    field = spoiled(make, factor)
+    facts, x = field.facts(), draw(field)
+    J = jacobians(field, x).detach()
+    slack = 1e-13 * max(1.0, float(J.abs().max())) * J.shape[-1]
+    symmetric = 0.5 * (J + J.mT)
+    assert torch.linalg.matrix_norm(J, ord=2).max() <= facts.lipschitz + slack
+    assert torch.linalg.eigvalsh(symmetric).max() <= facts.one_sided + slack
+    if facts.conservative:
+        assert (J - J.mT).abs().max() <= slack
+    if facts.spectrum is not None:
+        eigenvalues = torch.linalg.eigvalsh(symmetric)
+        assert facts.spectrum[0] - slack <= eigenvalues.min()
+        assert eigenvalues.max() <= facts.spectrum[1] + slack
+    if facts.odd:
+        assert torch.allclose(field(-x), -field(x), rtol=1e-12)
+    if facts.divergence_free:
+        assert J.diagonal(dim1=1, dim2=2).sum(1).abs().max() <= slack
+    if facts.hamiltonian:
+        product = form(J.shape[-1] // 2).mT @ J
+        assert (product - product.mT).abs().max() <= slack
+    if facts.damping is not None:
+        half = J.shape[-1] // 2
+        undamped = J.clone()
+        undamped[:, half:, half:] += facts.damping * torch.eye(half, dtype=torch.float64)
+        product = form(half).mT @ undamped
+        assert (product - product.mT).abs().max() <= slack
+    if facts.conserves_energy or facts.dissipates_energy:
+        point = x.clone().requires_grad_(True)
+        (slope,) = torch.autograd.grad(field.energy(point).sum(), point)
+        rate = (slope * field(x)).sum(1).detach()
+        size = slack + 1e-13 * float((slope.norm() * field(x).norm()).detach())
+        assert rate.max() <= size
+        assert facts.dissipates_energy or rate.min() >= -size
+
+
+@pytest.mark.parametrize("make", CONSERVATIVE.values(), ids=CONSERVATIVE)
+def test_a_conservative_field_is_the_gradient_of_its_potential(make) -> None:
+    field = spoiled(make)
+    x = draw(field).requires_grad_(True)
+    (slope,) = torch.autograd.grad(field.potential(x).sum(), x)
+    assert torch.allclose(slope, field(x), atol=1e-13)
+    with torch.no_grad():
+        assert torch.allclose(slope, field(x), atol=1e-13)
+    shear = ShearField(field)
+    assert shear.facts().hamiltonian
+    state = draw(shear).requires_grad_(True)
+    (slope,) = torch.autograd.grad(shear.energy(state).sum(), state)
+    assert torch.allclose(canonical(slope), shear(state), atol=1e-13)
+
+
+@pytest.mark.parametrize("make", ENERGY.values(), ids=ENERGY)
+def test_an_energy_field_is_its_structure_times_the_gradient_of_its_energy(make) -> None:
+    field = spoiled(make)
+    x = draw(field)
+    step = 1e-5
+    slope = torch.stack(
+        [
+            (field.energy(x + step * e) - field.energy(x - step * e)) / (2 * step)
+            for e in torch.eye(x.shape[1]).double()
+        ],
+        dim=1,
+    )
+    assert torch.allclose(slope, field.gradient(x), atol=1e-8)
+    assert torch.allclose(field.structure(x, field.gradient(x)), field(x), atol=1e-13)
+    if field.facts().hamiltonian:
+        assert torch.allclose(slope @ form(x.shape[1] // 2).mT, field(x), atol=1e-8)
+
+
+def test_a_field_of_wrong_sign_or_without_symmetry_is_refused_by_verify() -> None:
+    class NotSymmetric(LinearField):
+        def symmetric(self) -> Tensor:
+            return self.matrix
+
+    class NotOdd(SeparableHamiltonian):
+        def facts(self) -> FieldFacts:
+            return replace(super().facts(), odd=True)
+
+    class WrongRate(Damping):
+        def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
+            return super().flow(x, 1.0001 * time)
+
+    class Growing(DissipativeField):
+        def structure(self, x: Tensor, v: Tensor) -> Tensor:
+            return -super().structure(x, v)
+
+    def failures(field: VectorField, method: str) -> set[type[Property]]:
+        block = DynamicalBlock(field, method, FreeSignal(0.1)).double()
+        return {type(c.declared) for c in verify(block, draw(block)) if not c.passed}
+
+    asymmetric = spoiled(lambda: NotSymmetric(2))
+    assert Symplectic in failures(ShearField(asymmetric), "exact")
+    assert failures(ShearField(spoiled(lambda: LinearField(2))), "exact") == set()
+    assert ConformalSymplectic in failures(spoiled(lambda: WrongRate((4,))), "exact")
+    assert Equivariant in failures(spoiled(lambda: NotOdd(None, None, 4, width=3)), "euler")
+    growing = spoiled(Growing.example)
+    (claim,) = [p for p in flow_properties(growing, 0.1) if isinstance(p, Dissipative)]
+    assert not verify(Claiming(growing, claim), draw(growing)).passed
+    sound = spoiled(DissipativeField.example)
+    (claim,) = [p for p in flow_properties(sound, 0.1) if isinstance(p, Dissipative)]
+    assert verify(Claiming(sound, claim), draw(sound)).passed
+
+
+class Claiming(Structured):
+    """A tiny Euler step that claims one property."""
+
+    def __init__(self, field: VectorField, claim: Property) -> None:
+        super().__init__()
+        self.field, self.claim, self.in_shape = field, claim, field.in_shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1e-4 * self.field(x)
+
+    def declare(self) -> Declaration:
+        return Declaration.of(self.claim, reason="claimed")
+
+
+@pytest.mark.parametrize("method", ["symplectic-euler", "verlet", "yoshida4"])
+@pytest.mark.parametrize("factor", [1.0, 1000.0])
+@pytest.mark.parametrize("name", ["separable", "separable modules", "separable fields"])
+def test_splitting_steps_of_separable_fields_are_symplectic(name: str, factor: float, method: str) -> None:
+    block = DynamicalBlock(spoiled(ENERGY[name], factor), method, FreeSignal(0.1)).double()
+    assert {Symplectic, VolumePreserving, Invertible} <= set(block.properties.kinds())
+    assert form_defect(block, draw(block)) <= 1e-12
+
+
+def test_a_spring_follows_the_exact_oscillator() -> None:
+    spring = PartitionedField(None, PotentialSum(unit_spring(), sign=-1.0))
+    as_hamiltonian = SeparableHamiltonian(None, unit_spring()).double()
+    x = draw(spring)
+    assert torch.allclose(spring(x), as_hamiltonian(x))
+    assert torch.allclose(as_hamiltonian(x), canonical(x), atol=1e-15)
+    assert torch.allclose(as_hamiltonian.energy(x), 0.5 * x.square().sum(1))
+    for method, order in (("verlet", 2), ("yoshida4", 4)):
+        errors = []
+        for steps in (20, 40):
+            y = x
+            for _ in range(steps):
+                y = integrator(method).step(as_hamiltonian, y, 1.0 / steps)
+            exact = math.cos(1.0) * x + math.sin(1.0) * canonical(x)
+            errors.append(float((y - exact).detach().norm()))
+        assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.05)
+
+
+def unit_spring() -> LinearField:
+    spring = LinearField(1).double()
+    nn.init.ones_(spring.matrix)
+    return spring
+
+
+def test_a_damped_field_has_three_exact_flows_and_multiplies_the_form() -> None:
+    field = spoiled(DampedHamiltonian.example)
+    gamma, h, x = field.facts().damping, 0.3, draw(field)
+    assert gamma > 0
+    for term in field.terms():
+        assert ExactFlow().why_not(term) is None
+    total = sum(term(x) for term in field.terms())
+    assert torch.allclose(total, field(x), atol=1e-14)
+    for method in ("lie-trotter", "strang", "yoshida4"):
+        block = DynamicalBlock(field, method, FreeSignal(h)).double()
+        h = float(block.signal.steps)
+        assert form_defect(block, x, math.exp(-gamma * h)) <= 1e-13
+        assert form_defect(block, x) > 1e-4
+        expected = torch.linalg.slogdet(jacobians(block, x)).logabsdet
+        assert torch.allclose(block.log_determinant(x), expected, atol=1e-12)
+        assert torch.allclose(expected, torch.full_like(expected, -2 * gamma * h), atol=1e-12)
+        assert torch.allclose(block.inverse(block(x)), x, atol=1e-12)
+
+
+def test_a_damped_oscillator_follows_its_exact_solution() -> None:
+    gamma = 0.4
+    field = DampedHamiltonian(None, unit_spring(), gamma=gamma, learned=False).double()
+    x = draw(field)
+    generator = torch.tensor([[0.0, 1.0], [-1.0, -gamma]], dtype=torch.float64)
+    errors = []
+    for steps in (50, 100):
+        y = x
+        for _ in range(steps):
+            y = integrator("strang").step(field, y, 2.0 / steps)
+        errors.append(float((y - x @ torch.linalg.matrix_exp(2.0 * generator).mT).detach().norm()))
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.05)
+    assert field.facts().dissipates_energy
+
+
+def test_damping_dissipates_only_where_the_momentum_and_velocity_agree() -> None:
+    convex = GradientField(Dense(2, 3), "tanh", expansive=True, bias=False)
+    assert DampedHamiltonian(convex, None, 4).facts().dissipates_energy
+    concave = GradientField(Dense(2, 3), "tanh", bias=False)
+    damped = DampedHamiltonian(concave, None, 4)
+    assert not damped.facts().dissipates_energy
+    with pytest.raises(InvalidArgument, match="use a splitting method"):
+        damped.structure(torch.zeros(1, 4), torch.zeros(1, 4))
+
+
+def test_a_damped_splitting_declares_its_factor() -> None:
+    field = spoiled(DampedHamiltonian.example)
+    for method in ("lie-trotter", "strang", "yoshida4"):
+        block = DynamicalBlock(field, method, FreeSignal(0.25)).double()
+        stated = block.properties.of(ConformalSymplectic)
+        assert stated is not None
+        assert stated.factor == pytest.approx(math.exp(-0.25 * field.facts().damping))
+        assert block.properties.of(Symplectic) is None
+        assert verify(block, draw(block)).passed
+
+
+@pytest.mark.parametrize("method", ["euler", "heun", "rk4"])
+def test_a_step_of_the_embedding_restricts_to_the_step_of_the_field(method: str) -> None:
+    inner = spoiled(lambda: GradientField(Dense(3, 4), "tanh"))
+    field, step = HamiltonianEmbedding(inner), integrator(method)
+    z = draw(inner)
+    there = step.step(field, field.embed(z), 0.2)
+    assert torch.allclose(field.restrict(there), step.step(inner, z, 0.2), atol=1e-14)
+    assert (there[:, 3:] == 0).all()
+
+
+def test_the_embedded_flow_of_a_rotation_is_a_rotation() -> None:
+    rotation = nn.Linear(2, 2, bias=False).double()
+    with torch.no_grad():
+        rotation.weight.copy_(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
+    field = HamiltonianEmbedding(rotation, (2,))
+    z = torch.randn(4, 2, dtype=torch.float64)
+    x = field.embed(z)
+    for _ in range(100):
+        x = integrator("rk4").step(field, x, 0.01)
+    exact = z @ torch.linalg.matrix_exp(rotation.weight.detach()).mT
+    assert torch.allclose(field.restrict(x), exact, atol=1e-9)
+    assert field.facts().hamiltonian
+
+
+METHODS = {
+    "linear": ("euler",),
+    "diagonal": ("euler",),
+    "gradient-of": ("euler",),
+    "ridge": ("euler",),
+    "module": ("euler",),
+    "separable": ("euler", "verlet"),
+    "separable modules": ("verlet",),
+    "embedding": ("euler",),
+    "dissipative": ("euler",),
+    "damping": ("euler", "exact"),
+    "damped": ("euler", "strang"),
+    "shear of a module": ("exact",),
+}
+
+
+@pytest.mark.parametrize(("name", "method"), [(n, m) for n, methods in METHODS.items() for m in methods])
+def test_blocks_conform(name: str, method: str) -> None:
+    check_block(DynamicalBlock(FIELDS_OF_THIS_FILE[name](), method, FreeSignal(0.5))).require()
+
+
+SYMPNETS = {
+    "G": lambda: sympnet("G", 4, 4, width=5),
+    "G odd": lambda: sympnet("G", 2, 3, width=4, odd=True, learned_steps=True),
+    "LA": lambda: sympnet("LA", 4, 2, sublayers=3),
+    "LA odd": lambda: sympnet("LA", 2, 2, odd=True, sigma="arctan"),
+}
+EVERY_SYMPNET = pytest.mark.parametrize("make", SYMPNETS.values(), ids=SYMPNETS)
+
+
+@EVERY_SYMPNET
+def test_sympnets_are_symplectic_at_any_weights_and_after_training(make) -> None:
+    network = make().double()
+    trained = copy.deepcopy(network)
+    optimiser = torch.optim.SGD(trained.parameters(), 0.05)
+    x = draw(network)
+    before = trained(x).detach()
+    for _ in range(25):
+        optimiser.zero_grad()
+        (trained(x) - 0.5 * x).square().mean().backward()
+        optimiser.step()
+    assert not torch.allclose(trained(x), before)
+    large = spoiled(lambda: copy.deepcopy(network), 1000.0)
+    for each in (network, trained, large):
+        assert {Symplectic, VolumePreserving, Invertible} <= set(each.properties.kinds())
+        assert form_defect(each, x) <= 1e-12
+    for each in (network, trained):
+        assert torch.allclose(each.inverse(each(x)), x, atol=1e-12)
+        assert (torch.linalg.det(jacobians(each, x)).abs() - 1).abs().max() <= 1e-12
+        assert (each.log_determinant(x) == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["G", "LA"])
+def test_sympnets_conform(kind: str) -> None:
+    # Deeper ones with weights ×1000 have Jacobians whose determinant float64 cannot hold.
+    check_block(sympnet(kind, 4, 2 if kind == "G" else 1, 3)).require()
+
+
+@pytest.mark.parametrize("odd", [False, True])
+@pytest.mark.parametrize(("half", "layers", "width", "sublayers"), [(1, 3, 4, 2), (3, 2, 5, 3), (2, 1, 1, 1)])
+def test_sympnets_have_the_documented_number_of_parameters(
+    half: int, layers: int, width: int, sublayers: int, odd: bool
+) -> None:
+    def count(kind: str) -> int:
+        network = sympnet(kind, 2 * half, layers, width, sublayers, odd=odd)
+        return sum(p.numel() for p in network.parameters())
+
+    assert count("G") == layers * width * (half + (1 if odd else 2))
+    biases = 0 if odd else half * min(2, sublayers) * (layers + 1)
+    assert count("LA") == (layers + 1) * sublayers * half**2 + biases + layers * half
+    network = sympnet("LA", 2 * half, layers, width, sublayers, odd=odd).double()
+    assert (network.properties.of(Equivariant) is not None) == odd
+
+
+def test_a_chain_inverts_and_sums_what_its_parts_do() -> None:
+    damped = DynamicalBlock(Damping((4,), 0.5, learned=False), "exact", FreeSignal(0.5))
+    chain = Chain(sympnet("G", 4, 2, 3), damped, damped).double()
+    x = draw(chain)
+    assert torch.allclose(chain.inverse(chain(x)), x, atol=1e-12)
+    assert torch.allclose(chain.log_determinant(x), torch.full((5,), -1.0, dtype=torch.float64), atol=1e-15)
+    assert verify(chain, x).passed
+    with pytest.raises(InvalidArgument, match=r"part 0 \(ReLU\) has no inverse"):
+        Chain(nn.ReLU()).inverse(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: sympnet("H", 4, 2), "kind"),
+        (lambda: sympnet("G", 3, 2), "even number"),
+        (lambda: sympnet("G", 4, 0), "layers is 0"),
+        (lambda: sympnet("G", 4, 2, odd=True, sigma="relu"), "odd activation"),
+        (lambda: NeuralHamiltonian(4, LinearField(3)), "the field one of"),
+        (lambda: NeuralHamiltonian(4, GradientField(Dense(4, 3), "arctan")), "no closed-form potential"),
+        (lambda: NeuralHamiltonian(4, DampedHamiltonian(dimension=4)), "no gradient field"),
+        (lambda: GradientOf(nn.Linear(2, 2), (2,))(torch.zeros(1, 2)), "one number per sample"),
+        (lambda: SeparableHamiltonian(), "give dimension="),
+        (lambda: SeparableHamiltonian(None, nn.Linear(2, 1)), "give in_shape="),
+        (lambda: HamiltonianEmbedding(nn.Linear(2, 2)), "give the shape of z"),
+        (lambda: Damping((4,), -1.0), "gamma"),
+        (lambda: Damping((3,)), "even number"),
+        (lambda: DissipativeField(3, LinearField(2)), "the field one of"),
+        (lambda: LinearField(0), "at least 1"),
+        (lambda: Chain(), "at least one part"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_sentence(make, message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        make()

@@ -1,0 +1,304 @@
+"""Mass-preserving and constrained fields, modified Patankar methods and the lifts that keep a structure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynablocks.blocks import DynamicalBlock
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields import FieldFacts, GradientField, VectorField
+from dynablocks.fields.mass import ConstrainedField, InvariantSpace, MassPreservingField
+from dynablocks.integrators import INTEGRATORS, integrator
+from dynablocks.integrators.patankar import ModifiedPatankar, exchange
+from dynablocks.linear import Dense
+from dynablocks.properties import LinearInvariant, Positive, verify
+from dynablocks.structured_lifting import (
+    MassLift,
+    MassProjection,
+    NormLift,
+    SymplecticLift,
+    SymplecticProjection,
+)
+from dynablocks.switching import FreeSignal
+from dynablocks.testing import check_block
+
+WEIGHTS = (1.0, -2.0, 0.5, 3.0)
+SEVERAL = [None, (0.0, 1.0, -2.0, 0.3)]
+FIELDS: dict[str, Callable[[], VectorField]] = {
+    "mass": lambda: MassPreservingField(4, 6),
+    "weighted": lambda: MassPreservingField(4, 6, weights=WEIGHTS),
+    "odd": lambda: MassPreservingField(4, 6, bias=False),
+    "positive": lambda: MassPreservingField(4, 6, positive=True),
+    "positive weighted": lambda: MassPreservingField(4, 6, positive=True, weights=(1.0, 2.0, 0.5, 3.0)),
+    "several": lambda: ConstrainedField(GradientField(Dense(4, 5), "tanh"), SEVERAL),
+}
+PATANKAR = ("patankar", "mprk22")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def states(count: int = 50) -> Tensor:
+    return torch.rand(count, 4, dtype=torch.float64)
+
+
+def perturbed(field: VectorField, factor: float = 1.0) -> VectorField:
+    with torch.no_grad():
+        for parameter in field.double().parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter)).mul_(factor)
+    return field
+
+
+def drift(field: VectorField, x: Tensor, y: Tensor) -> float:
+    """The worst change of a declared invariant, relative to the sizes that were summed."""
+    worst = 0.0
+    for weights in field.facts().linear_invariants:
+        w = torch.ones(4, dtype=torch.float64) if weights is None else torch.tensor(weights, dtype=torch.float64)
+        size = ((x.abs() + y.abs()) @ w.abs()).clamp_min(1.0)
+        worst = max(worst, float((((y - x) @ w).abs() / size).max().detach()))
+    return worst
+
+
+@pytest.mark.parametrize("method", ["euler", "rk4"])
+@pytest.mark.parametrize("factor", [1.0, 1000.0])
+@pytest.mark.parametrize("name", FIELDS)
+def test_runge_kutta_keeps_the_mass_to_rounding(name: str, factor: float, method: str) -> None:
+    field, x = perturbed(FIELDS[name](), factor), states()
+    with torch.no_grad():
+        y = integrator(method).step(field, x, 0.1 if factor == 1 else 1e-3)
+    assert drift(field, x, y) <= 1e-14
+
+
+@pytest.mark.parametrize("factor", [1.0, 1000.0])
+@pytest.mark.parametrize("h", [1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("method", PATANKAR)
+@pytest.mark.parametrize("name", ["positive", "positive weighted"])
+def test_patankar_is_positive_and_conservative_from_hostile_states(
+    name: str, method: str, h: float, factor: float
+) -> None:
+    field = perturbed(FIELDS[name](), factor)
+    x = torch.cat([states(), torch.eye(4).double(), 1e-300 * torch.eye(4).double(), torch.zeros(1, 4).double()])
+    x = torch.cat([x, torch.tensor([[1e8, 1e-8, 0.0, 1.0]]).double()])
+    with torch.no_grad():
+        y = integrator(method).step(field, x, h)
+    assert torch.isfinite(y).all()
+    assert (y >= 0).all()
+    assert drift(field, x, y) <= 1e-14
+
+
+def test_explicit_euler_leaves_the_nonnegative_states() -> None:
+    field = perturbed(FIELDS["positive"]())
+    block = DynamicalBlock(field, "euler", FreeSignal(10.0))
+    assert block(states()).min() < 0
+    assert block.properties.of(Positive) is None
+    assert any("patankar keeps it" in loss for _, part in block.declare().parts for loss in part.losses)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_the_field_is_the_stated_formula(name: str) -> None:
+    field, x = perturbed(FIELDS[name]()), states(5)
+    if isinstance(field, ConstrainedField):
+        rows = np.array([[1.0] * 4, SEVERAL[1]])
+        projector = np.eye(4) - np.linalg.pinv(rows) @ rows
+        expected = field.inner(x) @ torch.tensor(projector)
+    elif isinstance(field, MassPreservingField) and field.positive:
+        w, rates = torch.tensor(field.weights, dtype=torch.float64), field.rates(x)
+        assert (rates >= 0).all()
+        assert not rates.diagonal(dim1=1, dim2=2).any()
+        assert (rates > 0).sum() == 5 * 12
+        generator = rates - torch.diag_embed(rates.sum(1))
+        expected = (generator @ (w * x).unsqueeze(-1)).squeeze(-1) / w
+    else:
+        assert isinstance(field, MassPreservingField)
+        w, raw = (
+            torch.tensor(field.weights, dtype=torch.float64),
+            field.outer.adjoint(field.sigma(field.inner.affine(x, field.bias))),
+        )
+        upper = torch.zeros(5, 4, 4, dtype=torch.float64)
+        for k, (i, j) in enumerate([(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]):
+            upper[:, i, j] = raw[:, k]
+        expected = (upper - upper.mT) @ w
+        assert torch.allclose(field.skew(x), upper - upper.mT, atol=1e-15)
+    assert torch.allclose(field(x), expected, atol=1e-13, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["mass", "weighted", "odd", "several"])
+@pytest.mark.parametrize("factor", [1.0, 1000.0])
+def test_lipschitz_and_oddness(name: str, factor: float) -> None:
+    field, x = perturbed(FIELDS[name](), factor), 1e-3 * torch.randn(20, 4, dtype=torch.float64)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda v: field(v[None])[0]))(x)
+    assert float(torch.linalg.matrix_norm(jacobian, ord=2).max().detach()) <= field.facts().lipschitz
+    odd = bool(torch.allclose(field(-x), -field(x), atol=1e-12 * factor**2))
+    assert odd == field.facts().odd
+
+
+def order_of(method: str, field: VectorField, steps: tuple[int, ...] = (64, 128, 256)) -> float:
+    """The log-log slope of the error at t = 1 against RK4 with 500 steps."""
+    x = 0.2 + states(5)
+    with torch.no_grad():
+        reference = x
+        for _ in range(500):
+            reference = integrator("rk4").step(field, reference, 1 / 500)
+        errors = []
+        for count in steps:
+            y = x
+            for _ in range(count):
+                y = integrator(method).step(field, y, 1 / count)
+            errors.append(float((y - reference).norm()))
+    return float(-np.polyfit(np.log(steps), np.log(errors), 1)[0])
+
+
+@pytest.mark.parametrize("method", PATANKAR)
+@pytest.mark.parametrize("name", ["positive", "positive weighted"])
+def test_patankar_orders(name: str, method: str) -> None:
+    assert abs(order_of(method, perturbed(FIELDS[name]())) - integrator(method).order) <= 0.15
+
+
+def test_patankar_solves_linear_exchange_like_scipy() -> None:
+    from scipy.integrate import solve_ivp
+
+    field = perturbed(FIELDS["positive"]())
+    x = states(1)
+
+    def rate(t: float, y: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return field(torch.tensor(y)[None])[0].numpy()
+
+    exact = solve_ivp(rate, (0, 1), x[0].numpy(), rtol=1e-10, atol=1e-12).y[:, -1]
+    y = x
+    with torch.no_grad():
+        for _ in range(400):
+            y = ModifiedPatankar(2).step(field, y, 1 / 400)
+    assert np.abs(y[0].numpy() - exact).max() < 1e-5
+
+
+BLOCKS = [(name, "euler") for name in FIELDS] + [(n, m) for n in ("positive", "positive weighted") for m in PATANKAR]
+
+
+@pytest.mark.parametrize(("name", "method"), BLOCKS)
+def test_blocks_pass_the_conformance_suite(name: str, method: str) -> None:
+    check_block(DynamicalBlock(FIELDS[name](), method, FreeSignal(0.1))).require()
+
+
+def test_what_blocks_declare() -> None:
+    weighted = DynamicalBlock(FIELDS["positive weighted"](), "mprk22", FreeSignal(0.1))
+    assert weighted.properties.of(LinearInvariant) == LinearInvariant((1.0, 2.0, 0.5, 3.0))
+    assert weighted.properties.of(Positive) is not None
+    several = DynamicalBlock(FIELDS["several"](), "rk4", FreeSignal(0.1))
+    kept = [p for p in several.properties if isinstance(p, LinearInvariant)]
+    assert kept == [LinearInvariant(None), LinearInvariant(SEVERAL[1])]
+    backwards = DynamicalBlock(FIELDS["positive"](), "patankar", FreeSignal(-0.1)).declare()
+    assert backwards.properties.of(Positive) is None
+    assert any("negative" in loss for _, part in backwards.parts for loss in part.losses)
+
+
+class LeakingField(MassPreservingField):
+    """Mass is off by 1e-9 of the rate; the declaration says it is not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * torch.tensor([1 + 1e-9, 1.0, 1.0, 1.0], dtype=x.dtype)
+
+
+class SpillingPatankar(ModifiedPatankar):
+    """The stages of a method that is conservative, but explicit: it leaves x >= 0."""
+
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return x + step_size * field(x)
+
+
+def test_broken_twins_are_caught() -> None:
+    torch.manual_seed(0)
+    leaking = DynamicalBlock(LeakingField(4, 6), "euler", FreeSignal(0.1))
+    assert "properties at the start" in check_block(leaking).failed
+    spilling = DynamicalBlock(FIELDS["positive"](), SpillingPatankar(), FreeSignal(10.0))
+    assert not verify(spilling, states(), kinds=(Positive,)).passed
+    honest = DynamicalBlock(FIELDS["positive"](), "patankar", FreeSignal(10.0))
+    assert verify(honest, states(), kinds=(Positive,)).passed
+
+
+def test_exchange_matches_the_dense_system() -> None:
+    masses, rates = states(3), torch.rand(3, 4, 4, dtype=torch.float64)
+    moved = exchange(masses, rates, 0.7)
+    gained = (rates * moved.unsqueeze(1)).sum(2) - rates.sum(1) * moved
+    assert torch.allclose(moved, masses + 0.7 * gained, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: MassPreservingField(1), "at least 2"),
+        (lambda: MassPreservingField(3, weights=(1.0, 2.0)), "vectors of 3 finite numbers"),
+        (lambda: MassPreservingField(3, weights=(1.0, 0.0, 2.0)), "ConstrainedField allows zeros"),
+        (lambda: MassPreservingField(3, weights=(1.0, -1.0, 2.0), positive=True), "must be positive"),
+        (lambda: MassPreservingField(3, weights=(1.0, math.nan, 2.0)), "finite"),
+        (lambda: MassPreservingField(3).rates(torch.ones(1, 3)), "positive=True"),
+        (lambda: MassPreservingField(3, positive=True).skew(torch.ones(1, 3)), "rates"),
+        (lambda: InvariantSpace(3, [None, (2.0, 2.0, 2.0)]), "linearly independent"),
+        (lambda: ModifiedPatankar(3), "orders 1 and 2"),
+        (lambda: DynamicalBlock(MassPreservingField(3), "patankar", FreeSignal(0.1))(torch.ones(1, 3)), "needs rates"),
+        (lambda: MassLift(3, 2), "1 <= 3 <= 2"),
+        (lambda: SymplecticLift(3, 4), "even sizes"),
+    ],
+)
+def test_errors_say_what_to_do(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(InvalidArgument, match=words):
+        make()
+
+
+def matrix_of(module: nn.Module, size: int) -> Tensor:
+    return module.double()(torch.eye(size, dtype=torch.float64)).mT.detach()
+
+
+def test_lifts_are_the_stated_matrices() -> None:
+    ones = torch.ones(3, dtype=torch.float64)
+    lift, back = matrix_of(MassLift(3, 8), 3), matrix_of(MassProjection(8, 3), 8)
+    assert torch.equal(torch.ones(8, dtype=torch.float64) @ lift, ones)
+    assert torch.allclose(ones @ back, torch.ones(8, dtype=torch.float64), atol=1e-15)
+    assert torch.equal(back @ lift, torch.eye(3, dtype=torch.float64))
+    norm = float(torch.linalg.matrix_norm(back, ord=2))
+    declared = MassProjection(8, 3).properties.lipschitz
+    assert abs(norm / declared - 1) <= 1e-14
+
+
+def test_symplectic_embedding_and_its_adjoint() -> None:
+    def form(m: int) -> Tensor:
+        return torch.tensor(np.kron([[0, 1], [-1, 0]], np.eye(m)))
+
+    lift, back = matrix_of(SymplecticLift(4, 10), 4), matrix_of(SymplecticProjection(10, 4), 10)
+    assert torch.equal(lift.mT @ form(5) @ lift, form(2))
+    assert torch.equal(back, lift.mT)
+    assert torch.equal(back, form(2).mT @ lift.mT @ form(5))
+
+
+@pytest.mark.parametrize(
+    "lift", [MassLift(2, 5), MassProjection(5, 2), SymplecticLift(2, 6), SymplecticProjection(6, 2), NormLift(2, 5)]
+)
+def test_lifts_pass_the_conformance_suite(lift: nn.Module) -> None:
+    check_block(lift).require()
+
+
+def test_lifts_of_images_work_per_pixel() -> None:
+    x = torch.rand(2, 4, 3, 3)
+    assert torch.equal(MassLift(4, 6)(x)[:, :4], x)
+    assert torch.allclose(MassProjection(4, 3)(x).sum(1), x.sum(1))
+    assert torch.equal(SymplecticProjection(8, 4)(SymplecticLift(4, 8)(x)), x)
+
+
+def test_the_papers_projection_loses_mass() -> None:
+    x = states(1)
+    papers = x[:, :1] + x[:, 1:].sum(1, keepdim=True) / 3
+    assert abs(float(papers.sum() - x.sum())) > 0.1
+    assert abs(float(MassProjection(4, 1)(x).sum() - x.sum())) < 1e-15
+
+
+def test_registered_names() -> None:
+    assert {"patankar", "mprk22"} <= set(INTEGRATORS)
+    assert isinstance(FIELDS["mass"]().facts(), FieldFacts)

@@ -1,0 +1,334 @@
+"""Least squares to rounding, and surrogates that keep their structure through a fit."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynablocks.data.trajectories import Trajectories
+from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument
+from dynablocks.fitting import FitConfig, Structure, build, fit, load_fit, save_fit
+from dynablocks.fitting.job import claim, plan, run_stages
+from dynablocks.fitting.objective import Objective
+from dynablocks.fitting.rollout import noise_level, rollout_residuals, windows
+from dynablocks.fitting.surrogates import SURROGATES, FlowMap, training_residuals
+from dynablocks.properties import verify
+
+F64 = torch.float64
+DIMENSIONS = {"symplectic": 2, "energy": 2, "mass": 3, "norm": 3, "volume": 3, "positive": 2, "none": 2}
+
+
+class Exponentials(nn.Module):
+    """a e^{bx} + c: three parameters, recoverable."""
+
+    def __init__(self, start: tuple[float, float, float] = (1.0, -0.5, 0.0)) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor(start, dtype=F64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c = self.theta
+        return a * torch.exp(b * x) + c
+
+
+def exponential_data() -> tuple[Tensor, Tensor]:
+    x = torch.linspace(0, 3, 30, dtype=F64)[:, None]
+    return x, Exponentials((2.0, -1.3, 0.5))(x).detach()
+
+
+def surrogate(preserve: str, *, odd: bool = False, width: int = 4) -> FlowMap:
+    torch.manual_seed(0)
+    substeps = 1 if preserve == "energy" else 2
+    names = tuple("abcd"[: DIMENSIONS[preserve]])
+    return build(Structure(preserve, names, width=width, odd=odd, substeps=substeps, step=0.1))
+
+
+def states(flow: FlowMap, count: int = 12) -> Tensor:
+    x = torch.randn(count, len(flow.structure.names), dtype=F64, generator=torch.Generator().manual_seed(1))
+    return x.abs() if flow.structure.preserve == "positive" else x
+
+
+def test_levenberg_marquardt_reaches_rounding_on_a_recoverable_problem() -> None:
+    x, y = exponential_data()
+    module = Exponentials()
+    history = fit(module, x, y, adam_steps=20)
+    assert history.loss < 1e-28
+    assert torch.allclose(module.theta.detach(), torch.tensor([2.0, -1.3, 0.5], dtype=F64), atol=1e-12)
+    assert history.mean_squared_error() == 2 * history.loss
+
+
+def test_levenberg_marquardt_finds_the_minimum_that_scipy_finds() -> None:
+    from scipy.optimize import least_squares
+
+    x, y = exponential_data()
+    noisy = y + 0.05 * torch.randn(y.shape, dtype=F64, generator=torch.Generator().manual_seed(0))
+    module = Exponentials()
+    history = fit(module, x, noisy, adam_steps=0)
+
+    def residual(theta: Tensor) -> Tensor:
+        a, b, c = theta
+        return (a * (b * x).exp() + c - noisy)[:, 0].numpy()
+
+    found = least_squares(residual, [1.0, -0.5, 0.0], xtol=1e-15, ftol=1e-15, gtol=1e-15)
+    assert history.loss == pytest.approx(found.cost / len(x), rel=1e-10)
+    assert torch.allclose(module.theta.detach(), torch.as_tensor(found.x), atol=1e-6)
+
+
+def test_the_triangular_factor_is_that_of_the_dense_jacobian_whatever_the_chunks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, y = exponential_data()
+    module = Exponentials()
+    dense = torch.func.jacrev(lambda t: torch.func.functional_call(module, {"theta": t}, (x,)))(module.theta)[:, 0]
+    both = torch.cat([dense, module(x) - y], dim=1).detach()
+    whole = Objective(module, (x, y)).triangular_factor()
+    monkeypatch.setattr("dynablocks.fitting.objective.CHUNK_ENTRIES", 16)
+    chunked = Objective(module, (x, y)).triangular_factor()
+    for factor in (whole, chunked):
+        assert torch.allclose(factor.mT @ factor, both.mT @ both, rtol=1e-13, atol=1e-13)
+    wrong = factor.clone()
+    wrong[0, 0] *= 1 + 1e-6
+    assert not torch.allclose(wrong.mT @ wrong, both.mT @ both, rtol=1e-13, atol=1e-13)
+
+
+def test_lbfgs_takes_over_where_dense_jacobians_do_not_apply(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = exponential_data()
+    monkeypatch.setattr("dynablocks.fitting.second_order.MOST_UNKNOWNS", 2)
+    history = fit(Exponentials(), x, y, adam_steps=20)
+    assert history.records[-1].phase == "lbfgs"
+    assert history.loss < 1e-20
+
+
+def test_custom_residuals_are_minimised() -> None:
+    x, y = exponential_data()
+    module = Exponentials()
+    history = fit(module, x, y, residuals=lambda m, a, b: 3 * (m(a) - b), adam_steps=20)
+    assert history.loss < 1e-27
+
+
+def test_equal_fits_are_equal_to_the_last_bit_and_batches_follow_the_seed() -> None:
+    x, y = exponential_data()
+    found = []
+    for seed in (0, 0, 1):
+        module = Exponentials()
+        fit(module, x, y, adam_steps=10, batch_size=8, finish=None, seed=seed)
+        found.append(module.theta.detach().clone())
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_an_interrupted_fit_goes_on_to_the_same_result(tmp_path: Path) -> None:
+    x, y = exponential_data()
+    straight, resumed = Exponentials(), Exponentials()
+    fit(straight, x, y, adam_steps=200, finish_steps=6)
+    path = tmp_path / "state.pt"
+
+    def interrupt(record: object) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+
+    options = {"adam_steps": 200, "finish_steps": 6, "checkpoint": path, "checkpoint_seconds": 0.0}
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            fit(resumed, x, y, callback=interrupt, **options)
+        resumed = Exponentials()
+    history = fit(resumed, x, y, **options)
+    assert torch.equal(straight.theta, resumed.theta)
+    assert len(history.records) > 4
+    again = Exponentials()
+    assert fit(again, x, y, **options).loss == history.loss
+    assert torch.equal(again.theta, resumed.theta)
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(BadCheckpoint, match="remove it"):
+        fit(Exponentials(), *exponential_data(), checkpoint=path)
+
+
+def test_the_best_parameters_on_the_validation_are_kept() -> None:
+    x, y = exponential_data()
+    noisy = y + 0.3 * torch.randn(y.shape, dtype=F64, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(1, 12), nn.Tanh(), nn.Linear(12, 1))
+    history = fit(net, x, noisy, adam_steps=50, finish_steps=20, validation=(x, y))
+    best = min(record.validation for record in history.records)
+    assert history.validation == best
+    assert (0.5 * (net(x) - y).square().sum(1).mean()).item() == pytest.approx(best, rel=1e-12)
+
+
+def test_constraints_hold_after_every_step() -> None:
+    class Kept(Exponentials):
+        @torch.no_grad()
+        def project_(self) -> None:
+            self.theta[0].clamp_(0.0, 1.5)
+
+    module = Kept()
+    seen = []
+    fit(
+        module,
+        *exponential_data(),
+        adam_steps=30,
+        finish_steps=20,
+        callback=lambda _: seen.append(module.theta[0].item()),
+    )
+    assert max(seen) <= 1.5
+    assert module.theta[0].item() == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"lr": 0.0}, "lr"),
+        ({"finish": "newton"}, "unknown finish 'newton'"),
+        ({"max_seconds": -1.0}, "max_seconds"),
+        ({"x": torch.zeros(3, 1)}, "equal rows"),
+        ({"y": torch.full((30, 1), torch.nan)}, "not finite"),
+        ({"lr": 1e300}, "the loss is"),
+    ],
+)
+def test_a_bad_argument_gets_one_sentence(change: dict[str, object], sentence: str) -> None:
+    x, y = exponential_data()
+    settings: dict[str, object] = {"x": x, "y": y, "adam_steps": 5} | change
+    with pytest.raises(InvalidArgument, match=sentence) as caught:
+        fit(Exponentials(), **settings)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("preserve", list(SURROGATES))
+def test_a_surrogate_keeps_its_structure_before_and_after_a_fit(preserve: str) -> None:
+    flow = surrogate(preserve)
+    x = states(flow)
+    h = torch.linspace(0.05, 0.15, len(x), dtype=F64)
+    y = x + 0.1 * x.roll(1, 1)
+    y = y.abs() if preserve == "positive" else y
+    flow.adopt_units(x, y, h)
+    names = {type(kept).__name__.removesuffix("Preserving").lower() for kept in flow.properties}
+    wanted = {"mass": "linearinvariant"}.get(preserve, preserve)
+    assert preserve == "none" or wanted in names
+    verify(flow, x[:4]).require()
+    before = [p.detach().clone() for p in flow.parameters()]
+    fit(flow, x, y, step=h[:, None], residuals=training_residuals(flow), adam_steps=5, finish_steps=2)
+    assert any(not torch.equal(a, b) for a, b in zip(before, flow.parameters(), strict=True))
+    verify(flow, x[:4]).require()
+
+
+def test_mass_is_kept_to_rounding_after_a_fit_and_for_every_step() -> None:
+    flow = surrogate("mass")
+    x = states(flow)
+    fit(flow, x, x.roll(1, 1), step=torch.full((len(x), 1), 0.1), adam_steps=20, finish_steps=3)
+    for h in (0.1, -0.3, torch.linspace(0, 1, len(x), dtype=F64)):
+        assert (flow(x, h).sum(1) - x.sum(1)).abs().max().item() <= 1e-13 * float(x.abs().sum(1).max())
+
+
+def test_the_residual_without_a_solve_vanishes_exactly_on_steps() -> None:
+    for preserve, separable in (("energy", True), ("symplectic", False)):
+        torch.manual_seed(0)
+        flow = build(Structure(preserve, ("q", "p"), width=4, separable=separable, step=0.2))
+        x = states(flow)
+        y = flow(x, 0.2).detach()
+        h = torch.full((len(x), 1), 0.2, dtype=F64)
+        assert float(training_residuals(flow)(flow, x, y, h).abs().max()) < 1e-12
+        assert float(training_residuals(flow)(flow, x, y + 1e-3, h).abs().max()) > 1e-4
+
+
+def test_one_step_for_each_sample_is_that_of_each_alone_and_inverses_undo() -> None:
+    for preserve in ("symplectic", "volume", "mass", "norm"):
+        flow = surrogate(preserve)
+        x = states(flow, 4)
+        h = torch.tensor([0.1, 0.2, 0.05, 0.3], dtype=F64)
+        alone = torch.cat([flow(x[i : i + 1], float(h[i])) for i in range(4)])
+        assert torch.allclose(flow(x, h), alone, atol=1e-14)
+        if preserve in ("symplectic", "volume"):
+            assert torch.allclose(flow.inverse(flow(x, h), h), x, atol=1e-13)
+
+
+def test_an_odd_surrogate_is_odd() -> None:
+    for preserve in ("symplectic", "energy", "volume", "mass", "norm", "none"):
+        flow = surrogate(preserve, odd=True)
+        x = states(flow, 3)
+        assert torch.allclose(flow(-x), -flow(x), atol=1e-12), preserve
+
+
+def test_the_learned_field_is_the_derivative_of_the_flow() -> None:
+    flow = surrogate("symplectic")
+    x = states(flow, 3)
+    flow.adopt_units(x, x + 0.1, torch.full((3,), 0.1, dtype=F64))
+    slope = (flow(x, 1e-4) - flow(x, -1e-4)) / 2e-4
+    assert torch.allclose(slope, flow.vector_field(x), atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("structure", "sentence"),
+    [
+        (Structure("symplectic", ("a", "b", "c")), "even number"),
+        (Structure("mass", ("a", "b"), weights=(1.0,)), "one a column"),
+        (Structure("mass", ("a",)), "at least 2"),
+        (Structure("norm", ("a", "b"), weights=(1.0, 1.0)), "belong to --preserve mass"),
+        (Structure("symplectik", ("a", "b")), "did you mean 'symplectic'"),
+        (Structure("positive", ("a", "b"), odd=True), "odd"),
+    ],
+)
+def test_an_impossible_structure_gets_one_sentence(structure: Structure, sentence: str) -> None:
+    with pytest.raises(InvalidArgument, match=sentence):
+        build(structure)
+
+
+def spirals(count: int = 4, noise: float = 0.0) -> Trajectories:
+    generator = torch.Generator().manual_seed(0)
+    times, found = [], []
+    for k in range(count):
+        t = torch.linspace(0, 2, 21, dtype=F64)
+        x = (0.5 + k) * torch.stack([t.cos(), -t.sin()], dim=1)
+        times.append(t)
+        found.append(x + noise * torch.randn(x.shape, dtype=F64, generator=generator))
+    return Trajectories(tuple(times), tuple(found), ("q", "p"))
+
+
+def test_windows_and_rollouts_agree_with_single_steps() -> None:
+    flow, data = surrogate("symplectic"), spirals()
+    x, y, h = windows(data, 3, stride=2)
+    z = x
+    for k in range(3):
+        z = flow(z, h[:, k])
+        part = rollout_residuals(flow, x, y, h)[:, 2 * k : 2 * k + 2] * 3**0.5
+        assert torch.allclose(part, z - y[:, 2 * k : 2 * k + 2], atol=1e-14)
+    assert torch.allclose(flow.rollout(x, h)[:, -1], z, atol=1e-14)
+
+
+def test_noise_is_estimated() -> None:
+    spread = float(torch.cat(spirals().states).std(0).mean())
+    assert noise_level(spirals()) < 1e-6
+    assert noise_level(spirals(noise=0.02)) == pytest.approx(0.02 / spread, rel=0.4)
+
+
+def test_the_horizon_follows_the_noise() -> None:
+    assert plan(spirals(), FitConfig("symplectic")).horizon == 1
+    assert plan(spirals(noise=0.02), FitConfig("symplectic")).horizon == 10
+    assert plan(spirals(noise=0.02), FitConfig("symplectic", noise="no")).horizon == 1
+
+
+def test_a_fit_learns_an_oscillator_and_is_saved(tmp_path: Path) -> None:
+    config = FitConfig("symplectic", odd=True, width=2, substeps=1, adam_steps=60, finish_steps=12)
+    planned = plan(spirals(), config)
+    fitted = run_stages(planned, config)
+    x, y, h = planned.parts.test.pairs()
+    assert float((fitted.flow(x, h) - y).detach().abs().max()) < 1e-4
+    assert not claim(tmp_path / "fit", config, planned.structure, {"sha256": "0"}, overwrite=False)
+    save_fit(tmp_path / "fit", fitted.flow)
+    assert torch.equal(load_fit(tmp_path / "fit")(x, h), copy.deepcopy(fitted.flow)(x, h))
+    with pytest.raises(BadCheckpoint, match="another"):
+        claim(tmp_path / "fit", FitConfig("energy"), planned.structure, {"sha256": "0"}, overwrite=False)
+
+
+def test_data_that_cannot_be_learned_gets_a_sentence() -> None:
+    t = torch.linspace(0, 1, 20, dtype=F64)
+    still = Trajectories((t,), (torch.ones(20, 2, dtype=F64),), ("q", "p"))
+    with pytest.raises(BadData, match="no motion"):
+        plan(still, FitConfig("none"))
+    with pytest.raises(BadData, match="negative values"):
+        plan(spirals(), FitConfig("positive"))

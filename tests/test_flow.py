@@ -1,0 +1,146 @@
+"""Normalising flows: log-determinants, inverses and densities against dense Jacobians and integrals."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynablocks.data.planar import planar
+from dynablocks.errors import InvalidArgument
+from dynablocks.models.flow import FLOW_BLOCKS, AffineCoupling, AffineMap, DensityFlow, LearnedTimes, density_flow
+from dynablocks.properties.verify import jacobians
+from dynablocks.switching import keep_constraints
+from dynablocks.testing import HealthyBlock, check_block
+
+DOUBLE = torch.float64
+EVERY = ("exact", "affine", "partitioned")
+
+
+def stirred(flow: DensityFlow, size: float = 0.3) -> DensityFlow:
+    """In float64, away from the start."""
+    with torch.no_grad():
+        for parameter in flow.double().parameters():
+            parameter.add_(size * torch.randn_like(parameter))
+    return flow
+
+
+def integral(flow: DensityFlow, reach: float = 6.0, points: int = 300) -> float:
+    """∫p over [−reach, reach]² by the trapezoidal rule."""
+    axis = torch.linspace(-reach, reach, points, dtype=DOUBLE)
+    with torch.no_grad():
+        density = flow.log_prob(torch.cartesian_prod(axis, axis)).exp().reshape(points, points)
+    return float(torch.trapezoid(torch.trapezoid(density, axis), axis))
+
+
+@pytest.mark.parametrize("kinds", [(kind,) for kind in FLOW_BLOCKS] + [EVERY], ids=str)
+@pytest.mark.parametrize("dimension", [2, 4])
+def test_log_determinants_and_inverses_against_dense_jacobians(kinds: tuple[str, ...], dimension: int) -> None:
+    flow, x = stirred(density_flow(dimension, 4, kinds=kinds, width=5)), torch.randn(6, dimension, dtype=DOUBLE)
+    _, expected = torch.linalg.slogdet(jacobians(flow, x))
+    with torch.no_grad():
+        torch.testing.assert_close(flow.log_determinant(x), expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(flow.inverse(flow(x)), x, rtol=0, atol=1e-11)
+        base = torch.distributions.Normal(0.0, 1.0).log_prob(flow(x)).sum(1)
+        torch.testing.assert_close(flow.log_prob(x), base + expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", FLOW_BLOCKS)
+def test_conformance(kind: str) -> None:
+    check_block(density_flow(2, 1, kinds=(kind,), width=4)).require()
+
+
+def test_odd_dimensions_and_one() -> None:
+    for dimension, kind in ((3, "affine"), (3, "exact"), (1, "exact")):
+        flow = stirred(density_flow(dimension, 2, kinds=(kind,), width=4))
+        x = torch.randn(5, dimension, dtype=DOUBLE)
+        torch.testing.assert_close(
+            flow.log_determinant(x), torch.linalg.slogdet(jacobians(flow, x))[1], rtol=0, atol=1e-12
+        )
+
+
+def test_an_affine_map_gives_the_normal_density() -> None:
+    mean, std = (1.0, -2.0), (0.5, 3.0)
+    flow, x = density_flow(2, 0, mean=mean, std=std).double(), torch.randn(7, 2, dtype=DOUBLE)
+    expected = torch.distributions.Normal(torch.tensor(mean), torch.tensor(std)).log_prob(x).sum(1)
+    torch.testing.assert_close(flow.log_prob(x), expected, rtol=1e-6, atol=1e-6)
+    points = flow.sample(20000, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        points.mean(0), torch.tensor(mean, dtype=DOUBLE), rtol=0, atol=5 * 3.0 / math.sqrt(20000)
+    )
+    torch.testing.assert_close(points.std(0), torch.tensor(std, dtype=DOUBLE), rtol=0.03, atol=0)
+
+
+def test_samples_follow_the_generator() -> None:
+    flow = density_flow(2, 2)
+    first, again = (flow.sample(4, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert not first.requires_grad
+    assert flow.sample(0).shape == (0, 2)
+
+
+def test_two_moons() -> None:
+    """The loss falls, and what was learned is a density that its samples follow."""
+    torch.manual_seed(1)
+    points = planar("moons", 128, noise=0.1, seed=0)[0].float()
+    flow = density_flow(2, 4, width=24, mean=tuple(points.mean(0).tolist()), std=tuple(points.std(0).tolist()))
+    optimiser = torch.optim.Adam(flow.parameters(), lr=1e-2)
+    keep_constraints(flow, optimiser)
+    losses = []
+    for _ in range(60):
+        optimiser.zero_grad()
+        loss = -flow.log_prob(points).mean()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    normal = float(-torch.distributions.Normal(points.mean(0), points.std(0)).log_prob(points).sum(1).mean())
+    assert losses[0] == pytest.approx(normal, abs=0.2)
+    assert losses[-1] < normal - 0.3
+    flow.double()
+    assert integral(flow) == pytest.approx(1.0, abs=1e-3)
+    samples = flow.sample(1000, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        held_out = float(-flow.log_prob(planar("moons", 2000, noise=0.1, seed=5)[0]).mean())
+        entropy = float(-flow.log_prob(samples).mean())
+    assert held_out == pytest.approx(losses[-1], abs=0.2)
+    assert entropy < normal
+
+
+def test_the_integral_sees_a_wrong_log_determinant() -> None:
+    class Wrong(HealthyBlock):
+        def log_determinant(self, x: Tensor) -> Tensor:
+            return super().log_determinant(x) + 0.01
+
+    block = Wrong()
+    block.scale, block.shift = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.zeros(2))
+    assert abs(integral(DensityFlow([block], 2).double(), points=200) - 1) > 5e-3
+    assert abs(integral(DensityFlow([AffineMap(2)], 2).double(), points=200) - 1) < 1e-6
+
+
+def test_learned_times_stay_in_their_range() -> None:
+    signal = LearnedTimes((5.0, -5.0), limit=1.5)
+    assert signal.steps.tolist() == [1.5, -1.5]
+    assert signal.fields_needed == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: density_flow(3, 1, kinds=("partitioned",)), "dimension is 3; partitioned blocks need an even one"),
+        (lambda: density_flow(1, 1, kinds=("affine",)), "dimension is 1; a coupling needs at least 2"),
+        (lambda: density_flow(2, 1, kinds=("exakt",)), "unknown flow block 'exakt'; did you mean 'exact'"),
+        (lambda: density_flow(2, 1, kinds=()), "kinds is empty"),
+        (lambda: density_flow(0, 1), "dimension is 0"),
+        (lambda: density_flow(2, 1, mean=(1.0,)), "mean has 1 entries; the dimension is 2"),
+        (lambda: density_flow(2, 1, std=(1.0, 0.0)), "std is 0.0"),
+        (lambda: AffineCoupling(2, 4, limit=-1.0), "limit is -1.0"),
+        (lambda: DensityFlow([density_flow(2, 1).log_prob], 2), "is not a Module subclass"),
+        (lambda: density_flow(2, 1).log_prob(torch.zeros(4, 3)), r"x has the shape \(4, 3\)"),
+        (lambda: density_flow(2, 1).sample(-1), "count is -1"),
+    ],
+)
+def test_bad_arguments(make: object, sentence: str) -> None:
+    with pytest.raises((InvalidArgument, TypeError), match=sentence):
+        make()  # type: ignore[operator]

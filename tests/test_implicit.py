@@ -1,0 +1,325 @@
+"""Implicit steps: the solver, its derivatives, orders, symplecticity, constants and refusals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor, nn
+
+from dynablocks.blocks import DynamicalBlock
+from dynablocks.errors import InvalidArgument, NotConverged
+from dynablocks.fields import FieldFacts, GradientField, PartitionedField, VectorField, leaky_relu
+from dynablocks.integrators.base import INTEGRATORS
+from dynablocks.integrators.implicit import GAUSS4, IMPLICIT_EULER, IMPLICIT_MIDPOINT, ImplicitTableau, Trapezoidal
+from dynablocks.integrators.solver import solve
+from dynablocks.linear import Dense, OrthogonalConv, OrthogonalDense
+from dynablocks.properties import Invertible, LinearInvariant, NormPreserving, Symplectic, VolumePreserving, verify
+from dynablocks.properties.verify import jacobians
+from dynablocks.switching import FreeSignal
+from dynablocks.testing import check_block
+
+NAMES = ("implicit-euler", "implicit-midpoint", "trapezoidal", "gauss4")
+EVERY_METHOD = pytest.mark.parametrize("name", NAMES)
+FORM = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+
+
+class Pendulum(VectorField):
+    """q̇ = p, ṗ = −ω² sin q."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_shape = (2,)
+        self.omega = nn.Parameter(torch.tensor(1.2, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x[:, 1], -self.omega.square() * torch.sin(x[:, 0])], dim=1)
+
+    def energy(self, x: Tensor) -> Tensor:
+        return 0.5 * x[:, 1].square() - self.omega.square() * torch.cos(x[:, 0])
+
+    def facts(self) -> FieldFacts:
+        size = max(1.0, float(self.omega.detach()) ** 2)
+        return FieldFacts(size, (1 + size) / 2, odd=True, divergence_free=True, hamiltonian=True, conserves_energy=True)
+
+
+class Rotation(VectorField):
+    """ẋ = a × x with |a| growing with |x|: norms and aᵀx stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_shape = (3,)
+        self.axis = torch.tensor([0.5, -1.0, 0.25], dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (1 + x.square().sum(1, keepdim=True)) * torch.linalg.cross(self.axis.expand_as(x).to(x), x)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(
+            odd=True, divergence_free=True, tangent=True, linear_invariants=((0.5, -1.0, 0.25),), reason="rotation"
+        )
+
+
+class Hostile(VectorField):
+    """ẋ = 1 + x²: at x = 1 implicit Euler with h = 1 has no real solution."""
+
+    def __init__(self, value: float = 1.0) -> None:
+        super().__init__()
+        self.in_shape, self.value = (1,), value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.value + x.square()
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts()
+
+
+def smooth_field(seed: int = 0) -> GradientField:
+    torch.manual_seed(seed)
+    field = GradientField(Dense(3, 4), "tanh").double()
+    with torch.no_grad():
+        field.linear.matrix.copy_(torch.randn(4, 3))
+        field.bias.normal_()
+    return field
+
+
+def reference(field: VectorField, start: Tensor, time: float) -> Tensor:
+    def slope(t: float, flat: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return field(torch.from_numpy(flat).reshape(1, *field.in_shape)).flatten().numpy()
+
+    ends = [
+        solve_ivp(slope, (0, time), p.flatten().numpy(), method="DOP853", rtol=1e-12, atol=1e-13).y[:, -1]
+        for p in start
+    ]
+    return torch.stack([torch.from_numpy(end).reshape(field.in_shape) for end in ends])
+
+
+@EVERY_METHOD
+@pytest.mark.parametrize("make", [smooth_field, Pendulum])
+def test_the_order_is_the_slope_of_the_error(name: str, make) -> None:
+    method, field = INTEGRATORS[name](), make()
+    x = torch.tensor([[0.5, -1.0, 0.3], [1.0, 0.2, -0.7]], dtype=torch.float64)[:, : field.in_shape[0]]
+    truth, steps, errors = reference(field, x, 1.0), (8, 16, 32), []
+    with torch.no_grad():
+        for count in steps:
+            y = x
+            for _ in range(count):
+                y = method.step(field, y, 1.0 / count)
+            errors.append(float((y - truth).norm()))
+    slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    assert slope == pytest.approx(method.order, abs=0.15)
+
+
+@pytest.mark.parametrize("name", ["implicit-midpoint", "gauss4"])
+@pytest.mark.parametrize("h", [0.1, -0.7])
+def test_steps_are_symplectic_and_traps_are_not(name: str, h: float) -> None:
+    x = 2 * torch.randn(6, 2, dtype=torch.float64)
+    residual = {}
+    for tried in (name, "trapezoidal", "rk4"):
+        block = DynamicalBlock(Pendulum(), tried, FreeSignal(h)).double()
+        dense = jacobians(block, x)
+        residual[tried] = float((dense.mT @ FORM @ dense - FORM).abs().max())
+        assert (block.properties.of(Symplectic) is not None) == (tried == name)
+    assert residual[name] <= 1e-12
+    assert min(residual["trapezoidal"], residual["rk4"]) > 1e-9
+    kept = INTEGRATORS[name]().declare(Pendulum(), h).properties
+    assert kept.of(VolumePreserving) is not None
+    assert kept.of(Invertible) is not None
+
+
+def test_the_derivative_of_implicit_midpoint_is_a_cayley_transform() -> None:
+    field, h, x = Pendulum(), 0.8, torch.randn(5, 2, dtype=torch.float64)
+    method = INTEGRATORS["implicit-midpoint"]()
+    y = method.step(field, x, h).detach()
+    inner = 0.5 * h * jacobians(field, (x + y) / 2)
+    eye = torch.eye(2, dtype=torch.float64)
+    cayley = torch.linalg.solve(eye - inner, eye + inner)
+    one = torch.func.vmap(torch.func.jacrev(lambda v: method.step(field, v[None], h)[0]))(x)
+    block = jacobians(DynamicalBlock(field, method, FreeSignal(h)).double(), x)
+    assert torch.allclose(one, cayley, atol=1e-13)
+    assert torch.allclose(block, cayley, atol=1e-7)
+    stacked = torch.func.vmap(lambda v, t: method.step(field, v[None], t)[0])(x, torch.full((5,), h, dtype=x.dtype))
+    assert torch.allclose(stacked, y, atol=1e-14)
+
+
+@EVERY_METHOD
+def test_a_symmetric_step_is_undone_by_the_opposite_step(name: str) -> None:
+    method, field = INTEGRATORS[name](), smooth_field()
+    x = torch.randn(4, 3, dtype=torch.float64)
+    with torch.no_grad():
+        y = method.step(field, x, 0.3)
+        if not method.symmetric:
+            with pytest.raises(InvalidArgument, match="no closed-form inverse"):
+                method.inverse(field, y, 0.3)
+            return
+        assert torch.allclose(method.inverse(field, y, 0.3), x, atol=1e-12)
+
+
+def unrolled(residual, start: Tensor, iterations: int) -> Tensor:
+    z = start
+    for _ in range(iterations):
+        z = z - residual(z)
+    return z
+
+
+@pytest.mark.parametrize("solver", ["newton", "fixed-point"])
+def test_gradients_equal_those_of_unrolled_iterations(solver: str) -> None:
+    field, probe = smooth_field(), torch.randn(4, 3, dtype=torch.float64)
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    h = torch.tensor(0.15, dtype=torch.float64, requires_grad=True)
+
+    def residual(z: Tensor, x: Tensor, h: Tensor) -> Tensor:
+        return z - x - h * field((x + z) / 2)
+
+    sources = [x, h, *field.parameters()]
+    implicit = solve(residual, x, x, h, method=solver)
+    plain = unrolled(lambda z: residual(z, x, h), x, 60)
+    assert torch.allclose(implicit, plain, atol=1e-12)
+    given = torch.autograd.grad((probe * implicit).sum(), sources)
+    expected = torch.autograd.grad((probe * plain).sum(), sources)
+    for one, other in zip(given, expected, strict=True):
+        assert float((one - other).abs().max()) <= 1e-8 * max(1.0, float(other.abs().max()))
+
+
+@EVERY_METHOD
+def test_gradients_equal_central_differences(name: str) -> None:
+    method, field = INTEGRATORS[name](), Pendulum()
+    x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    h = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, h, _: method.step(field, x, h), (x, h, field.omega), atol=1e-6)
+
+
+def test_many_unknowns_are_solved_without_jacobians() -> None:
+    torch.manual_seed(0)
+    field = GradientField(OrthogonalConv((3, 7, 7)), leaky_relu(0.3)).double()
+    x = torch.randn(2, 3, 7, 7, dtype=torch.float64, requires_grad=True)
+    h = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    block = DynamicalBlock(field, "implicit-midpoint", FreeSignal(0.4)).double()
+    middle = unrolled(lambda z: z - x - h / 2 * field(z), x, 60)
+    y = block.method.step(field, x, h)
+    assert torch.allclose(y, 2 * middle - x, atol=1e-12)
+    probe, sources = torch.randn_like(x), [x, h, *field.parameters()]
+    given = torch.autograd.grad((probe * y).sum(), sources)
+    expected = torch.autograd.grad((probe * (2 * middle - x)).sum(), sources)
+    for one, other in zip(given, expected, strict=True):
+        assert float((one - other).abs().max()) <= 1e-8 * max(1.0, float(other.abs().max()))
+    dense = jacobians(block, x.detach()[:1])
+    assert float(torch.linalg.matrix_norm(dense, ord=2).max()) <= block.properties.lipschitz * (1 + 1e-12)
+
+
+def test_nothing_to_differentiate_gives_no_graph() -> None:
+    field, x = Pendulum().requires_grad_(False), torch.randn(2, 2, dtype=torch.float64)
+    method = INTEGRATORS["implicit-midpoint"]()
+    y = method.step(field, x, 0.1)
+    assert not y.requires_grad
+    (gradient,) = torch.autograd.grad(method.step(field.requires_grad_(), x, 0.1).sum(), field.omega)
+    assert bool(torch.isfinite(gradient))
+
+
+def test_a_second_derivative_is_refused() -> None:
+    x = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
+    y = INTEGRATORS["implicit-midpoint"]().step(Pendulum(), x, 0.1)
+    (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="first-order gradients only"):
+        torch.autograd.grad(first.sum(), x)
+
+
+def test_invariants_of_a_rotation() -> None:
+    field, x = Rotation(), torch.randn(6, 3, dtype=torch.float64)
+    for name, keeps in (("implicit-midpoint", True), ("gauss4", True), ("implicit-euler", False)):
+        method = INTEGRATORS[name]()
+        declared = method.declare(field, 0.4).properties
+        assert (declared.of(NormPreserving) is not None) == keeps
+        assert declared.of(LinearInvariant) is not None
+        with torch.no_grad():
+            y = method.step(field, x, 0.4)
+        assert torch.allclose(y @ field.axis, x @ field.axis, atol=1e-13)
+        assert bool(((y.norm(dim=1) - x.norm(dim=1)).abs() <= 1e-12).all()) == keeps
+        verify(DynamicalBlock(field, name, FreeSignal(0.4)), x, search_steps=2).require()
+
+
+@EVERY_METHOD
+def test_declared_constants_hold(name: str) -> None:
+    method = INTEGRATORS[name]()
+    contracting = GradientField(OrthogonalDense(3, 3), leaky_relu(0.5)).double()
+    expanding = GradientField(OrthogonalDense(4, 3), "tanh", expansive=True).double()
+    for field, h in ((contracting, 0.5), (contracting, 40.0), (contracting, -0.4), (expanding, 0.7), (expanding, -9.0)):
+        x = 2 * torch.randn(60, *field.in_shape, dtype=torch.float64)
+        dense = torch.func.vmap(torch.func.jacrev(lambda v, h=h, f=field: method.step(f, v[None], h)[0]))(x)
+        largest = float(torch.linalg.matrix_norm(dense.detach(), ord=2).max())
+        assert largest <= method.declare(field, h).properties.lipschitz * (1 + 1e-12)
+    bounded = method.declare(contracting, 40.0).properties.lipschitz
+    assert bounded <= 1.0 if name != "trapezoidal" else bounded < math.inf
+    assert method.declare(contracting, 0.0).properties.lipschitz <= 1 + 1e-12
+
+
+def test_tableaux_know_what_they_are() -> None:
+    assert [t.symplectic for t in (IMPLICIT_EULER, IMPLICIT_MIDPOINT, GAUSS4)] == [False, True, True]
+    assert [t.b_stable for t in (IMPLICIT_EULER, IMPLICIT_MIDPOINT, GAUSS4)] == [True, True, True]
+    assert [t.symmetric for t in (IMPLICIT_EULER, IMPLICIT_MIDPOINT, GAUSS4)] == [False, True, True]
+    assert GAUSS4.stage_weights == pytest.approx((-math.sqrt(3), math.sqrt(3)))
+    for a, b, sentence in (
+        (((1.0,),), (0.5,), "must sum to 1"),
+        (((1.0, 0.0),), (1.0,), "must be 1 × 1"),
+        (((0.0, 0.0), (0.5, 0.5)), (0.5, 0.5), "singular"),
+    ):
+        with pytest.raises(InvalidArgument, match=sentence):
+            ImplicitTableau("x", 1, a, b)
+
+
+def test_no_solution_is_an_error_and_nothing_is_returned() -> None:
+    good, bad = torch.tensor([[-5.0]]).double(), torch.tensor([[1.0]]).double()
+    method = INTEGRATORS["implicit-euler"]()
+    with torch.no_grad():
+        assert torch.isfinite(method.step(Hostile(), good, 0.1)).all()
+        with pytest.raises(NotConverged, match=r"1 of 2 samples.*smaller step or an explicit method"):
+            method.step(Hostile(), torch.cat([good, bad]), 1.0)
+        with pytest.raises(NotConverged):
+            method.step(Hostile(math.nan), good, 0.1)
+        with pytest.raises(NotConverged):
+            method.step(Hostile(), torch.full_like(good, math.nan), 0.1)
+        wide = torch.ones(2, 200, dtype=torch.float64)
+        with pytest.raises(NotConverged, match="2 of 2 samples"):
+            solve(lambda z: z - 1 - z.square(), wide)
+    assert issubclass(NotConverged, ArithmeticError)
+
+
+def test_damping_finds_the_root_where_plain_newton_diverges() -> None:
+    start = torch.tensor([[3.0], [0.1], [-20.0]], dtype=torch.float64)
+    assert torch.allclose(solve(torch.atan, start), torch.zeros_like(start), atol=1e-12)
+
+
+def test_each_sample_is_solved_alone_and_in_single_precision() -> None:
+    method, field = INTEGRATORS["gauss4"](), smooth_field()
+    x = torch.randn(6, 3, dtype=torch.float64) * torch.logspace(-6, 3, 6, dtype=torch.float64)[:, None]
+    with torch.no_grad():
+        y = method.step(field, x, 0.5)
+        alone = torch.cat([method.step(field, row[None], 0.5) for row in x])
+        assert torch.allclose(y, alone, rtol=1e-14, atol=1e-14)
+        single = method.step(field.float(), x.float(), 0.5)
+    assert single.dtype == torch.float32
+    assert torch.allclose(single.double(), y, rtol=1e-5, atol=1e-5)
+    assert method.step(field, x[:0].float(), 0.5).shape == (0, 3)
+
+
+@pytest.mark.slow
+@EVERY_METHOD
+def test_blocks_conform(name: str) -> None:
+    torch.manual_seed(0)
+    for field in (PartitionedField.example(), GradientField(Dense(3, 4), "tanh")):
+        report = check_block(DynamicalBlock(field, name, FreeSignal(0.1)))
+        for finding in report.findings:
+            assert finding.passed or "NotConverged" in finding.message, str(report)
+
+
+def test_trapezoidal_is_conjugate_to_midpoint() -> None:
+    field, h, x = Pendulum(), 0.3, torch.randn(4, 2, dtype=torch.float64)
+    with torch.no_grad():
+        first = x + h / 2 * field(x)
+        midpoint = INTEGRATORS["implicit-midpoint"]().step(field, first, h)
+        y = Trapezoidal().step(field, x, h)
+        assert torch.allclose(y + h / 2 * field(y), midpoint, atol=1e-13)

@@ -1,0 +1,253 @@
+"""Norm-preserving methods and projections: the norm to rounding, measured orders, what is lost and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dynablocks.blocks import DynamicalBlock
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields import FieldFacts, GradientField, PartitionedField, VectorField
+from dynablocks.fields.mass import ConstrainedField
+from dynablocks.fields.sphere import RotationField, SphereField
+from dynablocks.integrators import ExactFlow, integrator
+from dynablocks.integrators.norm_preserving import CalvoEulerHeun
+from dynablocks.integrators.projection import Projected
+from dynablocks.linear import Conv, Dense
+from dynablocks.properties import Equivariant, NormPreserving, Symplectic, verify
+from dynablocks.switching import FreeSignal
+from dynablocks.testing import check_block
+
+METHODS = ("calvo", "lie-euler", "cayley", "lie-midpoint", "cayley-midpoint", "projected-heun", "projected-rk4")
+
+
+class RigidBody(VectorField):
+    """ẋ = x × I⁻¹x: tangent, even, without a Λ of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_shape = (3,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.cross(x, x / x.new_tensor([1.0, 2.0, 3.0]))
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(tangent=True, divergence_free=True)
+
+
+class Oscillator(VectorField):
+    """q̇ = p, ṗ = −q: Hamiltonian and tangent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_shape = (2,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x[:, 1], -x[:, 0]], dim=1)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(lipschitz=1.0, tangent=True, hamiltonian=True, divergence_free=True, odd=True)
+
+
+class TangentAndMass(VectorField):
+    """ẋ = 1 × x: keeps ‖x‖ and Σx."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_shape = (3,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.cross(torch.ones_like(x), x) * (1 + x.square().sum(1, keepdim=True))
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(tangent=True, linear_invariants=(None,), odd=True)
+
+
+FIELDS: dict[str, Callable[[], VectorField]] = {
+    "sphere": lambda: SphereField(Dense(3, 5), Dense(3, 5)),
+    "odd sphere": lambda: SphereField(Dense(3, 5), Dense(3, 5), bias=False),
+    "image sphere": lambda: SphereField(Conv((1, 3, 3), 2), Conv((1, 3, 3), 2)),
+    "rotation": lambda: RotationField(3, 5),
+    "rigid body": RigidBody,
+}
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def build(name: str, factor: float = 1.0) -> tuple[VectorField, Tensor]:
+    field = FIELDS[name]().double()
+    with torch.no_grad():
+        for parameter in field.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter)).mul_(factor)
+    return field, torch.randn(6, *field.in_shape, dtype=torch.float64)
+
+
+def norm_drift(x: Tensor, y: Tensor) -> float:
+    before, after = x.flatten(1).norm(dim=1), y.flatten(1).norm(dim=1)
+    return float(((after - before).abs() / before).max())
+
+
+@pytest.mark.parametrize("factor", [1.0, 1000.0])
+@pytest.mark.parametrize("name", FIELDS)
+def test_the_norm_is_kept_to_rounding(name: str, factor: float) -> None:
+    field, x = build(name, factor)
+    with torch.no_grad():
+        for method in METHODS:
+            for h in (1e-3, 0.1, 3.0, -50.0):
+                y = integrator(method).step(field, x, h)
+                assert norm_drift(x, y) <= 1e-14, (method, h)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_norm_is_kept_over_many_steps(method: str) -> None:
+    field, x = build("rigid body")
+    y, chosen = x, integrator(method)
+    for _ in range(300):
+        y = chosen.step(field, y, 0.1)
+    assert norm_drift(x, y) <= 1e-12
+    z = x
+    for _ in range(300):
+        z = integrator("rk4").step(field, z, 0.1)
+    assert norm_drift(x, z) > 1e-9
+
+
+def order_of(method: str, field: VectorField, x: Tensor, reference: Tensor) -> float:
+    """The log-log slope of the error at t = 1."""
+    counts = (8, 16, 32) if integrator(method).order == 4 else (16, 32, 64)
+    errors = []
+    with torch.no_grad():
+        for count in counts:
+            y = x
+            for _ in range(count):
+                y = integrator(method).step(field, y, 1 / count)
+            errors.append(float((y - reference).norm()))
+    return float(-np.polyfit(np.log(counts), np.log(errors), 1)[0])
+
+
+@torch.no_grad()
+def at_time_one(field: VectorField, x: Tensor, steps: int = 200) -> Tensor:
+    """RK4, whose error is below 1e-9 here."""
+    for _ in range(steps):
+        x = integrator("rk4").step(field, x, 1 / steps)
+    return x
+
+
+@pytest.mark.parametrize("name", ["sphere", "rotation", "rigid body"])
+def test_orders(name: str) -> None:
+    field, x = build(name)
+    x = x / x.norm(dim=1, keepdim=True)
+    reference = at_time_one(field, x)
+    for method in METHODS:
+        measured = order_of(method, field, x, reference)
+        assert abs(measured - (integrator(method).order or 0)) <= 0.15, (method, measured)
+
+
+def test_lie_methods_of_a_constant_rotation_are_exact_or_cayleys() -> None:
+    x, h = torch.randn(5, 2, dtype=torch.float64), 0.4
+    for method, angle in (("lie-euler", h), ("lie-midpoint", h), ("cayley", 2 * np.arctan(h / 2))):
+        cosine, sine = np.cos(angle), np.sin(angle)
+        exact = torch.stack([cosine * x[:, 0] + sine * x[:, 1], cosine * x[:, 1] - sine * x[:, 0]], dim=1)
+        assert torch.allclose(integrator(method).step(Oscillator(), x, h), exact, atol=1e-14)
+
+
+def test_calvo_solves_its_equation_and_is_heun_plus_a_fourth_order_term() -> None:
+    field, x = build("rotation")
+    gaps = []
+    for h in (0.02, 0.01):
+        y = CalvoEulerHeun().step(field, x, h)
+        first = field(x)
+        heun = x + 0.5 * h * (first + field(x + h * first))
+        gaps.append(float((y - heun).norm().detach()))
+        # On the line through the Euler and the Heun point.
+        w, moved = heun - x - h * first, y - x - h * first
+        cosine = (w * moved).sum(1) / (w.norm(dim=1) * moved.norm(dim=1))
+        assert torch.allclose(cosine, torch.ones_like(cosine), atol=1e-8)
+    assert abs(np.log2(gaps[0] / gaps[1]) - 4) < 0.2
+
+
+def test_calvo_is_continuous_where_the_line_leaves_the_sphere() -> None:
+    field, x = build("rotation")
+    sizes = torch.linspace(0, 20, 20001, dtype=torch.float64).unsqueeze(1)
+    with torch.no_grad():
+        for start in x:
+            path = CalvoEulerHeun().step(field, start.expand(len(sizes), -1), sizes)
+            assert float((path[1:] - path[:-1]).norm(dim=1).max()) < 0.1
+
+
+BLOCKS = [(name, method) for name in ("sphere", "odd sphere", "rotation") for method in METHODS[:5]]
+BLOCKS += [("rotation", "projected-rk4"), ("image sphere", "calvo"), ("image sphere", "cayley")]
+
+
+@pytest.mark.parametrize(("name", "method"), BLOCKS)
+def test_blocks_pass_the_conformance_suite(name: str, method: str) -> None:
+    block = DynamicalBlock(FIELDS[name](), method, FreeSignal(0.1))
+    assert block.properties.of(NormPreserving) is not None
+    assert (block.properties.of(Equivariant) is not None) == name.startswith("odd")
+    check_block(block).require()
+
+
+@pytest.mark.parametrize("method", ["calvo", "lie-euler", "cayley", "projected-rk4"])
+def test_fields_that_do_not_fit_get_a_sentence(method: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"tangent|nothing to project onto"):
+        DynamicalBlock(GradientField(Dense(3, 4), "tanh"), method, FreeSignal(0.1)).declare()
+
+
+def test_projection_keeps_norm_and_linear_invariants_together() -> None:
+    field, x = TangentAndMass(), torch.randn(6, 3, dtype=torch.float64)
+    y = x
+    for _ in range(200):
+        y = integrator("projected-heun").step(field, y, 0.05)
+    assert norm_drift(x, y) <= 1e-12
+    assert float((y.sum(1) - x.sum(1)).abs().max()) <= 1e-12
+    assert abs(order_of("projected-rk4", field, 0.5 * x, at_time_one(field, 0.5 * x)) - 4) <= 0.15
+    check_block(DynamicalBlock(field, "projected-rk4", FreeSignal(0.1))).require()
+
+
+def test_projection_returns_a_drifting_mass() -> None:
+    class Drifting(ConstrainedField):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 1e-3
+
+    field = Drifting(GradientField(Dense(4, 5), "tanh"), [None]).double()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    with torch.no_grad():
+        assert (integrator("heun").step(field, x, 1.0).sum(1) - x.sum(1)).abs().min() > 1e-3
+        assert (integrator("projected-heun").step(field, x, 1.0).sum(1) - x.sum(1)).abs().max() < 1e-14
+
+
+def test_projection_loses_symplecticity_and_says_so() -> None:
+    declared = integrator("projected-rk4").declare(Oscillator(), 0.1)
+    assert declared.properties.of(Symplectic) is None
+    assert declared.properties.of(NormPreserving) is not None
+    lost = [loss for loss in declared.losses if "the projection after the step depends on the state" in loss]
+    assert [loss.split()[0] for loss in lost] == ["Symplectic", "VolumePreserving"]
+    with pytest.raises(InvalidArgument, match="nothing to project onto"):
+        Projected(ExactFlow()).require(PartitionedField.example())
+
+
+class UnprojectedCalvo(CalvoEulerHeun):
+    """Heun's step with the declaration of Calvo's."""
+
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return integrator("heun").step(field, x, step_size)
+
+
+class TiltedProjection(Projected):
+    """The projection with a norm off by 1e-11."""
+
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return super().step(field, x, step_size) * (1 + 1e-11)
+
+
+@pytest.mark.parametrize("twin", [UnprojectedCalvo(), TiltedProjection(integrator("rk4"))])
+def test_broken_twins_are_caught(twin: CalvoEulerHeun | TiltedProjection) -> None:
+    block = DynamicalBlock(FIELDS["rotation"](), twin, FreeSignal(0.1))
+    assert not verify(block, torch.randn(4, 3), kinds=(NormPreserving,)).passed
+    assert "properties at the start" in check_block(block).failed
