@@ -157,10 +157,10 @@ class Symplectic(Property):
     def slot(self) -> tuple[object, ...]:
         return (ConformalSymplectic,)
 
-    def then(self, following: Property) -> Property | None:
+    def then(self, following: Property) -> Property | None:  # type: ignore[override]
         if isinstance(following, ConformalSymplectic):
             return following.within(self.tolerance + following.tolerance)
-        return super().then(following)
+        return super().then(following) if isinstance(following, Symplectic) else None
 
 
 @dataclass(frozen=True)
