@@ -232,8 +232,8 @@ def test_the_residual_without_a_solve_vanishes_exactly_on_steps() -> None:
         x = states(flow)
         y = flow(x, 0.2).detach()
         h = torch.full((len(x), 1), 0.2, dtype=F64)
-        assert float(training_residuals(flow)(flow, x, y, h).abs().max()) < 1e-12
-        assert float(training_residuals(flow)(flow, x, y + 1e-3, h).abs().max()) > 1e-4
+        assert training_residuals(flow)(flow, x, y, h).abs().max().item() < 1e-12
+        assert training_residuals(flow)(flow, x, y + 1e-3, h).abs().max().item() > 1e-4
 
 
 def test_one_step_for_each_sample_is_that_of_each_alone_and_inverses_undo() -> None:

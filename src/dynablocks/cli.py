@@ -1,4 +1,4 @@
-"""The command line: ``dynablocks run | train | attack | certify | verify | explain | report | reproduce | list``."""
+"""The command line: ``dynablocks run | train | attack | certify | verify | explain | report | fit | ...``."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ usage: dynablocks COMMAND [options]          dynablocks COMMAND --help for its o
   verify    measure every declared property of a run's network in float64
   explain   print how a network's properties follow from its parts
   report    write the self-contained report.html of a run
+  fit       fit a CSV, NumPy or Parquet file of trajectories, keeping mass, energy, volume, ...
   reproduce a figure or table of the paper, or all: cached, resumable, at three scales
   list      what can be named: models, datasets, fields, integrators, regions, ...
 
@@ -46,6 +47,7 @@ examples:
   dynablocks run --model prescribed --lift paper --preset smoke
   dynablocks train --max-minutes 10 --out runs/short    a training fitted to ten minutes
   dynablocks explain runs/cifar
+  dynablocks fit trajectories.csv --preserve mass       a map that keeps the sum of the states
   dynablocks reproduce all --preset smoke               every figure and table in minutes, to see that it works
 """
 
@@ -390,6 +392,14 @@ def _report(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _fit(arguments: Sequence[str]) -> int:
+    from dynablocks.fitting.commands import add_arguments, fit_command
+
+    parser = _parser("fit", "Fit a map that keeps what is named to trajectories or input/output pairs of a file.")
+    add_arguments(parser)
+    return fit_command(parser.parse_args(list(arguments)), list(arguments), _say)
+
+
 def _reproduce(arguments: Sequence[str]) -> int:
     from dynablocks.experiments.commands import add_arguments, reproduce
 
@@ -423,6 +433,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "verify": _verify,
     "explain": _explain,
     "report": _report,
+    "fit": _fit,
     "reproduce": _reproduce,
     "list": _list,
 }

@@ -145,7 +145,7 @@ class Drift(Experiment):
         rows = []
         for cell in self.drift_cells(scale):
             result = store.result(cell) or {}
-            numbers = {key: result.get(key) for key in ("largest", "moved")}
+            numbers = {key: result.get(key) for key in ("largest", "moved")} if result else {"largest": "not run"}
             rows.append({"problem": cell.problem, "method": cell.method, "steps": cell.steps} | numbers)
         columns = {
             "problem": "problem",
@@ -154,7 +154,7 @@ class Drift(Experiment):
             "largest": "largest energy error",
             "moved": "drift over range",
         }
-        return markdown_table(rows, columns, {"largest": "{:.2e}".format, "moved": "{:.3f}".format})
+        return markdown_table(rows, columns, {"largest": scientific, "moved": "{:.3f}".format})
 
     def figures(self, scale: Scale, store: Store) -> dict[str, Figure]:
         results = {(cell.problem, cell.method): store.result(cell) for cell in self.drift_cells(scale)}
@@ -180,6 +180,11 @@ ROUNDING = 1e-12
 """The solver's tolerance of a step: an energy error of steps × this is what the method promises."""
 
 
+def scientific(value: Any) -> str:
+    """Three digits of a number; words as they are."""
+    return value if isinstance(value, str) else f"{value:.2e}"
+
+
 @styled
 def drift_figure(results: dict[tuple[str, str], dict[str, Any]], *, watermark: str | None = None) -> Figure:
     """|H − H₀| against time, logarithmic, one panel for each problem."""
@@ -191,5 +196,6 @@ def drift_figure(results: dict[tuple[str, str], dict[str, Any]], *, watermark: s
                 errors = [abs(error) + 1e-17 for error in result["errors"]]
                 axes.loglog(times, errors, label=method, linewidth=0.8)
         axes.set(title=problem, xlabel="time", ylabel="|H − H₀|")
-        axes.legend(fontsize=6)
+        if axes.lines:
+            axes.legend(fontsize=6)
     return figure

@@ -243,5 +243,6 @@ def errors_figure(results: dict[str, dict[str, Any]], *, watermark: str | None =
             if result["order"] == order:
                 axes.loglog([TIME / n for n in result["steps"]], result["errors"], "o-", label=name, markersize=3)
         axes.set(title=f"order {order}", xlabel="step size h", ylabel="error at t = 1")
-        axes.legend(fontsize=6)
+        if axes.lines:
+            axes.legend(fontsize=6)
     return figure

@@ -93,7 +93,7 @@ class VectorField(nn.Module):
 
     def why_no_flow(self) -> str | None:
         """Why the flow has no closed form, ``None`` when it has one."""
-        return f"{type(self).__name__} has no closed-form flow"
+        return f"the exact flow needs a closed form, and {type(self).__name__} has none"
 
     def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
         """Φ_t(x), the solution at t = ``time`` (any sign), exact up to rounding."""

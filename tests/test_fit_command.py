@@ -1,0 +1,195 @@
+"""``dynablocks fit`` from a file to a report, and every way to use it wrongly."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from dynablocks.cli import main
+from dynablocks.fitting import load_fit
+
+OUTPUTS = (
+    "config.yaml",
+    "metrics.json",
+    "model.safetensors",
+    "predictions.csv",
+    "report.html",
+    "verification.json",
+)
+
+
+def write_csv(path: Path, trajectories: int = 3, samples: int = 12, columns: tuple[str, ...] = ("q", "p")) -> Path:
+    """Noisy rotations with irregular times."""
+    generator = torch.Generator().manual_seed(0)
+    lines = ["trajectory,t," + ",".join(columns)]
+    for k in range(trajectories):
+        t = 0.0
+        for _ in range(samples):
+            noise = 0.01 * torch.randn(len(columns), generator=generator)
+            state = [(1 + 0.3 * k) * math.cos(t + i * math.pi / 2) + float(noise[i]) for i in range(len(columns))]
+            lines.append(f"{k},{t!r}," + ",".join(map(repr, state)))
+            t += 0.1 + 0.05 * float(torch.rand((), generator=generator))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whole fit."""
+    folder = tmp_path_factory.mktemp("fit")
+    file = write_csv(folder / "data.csv")
+    out = folder / "out"
+    options = ["--preset", "smoke", "--width", "3", "--substeps", "1", "--out", str(out)]
+    assert main(["fit", str(file), "--preserve", "symplectic", *options]) == 0
+    return out
+
+
+def test_one_command_leads_from_a_csv_to_a_report(finished: Path) -> None:
+    assert all((finished / name).exists() for name in OUTPUTS)
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["verified"]
+    assert metrics["horizon"] > 1
+    assert metrics["rollout_mse"] < 0.5
+    assert {entry["holds"] for entry in json.loads((finished / "verification.json").read_text())} == {True}
+    page = (finished / "report.html").read_text()
+    assert page.count("<svg") == 5
+    for said in ("data.csv", "Symplectic", "load_fit", "Verification", "dynablocks fit"):
+        assert said in page
+    assert "<script" not in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_the_saved_surrogate_makes_the_written_predictions(finished: Path) -> None:
+    flow = load_fit(finished)
+    with open(finished / "predictions.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    times = torch.tensor([float(row["t"]) for row in rows], dtype=torch.float64)
+    wanted = torch.tensor([[float(row[f"{name}_predicted"]) for name in ("q", "p")] for row in rows]).double()
+    assert torch.allclose(flow.rollout(wanted[:1], times.diff()[None])[0], wanted, atol=1e-6)
+
+
+def test_the_same_command_again_computes_nothing_and_another_is_refused(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(finished.parent / "data.csv")
+    options = ["--preset", "smoke", "--width", "3", "--substeps", "1", "--out", str(finished)]
+    before = (finished / "model.safetensors").stat().st_mtime_ns
+    assert main(["fit", file, "--preserve", "symplectic", *options]) == 0
+    assert (finished / "model.safetensors").stat().st_mtime_ns == before
+    assert "already" in capsys.readouterr().err
+    assert main(["fit", file, "--preserve", "none", *options]) == 2
+    assert "another preserve" in capsys.readouterr().err
+
+
+def test_pairs_are_fitted_without_rollouts(tmp_path: Path) -> None:
+    lines = ["in_S,in_I,out_S,out_I,h"]
+    for k in range(20):
+        s = 0.2 + 0.03 * k
+        lines.append(f"{s},{1 - s},{s * 0.9},{1 - 0.9 * s},0.5")
+    file = tmp_path / "pairs.csv"
+    file.write_text("\n".join(lines) + "\n")
+    out = tmp_path / "out"
+    assert (
+        main(["fit", str(file), "--preserve", "mass", "--weights", "1,1", "--preset", "smoke", "--out", str(out)]) == 0
+    )
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["rollout_mse"] is None
+    assert metrics["test_mse"] < 1e-4
+    assert metrics["drift"]["relative change of the mass"] < 1e-12
+    assert not (out / "predictions.csv").exists()
+
+
+def test_an_example_needs_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "first"
+    assert main(["fit", "--example", "mass-spring", "--dry-run", "--out", str(out)]) == 0
+    assert "SeparableHamiltonian" in capsys.readouterr().out
+    assert not out.exists()
+
+
+def test_a_killed_fit_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_csv(tmp_path / "data.csv")
+    command = ["fit", str(file), "--preserve", "none", "--preset", "smoke", "--width", "2", "--substeps", "1"]
+    calls = []
+
+    def killed(*arguments: object) -> None:
+        calls.append(arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dynablocks.fitting.commands.save_fit", killed)
+        assert main([*command, "--out", str(tmp_path / "a")]) == 130
+    assert calls
+    assert len(list((tmp_path / "a" / "checkpoint").glob("*.pt"))) == 2
+    assert not (tmp_path / "a" / "metrics.json").exists()
+    assert main([*command, "--out", str(tmp_path / "a")]) == 0
+    assert main([*command, "--out", str(tmp_path / "b")]) == 0
+    first, second = (load_fit(tmp_path / name).state_dict() for name in "ab")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ([], "give a FILE or --example"),
+        (["{file}", "--example", "pendulum"], "both came"),
+        (["{file}"], "--preserve is missing"),
+        (["{file}", "--preserve", "symplektic"], "did you mean 'symplectic'"),
+        (["{file}", "--preserve", "mass", "--weights", "1,x"], "--weights is '1,x'"),
+        (["{file}", "--preserve", "mass", "--weights", "1,0"], "other than 0"),
+        (["{file}", "--preserve", "mass", "--weights", "1,2,3"], "one a column"),
+        (["{file}", "--preserve", "none", "--weights", "1,2"], "belong to --preserve mass"),
+        (["{file}", "--preserve", "mass", "--coupled"], "--coupled belongs"),
+        (["{file}", "--preserve", "positive"], "negative values"),
+        (["{file}", "--preserve", "none", "--max-minutes", "0"], "max-minutes"),
+        (["{file}", "--preserve", "none", "--width", "0"], "width"),
+        (["{file}", "--preserve", "none", "--width", "many"], "a whole number"),
+        (["{file}", "--preserve", "none", "--substeps", "-1"], "substeps"),
+        (["{file}", "--preserve", "none", "--seed", "-1"], "seed"),
+        (["{file}", "--preserve", "none", "--preset", "huge"], "unknown preset"),
+        (["{file}", "--preserve", "none", "--noise", "perhaps"], "unknown noise"),
+        (["{file}", "--preserve", "none", "--out", "{file}"], "is a file"),
+        (["{folder}/absent.csv", "--preserve", "none"], "does not exist"),
+        (["--example", "pendulun"], "pendulum"),
+        (["{odd}", "--preserve", "symplectic"], "even number"),
+        (["{short}", "--preserve", "none"], ""),
+        (["{still}", "--preserve", "none"], "no motion"),
+    ],
+)
+def test_a_bad_use_gets_one_sentence(
+    options: list[str],
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "file.csv")
+    write_csv(tmp_path / "odd.csv", columns=("a", "b", "c"))
+    (tmp_path / "short.csv").write_text("t,q\n0,1\n1,2\n")
+    (tmp_path / "still.csv").write_text("t,q\n" + "".join(f"{k},1\n" for k in range(20)))
+    paths = {name: str(tmp_path / f"{name}.csv") for name in ("file", "odd", "short", "still")}
+    assert main(["fit", *(option.format(folder=tmp_path, **paths) for option in options)]) == 2
+    said = capsys.readouterr()
+    assert sentence in said.err
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("dynablocks: error: ")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_csv(tmp_path / "data.csv")
+    assert main(["fit", str(file), "--preserve", "none", "--preset", "smoke", "--out", str(tmp_path)]) == 2
+    assert "other files" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"data.csv"}
+
+
+def test_the_help_teaches_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--help"]) == 0
+    text = capsys.readouterr().out
+    for said in ("trajectory,t,<state columns>", "--example pendulum", "symplectic", "load_fit"):
+        assert said in text
