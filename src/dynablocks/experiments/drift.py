@@ -145,7 +145,11 @@ class Drift(Experiment):
         rows = []
         for cell in self.drift_cells(scale):
             result = store.result(cell) or {}
-            numbers = {key: result.get(key) for key in ("largest", "moved")} if result else {"largest": "not run"}
+            numbers = (
+                {key: result.get(key) for key in ("largest", "moved")}
+                if result
+                else {"largest": "not run", "moved": None}
+            )
             rows.append({"problem": cell.problem, "method": cell.method, "steps": cell.steps} | numbers)
         columns = {
             "problem": "problem",
