@@ -124,7 +124,7 @@ def test_the_order_is_the_slope_of_the_error(kind: str, gamma: float) -> None:
             return field(torch.from_numpy(flat)[None]).numpy()[0]
 
     truth = torch.from_numpy(solve_ivp(slope, (0, 1), x[0].numpy(), method="DOP853", rtol=1e-12, atol=1e-13).y[:, -1])
-    steps, errors = (20, 40, 80), []
+    steps, errors = (40, 80, 160), []
     with torch.no_grad():
         for count in steps:
             y = x

@@ -96,7 +96,7 @@ def solve(
         >>> a = torch.tensor([[2.0], [9.0]], dtype=torch.float64, requires_grad=True)
         >>> root = solve(lambda z, a: z * z - a, torch.ones_like(a), a)
         >>> (gradient,) = torch.autograd.grad(root.sum(), a)
-        >>> [round(float(v), 12) for v in (*root, *gradient)]
+        >>> [round(float(v), 12) for v in torch.cat([root.detach(), gradient])]
         [1.414213562373, 3.0, 0.353553390593, 0.166666666667]
     """
     chosen = method or ("newton" if math.prod(start.shape[1:]) <= DENSE_LIMIT else "fixed-point")
