@@ -1,0 +1,410 @@
+r"""Figure 8: two fields from pairs of their flows, X = ∇V + X_S (paper appendix A).
+
+X₁(x)ᵢ = sin³ xᵢ + xᵢ³ in R⁴ is a gradient, X₂(x) = (x₂, −sin x₁) a pendulum. A pair is (x, Φ^h(x)) with x uniform in
+[−1, 1]ⁿ and h = 0.05; 900 of 1,000 pairs are for training. The loss is mean (Ψ(x, y) − y)² with
+Ψ(x, y) = z + h ∇̄V(z, y), z = Ψ_S^h(x): a step of Calvo's method on X_S, then one of Gonzalez' discrete gradient, whose
+end is the known y, so nothing is solved.
+
+Three networks:
+
+- As printed: V with two hidden layers of 10, the entries of Λ in X_S = Λ(x)x with three of 60, sigmoid; Adam at 0.1,
+  divided by ten every 100 epochs, batches of 64. The released code lets no gradient through ∇V at the midpoint (its
+  input is detached); here the gradient is the true one.
+- Splitting: V(x) = αᵀγ(Ax + b), X_S with one hidden layer whose inner weights are random and kept; Adam, then
+  Levenberg–Marquardt on the same loss, in float64. The loss falls below what the splitting itself errs by on the true
+  field: the learned field is that of a modified equation, O(h) or O(h²) beside the true one.
+- Fourth order: the same field, but the loss is that of one RK4 step of ∇V + X_S, whose error is O(h⁵): this row is
+  about the field rather than the loss.
+
+Widths were chosen on the last 100 of 900 training pairs of another draw (seed 100), by RK4. V on X₁: A and b random and
+kept, 300 functions: 7e-7; A and b trained, 40 without Adam: 5e-10; 80: 6e-10 after 60 steps; 24: 1.1e-10. X_S on X₂: 10
+hidden units: 4e-8; 40: 7e-12.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dynablocks.data.seeding import mixed_seed, seeded_generator
+from dynablocks.errors import require_choice
+from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
+from dynablocks.experiments.cells import Cell, Store
+from dynablocks.experiments.fig6 import AdamTraining
+from dynablocks.experiments.orders import exact_solution
+from dynablocks.fields import FieldFacts, GradientField, VectorField
+from dynablocks.fields.sphere import RotationField, TangentField, skew_matrix
+from dynablocks.fields.symmetric import GradientOf, potential_value
+from dynablocks.fitting import fit
+from dynablocks.integrators import integrator
+from dynablocks.integrators.discrete_gradient import discrete_gradient
+from dynablocks.linear import Dense
+from dynablocks.reporting.figures import BLUE, INK, VERMILION, new_figure, styled
+from dynablocks.reporting.tables import markdown_table
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64
+    from matplotlib.figure import Figure
+
+STEP = 0.05
+RUNS = 5
+DIMENSIONS = {"X1": 4, "X2": 2}
+FORMULAS = {"X1": "X₁ = sin³x + x³, R⁴", "X2": "X₂ = (x₂, −sin x₁)"}
+PAPER_LOSS = 2.75e-5
+LIMIT = 1e-9
+
+
+def target(name: str, x: Float64[Tensor, "batch n"]) -> Float64[Tensor, "batch n"]:
+    """X₁ or X₂.
+
+    Example:
+        >>> target("X2", torch.tensor([[0.0, 3.0]]))
+        tensor([[3., -0.]])
+    """
+    require_choice("field", name, DIMENSIONS)
+    return x.sin() ** 3 + x**3 if name == "X1" else torch.stack([x[:, 1], -x[:, 0].sin()], dim=1)
+
+
+def flow_pairs(name: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Points uniform in [−1, 1]ⁿ and Φ^h of them."""
+    generator = seeded_generator(seed)
+    x = 2 * torch.rand(count, DIMENSIONS[name], dtype=torch.float64, generator=generator) - 1
+    return x, exact_solution(lambda z: target(name, z), x, STEP)
+
+
+class NetworkRotation(TangentField):
+    r"""X(x) = Λ(x)x, the entries of the skew Λ from any module: (batch, n) ↦ (batch, n(n − 1)/2).
+
+    Example:
+        >>> turn = NetworkRotation(nn.Linear(2, 1), 2)
+        >>> float((turn(x := torch.ones(1, 2)) * x).sum().abs()) < 1e-6
+        True
+    """
+
+    def __init__(self, network: nn.Module, entries: int) -> None:
+        super().__init__()
+        self.network, self.in_shape = network, (entries,)
+
+    def generator(self, x: Tensor) -> Tensor:
+        return skew_matrix(self.network(x), self.in_shape[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.generator(x) @ x.unsqueeze(-1)).squeeze(-1)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(tangent=True, reason="Λ(x)x with skew Λ")
+
+
+class SumField(VectorField):
+    """∇V + X_S; ``gradient`` is a field with a potential, ``tangent`` one tangent to spheres."""
+
+    def __init__(self, gradient: VectorField, tangent: TangentField) -> None:
+        super().__init__()
+        self.gradient, self.tangent, self.in_shape = gradient, tangent, tangent.in_shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor = self.gradient(x) + self.tangent(x)
+        return total
+
+    def terms(self) -> tuple[VectorField, ...]:
+        return self.gradient, self.tangent
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(reason="∇V + X_S")
+
+
+class FlowStep(nn.Module):
+    """(x, y) in one row of 2n numbers ↦ the step from x that is compared with y.
+
+    Args:
+        field: ∇V + X_S.
+        method: ``"splitting"``, Calvo's step and then a discrete gradient that ends in y, or an integrator's name.
+    """
+
+    def __init__(self, field: SumField, method: str) -> None:
+        super().__init__()
+        self.field, self.method = field, method
+
+    def forward(self, pair: Float64[Tensor, "batch 2n"]) -> Float64[Tensor, "batch n"]:
+        x, y = pair.chunk(2, dim=1)
+        if self.method != "splitting":
+            return integrator(self.method).step(self.field, x, STEP)
+        gradient = self.field.gradient
+        z = integrator("calvo").step(self.field.tangent, x, STEP)
+
+        def potential(point: Tensor) -> Tensor:
+            return potential_value(gradient, point)
+
+        return z + STEP * discrete_gradient("gonzalez", potential, z, y, gradient=gradient)
+
+
+def printed_field(entries: int, width: int, hidden: int) -> SumField:
+    """V: two hidden layers of ``width``; Λ: three of ``hidden``; sigmoid, PyTorch's start."""
+    sizes = [entries, hidden, hidden, hidden, entries * (entries - 1) // 2]
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.Sigmoid()]
+    potential = nn.Sequential(
+        nn.Linear(entries, width), nn.Sigmoid(), nn.Linear(width, width), nn.Sigmoid(), nn.Linear(width, 1, bias=False)
+    )
+    return SumField(GradientOf(potential, (entries,)), NetworkRotation(nn.Sequential(*layers[:-1]), entries))
+
+
+def ridge_field(entries: int, width: int, hidden: int) -> SumField:
+    """V = αᵀγ(Ax + b), all of it to be learned; X_S with random inner weights that stay and outer ones from 0."""
+    gradient, tangent = GradientField(Dense(entries, width), "tanh", alpha=0.0), RotationField(entries, hidden)
+    assert isinstance(gradient.linear, Dense)
+    assert gradient.alpha is not None
+    for inner, bias in ((gradient.linear, gradient.bias), (tangent.inner, tangent.bias)):
+        assert bias is not None
+        nn.init.normal_(inner.matrix)
+        nn.init.normal_(bias)
+    nn.init.normal_(gradient.alpha, std=0.1)
+    nn.init.zeros_(tangent.outer.matrix)
+    tangent.inner.requires_grad_(False)
+    assert tangent.bias is not None
+    tangent.bias.requires_grad_(False)
+    return SumField(gradient, tangent)
+
+
+@dataclass(frozen=True)
+class FieldCell(Cell):
+    """One learned field.
+
+    Args:
+        target: ``"X1"`` or ``"X2"``.
+        run: which data and start.
+        points, train: how many pairs, and how many of them are for training.
+        width, hidden: of V and of Λ.
+        seed: of everything random, with ``run``.
+    """
+
+    name: ClassVar[str] = ""
+
+    target: str = "X1"
+    run: int = 0
+    points: int = 1000
+    train: int = 900
+    width: int = 10
+    hidden: int = 60
+    seed: int = 0
+
+    @property
+    def title(self) -> str:
+        return f"{self.target} from its flow, {self.name}, run {self.run}"
+
+    def step(self) -> FlowStep:
+        """The step to be fitted, before training."""
+        raise NotImplementedError
+
+    def fit(self, step: FlowStep, pairs: Tensor, y: Tensor) -> None:
+        """Fit it in place."""
+        raise NotImplementedError
+
+    def mixed(self, purpose: int) -> int:
+        """The seed of the data (0), the start (1) or the batches (2)."""
+        return mixed_seed(self.seed, self.run, purpose) % 2**62
+
+    def build(self, directory: Path, store: Store) -> dict[str, Any]:
+        x, y = flow_pairs(self.target, self.points, self.mixed(0))
+        pairs = torch.cat([x, y], dim=1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.mixed(1))
+            step = self.step().double()
+        clock, processor = time.perf_counter(), time.process_time()
+        self.fit(step, pairs[: self.train], y[: self.train])
+        spent = {"seconds": time.perf_counter() - clock, "processor_seconds": time.process_time() - processor}
+        with torch.no_grad():
+            errors = (step(pairs) - y).square().mean(1)
+        losses = {"train": float(errors[: self.train].mean()), "test": float(errors[self.train :].mean())}
+        fitted = sum(p.numel() for p in step.parameters() if p.requires_grad)
+        return losses | judged(self.target, step.field) | {"fitted": fitted} | spent
+
+
+@torch.no_grad()
+def judged(name: str, learned: SumField) -> dict[str, Any]:
+    """‖X_θ − X‖/‖X‖ in L² and the largest error over the largest ‖X‖, at 20,000 points; values for plots."""
+    x = 2 * torch.rand(20_000, DIMENSIONS[name], dtype=torch.float64, generator=seeded_generator(1)) - 1
+    truth = target(name, x)
+    error, size = (learned(x) - truth).norm(dim=1), truth.norm(dim=1)
+    line = torch.zeros(41, DIMENSIONS[name], dtype=torch.float64)
+    line[:, 0] = torch.linspace(-1, 1, 41, dtype=torch.float64)
+    side = torch.linspace(-1, 1, 9, dtype=torch.float64)
+    shown = line if name == "X1" else torch.cartesian_prod(side, side)
+    return {
+        "relative": float(error.square().mean().sqrt() / size.square().mean().sqrt()),
+        "largest": float(error.max() / size.max()),
+        "shown": [shown.tolist(), learned(shown).tolist()],
+    }
+
+
+@dataclass(frozen=True)
+class PrintedFieldCell(FieldCell):
+    """The paper's networks and training."""
+
+    name: ClassVar[str] = "as printed"
+
+    training: AdamTraining = field(
+        default_factory=lambda: AdamTraining(epochs=200, batch_size=64, lr=0.1, weight_decay=0.0, stair=100)
+    )
+
+    @property
+    def cost(self) -> float:
+        return 0.3 * self.training.epochs * self.points / 1000
+
+    def step(self) -> FlowStep:
+        return FlowStep(printed_field(DIMENSIONS[self.target], self.width, self.hidden), "splitting")
+
+    def fit(self, step: FlowStep, pairs: Tensor, y: Tensor) -> None:
+        self.training.train(step, pairs, y, self.mixed(2), self.title)
+
+
+@dataclass(frozen=True)
+class SplittingFieldCell(FieldCell):
+    """Ridge functions; Adam on all points, then Levenberg–Marquardt.
+
+    Args:
+        adam_steps, finish_steps: at most so many.
+    """
+
+    name: ClassVar[str] = "splitting, second order"
+    method: ClassVar[str] = "splitting"
+
+    width: int = 24
+    hidden: int = 40
+    adam_steps: int = 1000
+    finish_steps: int = 150
+
+    @property
+    def cost(self) -> float:
+        return (0.005 * self.adam_steps + 0.1 * self.finish_steps) * self.points / 1000
+
+    def step(self) -> FlowStep:
+        return FlowStep(ridge_field(DIMENSIONS[self.target], self.width, self.hidden), self.method)
+
+    def fit(self, step: FlowStep, pairs: Tensor, y: Tensor) -> None:
+        fit(step, pairs, y, adam_steps=self.adam_steps, finish_steps=self.finish_steps, label=self.title)
+
+
+@dataclass(frozen=True)
+class FourthOrderFieldCell(SplittingFieldCell):
+    """The same field through one step of RK4."""
+
+    name: ClassVar[str] = "RK4, second order"
+    method: ClassVar[str] = "rk4"
+
+
+KINDS: tuple[type[FieldCell], ...] = (PrintedFieldCell, SplittingFieldCell, FourthOrderFieldCell)
+
+
+def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the runs of one network give together."""
+    keys = ("train", "test", "relative", "largest")
+    medians = {key: statistics.median(result[key] for result in results) for key in keys}
+    worst = {"most": max(result["train"] for result in results), "runs": len(results), "fitted": results[0]["fitted"]}
+    return medians | worst | {"seconds": max(result["seconds"] for result in results)}
+
+
+@EXPERIMENTS.register("fig8")
+class FieldsFromFlows(Experiment):
+    """Two fields from pairs of their flows by ∇V + X_S."""
+
+    name = "fig8"
+    title = "Two fields learned from their flows: a gradient and a field tangent to spheres"
+    source = "Appendix A, figure 8"
+
+    def groups(self, scale: Scale) -> dict[tuple[str, str], list[FieldCell]]:
+        """The cells of each row of the table, by target and network."""
+        small: dict[str, Any] = {"seed": scale.seed}
+        short: dict[str, Any] = {}
+        training: dict[str, Any] = {}
+        if scale.preset == "smoke":
+            small |= {"points": 60, "train": 50, "width": 4, "hidden": 4}
+            short = {"adam_steps": 20, "finish_steps": 5}
+            training = {"training": AdamTraining(epochs=2, batch_size=64, lr=0.1, weight_decay=0.0)}
+        runs = range(1 if scale.preset == "smoke" else RUNS)
+        groups: dict[tuple[str, str], list[FieldCell]] = {}
+        for name in DIMENSIONS:
+            for kind in KINDS:
+                options = training if kind is PrintedFieldCell else short
+                groups[name, kind.name] = [kind(name, run, **small, **options) for run in runs]
+        return groups
+
+    def cells(self, scale: Scale) -> list[Cell]:
+        return [cell for group in self.groups(scale).values() for cell in group]
+
+    def summaries(self, scale: Scale, store: Store) -> dict[tuple[str, str], dict[str, Any] | None]:
+        """The summary of each row; ``None`` unless all its runs are there."""
+        rows: dict[tuple[str, str], dict[str, Any] | None] = {}
+        for key, group in self.groups(scale).items():
+            found = [result for cell in group if (result := store.result(cell)) is not None]
+            rows[key] = summary(found) if len(found) == len(group) else None
+        return rows
+
+    def tables(self, scale: Scale, store: Store) -> str:
+        rows: list[dict[str, Any]] = []
+        for (name, network), row in self.summaries(scale, store).items():
+            rows.append({"field": FORMULAS[name], "network": network if row else f"{network}: not run"} | (row or {}))
+        rows.append({"field": FORMULAS["X1"], "network": "paper, last batch of one run", "train": PAPER_LOSS})
+        columns = {
+            "field": "field",
+            "network": "network",
+            "runs": "runs",
+            "train": "training loss, median",
+            "most": "most",
+            "test": "test loss",
+            "relative": "‖X_θ − X‖/‖X‖ on [−1, 1]ⁿ",
+            "largest": "largest error / largest ‖X‖",
+            "fitted": "fitted numbers",
+            "seconds": "seconds, at most",
+        }
+        shown = {key: heading for key, heading in columns.items() if any(key in row for row in rows)}
+        small = dict.fromkeys(("train", "most", "test", "relative", "largest"), "{:.1e}".format)
+        return markdown_table(rows, shown, small | {"seconds": "{:.1f}".format})
+
+    def figures(self, scale: Scale, store: Store) -> dict[str, Figure]:
+        first = {key: store.result(group[0]) for key, group in self.groups(scale).items()}
+        shown = {key: torch.tensor(r["shown"], dtype=torch.float64) for key, r in first.items() if r is not None}
+        return {self.name: fields_figure(shown, watermark=scale.watermark)}
+
+    def checks(self, scale: Scale, store: Store) -> list[Check]:
+        rows, checks = self.summaries(scale, store), []
+        for name in DIMENSIONS:
+            for kind in KINDS:
+                row = rows[name, kind.name]
+                got = None if row is None else f"{row['train']:.1e}"
+                limit = PAPER_LOSS if kind is PrintedFieldCell else LIMIT
+                agrees = None if row is None or scale.preset == "smoke" else row["train"] <= limit
+                paper = f"{PAPER_LOSS:g}" if name == "X1" else "a plot"
+                checks.append(Check.of(f"{name}: training loss, {kind.name}", paper, f"<= {limit:g}", got, agrees))
+        return checks
+
+
+@styled
+def fields_figure(shown: dict[tuple[str, str], Tensor], *, watermark: str | None = None) -> Figure:
+    """X₁ along the first axis with the errors of each network, and X₂ with the networks' arrows over it."""
+    figure = new_figure(10.0, 3.4, watermark)
+    along, errors, plane = figure.subplots(1, 3)
+    for kind, colour in zip(KINDS, (VERMILION, BLUE, INK), strict=True):
+        if ("X1", kind.name) in shown:
+            points, values = shown["X1", kind.name]
+            along.plot(points[:, 0], values[:, 0], "--", color=colour, label=kind.name)
+            errors.semilogy(points[:, 0], (values - target("X1", points)).norm(dim=1), color=colour, label=kind.name)
+        if ("X2", kind.name) in shown:
+            points, values = shown["X2", kind.name]
+            width = 0.004 if kind is PrintedFieldCell else 0.008
+            plane.quiver(*points.T, *values.T, color=colour, width=width, label=kind.name)
+    line = torch.linspace(-1, 1, 41, dtype=torch.float64)
+    along.plot(line, line.sin() ** 3 + line**3, color=INK, linewidth=0.8, label="X₁")
+    along.set(xlabel="x₁", ylabel="first entry of X₁")
+    errors.set(xlabel="x₁", ylabel="‖X_θ − X₁‖")
+    plane.set(xlabel="x₁", ylabel="x₂", title="X₂ as learned")
+    along.legend(fontsize=6)
+    return figure

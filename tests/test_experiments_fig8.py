@@ -1,0 +1,117 @@
+"""Figure 8: the pairs are those of the flow, the step's parts are what they are said to be, the fit finds a field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.experiments import Scale, Store
+from dynablocks.experiments.fig8 import (
+    DIMENSIONS,
+    KINDS,
+    STEP,
+    FieldsFromFlows,
+    FlowStep,
+    FourthOrderFieldCell,
+    NetworkRotation,
+    SplittingFieldCell,
+    SumField,
+    flow_pairs,
+    judged,
+    printed_field,
+    ridge_field,
+    target,
+)
+from dynablocks.fields.sphere import RotationField
+from dynablocks.fields.symmetric import GradientOf
+from dynablocks.integrators import integrator
+
+
+class Potential(nn.Module):
+    """Σ (−cos xᵢ + cos³xᵢ/3 + xᵢ⁴/4), whose gradient is X₁."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (-x.cos() + x.cos() ** 3 / 3 + x**4 / 4).sum(1)
+
+
+def true_x1() -> SumField:
+    tangent = RotationField(4, 2).double()
+    nn.init.zeros_(tangent.outer.matrix)
+    return SumField(GradientOf(Potential(), (4,)), tangent)
+
+
+@pytest.mark.parametrize("name", DIMENSIONS)
+def test_pairs_are_of_the_flow(name: str) -> None:
+    x, y = flow_pairs(name, 20, 0)
+    assert float(x.abs().max()) <= 1
+    back = x
+    for _ in range(50):
+        back = integrator("rk4").step(Lambda(name), back, STEP / 50)
+    assert torch.allclose(back, y, atol=1e-13)
+
+
+class Lambda(SumField):
+    """A target as a field."""
+
+    def __init__(self, name: str) -> None:
+        nn.Module.__init__(self)
+        self.target = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return target(self.target, x)
+
+
+def test_the_discrete_gradient_step_ends_in_y_for_its_own_solution() -> None:
+    field = true_x1()
+    x, _ = flow_pairs("X1", 10, 1)
+    y = x
+    step = FlowStep(field, "splitting")
+    for _ in range(60):
+        y = step(torch.cat([x, y], dim=1))
+    assert torch.allclose(step(torch.cat([x, y], dim=1)), y, atol=1e-15)
+    change = Potential()(y) - Potential()(x)
+    assert torch.allclose((y - x).square().sum(1) / STEP, change, atol=1e-13)
+
+
+def test_the_true_field_is_judged_right_and_a_wrong_one_is_not() -> None:
+    assert judged("X1", true_x1())["relative"] < 1e-12
+    assert judged("X1", ridge_field(4, 3, 2).double())["relative"] > 0.1
+
+
+def test_networks_are_the_printed_ones() -> None:
+    field = printed_field(4, 10, 60)
+    sizes = [tuple(p.shape) for p in field.parameters() if p.ndim == 2]
+    assert sizes == [(10, 4), (10, 10), (1, 10), (60, 4), (60, 60), (60, 60), (6, 60)]
+    x = torch.randn(5, 4, dtype=torch.float64)
+    field = field.double()
+    assert float((field.tangent(x) * x).detach().sum(1).abs().max()) < 1e-14
+    assert isinstance(field.tangent, NetworkRotation)
+    assert torch.allclose(field(x), sum(term(x) for term in field.terms()))
+
+
+def test_unknown_target() -> None:
+    with pytest.raises(InvalidArgument, match="X1"):
+        target("X3", torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("kind", [SplittingFieldCell, FourthOrderFieldCell])
+def test_the_pendulum_is_found(kind: type[SplittingFieldCell], tmp_path: Path) -> None:
+    result = kind("X2", points=160, train=140, width=12, hidden=40, adam_steps=50, finish_steps=60).build(
+        tmp_path, Store(tmp_path)
+    )
+    assert result["train"] < 1e-9
+    assert result["relative"] < 0.02
+
+
+def test_smoke_experiment(tmp_path: Path) -> None:
+    experiment, scale, store = FieldsFromFlows(), Scale("smoke"), Store(tmp_path)
+    assert {check.verdict for check in experiment.checks(scale, store)} == {"not run"}
+    cells = experiment.cells(scale)
+    assert [store.build(cell) for cell in cells] == ["built"] * (len(DIMENSIONS) * len(KINDS))
+    assert {check.verdict for check in experiment.checks(scale, store)} == {"not compared"}
+    assert "as printed" in experiment.tables(scale, store)
+    assert set(experiment.figures(scale, store)) == {"fig8"}
