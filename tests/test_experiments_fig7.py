@@ -14,9 +14,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.experiments import EXPERIMENTS, Scale, Store
 from dynablocks.experiments.fig7 import (
     FinishedRegressionCell,
-    FlowComposition,
     FlowRegression,
-    PairedFlows,
     PrintedRegressionCell,
     RegressionCell,
     grid,
@@ -24,6 +22,7 @@ from dynablocks.experiments.fig7 import (
     noisy_values,
     target,
 )
+from dynablocks.models.universal import FlowComposition, PairedFlows
 
 SMOKE = Scale("smoke")
 EPS = torch.finfo(torch.float64).eps
@@ -60,7 +59,7 @@ def test_the_noise_is_as_stated_and_the_points_normal() -> None:
 
 @pytest.mark.parametrize(("keep_norm", "kept"), [(True, True), (False, False)])
 def test_only_the_norm_preserving_step_keeps_the_norm(keep_norm: bool, kept: bool) -> None:
-    network = FlowComposition(2, 4, 1, 1, "relu", keep_norm, 0.5, 0)
+    network = FlowComposition(2, width=4, layers=1, sigma="relu", keep_norm=keep_norm, step=0.5)
     pair = network.parts[1]
     assert isinstance(pair, PairedFlows)
     z = torch.randn(50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -72,7 +71,7 @@ def test_only_the_norm_preserving_step_keeps_the_norm(keep_norm: bool, kept: boo
 
 
 def test_both_steps_of_a_pair_use_one_step_size() -> None:
-    pair = FlowComposition(1, 3, 1, 1, "tanh", False, None, 1).parts[1]
+    pair = FlowComposition(1, width=3, layers=1, keep_norm=False, step=None, seed=1).parts[1]
     assert isinstance(pair, PairedFlows)
     assert sum(p.numel() for p in pair.signal.parameters()) == 1
     with torch.no_grad():

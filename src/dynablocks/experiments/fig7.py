@@ -30,15 +30,10 @@ from dynablocks.errors import require_choice
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
 from dynablocks.experiments.fig6 import AdamTraining
-from dynablocks.fields import GradientField
-from dynablocks.fields.sphere import RotationField
 from dynablocks.fitting import fit
-from dynablocks.integrators import ExplicitEuler
-from dynablocks.integrators.norm_preserving import CalvoEulerHeun
-from dynablocks.linear import Dense
+from dynablocks.models.universal import FlowComposition
 from dynablocks.reporting.figures import BLUE, INK, VERMILION, new_figure, styled
 from dynablocks.reporting.tables import markdown_table
-from dynablocks.switching import NonExpansiveSignal
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -73,98 +68,6 @@ def noisy_values(name: str, count: int, noise: float, seed: int) -> tuple[Tensor
     generator = seeded_generator(seed)
     x = torch.randn(count, 1 if name == "f" else 2, dtype=torch.float64, generator=generator)
     return x, target(name, x) + noise * torch.randn(count, 1, dtype=torch.float64, generator=generator)
-
-
-class PairedFlows(nn.Module):
-    r"""Ψ_{X_S}^h ∘ Ψ_{X_G}^h with one free h >= 0.
-
-    Args:
-        gradient, rotation: X_G and X_S.
-        keep_norm: take the steps of X_S by a method that keeps ‖z‖ as its flow does, otherwise by Euler.
-        step: the start of h.
-    """
-
-    def __init__(self, gradient: GradientField, rotation: RotationField, keep_norm: bool, step: float) -> None:
-        super().__init__()
-        self.gradient, self.rotation = gradient, rotation
-        self.signal = NonExpansiveSignal(step, 0.0, math.inf)
-        self.methods = ExplicitEuler(), CalvoEulerHeun() if keep_norm else ExplicitEuler()
-
-    def forward(self, z: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
-        """Both steps."""
-        for flow, method in zip((self.gradient, self.rotation), self.methods, strict=True):
-            z = method.step(flow, z, self.signal.steps[0])
-        return z
-
-
-class FlowComposition(nn.Module):
-    r"""Blocks of Φ_{X_S}^h ∘ Φ_{X_G}^h layers in R^width, each after a linear lift; a linear map to one number.
-
-    X_G(z) = Aᵀ diag(α) Σ(Az + b) and X_S(z) = Λ(z)z with skew Λ; α is of any sign.
-
-    Args:
-        inputs: entries of a point.
-        width: of the layers, and of the hidden layer of X_S.
-        blocks, layers: how many blocks, and layers in each.
-        sigma: σ.
-        keep_norm: of :class:`PairedFlows`.
-        step: the start of every h; ``None`` draws |h| from a normal distribution.
-        seed: of all weights.
-
-    Example:
-        >>> FlowComposition(2, 4, 1, 2, "relu", True, 0.1, 0)(torch.zeros(3, 2, dtype=torch.float64)).shape
-        torch.Size([3, 1])
-    """
-
-    def __init__(
-        self,
-        inputs: int,
-        width: int,
-        blocks: int,
-        layers: int,
-        sigma: str,
-        keep_norm: bool,
-        step: float | None,
-        seed: int,
-    ) -> None:
-        super().__init__()
-        parts: list[nn.Module] = []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for block in range(blocks):
-                parts.append(nn.Linear(width if block else inputs, width))
-                for _ in range(layers):
-                    start = abs(float(torch.randn(()))) if step is None else step
-                    parts.append(PairedFlows(_gradient(width, sigma), _rotation(width, sigma), keep_norm, start))
-            parts.append(nn.Linear(width, 1))
-        self.parts = nn.Sequential(*parts).double()
-
-    def forward(self, x: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch 1"]:
-        """The value at each point."""
-        values: Tensor = self.parts(x)
-        return values
-
-
-def _gradient(width: int, sigma: str) -> GradientField:
-    field = GradientField(Dense(width, width), sigma, expansive=True, alpha=1.0)
-    assert field.alpha is not None
-    nn.init.normal_(field.alpha)
-    _uniform(field.linear.matrix, field.bias)
-    return field
-
-
-def _rotation(width: int, sigma: str) -> RotationField:
-    field = RotationField(width, width, sigma)
-    _uniform(field.inner.matrix, field.bias)
-    _uniform(field.outer.matrix)
-    return field
-
-
-def _uniform(*given: Any) -> None:
-    """PyTorch's start of a linear layer, whose width stands last in the first of the tensors."""
-    bound = 1 / math.sqrt(given[0].shape[-1])
-    for parameter in given:
-        nn.init.uniform_(parameter, -bound, bound)
 
 
 @dataclass(frozen=True)
@@ -202,9 +105,16 @@ class RegressionCell(Cell):
 
     def network(self) -> FlowComposition:
         """The network before training."""
-        inputs, start = 1 if self.target == "f" else 2, self.mixed(1)
-        sizes = (inputs, self.width, self.blocks, self.layers)
-        return FlowComposition(*sizes, self.sigma, self.keep_norm, self.step, start)
+        return FlowComposition(
+            1 if self.target == "f" else 2,
+            width=self.width,
+            blocks=self.blocks,
+            layers=self.layers,
+            sigma=self.sigma,
+            keep_norm=self.keep_norm,
+            step=self.step,
+            seed=self.mixed(1),
+        )
 
     def fit(self, network: nn.Module, x: Tensor, y: Tensor) -> None:
         """Train it in place."""

@@ -1,0 +1,125 @@
+"""The universal network of the paper: gradient flows and flows tangent to spheres, composed, with linear lifts."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dynablocks.errors import require_range
+from dynablocks.fields import GradientField
+from dynablocks.fields.sphere import RotationField
+from dynablocks.integrators import ExplicitEuler
+from dynablocks.integrators.norm_preserving import CalvoEulerHeun
+from dynablocks.linear import Dense
+from dynablocks.switching import NonExpansiveSignal
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+class PairedFlows(nn.Module):
+    r"""Ψ_{X_S}^h ∘ Ψ_{X_G}^h with one free h >= 0.
+
+    Args:
+        gradient, rotation: X_G and X_S.
+        keep_norm: take the steps of X_S by a method that keeps ‖z‖ as its flow does, otherwise by Euler.
+        step: the start of h.
+    """
+
+    def __init__(self, gradient: GradientField, rotation: RotationField, keep_norm: bool, step: float) -> None:
+        super().__init__()
+        self.gradient, self.rotation = gradient, rotation
+        self.signal = NonExpansiveSignal(step, 0.0, math.inf)
+        self.methods = ExplicitEuler(), CalvoEulerHeun() if keep_norm else ExplicitEuler()
+
+    def forward(self, z: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+        """Both steps."""
+        for flow, method in zip((self.gradient, self.rotation), self.methods, strict=True):
+            z = method.step(flow, z, self.signal.steps[0])
+        return z
+
+
+class FlowComposition(nn.Module):
+    r"""Blocks of Φ_{X_S}^h ∘ Φ_{X_G}^h layers in R^width, each after a linear lift, and a linear map at the end.
+
+    X_G(z) = Aᵀ diag(α) Σ(Az + b), α of any sign (a contractive and an expansive field in one), and X_S(z) = Λ(z)z with
+    skew Λ: by the Presnov decomposition every field is a gradient plus one tangent to spheres, so that compositions of
+    such flows approximate flow maps, and with lifts continuous functions.
+
+    Args:
+        inputs, outputs: entries of a point and of its value.
+        width: of the layers, and of the hidden layer of X_S.
+        blocks, layers: how many blocks, and layers in each.
+        sigma: σ.
+        keep_norm: take the steps of X_S by a method that keeps ‖z‖ as its flow does, otherwise by Euler.
+        step: the start of every h; ``None`` draws |h| from a normal distribution.
+        seed: of all weights.
+
+    Raises:
+        InvalidArgument: a size below 1, or width below 2.
+
+    Source: paper section 2.4 and appendix A; design D2.8.
+
+    Example:
+        >>> FlowComposition(2, width=4, blocks=1, layers=2)(torch.zeros(3, 2, dtype=torch.float64)).shape
+        torch.Size([3, 1])
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int = 1,
+        *,
+        width: int = 10,
+        blocks: int = 1,
+        layers: int = 3,
+        sigma: str = "tanh",
+        keep_norm: bool = True,
+        step: float | None = 0.2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value, low in (("inputs", inputs, 1), ("outputs", outputs, 1), ("width", width, 2)):
+            require_range(name, value, low)
+        require_range("blocks", blocks, 1)
+        require_range("layers", layers, 1)
+        parts: list[nn.Module] = []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for block in range(blocks):
+                parts.append(nn.Linear(width if block else inputs, width))
+                for _ in range(layers):
+                    start = abs(float(torch.randn(()))) if step is None else step
+                    parts.append(PairedFlows(_gradient(width, sigma), _rotation(width, sigma), keep_norm, start))
+            parts.append(nn.Linear(width, outputs))
+        self.parts = nn.Sequential(*parts).double()
+
+    def forward(self, x: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
+        """The value at each point."""
+        values: Tensor = self.parts(x)
+        return values
+
+
+def _gradient(width: int, sigma: str) -> GradientField:
+    field = GradientField(Dense(width, width), sigma, expansive=True, alpha=1.0)
+    assert field.alpha is not None
+    nn.init.normal_(field.alpha)
+    _uniform(field.linear.matrix, field.bias)
+    return field
+
+
+def _rotation(width: int, sigma: str) -> RotationField:
+    field = RotationField(width, width, sigma)
+    _uniform(field.inner.matrix, field.bias)
+    _uniform(field.outer.matrix)
+    return field
+
+
+def _uniform(*given: Any) -> None:
+    """PyTorch's start of a linear layer, whose width stands last in the first of the tensors."""
+    bound = 1 / math.sqrt(given[0].shape[-1])
+    for parameter in given:
+        nn.init.uniform_(parameter, -bound, bound)

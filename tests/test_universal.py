@@ -1,0 +1,69 @@
+"""The universal network: what its layers keep, and that it approximates a function and a flow map."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.fitting import fit
+from dynablocks.models.universal import FlowComposition, PairedFlows
+
+
+def pairs(network: FlowComposition) -> list[PairedFlows]:
+    return [part for part in network.parts if isinstance(part, PairedFlows)]
+
+
+def test_it_is_the_composition_that_is_printed() -> None:
+    network = FlowComposition(2, 3, width=4, blocks=2, layers=3, seed=1)
+    assert [type(part).__name__ for part in network.parts] == ["Linear", *["PairedFlows"] * 3] * 2 + ["Linear"]
+    z = torch.randn(5, 4, dtype=torch.float64)
+    layer = pairs(network)[0]
+    h = layer.signal.steps[0]
+    by_hand = layer.gradient(z) * h + z
+    moved = layer.methods[1].step(layer.rotation, by_hand, h)
+    assert torch.equal(layer(z), moved)
+    assert torch.allclose(moved.norm(dim=1), by_hand.norm(dim=1), atol=1e-14)
+
+
+def test_euler_steps_do_not_keep_the_norm() -> None:
+    network = FlowComposition(2, width=4, keep_norm=False, seed=1)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter)
+    layer, z = pairs(network)[0], torch.randn(5, 4, dtype=torch.float64)
+    with torch.no_grad():
+        first = layer.methods[0].step(layer.gradient, z, 0.3)
+        second = layer.methods[1].step(layer.rotation, first, 0.3)
+    assert float((second.norm(dim=1) - first.norm(dim=1)).abs().max()) > 1e-3
+
+
+def test_the_gradient_part_has_both_signs() -> None:
+    gradient = pairs(FlowComposition(1, width=8, seed=0))[0].gradient
+    low, high = gradient.facts().spectrum or (0.0, 0.0)
+    assert low < 0 < high
+
+
+def test_equal_seeds_equal_networks() -> None:
+    first, again, other = (FlowComposition(2, width=3, seed=seed) for seed in (4, 4, 5))
+    x = torch.randn(3, 2, dtype=torch.float64)
+    assert torch.equal(first(x), again(x))
+    assert not torch.allclose(first(x), other(x))
+
+
+def test_it_approximates_a_function_and_a_flow_map() -> None:
+    x = torch.linspace(-2, 2, 81, dtype=torch.float64)[:, None]
+    network = FlowComposition(1, width=6, layers=3, seed=0)
+    fit(network, x, x.square() + x.sin(), adam_steps=100, finish_steps=60)
+    assert float((network(x) - x.square() - x.sin()).detach().abs().max()) < 1e-3
+    turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]], dtype=torch.float64)
+    points = torch.randn(80, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    network = FlowComposition(2, 2, width=3, layers=2, seed=0)
+    fit(network, points, points @ turn.mT, adam_steps=50, finish_steps=30)
+    assert float((network(points) - points @ turn.mT).detach().square().mean()) < 1e-20
+
+
+@pytest.mark.parametrize("sizes", [{"width": 1}, {"layers": 0}, {"blocks": 0}])
+def test_bad_sizes(sizes: dict[str, int]) -> None:
+    with pytest.raises(InvalidArgument, match=next(iter(sizes))):
+        FlowComposition(2, **sizes)
