@@ -19,6 +19,7 @@ from dynablocks.linear import NormalisedConv, OrthogonalDense
 from dynablocks.switching import (
     REGIONS,
     FlexibleSignal,
+    FreeSignal,
     NetworkBudget,
     NonExpansiveSignal,
     PairSignal,
@@ -274,3 +275,12 @@ def test_tight_contraction_is_the_largest_eigenvalue() -> None:
     for h, a in itertools.product(np.linspace(0, 2, 21), SLOPES):
         slopes = np.linspace(a, 1, 101)
         assert tight_contraction(h, a) == pytest.approx(np.abs(1 - h * slopes).max())
+
+
+def test_a_fixed_step_is_the_given_number_in_every_precision() -> None:
+    signal = FreeSignal(0.1)
+    assert float(signal.steps) == float(torch.tensor(0.1))
+    assert float(signal.double().steps) == 0.1
+    assert float(signal.float().double().steps) == 0.1
+    signal.load_state_dict({"steps": torch.tensor([0.3])})
+    assert float(signal.float().double().steps) == float(torch.tensor(0.3))

@@ -86,10 +86,7 @@ def flow_map(odd: bool, width: int, seed: int, method: str = "suzuki4") -> Dynam
         ['Symplectic', 'Equivariant']
     """
     u, v = (_force(odd, width, mixed_seed(seed, k)) for k in range(2))
-    signal = FreeSignal(STEP_SIZE)
-    block = DynamicalBlock(PartitionedField(u, v), method, signal).double()
-    signal.steps.fill_(STEP_SIZE)
-    return block
+    return DynamicalBlock(PartitionedField(u, v), method, FreeSignal(STEP_SIZE)).double()
 
 
 def _force(odd: bool, width: int, seed: int) -> VectorField:

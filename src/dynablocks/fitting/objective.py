@@ -72,9 +72,12 @@ class Objective:
     def _rows(self, part: Sequence[Tensor]) -> Tensor:
         """[J r] of some samples: (samples · m, p + 1)."""
         parameters = {name: p for name, p in self._call.named_parameters() if p.requires_grad}
+        places = _places(self._call, parameters)
 
         def one(chosen: dict[str, Tensor], *sample: Tensor) -> tuple[Tensor, Tensor]:
-            residual = functional_call(self._call, chosen, tuple(entry[None] for entry in sample)).flatten()
+            given = {place: chosen[name] for place, name in places.items()}
+            rows = tuple(entry[None] for entry in sample)
+            residual = functional_call(self._call, given, rows, tie_weights=False).flatten()
             return residual, residual
 
         axes = (None, *(0 for _ in part))
@@ -101,3 +104,18 @@ class _Call(nn.Module):
 
     def forward(self, *sample: Tensor) -> Tensor:
         return self._residuals(self.module, *sample)
+
+
+def _places(module: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, str]:
+    """Every name by which a module holds one of the parameters -> the parameter's name, each module object once.
+
+    ``functional_call`` would tie a module that stands under two names by exchanging its parameters twice, and then puts
+    the exchanged ones back.
+    """
+    names = {id(p): name for name, p in parameters.items()}
+    return {
+        f"{prefix}.{key}" if prefix else key: names[id(p)]
+        for prefix, part in module.named_modules()
+        for key, p in part.named_parameters(recurse=False)
+        if id(p) in names
+    }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -186,11 +189,26 @@ class FlexibleSignal(PairSignal):
 
 
 class FreeSignal(SwitchingSignal):
-    """One field, a fixed step: what an unconstrained network does (a ResNet step is h = 1)."""
+    """One field, a fixed step: what an unconstrained network does (a ResNet step is h = 1).
+
+    The step is the given number in every precision: ``.double()`` does not keep its rounding to float32.
+
+    Example:
+        >>> FreeSignal(0.1).double().steps.item()
+        0.1
+    """
 
     def __init__(self, step: float = 1.0) -> None:
         super().__init__()
-        self.register_buffer("steps", torch.tensor([float(step)]))
+        self.given = float(step)
+        self.register_buffer("steps", torch.tensor([self.given]))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        unchanged = not self.steps.is_meta and bool(self.steps == self.given)
+        super()._apply(fn, recurse)
+        if unchanged:
+            self.steps.fill_(self.given)
+        return self
 
     def pieces(self) -> list[Piece]:
         return [(0, self.steps[0])]
