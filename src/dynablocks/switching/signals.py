@@ -205,7 +205,7 @@ class FreeSignal(SwitchingSignal):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         unchanged = not self.steps.is_meta and bool(self.steps == self.given)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if unchanged:
             self.steps.fill_(self.given)
         return self

@@ -1,0 +1,363 @@
+r"""Section 2.2: any field inside a Hamiltonian one, so that symplectic maps approximate any flow map.
+
+H(z, p) = pᵀf(z) has ż = f(z), and p = 0 stays: with E: z ↦ (z, 0) and P: (z, p) ↦ z, a step of the embedded field is
+P Ψ E, a step of f. Measured for five systems: the largest ‖PΨE(z) − Ψ_f(z)‖ and ‖p‖ on p = 0, and the symplecticity of
+Ψ at states with p ≠ 0.
+
+Learned: the map of the damped pendulum (q̇ = p, ṗ = −sin q − p/2) after 0.2, which contracts areas by e^{−0.1}. A
+symplectic map of the plane keeps them and cannot be it; lifted to R⁴ symplectic maps can. Three networks, fitted alike
+(Levenberg–Marquardt in float64 after Adam; the last tenth of the training pairs chooses the parameters that are kept):
+a symplectic map of R² (Suzuki's method on T(p) + V(q)), H = pᵀf(z) with a free f through the implicit midpoint rule
+in R⁴, and a SympNet of gradient modules in R⁴ between E and P.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dynablocks.blocks import DynamicalBlock
+from dynablocks.data.seeding import mixed_seed, seeded_generator
+from dynablocks.data.systems import PhysicalSystem, require_system
+from dynablocks.errors import require_choice
+from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
+from dynablocks.experiments.cells import Cell, Store
+from dynablocks.experiments.orders import exact_solution
+from dynablocks.fields import FieldFacts, VectorField
+from dynablocks.fields.hamiltonian import HamiltonianEmbedding
+from dynablocks.fitting import fit
+from dynablocks.fitting.objective import flow_map_residuals
+from dynablocks.fitting.structures import FreeField
+from dynablocks.fitting.surrogates import Structure, build
+from dynablocks.integrators import integrator
+from dynablocks.models.sympnet import sympnet
+from dynablocks.reporting import markdown_table
+from dynablocks.reporting.figures import new_figure, styled
+from dynablocks.switching.signals import FreeSignal
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SYSTEMS = ("pendulum", "rigid-body", "sir", "lotka-volterra", "abc-flow")
+METHODS = ("implicit-midpoint", "gauss4", "rk4")
+SYMPLECTIC = ("implicit-midpoint", "gauss4")
+NETWORKS = {"plane": "symplectic in R²", "embedded": "pᵀf(z) in R⁴, midpoint", "sympnet": "SympNet G in R⁴"}
+STEP, DAMPING = 0.2, 0.5
+EXACT = 1e-12
+ROLLOUT = 50
+
+
+class SystemField(VectorField):
+    """The field of a physical system."""
+
+    def __init__(self, system: PhysicalSystem) -> None:
+        super().__init__()
+        self.system, self.in_shape = system, (len(system.state_names),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.system.vector_field(x)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(reason=self.system.name)
+
+
+@dataclass(frozen=True)
+class EmbeddingCell(Cell):
+    """Residuals of the embedding for one system and method.
+
+    Args:
+        system: of :data:`dynablocks.data.systems.SYSTEMS`.
+        method: an integrator.
+        states: how many.
+        seed: of the states.
+    """
+
+    system: str
+    method: str
+    states: int = 10
+    seed: int = 0
+
+    @property
+    def title(self) -> str:
+        return f"embedding of {self.system}, {self.method}"
+
+    def build(self, directory: Path, store: Store) -> dict[str, Any]:
+        system, method = require_system(self.system), integrator(self.method)
+        field = SystemField(system)
+        embedded = HamiltonianEmbedding(field)
+        generator = seeded_generator(self.seed)
+        z = system.draw(self.states, generator)
+        with torch.no_grad():
+            moved = method.step(embedded, embedded.embed(z), 0.1)
+            gap = embedded.restrict(moved) - method.step(field, z, 0.1)
+        p = torch.randn(z.shape, dtype=z.dtype, generator=generator)
+        block = DynamicalBlock(embedded, method, FreeSignal(0.1)).double()
+        n = z.shape[1]
+        return {
+            "gap": float(gap.abs().max()),
+            "momentum": float(moved[:, n:].abs().max()),
+            "symplectic": symplecticity(block, torch.cat([z, p], dim=1)),
+        }
+
+
+def jacobians_of(map_: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The dense Jacobian at each sample."""
+    jacobian: Callable[..., Tensor] = torch.autograd.functional.jacobian
+    found = [jacobian(lambda z: map_(z[None])[0], sample) for sample in x]
+    return torch.stack(found).detach()
+
+
+def symplecticity(map_: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    """The largest ‖DᵀJD − J‖/‖D‖² over the samples."""
+    jacobians, n = jacobians_of(map_, x), x.shape[1] // 2
+    eye, zero = torch.eye(n, dtype=x.dtype), torch.zeros(n, n, dtype=x.dtype)
+    form = torch.cat([torch.cat([zero, eye], 1), torch.cat([-eye, zero], 1)])
+    defect = jacobians.mT @ form @ jacobians - form
+    sizes = torch.linalg.matrix_norm(jacobians, ord=2).square().clamp_min(1)
+    return float((torch.linalg.matrix_norm(defect, ord=2) / sizes).max())
+
+
+def damped(x: Tensor) -> Tensor:
+    """(p, −sin q − p/2)."""
+    q, p = x.unbind(1)
+    return torch.stack([p, -q.sin() - DAMPING * p], dim=1)
+
+
+def damped_pairs(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """States uniform in [−2, 2]² and their images."""
+    x = 4 * torch.rand(count, 2, dtype=torch.float64, generator=seeded_generator(seed)) - 2
+    return x, exact_solution(damped, x, STEP)
+
+
+class Embedded(nn.Module):
+    """P Ψ E with Ψ in R⁴, and the residual that is fitted."""
+
+    def __init__(self, step: nn.Module) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, z: Tensor) -> Tensor:
+        moved: Tensor = self.step(torch.cat([z, torch.zeros_like(z)], dim=1))
+        return moved[:, : z.shape[1]]
+
+
+def network(kind: str, width: int) -> nn.Module:
+    """One of :data:`NETWORKS`, float64, random.
+
+    Example:
+        >>> network("sympnet", 3)(torch.zeros(2, 2, dtype=torch.float64)).shape
+        torch.Size([2, 2])
+    """
+    require_choice("network", kind, NETWORKS)
+    if kind == "plane":
+        return build(Structure("symplectic", ("q", "p"), width=width, step=STEP))
+    if kind == "embedded":
+        embedded = HamiltonianEmbedding(FreeField(2, width))
+        return Embedded(DynamicalBlock(embedded, "implicit-midpoint", FreeSignal(STEP))).double()
+    return Embedded(sympnet("G", 4, 6, width)).double()
+
+
+def midpoint_residuals(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """y − x − hPX((x + y)/2, 0): it vanishes where the embedded midpoint step from x is y, and nothing is solved."""
+    field = module.step.fields[0]  # type: ignore[union-attr, index]
+    slope: Tensor = field.restrict(field(field.embed((x + y) / 2)))  # type: ignore[operator, union-attr]
+    return y - x - STEP * slope
+
+
+@dataclass(frozen=True)
+class DampedCell(Cell):
+    """One network fitted to the damped pendulum's map.
+
+    Args:
+        network: a key of :data:`NETWORKS`.
+        run: which data and start.
+        train, test: pairs.
+        width: hidden units.
+        adam_steps, finish_steps: of the fit, at most.
+        seed: of everything random, with ``run``.
+    """
+
+    network: str
+    run: int = 0
+    train: int = 200
+    test: int = 100
+    width: int = 20
+    adam_steps: int = 500
+    finish_steps: int = 60
+    seed: int = 0
+
+    @property
+    def title(self) -> str:
+        return f"damped pendulum, {NETWORKS[self.network]}, run {self.run}"
+
+    @property
+    def cost(self) -> float:
+        return 0.004 * self.adam_steps + 0.1 * self.finish_steps
+
+    def build(self, directory: Path, store: Store) -> dict[str, Any]:
+        start, data = (mixed_seed(self.seed, self.run, purpose) % 2**62 for purpose in (1, 0))
+        x, y = damped_pairs(self.train + self.test, data)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(start)
+            module = network(self.network, self.width)
+        first, clock = self.train * 9 // 10, time.perf_counter()
+        held_out = (x[first : self.train], y[first : self.train])
+        history = fit(
+            module,
+            x[:first],
+            y[:first],
+            validation=held_out,
+            residuals=midpoint_residuals if self.network == "embedded" else flow_map_residuals,
+            adam_steps=self.adam_steps,
+            finish_steps=self.finish_steps,
+            label=self.title,
+        )
+        seconds, test = time.perf_counter() - clock, slice(self.train, None)
+        state = truth = x[self.train :][:1]
+        path = [truth[0].tolist()]
+        with torch.no_grad():
+            error = float((module(x[test]) - y[test]).square().mean())
+            for _ in range(ROLLOUT):
+                state, truth = module(state), exact_solution(damped, truth, STEP)
+                path.append(state[0].tolist())
+        return {
+            "test": error,
+            "rollout": float((state - truth).square().mean()),
+            "parameters": history.unknowns,
+            "seconds": seconds,
+            "area": float(torch.linalg.det(jacobians_of(module, x[:20])).mean()),
+            "path": path,
+            "true_path": exact_path(x[self.train :][:1]),
+        }
+
+
+def exact_path(start: Tensor) -> list[list[float]]:
+    """The damped pendulum's states."""
+    states = [start]
+    for _ in range(ROLLOUT):
+        states.append(exact_solution(damped, states[-1], STEP))
+    path: list[list[float]] = torch.cat(states).tolist()
+    return path
+
+
+@EXPERIMENTS.register("embedding")
+class Embedding(Experiment):
+    """The Hamiltonian embedding: exact on known systems, and learned for a map that contracts areas."""
+
+    name = "embedding"
+    title = "Any field inside a Hamiltonian one"
+    source = "Section 2.2"
+
+    def embeddings(self, scale: Scale) -> list[EmbeddingCell]:
+        """Every system and method."""
+        systems = SYSTEMS[:2] if scale.preset == "smoke" else SYSTEMS
+        states = 2 if scale.preset == "smoke" else 10
+        return [EmbeddingCell(system, method, states, scale.seed) for system in systems for method in METHODS]
+
+    def groups(self, scale: Scale) -> dict[str, list[DampedCell]]:
+        """The fits of each network."""
+        if scale.preset == "smoke":
+            small = {"train": 30, "test": 10, "width": 3, "adam_steps": 10, "finish_steps": 5}
+            return {kind: [DampedCell(kind, seed=scale.seed, **small)] for kind in NETWORKS}
+        return {kind: [DampedCell(kind, run, seed=scale.seed) for run in range(3)] for kind in NETWORKS}
+
+    def cells(self, scale: Scale) -> list[Cell]:
+        return [*self.embeddings(scale), *(cell for group in self.groups(scale).values() for cell in group)]
+
+    def summaries(self, scale: Scale, store: Store) -> dict[str, dict[str, Any] | None]:
+        """Medians over the runs; ``None`` unless all are there."""
+        rows: dict[str, dict[str, Any] | None] = {}
+        for kind, group in self.groups(scale).items():
+            found = [result for cell in group if (result := store.result(cell)) is not None]
+            rows[kind] = None
+            if len(found) == len(group):
+                row = {key: statistics.median(r[key] for r in found) for key in ("test", "rollout", "area")}
+                rows[kind] = row | {
+                    "parameters": found[0]["parameters"],
+                    "runs": len(found),
+                    "seconds": max(r["seconds"] for r in found),
+                }
+        return rows
+
+    def tables(self, scale: Scale, store: Store) -> str:
+        rows = []
+        for cell in self.embeddings(scale):
+            result = store.result(cell)
+            numbers = dict.fromkeys(("gap", "momentum", "symplectic")) if result is None else result
+            rows.append(
+                {"system": cell.system, "method": cell.method if result else f"{cell.method}: not run"} | numbers
+            )
+        columns = {
+            "system": "system",
+            "method": "method",
+            "gap": "largest abs(PΨE − Ψ_f)",
+            "momentum": "largest abs(p)",
+            "symplectic": "‖DᵀJD − J‖/‖D‖², p ≠ 0",
+        }
+        exact = markdown_table(rows, columns, dict.fromkeys(("gap", "momentum", "symplectic"), "{:.1e}".format))
+        learned = [
+            {"network": NETWORKS[kind] if row else f"{NETWORKS[kind]}: not run"} | (row or {})
+            for kind, row in self.summaries(scale, store).items()
+        ]
+        heads = {
+            "network": "network",
+            "runs": "runs",
+            "parameters": "parameters",
+            "test": "test MSE, median",
+            "rollout": f"MSE after {ROLLOUT} steps, median",
+            "area": "mean det D (truth 0.9048)",
+            "seconds": "seconds, at most",
+        }
+        shown = {key: heading for key, heading in heads.items() if any(key in row for row in learned)}
+        formats = dict.fromkeys(("test", "rollout"), "{:.1e}".format) | {
+            "seconds": "{:.1f}".format,
+            "area": "{:.4f}".format,
+        }
+        return f"{exact}\n\nThe damped pendulum's map:\n\n{markdown_table(learned, shown, formats)}"
+
+    def figures(self, scale: Scale, store: Store) -> dict[str, Figure]:
+        first = {kind: store.result(group[0]) for kind, group in self.groups(scale).items()}
+        found = {kind: result for kind, result in first.items() if result is not None}
+        return {self.name: paths_figure(found, watermark=scale.watermark)}
+
+    def checks(self, scale: Scale, store: Store) -> list[Check]:
+        checks = []
+        for cell in self.embeddings(scale):
+            result, keeps = store.result(cell), cell.method in SYMPLECTIC
+            got = None if result is None else f"{result['gap']:.1e}, {result['symplectic']:.1e}"
+            agrees = None
+            if result is not None:
+                agrees = result["gap"] <= EXACT and (result["symplectic"] <= EXACT) == keeps
+            expected = f"<= {EXACT:g}, {'<=' if keeps else '>'} {EXACT:g}"
+            checks.append(Check.of(f"{cell.system}, {cell.method}: gap, symplecticity", "0", expected, got, agrees))
+        rows = self.summaries(scale, store)
+        plane, embedded = rows["plane"], rows["embedded"]
+        complete = plane is not None and embedded is not None
+        got = f"{embedded['test']:.1e} against {plane['test']:.1e}" if embedded and plane else None
+        agrees = None
+        if complete and scale.preset != "smoke":
+            assert plane is not None
+            assert embedded is not None
+            agrees = embedded["test"] <= 1e-3 * plane["test"]
+        checks.append(Check.of("damped pendulum: embedded against R²", "", "1000 times smaller", got, agrees))
+        return checks
+
+
+@styled
+def paths_figure(results: dict[str, dict[str, Any]], *, watermark: str | None = None) -> Figure:
+    """One rollout of each network over the damped pendulum's spiral."""
+    figure = new_figure(3.2 * len(NETWORKS), 3.4, watermark)
+    for axes, kind in zip(figure.subplots(1, len(NETWORKS)), NETWORKS, strict=True):
+        if kind in results:
+            for key, style in (("true_path", {"color": "0.6", "linewidth": 3.0}), ("path", {"linewidth": 1.0})):
+                path = torch.tensor(results[kind][key])
+                axes.plot(path[:, 0], path[:, 1], **style)
+        axes.set(title=NETWORKS[kind], xlabel="q", ylabel="p", aspect="equal")
+    return figure

@@ -1,0 +1,79 @@
+"""The Hamiltonian embedding: the measure sees a broken twin, and the plane's symplectic maps cannot contract."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.experiments import Scale, Store
+from dynablocks.experiments.embedding import (
+    DAMPING,
+    METHODS,
+    NETWORKS,
+    STEP,
+    SYMPLECTIC,
+    DampedCell,
+    Embedding,
+    EmbeddingCell,
+    damped_pairs,
+    jacobians_of,
+    network,
+    symplecticity,
+)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_embedded_step_is_the_step_of_f(method: str, tmp_path: Path) -> None:
+    found = EmbeddingCell("lotka-volterra", method, 3).build(tmp_path, Store(tmp_path))
+    assert found["gap"] <= 1e-14
+    assert found["momentum"] == 0
+    assert (found["symplectic"] <= 1e-12) == (method in SYMPLECTIC)
+
+
+def test_symplecticity_of_known_maps() -> None:
+    x = torch.randn(3, 2, dtype=torch.float64)
+    shear = torch.tensor([[1.0, 3.0], [0.0, 1.0]], dtype=torch.float64)
+    assert symplecticity(lambda z: z @ shear.mT, x) < 1e-15
+    assert symplecticity(lambda z: 0.5 * z, x) == pytest.approx(0.75)
+
+
+def test_the_damped_pendulum_contracts_areas() -> None:
+    from dynablocks.experiments.embedding import damped
+
+    step, x = 1e-3, damped_pairs(4, 0)[0]
+    logs = torch.linalg.slogdet(torch.eye(2) + step * jacobians_of(damped, x)).logabsdet
+    assert float((logs / step + DAMPING).abs().max()) < 2 * step
+    assert math.exp(-DAMPING * STEP) == pytest.approx(0.9048, abs=1e-4)
+
+
+def test_networks_of_the_plane_keep_areas_and_lifted_ones_need_not() -> None:
+    torch.manual_seed(0)
+    x = damped_pairs(3, 0)[0]
+    areas = {kind: torch.linalg.det(jacobians_of(network(kind, 3), x)) for kind in NETWORKS}
+    assert float((areas["plane"] - 1).abs().max()) < 1e-13
+    assert all(float((areas[kind] - 1).abs().max()) > 1e-4 for kind in ("embedded", "sympnet"))
+    with pytest.raises(InvalidArgument, match="sympnet"):
+        network("sympnets", 3)
+
+
+def test_only_the_embedding_learns_it(tmp_path: Path) -> None:
+    errors = {}
+    for kind in ("plane", "embedded"):
+        cell = DampedCell(kind, train=60, test=20, width=8, adam_steps=50, finish_steps=15)
+        errors[kind] = cell.build(tmp_path, Store(tmp_path))["test"]
+    assert errors["embedded"] < 1e-3 * errors["plane"]
+
+
+def test_smoke_experiment(tmp_path: Path) -> None:
+    experiment, scale, store = Embedding(), Scale("smoke"), Store(tmp_path)
+    assert {check.verdict for check in experiment.checks(scale, store)} == {"not run"}
+    assert "not run" in experiment.tables(scale, store)
+    cells = experiment.cells(scale)
+    assert [store.build(cell) for cell in cells] == ["built"] * len(cells)
+    assert {check.verdict for check in experiment.checks(scale, store)} == {"agrees", "not compared"}
+    assert NETWORKS["embedded"] in experiment.tables(scale, store)
+    assert set(experiment.figures(scale, store)) == {"embedding"}
