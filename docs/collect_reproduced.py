@@ -69,6 +69,15 @@ def checks_table(record: dict[str, Any]) -> str:
     return "\n## Compared with the paper\n\n" + "\n".join(lines) + "\n"
 
 
+def shortened(value: Any, inside: bool = False) -> Any:
+    """The numbers of long lists, which are there for the figures, to five digits; everything else as it is."""
+    if isinstance(value, dict):
+        return {key: shortened(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [shortened(entry, inside or len(value) > 20) for entry in value]
+    return float(f"{value:.5g}") if inside and isinstance(value, float) else value
+
+
 def collect(folder: Path, name: str) -> None:
     """One page with its pictures and its record."""
     preset = folder.name
@@ -83,7 +92,9 @@ def collect(folder: Path, name: str) -> None:
     words = "\n## What agrees, what does not, and why\n\n" + notes.read_text(encoding="utf-8") if notes.exists() else ""
     page = f"{text}\n{checks_table(record)}{words}\n{origin(record)}\n"
     (RESULTS / f"{preset}-{name}.md").write_text(page, encoding="utf-8")
-    (RESULTS / f"{preset}-{name}.json").write_text(json.dumps(record, separators=(",", ":")) + "\n", encoding="utf-8")
+    (RESULTS / f"{preset}-{name}.json").write_text(
+        json.dumps(shortened(record), separators=(",", ":")) + "\n", encoding="utf-8"
+    )
 
 
 def write_index() -> None:
