@@ -1,4 +1,4 @@
-"""The command line: ``dynablocks run | train | attack | certify | verify | explain | report | fit | ...``."""
+"""The command line: ``dynablocks run | train | attack | certify | audit | verify | explain | report | fit | ...``."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ usage: dynablocks COMMAND [options]          dynablocks COMMAND --help for its o
   train     train a network; resumes an unfinished training
   attack    attack the test images of a run with l2-PGD at many radii
   certify   certify every test image of a run
+  audit     check a certificate file against weights, data and attacks
   verify    measure every declared property of a run's network in float64
   explain   print how a network's properties follow from its parts
   report    write the self-contained report.html of a run
@@ -321,12 +322,73 @@ def _attack(arguments: Sequence[str]) -> int:
 def _certify(arguments: Sequence[str]) -> int:
     from dynablocks.pipeline import certify_run, collect_metrics
 
-    options = _directory_parser("certify", "Certify every test image of a run.").parse_args(_expand(arguments))
+    parser = _directory_parser("certify", "Certify every test image of a run, rounding errors included.")
+    parser.add_argument(
+        "--arithmetic",
+        type=str,
+        default="float64",
+        help="float64 or float32, in which the network will run; the proven rounding bound of float32 costs radius",
+    )
+    parser.add_argument("--json", type=Path, default=None, help="also write a certificate file for dynablocks audit")
+    options = parser.parse_args(_expand(arguments))
     directory = _directory(options, "certify")
     if options.dry_run:
         return _describe(directory, "certify")
-    certify_run(directory, _moved(options))
+    if options.json is None:
+        certify_run(directory, _moved(options), arithmetic=options.arithmetic)
+    else:
+        from dynablocks.certificate_files import write_certificate
+
+        write_certificate(directory, options.json, _moved(options), arithmetic=options.arithmetic)
+        _say(f"the certificate is in {options.json}; check it with: dynablocks audit {options.json}")
     _show(collect_metrics(directory))
+    return 0
+
+
+AUDIT_SUMMARY = """Check a certificate file: every bound, radius and prediction again from the weights, then attacks."""
+
+AUDIT_EXAMPLES = """what is checked:
+  weights   the SHA-256 of the run's model.safetensors is the one that was certified
+  data      the test images have the certified fingerprint
+  bounds    each layer's constant from singular values (dense SVD, or FFT on a padded grid), not from its declaration
+  radii     no radius exceeds what the margin allows; with the rounding bound, each is the same again
+  attacks   gradient ascent with three losses inside the radii of --samples certified images changes no class
+
+examples:
+  dynablocks certify runs/cifar --json cifar.json
+  dynablocks audit cifar.json
+  dynablocks audit cifar.json --samples 500 --steps 200      a harder try
+  dynablocks audit cifar.json --run ~/moved --data.dir ~/cifar10
+
+The exit code is 0 when all agree; anything else is one sentence on stderr and exit code 2."""
+
+
+def _audit(arguments: Sequence[str]) -> int:
+    from jsonargparse import DefaultHelpFormatter
+
+    class Verbatim(DefaultHelpFormatter):
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            return "\n".join(indent + line for line in text.splitlines())
+
+    parser = _parser("audit", AUDIT_SUMMARY)
+    parser.formatter_class, parser.epilog = Verbatim, AUDIT_EXAMPLES
+    parser.add_argument("certificate", type=Path, nargs="?", help="the file that certify --json wrote")
+    parser.add_argument("--run", type=Path, default=None, help="the run directory, if it moved")
+    parser.add_argument("--data.dir", type=Path, default=None, help="where the images are now, if they moved")
+    parser.add_argument("--samples", type=int, default=64, help="how many certified images are attacked; 0: none")
+    parser.add_argument("--steps", type=int, default=40, help="gradient steps of each attack")
+    options = parser.parse_args(_expand(arguments))
+    if options.certificate is None:
+        raise InvalidArgument("no certificate was given; use: dynablocks audit FILE")
+    for name, least in (("samples", 0), ("steps", 1)):
+        if getattr(options, name) < least:
+            raise InvalidArgument(f"--{name} is {getattr(options, name)}; at least {least} is needed.")
+    from dynablocks.certificate_files import audit_certificate
+
+    audit_certificate(
+        options.certificate, run=options.run, data=_moved(options), samples=options.samples, steps=options.steps
+    )
+    print("the certificate holds")
     return 0
 
 
@@ -430,6 +492,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "attack": _attack,
     "certify": _certify,
+    "audit": _audit,
     "verify": _verify,
     "explain": _explain,
     "report": _report,

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from dynablocks.errors import DynablocksError
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then flush and rename it; a failure leaves ``path`` as it
-    was.
+    was. Who may read it follows the umask, as for any new file.
 
     Raises:
         DynablocksError: the disk is full, or the place is not writable.
@@ -25,9 +25,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        temporary = Path(name)
-        os.close(handle)
+        unused = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
+        os.close(os.open(unused, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
+        temporary = unused
         write(temporary)
         with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())

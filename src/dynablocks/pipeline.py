@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,13 +90,7 @@ def load(directory: str | Path) -> Network:
     directory = Path(directory)
     checkpoint = require_checkpoint(directory)
     try:
-        stored = yaml.safe_load(read_config(checkpoint))["model"]
-        options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored["config"].items()}
-        channels, height, width = (int(n) for n in stored["input_shape"])
-        shape = (channels, height, width)
-        network = build(
-            ModelConfig(**options), shape, stored["num_classes"], mean=tuple(stored["mean"]), std=tuple(stored["std"])
-        )
+        network = build_described(yaml.safe_load(read_config(checkpoint))["model"])
     except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise BadCheckpoint(
             f"{checkpoint}/config.yaml describes no network of this version ({error}); train again with --overwrite."
@@ -108,6 +102,14 @@ def load(directory: str | Path) -> Network:
         )
     set_progress(network, 1.0)
     return network.eval()
+
+
+def build_described(description: Mapping[str, Any]) -> Network:
+    """The network that :func:`build_for` described, with new weights."""
+    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description["config"].items()}
+    channels, height, width = (int(n) for n in description["input_shape"])
+    shape, classes = (channels, height, width), int(description["num_classes"])
+    return build(ModelConfig(**options), shape, classes, mean=tuple(description["mean"]), std=tuple(description["std"]))
 
 
 def require_checkpoint(directory: Path) -> Path:
@@ -189,16 +191,20 @@ def attack_run(directory: Path, config: AttackConfig | None = None, data: DataCo
     return result
 
 
-def certify_run(directory: Path, data: DataConfig | None = None) -> CertificateResult:
-    """Certify every test image of a run; write certificate.json and certificate.safetensors."""
+def certify_run(directory: Path, data: DataConfig | None = None, *, arithmetic: str = "float64") -> CertificateResult:
+    """Certify every test image of a run; write certificate.json and certificate.safetensors.
+
+    The radii hold for the network evaluated in ``arithmetic``: float64, or float32 at the cost of its larger proven
+    rounding bound.
+    """
     run = with_data(load_config(directory), data)
     epsilons = AttackConfig().epsilons
     result: CertificateResult | None = _restore(directory, "certificate", CertificateResult.restore)
-    if result is None:
+    if result is None or result.arithmetic != arithmetic:
         splits = load_splits(run)
         network = load(directory).to(choose_device(run.training.device))
         with progress_bar(f"certifying {len(splits.test)} images") as update:
-            result = certify(network, splits.test, progress=update)
+            result = certify(network, splits.test, arithmetic=arithmetic, progress=update)
         _store(directory, "certificate", result.summary(epsilons), result.tensors())
     _check_together(directory)
     collect_metrics(directory)

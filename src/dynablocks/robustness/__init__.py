@@ -5,6 +5,7 @@ from __future__ import annotations
 from dynablocks.robustness.attacks import DEFAULT_EPSILONS, LOSSES, AttackConfig, AttackResult, attack, l2_pgd
 from dynablocks.robustness.certificates import CertificateResult, certified_radii, certify, generic_radii
 from dynablocks.robustness.curves import PAPER_EPSILONS, Curve, auc
+from dynablocks.robustness.rounding import LogitError, NoRoundingBound, plain_arithmetic, rounding_bound
 from dynablocks.robustness.soundness import check_sound
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "AttackResult",
     "CertificateResult",
     "Curve",
+    "LogitError",
+    "NoRoundingBound",
     "attack",
     "auc",
     "certified_radii",
@@ -22,4 +25,6 @@ __all__ = [
     "check_sound",
     "generic_radii",
     "l2_pgd",
+    "plain_arithmetic",
+    "rounding_bound",
 ]

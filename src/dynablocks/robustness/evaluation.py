@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -114,7 +114,7 @@ def check_labels(labels: Tensor, classes: int | None) -> None:
         raise BadData(f"labels range from {low} to {high}; this model's classes are {limit}.")
 
 
-def checked_logits(model: nn.Module, pixels: Tensor) -> Float[Tensor, "n classes"]:
+def checked_logits(model: Callable[[Tensor], Tensor], pixels: Tensor) -> Float[Tensor, "n classes"]:
     """``model(pixels)`` without gradients.
 
     Raises:

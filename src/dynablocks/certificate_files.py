@@ -1,0 +1,133 @@
+"""Certificate files of run directories: written by ``certify --json``, checked by ``audit``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from dynablocks.config import DataConfig
+from dynablocks.data import DataSplits, load_data
+from dynablocks.errors import BadData, InvalidArgument
+from dynablocks.files import read_json, sha256, write_json
+from dynablocks.models import Network
+from dynablocks.pipeline import (
+    build_described,
+    certify_run,
+    data_name,
+    load,
+    load_config,
+    load_splits,
+    require_checkpoint,
+    weights_hash,
+    with_data,
+)
+from dynablocks.robustness.artefact import artefact, checked_artefact
+from dynablocks.robustness.audit import AuditFailed, audit
+from dynablocks.switching import set_progress
+from dynablocks.training import load_weights, read_config
+
+WEIGHTS = Path("checkpoint") / "model.safetensors"
+
+
+def write_certificate(
+    directory: Path, path: Path, data: DataConfig | None = None, *, arithmetic: str = "float64"
+) -> dict[str, Any]:
+    """Certify a run and write all that is needed to check it again.
+
+    Args:
+        directory: the run directory.
+        path: the JSON file.
+        data: where the images are now, if they moved.
+        arithmetic: float64 or float32, in which the network will run.
+
+    Returns:
+        What the file holds.
+    """
+    if path.is_dir():
+        raise InvalidArgument(f"--json {path} is a folder; name a file in it, such as {path / 'certificate.json'}.")
+    result = certify_run(directory, data, arithmetic=arithmetic)
+    if path.resolve() == (directory / "certificate.json").resolve():
+        raise InvalidArgument(f"{path} is the run's own summary; give --json another name.")
+    run = with_data(load_config(directory), data)
+    description = yaml.safe_load(read_config(require_checkpoint(directory)))["model"]
+    content = artefact(
+        load(directory),
+        result,
+        description=description,
+        weights=weights_hash(directory),
+        run=os.path.relpath(directory.resolve(), path.resolve().parent),
+        splits=load_splits(run),
+        data={"name": data_name(run.data), "dir": None if run.data.dir is None else str(run.data.dir.resolve())},
+    )
+    write_json(path, content)
+    return content
+
+
+def audit_certificate(
+    path: Path,
+    *,
+    run: Path | None = None,
+    data: DataConfig | None = None,
+    samples: int = 64,
+    steps: int = 40,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Check a certificate file against the run's weights and data; ``say`` gets one sentence a check.
+
+    Args:
+        path: the file that ``certify --json`` wrote.
+        run: the run directory, if it moved.
+        data: where the images are now, if they moved.
+        samples: how many certified images are attacked.
+        steps: of each attack.
+
+    Raises:
+        AuditFailed: the certificate does not agree with the weights, the data or an attack.
+        BadData: the file is no certificate.
+    """
+    content = checked_artefact(read_json(path), str(path))
+    network = _network(content, path, run)
+    say(f"weights: SHA-256 {content['weights'][:16]}… as certified")
+    splits = _splits(content, data)
+    say(f"data: {content['data'].get('name')}, {len(splits.test)} test images, the fingerprint agrees")
+    for sentence in audit(content, network, splits.test.images, splits.test.labels, samples=samples, steps=steps):
+        say(sentence)
+
+
+def _network(content: dict[str, Any], path: Path, run: Path | None) -> Network:
+    directory = path.parent / content["run"] if run is None else run
+    weights = directory / WEIGHTS
+    if not weights.is_file():
+        raise BadData(f"{weights} does not exist; say where the run directory is now with --run DIR.")
+    found = sha256(weights)
+    if found != content["weights"]:
+        raise AuditFailed(
+            f"{weights} has SHA-256 {found[:16]}… but the certificate is for {content['weights'][:16]}…; "
+            "the weights were changed."
+        )
+    try:
+        network = build_described(content["model"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadData(f"{path} describes no network of this version ({error}); certify again.") from error
+    load_weights(weights.parent, network)
+    if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):
+        raise AuditFailed(f"{weights} holds NaN or infinity; such a network has no certificate.")
+    set_progress(network, 1.0)
+    return network
+
+
+def _splits(content: dict[str, Any], data: DataConfig | None) -> DataSplits:
+    stored = content["data"]
+    folder = stored.get("dir") if data is None or data.dir is None else str(data.dir)
+    splits = load_data(str(stored.get("name")), None if folder is None else Path(folder))
+    if splits.fingerprint != stored.get("fingerprint"):
+        raise AuditFailed(
+            f"the images have fingerprint {splits.fingerprint[:16]}… but the certificate is for "
+            f"{str(stored.get('fingerprint'))[:16]}…; it was made on other data."
+        )
+    return splits

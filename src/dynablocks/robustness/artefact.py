@@ -1,0 +1,141 @@
+"""The certificate artefact: everything a second person needs to check a run's radii."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dynablocks.errors import BadData
+from dynablocks.models import Network
+from dynablocks.properties import Declaration, Lipschitz, declare
+from dynablocks.robustness.certificates import ARITHMETICS, CertificateResult
+from dynablocks.robustness.evaluation import evaluating
+from dynablocks.robustness.rounding import unit_roundoff
+
+if TYPE_CHECKING:
+    from dynablocks.data import DataSplits
+
+FORMAT, VERSION = "dynablocks-certificate", 1
+
+
+def ledger(network: Network) -> list[dict[str, Any]]:
+    """The Lipschitz bound of each layer of the body, and their running product: what is spent of the budget.
+
+    Example:
+        >>> from dynablocks.models import ModelConfig, build
+        >>> rows = ledger(build(ModelConfig("certified", widths=(4,), layers=(1,)), (1, 8, 8), 10, seed=0))
+        >>> rows[0]["kind"], rows[0]["bound"]
+        ('PixelNormalisation', 1.0)
+    """
+    with evaluating(network):
+        declared = declare(network.body)
+    rows, product = [], 1.0
+    for name, part in declared.parts:
+        bound = _constant(part)
+        product *= bound
+        row = {"name": name, "kind": part.title, "bound": _number(bound), "product": _number(product)}
+        rows.append(row | {"reason": part.reason})
+    return rows
+
+
+def _constant(part: Declaration) -> float:
+    stated = part.properties.of(Lipschitz)
+    return math.inf if stated is None else stated.constant
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def artefact(
+    network: Network,
+    result: CertificateResult,
+    *,
+    description: Mapping[str, Any],
+    weights: str,
+    run: str,
+    splits: DataSplits,
+    data: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of a certificate file.
+
+    Args:
+        network: the run's, in any number format; the ledger is that of its copy in the certificate's arithmetic.
+        result: its certificate.
+        description: configuration, input shape, classes, mean and std, from which the network is built.
+        weights: SHA-256 of model.safetensors.
+        run: the run directory.
+        splits: the data; the test images are the certified ones.
+        data: what to load them with: name, validation, seed.
+    """
+    import dynablocks
+
+    kind = ARITHMETICS.get(result.arithmetic, torch.float32)
+    rows = ledger(copy.deepcopy(network).to(kind))
+    images = zip(result.labels.tolist(), result.predictions.tolist(), result.radii.tolist(), strict=True)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "dynablocks": dynablocks.__version__,
+        "run": run,
+        "weights": weights,
+        "model": dict(description),
+        "normalisation": {name: normalisation(network, name) for name in ("mean", "scale")},
+        "norm": result.norm,
+        "arithmetic": {
+            "format": result.arithmetic,
+            "unit_roundoff": unit_roundoff(kind),
+            "rounding": "proved" if result.proved else "measured",
+            "largest_logit_error": _number(result.logit_error),
+        },
+        "layers": rows,
+        "body_lipschitz": _number(result.body_lipschitz),
+        "data": dict(data) | {"fingerprint": splits.fingerprint, "images": len(result.labels)},
+        "clean_accuracy": result.accuracy,
+        "images": [{"label": label, "prediction": guess, "radius": radius} for label, guess, radius in images],
+    }
+
+
+def normalisation(network: Network, name: str) -> list[float]:
+    """The stored mean or scale of the first layer, per channel."""
+    found = next(value for key, value in network.body[0].state_dict().items() if key.split(".")[-1] == name)
+    return [float(value) for value in found.double().flatten()]
+
+
+NEEDED = {
+    "weights": str,
+    "run": str,
+    "model": dict,
+    "normalisation": dict,
+    "norm": str,
+    "arithmetic": dict,
+    "layers": list,
+    "data": dict,
+    "images": list,
+}
+
+
+def checked_artefact(content: Any, path: str) -> dict[str, Any]:
+    """``content`` when it is a certificate of this version.
+
+    Raises:
+        BadData: it is something else, or parts of it are missing or of another kind.
+    """
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise BadData(f"{path} is no dynablocks certificate; make one with: dynablocks certify RUN --json FILE")
+    if content.get("version") != VERSION:
+        raise BadData(f"{path} has version {content.get('version')!r}; this version reads {VERSION}: certify again.")
+    wrong = [name for name, kind in NEEDED.items() if not isinstance(content.get(name), kind)]
+    if wrong or "body_lipschitz" not in content:
+        raise BadData(f"{path} has no valid {(wrong or ['body_lipschitz'])[0]!r}; it was edited or cut: certify again.")
+    for number, image in enumerate(content["images"]):
+        if not isinstance(image, dict) or not all(
+            isinstance(image.get(name), kind)
+            for name, kind in (("label", int), ("prediction", int), ("radius", (int, float)))
+        ):
+            raise BadData(f"image {number} of {path} lacks a label, prediction or radius; certify again.")
+    return content

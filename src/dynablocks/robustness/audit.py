@@ -1,0 +1,422 @@
+"""A second opinion on a certificate: bounds, radii and attacks made again, not with the code that made them.
+
+The bounds here come from singular values of the layers as they are, by numpy: a dense SVD where the layer is small, the
+SVDs of its symbol on a padded grid otherwise. Nothing that a layer declares about itself is used.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dynablocks.blocks import DynamicalBlock
+from dynablocks.errors import UnsoundResult
+from dynablocks.fields import GradientField, MetricField, PreconditionedField, RidgeField, TwoMatrixField
+from dynablocks.integrators import ExactFlow, ExplicitEuler
+from dynablocks.lifting import PaperLift, PixelNormalisation, SpaceToDepth, ZeroLift
+from dynablocks.linear import LinearMap
+from dynablocks.linear.convolution import Conv
+from dynablocks.metrics import Channelwise, Whitening
+from dynablocks.models import Network
+from dynablocks.robustness.artefact import ledger, normalisation
+from dynablocks.robustness.certificates import ARITHMETICS, certify
+from dynablocks.robustness.evaluation import checked_logits, evaluating, to_pixels
+from dynablocks.robustness.rounding import plain_arithmetic
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+__all__ = ["AuditFailed", "audit", "body_bound", "singular_range"]
+
+_BATCH = 256
+_DENSE_SIDE = 1024
+_TOLERANCES = {"float64": 1e-9, "float32": 2e-6}
+"""By how much bounds may differ relatively: weights that are functions of others end differently on other machines."""
+_INSIDE = 1 - 1e-6
+_LOSSES = ("margin", "cross-entropy", "ratio")
+
+
+class AuditFailed(UnsoundResult):
+    """A certificate does not agree with the weights, the data or an attack."""
+
+
+def singular_range(linear: LinearMap, scales: np.ndarray[Any, Any] | None = None) -> tuple[float, float]:
+    r"""An upper bound of ‖DA‖ and a lower one of :math:`\min_x \|DAx\|/\|x\|`, D = diag(``scales``) per output channel.
+
+    Example:
+        >>> from dynablocks.linear import OrthogonalDense
+        >>> [round(value, 5) for value in singular_range(OrthogonalDense(5, 5))]
+        [1.0, 1.0]
+    """
+    weight = linear.weight.detach().cpu().double().numpy()
+    if scales is not None:
+        weight = weight * scales.reshape(-1, *(1,) * (weight.ndim - 1))
+    if weight.ndim == 4 and weight.shape[2:] == (1, 1) and _plain(linear):
+        weight = weight[:, :, 0, 0]
+    if weight.ndim == 2:
+        return _matrix_range(weight)
+    assert isinstance(linear, Conv)
+    height, width = linear.in_shape[1:]
+    circular, side = linear.padding == "circular", math.prod(linear.in_shape)
+    if not circular and max(side, linear.features) <= _DENSE_SIDE:
+        return _matrix_range(_dense(linear, weight))
+    reach = linear.dilation * (weight.shape[2] - 1)
+    before = 0 if circular else min(max(linear.zeros, reach - linear.zeros), reach)
+    sides = [-(-(n + before) // linear.stride) * linear.stride for n in (height, width)]
+    groups = weight.reshape(linear.groups, -1, *weight.shape[1:])
+    ranges = [_symbol_range(group, linear, sides[0], sides[1]) for group in groups]
+    return max(r[0] for r in ranges), min(r[1] for r in ranges) if circular else 0.0
+
+
+def _plain(linear: LinearMap) -> bool:
+    """Whether a 1 × 1 kernel is the same matrix at every pixel."""
+    return not isinstance(linear, Conv) or (linear.groups == 1 and linear.stride == 1 and linear.zeros == 0)
+
+
+def _matrix_range(matrix: np.ndarray[Any, Any]) -> tuple[float, float]:
+    values = np.linalg.svd(matrix, compute_uv=False)
+    return float(values[0]), float(values[-1]) if matrix.shape[0] >= matrix.shape[1] else 0.0
+
+
+def _dense(linear: Conv, weight: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The matrix, entry by entry: output (o, y, x) sees the input (c, ys + d·i − p, xs + d·j − p)."""
+    (channels, height, width), (outputs, rows, columns) = linear.in_shape, linear.out_shape
+    matrix = np.zeros((outputs, rows, columns, channels, height, width))
+    per_group, size = channels // linear.groups, outputs // linear.groups
+    for i, j in itertools.product(range(weight.shape[2]), range(weight.shape[3])):
+        for y, x in itertools.product(range(rows), range(columns)):
+            v = y * linear.stride + i * linear.dilation - linear.zeros
+            h = x * linear.stride + j * linear.dilation - linear.zeros
+            if 0 <= v < height and 0 <= h < width:
+                for group in range(linear.groups):
+                    o, c = slice(group * size, (group + 1) * size), slice(group * per_group, (group + 1) * per_group)
+                    matrix[o, y, x, c, v, h] += weight[o, :, i, j]
+    return matrix.reshape(linear.features, -1)
+
+
+def _symbol_range(weight: np.ndarray[Any, Any], linear: Conv, height: int, width: int) -> tuple[float, float]:
+    """Singular values of the circular convolution on a grid, by the FFT of its kernel.
+
+    With stride s the frequencies ω + 2πk/s fall together: their symbols stand side by side, divided by s.
+    """
+    grid = np.zeros((*weight.shape[:2], height, width))
+    for i, j in itertools.product(range(weight.shape[2]), range(weight.shape[3])):
+        grid[:, :, linear.dilation * i % height, linear.dilation * j % width] += weight[:, :, i, j]
+    s, (outputs, inputs) = linear.stride, weight.shape[:2]
+    folded = np.fft.fft2(grid).reshape(outputs, inputs, s, height // s, s, width // s).transpose(3, 5, 0, 1, 2, 4)
+    symbols = folded.reshape(height // s, width // s, outputs, inputs * s * s) / s
+    values = np.linalg.svd(symbols, compute_uv=False)
+    return float(values[..., 0].max()), float(values[..., -1].min()) if outputs >= inputs * s * s else 0.0
+
+
+def _symmetric_bound(known: tuple[float, float], low: float, high: float) -> float:
+    """max |eigenvalue| of I + AᵀEA for diagonal E with entries in [low, high]."""
+    largest, smallest = known[0] ** 2, known[1] ** 2
+    ends = (low * (largest if low < 0 else smallest), high * (largest if high > 0 else smallest))
+    return max(abs(1 + end) for end in ends)
+
+
+def _slopes(field: RidgeField | MetricField) -> tuple[float, float]:
+    return field.sigma.slope_min, field.sigma.slope_max
+
+
+def _ridge_bound(method: Any, field: RidgeField, h: float) -> float:
+    """One step of Aᵀ diag(α)σ(Ax + b); where α has one sign and the step is plain Euler, √|α| goes into A."""
+    scales = field.slope_scales()
+    values = [field.sign] if scales is None else scales.detach().cpu().double().tolist()
+    slopes = [value * slope for value in (min(values), max(values)) for slope in _slopes(field)]
+    if isinstance(method, ExactFlow):
+        moved = [math.expm1(h * slope) for slope in slopes]
+        return _symmetric_bound(singular_range(field.linear), min(moved), max(moved))
+    part = h / method.substeps
+    if method.substeps > 1 and field.linear.rows_orthonormal:
+        factors = [1 + part * slope for slope in slopes]
+        products = [math.prod(c) - 1 for c in itertools.combinations_with_replacement(factors, method.substeps)]
+        return _symmetric_bound(singular_range(field.linear), min(products), max(products))
+    if scales is not None and (min(values) > 0 or max(values) < 0):
+        known, sign = singular_range(field.linear, np.sqrt(np.abs(values))), math.copysign(1.0, values[0])
+        slopes = [sign * slope for slope in _slopes(field)]
+    else:
+        known = singular_range(field.linear)
+    return _symmetric_bound(known, min(part * s for s in slopes), max(part * s for s in slopes)) ** method.substeps
+
+
+def _step_bound(method: Any, field: nn.Module, h: float) -> float:
+    if not isinstance(method, (ExplicitEuler, ExactFlow)):
+        raise AuditFailed(f"the audit knows Euler steps and exact flows only, not {method!r}; certify such a network.")
+    if isinstance(field, (GradientField, PreconditionedField)):
+        return _ridge_bound(method, field, h)
+    if isinstance(field, TwoMatrixField) and isinstance(method, ExplicitEuler):
+        part, product = h / method.substeps, singular_range(field.inner)[0] * singular_range(field.outer)[0]
+        return float(abs(1 - part * field.decay) + abs(part) * product * field.sigma.slope_max) ** method.substeps
+    if isinstance(field, MetricField) and field.whitened and isinstance(method, ExplicitEuler):
+        part = h / method.substeps * (1 if field.expansive else -1)
+        ends = sorted(part * slope for slope in _slopes(field))
+        return _symmetric_bound(singular_range(field.linear), ends[0], ends[1]) ** method.substeps
+    raise AuditFailed(f"the audit does not know the field {type(field).__name__}; extend robustness/audit.py.")
+
+
+def _layer_bound(module: nn.Module) -> float:
+    if isinstance(module, nn.Sequential):
+        return math.prod(_layer_bound(part) for part in module._modules.values() if part is not None)
+    if isinstance(module, DynamicalBlock):
+        pieces = [(module.fields[index], float(h.detach())) for index, h in module.signal.pieces()]
+        return math.prod(_step_bound(module.method, field, h) for field, h in pieces)
+    if isinstance(module, Channelwise):
+        return _layer_bound(module.module)
+    if isinstance(module, PixelNormalisation):
+        return float(module.scale.double().max())
+    if isinstance(module, PaperLift):
+        return abs(float(module.alpha.detach())) * singular_range(module.linear)[0]
+    if isinstance(module, (nn.Identity, nn.Flatten, nn.ReLU, SpaceToDepth, ZeroLift, Whitening)):
+        return 1.0
+    if isinstance(module, nn.MaxPool2d) and module.kernel_size == module.stride and module.padding == 0:
+        return 1.0
+    if isinstance(module, LinearMap):
+        return singular_range(module)[0]
+    raise AuditFailed(f"the audit does not know the layer {type(module).__name__}; extend robustness/audit.py.")
+
+
+def body_bound(network: Network) -> Iterator[tuple[str, float]]:
+    """Name and Lipschitz bound of each layer of the body."""
+    for name, module in network.body._modules.items():
+        if module is not None:
+            yield name, _layer_bound(module)
+
+
+def _entrance(network: Network) -> float:
+    """The largest ratio of the norm on images to ℓ2."""
+    first = network.body[0]
+    return math.sqrt(float(first.metric.weights.max())) if isinstance(first, Channelwise) else 1.0
+
+
+def _radii(logits: Tensor, weight: Tensor, lipschitz: float) -> np.ndarray[Any, Any]:
+    """min over j of (z_i − z_j) / (L ‖w_i − w_j‖), without any allowance for rounding: no sound radius is larger."""
+    z, rows, radii = logits.double().numpy(), weight.detach().cpu().double().numpy(), []
+    for values in z:
+        i = int(values.argmax())
+        ratios = []
+        for j in range(len(values)):
+            slope = lipschitz * float(np.linalg.norm(rows[i] - rows[j]))
+            if j != i:
+                ratios.append((values[i] - values[j]) / slope if slope else math.inf)
+        radii.append(max(0.0, min(ratios)))
+    return np.array(radii)
+
+
+def audit(
+    content: dict[str, Any],
+    network: Network,
+    images: Tensor,
+    labels: Int[Tensor, " n"],
+    *,
+    samples: int = 64,
+    steps: int = 40,
+    seed: int = 0,
+) -> list[str]:
+    """Check a certificate against the network, and attack the images it certifies.
+
+    Args:
+        content: the artefact, as :func:`dynablocks.robustness.artefact.checked_artefact` gives it.
+        network: built from the artefact's own description, with the weights from the file.
+        images, labels: the certified ones.
+        samples: how many certified images are attacked, spread over the radii.
+        steps: of each attack.
+        seed: of the attacks' random starts.
+
+    Returns:
+        One sentence for each check that was passed.
+
+    Raises:
+        AuditFailed: anything disagrees; the sentence says what.
+    """
+    arithmetic = str(content["arithmetic"].get("format"))
+    if arithmetic not in ARITHMETICS:
+        raise AuditFailed(f"the certificate is in {arithmetic!r} arithmetic; {sorted(ARITHMETICS)} are known.")
+    if content["norm"] != "l2":
+        raise AuditFailed(f"the radii are in {content['norm']}; the audit attacks in l2 only.")
+    network = network.to(ARITHMETICS[arithmetic]).eval()
+    said = [_check_normalisation(content, network)]
+    with evaluating(network), plain_arithmetic():
+        lipschitz = _check_layers(content, network)
+        said.append(f"bounds: {len(content['layers'])} layers, body constant {lipschitz:.9g} from singular values")
+        said.append(_check_radii(content, network, images, labels, lipschitz))
+    said.append(_check_again(content, network, images, labels, arithmetic))
+    with evaluating(network):
+        said.append(_attack(content, network, images, samples, steps, seed))
+    return said
+
+
+def _check_normalisation(content: dict[str, Any], network: Network) -> str:
+    described = content["model"]
+    for name in ("mean", "scale"):
+        held, stated = normalisation(network, name), content["normalisation"].get(name)
+        wanted = described.get("mean") if name == "mean" else [1 / std for std in described.get("std") or [1.0]]
+        if name == "scale" and not described.get("config", {}).get("normalise"):
+            wanted = [1.0] * len(held)
+        for source, values in (("states", stated), ("describes a model with", wanted)):
+            if not isinstance(values, list) or len(values) != len(held) or not _close(values, held):
+                raise AuditFailed(
+                    f"the certificate {source} normalisation {name} {values} but the weights hold "
+                    f"{[round(v, 6) for v in held]}; the normalisation was changed."
+                )
+    return "normalisation: as in the weights"
+
+
+def _close(first: list[float], second: list[float]) -> bool:
+    return all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) for a, b in zip(first, second, strict=True))
+
+
+def _check_layers(content: dict[str, Any], network: Network) -> float:
+    """The body's constant from singular values; stated bounds may not lie below, nor differ from the declared ones."""
+    rows, declared = content["layers"], ledger(network)
+    tolerance = _TOLERANCES[content["arithmetic"]["format"]]
+    found = list(body_bound(network))
+    if [row.get("name") for row in rows] != [name for name, _ in found]:
+        raise AuditFailed(f"the certificate lists {len(rows)} layers but the network has {len(found)}.")
+    product = 1.0
+    for row, again, (name, bound) in zip(rows, declared, found, strict=True):
+        product *= bound
+        what = f"layer {name} ({again['kind']})"
+        _check_bound(what, row.get("bound"), bound, again["bound"], tolerance)
+        _check_bound(f"the body up to {what}", row.get("product"), product, again["product"], tolerance)
+    product *= _entrance(network)
+    constant, _ = network.certificate_inputs()
+    _check_bound("the whole body", content["body_lipschitz"], product, constant, tolerance)
+    return product
+
+
+def _check_bound(what: str, stated: Any, found: float, declared: float | None, tolerance: float) -> None:
+    if isinstance(stated, bool) or not isinstance(stated, (int, float, type(None))):
+        raise AuditFailed(f"the certificate bounds {what} by {stated!r}, which is no number.")
+    value = math.inf if stated is None else float(stated)
+    wanted = math.inf if declared is None else declared
+    if value < found * (1 - tolerance):
+        raise AuditFailed(f"the certificate bounds {what} by {value:.9g} but its constant is {found:.9g}: too low.")
+    if not math.isclose(value, wanted, rel_tol=10 * tolerance) and value != wanted:
+        raise AuditFailed(f"the certificate bounds {what} by {value:.9g}; recomputed from the weights: {wanted:.9g}.")
+
+
+def _check_radii(content: dict[str, Any], network: Network, images: Tensor, labels: Tensor, lipschitz: float) -> str:
+    stated = content["images"]
+    if len(stated) != len(images):
+        raise AuditFailed(f"the certificate lists {len(stated)} images but the data set has {len(images)}.")
+    batches = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+    logits = torch.cat([checked_logits(network, _pixels(batch, network)).cpu() for batch in batches])
+    found = _radii(logits, network.head.weight, lipschitz)
+    predictions = logits.argmax(dim=1).tolist()
+    tolerance = 1e-6 if content["arithmetic"]["format"] == "float64" else 1e-4
+    for number, (row, radius, guess, label) in enumerate(zip(stated, found, predictions, labels.tolist(), strict=True)):
+        if row["label"] != label:
+            raise AuditFailed(f"image {number} has label {label} but the certificate says {row['label']}.")
+        if row["prediction"] != guess and (radius > tolerance or row["radius"] > 0):
+            raise AuditFailed(
+                f"image {number} is classified as {guess} but the certificate says {row['prediction']}; "
+                "the weights, the head or the certificate were changed."
+            )
+        if not 0 <= row["radius"] <= radius * (1 + tolerance) + 1e-9 * tolerance:
+            raise AuditFailed(
+                f"image {number} is certified at radius {row['radius']:.9g} but its margin allows {radius:.9g} at most."
+            )
+    accuracy = sum(row["label"] == row["prediction"] for row in stated) / len(stated)
+    if content.get("clean_accuracy") != accuracy:
+        raise AuditFailed(
+            f"the certificate states accuracy {content.get('clean_accuracy')!r}; its images: {accuracy!r}."
+        )
+    return f"radii: {len(stated)} labels and predictions agree, no radius exceeds what its margin allows"
+
+
+def _check_again(content: dict[str, Any], network: Network, images: Tensor, labels: Tensor, arithmetic: str) -> str:
+    """The radii again with the rounding bound, as the certificate was made."""
+    again = certify(network, (images, labels), arithmetic=arithmetic)
+    stated = torch.tensor([float(row["radius"]) for row in content["images"]], dtype=torch.float64)
+    tolerance = 1e-6 if arithmetic == "float64" else 1e-4
+    wrong = ((stated - again.radii).abs() > tolerance * (1e-3 + again.radii)).nonzero()
+    if len(wrong):
+        first = int(wrong[0, 0])
+        raise AuditFailed(
+            f"image {first} is certified at radius {float(stated[first]):.9g}; recomputed from the weights: "
+            f"{float(again.radii[first]):.9g} ({len(wrong)} of {len(stated)} images differ)."
+        )
+    if content["arithmetic"].get("rounding") != ("proved" if again.proved else "measured"):
+        raise AuditFailed("the certificate calls its rounding bound proved or measured wrongly; certify again.")
+    gap = float((stated - again.radii).abs().max())
+    kind = "proved" if again.proved else "measured"
+    return (
+        f"radii: the same when made again in {arithmetic} with a {kind} rounding bound (largest difference {gap:.1e})"
+    )
+
+
+def _pixels(images: Tensor, network: Network) -> Tensor:
+    some = next(network.parameters())
+    return to_pixels(images, some.device, some.dtype)
+
+
+def _attack(content: dict[str, Any], network: Network, images: Tensor, samples: int, steps: int, seed: int) -> str:
+    """Gradient ascent within each radius: a changed class contradicts the certificate."""
+    radii = torch.tensor([float(row["radius"]) for row in content["images"]], dtype=torch.float64)
+    order = radii.argsort()[int((radii == 0).sum()) :]
+    count = min(samples, len(order))
+    if not count:
+        return "attacks: no image is certified or none was to be attacked"
+    chosen = order[torch.linspace(0, len(order) - 1, count).round().long()]
+    pixels = _pixels(images[chosen], network)
+    guesses = torch.tensor([content["images"][i]["prediction"] for i in chosen.tolist()], device=pixels.device)
+    for number, loss in enumerate(_LOSSES):
+        generator = torch.Generator().manual_seed(seed + number)
+        broken, norms = _ascend(network, pixels, guesses, radii[chosen].to(pixels), loss, steps, generator)
+        if broken.any():
+            first = int(broken.nonzero()[0, 0])
+            image = int(chosen[first])
+            raise AuditFailed(
+                f"image {image} is certified at radius {float(radii[image]):.9g} but the {loss} attack changes its "
+                f"class with a perturbation of norm {float(norms[first]):.9g}; a bound is wrong."
+            )
+    return f"attacks: {count} certified images, {len(_LOSSES)} losses, {steps} steps inside the radius: none was broken"
+
+
+def _ascend(
+    network: Network,
+    pixels: Float[Tensor, "n c h w"],
+    labels: Int[Tensor, " n"],
+    radii: Float[Tensor, " n"],
+    loss: str,
+    steps: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Which images change their class on the way, and by which perturbation."""
+    shape, radii = (-1, 1, 1, 1), radii * _INSIDE
+    start = torch.randn(pixels.shape, generator=generator).to(pixels)
+    moved = pixels + start * (0.5 * radii / start.flatten(1).norm(dim=1)).reshape(shape)
+    broken, norms = torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device), radii.clone()
+    for step in range(steps + 1):
+        moved = moved.clamp(0, 1).detach().requires_grad_()
+        with torch.enable_grad():
+            logits = network(moved)
+            value = _objective(logits, labels, loss).sum()
+        size = (moved.detach() - pixels).double().flatten(1).norm(dim=1).to(pixels)
+        fresh = (logits.argmax(dim=1) != labels) & (size <= radii) & ~broken
+        norms, broken = torch.where(fresh, size, norms), broken | fresh
+        if step < steps:
+            (gradient,) = torch.autograd.grad(value, moved)
+            length = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(pixels.dtype).tiny)
+            delta = moved.detach() - pixels + gradient * (4 / steps * radii / length).reshape(shape)
+            moved = pixels + delta * (radii / delta.flatten(1).norm(dim=1).clamp_min(1e-30)).clamp_max(1).reshape(shape)
+    return broken.cpu(), norms.cpu()
+
+
+def _objective(logits: Tensor, labels: Tensor, loss: str) -> Tensor:
+    if loss == "cross-entropy":
+        return nn.functional.cross_entropy(logits, labels, reduction="none")
+    others = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+    margin = others - logits.gather(1, labels[:, None]).squeeze(1)
+    if loss == "margin":
+        return margin
+    top = logits.topk(min(3, logits.shape[1]), dim=1).values
+    return margin / (top[:, 0] - top[:, -1]).clamp_min(1e-12)

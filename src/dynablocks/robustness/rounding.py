@@ -1,0 +1,516 @@
+r"""A proven bound of the rounding error of a network's logits, in any floating-point format.
+
+Each step is compared with the exact step on the *computed* input. With the unit roundoff u and
+:math:`\gamma_n = nu/(1-nu)`, an inner product of length n errs by at most :math:`\gamma_n |a|^T|x|` in any order of
+summation, with or without fused multiply-add, so a linear map errs by at most :math:`\gamma_n\,\||A|\|_2\,\|x\|` in ℓ2.
+That local error then passes through the rest of the network, whose Lipschitz constants are known:
+
+.. math:: E_{k+1} = L_k E_k + \text{local}_k.
+
+Every bound is affine in the radius r, because activations move by at most :math:`L r` within it; so one evaluation
+gives a bound for every image within r of the one that was measured. In float32 Euler steps take :math:`|A||x|` at that
+image instead of the norms.
+
+Assumed: IEEE arithmetic rounded to nearest; convolutions that are sums of products (:func:`plain_arithmetic` sees to
+it: Winograd and FFT convolutions are not, and TF32 is another format); ``exp`` accurate to two units in the last place.
+
+Source:
+    N. J. Higham, Accuracy and Stability of Numerical Algorithms (2002), sections 2.2, 3.1 and 3.5.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dynablocks.blocks import DynamicalBlock
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields import Activation, MetricField, RidgeField, TwoMatrixField, VectorField
+from dynablocks.integrators import ExactFlow, ExplicitEuler
+from dynablocks.lifting import Head, PaperLift, PixelNormalisation, SpaceToDepth, ZeroLift
+from dynablocks.linear import LinearMap
+from dynablocks.linear.bounds import linear_norm_bounds
+from dynablocks.metrics import Channelwise, Whitening
+from dynablocks.models import Network
+from dynablocks.properties import EUCLIDEAN, Lipschitz, Metric, declare
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["LogitError", "NoRoundingBound", "gamma", "plain_arithmetic", "rounding_bound", "unit_roundoff"]
+
+_INFLATION = 1 + 2.0**-30
+"""Covers the float64 arithmetic that evaluates the bounds."""
+_METRIC_SLACK = 2.0**-40
+_EXP_ROUNDINGS = 4
+_UNDERFLOW = 2.0**32
+"""Smallest normal numbers a step may lose to underflow: 2^26 entries in ℓ2 times 2^19 operations each."""
+_PRECISION_SWITCHES = (("cuda", "matmul"), ("mkldnn", "matmul"), ("mkldnn", "conv"))
+
+
+class NoRoundingBound(InvalidArgument):
+    """A layer for which no bound of its rounding error has been proved."""
+
+
+def unit_roundoff(dtype: torch.dtype) -> float:
+    """u, half the gap between 1 and the next number of the format.
+
+    Example:
+        >>> unit_roundoff(torch.float32) == 2.0**-24
+        True
+    """
+    return torch.finfo(dtype).eps / 2
+
+
+def gamma(count: int, unit: float) -> float:
+    r""":math:`\gamma_n = nu / (1 - nu)`: a product of n factors 1 + δ, |δ| <= u, differs from 1 by at most that.
+
+    Infinite for nu >= 1.
+
+    Example:
+        >>> 1152 * 2.0**-24 < gamma(1152, 2.0**-24) < 1153 * 2.0**-24
+        True
+    """
+    return math.inf if count * unit >= 1 else count * unit / (1 - count * unit)
+
+
+@contextlib.contextmanager
+def plain_arithmetic() -> Iterator[None]:
+    """Within the context convolutions and products are sums of products in the format of their inputs.
+
+    NNPACK (small batches of 3 × 3 convolutions on one CPU thread: Winograd), cuDNN (Winograd, FFT, TF32) and products
+    in TF32 or bfloat16 are switched off; oneDNN is asked for its direct algorithm by torch and stays.
+
+    Example:
+        >>> with plain_arithmetic():
+        ...     torch.backends.cudnn.enabled
+        False
+    """
+    cudnn, nnpack = torch.backends.cudnn.enabled, torch._C._get_nnpack_enabled()
+    try:
+        torch.backends.cudnn.enabled = False
+        torch._C._set_nnpack_enabled(False)
+        with _full_precision():
+            yield
+    finally:
+        torch._C._set_nnpack_enabled(nnpack)
+        torch.backends.cudnn.enabled = cudnn
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TF32, no bfloat16 in float32 products; torch refuses to mix its old and new switches for that."""
+    found = (getattr(getattr(torch.backends, name), kind, None) for name, kind in _PRECISION_SWITCHES)
+    held: list[tuple[Any, str]] = [
+        (s, s.fp32_precision) for s in found if s is not None and hasattr(s, "fp32_precision")
+    ]
+    before = None if held else torch.get_float32_matmul_precision()
+    try:
+        for switch, _ in held:
+            switch.fp32_precision = "ieee"
+        if before is not None:
+            torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        for switch, value in held:
+            switch.fp32_precision = value
+        if before is not None:
+            torch.set_float32_matmul_precision(before)
+
+
+@dataclass(frozen=True)
+class LogitError:
+    r"""How far computed logits can be from the exact ones, at each sample and within r of it.
+
+    A difference :math:`z_i - z_j` errs by at most
+    :math:`\|w_i - w_j\|(F + f r) + (H_i + h_i r) + (H_j + h_j r)`, F the error of the features and H that of the head.
+
+    Attributes:
+        features: F, (N,).
+        features_slope: f.
+        head: H, (N, classes).
+        head_slope: h, (classes,).
+        unit: u of the arithmetic.
+    """
+
+    features: Float[Tensor, " n"]
+    features_slope: float
+    head: Float[Tensor, "n classes"]
+    head_slope: Float[Tensor, " classes"]
+    unit: float
+
+    @classmethod
+    def joined(cls, parts: list[LogitError]) -> LogitError:
+        """The bounds of several batches of one network as one."""
+        features, head = (torch.cat([getattr(part, name) for part in parts]) for name in ("features", "head"))
+        slope, head_slope = max(p.features_slope for p in parts), torch.stack([p.head_slope for p in parts]).amax(0)
+        return cls(features, slope, head, head_slope, parts[0].unit)
+
+    def of_logits(self, norms: Float[Tensor, " classes"], radius: float = 0.0) -> Float[Tensor, "n classes"]:
+        """The bound of each logit's error within ``radius``, for rows of W with these norms."""
+        if not radius:
+            return self.features[:, None] * norms + self.head
+        features = self.features[:, None] + self.features_slope * radius
+        return features * norms + self.head + self.head_slope * radius
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """constant + slope · t for t >= 0: bounds as functions of an input's norm, or of the radius."""
+
+    slope: float = 0.0
+    constant: float = 0.0
+
+    def __add__(self, other: _Affine) -> _Affine:
+        return _Affine(self.slope + other.slope, self.constant + other.constant)
+
+    def __mul__(self, factor: float) -> _Affine:
+        return _Affine(self.slope * factor, self.constant * factor) if factor else _Affine()
+
+    __rmul__ = __mul__
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A vector inside a step, in ℓ2: ``size`` of the exact one, ``error`` of the computed one, by the input's norm."""
+
+    size: _Affine
+    error: _Affine
+
+    @property
+    def computed(self) -> _Affine:
+        return self.size + self.error
+
+
+_INPUT = _Value(_Affine(1.0), _Affine())
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A part of the network: the map as it runs, its Lipschitz constant, and its error on an exact input of norm t.
+
+    ``near``, where there is one, gives a sharper error from the activations at hand: per sample, and how fast it grows
+    with the distance from there.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    stated: Lipschitz
+    local: _Affine
+    near: Callable[[Tensor], tuple[Tensor, float]] | None = None
+
+
+class _Arithmetic:
+    """The roundings of the operations that steps are made of."""
+
+    def __init__(self, pixels: Tensor) -> None:
+        self.unit, self.tiny = unit_roundoff(pixels.dtype), torch.finfo(pixels.dtype).tiny
+        self.pixels = math.prod(pixels.shape[2:])
+        # Two more products with each map are worth it only where the bound is not negligible anyway.
+        self.worth_measuring = self.unit > 2.0**-40
+
+    def gamma(self, count: int) -> float:
+        return gamma(count, self.unit)
+
+    def rounded(self, value: _Value, slope: float, roundings: int) -> _Value:
+        """An elementwise map with f(0) = 0 and slopes up to ``slope``, computed in so many roundings."""
+        fresh = self.gamma(roundings) * slope * value.computed if roundings else _Affine()
+        return _Value(slope * value.size, slope * value.error + fresh)
+
+    def linear(
+        self, linear: LinearMap, value: _Value, *, adjoint: bool = False, bias: float = 0.0, scale: float = 1.0
+    ) -> _Value:
+        """Ax + b, or scale · Aᵀx with up to three roundings of the scaled weights or entries; ``bias`` is ‖b‖."""
+        norm, absolute = scale * linear.norm_bounds().upper, scale * _absolute_norm(linear)
+        length, entries = _inner_length(linear, adjoint), math.prod(linear.in_shape if adjoint else linear.out_shape)
+        fresh = self.gamma(length + 4)
+        underflow = math.sqrt(entries) * (length + 4) * self.tiny * max(1.0, scale)
+        error = norm * value.error + (fresh * absolute) * value.computed + _Affine(0.0, fresh * bias + underflow)
+        return _Value(norm * value.size + _Affine(0.0, bias), error)
+
+    def add(self, first: _Value, second: _Value) -> _Value:
+        total = first.computed + second.computed
+        return _Value(first.size + second.size, first.error + second.error + self.unit * total)
+
+
+def _absolute_norm(linear: LinearMap) -> float:
+    """An upper bound of ‖|A|‖₂; for kernels >= 0 the frequency 0 has the largest symbol."""
+    weight = linear.weight.detach().double().abs()
+    if weight.ndim == 4:
+        weight = weight.sum(dim=(2, 3)) * (1 + 2.0**-40)
+        groups = getattr(linear, "groups", 1)
+        return max(linear_norm_bounds(block).upper for block in weight.chunk(groups))
+    return linear_norm_bounds(weight).upper
+
+
+def _inner_length(linear: LinearMap, adjoint: bool) -> int:
+    """How many products one output sums; an adjoint may sum over all output channels of A."""
+    weight = linear.weight
+    taps = math.prod(weight.shape[2:])
+    return taps * (weight.shape[0] if adjoint else weight.shape[1])
+
+
+def _bias_norm(bias: Tensor | None, linear: LinearMap) -> float:
+    """‖b‖ with one entry per output."""
+    if bias is None:
+        return 0.0
+    return float(bias.detach().double().norm()) * math.sqrt(linear.features / linear.out_shape[0])
+
+
+def _sigma(sigma: Activation, arithmetic: _Arithmetic, value: _Value) -> _Value:
+    if sigma.negative_slope is None:
+        raise NoRoundingBound(f"the rounding of {sigma.name} has no proved bound; use relu or leaky-relu.")
+    return arithmetic.rounded(value, 1.0, 0 if sigma.negative_slope == 0 else 2)
+
+
+def _ridge_euler(field: RidgeField, h: float, arithmetic: _Arithmetic) -> _Affine:
+    """x + (h s)Aᵀσ(Ax + b), the factor multiplied into the weight, into σ or afterwards."""
+    inner = arithmetic.linear(field.linear, _INPUT, bias=_bias_norm(field.bias, field.linear))
+    scale = abs(h) * max(abs(end) for end in field.scale_range())
+    active = _sigma(field.sigma, arithmetic, inner)
+    return arithmetic.add(_INPUT, arithmetic.linear(field.linear, active, adjoint=True, scale=scale)).error
+
+
+def _ridge_euler_near(field: RidgeField, h: float, arithmetic: _Arithmetic, x: Tensor) -> tuple[Tensor, float]:
+    """The error of the same step at x, from |A||x| and |A|ᵀ|σ(Ax + b)| themselves, and its growth with ‖x′ − x‖."""
+    linear, weight = field.linear, field.linear.weight.abs()
+    norm, absolute = linear.norm_bounds().upper, _absolute_norm(linear)
+    inner, outer = (arithmetic.gamma(_inner_length(linear, adjoint) + 4) for adjoint in (False, True))
+    sigma = 0.0 if field.sigma.negative_slope == 0 else arithmetic.gamma(2)
+    scale = abs(h) * max(abs(end) for end in field.scale_range())
+    u = field.preactivation(x)
+    active = field.sigma(u)
+    # Sums of terms >= 0 err by γ of themselves; what is computed here and what runs differ by twice the error.
+    products = _norms(linear.multiply(weight, x.abs())) * (1 + 2 * inner)
+    wrong_u = inner * (products + _bias_norm(field.bias, linear))
+    wrong = wrong_u + sigma * (_norms(u) + 2 * wrong_u)
+    products = _norms(linear.multiply_adjoint(weight, active.abs())) * (1 + 2 * outer) + 2 * absolute * wrong
+    change = scale * (norm * wrong + outer * products)
+    here = change + arithmetic.unit * (_norms(x) + scale * norm * (_norms(active) + 2 * wrong) + change)
+    slope_u = inner * absolute
+    slope = slope_u + sigma * (norm + slope_u)
+    growth = scale * (norm * slope + outer * absolute * (norm + slope))
+    return here, growth + arithmetic.unit * (1 + scale * norm * (norm + slope) + growth)
+
+
+def _norms(x: Tensor) -> Float[Tensor, " n"]:
+    """‖x‖₂ of each sample, in float64."""
+    return torch.linalg.vector_norm(x.detach().double().flatten(1), dim=1).cpu()
+
+
+def _ridge_change(field: RidgeField, slope: float, growth: float, roundings: int, arithmetic: _Arithmetic) -> _Affine:
+    """x + Aᵀe(Ax + b): e has slopes up to ``slope`` and passes through values up to ``growth`` times its argument."""
+    inner = arithmetic.linear(field.linear, _INPUT, bias=_bias_norm(field.bias, field.linear))
+    fresh = arithmetic.gamma(roundings) * (growth + 1) * inner.computed
+    change = _Value(slope * inner.size, slope * inner.error + fresh)
+    return arithmetic.add(_INPUT, arithmetic.linear(field.linear, change, adjoint=True)).error
+
+
+def _euler(method: ExplicitEuler, field: VectorField, h: Tensor, arithmetic: _Arithmetic) -> list[_Step]:
+    """The substeps, or the one step of an elementwise recursion."""
+    if isinstance(field, RidgeField) and method.substeps > 1 and field.linear.rows_orthonormal:
+        return [_recursion(method, field, h, arithmetic)]
+    part, number = h / method.substeps, float(h.detach()) / method.substeps
+    near: Callable[[Tensor], tuple[Tensor, float]] | None = None
+    if isinstance(field, RidgeField):
+        local = _ridge_euler(field, number, arithmetic)
+        if arithmetic.worth_measuring:
+            near = functools.partial(_ridge_euler_near, field, number, arithmetic)
+    elif isinstance(field, TwoMatrixField):
+        local = _two_matrices(field, number, arithmetic)
+    elif isinstance(field, MetricField):
+        local = _metric_euler(field, number, arithmetic)
+    else:
+        raise NoRoundingBound(f"the rounding of {type(field).__name__} has no proved bound.")
+    stated = Lipschitz(field.euler_constant(number)[0], field.facts().metric)
+    if method.substeps == 1:
+        return [_Step(lambda x: method.step(field, x, h), stated, local, near)]
+    return [_Step(lambda x: x + part * field(x), stated, local, near)] * method.substeps
+
+
+def _recursion(method: ExplicitEuler, field: RidgeField, h: Tensor, arithmetic: _Arithmetic) -> _Step:
+    if field.sigma.negative_slope is None:
+        raise NoRoundingBound(f"the rounding of {field.sigma.name} has no proved bound; use relu or leaky-relu.")
+    number = float(h.detach())
+    scale = max(abs(end) for end in field.scale_range())
+    growth = (1 + abs(number) / method.substeps * scale) ** method.substeps
+    local = _ridge_change(field, growth + 1, growth, 6 * method.substeps + 1, arithmetic)
+    stated = Lipschitz(method.declare(field, number).properties.lipschitz)
+    return _Step(lambda x: method.step(field, x, h), stated, local)
+
+
+def _two_matrices(field: TwoMatrixField, h: float, arithmetic: _Arithmetic) -> _Affine:
+    inner = arithmetic.linear(field.inner, _INPUT, bias=_bias_norm(field.bias, field.inner))
+    image = arithmetic.linear(field.outer, _sigma(field.sigma, arithmetic, inner), adjoint=True)
+    if field.decay:
+        image = arithmetic.add(image, arithmetic.rounded(_INPUT, abs(field.decay), 2))
+    return arithmetic.add(_INPUT, arithmetic.rounded(image, abs(h), 2)).error
+
+
+def _metric_euler(field: MetricField, h: float, arithmetic: _Arithmetic) -> _Affine:
+    low, high = (math.sqrt(value) for value in field.metric.eigenvalues)
+    value = _whitened(arithmetic, _INPUT, high)
+    if not field.whitened:
+        value = _whitened(arithmetic, value, high)
+    inner = arithmetic.linear(field.linear, value, bias=_bias_norm(field.bias, field.linear))
+    image = arithmetic.linear(field.linear, _sigma(field.sigma, arithmetic, inner), adjoint=True)
+    if field.whitened:
+        image = _whitened(arithmetic, image, 1 / low)
+    return arithmetic.add(_INPUT, arithmetic.rounded(image, abs(h), 2)).error
+
+
+def _whitened(arithmetic: _Arithmetic, value: _Value, norm: float) -> _Value:
+    """M^{±1/2}x, computed in float64 and rounded once; ``norm`` is that of the matrix."""
+    fresh = (arithmetic.unit + _METRIC_SLACK) * norm * (1 + _METRIC_SLACK) * value.computed
+    return _Value(norm * value.size, norm * value.error + fresh)
+
+
+def _flow(method: ExactFlow, field: VectorField, time: Tensor, arithmetic: _Arithmetic) -> _Step:
+    number = float(time.detach())
+    if not isinstance(field, RidgeField) or field.sigma.negative_slope is None:
+        raise NoRoundingBound(f"the rounding of the exact flow of {type(field).__name__} has no proved bound.")
+    exponents = [number * scale for scale in field.scale_range()]
+    largest = max(map(abs, exponents))
+    if largest > 80:
+        raise NoRoundingBound(f"the exact flow for t = {number:.4g} leaves the range of float32; use shorter steps.")
+    growth = math.exp(max(0.0, *exponents))
+    slope = max(abs(math.expm1(exponent)) for exponent in exponents)
+    # An exponent rounded three times changes exp by the relative e^{3u|t|} - 1.
+    roundings = _EXP_ROUNDINGS + 3 + math.ceil(4 * largest)
+    local = _ridge_change(field, slope, growth, roundings, arithmetic)
+    return _Step(lambda x: method.step(field, x, time), Lipschitz(field.flow_constant(number)[0]), local)
+
+
+def _block(block: DynamicalBlock, arithmetic: _Arithmetic) -> Iterator[_Step]:
+    for index, step_size in block.signal.pieces():
+        field = block.fields[index]
+        assert isinstance(field, VectorField)
+        if isinstance(block.method, ExplicitEuler):
+            yield from _euler(block.method, field, step_size, arithmetic)
+        elif isinstance(block.method, ExactFlow):
+            yield _flow(block.method, field, step_size, arithmetic)
+        else:
+            raise NoRoundingBound(f"the rounding of {block.method!r} has no proved bound; use Euler or exact steps.")
+
+
+def _leaf(module: nn.Module, arithmetic: _Arithmetic) -> _Affine:
+    """The local error of one layer."""
+    if isinstance(module, Channelwise):
+        return _leaf(module.module, arithmetic)
+    if isinstance(module, (nn.Identity, nn.Flatten, nn.ReLU, nn.MaxPool2d, SpaceToDepth, ZeroLift)):
+        return _Affine()
+    if isinstance(module, PixelNormalisation):
+        return _normalisation(module, arithmetic)
+    if isinstance(module, nn.AvgPool2d):
+        sides = module.kernel_size if isinstance(module.kernel_size, tuple) else (module.kernel_size,) * 2
+        return _Affine(arithmetic.gamma(math.prod(sides) + 1) / math.sqrt(math.prod(sides)))
+    if isinstance(module, PaperLift):
+        alpha = abs(float(module.alpha.detach()))
+        return arithmetic.rounded(arithmetic.linear(module.linear, _INPUT), alpha, 1).error
+    if isinstance(module, Whitening):
+        return _whitened(arithmetic, _INPUT, math.sqrt(module.metric.eigenvalues[1])).error
+    if isinstance(module, LinearMap) and not isinstance(module, Head):
+        return arithmetic.linear(module, _INPUT).error
+    raise NoRoundingBound(f"the rounding of {type(module).__name__} has no proved bound.")
+
+
+def _normalisation(module: PixelNormalisation, arithmetic: _Arithmetic) -> _Affine:
+    """(x − m)s: two roundings, relative to ‖x − m‖ <= ‖x‖ + ‖m‖."""
+    mean = float(module.mean.detach().double().norm()) * math.sqrt(arithmetic.pixels)
+    slope = arithmetic.gamma(2) * float(module.scale.double().max())
+    return _Affine(slope, slope * mean)
+
+
+def _steps(module: nn.Module, arithmetic: _Arithmetic) -> Iterator[_Step]:
+    if isinstance(module, nn.Sequential):
+        for part in module._modules.values():
+            if part is not None:
+                yield from _steps(part, arithmetic)
+    elif isinstance(module, DynamicalBlock):
+        yield from _block(module, arithmetic)
+    else:
+        stated = declare(module).properties.of(Lipschitz) or Lipschitz(math.inf)
+        yield _Step(module, stated, _leaf(module, arithmetic))
+
+
+def rounding_bound(
+    network: Network, pixels: Float[Tensor, "n c h w"], metric: Metric = EUCLIDEAN
+) -> tuple[Float[Tensor, "n classes"], LogitError]:
+    r"""The logits as computed, and a proven bound of their error within every radius.
+
+    The exact logits are those of the network whose weights are the ones held (inside
+    :func:`dynablocks.linear.frozen_weights`), in real arithmetic. Call it inside :func:`plain_arithmetic`.
+
+    Args:
+        network: in eval mode, its weights frozen; the format of its parameters is the arithmetic.
+        pixels: images in [0, 1] of that format.
+        metric: the norm of the radius.
+
+    Raises:
+        NoRoundingBound: a layer has no proved bound.
+
+    Example:
+        >>> from dynablocks.linear import frozen_weights
+        >>> from dynablocks.models import ModelConfig, build
+        >>> network = build(ModelConfig("certified", widths=(4,), layers=(1,)), (1, 8, 8), 10, seed=0).eval()
+        >>> with torch.no_grad(), frozen_weights(network), plain_arithmetic():
+        ...     logits, error = rounding_bound(network, torch.rand(2, 1, 8, 8))
+        >>> bool(error.features.max() < 1e-3)
+        True
+    """
+    arithmetic = _Arithmetic(pixels)
+    chain = _Chain(pixels, network.metric, metric, arithmetic.tiny)
+    for step in _steps(network.body, arithmetic):
+        chain.take(step)
+    return chain.through_head(network.head, arithmetic)
+
+
+class _Chain:
+    """Activations of a batch, and bounds of their error and movement, layer after layer."""
+
+    def __init__(self, x: Tensor, start: Metric, metric: Metric, tiny: float) -> None:
+        self.x, self.norm, self.lost = x, start, _UNDERFLOW * tiny
+        self.reach = start.bounded_by(metric)
+        self.error, self.slope = torch.zeros(len(x), dtype=torch.float64), 0.0
+
+    def size(self) -> tuple[Tensor, float]:
+        """‖computed activation‖₂ within r, as constant and slope: moved by reach · r, and wrong here and there."""
+        moved, growth = self.moved()
+        return _norms(self.x) + moved, growth
+
+    def moved(self) -> tuple[Tensor, float]:
+        """How far, in ℓ2, the computed activation within r can be from the one at hand."""
+        euclidean = EUCLIDEAN.bounded_by(self.norm)
+        return 2 * euclidean * self.error, euclidean * (self.reach + self.slope)
+
+    def take(self, step: _Step) -> None:
+        if step.stated.metric != self.norm:
+            raise NoRoundingBound(f"a layer is bounded in {step.stated.metric.name} but reached in {self.norm.name}.")
+        outwards = step.stated.image.bounded_by(EUCLIDEAN)
+        constant = step.stated.constant
+        if step.near is None:
+            (size, growth), rate = self.size(), step.local.slope
+            fresh = rate * size + step.local.constant
+        else:
+            (moved, growth), (here, rate) = self.moved(), step.near(self.x)
+            fresh = here + rate * moved
+        self.error = (constant * self.error + outwards * (fresh + self.lost)) * _INFLATION
+        self.slope = (constant * self.slope + outwards * rate * growth) * _INFLATION
+        self.reach *= constant * _INFLATION
+        self.x, self.norm = step.function(self.x), step.stated.image
+
+    def through_head(self, head: Head, arithmetic: _Arithmetic) -> tuple[Tensor, LogitError]:
+        weight = head.weight.detach().double().cpu()
+        norms, bias = weight.norm(dim=1), head.bias.detach().double().cpu().abs()
+        size, growth = self.size()
+        fresh, underflow = arithmetic.gamma(weight.shape[1] + 1), (weight.shape[1] + 1) * arithmetic.tiny
+        local = (fresh * (size[:, None] * norms + bias) + underflow) * _INFLATION
+        logits: Tensor = head(self.x)
+        error = LogitError(self.error, self.slope, local, fresh * growth * norms * _INFLATION, arithmetic.unit)
+        return logits.cpu(), error

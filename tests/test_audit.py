@@ -1,0 +1,299 @@
+"""``certify --json`` and ``audit``: a genuine certificate passes, and everything that was changed is found."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dynablocks.certificate_files import audit_certificate
+from dynablocks.cli import main
+from dynablocks.errors import BadData, DynablocksError
+from dynablocks.files import sha256
+from dynablocks.linear import Conv, OrthogonalConv
+from dynablocks.models import MODELS, ModelConfig, build
+from dynablocks.pipeline import load
+from dynablocks.robustness.artefact import ledger
+from dynablocks.robustness.audit import AuditFailed, _ascend, body_bound, singular_range
+from dynablocks.robustness.evaluation import evaluating
+
+TRAIN = "--preset smoke --model.widths [4,4] --model.layers [1,1] --training.epochs 2 --training.threads 1"
+
+
+@pytest.fixture(scope="module")
+def genuine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The certificate of a tiny digits network, in the run directory's parent."""
+    place = tmp_path_factory.mktemp("audit")
+    assert main(["train", *TRAIN.split(), "--out", str(place / "run")]) == 0
+    assert main(["certify", str(place / "run"), "--json", str(place / "cert.json")]) == 0
+    return place / "cert.json"
+
+
+def check(path: Path, **options: Any) -> list[str]:
+    said: list[str] = []
+    audit_certificate(path, say=said.append, **{"samples": 6, "steps": 5, **options})
+    return said
+
+
+def changed(genuine: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A certificate with one thing changed, beside the genuine run."""
+    content = json.loads(genuine.read_text())
+    change(content)
+    path = tmp_path / "cert.json"
+    path.write_text(json.dumps(content))
+    shutil.copytree(genuine.parent / "run", tmp_path / "run")
+    return path
+
+
+def with_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], object], *, claim: bool) -> Path:
+    """Other weights in the run; with ``claim`` the certificate names their hash."""
+    from safetensors.torch import load_file, save_file
+
+    file = path.parent / "run" / "checkpoint" / "model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file({key: value.contiguous() for key, value in weights.items()}, file, metadata={"format": "pt"})
+    if claim:
+        content = json.loads(path.read_text())
+        content["weights"] = sha256(file)
+        path.write_text(json.dumps(content))
+    return path
+
+
+def nothing(content: dict[str, Any]) -> None:
+    pass
+
+
+def test_the_artefact_says_all_and_passes(genuine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads(genuine.read_text())
+    assert content["run"] == "run"
+    assert content["arithmetic"]["format"] == "float64"
+    assert content["arithmetic"]["rounding"] == "proved"
+    assert len(content["images"]) == content["data"]["images"] == 359
+    assert [row["kind"] for row in content["layers"]][:2] == ["PixelNormalisation", "SpaceToDepth(2)"]
+    assert content["layers"][-1]["product"] == pytest.approx(content["body_lipschitz"])
+    assert main(["audit", str(genuine), "--samples", "6", "--steps", "5"]) == 0
+    said = capsys.readouterr().out
+    for word in ("weights", "data", "normalisation", "bounds", "radii", "attacks", "the certificate holds"):
+        assert word in said
+
+
+def test_a_float32_certificate_passes_and_has_smaller_radii(genuine: Path, tmp_path: Path) -> None:
+    shutil.copytree(genuine.parent / "run", tmp_path / "run")
+    path = tmp_path / "single.json"
+    assert main(["certify", str(tmp_path / "run"), "--json", str(path), "--arithmetic", "float32"]) == 0
+    assert "float32" in " ".join(check(path))
+    single, double = (json.loads(p.read_text())["images"] for p in (path, genuine))
+    assert sum(row["radius"] for row in single) < sum(row["radius"] for row in double)
+
+
+def test_a_certificate_may_move_with_its_run(genuine: Path, tmp_path: Path) -> None:
+    path = changed(genuine, tmp_path, nothing)
+    assert check(path)
+    moved = tmp_path / "elsewhere"
+    shutil.move(tmp_path / "run", moved)
+    with pytest.raises(BadData, match="--run DIR"):
+        check(path)
+    assert check(path, run=moved)
+
+
+def halve(name: str) -> Callable[[dict[str, torch.Tensor]], object]:
+    return lambda weights: weights[name].mul_(0.5)
+
+
+def swap(weights: dict[str, torch.Tensor]) -> None:
+    weights["head.matrix"] = weights["head.matrix"].flip(0)
+
+
+@pytest.mark.parametrize("change", [halve("head.bias"), swap], ids=["weights", "head"])
+def test_tampered_weights_are_caught_by_their_hash(
+    genuine: Path, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], object]
+) -> None:
+    path = with_weights(changed(genuine, tmp_path, nothing), change, claim=False)
+    with pytest.raises(AuditFailed, match="the weights were changed"):
+        check(path)
+
+
+def test_a_swapped_head_is_caught_behind_a_new_hash(genuine: Path, tmp_path: Path) -> None:
+    path = with_weights(changed(genuine, tmp_path, nothing), swap, claim=True)
+    with pytest.raises(AuditFailed, match=r"is classified as .* head"):
+        check(path)
+
+
+def test_tampered_weights_are_caught_behind_a_new_hash(genuine: Path, tmp_path: Path) -> None:
+    def nudge(weights: dict[str, torch.Tensor]) -> None:
+        weights["head.bias"][:2] += torch.tensor([1e-3, -1e-3])
+
+    path = with_weights(changed(genuine, tmp_path, nothing), nudge, claim=True)
+    with pytest.raises(AuditFailed, match=r"certified at radius|classified as"):
+        check(path)
+
+
+def test_another_normalisation_in_the_weights_is_caught(genuine: Path, tmp_path: Path) -> None:
+    path = with_weights(changed(genuine, tmp_path, nothing), halve("body.0.scale"), claim=True)
+    with pytest.raises(AuditFailed, match="normalisation was changed"):
+        check(path)
+
+
+def lower(row: int | None) -> Callable[[dict[str, Any]], object]:
+    def change(content: dict[str, Any]) -> None:
+        if row is None:
+            content["body_lipschitz"] *= 0.9
+        else:
+            content["layers"][row]["bound"] *= 0.999
+
+    return change
+
+
+def mean(content: dict[str, Any]) -> None:
+    content["normalisation"]["mean"] = [0.1]
+
+
+def described(content: dict[str, Any]) -> None:
+    content["model"]["mean"] = [0.1]
+
+
+def config(content: dict[str, Any]) -> None:
+    content["model"]["config"]["normalise"] = True
+
+
+def radius(factor: float) -> Callable[[dict[str, Any]], object]:
+    def change(content: dict[str, Any]) -> None:
+        next(row for row in content["images"] if row["radius"] > 0)["radius"] *= factor
+
+    return change
+
+
+CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "a layer's bound": (lower(4), "layer 4 .*too low"),
+    "the body's bound": (lower(None), "the whole body .* too low"),
+    "a raised bound": (lambda c: c["layers"][2].update(bound=1.5), "recomputed from the weights: 1"),
+    "the product": (lambda c: c["layers"][-1].update(product=0.5), "the body up to layer .* too low"),
+    "a bound that is no number": (lambda c: c["layers"][1].update(bound="1"), "no number"),
+    "the stated mean": (mean, "normalisation was changed"),
+    "the described mean": (described, "normalisation was changed"),
+    "the described scaling": (config, "normalisation was changed"),
+    "a larger radius": (radius(1.001), "margin allows"),
+    "a smaller radius": (radius(0.5), "recomputed from the weights"),
+    "a prediction": (lambda c: c["images"][0].update(prediction=(c["images"][0]["prediction"] + 1) % 10), "classified"),
+    "a label": (lambda c: c["images"][3].update(label=11), "image 3 has label"),
+    "the data": (lambda c: c["data"].update(fingerprint="0" * 64), "other data"),
+    "an image less": (lambda c: c["images"].pop(), "lists 358 images"),
+    "the arithmetic": (lambda c: c["arithmetic"].update(format="float32"), "certified at radius|margin allows|too low"),
+    "the accuracy": (lambda c: c.update(clean_accuracy=0.999), "states accuracy 0.999"),
+    "the proof": (lambda c: c["arithmetic"].update(rounding="measured"), "proved or measured"),
+    "a layer less": (lambda c: c["layers"].pop(), "lists 7 layers"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_an_edited_certificate_is_caught(
+    genuine: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, sentence = CHANGES[name]
+    path = changed(genuine, tmp_path, change)
+    with pytest.raises(DynablocksError, match=sentence) as caught:
+        check(path)
+    assert "\n" not in str(caught.value)
+    assert main(["audit", str(path), "--samples", "2", "--steps", "2"]) == 2
+    assert capsys.readouterr().err.startswith("dynablocks: error: ")
+
+
+def test_a_cut_or_foreign_file_gets_one_sentence(genuine: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cut.json"
+    for text, sentence in (
+        (genuine.read_text()[:5000], "cannot be read as JSON"),
+        ("[]", "no dynablocks certificate"),
+        (json.dumps(json.loads(genuine.read_text()) | {"version": 9}), "version 9"),
+        (json.dumps({k: v for k, v in json.loads(genuine.read_text()).items() if k != "layers"}), "no valid 'layers'"),
+        (json.dumps(json.loads(genuine.read_text()) | {"images": [{"label": 1}]}), "image 0 .* lacks"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DynablocksError, match=sentence) as caught:
+            check(path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(DynablocksError, match="does not exist"):
+        check(tmp_path / "none.json")
+    assert main(["audit"]) == 2
+    assert main(["audit", "--help"]) == 0
+    assert main(["audit", str(genuine), "--samples", "-1"]) == 2
+
+
+def test_the_attack_breaks_what_is_certified_too_far(genuine: Path) -> None:
+    """The broken twin: the same attack with radii of 3 instead of those proved."""
+    network = load(genuine.parent / "run").double()
+    content = json.loads(genuine.read_text())
+    from dynablocks.data import load_data
+
+    pixels = load_data("digits").test.images[:12].double() / 255
+    guesses = torch.tensor([row["prediction"] for row in content["images"][:12]])
+    radii = torch.full((12,), 3.0, dtype=torch.float64)
+    with evaluating(network):
+        for loss in ("margin", "cross-entropy", "ratio"):
+            broken, norms = _ascend(network, pixels, guesses, radii, loss, 10, torch.Generator().manual_seed(0))
+            assert broken.sum() >= 6
+            assert (norms[broken] <= 3.0).all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bounds_of_every_model_agree_with_the_declared_ones(name: str) -> None:
+    """Two ways to the same number: never above the declared bound, and for plain layers not far below it."""
+    network = build(ModelConfig(name, widths=(4, 8), layers=(1, 1)), (1, 8, 8), 10, seed=0).double().eval()
+    with evaluating(network):
+        for row, (part, bound) in zip(ledger(network), body_bound(network), strict=True):
+            assert row["name"] == part
+            assert row["bound"] * 0.99 <= bound <= row["bound"] * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        Conv((2, 5, 5), 3, 3),
+        Conv((2, 5, 6), 3, 3, "full"),
+        Conv((2, 5, 5), 3, 3, "circular"),
+        Conv((4, 6, 6), 4, 3, stride=2, groups=2),
+        Conv((2, 7, 7), 2, 3, dilation=2),
+        OrthogonalConv((4, 4, 4)),
+        Conv((3, 4, 4), 5, 1),
+    ],
+    ids=repr,
+)
+def test_singular_values_against_the_matrix(conv: Conv, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.linalg.svd(conv.dense_matrix().detach().numpy(), compute_uv=False)
+    largest, smallest = singular_range(conv)
+    assert largest == pytest.approx(values[0], rel=1e-6)
+    assert smallest <= values[-1] * (1 + 1e-6) + 1e-12
+    monkeypatch.setattr("dynablocks.robustness.audit._DENSE_SIDE", 0)
+    padded = singular_range(conv)[0]
+    assert values[0] * (1 - 1e-9) <= padded <= 1.5 * values[0]
+
+
+def test_the_audit_changes_nothing(genuine: Path) -> None:
+    before = copy.deepcopy({p: p.read_bytes() for p in genuine.parent.rglob("*") if p.is_file()})
+    check(genuine)
+    assert {p: p.read_bytes() for p in genuine.parent.rglob("*") if p.is_file()} == before
+
+
+def test_a_layer_that_declares_too_little_is_caught(
+    genuine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken twin of the library: certificate and reproduction agree, the audit's singular values do not."""
+    from dynablocks import lifting
+    from dynablocks.linear import Bounds
+
+    shutil.copytree(genuine.parent / "run", tmp_path / "run")
+    for stored in (tmp_path / "run").glob("certificate.*"):
+        stored.unlink()
+    monkeypatch.setattr(lifting, "linear_norm_bounds", lambda weight: Bounds(0.0, 0.9, exact=False, method="hope"))
+    path = tmp_path / "cert.json"
+    assert main(["certify", str(tmp_path / "run"), "--json", str(path)]) == 0
+    assert json.loads(path.read_text())["body_lipschitz"] < 0.99
+    with pytest.raises(AuditFailed, match=r"layer 2 \(ChannelMix\) by 0\.9 but its constant is 1"):
+        check(path)

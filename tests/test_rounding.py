@@ -1,0 +1,289 @@
+"""The proven rounding bound against float64, with inputs and orders of summation made to err."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynablocks.blocks import DynamicalBlock
+from dynablocks.fields import GradientField
+from dynablocks.lifting import Head, PixelNormalisation
+from dynablocks.linear import Dense, LinearMap
+from dynablocks.models import MODELS, ModelConfig, Network, build
+from dynablocks.robustness import certified_radii, certify
+from dynablocks.robustness.certificates import _logit_error
+from dynablocks.robustness.evaluation import evaluating
+from dynablocks.robustness.rounding import (
+    LogitError,
+    NoRoundingBound,
+    gamma,
+    plain_arithmetic,
+    rounding_bound,
+    unit_roundoff,
+)
+from dynablocks.switching import FreeSignal
+
+TINY = {"widths": (4, 8), "layers": (2, 1)}
+CASES = {
+    "certified": ModelConfig("certified", **TINY, step_start=2.0),
+    "normalised": ModelConfig("certified", **TINY, normalise=True, dense_layers=1, dense_width=16),
+    "exact": ModelConfig("certified", **TINY, step="exact", slope=0.3),
+    "preconditioned": ModelConfig("certified", **TINY, step="preconditioned"),
+    "three substeps": ModelConfig("prescribed", **TINY, padding="same", substeps=3, slope=0.3),
+    "orthogonal substeps": ModelConfig("prescribed", **TINY, weights="orthogonal", padding="circular", substeps=2),
+    "paper lift": ModelConfig("non_expansive", **TINY, lift="paper"),
+    "flexible": ModelConfig("flexible", **TINY),
+    "naive": ModelConfig("naive", **TINY),
+    "resnet": ModelConfig("resnet", **TINY),
+    "metric": ModelConfig("metric", **TINY),
+}
+
+
+def network_of(name: str, seed: int = 0) -> Network:
+    network = build(CASES[name], (2, 8, 8), 5, mean=(0.3, 0.6), std=(0.2, 0.3), seed=seed).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, value in network.named_parameters():
+            if key.endswith("bias"):
+                value.copy_(0.3 * torch.randn(value.shape, generator=generator))
+    return network
+
+
+def images(count: int = 6, seed: int = 0) -> Tensor:
+    """Noise, and images of one value: sums of equal terms round in one direction."""
+    noise = torch.rand(count, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return torch.cat([noise, torch.full((1, 2, 8, 8), 1 / 3), torch.ones(1, 2, 8, 8), torch.zeros(1, 2, 8, 8)])
+
+
+def exact_twin(network: Network) -> Network:
+    """The network in float64 with exactly the effective weights that the given one holds."""
+    twin = copy.deepcopy(network).double()
+    for ours, theirs in zip(network.modules(), twin.modules(), strict=True):
+        if isinstance(ours, LinearMap):
+            theirs.hold(ours.weight.detach().double())
+        if hasattr(ours, "slope_scales") and ours.slope_scales() is not None:
+            scales = ours.slope_scales().detach().double()
+            object.__setattr__(theirs, "slope_scales", lambda scales=scales: scales)
+    return twin
+
+
+def errors(network: Network, pixels: Tensor) -> tuple[Tensor, Tensor, LogitError, Tensor]:
+    """True errors of features and logits, and their bounds."""
+    with torch.no_grad(), evaluating(network), plain_arithmetic():
+        logits, bound = rounding_bound(network, pixels)
+        twin = exact_twin(network)
+        features = (twin.body(pixels.double()) - network.body(pixels).double()).norm(dim=1)
+        wrong = (twin(pixels.double()) - logits.double()).abs()
+        return features, wrong, bound, network.head.weight.double().norm(dim=1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_true_errors_never_exceed_the_bound(name: str) -> None:
+    for seed in (0, 1):
+        features, wrong, bound, norms = errors(network_of(name, seed), images(seed=seed))
+        assert features.max() > 0
+        assert (features <= bound.features).all()
+        assert (wrong <= bound.of_logits(norms)).all()
+
+
+@pytest.mark.parametrize("name", ["certified", "exact", "preconditioned"])
+def test_the_bound_within_a_radius_holds_at_every_moved_image(name: str) -> None:
+    network, centre = network_of(name), images(2)
+    _, _, bound, norms = errors(network, centre)
+    generator = torch.Generator().manual_seed(5)
+    for size in (0.1, 3.0):
+        step = torch.randn(centre.shape, generator=generator)
+        moved = (centre + size * step / step.flatten(1).norm(dim=1)[:, None, None, None]).clamp(0, 1)
+        radius = float((moved - centre).double().flatten(1).norm(dim=1).max())
+        features, wrong, _, _ = errors(network, moved)
+        assert (features <= bound.features + bound.features_slope * radius).all()
+        assert (wrong <= bound.of_logits(norms, radius)).all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_named_model_has_a_proof_in_both_formats(name: str) -> None:
+    network = build(ModelConfig(name, **TINY), (1, 8, 8), 10, seed=0).eval()
+    data = (torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(4, dtype=torch.int64))
+    double, single = (certify(network, data, arithmetic=kind) for kind in ("float64", "float32"))
+    assert double.proved
+    assert single.proved
+    assert (double.arithmetic, single.arithmetic) == ("float64", "float32")
+    assert double.logit_error < 1e-8 < single.logit_error
+    assert (single.radii <= double.radii + 1e-5).all()
+
+
+class Sequential(Head):
+    """A head that adds its products one after the other, from the first: an order no library would choose."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = x.new_zeros(len(x), self.out_shape[0])
+        for k in range(x.shape[1]):
+            total = total + x[:, k : k + 1] * self.weight[:, k]
+        return total + self.bias
+
+
+SMALL = math.sqrt(0.99 * 2.0**-24)
+"""1 + SMALL² rounds to 1 in float32, so a sum that starts with 1 loses every such term."""
+
+
+def losing(head_type: type[Head], size: int = 16) -> tuple[Network, Tensor]:
+    """Class 0 is right by n − 1 terms that are lost in float32; class 1 has the single number between the two."""
+    count = size * size
+    head = head_type(count, 2, "none")
+    with torch.no_grad():
+        head.matrix[0] = SMALL
+        head.matrix[0, 0] = 1.0
+        head.matrix[1] = 0.0
+        head.matrix[1, 0] = 1.0 + 2.0**-23
+        head.bias.zero_()
+    body = nn.Sequential(PixelNormalisation((0.0,), (1.0,)), nn.Flatten())
+    pixels = torch.full((1, 1, size, size), SMALL)
+    pixels[..., 0, 0] = 1.0
+    return Network(body, head, (1, size, size), ModelConfig()).eval(), pixels
+
+
+@pytest.mark.parametrize("head_type", [Head, Sequential])
+def test_lost_terms_come_near_the_bound_and_a_hundredth_of_it_is_caught(head_type: type[Head]) -> None:
+    network, pixels = losing(head_type)
+    _, wrong, bound, norms = errors(network, pixels)
+    limit = bound.of_logits(norms)
+    assert (wrong <= limit).all()
+    assert wrong[0, 0] > limit[0, 0] / 100
+    if head_type is Sequential:
+        assert wrong[0, 0] > 0.9 * limit[0, 0]
+
+
+class SequentialDense(Dense):
+    """The same order for a map inside a block."""
+
+    def multiply(self, weight: Tensor, x: Tensor) -> Tensor:
+        total = x.new_zeros(len(x), self.out_shape[0])
+        for k in range(x.shape[1]):
+            total = total + x[:, k : k + 1] * weight[:, k]
+        return total
+
+
+def test_lost_terms_inside_a_block_come_near_its_bound() -> None:
+    linear = SequentialDense(256, 2)
+    with torch.no_grad():
+        linear.matrix[0], linear.matrix[1] = SMALL, 0.0
+        linear.matrix[0, 0] = 1.0
+    network, pixels = losing(Head)
+    network.body.append(DynamicalBlock(GradientField(linear), "euler", FreeSignal(1.0)))
+    features, wrong, bound, norms = errors(network, pixels)
+    assert (features <= bound.features).all()
+    assert (wrong <= bound.of_logits(norms)).all()
+    assert features[0] > bound.features[0] / 10
+
+
+def test_a_near_tie_that_float32_decides_wrongly_is_not_certified() -> None:
+    network, pixels = losing(Sequential)
+    with torch.no_grad(), evaluating(network), plain_arithmetic():
+        logits, bound = rounding_bound(network, pixels)
+        exact = exact_twin(network)(pixels.double())
+        weight = network.head.weight.double()
+    assert logits.argmax() == 1
+    assert exact.argmax() == 0
+    assert certified_radii(logits, weight, 1.0, rounding=bound).item() == 0
+    broken = LogitError(
+        bound.features / 1000, bound.features_slope, bound.head / 1000, bound.head_slope / 1000, bound.unit
+    )
+    assert certified_radii(logits, weight, 1.0, rounding=broken).item() > 0
+    label = torch.tensor([0])
+    assert certify(network, (pixels, label), arithmetic="float32").radii.item() == 0
+    right = certify(network, (pixels, label), arithmetic="float64")
+    assert right.predictions.item() == 0
+    assert right.radii.item() > 0
+
+
+def test_ties_are_never_certified() -> None:
+    network = network_of("certified")
+    with torch.no_grad():
+        network.head.matrix[1] = network.head.matrix[0]
+        network.head.bias[:2] = 100.0
+    for kind in ("float64", "float32"):
+        assert certify(network, (images(2), torch.zeros(5, dtype=torch.int64)), arithmetic=kind).radii.max() == 0
+
+
+def test_the_pairwise_radius_by_hand() -> None:
+    kind = torch.float64
+    head, slope = torch.tensor([[0.01, 0.02]], dtype=kind), torch.tensor([0.1, 0.2], dtype=kind)
+    bound = LogitError(torch.tensor([0.1], dtype=kind), 0.5, head, slope, 0.0)
+    radius = certified_radii(torch.tensor([[2.0, 0.0]]), torch.eye(2), 1.5, rounding=bound)
+    d = math.sqrt(2)
+    assert radius.item() == pytest.approx((2 - 2 * (0.1 * d + 0.03)) / ((1.5 + 0.5) * d + 0.3), rel=1e-11)
+
+
+def test_the_proof_replaces_the_measurement_and_is_larger() -> None:
+    network, pixels = network_of("certified"), images()
+    data = (pixels, torch.zeros(len(pixels), dtype=torch.int64))
+    with evaluating(network), plain_arithmetic():
+        logits, bound = rounding_bound(network, pixels)
+        norms = network.head.weight.double().norm(dim=1)
+        measured = _logit_error(network, pixels, logits)
+    proved = certify(network, data, arithmetic="float32")
+    assert proved.logit_error == pytest.approx(float(bound.of_logits(norms).max()))
+    assert measured < proved.logit_error < 0.1
+
+
+class Foreign(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sin()
+
+
+def test_without_a_proof_the_error_is_measured_and_said_to_be() -> None:
+    network = network_of("certified")
+    network.body.insert(1, Foreign())
+    with torch.no_grad(), evaluating(network), pytest.raises(NoRoundingBound, match="Foreign has no proved bound"):
+        rounding_bound(network, images())
+    result = certify(network, (images(), torch.zeros(9, dtype=torch.int64)))
+    assert not result.proved
+    assert result.summary([0.0])["rounding"] == "measured"
+    assert result.radii.max() == 0
+
+
+def test_gamma_and_formats() -> None:
+    assert gamma(4, 0.25) == math.inf
+    assert gamma(100, 2.0**-24) == pytest.approx(100 / (2**24 - 100))
+    assert unit_roundoff(torch.bfloat16) == 2.0**-8
+    with pytest.raises(ValueError, match="arithmetic 'float16'"):
+        certify(network_of("certified"), (images(), torch.zeros(9, dtype=torch.int64)), arithmetic="float16")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_plain_arithmetic_switches_fast_convolutions_off_and_back(one_thread: None) -> None:
+    x, kernel = torch.rand(1, 8, 8, 8), torch.rand(8, 8, 3, 3)
+    before = torch.conv2d(x, kernel)
+    with plain_arithmetic():
+        assert not torch._C._get_nnpack_enabled()
+        assert not torch.backends.cudnn.enabled
+        plain = torch.conv2d(x, kernel)
+    exact = torch.conv2d(x.double(), kernel.double())
+    assert (plain - exact).abs().max() <= gamma(72, 2.0**-24) * exact.abs().max()
+    assert torch.equal(torch.conv2d(x, kernel), before)
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_plain_arithmetic_undoes_lower_precision_and_restores_it(precision: str) -> None:
+    matrix = torch.rand(256, 256, generator=torch.Generator().manual_seed(0))
+    exact = matrix.double() @ matrix.double()
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        with plain_arithmetic():
+            assert ((matrix @ matrix).double() - exact).abs().max() <= gamma(256, 2.0**-24) * exact.max()
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
