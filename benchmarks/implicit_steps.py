@@ -6,7 +6,7 @@ their Jacobians and linear solves. Printed are the processor seconds of a forwar
 some), the ratios, and the largest relative difference of a gradient with respect to x, h and the parameters.
 Fixed-point iterations are few where hL is small, ever more where it grows, and without end beyond hL = 2.
 
-Run: ``python benchmarks/implicit_steps.py [--batch 64] [--step-sizes 0.1 0.3 1.0] [--repeats 5] [--json FILE]``.
+Run: ``python benchmarks/implicit_steps.py [--batch 64] [--step-sizes 0.1 0.3 1.0] [--repeats 15] [--json FILE]``.
 """
 
 from __future__ import annotations
@@ -54,18 +54,22 @@ def unrolled_newton(field: VectorField, x: Tensor, h: Tensor) -> Tensor:
     return 2 * middle - x
 
 
+Step = Callable[[VectorField, Tensor, Tensor], Tensor]
+
+
 def measure(
-    step: Callable[[VectorField, Tensor, Tensor], Tensor], field: VectorField, x: Tensor, h: Tensor, repeats: int
-) -> tuple[float, tuple[Tensor, ...]]:
-    """Processor seconds of the fastest forward and backward pass, and the gradients."""
-    sources, best = [x, h, *field.parameters()], float("inf")
-    gradients: tuple[Tensor, ...] = ()
+    steps: dict[str, Step], field: VectorField, x: Tensor, h: Tensor, repeats: int
+) -> tuple[dict[str, float], dict[str, tuple[Tensor, ...]]]:
+    """Processor seconds of the fastest forward and backward pass of each, taken in turns, and the gradients."""
+    sources = [x, h, *field.parameters()]
+    best, gradients = dict.fromkeys(steps, float("inf")), {}
     for _ in range(repeats):
-        started = time.process_time()
-        gradients = torch.autograd.grad(
-            step(field, x, h).square().sum(), sources, allow_unused=True, materialize_grads=True
-        )
-        best = min(best, time.process_time() - started)
+        for name, step in steps.items():
+            started = time.process_time()
+            gradients[name] = torch.autograd.grad(
+                step(field, x, h).square().sum(), sources, allow_unused=True, materialize_grads=True
+            )
+            best[name] = min(best[name], time.process_time() - started)
     return best, gradients
 
 
@@ -73,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--step-sizes", type=float, nargs="+", default=[0.1, 0.3, 1.0])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", type=Path, default=None, help="also write the figures here")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -84,10 +88,15 @@ def main() -> None:
         field = NeuralHamiltonian(dimension, width=32).double()
         x = torch.randn(options.batch, dimension, dtype=torch.float64, requires_grad=True)
         h = torch.tensor(size, dtype=torch.float64, requires_grad=True)
-        implicit, expected = measure(method.step, field, x, h, options.repeats)
-        for name, step in (("fixed-point", unrolled_fixed_point), ("newton", unrolled_newton)):
-            seconds, gradients = measure(step, field, x, h, options.repeats)
-            pairs = zip(gradients, expected, strict=True)
+        steps: dict[str, Step] = {
+            "implicit": method.step,
+            "fixed-point": unrolled_fixed_point,
+            "newton": unrolled_newton,
+        }
+        best, gradients = measure(steps, field, x, h, options.repeats)
+        implicit = best["implicit"]
+        for name in ("fixed-point", "newton"):
+            seconds, pairs = best[name], zip(gradients[name], gradients["implicit"], strict=True)
             gap = max(float((a - b).abs().max()) / max(1.0, float(b.abs().max())) for a, b in pairs)
             ratio = seconds / implicit
             found = {"implicit": implicit, "unrolled": seconds, "ratio": ratio, "difference": gap}
