@@ -88,14 +88,10 @@ def main() -> None:
         field = NeuralHamiltonian(dimension, width=32).double()
         x = torch.randn(options.batch, dimension, dtype=torch.float64, requires_grad=True)
         h = torch.tensor(size, dtype=torch.float64, requires_grad=True)
-        steps: dict[str, Step] = {
-            "implicit": method.step,
-            "fixed-point": unrolled_fixed_point,
-            "newton": unrolled_newton,
-        }
-        best, gradients = measure(steps, field, x, h, options.repeats)
+        unrolled: dict[str, Step] = {"fixed-point": unrolled_fixed_point, "newton": unrolled_newton}
+        best, gradients = measure({"implicit": method.step, **unrolled}, field, x, h, options.repeats)
         implicit = best["implicit"]
-        for name in ("fixed-point", "newton"):
+        for name in unrolled:
             seconds, pairs = best[name], zip(gradients[name], gradients["implicit"], strict=True)
             gap = max(float((a - b).abs().max()) / max(1.0, float(b.abs().max())) for a, b in pairs)
             ratio = seconds / implicit
