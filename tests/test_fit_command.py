@@ -12,6 +12,7 @@ import torch
 
 from dynablocks.cli import main
 from dynablocks.fitting import load_fit
+from dynablocks.fitting.report import warnings
 
 OUTPUTS = (
     "config.yaml",
@@ -104,6 +105,17 @@ def test_pairs_are_fitted_without_rollouts(tmp_path: Path) -> None:
     assert not (out / "predictions.csv").exists()
 
 
+def test_a_poor_surrogate_is_not_sold_as_a_good_one() -> None:
+    good = {"train_mse": 1e-6, "test_mse": 2e-6, "test_relative_error": 1e-3, "noise_level": 0.0}
+    good["rollout_relative_error"] = 0.02
+    assert warnings(good) == []
+    (overfitted,) = warnings(good | {"test_mse": 1e-4, "test_relative_error": 1e-2})
+    assert "100 times the training one" in overfitted
+    assert warnings(good | {"test_mse": 1e-4, "test_relative_error": 1e-2, "noise_level": 0.01}) == []
+    (far,) = warnings(good | {"rollout_relative_error": 0.4})
+    assert "40.0 %" in far
+
+
 def test_an_example_needs_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "first"
     assert main(["fit", "--example", "mass-spring", "--dry-run", "--out", str(out)]) == 0
@@ -111,7 +123,9 @@ def test_an_example_needs_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not out.exists()
 
 
-def test_a_killed_fit_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_fit_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = write_csv(tmp_path / "data.csv")
     command = ["fit", str(file), "--preserve", "none", "--preset", "smoke", "--width", "2", "--substeps", "1"]
     calls = []
@@ -124,10 +138,13 @@ def test_a_killed_fit_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         patch.setattr("dynablocks.fitting.commands.save_fit", killed)
         assert main([*command, "--out", str(tmp_path / "a")]) == 130
     assert calls
+    assert "the same command goes on" in capsys.readouterr().err
     assert len(list((tmp_path / "a" / "checkpoint").glob("*.pt"))) == 2
     assert not (tmp_path / "a" / "metrics.json").exists()
     assert main([*command, "--out", str(tmp_path / "a")]) == 0
+    assert "one step: going on from" in capsys.readouterr().err
     assert main([*command, "--out", str(tmp_path / "b")]) == 0
+    assert "going on" not in capsys.readouterr().err
     first, second = (load_fit(tmp_path / name).state_dict() for name in "ab")
     assert all(torch.equal(first[name], second[name]) for name in first)
 

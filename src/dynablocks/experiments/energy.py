@@ -298,7 +298,7 @@ class Energy(Experiment):
         rows = []
         for (model, system), found in results.items():
             keys = ("published", "energy", "derivative")
-            row = {"system": system, "model": names[model], "seeds": len(found) or "not run"}
+            row: dict[str, Any] = {"system": system, "model": names[model], "seeds": len(found) or "not run"}
             row |= {key: mean(result[key] for result in found) for key in keys}
             row["worst"] = max((result["published"] for result in found), default=None)
             rows.append(row | {"unknowns": found[0]["unknowns"] if found else None})

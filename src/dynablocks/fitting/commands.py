@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dynablocks.errors import BadData, InvalidArgument, require_choice, require_range, unknown_name
 from dynablocks.files import lock_file, read_json, sha256
 from dynablocks.fitting.job import METRICS, PRESETS, FitConfig, Plan, claim, pairs_of, plan, run_stages, save_fit
-from dynablocks.fitting.report import headline_rows, measure, write_outputs
+from dynablocks.fitting.report import LONG_STEPS, headline_rows, measure, warnings, write_outputs
 from dynablocks.fitting.surrogates import SURROGATES, build
 from dynablocks.reporting.words import duration
 
@@ -26,11 +26,13 @@ are fine, and trajectory may be left out when there is one. Input/output pairs: 
 optionally h, the time between them."""
 
 EXAMPLES = """what to preserve:
-  mass        a weighted sum of the columns (--weights; by default all 1): reactions, epidemics, compartments
+  mass        a weighted sum of the columns (--weights; by default all 1): reactions, epidemics, compartments;
+              columns may become negative
   symplectic  Hamiltonian mechanics: columns are all positions, then all momenta; long-time behaviour is right
   energy      a learned energy, exactly, for any number of columns; steps solve an equation
   volume      of the state space: incompressible flows, rigid bodies, reversible maps
-  norm        the Euclidean length of the state: spins, directions, wave functions
+  norm        the Euclidean length of the state: spins, directions, wave functions; where an energy is kept too, as by
+              a rigid body, energy is the better choice
   positive    states stay >= 0: concentrations, populations
   none        nothing: a baseline to compare with
 
@@ -103,7 +105,11 @@ def fit_command(options: Any, arguments: Sequence[str], say: Callable[[str], Non
         if claim(out, config, planned.structure, source, overwrite=options.overwrite):
             say(f"{out} holds this fit already; --overwrite makes it anew")
         else:
-            _fit(planned, config, out, source, "dynablocks fit " + shlex.join(arguments), say)
+            try:
+                _fit(planned, config, out, source, "dynablocks fit " + shlex.join(arguments), say)
+            except KeyboardInterrupt:
+                say(f"interrupted; the same command goes on from {out}")
+                raise
     _show(read_json(out / METRICS))
     print(out / "report.html")
     return 0
@@ -118,7 +124,7 @@ def _fit(
     fitted = run_stages(planned, config, out, say)
     save_fit(out, fitted.flow)
     with progress_bar("verifying and rolling out"):
-        outcome = measure(fitted, 200 if config.adam_steps <= 100 else 2000)
+        outcome = measure(fitted, 600 if config.adam_steps <= 100 else LONG_STEPS)
     write_outputs(out, outcome, source, command)
 
 
@@ -231,3 +237,5 @@ def _show(metrics: dict[str, Any]) -> None:
     for row in headline_rows(metrics):
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 110).print(table, markup=False)
+    for warning in warnings(metrics):
+        print(f"warning: {warning}")

@@ -202,6 +202,9 @@ def run_stages(
 
     def stage(name: str, residuals: Any, parts: tuple[Any, Any], share: float, **settings: Any) -> FitHistory:
         data, validation = parts
+        checkpoint = None if directory is None else directory / CHECKPOINT / f"{name.replace(' ', '-')}.pt"
+        if checkpoint is not None and checkpoint.exists():
+            say(f"{name}: going on from {checkpoint}")
         return fit(
             flow,
             data[0],
@@ -210,7 +213,7 @@ def run_stages(
             residuals=residuals,
             validation=validation,
             max_seconds=None if budget is None else share * budget,
-            checkpoint=None if directory is None else directory / CHECKPOINT / f"{name}.pt",
+            checkpoint=checkpoint,
             seed=config.seed,
             label=f"fitting {name}",
             **settings,

@@ -24,6 +24,17 @@ from dynablocks.properties.verify import Verification
 from dynablocks.reporting import html, words
 
 LONG_STEPS = 2000
+OVERFIT, FAR = 10.0, 0.1
+"""From which ratio of test to training error, and which relative error of rollouts, a reader is warned."""
+KEPT = {
+    "mass": "the mass",
+    "symplectic": "the symplectic form",
+    "energy": "an energy",
+    "volume": "the volume",
+    "norm": "the norm",
+    "positive": "states nonnegative",
+    "none": "nothing",
+}
 VERIFY_SAMPLES = 8
 
 
@@ -70,6 +81,7 @@ def _metrics(
     parts = planned.parts
     spread = float(pairs_of(parts.train)[1].var(dim=0).mean())
     test = one_step_error(flow, parts.test)
+    rollout = _mean([float(r.errors[1:].mean()) for r in rollouts if len(r.errors) > 1])
     metrics: dict[str, Any] = {
         "preserve": flow.structure.preserve,
         "parameters": fitted.history.unknowns,
@@ -79,7 +91,8 @@ def _metrics(
         "test_relative_error": math.sqrt(test / spread) if spread > 0 else None,
         "noise_level": planned.noise,
         "horizon": planned.horizon,
-        "rollout_mse": _mean([float(r.errors[1:].mean()) for r in rollouts if len(r.errors) > 1]),
+        "rollout_mse": rollout,
+        "rollout_relative_error": math.sqrt(rollout / spread) if rollout is not None and spread > 0 else None,
         "rollouts_ended_early": sum(r.stopped is not None for r in rollouts),
         "long_steps": long_steps,
         "drift": {drift.what: float(drift.values.max()) for drift in moved},
@@ -135,7 +148,8 @@ def page(outcome: Outcome, source: dict[str, Any], command: str, directory: Path
     sections = (_headline, _data, _model, _verification, _training, _rollouts, _drift)
     parts = [part for section in sections for part in section(outcome, source)]
     parts.extend(_usage(outcome, directory, command))
-    title = f"{source['file']}: a surrogate that keeps {outcome.fitted.flow.structure.preserve}"
+    kept = outcome.fitted.flow.structure.preserve
+    title = f"{source['file']}: a surrogate that keeps {KEPT.get(kept, kept)}"
     body = "\n".join(parts)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -147,23 +161,22 @@ def page(outcome: Outcome, source: dict[str, Any], command: str, directory: Path
 
 def _headline(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
     yield html._table(("", "result", "meaning"), headline_rows(outcome.metrics), numeric=(1,))
+    for warning in warnings(outcome.metrics):
+        yield html._p(f"Warning: {warning}")
 
 
 def headline_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What matters most, for the page and the terminal: name, value, meaning."""
-    relative = metrics["test_relative_error"]
+    noisy = ", the noise of both ends included" if metrics["horizon"] > 1 else ""
+    over = "root mean squared error over the spread of the states"
     rows = [
         ("error of one step", _number(metrics["test_mse"]), "mean squared, on data that was not fitted"),
-        (
-            "relative error of one step",
-            "unknown" if relative is None else words.percent(relative) if relative > 1e-3 else _number(relative),
-            "root mean squared error over the spread of the states",
-        ),
+        ("relative error of one step", _share(metrics["test_relative_error"]), over + noisy),
     ]
     if metrics["rollout_mse"] is not None:
-        rows.append(
-            ("error of whole rollouts", _number(metrics["rollout_mse"]), "mean squared, from the first state on")
-        )
+        meaning = "mean squared, from the first state on"
+        rows.append(("error of whole rollouts", _number(metrics["rollout_mse"]), meaning))
+        rows.append(("relative error of whole rollouts", _share(metrics["rollout_relative_error"]), over))
     if metrics["horizon"] > 1:
         rows.append(("noise in the data", _number(metrics["noise_level"]), "estimate, over the spread of the states"))
     for what, value in metrics["drift"].items():
@@ -174,6 +187,35 @@ def headline_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     rows.append(("parameters", words.count(metrics["parameters"]), "numbers that were learned"))
     rows.append(("time of the fit", words.duration(metrics["seconds"]), metrics["stopped"]))
     return rows
+
+
+def warnings(metrics: dict[str, Any]) -> list[str]:
+    """What should make a reader doubt the surrogate, a sentence each.
+
+    Example:
+        >>> poor = {"train_mse": 1e-9, "test_mse": 1e-6, "test_relative_error": 0.01, "noise_level": 0.0}
+        >>> warnings(poor | {"rollout_relative_error": 0.3})[0][:46]
+        'The test error is 1000 times the training one:'
+    """
+    found = []
+    train, test, relative = metrics["train_mse"], metrics["test_mse"], metrics["test_relative_error"]
+    above_noise = relative is not None and relative > 3 * metrics["noise_level"]
+    if train and test and test > OVERFIT * train and above_noise:
+        found.append(
+            f"The test error is {test / train:.0f} times the training one: the training data does not cover the test "
+            "data. More trajectories help, or a smaller --width."
+        )
+    rollout = metrics["rollout_relative_error"]
+    if rollout is not None and rollout > FAR:
+        found.append(
+            f"Rollouts are off by {_share(rollout)} of the spread of the states: good for a few steps only. A longer "
+            "fit (--preset long), more data, or keeping more of what the system keeps may help."
+        )
+    return found
+
+
+def _share(value: float | None) -> str:
+    return "unknown" if value is None else words.percent(value) if value > 1e-3 else _number(value)
 
 
 def _number(value: float | None) -> str:
@@ -188,21 +230,23 @@ def _data(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
     for name, part in (("training", parts.train), ("validation", parts.validation), ("test", parts.test)):
         if part is not None:
             count = len(pairs_of(part)[0])
-            rows.append((name, f"{len(part)} {kind}, {count} steps" if kind == "trajectories" else f"{count} pairs"))
+            many = f"{len(part)} {'trajectory' if len(part) == 1 else 'trajectories'}, {count} steps"
+            rows.append((name, many if kind == "trajectories" else f"{count} pairs"))
     h = pairs_of(parts.train)[2]
-    rows.append(
-        ("time between samples", f"{float(h.min()):.4g} to {float(h.max()):.4g}, median {float(h.median()):.4g}")
-    )
+    least, most, median = float(h.min()), float(h.max()), float(h.median())
+    spread = f"{least:.4g}" if most - least <= 1e-9 * most else f"{least:.4g} to {most:.4g}, median {median:.4g}"
+    rows.append(("time between samples", spread))
     yield html._table(("", "value"), rows)
 
 
 def _model(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
     flow = outcome.fitted.flow
     yield "<h2>The surrogate and what it is guaranteed to keep</h2>"
+    steps = f"{flow.structure.substeps} step{'s' if flow.structure.substeps > 1 else ''}"
     yield html._p(
-        f"A learned {type(flow.field).__name__} moved by {flow.method!r}, {flow.structure.substeps} steps between two "
-        "samples. The guarantees hold for every state, every parameter and every step size, by construction; the fit "
-        "chooses among maps that have them."
+        f"A learned {type(flow.field).__name__} moved by {flow.method!r}, {steps} between two samples (times in the "
+        "derivation are in the surrogate's own unit). The guarantees hold for every state, every parameter and every "
+        "step size, by construction; the fit chooses among maps that have them."
     )
     yield f"<pre>{escape(str(explain(flow)))}</pre>"
 
@@ -244,9 +288,8 @@ def _rollouts(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
         yield html._figure(figures.portrait_figure(rollouts, outcome.long_states, names), "portrait", caption)
     caption = "The first test trajectory: only its first state was given."
     yield html._figure(figures.component_figure(rollouts[0], names), "components", caption)
-    yield html._figure(
-        figures.error_figure(rollouts), "errors", "With noisy data the error cannot fall below the noise."
-    )
+    noisy = "The error cannot fall below the noise of the data." if outcome.fitted.plan.horizon > 1 else "All rollouts."
+    yield html._figure(figures.error_figure(rollouts), "errors", noisy)
 
 
 def _drift(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
