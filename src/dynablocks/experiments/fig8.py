@@ -84,7 +84,7 @@ class NetworkRotation(TangentField):
 
     Example:
         >>> turn = NetworkRotation(nn.Linear(2, 1), 2)
-        >>> float((turn(x := torch.ones(1, 2)) * x).sum().abs()) < 1e-6
+        >>> bool((turn(x := torch.ones(1, 2)) * x).sum().abs() < 1e-6)
         True
     """
 
