@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+TIMES = ("seconds", "processor")
+
+
 @dataclass(frozen=True)
 class Scale:
     """How large an experiment is run, and on which copies of the data.
@@ -34,6 +37,15 @@ class Scale:
     def watermark(self) -> str | None:
         """What is written across the figures."""
         return "smoke preset" if self.preset == "smoke" else None
+
+    def columns(self, headings: dict[str, str]) -> dict[str, str]:
+        """The columns of a table: at smoke without times, since its tables are the same bytes wherever they are made.
+
+        Example:
+            >>> Scale("smoke").columns({"error": "error", "seconds": "seconds, at most"})
+            {'error': 'error'}
+        """
+        return {key: text for key, text in headings.items() if self.preset != "smoke" or key not in TIMES}
 
 
 @dataclass(frozen=True)

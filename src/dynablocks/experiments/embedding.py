@@ -315,7 +315,7 @@ class Embedding(Experiment):
             "area": "mean det D (truth 0.9048)",
             "seconds": "seconds, at most",
         }
-        shown = {key: heading for key, heading in heads.items() if any(key in row for row in learned)}
+        shown = {key: heading for key, heading in scale.columns(heads).items() if any(key in row for row in learned)}
         formats = dict.fromkeys(("test", "rollout"), "{:.1e}".format) | {
             "seconds": "{:.1f}".format,
             "area": "{:.4f}".format,

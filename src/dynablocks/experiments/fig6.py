@@ -373,7 +373,7 @@ class SirFlowMap(Experiment):
             "processor": "processor seconds, at most",
             "seconds": "seconds, at most",
         }
-        shown = {key: heading for key, heading in columns.items() if any(key in row for row in rows)}
+        shown = {key: heading for key, heading in scale.columns(columns).items() if any(key in row for row in rows)}
         short = dict.fromkeys(("median", "least", "most", "rollout", "mass"), "{:.2e}".format)
         return markdown_table(rows, shown, short | dict.fromkeys(("seconds", "processor"), "{:.1f}".format))
 

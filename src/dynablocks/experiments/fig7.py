@@ -270,7 +270,7 @@ class FlowRegression(Experiment):
             "processor": "processor seconds, at most",
             "seconds": "seconds, at most",
         }
-        shown = {key: heading for key, heading in columns.items() if any(key in row for row in rows)}
+        shown = {key: heading for key, heading in scale.columns(columns).items() if any(key in row for row in rows)}
         small = dict.fromkeys(("sup", "least", "most", "mean", "test"), "{:.4f}".format)
         table = markdown_table(rows, shown, small | dict.fromkeys(("seconds", "processor"), "{:.1f}".format))
         grids = "Grid: [−3, 3] with 601 points, [−2, 2]² with 61² points; errors against the function without noise."

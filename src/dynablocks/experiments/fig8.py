@@ -365,7 +365,7 @@ class FieldsFromFlows(Experiment):
             "fitted": "fitted numbers",
             "seconds": "seconds, at most",
         }
-        shown = {key: heading for key, heading in columns.items() if any(key in row for row in rows)}
+        shown = {key: heading for key, heading in scale.columns(columns).items() if any(key in row for row in rows)}
         small = dict.fromkeys(("train", "most", "test", "relative", "largest"), "{:.1e}".format)
         return markdown_table(rows, shown, small | {"seconds": "{:.1f}".format})
 

@@ -222,7 +222,7 @@ class PendulumFlowMap(Experiment):
             "oddness": "‖f(−x) + f(x)‖",
             "seconds": "seconds",
         }
-        return f"{markdown_table(rows, columns)}\n\n{NOTE}"
+        return f"{markdown_table(rows, scale.columns(columns))}\n\n{NOTE}"
 
     def _row(self, scale: Scale, store: Store, odd: bool) -> dict[str, Any]:
         results = self.results(scale, store, odd)

@@ -182,7 +182,7 @@ class RigidBodyFlowMap(Experiment):
             "determinant": "largest abs(det DΨ − 1)",
             "seconds": "seconds, at most",
         }
-        shown = {key: heading for key, heading in columns.items() if any(key in row for row in rows)}
+        shown = {key: heading for key, heading in scale.columns(columns).items() if any(key in row for row in rows)}
         small = dict.fromkeys(("test", "rollout", "energy", "norm", "determinant"), "{:.1e}".format)
         return markdown_table(rows, shown, small | {"seconds": "{:.1f}".format})
 
