@@ -1,0 +1,244 @@
+"""1-Lipschitz classifiers of other authors, in one common frame, and a sound bound of each.
+
+Frame: pixels minus their mean, space-to-depth 2, three stages of layers (widths w, 2w, 4w on 16², 8², 4² pixels) with
+space-to-depth 2 and a 1 × 1 map between them, flattening, a linear head with rows of norm 1. What differs between
+families is the layer, the activation and the recipe of training. The layers of orthogonium and deel-torchlip are the
+packages' own; CPL, which is in neither, is written here after its paper.
+
+Every family claims that its body is 1-Lipschitz. :func:`sound_bound` does not believe it: it reads the kernels that are
+really applied (float32, after training, in eval mode), takes their float64 upper bounds, and multiplies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dynablocks.linear.bounds import ConvGeometry, conv_norm_bounds
+
+COMPARED = {"optimiser": "nesterov", "lr": 0.1, "momentum": 0.9, "batch_size": 256}
+"""SGD with Nesterov momentum, batch 256, one cycle: the recipe of "1-Lipschitz Layers Compared" (arXiv 2311.16833)."""
+
+Layer = Callable[[int], nn.Module]
+
+
+class MaxMin(nn.Module):
+    """Pairs of channels (a, b) ↦ (max(a, b), min(a, b)); Anil, Lucas and Grosse (2019)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, 1)
+        return torch.cat([torch.maximum(first, second), torch.minimum(first, second)], 1)
+
+
+class CPLStep(nn.Module):
+    r"""x − (2 / σ²) Wᵀ ReLU(W x + b), σ from one power iteration a training step; Meunier et al. (2022), CPL.
+
+    As published: the norm is an estimate from below, so the step is 1-Lipschitz up to its error.
+    """
+
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.empty(channels, channels, 3, 3))
+        nn.init.xavier_normal_(self.kernel)
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("leading", torch.randn(1, channels, size, size))
+        for _ in range(20):
+            self.estimate()
+
+    @torch.no_grad()
+    def _iterate(self) -> None:
+        image = functional.conv2d(self.leading, self.kernel, padding=1)
+        back = functional.conv_transpose2d(image, self.kernel, padding=1)
+        self.leading.copy_(back / back.norm().clamp_min(1e-12))
+
+    def estimate(self) -> Tensor:
+        """‖W u‖ for the unit vector u that the power iteration has reached, differentiable in W."""
+        if self.training:
+            self._iterate()
+        return functional.conv2d(self.leading, self.kernel, padding=1).norm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled = self.kernel / self.estimate()
+        hidden = functional.relu(functional.conv2d(x, scaled, self.bias, padding=1))
+        return x - 2 * functional.conv_transpose2d(hidden, scaled, padding=1)
+
+
+class RowNormalisedHead(nn.Linear):
+    """z = W x + b with rows of norm 1 (Singla, Singla and Feizi, 2022, "last layer normalisation")."""
+
+    def effective_weight(self) -> Tensor:
+        return functional.normalize(self.weight, dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.effective_weight(), self.bias)
+
+
+class Classifier(nn.Module):
+    """Pixels in [0, 1] to logits: centring, body, head."""
+
+    def __init__(self, body: nn.Sequential, head: RowNormalisedHead, shape: tuple[int, int, int], mean: Tensor) -> None:
+        super().__init__()
+        self.body, self.head, self.input_shape, self.num_classes = body, head, shape, head.out_features
+        self.register_buffer("mean", mean.view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x - self.mean))
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one family is built and trained.
+
+    Args:
+        source: where the layer comes from.
+        layer: (channels, size) to one 3 × 3 layer, activation included.
+        mix: (inputs, outputs) to the 1 × 1 map between stages.
+        width, depth: the size that did best on held-out training images.
+        training: the recipe, over :data:`COMPARED`.
+    """
+
+    source: str
+    layer: Callable[[int, int], nn.Module]
+    mix: Callable[[int, int], nn.Module]
+    width: int
+    depth: tuple[int, int, int]
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, shape: tuple[int, int, int], classes: int, mean: Tensor, seed: int) -> Classifier:
+        """The untrained classifier."""
+        torch.manual_seed(seed)
+        channels, size, _ = shape
+        parts: list[nn.Module] = []
+        for stage, depth in enumerate(self.depth):
+            width = self.width * 2**stage
+            channels, size = 4 * channels, size // 2
+            parts += [nn.PixelUnshuffle(2), self.mix(channels, width)]
+            parts += [self.layer(width, size) for _ in range(depth)]
+            channels = width
+        head = RowNormalisedHead(channels * size * size, classes)
+        return Classifier(nn.Sequential(*parts, nn.Flatten()), head, shape, mean)
+
+    def settings(self) -> dict[str, Any]:
+        """The recipe of training."""
+        return COMPARED | self.training
+
+
+def _orthogonal_mix(inputs: int, outputs: int) -> nn.Module:
+    from orthogonium.layers import AdaptiveOrthoConv2d
+
+    return AdaptiveOrthoConv2d(inputs, outputs, 1)
+
+
+def _aoc(channels: int, size: int) -> nn.Module:
+    from orthogonium.layers import AdaptiveOrthoConv2d
+
+    return nn.Sequential(AdaptiveOrthoConv2d(channels, channels, 3), MaxMin())
+
+
+def _soc(channels: int, size: int) -> nn.Module:
+    from orthogonium.layers.conv.adaptiveSOC import AdaptiveSOCConv2d
+
+    # Its explicit kernel is wider than the 3 x 3 of its parameters; padding="same" would still pad for 3 x 3.
+    layer = AdaptiveSOCConv2d(channels, channels, 3, padding_mode="zeros", padding=0)
+    layer.padding = (layer.weight.shape[-1] // 2,) * 2
+    return nn.Sequential(layer, MaxMin())
+
+
+def _aol(channels: int, size: int) -> nn.Module:
+    from orthogonium.layers.conv.AOL import AOLConv2D
+
+    return nn.Sequential(AOLConv2D(channels, channels, 3, padding=1), MaxMin())
+
+
+def _aol_mix(inputs: int, outputs: int) -> nn.Module:
+    from orthogonium.layers.conv.AOL import AOLConv2D
+
+    return AOLConv2D(inputs, outputs, 1)
+
+
+def _sll(channels: int, size: int) -> nn.Module:
+    from orthogonium.layers.conv.SLL import SDPBasedLipschitzResBlock
+
+    return SDPBasedLipschitzResBlock(channels, 1.0)
+
+
+def _torchlip(channels: int, size: int) -> nn.Module:
+    from deel.torchlip import SpectralConv2d
+
+    return nn.Sequential(SpectralConv2d(channels, channels, 3, padding=1), MaxMin())
+
+
+def _torchlip_mix(inputs: int, outputs: int) -> nn.Module:
+    from deel.torchlip import SpectralConv2d
+
+    return SpectralConv2d(inputs, outputs, 1)
+
+
+FAMILIES: dict[str, Family] = {
+    "aoc": Family("orthogonium 0.0.4, AdaptiveOrthoConv2d (BCOP type)", _aoc, _orthogonal_mix, 32, (2, 2, 2)),
+    "soc": Family("orthogonium 0.0.4, AdaptiveSOCConv2d", _soc, _orthogonal_mix, 32, (2, 2, 2)),
+    "aol": Family("orthogonium 0.0.4, AOLConv2D", _aol, _aol_mix, 32, (2, 2, 2)),
+    "sll": Family("orthogonium 0.0.4, SDPBasedLipschitzResBlock", _sll, _orthogonal_mix, 32, (2, 2, 2)),
+    "torchlip": Family("deel-torchlip 1.0.5, SpectralConv2d", _torchlip, _torchlip_mix, 32, (2, 2, 2)),
+    "cpl": Family("CPL (arXiv 2110.12690), written here", CPLStep, _orthogonal_mix, 32, (2, 2, 2)),
+}
+
+
+def _conv_bound(kernel: Tensor, geometry: ConvGeometry) -> float:
+    return conv_norm_bounds(kernel.detach().double(), geometry).upper
+
+
+def _step_bound(kernel: Tensor, size: tuple[int, int]) -> float:
+    """Of x − 2 Kᵀ ReLU(K x + b): the Jacobian I − 2 KᵀDK has eigenvalues in [1 − 2‖K‖², 1], so max(1, 2‖K‖² − 1)."""
+    return max(1.0, 2 * _conv_bound(kernel, ConvGeometry(size, padding=1)) ** 2 - 1)
+
+
+@torch.no_grad()
+def sound_bound(model: Classifier) -> float:
+    """An upper bound of the body's Lipschitz constant, from the kernels it really applies.
+
+    Raises:
+        TypeError: a layer it has no rule for.
+    """
+    sizes: dict[nn.Module, tuple[int, int]] = {}
+    handles = [
+        m.register_forward_pre_hook(lambda m, args: sizes.__setitem__(m, tuple(args[0].shape[2:])))
+        for m in _leaves(model.body)
+    ]
+    model.eval()
+    model(torch.zeros(1, *model.input_shape))
+    for handle in handles:
+        handle.remove()
+    bound = 1.0
+    for layer in _leaves(model.body):
+        bound *= _layer_bound(layer, sizes.get(layer, (1, 1)))
+    return bound
+
+
+def _leaves(module: nn.Module) -> list[nn.Module]:
+    if isinstance(module, nn.Sequential):
+        return [leaf for child in module for leaf in _leaves(child)]
+    return [module]
+
+
+def _layer_bound(layer: nn.Module, size: tuple[int, int]) -> float:
+    if isinstance(layer, (nn.PixelUnshuffle, nn.Flatten, MaxMin)):
+        return 1.0
+    if isinstance(layer, CPLStep):
+        return _step_bound(layer.kernel / layer.estimate(), size)
+    if isinstance(layer, nn.Conv2d):
+        return _conv_bound(layer.weight, _geometry(layer, size))
+    if type(layer).__name__.endswith("SDPBasedLipschitzResBlock"):
+        return _step_bound(layer.kernel, size)
+    raise TypeError(f"no sound bound is known for {type(layer).__name__}; write one in _layer_bound")
+
+
+def _geometry(layer: nn.Conv2d, size: tuple[int, int]) -> ConvGeometry:
+    padding = layer.padding if isinstance(layer.padding, str) else tuple(layer.padding)
+    mode = "circular" if layer.padding_mode == "circular" else "zeros"
+    return ConvGeometry(size, stride=tuple(layer.stride), padding=padding, padding_mode=mode, groups=layer.groups)

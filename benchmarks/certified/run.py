@@ -1,0 +1,206 @@
+"""Certified accuracy in the same minutes: ours and the layers of orthogonium, deel-torchlip and CPL, in one job.
+
+    python benchmarks/certified/run.py --data-dir ../shared/data/cifar10 --out WORK            # the whole table, hours
+    python benchmarks/certified/run.py --data-dir ... --out WORK --entries aoc --minutes 3 --held-out 5000 --set lr=0.05
+
+Entries run one after the other, each trained for the same wall-clock minutes by the same loop with the same batches,
+augmentation and loss, on all CPU threads or the GPU. Every entry leaves WORK/NAME/result.json and is skipped when that
+is there; an interrupted training goes on. With --held-out, training images are held out and measured in place of the
+test images: the way to choose settings.
+
+Needs for the peers (their dependencies would bring another torch and torchvision):
+pip install --no-deps --target PEERS orthogonium==0.0.4 deel-torchlip==1.0.5 einops, and --peers PEERS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dynablocks.config import RunConfig, preset_settings
+from dynablocks.data import DataSplits, ImageDataset, load_data, to_unit_range
+from dynablocks.experiments.provenance import commit, device_name
+from dynablocks.files import read_json, write_json, write_text
+from dynablocks.models import ModelConfig
+from dynablocks.pipeline import build_for, data_name
+from dynablocks.progress import progress_bar
+from dynablocks.robustness import certified_radii, certify
+from dynablocks.training import TrainingConfig, TrainingSummary, fit
+
+sys.path.insert(0, str(Path(__file__).parent))
+from peers import FAMILIES, sound_bound  # noqa: E402
+
+RADII = (36, 72, 108, 255)
+COMMON: dict[str, Any] = {
+    "schedule": "one-cycle",
+    "loss": "offset-cross-entropy",
+    "offset": 2 * 2**0.5 * 36 / 255,
+    "temperature": 0.25,
+    "crop_padding": 2,
+    "flip": True,
+}
+"""What all peers share: the loss of "1-Lipschitz Layers Compared", and the augmentation of our preset."""
+
+
+def shares(radii: torch.Tensor) -> dict[str, float]:
+    """Percentage of images certified at each radius, in 255ths."""
+    return {str(r): round(100 * float((radii > r / 255).double().mean()), 2) for r in RADII}
+
+
+def train_peer(name: str, splits: DataSplits, measured: ImageDataset, args: argparse.Namespace) -> dict[str, Any]:
+    """Train one family for the budget; measure it by its own claim and by our bound."""
+    changes = dict(args.set)
+    family = FAMILIES[name]
+    sizes = {k: changes.pop(k) for k in ("width", "depth") if k in changes}
+    if "depth" in sizes:
+        sizes["depth"] = tuple(sizes["depth"])
+    family = replace(family, **sizes)
+    settings = COMMON | family.settings() | changes
+    mean = (splits.train.images[:10000].double().mean((0, 2, 3)) / 255).float()
+    model = family.build(splits.train.image_shape, splits.train.num_classes, mean, args.seed)
+    config = TrainingConfig(**settings, epochs=None, max_minutes=args.minutes, seed=args.seed, validate_every=10**6)
+    described = {"family": name, "width": family.width, "depth": list(family.depth)}
+    summary = fit(model, splits, config, args.out / label(name, args), describe=described)
+    bound = sound_bound(model)
+    logits = outputs(model, measured)
+    head = model.head.effective_weight().detach()
+    own = certified_radii(logits, head, 1.0, labels=measured.labels)
+    sound = certified_radii(logits, head, bound, labels=measured.labels)
+    facts = {"source": family.source, "settings": described | settings, "own_bound": 1.0, "bound": bound}
+    return facts | measures(model, summary, logits.argmax(1) == measured.labels, own, sound)
+
+
+@torch.no_grad()
+def outputs(model: torch.nn.Module, measured: ImageDataset) -> torch.Tensor:
+    """Logits of all images, as float64 numbers from the arithmetic the model was trained in (float32)."""
+    device = next(model.parameters()).device
+    model.eval()
+    parts = [model(to_unit_range(images.to(device))).cpu() for images in torch.split(measured.images, 256)]
+    return torch.cat(parts).double()
+
+
+def train_ours(name: str, splits: DataSplits, measured: ImageDataset, args: argparse.Namespace) -> dict[str, Any]:
+    """Train the preset's network for the budget; certify it with the proven rounding bound of float64."""
+    run = our_config(args)
+    model, description = build_for(run, splits)
+    directory = args.out / label(name, args)
+    settings = replace(run, data=replace(run.data, name=data_name(run.data)))
+    if not args.held_out:
+        from dynablocks.config import to_yaml
+
+        directory.mkdir(parents=True, exist_ok=True)
+        write_text(directory / "config.yaml", to_yaml(settings))
+    summary = fit(model, splits, run.training, directory, describe=description)
+    model = model.cpu()
+    with progress_bar(f"certifying {len(measured)} images") as update:
+        result = certify(model, measured, progress=update)
+    radii = torch.where(result.correct, result.radii, 0.0)
+    facts = {"source": "dynablocks", "settings": json.loads(json.dumps(description)), "bound": result.body_lipschitz}
+    return facts | {"own_bound": result.body_lipschitz} | measures(model, summary, result.correct, radii, radii)
+
+
+def our_config(args: argparse.Namespace) -> RunConfig:
+    """The preset for this budget, with the changes asked for."""
+    chosen = preset_settings(args.preset, "certified", "cifar10")
+    fields = set(ModelConfig.__dataclass_fields__)
+    model = chosen["model"] | {k: tuple(v) if isinstance(v, list) else v for k, v in args.set.items() if k in fields}
+    training = chosen["training"] | {k: v for k, v in args.set.items() if k not in fields}
+    training |= {"epochs": None, "max_minutes": args.minutes, "seed": args.seed, "validate_every": 10**6}
+    base = RunConfig(preset=args.preset, model=ModelConfig("certified", **model), training=TrainingConfig(**training))
+    return replace(base, data=replace(base.data, dir=args.data_dir, validation=args.held_out))
+
+
+def measures(
+    model: torch.nn.Module, summary: TrainingSummary, correct: torch.Tensor, own: torch.Tensor, sound: torch.Tensor
+) -> dict[str, Any]:
+    """What every entry reports."""
+    return {
+        "clean": round(100 * float(correct.double().mean()), 2),
+        "own": shares(own),
+        "certified": shares(sound),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "images_per_second": round(summary.images_per_second),
+        "epochs": round(summary.epochs, 2),
+        "train_minutes": round(summary.train_seconds / 60, 2),
+        "train_accuracy": round(100 * summary.metrics.get("accuracy", float("nan")), 2),
+        "precision": summary.precision,
+        "device": summary.device,
+    }
+
+
+def label(name: str, args: argparse.Namespace) -> str:
+    """The entry's folder: its name, seed, and what was changed."""
+    changes = "".join(f"-{k}={json.dumps(v)}".replace(" ", "") for k, v in sorted(args.set.items()))
+    return f"{name}-{args.seed}{changes}"
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown, best certified first."""
+    head = "| network | clean | cert@36 | @72 | @108 | @255 | own claim @36 | sound bound | images/s | epochs | parameters |"
+    lines = [head, "|---" * 11 + "|"]
+    for r in sorted(results, key=lambda r: -r["certified"]["36"]):
+        numbers = " | ".join(f"{r['certified'][str(e)]:.2f}" for e in RADII)
+        lines.append(
+            f"| {r['name']} | {r['clean']:.2f} | {numbers} | {r['own']['36']:.2f} | {r['bound']:.5f} | "
+            f"{r['images_per_second']} | {r['epochs']} | {r['parameters']:,} |"
+        )
+    return "\n".join(lines)
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value as JSON or as text."""
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, required=True, help="the CIFAR-10 copy")
+    parser.add_argument("--out", type=Path, required=True, help="a folder for trainings and results")
+    parser.add_argument("--minutes", type=float, default=60.0, help="training minutes of each entry")
+    parser.add_argument("--entries", nargs="+", default=["ours", *FAMILIES], choices=["ours", *FAMILIES])
+    parser.add_argument("--preset", default="cpu", help="our preset")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--held-out", type=int, default=0, help="training images to hold out and measure instead")
+    parser.add_argument("--peers", type=Path, help="folder with orthogonium, deel and einops")
+    parser.add_argument("--set", type=assignment, nargs="*", default=[], help="NAME=VALUE changes, for a search")
+    args = parser.parse_args()
+    args.set = dict(args.set)
+    return args
+
+
+def main() -> None:
+    """Run what is missing, print the table of what is there."""
+    args = parse()
+    if args.peers:
+        sys.path.append(str(args.peers))
+    for name in args.entries:
+        path = args.out / label(name, args) / "result.json"
+        if path.exists():
+            continue
+        splits = load_data("cifar10", args.data_dir, args.held_out, args.seed)
+        measured = splits.validation if args.held_out else splits.test
+        started = time.strftime("%Y-%m-%d %H:%M")
+        result = (train_ours if name == "ours" else train_peer)(name, splits, measured, args)
+        facts = {"name": label(name, args), "seed": args.seed, "minutes": args.minutes, "data": splits.train.name}
+        facts |= {"measured": "held-out" if args.held_out else "test", "images": len(measured), "started": started}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, facts | {"commit": commit(), "hardware": device_name()} | result)
+        print(table([read_json(path)]), flush=True)
+    found = [read_json(p) for p in sorted(args.out.glob("*/result.json"))]
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
