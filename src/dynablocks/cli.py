@@ -208,7 +208,7 @@ def _parse_run(command: str, summary: str, arguments: Sequence[str]) -> tuple[Ru
     options = parser.parse_args(arguments)
     built = parser.instantiate(options)
     config = RunConfig(**{field.name: getattr(built, field.name) for field in fields(RunConfig)})
-    out = options.out or Path("runs") / f"{data}-{model}-{preset}"
+    out = options.out or Path("runs") / f"{data}-{model}-{preset.replace('/', '-')}"
     options.out = out
     return config, options
 

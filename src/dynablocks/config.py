@@ -12,6 +12,10 @@ from dynablocks.robustness import AttackConfig
 from dynablocks.training import TrainingConfig
 
 PRESETS = ("smoke", "cpu", "paper")
+"""Presets that every model, data set and experiment has."""
+
+CERTIFIED_PRESETS = ("certified/cpu-15min", "certified/cpu-1h", "certified/gpu-5min", "certified/gpu-25min")
+"""The most certified accuracy from so many minutes of training; for 32 x 32 images and the certified model."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,9 @@ class RunConfig:
     """Every setting of train, attack, certify and report.
 
     Args:
-        preset: smoke (seconds), cpu (minutes on two cores) or paper (the paper's settings; a GPU or patience).
+        preset: smoke (seconds), cpu (minutes on two cores) or paper (the paper's settings; a GPU or patience);
+            certified/cpu-15min, certified/cpu-1h, certified/gpu-5min, certified/gpu-25min: the certified model in so
+            many minutes of training.
         model: the network.
         data: the images.
         training: how to train.
@@ -50,7 +56,7 @@ class RunConfig:
     warm_start: Path | None = None
 
     def __post_init__(self) -> None:
-        require_choice("preset", self.preset, PRESETS)
+        require_choice("preset", self.preset, PRESETS + CERTIFIED_PRESETS)
 
 
 PAPER_MODELS = ("resnet", "naive", "non_expansive", "prescribed", "flexible")
@@ -91,6 +97,18 @@ _CIFAR: dict[str, Any] = {
         "flip": True,
     },
 }
+_BUDGETS: dict[str, dict[str, Any]] = {
+    "certified/cpu-15min": {"training": {"max_minutes": 15.0}},
+    "certified/cpu-1h": {"training": {"max_minutes": 60.0}},
+    "certified/gpu-5min": {
+        "model": {"widths": (64, 128, 256), "layers": (4, 4, 4)},
+        "training": {"max_minutes": 5.0, "batch_size": 512},
+    },
+    "certified/gpu-25min": {
+        "model": {"widths": (96, 192, 384), "layers": (4, 6, 6)},
+        "training": {"max_minutes": 25.0, "batch_size": 512},
+    },
+}
 _HINGE: dict[str, Any] = {"loss": "hinge", "margin": 0.07, "optimiser": "sgd", "momentum": 0.9, "regularisation": 1.0}
 _PAPER_ON_CPU: dict[str, Any] = {
     "model": {"widths": (16, 32, 64), "layers": (1, 1, 1)},
@@ -118,7 +136,9 @@ def preset_settings(preset: str, model: str, data: str) -> dict[str, Any]:
         >>> preset_settings("paper", "prescribed", "cifar10")["training"]["epochs"]
         100
     """
-    require_choice("preset", preset, PRESETS)
+    require_choice("preset", preset, PRESETS + CERTIFIED_PRESETS)
+    if preset in CERTIFIED_PRESETS:
+        return _certified_preset(preset, model, data)
     colour = not data.startswith("digits")
     if preset == "smoke":
         return _SMOKE
@@ -128,6 +148,19 @@ def preset_settings(preset: str, model: str, data: str) -> dict[str, Any]:
         small = {"training": _PAPER_ON_CPU["training"] | {"crop_padding": 0, "flip": False, "epochs": 60}}
         return _PAPER_ON_CPU if colour else _PAPER_ON_CPU | small | {"attack": _DIGITS["attack"]}
     return _CIFAR if colour else _DIGITS
+
+
+def _certified_preset(preset: str, model: str, data: str) -> dict[str, Any]:
+    if model != "certified" or data.startswith("digits"):
+        raise InvalidArgument(
+            f"preset {preset} is for model certified on 32 x 32 images, not for {model} on {data}; add --data-dir with "
+            "a CIFAR copy, or take --preset cpu."
+        )
+    changes = _BUDGETS[preset]
+    groups = {group: _CIFAR[group] | changes.get(group, {}) for group in _CIFAR}
+    # The budget alone ends the training: as many epochs as fit.
+    groups["training"]["epochs"] = None
+    return groups
 
 
 def to_yaml(config: RunConfig) -> str:

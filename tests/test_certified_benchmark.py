@@ -1,0 +1,130 @@
+"""The benchmark of certified networks: its frame and its sound bounds, without the peers' packages."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynablocks.config import CERTIFIED_PRESETS, preset_settings
+from dynablocks.errors import InvalidArgument
+
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "certified"
+
+
+def load(name: str) -> ModuleType:
+    """A script of the benchmark as a module."""
+    specification = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+peers, bounds, run = load("peers"), load("bounds"), load("run")
+
+
+def orthogonal(inputs: int, outputs: int) -> nn.Module:
+    conv = nn.Conv2d(inputs, outputs, 1, bias=False)
+    nn.init.orthogonal_(conv.weight)
+    return conv
+
+
+def tiny(layer: object) -> nn.Module:
+    family = peers.Family("here", layer, orthogonal, 4, (1, 1, 0))
+    return family.build((3, 8, 8), 3, torch.full((3,), 0.5), seed=0)
+
+
+def loose_convolution(channels: int, size: int) -> nn.Module:
+    conv = nn.Conv2d(channels, channels, 3, padding=1)
+    nn.init.normal_(conv.weight)
+    return nn.Sequential(conv, peers.MaxMin())
+
+
+def steepest(model: nn.Module, points: Tensor) -> float:
+    """The largest singular value of the body's Jacobian at the points."""
+    norms = []
+    for point in points:
+        jacobian = torch.autograd.functional.jacobian(lambda x: model.body(x[None])[0], point)
+        norms.append(torch.linalg.matrix_norm(jacobian.flatten(1), 2).item())
+    return max(norms)
+
+
+@pytest.mark.parametrize("layer", [loose_convolution, peers.CPLStep])
+def test_sound_bound_is_above_every_jacobian(layer: object) -> None:
+    model = tiny(layer)
+    bound = peers.sound_bound(model)
+    measured = steepest(model, torch.randn(6, 3, 8, 8))
+    assert measured <= bound * (1 + 1e-6)
+    assert bound <= (200 if layer is loose_convolution else 3)
+
+
+def test_sound_bound_sees_a_norm_that_was_underestimated() -> None:
+    model = tiny(peers.CPLStep).eval()
+    before = peers.sound_bound(model)
+    step = model.body[2]
+    step.leading.zero_()[0, 0, 0, 0] = 1.0
+    assert peers.sound_bound(model) > 1.5 * before
+
+
+def test_sound_bound_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(TypeError, match="no sound bound is known for Softplus"):
+        peers.sound_bound(tiny(lambda channels, size: nn.Softplus()))
+
+
+def test_the_head_has_rows_of_norm_one() -> None:
+    model = tiny(peers.CPLStep)
+    norms = model.head.effective_weight().norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(3))
+    assert model(torch.rand(2, 3, 8, 8)).shape == (2, 3)
+
+
+def test_our_bound_is_never_below_the_truth_over_the_zoo() -> None:
+    layers = bounds.zoo(24, seed=3)
+    ratios = [bounds.ours(layer, size) / bounds.truth(layer, size) for layer, size in layers]
+    assert min(ratios) >= 1
+    assert max(ratios) < 1.01
+
+
+def test_shares_count_only_radii_above() -> None:
+    radii = torch.tensor([0.0, 36 / 255, 0.3, 1.1], dtype=torch.float64)
+    assert run.shares(radii) == {"36": 50.0, "72": 50.0, "108": 25.0, "255": 25.0}
+
+
+def test_table_puts_the_most_certified_first() -> None:
+    entry = {"own": {"36": 50.0}, "bound": 1.0, "images_per_second": 9, "epochs": 1.0, "parameters": 1000}
+    entries = [
+        entry | {"name": name, "clean": 60.0, "certified": dict.fromkeys(("36", "72", "108", "255"), share)}
+        for name, share in (("worse", 40.0), ("better", 50.0))
+    ]
+    lines = run.table(entries).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["better", "worse"]
+
+
+def test_our_settings_take_the_budget_the_seed_and_the_changes() -> None:
+    args = run.argparse.Namespace(
+        preset="certified/cpu-1h", minutes=7.0, seed=3, held_out=100, set={"widths": [8, 16], "lr": 0.5}, data_dir=None
+    )
+    config = run.our_config(args)
+    assert (config.training.max_minutes, config.training.epochs, config.training.seed) == (7.0, None, 3)
+    assert (config.model.widths, config.training.lr, config.data.validation) == ((8, 16), 0.5, 100)
+
+
+@pytest.mark.parametrize("preset", CERTIFIED_PRESETS)
+def test_certified_presets_are_bounded_by_time(preset: str) -> None:
+    training = preset_settings(preset, "certified", "cifar10")["training"]
+    assert training["epochs"] is None
+    assert preset.endswith({5: "5min", 15: "15min", 25: "25min", 60: "1h"}[int(training["max_minutes"])])
+
+
+@pytest.mark.parametrize(("model", "data"), [("resnet", "cifar10"), ("certified", "digits")])
+def test_certified_presets_refuse_other_models_and_small_images(model: str, data: str) -> None:
+    with pytest.raises(InvalidArgument, match="take --preset cpu"):
+        preset_settings("certified/cpu-1h", model, data)
