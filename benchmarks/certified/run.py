@@ -35,7 +35,7 @@ from dynablocks.robustness import certified_radii, certify
 from dynablocks.training import TrainingConfig, TrainingSummary, fit
 
 sys.path.insert(0, str(Path(__file__).parent))
-from peers import FAMILIES, sound_bound  # noqa: E402
+from peers import FAMILIES, sound_bound
 
 RADII = (36, 72, 108, 255)
 COMMON: dict[str, Any] = {
@@ -143,8 +143,9 @@ def label(name: str, args: argparse.Namespace) -> str:
 
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown, best certified first."""
-    head = "| network | clean | cert@36 | @72 | @108 | @255 | own claim @36 | sound bound | images/s | epochs | parameters |"
-    lines = [head, "|---" * 11 + "|"]
+    columns = ["network", "clean", "cert@36", "@72", "@108", "@255", "own claim @36", "sound bound"]
+    columns += ["images/s", "epochs", "parameters"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for r in sorted(results, key=lambda r: -r["certified"]["36"]):
         numbers = " | ".join(f"{r['certified'][str(e)]:.2f}" for e in RADII)
         lines.append(
