@@ -13,6 +13,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation, activation
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
 from dynablocks.linear import Dense, LinearMap, shared_weights
+from dynablocks.linear.solving import solve_systems
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -58,7 +59,7 @@ def skew_exponential(matrix: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch
     fourth = square @ square
     even = PADE[0] * eye + PADE[2] * square + PADE[4] * fourth + PADE[6] * square @ fourth
     odd = small @ (PADE[1] * eye + PADE[3] * square + PADE[5] * fourth)
-    rotation: Tensor = torch.linalg.solve(even - odd, even + odd)
+    rotation: Tensor = solve_systems(even - odd, even + odd)
     for _ in range(squarings):
         rotation = rotation @ rotation
     return rotation
@@ -236,7 +237,7 @@ class RotationField(TangentField):
         matrix, column = time * self.generator(at), v.unsqueeze(-1)
         if chart == "cayley":
             eye = torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
-            moved = torch.linalg.solve(eye - matrix / 2, column + matrix @ column / 2)
+            moved = solve_systems(eye - matrix / 2, column + matrix @ column / 2)
         else:
             moved = skew_exponential(matrix) @ column
         return keep_norm(moved.squeeze(-1), v)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from dynablocks.errors import NotConverged, require_choice
+from dynablocks.linear.solving import invert_matrices, solve_systems
 
 Residual = Callable[..., Tensor]
 
@@ -278,7 +279,7 @@ def _adjoint_of_many(stacked: Tensor, pull: Any, settings: Settings) -> Tensor:
 
 def _linear_solve(matrix: Tensor, value: Tensor) -> Tensor:
     """M⁻¹v per sample; not finite where M is singular."""
-    return torch.linalg.solve_ex(matrix, value.reshape(len(value), -1, 1))[0].reshape(value.shape)
+    return solve_systems(matrix, value.reshape(len(value), -1, 1), check=False).reshape(value.shape)
 
 
 def _units(z: Tensor) -> Tensor:
@@ -335,7 +336,7 @@ def _newton(residual: Residual, settings: Settings, start: Tensor, inputs: tuple
         if bool(fresh.any()):
             formed = _dense(torch.func.vjp(lambda v: residual(v, *inputs), z)[1], z)
             matrix = formed if iteration == 1 else _where(fresh, formed, matrix)
-            inverse = torch.linalg.inv_ex(matrix)[0]
+            inverse = invert_matrices(matrix)
         change = (inverse @ value.reshape(len(value), -1, 1)).reshape(z.shape)
         length, scale = _norm(change), torch.maximum(_norm(z), base)
         rate, tiny = length / previous, length <= tolerance * scale

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dynablocks.linear.solving import solve_systems
 from dynablocks.registry import Registry
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def cayley(free: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     """
     skew = free - free.mT
     eye = torch.eye(free.shape[-1], dtype=free.dtype, device=free.device)
-    return torch.linalg.solve(eye + skew, eye - skew)
+    return solve_systems(eye + skew, eye - skew)
 
 
 @ORTHOGONAL.register("expm")
