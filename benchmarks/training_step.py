@@ -2,11 +2,11 @@
 
 Prints, with alternating repetitions and medians:
 
-1. the training step (forward, backward, optimiser, projections) of the paper-size ``prescribed`` network against its
-raw
-   convolutions alone: the same shapes, forward and backward, through autograd, in the same memory format;
+1. the training step (forward, backward, optimiser, projections) of the paper-size ``prescribed`` network against
+   its raw convolutions alone: the same shapes, forward and backward, through autograd, in the same memory format;
 2. a block of exact flows against the same block with S = 2 Euler steps;
-3. the share of a training step that each orthogonal parametrisation takes in the ``certified`` network.
+3. the share of a training step that each orthogonal parametrisation takes in the ``certified`` network;
+4. both shares for the network and batch of the preset ``certified/cpu-1h``.
 
 Run: ``python benchmarks/training_step.py [--batch 128] [--repeats 7]``.
 """
@@ -17,21 +17,23 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dynablocks.blocks import DynamicalBlock
+from dynablocks.config import preset_settings
 from dynablocks.fields import GradientField, leaky_relu
-from dynablocks.linear import Conv, OrthogonalConv, shared_weights
+from dynablocks.linear import OrthogonalConv, shared_weights
 from dynablocks.models import ModelConfig, build
 from dynablocks.switching import ExactFlowRegion, PrescribedSignal, TightRegion, keep_constraints, regularisation
 
 
-def medians(actions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def medians(actions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """The median seconds of each action, the actions taken in turn."""
     times: dict[str, list[float]] = {name: [] for name in actions}
     for action in actions.values():
@@ -62,42 +64,45 @@ def training_step(network: nn.Module, pixels: Tensor, penalised: bool = True) ->
     return step
 
 
-def convolution_calls(network: nn.Module, pixels: Tensor) -> list[tuple[tuple[int, ...], Conv]]:
-    """Every product with a convolution or its adjoint in one forward pass: (input shape, map)."""
-    calls: list[tuple[tuple[int, ...], Conv]] = []
-    maps = [m for m in network.modules() if isinstance(m, Conv)]
-    for linear in maps:
+Call = tuple[torch.Size, torch.Size, int | tuple[int, int]]
 
-        def noted(weight: Tensor, x: Tensor, bias: Tensor | None, linear: Conv = linear) -> Tensor:
-            calls.append((tuple(x.shape), linear))
-            return Conv._convolve(linear, weight, x, bias)
 
-        def noted_adjoint(weight: Tensor, y: Tensor, linear: Conv = linear) -> Tensor:
-            calls.append((tuple(y.shape), linear))
-            return Conv.multiply_adjoint(linear, weight, y)
+def convolution_calls(network: nn.Module, pixels: Tensor) -> list[Call]:
+    """Every convolution in one forward pass, as torch is asked for it: shapes of input and kernel, zero padding."""
+    calls: list[Call] = []
+    plain = functional.conv2d
 
-        linear._convolve, linear.multiply_adjoint = noted, noted_adjoint  # type: ignore[method-assign]
-    with torch.no_grad():
+    def noted(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0) -> Tensor:
+        calls.append((x.shape, weight.shape, padding))
+        return plain(x, weight, bias, stride, padding)
+
+    with patch.object(functional, "conv2d", lambda *given: noted(*given[:5])), torch.no_grad():
         network(pixels)
-    for linear in maps:
-        del linear._convolve, linear.multiply_adjoint
     return calls
 
 
 def raw_convolutions(network: nn.Module, pixels: Tensor) -> Callable[[], None]:
     """The same convolutions and nothing else: forward, backward to input and kernel."""
     work = []
-    for shape, linear in convolution_calls(network, pixels):
-        forward = shape[1] == linear.in_shape[0]
-        kernel = linear.weight.detach()
-        kernel = kernel if forward else kernel.flip(2, 3).transpose(0, 1).contiguous()
-        x = torch.randn(shape).to(memory_format=torch.channels_last).requires_grad_(True)
-        work.append((x, kernel.clone().requires_grad_(True), linear.zeros))
+    for shape, kernel_shape, padding in convolution_calls(network, pixels):
+        x, kernel = torch.randn(shape).to(memory_format=torch.channels_last), torch.randn(kernel_shape)
+        work.append((x.requires_grad_(True), kernel.requires_grad_(True), padding))
 
     def step() -> None:
         for x, kernel, padding in work:
             y = functional.conv2d(x, kernel, padding=padding)
             torch.autograd.grad(y, (x, kernel), y.detach())
+
+    return step
+
+
+def orthogonal_weights(network: nn.Module) -> Callable[[], None]:
+    """All weights of the network, forward and backward, and nothing else."""
+
+    def step() -> None:
+        with shared_weights(network):
+            held = [m._held for m in network.modules() if getattr(m, "_held", None) is not None]
+        torch.stack([w.square().sum() for w in held]).sum().backward()
 
     return step
 
@@ -130,14 +135,22 @@ def main() -> None:
 
     for method in ("cayley", "expm"):
         certified = build(ModelConfig("certified", method=method), (3, 32, 32), 10, seed=0)
-
-        def weights(network: nn.Module = certified) -> None:
-            with shared_weights(network):
-                held = [m._held for m in network.modules() if getattr(m, "_held", None) is not None]
-            torch.stack([w.square().sum() for w in held]).sum().backward()
-
-        times = medians({"weights": weights, "step": training_step(certified, pixels, False)}, options.repeats)
+        actions = {"weights": orthogonal_weights(certified), "step": training_step(certified, pixels, False)}
+        times = medians(actions, options.repeats)
         figures[f"orthogonal weights ({method}) / training step (certified)"] = times["weights"] / times["step"]
+
+    settings = preset_settings("certified/cpu-1h", "certified", "cifar10")
+    headline = build(ModelConfig("certified", **settings["model"]), (3, 32, 32), 10, seed=0)
+    headline = headline.to(memory_format=torch.channels_last)
+    pixels = torch.rand(settings["training"]["batch_size"], 3, 32, 32).to(memory_format=torch.channels_last)
+    actions = {
+        "weights": orthogonal_weights(headline),
+        "step": training_step(headline, pixels, False),
+        "raw": raw_convolutions(headline, pixels),
+    }
+    times = medians(actions, options.repeats)
+    figures["raw convolutions / training step (certified/cpu-1h)"] = times["raw"] / times["step"]
+    figures["orthogonal weights / training step (certified/cpu-1h)"] = times["weights"] / times["step"]
 
     for name, value in figures.items():
         print(f"{value:6.3f}  {name}")

@@ -43,7 +43,7 @@ COMMON: dict[str, Any] = {
     "loss": "offset-cross-entropy",
     "offset": 2 * 2**0.5 * 36 / 255,
     "temperature": 0.25,
-    "crop_padding": 2,
+    "crop_padding": 0,
     "flip": True,
 }
 """What all peers share: the loss of "1-Lipschitz Layers Compared", and the augmentation of our preset."""
