@@ -1,12 +1,13 @@
 """Certified accuracy in the same minutes: ours and the layers of orthogonium, deel-torchlip and CPL, in one job.
 
-    python benchmarks/certified/run.py --data-dir ../shared/data/cifar10 --out WORK            # the whole table, hours
+    python benchmarks/certified/run.py --data-dir ../shared/data/cifar10 --out WORK --search 2
     python benchmarks/certified/run.py --data-dir ... --out WORK --entries aoc --minutes 3 --held-out 5000 --set lr=0.05
 
-Entries run one after the other, each trained for the same wall-clock minutes by the same loop with the same batches,
-augmentation and loss, on all CPU threads or the GPU. Every entry leaves WORK/NAME/result.json and is skipped when that
-is there; an interrupted training goes on. With --held-out, training images are held out and measured in place of the
-test images: the way to choose settings.
+The first makes the whole table, in hours. Entries run one after the other, each trained for the same wall-clock minutes
+by the same loop with the same batches, augmentation and loss, on all CPU threads or the GPU. Every entry leaves
+WORK/NAME/result.json and is skipped when that is there; an interrupted training goes on. With --search, each peer is
+first trained for so many minutes with each change of SEARCH (in WORK/search), on held-out training images, and takes
+the best one. With --held-out, such images are measured in place of the test images: the way to choose settings by hand.
 
 Needs for the peers (their dependencies would bring another torch and torchvision):
 pip install --no-deps --target PEERS orthogonium==0.0.4 deel-torchlip==1.0.5 einops, and --peers PEERS.
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 
-from dynablocks.config import RunConfig, preset_settings
+from dynablocks.config import RunConfig, preset_settings, to_yaml
 from dynablocks.data import DataSplits, ImageDataset, load_data, to_unit_range
 from dynablocks.experiments.provenance import commit, device_name
 from dynablocks.files import read_json, write_json, write_text
@@ -48,13 +49,19 @@ COMMON: dict[str, Any] = {
 }
 """What all peers share: the loss of "1-Lipschitz Layers Compared", and the augmentation of our preset."""
 
+SEARCH: tuple[dict[str, Any], ...] = ({}, {"lr": 0.03}, {"optimiser": "adam", "lr": 0.003}, {"width": 48})
+"""What --search tries for each peer, over its own recipe."""
+HELD_OUT = 5000
+
 
 def shares(radii: torch.Tensor) -> dict[str, float]:
     """Percentage of images certified at each radius, in 255ths."""
     return {str(r): round(100 * float((radii > r / 255).double().mean()), 2) for r in RADII}
 
 
-def train_peer(name: str, splits: DataSplits, measured: ImageDataset, args: argparse.Namespace) -> dict[str, Any]:
+def train_peer(
+    name: str, splits: DataSplits, measured: ImageDataset, args: argparse.Namespace, directory: Path
+) -> dict[str, Any]:
     """Train one family for the budget; measure it by its own claim and by our bound."""
     changes = dict(args.set)
     family = FAMILIES[name]
@@ -67,7 +74,7 @@ def train_peer(name: str, splits: DataSplits, measured: ImageDataset, args: argp
     model = family.build(splits.train.image_shape, splits.train.num_classes, mean, args.seed)
     config = TrainingConfig(**settings, epochs=None, max_minutes=args.minutes, seed=args.seed, validate_every=10**6)
     described = {"family": name, "width": family.width, "depth": list(family.depth)}
-    summary = fit(model, splits, config, args.out / label(name, args), describe=described)
+    summary = fit(model, splits, config, directory, describe=described)
     bound = sound_bound(model)
     logits = outputs(model, measured)
     head = model.head.effective_weight().detach()
@@ -86,15 +93,14 @@ def outputs(model: torch.nn.Module, measured: ImageDataset) -> torch.Tensor:
     return torch.cat(parts).double()
 
 
-def train_ours(name: str, splits: DataSplits, measured: ImageDataset, args: argparse.Namespace) -> dict[str, Any]:
+def train_ours(
+    name: str, splits: DataSplits, measured: ImageDataset, args: argparse.Namespace, directory: Path
+) -> dict[str, Any]:
     """Train the preset's network for the budget; certify it with the proven rounding bound of float64."""
     run = our_config(args)
     model, description = build_for(run, splits)
-    directory = args.out / label(name, args)
     settings = replace(run, data=replace(run.data, name=data_name(run.data)))
     if not args.held_out:
-        from dynablocks.config import to_yaml
-
         directory.mkdir(parents=True, exist_ok=True)
         write_text(directory / "config.yaml", to_yaml(settings))
     summary = fit(model, splits, run.training, directory, describe=description)
@@ -171,8 +177,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="a folder for trainings and results")
     parser.add_argument("--minutes", type=float, default=60.0, help="training minutes of each entry")
     parser.add_argument("--entries", nargs="+", default=["ours", *FAMILIES], choices=["ours", *FAMILIES])
-    parser.add_argument("--preset", default="cpu", help="our preset")
+    parser.add_argument("--preset", default="certified/cpu-1h", help="our preset")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--search", type=float, default=0.0, help="minutes for each change tried for a peer; 0: none")
     parser.add_argument("--held-out", type=int, default=0, help="training images to hold out and measure instead")
     parser.add_argument("--peers", type=Path, help="folder with orthogonium, deel and einops")
     parser.add_argument("--set", type=assignment, nargs="*", default=[], help="NAME=VALUE changes, for a search")
@@ -181,26 +188,43 @@ def parse() -> argparse.Namespace:
     return args
 
 
+def result_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Train and measure one entry, or read what is there."""
+    path = args.out / label(name, args) / "result.json"
+    if not path.exists():
+        searched = best_change(name, args) if args.search and name != "ours" else {}
+        chosen = argparse.Namespace(**vars(args) | {"set": args.set | searched.get("chosen", {})})
+        splits = load_data("cifar10", args.data_dir, args.held_out, args.seed)
+        measured = splits.validation if args.held_out else splits.test
+        started = time.strftime("%Y-%m-%d %H:%M")
+        result = (train_ours if name == "ours" else train_peer)(name, splits, measured, chosen, path.parent)
+        facts = {"name": label(name, args), "seed": args.seed, "minutes": args.minutes, "data": splits.train.name}
+        facts |= {"measured": "held-out" if args.held_out else "test", "images": len(measured), "started": started}
+        facts |= {"search": searched, "commit": commit(), "hardware": device_name()}
+        write_json(path, facts | result)
+        print(table([read_json(path)]), flush=True)
+    return read_json(path)
+
+
+def best_change(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The change of SEARCH with which a family certifies most held-out images at 36/255, and what all of them gave."""
+    tried = []
+    for change in SEARCH:
+        changes = {"set": args.set | change, "out": args.out / "search", "minutes": args.search}
+        short = argparse.Namespace(**vars(args) | changes | {"held_out": HELD_OUT, "search": 0.0})
+        result = result_of(name, short)
+        tried.append({"change": change, "clean": result["clean"], "certified": result["certified"]["36"]})
+    return {"chosen": max(tried, key=lambda t: t["certified"])["change"], "minutes": args.search, "tried": tried}
+
+
 def main() -> None:
     """Run what is missing, print the table of what is there."""
     args = parse()
     if args.peers:
         sys.path.append(str(args.peers))
     for name in args.entries:
-        path = args.out / label(name, args) / "result.json"
-        if path.exists():
-            continue
-        splits = load_data("cifar10", args.data_dir, args.held_out, args.seed)
-        measured = splits.validation if args.held_out else splits.test
-        started = time.strftime("%Y-%m-%d %H:%M")
-        result = (train_ours if name == "ours" else train_peer)(name, splits, measured, args)
-        facts = {"name": label(name, args), "seed": args.seed, "minutes": args.minutes, "data": splits.train.name}
-        facts |= {"measured": "held-out" if args.held_out else "test", "images": len(measured), "started": started}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, facts | {"commit": commit(), "hardware": device_name()} | result)
-        print(table([read_json(path)]), flush=True)
-    found = [read_json(p) for p in sorted(args.out.glob("*/result.json"))]
-    print(table(found))
+        result_of(name, args)
+    print(table([read_json(p) for p in sorted(args.out.glob("*/result.json"))]))
 
 
 if __name__ == "__main__":

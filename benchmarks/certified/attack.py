@@ -1,0 +1,125 @@
+"""AutoAttack on a certified run, beside its certificate and the worst of our own attacks, on the same images.
+
+    pip install -c constraints.txt -e '.[bench]'
+    python benchmarks/certified/attack.py RUN --data-dir ../shared/data/cifar10
+
+RUN is a run directory (``dynablocks run``, or an entry ``ours-*`` of run.py). AutoAttack is the standard version:
+APGD-CE, targeted APGD-DLR, targeted FAB, Square with 5,000 queries. Stopped, the same command goes on with the attack
+that was not finished; the result is RUN/autoattack.json. A certified image that any attack breaks ends it with exit 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynablocks.config import DataConfig
+from dynablocks.errors import DynablocksError, UnsoundResult
+from dynablocks.experiments.provenance import commit, device_name
+from dynablocks.files import write_json
+from dynablocks.pipeline import attack_run, certify_run, load, load_config, load_splits, with_data
+from dynablocks.robustness import PAPER_EPSILONS, CertificateResult
+
+PAPER_AUC = 0.680
+"""The best area of the paper's table 1, on PAPER_EPSILONS."""
+
+
+def auto_attack(run: Path, pixels: Tensor, labels: Tensor, epsilon: float, batch_size: int) -> tuple[Tensor, Tensor]:
+    """The images as AutoAttack leaves them, and which of them keep their class (found before a stop included)."""
+    from pyautoattack import AutoAttack
+    from pyautoattack.state import EvaluationState
+
+    state = run.resolve() / f"autoattack-{epsilon:g}-{len(pixels)}.state.json"
+    model = load(run).requires_grad_(False)
+    attack = AutoAttack(model, norm="L2", eps=epsilon, seed=0, version="standard")
+    moved, _ = attack.run_standard_evaluation(pixels, labels, batch_size=batch_size, state_path=state)
+    return moved, EvaluationState.from_disk(state).robust_flags
+
+
+def check(moved: Tensor, pixels: Tensor, robust: Tensor, certificate: CertificateResult, epsilon: float) -> None:
+    """Stop when a broken image was certified at epsilon, or at more than the distance that it was moved.
+
+    Raises:
+        UnsoundResult: naming the first such image.
+    """
+    count = len(pixels)
+    radii = torch.where(certificate.correct[:count], certificate.radii[:count], 0.0)
+    lengths = (moved.double() - pixels.double()).flatten(1).norm(dim=1)
+    lengths = torch.where(lengths > 0, lengths, epsilon)
+    wrong = (~robust & (radii > lengths)).nonzero()
+    if len(wrong):
+        first = int(wrong[0, 0])
+        raise UnsoundResult(
+            f"image {first} is certified at radius {radii[first]:.6g}, and AutoAttack changes its class at a distance "
+            f"of {lengths[first]:.6g}; a bound is wrong, no result may be reported."
+        )
+
+
+def measured(run: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Certificate, PGD and AutoAttack of the first images."""
+    data = DataConfig(dir=options.data_dir)
+    config = with_data(load_config(run), data)
+    certificate = certify_run(run, data)
+    ours = attack_run(run, replace(config.attack, samples=options.samples), data)
+    test = load_splits(config).test
+    count = min(options.samples, len(test))
+    pixels, labels = test.images[:count].float() / 255, test.labels[:count].long()
+    moved, robust = auto_attack(run, pixels, labels, options.epsilon, options.batch_size)
+    check(moved, pixels, robust, certificate, options.epsilon)
+    radii = torch.where(certificate.correct[:count], certificate.radii[:count], 0.0)
+    curve = ours.curve()
+    worst = curve.at((options.epsilon,)).accuracies[0]
+    return {
+        "images": count,
+        "epsilon": options.epsilon,
+        "clean": ours.clean_accuracy,
+        "certified": float((radii > options.epsilon).double().mean()),
+        "autoattack": float(robust.double().mean()),
+        "pgd": worst,
+        "pgd_curve": curve.points(),
+        "auc": curve.at(PAPER_EPSILONS).auc,
+        "auc_cross_entropy": ours.curve("ce").at(PAPER_EPSILONS).auc,
+        "auc_paper": PAPER_AUC,
+        "commit": commit(),
+        "hardware": device_name(),
+    }
+
+
+def main() -> int:
+    """Attack, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="the run directory")
+    parser.add_argument("--data-dir", type=Path, help="where the images are now, if they moved")
+    parser.add_argument("--epsilon", type=float, default=0.5, help="the l2 radius, in pixels [0, 1]; one PGD attacks")
+    parser.add_argument("--samples", type=int, default=1000, help="the first so many test images")
+    parser.add_argument("--batch-size", type=int, default=250)
+    options = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("auto-attack").setLevel(logging.DEBUG)
+    try:
+        facts = measured(options.run, options)
+    except UnsoundResult as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"error: {error}; install it with: pip install -c constraints.txt -e '.[bench]'", file=sys.stderr)
+        return 1
+    except DynablocksError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    write_json(options.run / "autoattack.json", facts)
+    for name, value in facts.items():
+        if isinstance(value, float):
+            print(f"{name:<20} {value:.4f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
