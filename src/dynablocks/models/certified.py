@@ -34,7 +34,8 @@ def _block(config: ModelConfig, shape: Shape) -> DynamicalBlock:
     if config.step == "exact":
         sigma = leaky_relu(0.5 if config.slope is None else config.slope)
         return pair_block(replace(config, region="exact"), shape, sigma, PrescribedSignal, "exact")
-    linear = OrthogonalConv(shape, kernel_size=size, padding=padding, method=config.method or "cayley")
+    rows = max(1, round((config.rows or 1.0) * shape[0]))
+    linear = OrthogonalConv(shape, rows, kernel_size=size, padding=padding, method=config.method or "cayley")
     return DynamicalBlock(GradientField(linear, "relu"), ExplicitEuler(), step_signal(config), bound=config.bound)
 
 
@@ -93,6 +94,7 @@ MODELS["certified"] = ModelKind(
         method="cayley",
         padding="circular",
         kernel_size=3,
+        rows=1.0,
         step="orthogonal",
         slope=0.5,
         balance="pair",

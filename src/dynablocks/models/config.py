@@ -29,6 +29,7 @@ class ModelConfig:
         method: orthogonal parametrisation: cayley or expm (``dynablocks list orthogonal``).
         padding: same, full (both with zeros) or circular.
         kernel_size: size of the square kernels.
+        rows: the fraction of its channels' directions that an orthogonal step moves; with 0.5 a step costs half.
         slope: a of the leaky ReLU max(x, ax) in contractive and expansive blocks.
         substeps: S, each step is taken as S steps.
         region: feasible region of the pair of steps (``dynablocks list regions``).
@@ -66,6 +67,7 @@ class ModelConfig:
     method: str | None = None
     padding: str | None = None
     kernel_size: int | None = None
+    rows: float | None = None
     slope: float | None = None
     substeps: int | None = None
     region: str | None = None
@@ -99,6 +101,8 @@ class ModelConfig:
                 require_range(name, getattr(self, name), 1, 16)
         if self.slope is not None:
             require_range("slope", self.slope, 0.0, 1.0)
+        if self.rows is not None:
+            require_range("rows", self.rows, 0.0, 1.0, open_low=True)
         for name in ("penalty", "expansive_penalty", "step_penalty", "dense_width", "dense_layers"):
             if getattr(self, name) is not None:
                 require_range(name, getattr(self, name), 0)
