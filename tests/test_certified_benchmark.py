@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.config import CERTIFIED_PRESETS, preset_settings
-from dynablocks.errors import InvalidArgument
+from dynablocks.errors import InvalidArgument, UnsoundResult
+from dynablocks.robustness import CertificateResult
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "certified"
 
@@ -28,7 +29,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-peers, bounds, run = load("peers"), load("bounds"), load("run")
+peers, bounds, run, attack = load("peers"), load("bounds"), load("run"), load("attack")
 
 
 def orthogonal(inputs: int, outputs: int) -> nn.Module:
@@ -128,3 +129,38 @@ def test_certified_presets_are_bounded_by_time(preset: str) -> None:
 def test_certified_presets_refuse_other_models_and_small_images(model: str, data: str) -> None:
     with pytest.raises(InvalidArgument, match="take --preset cpu"):
         preset_settings("certified/cpu-1h", model, data)
+
+
+def test_the_search_takes_the_change_that_certifies_most_and_tells_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = iter([31.0, 35.0, 34.0, 30.0])
+    seen = []
+
+    def short(name: str, args: run.argparse.Namespace) -> dict:
+        seen.append((args.out, args.minutes, args.held_out, args.search, args.set))
+        return {"clean": 50.0, "certified": {"36": next(shares)}}
+
+    monkeypatch.setattr(run, "result_of", short)
+    args = run.argparse.Namespace(set={"depth": [1]}, out=tmp_path, minutes=60.0, search=2.0, held_out=0, seed=0)
+    found = run.best_change("aol", args)
+    assert found["chosen"] == run.SEARCH[1]
+    assert [entry["certified"] for entry in found["tried"]] == [31.0, 35.0, 34.0, 30.0]
+    assert seen[2] == (tmp_path / "search", 2.0, run.HELD_OUT, 0.0, {"depth": [1]} | run.SEARCH[2])
+
+
+def certificate(radii: list[float], correct: list[bool]) -> CertificateResult:
+    predictions = torch.zeros(len(radii), dtype=torch.long)
+    labels = torch.where(torch.tensor(correct), 0, 1)
+    return CertificateResult(torch.tensor(radii, dtype=torch.float64), predictions, labels, body_lipschitz=1.0)
+
+
+@pytest.mark.parametrize("moved_by", [0.3, 0.0])
+def test_a_certified_image_that_autoattack_breaks_is_an_error(moved_by: float) -> None:
+    pixels = torch.zeros(3, 1, 2, 2)
+    moved = pixels.clone()
+    moved[1, 0, 0, 0] = moved_by
+    robust = torch.tensor([True, False, False])
+    attack.check(moved, pixels, robust, certificate([0.9, 0.29, 0.9], [True, True, False]), 0.5)
+    with pytest.raises(UnsoundResult, match=r"image 1 is certified at radius 0\.6"):
+        attack.check(moved, pixels, robust, certificate([0.9, 0.6, 0.0], [True, True, True]), 0.5)

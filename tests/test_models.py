@@ -25,6 +25,7 @@ CERTIFIED = {
     "exact, network budget": {"step": "exact", "balance": "network"},
     "preconditioned, zeros": {"step": "preconditioned", "padding": "same"},
     "full": {"padding": "full"},
+    "half of the rows": {"rows": 0.5, "padding": "circular"},
     "dense": {"dense_layers": 2, "dense_width": 6},
 }
 
@@ -55,6 +56,21 @@ def test_the_certified_model_is_non_expansive_at_every_progress(options: dict) -
         set_progress(model, progress)
         project(model)
         assert model.certificate_inputs()[0] <= 1 + 1e-4
+
+
+@pytest.mark.parametrize("rows", [0.25, 0.5, 1.0])
+def test_a_step_of_length_two_that_moves_some_directions_keeps_gradient_norms(rows: float) -> None:
+    model = build(ModelConfig("certified", widths=(8,), layers=(2,), rows=rows, padding="circular"), (1, 8, 8), 3)
+    set_progress(model, 1.0)
+    project(model)
+    model.double()
+    x = torch.randn(8, 4, 4, dtype=torch.float64)
+    for _, block in model.blocks():
+        jacobian = torch.autograd.functional.jacobian(lambda y, step=block: step(y[None])[0], x).reshape(128, 128)
+        values = torch.linalg.svdvals(jacobian)
+        torch.testing.assert_close(values, torch.ones(128, dtype=torch.float64), rtol=0, atol=1e-4)
+        moved = torch.linalg.matrix_rank(jacobian - torch.eye(128, dtype=torch.float64), tol=1e-3)
+        assert 0 < int(moved) <= 128 * rows
 
 
 def test_every_part_of_the_default_certified_model_declares_a_constant() -> None:
@@ -150,6 +166,8 @@ def test_pixel_normalisation_counts_in_the_certificate() -> None:
         (lambda: build(ModelConfig("resnet", widths=(2,) * 4, layers=(0,) * 4), (1, 8, 8), 3), "below one pixel"),
         (lambda: ModelConfig("certified", widths=(0,)), "whole numbers from 1"),
         (lambda: ModelConfig("certified", slope=2.0), "slope is 2.0"),
+        (lambda: ModelConfig("certified", rows=0.0), "rows is 0.0"),
+        (lambda: ModelConfig("certified", rows=1.5), "rows is 1.5"),
         (lambda: ModelConfig("certified", padding="sames"), "did you mean 'same'"),
         (lambda: build(ModelConfig("prescribed", **TINY, region="tihgt"), (1, 8, 8), 3), "did you mean 'tight'"),
     ],

@@ -25,12 +25,12 @@ from typing import Any
 
 import torch
 
-from dynablocks.config import RunConfig, preset_settings, to_yaml
+from dynablocks.config import RunConfig, preset_settings
 from dynablocks.data import DataSplits, ImageDataset, load_data, to_unit_range
 from dynablocks.experiments.provenance import commit, device_name
-from dynablocks.files import read_json, write_json, write_text
+from dynablocks.files import read_json, write_json
 from dynablocks.models import ModelConfig
-from dynablocks.pipeline import build_for, data_name
+from dynablocks.pipeline import build_for, certify_run, load, train_run
 from dynablocks.progress import progress_bar
 from dynablocks.robustness import certified_radii, certify
 from dynablocks.training import TrainingConfig, TrainingSummary, fit
@@ -98,15 +98,13 @@ def train_ours(
 ) -> dict[str, Any]:
     """Train the preset's network for the budget; certify it with the proven rounding bound of float64."""
     run = our_config(args)
-    model, description = build_for(run, splits)
-    settings = replace(run, data=replace(run.data, name=data_name(run.data)))
-    if not args.held_out:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_text(directory / "config.yaml", to_yaml(settings))
-    summary = fit(model, splits, run.training, directory, describe=description)
-    model = model.cpu()
-    with progress_bar(f"certifying {len(measured)} images") as update:
-        result = certify(model, measured, progress=update)
+    summary = train_run(run, directory)
+    model, description = load(directory), build_for(run, splits)[1]
+    if args.held_out:
+        with progress_bar(f"certifying {len(measured)} images") as update:
+            result = certify(model, measured, progress=update)
+    else:
+        result = certify_run(directory)
     radii = torch.where(result.correct, result.radii, 0.0)
     facts = {"source": "dynablocks", "settings": json.loads(json.dumps(description)), "bound": result.body_lipschitz}
     return facts | {"own_bound": result.body_lipschitz} | measures(model, summary, result.correct, radii, radii)
