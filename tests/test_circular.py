@@ -1,0 +1,37 @@
+"""Circular padding against torch's, and its derivatives against finite differences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from dynablocks.linear.circular import circular_pad
+
+BORDERS = [(0, 1), (1, 0), (1, 1), (2, 1), (3, 3)]
+
+
+@pytest.mark.parametrize(("before", "after"), BORDERS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_it_is_the_padding_of_torch_in_the_same_layout(before: int, after: int, layout: torch.memory_format) -> None:
+    x = torch.randn(2, 3, 4, 3).contiguous(memory_format=layout)
+    padded = circular_pad(x, before, after)
+    assert torch.equal(padded, functional.pad(x, (before, after, before, after), mode="circular"))
+    assert padded.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize(("before", "after"), BORDERS)
+def test_derivatives_of_every_order_and_mode(before: int, after: int) -> None:
+    x = torch.randn(2, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+    cubed = lambda x: circular_pad(x, before, after) ** 3  # noqa: E731
+    assert torch.autograd.gradcheck(cubed, x, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(cubed, x, check_batched_grad=True)
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_under_vmap_as_in_a_loop(axis: int) -> None:
+    x = torch.randn(2, 3, 4, 3, 3)
+    each = torch.stack([circular_pad(part, 1, 2) for part in x.unbind(axis)])
+    assert torch.equal(torch.func.vmap(lambda part: circular_pad(part, 1, 2), in_dims=axis)(x), each)
+    jacobian = torch.func.jacrev(lambda part: circular_pad(part, 1, 2))(x[0])
+    assert torch.equal(jacobian, torch.autograd.functional.jacobian(lambda part: circular_pad(part, 1, 2), x[0]))
