@@ -81,6 +81,28 @@ def test_offset_cross_entropy_is_a_hinge_at_temperature_zero() -> None:
     assert offset_cross_entropy(logits, labels, 1.0, 1e-3).item() == pytest.approx(0.8 / 2, abs=1e-3)
 
 
+@pytest.mark.parametrize("power", [0.3, 0.7, 1.0])
+def test_a_power_makes_offset_cross_entropy_the_generalised_one(power: float) -> None:
+    logits, labels = torch.randn(6, 4, dtype=torch.float64), torch.randint(0, 4, (6,))
+    expected = 0.0
+    for z, y in zip(logits.tolist(), labels.tolist(), strict=True):
+        weights = [math.exp((v - 0.5 * (j == y)) / 0.25) for j, v in enumerate(z)]
+        expected += 0.25 / 6 * (1 - (weights[y] / sum(weights)) ** power) / power
+    assert offset_cross_entropy(logits, labels, 0.5, 0.25, power).item() == pytest.approx(expected, rel=1e-12)
+    assert torch.autograd.gradcheck(
+        lambda z: offset_cross_entropy(z, labels, 0.5, 0.25, power), logits.requires_grad_()
+    )
+
+
+def test_the_generalised_cross_entropy_goes_from_the_plain_one_to_a_count_of_small_margins() -> None:
+    logits, labels = torch.randn(50, 4, dtype=torch.float64), torch.randint(0, 4, (50,))
+    plain, small = offset_cross_entropy(logits, labels, 0.5, 0.25), 1e-9
+    torch.testing.assert_close(offset_cross_entropy(logits, labels, 0.5, 0.25, small), plain, rtol=1e-7, atol=0)
+    lead = logits.gather(1, labels[:, None])[:, 0] - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    counted = offset_cross_entropy(logits, labels, 0.5, 1e-6, 1.0) / 1e-6
+    assert counted.item() == pytest.approx((lead < 0.5).double().mean().item(), abs=1e-9)
+
+
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_every_loss_prefers_a_larger_lead(name: str) -> None:
     loss = make_loss(TrainingConfig(loss=name))
@@ -143,6 +165,8 @@ def test_every_optimiser_descends(name: str) -> None:
         ({"momentum": 1.0}, "momentum"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"temperature": 0.0}, "temperature"),
+        ({"power": 0.0}, "power is 0"),
+        ({"power": 1.5}, "power is 1.5"),
         ({"gradient_clip": 0.0}, "gradient_clip"),
         ({"threads": 0}, "threads is 0"),
         ({"seed": -1}, "seed is -1"),

@@ -32,6 +32,8 @@ class TrainingConfig:
         margin: the lead of the true logit that the hinge loss asks for.
         offset: what offset-cross-entropy takes from the true logit.
         temperature: temperature of offset-cross-entropy.
+        power: q in (0, 1] makes offset-cross-entropy the bounded (1 − p^q)/q, in which images that cannot be won count
+            less; empty (null): −log p.
         regularisation: weight of the model's own penalties (OCNN orthogonality, step sizes outside their region).
         adversary: none; pgd trains on the images an attack found in place of the images; trades adds the divergence
             between the logits of both.
@@ -76,6 +78,7 @@ class TrainingConfig:
     margin: float = 0.15
     offset: float = 0.4
     temperature: float = 0.25
+    power: float | None = None
     regularisation: float = 0.0
     adversary: str = "none"
     adversary_epsilon: float = 0.5
@@ -132,6 +135,8 @@ class TrainingConfig:
             require_range(name, getattr(self, name), 0, open_low=True)
         for name in ("weight_decay", "margin", "offset", "regularisation", "trades_beta", "checkpoint_seconds"):
             require_range(name, getattr(self, name), 0)
+        if self.power is not None:
+            require_range("power", self.power, 0, 1, open_low=True)
         for name in ("momentum", "warmup", "ema_decay"):
             require_range(name, getattr(self, name), 0, 0.999999)
         if self.optimiser == "nesterov" and self.momentum == 0:

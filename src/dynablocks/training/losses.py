@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -44,7 +45,11 @@ def hinge(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"],
 
 
 def offset_cross_entropy(
-    logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"], offset: float, temperature: float
+    logits: Float[Tensor, "batch classes"],
+    labels: Int[Tensor, " batch"],
+    offset: float,
+    temperature: float,
+    power: float | None = None,
 ) -> Float[Tensor, ""]:
     r"""Cross-entropy after ``offset`` is taken from the true logit, at a temperature t, scaled back by t.
 
@@ -52,22 +57,35 @@ def offset_cross_entropy(
 
     The factor t keeps the gradient's size independent of t; for t → 0 the loss is max(0, offset − margin), a hinge.
 
+    With a ``power`` q, CE = −log p becomes the generalised cross-entropy (1 − p^q)/q: bounded, so an image that cannot
+    win its offset stops pulling at the others. For q = 1 and t → 0 it counts the images whose margin is below the
+    offset: what a certified accuracy counts. A network that cannot fit its training images, as narrow 1-Lipschitz
+    networks cannot, gains from that; its tail of large radii gains most.
+
     Args:
         logits: z, before any softmax.
         labels: y, class indices.
         offset: u ≥ 0, in logit units; the wanted lead of the true logit.
         temperature: t > 0.
+        power: q in (0, 1], or ``None`` for cross-entropy, the limit of q → 0.
 
     Source: Prach and Lampert, *Almost-Orthogonal Layers*, arXiv 2208.03160; the settings of *1-Lipschitz Layers
-    Compared*, arXiv 2311.16833, are offset 2√2·36/255 and t = 1/4.
+    Compared*, arXiv 2311.16833, are offset 2√2·36/255 and t = 1/4. Zhang and Sabuncu, *Generalized cross entropy loss*,
+    arXiv 1805.07836, for q.
 
     Example:
         >>> import torch
-        >>> offset_cross_entropy(torch.tensor([[1.0, 0.0]]), torch.tensor([0]), offset=1.0, temperature=0.25)
+        >>> z, y = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
+        >>> offset_cross_entropy(z, y, offset=1.0, temperature=0.25)
         tensor(0.1733)
+        >>> offset_cross_entropy(z, y, offset=1.0, temperature=0.25, power=1.0)
+        tensor(0.1250)
     """
     shifted = logits - offset * functional.one_hot(labels, logits.shape[1]).to(logits.dtype)
-    return temperature * functional.cross_entropy(shifted / temperature, labels)
+    if power is None:
+        return temperature * functional.cross_entropy(shifted / temperature, labels)
+    log_likelihood = -functional.cross_entropy(shifted / temperature, labels, reduction="none")
+    return temperature * (-torch.expm1(power * log_likelihood) / power).mean()
 
 
 @LOSSES.register("hinge")
@@ -77,7 +95,7 @@ def _hinge(config: TrainingConfig) -> LossFunction:
 
 @LOSSES.register("offset-cross-entropy")
 def _offset_cross_entropy(config: TrainingConfig) -> LossFunction:
-    return partial(offset_cross_entropy, offset=config.offset, temperature=config.temperature)
+    return partial(offset_cross_entropy, offset=config.offset, temperature=config.temperature, power=config.power)
 
 
 @LOSSES.register("cross-entropy")
