@@ -161,7 +161,8 @@ def test_the_metric_is_zero_for_the_truth_and_sees_a_wrong_spring() -> None:
     assert truth["derivative"] == pytest.approx(4 * NOISE**2, rel=0.05)
     # q² + ap² for a = 1/1.1 is kept, so q² + p² swings by up to a tenth of p².
     assert 1e-4 < wrong["published"] < 1e-1
-    assert wrong["published"] == wrong["energy"]
+    # The same sums, which a processor may add in another order.
+    assert wrong["published"] == pytest.approx(wrong["energy"], rel=1e-13)
 
 
 def test_published_figures() -> None:

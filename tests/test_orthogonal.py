@@ -22,6 +22,7 @@ from dynablocks.linear import (
     OrthogonalDense,
     frozen_weights,
     ocnn_penalty,
+    paraunitary_kernel,
     shared_weights,
 )
 
@@ -43,6 +44,36 @@ def test_parametrisations_are_special_orthogonal(name: str, size: int, dtype: to
 def test_parametrisations_are_differentiable(name: str) -> None:
     free = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(ORTHOGONAL[name], free)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(2, 1), (5, 2), (8, 4), (33, 7), (4, 4)])
+@pytest.mark.parametrize("name", sorted(ORTHOGONAL))
+def test_a_frame_is_the_first_columns_of_the_rotation(name: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    size, columns = shape
+    for scale in (0.0, 0.1, 1.0, 3.0):
+        free = scale * torch.randn(3, size, columns, dtype=torch.float64)
+        square = torch.cat([free, torch.zeros(3, size, size - columns, dtype=torch.float64)], -1)
+        square[:, columns:, :columns] = free[:, columns:]
+        square[:, :columns, :columns] = free[:, :columns]
+        expected = ORTHOGONAL[name](square)[..., :columns]
+        rounding = TOLERANCE[dtype] * (1 + torch.linalg.matrix_norm(free, ord=2).max() ** 2)
+        assert (ORTHOGONAL[name](free.to(dtype)).double() - expected).abs().max() <= rounding
+
+
+def test_a_kernel_is_the_product_of_its_factors_at_every_frequency() -> None:
+    base = ORTHOGONAL["cayley"](torch.randn(4, 3, dtype=torch.float64)).mT
+    frames = ORTHOGONAL["cayley"](torch.randn(4, 4, 2, dtype=torch.float64))
+    kernel = paraunitary_kernel(base, frames, 3)
+    for first, second in ((0.3, 1.1), (-2.0, 0.7)):
+        waves = torch.polar(torch.ones(2, dtype=torch.float64), torch.tensor([first, second], dtype=torch.float64))
+        expected = base + 0j
+        for k, frame in enumerate(frames):
+            projection = frame @ frame.mT
+            expected = expected @ (projection + waves[k // 2] * (torch.eye(4) - projection))
+        powers = waves[:, None] ** torch.arange(3)
+        symbol = torch.einsum("reij,i,j->re", kernel + 0j, powers[0], powers[1])
+        torch.testing.assert_close(symbol, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_parametrisations_agree_with_their_formulas() -> None:

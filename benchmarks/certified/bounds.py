@@ -59,7 +59,8 @@ def _weight(kind: str, shape: torch.Size, size: int, generator: torch.Generator)
         wave = torch.cos(2.0 * torch.arange(shape[-1], dtype=torch.float64))
         return free[:, :, :1, :1] * wave * wave[:, None] + 0.05 * free
     conv = OrthogonalConv((4, size, size), kernel_size=shape[-1]).double()
-    conv.free.data.copy_(torch.randn(conv.free.shape, generator=generator, dtype=torch.float64))
+    for parameter in conv.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     return conv.compute_weight().detach()
 
 

@@ -129,10 +129,12 @@ class ChannelMix(LinearMap):
         self.rows_orthonormal = out_channels <= in_shape[0]
         self.columns_orthonormal = out_channels >= in_shape[0]
         self.parametrisation = ORTHOGONAL.get_known(method)
-        self.free = nn.Parameter(orthogonal_start((), max(in_shape[0], out_channels), spread))
+        sizes = max(in_shape[0], out_channels), min(in_shape[0], out_channels)
+        self.free = nn.Parameter(orthogonal_start((), *sizes, spread))
 
     def compute_weight(self) -> Float[Tensor, "out in 1 1"]:
-        matrix = self.parametrisation(self.free)[: self.out_shape[0], : self.in_shape[0]]
+        frame = self.parametrisation(self.free)
+        matrix = frame if self.columns_orthonormal else frame.mT
         return matrix[:, :, None, None].contiguous()
 
     def multiply(self, weight: Tensor, x: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def circular_pad(
     return _Pad.of(x, before, after) if before + after else x
 
 
-def _empty(x: Tensor, height: int, width: int) -> Tensor:
+def _empty_as(x: Tensor, height: int, width: int) -> Tensor:
     """An uninitialised image of this size, laid out as ``x`` is; of all images where vmap hides more than one."""
     samples, channels = x.shape[:2]
     if x.stride(1) == 1 and channels > 1:
@@ -41,7 +41,7 @@ def _empty(x: Tensor, height: int, width: int) -> Tensor:
 
 def _padded(x: Tensor, before: int, after: int) -> Tensor:
     height, width = x.shape[2:]
-    out = _empty(x, height + before + after, width + before + after)
+    out = _empty_as(x, height + before + after, width + before + after)
     rows = out.narrow(2, before, height)
     rows.narrow(3, before, width).copy_(x)
     if before:
@@ -59,7 +59,7 @@ def _folded(y: Tensor, before: int, after: int) -> Tensor:
     for axis in (2, 3):
         size = y.shape[axis] - before - after
         core = y.narrow(axis, before, size)
-        core = _empty(core, *core.shape[2:]).copy_(core)
+        core = _empty_as(core, core.shape[2], core.shape[3]).copy_(core)
         if before:
             core.narrow(axis, size - before, before).add_(y.narrow(axis, 0, before))
         if after:

@@ -222,13 +222,17 @@ class OrthogonalConv(Conv):
         self.columns_orthonormal = out_channels == in_shape[0] and (padding in ("circular", "full") or single)
 
     def make_parameters(self, in_channels: int, out_channels: int, gain: float) -> None:
-        factors = 2 * (self.kernel_size - 1)
-        self.free = nn.Parameter(orthogonal_start((1 + factors,), in_channels, self.spread))
+        factors, rank = 2 * (self.kernel_size - 1), max(1, in_channels // 2)
+        self.base = nn.Parameter(orthogonal_start((), in_channels, out_channels, self.spread))
+        self.frames = nn.Parameter(orthogonal_start((factors,), in_channels, rank, self.spread))
 
     def compute_weight(self) -> Float[Tensor, "out in k k"]:
-        matrices = self.parametrisation(self.free)
-        rank = max(1, self.in_shape[0] // 2)
-        return paraunitary_kernel(matrices[0, : self.out_shape[0]], matrices[1:, :, :rank], self.kernel_size)
+        if self.base.shape == self.frames.shape[1:]:
+            together = self.parametrisation(torch.cat([self.base[None], self.frames]))
+            base, frames = together[0], together[1:]
+        else:
+            base, frames = self.parametrisation(self.base), self.parametrisation(self.frames)
+        return paraunitary_kernel(base.mT, frames, self.kernel_size)
 
 
 def _check_convolution(

@@ -74,7 +74,8 @@ class OrthogonalDense(Dense):
         self.columns_orthonormal = out_features >= in_features
 
     def start(self, rows: int, columns: int) -> Tensor:
-        return orthogonal_start((), max(rows, columns), self.spread)
+        return orthogonal_start((), max(rows, columns), min(rows, columns), self.spread)
 
     def compute_weight(self) -> Float[Tensor, "out in"]:
-        return self.parametrisation(self.matrix)[: self.out_shape[0], : self.in_shape[0]]
+        frame = self.parametrisation(self.matrix)
+        return frame if self.out_shape[0] >= self.in_shape[0] else frame.mT

@@ -1,4 +1,4 @@
-"""Orthogonal matrices as smooth functions of free parameters."""
+"""Matrices with orthonormal columns as smooth functions of free parameters."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dynablocks.linear.solving import solve_systems
 from dynablocks.registry import Registry
@@ -16,41 +17,67 @@ if TYPE_CHECKING:
 
 Parametrisation = Callable[[Tensor], Tensor]
 ORTHOGONAL: Registry[Parametrisation] = Registry("orthogonal parametrisation")
-"""Maps from any square matrix W (…, n, n) to a special orthogonal matrix, through S = W − Wᵀ."""
+r"""Maps from any matrix (…, n, p), p <= n, to one with orthonormal columns: the first p of a special orthogonal matrix
+made from the skew-symmetric
+
+.. math:: S = \begin{pmatrix} A - A^T & -B^T \\ B & 0 \end{pmatrix}, \qquad \mathrm{free} = \begin{pmatrix} A \\ B
+    \end{pmatrix}, \quad A \in \mathbb R^{p \times p}.
+
+For p = n that is S = W − Wᵀ."""
 
 
 @ORTHOGONAL.register("cayley")
-def cayley(free: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
-    r"""Q = (I + S)⁻¹(I − S) with S = W − Wᵀ.
+def cayley(free: Float[Tensor, "*batch n p"]) -> Float[Tensor, "*batch n p"]:
+    r"""The first p columns of Q = (I + S)⁻¹(I − S).
 
-    Condition: none on W, since I + S is always invertible; reaches every rotation without eigenvalue −1.
+    By Schur's complement they are (2X − I; −2BX) with X = (I + A − Aᵀ + BᵀB)⁻¹, so one system of size p is solved,
+    whatever n.
+
+    Condition: none on the parameters, since the symmetric part of I + A − Aᵀ + BᵀB is at least I. Rounding leaves
+    ‖QᵀQ − I‖ of the order ε(1 + ‖B‖²).
     Source: Cayley (1846); Helfrich, Willmott and Ye (2018).
 
     Example:
-        >>> q = cayley(torch.randn(4, 4, dtype=torch.float64))
-        >>> bool(torch.allclose(q @ q.mT, torch.eye(4, dtype=torch.float64)))
+        >>> q = cayley(torch.randn(4, 2, dtype=torch.float64))
+        >>> bool(torch.allclose(q.mT @ q, torch.eye(2, dtype=torch.float64)))
         True
     """
-    skew = free - free.mT
+    upper, lower = _parts(free)
     eye = torch.eye(free.shape[-1], dtype=free.dtype, device=free.device)
-    return solve_systems(eye + skew, eye - skew)
+    skew = upper - upper.mT
+    if lower.shape[-2] == 0:
+        return solve_systems(eye + skew, eye - skew)
+    gram = lower.mT @ lower
+    top = solve_systems(eye + skew + gram, eye - skew - gram)
+    return torch.cat([top, -(lower + lower @ top)], -2)
 
 
 @ORTHOGONAL.register("expm")
-def expm(free: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
-    r"""Q = exp(W − Wᵀ), the parametrisation of the paper's section 1.1; reaches every rotation.
+def expm(free: Float[Tensor, "*batch n p"]) -> Float[Tensor, "*batch n p"]:
+    r"""The first p columns of Q = exp(S), the parametrisation of the paper's section 1.1; reaches every frame.
 
     Example:
         >>> q = expm(torch.randn(3, 3, dtype=torch.float64))
         >>> round(float(torch.linalg.det(q)), 12)
         1.0
     """
-    return torch.linalg.matrix_exp(free - free.mT)
+    upper, lower = _parts(free)
+    above = functional.pad(-lower.mT, (0, 0, 0, lower.shape[-2]))
+    return torch.linalg.matrix_exp(torch.cat([torch.cat([upper - upper.mT, lower], -2), above], -1))[
+        ..., : free.shape[-1]
+    ]
 
 
-def orthogonal_start(count: tuple[int, ...], size: int, spread: float = 1.0) -> Tensor:
-    """Free parameters (…, n, n) whose skew part has entries of standard deviation ``spread`` / √n; 0 starts at I."""
-    return torch.randn(*count, size, size) * (spread / (2 * size) ** 0.5)
+def _parts(free: Tensor) -> tuple[Tensor, Tensor]:
+    columns = free.shape[-1]
+    return free[..., :columns, :], free[..., columns:, :]
+
+
+def orthogonal_start(count: tuple[int, ...], size: int, columns: int, spread: float = 1.0) -> Tensor:
+    """Free parameters (…, n, p) whose S has entries of standard deviation ``spread`` / √n; 0 starts at the identity."""
+    start = torch.randn(*count, size, columns) * (spread / (2 * size) ** 0.5)
+    start[..., columns:, :] *= 2**0.5
+    return start
 
 
 def paraunitary_kernel(
@@ -72,21 +99,11 @@ def paraunitary_kernel(
 
     Source: Li et al. (2019), "Preventing gradient attenuation in Lipschitz constrained convolutional networks" (BCOP).
     """
-    projections = frames @ frames.mT
-    rows = _product_of_factors(projections[: kernel_size - 1])
-    columns = _product_of_factors(projections[kernel_size - 1 :])
-    kernel = torch.einsum("rc,icd,jde->reij", base, rows, columns)
-    return kernel
-
-
-def _product_of_factors(projections: Tensor) -> Tensor:
-    """Coefficients (k, n, n) of the polynomial ∏ᵢ (Pᵢ + z(I − Pᵢ))."""
-    size = projections.shape[-1]
-    eye = torch.eye(size, dtype=projections.dtype, device=projections.device)
-    product = eye.unsqueeze(0)
-    for projection in projections:
-        kept = product @ projection
-        moved = product - kept
-        nothing = torch.zeros_like(kept[:1])
-        product = torch.cat([kept, nothing]) + torch.cat([nothing, moved])
-    return product
+    kernel = base[None, None]
+    for axis, factors in enumerate((frames[: kernel_size - 1], frames[kernel_size - 1 :])):
+        for frame in factors:
+            kept = (kernel @ frame) @ frame.mT
+            moved = kernel - kept
+            nothing = torch.zeros_like(kept.narrow(axis, 0, 1))
+            kernel = torch.cat([kept, nothing], axis) + torch.cat([nothing, moved], axis)
+    return kernel.permute(2, 3, 0, 1)
