@@ -6,7 +6,8 @@ Prints, with alternating repetitions and medians:
    its raw convolutions alone: the same shapes, forward and backward, through autograd, in the same memory format;
 2. a block of exact flows against the same block with S = 2 Euler steps;
 3. the share of a training step that each orthogonal parametrisation takes in the ``certified`` network;
-4. both shares for the network and batch of the preset ``certified/cpu-1h``.
+4. both shares for the network and batch of the preset ``certified/cpu-1h``, in float32 and, where the processor has
+   it, in mixed bfloat16 (weights and optimiser in float32, as the training loop does it), and the ratio of the two.
 
 Run: ``python benchmarks/training_step.py [--batch 128] [--repeats 7]``.
 """
@@ -31,6 +32,7 @@ from dynablocks.fields import GradientField, leaky_relu
 from dynablocks.linear import OrthogonalConv, shared_weights
 from dynablocks.models import ModelConfig, build
 from dynablocks.switching import ExactFlowRegion, PrescribedSignal, TightRegion, keep_constraints, regularisation
+from dynablocks.training.precision import supports_bf16
 
 
 def medians(actions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -46,14 +48,18 @@ def medians(actions: Mapping[str, Callable[[], object]], repeats: int) -> dict[s
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def training_step(network: nn.Module, pixels: Tensor, penalised: bool = True) -> Callable[[], None]:
-    """One step as the training loop does it."""
+def training_step(
+    network: nn.Module, pixels: Tensor, penalised: bool = True, dtype: torch.dtype = torch.float32
+) -> Callable[[], None]:
+    """One step as the training loop does it, the network in ``dtype``."""
     optimiser = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
     keep_constraints(network, optimiser)
 
     def step() -> None:
         with shared_weights(network):
-            loss = network(pixels).square().mean()
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                logits = network(pixels)
+            loss = logits.float().square().mean()
             penalty = regularisation(network) if penalised else None
             if penalty is not None:
                 loss = loss + penalty
@@ -81,11 +87,12 @@ def convolution_calls(network: nn.Module, pixels: Tensor) -> list[Call]:
     return calls
 
 
-def raw_convolutions(network: nn.Module, pixels: Tensor) -> Callable[[], None]:
+def raw_convolutions(network: nn.Module, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
     """The same convolutions and nothing else: forward, backward to input and kernel."""
     work = []
     for shape, kernel_shape, padding in convolution_calls(network, pixels):
-        x, kernel = torch.randn(shape).to(memory_format=torch.channels_last), torch.randn(kernel_shape)
+        x = torch.randn(shape, dtype=dtype).to(memory_format=torch.channels_last)
+        kernel = torch.randn(kernel_shape, dtype=dtype)
         work.append((x.requires_grad_(True), kernel.requires_grad_(True), padding))
 
     def step() -> None:
@@ -143,14 +150,19 @@ def main() -> None:
     headline = build(ModelConfig("certified", **settings["model"]), (3, 32, 32), 10, seed=0)
     headline = headline.to(memory_format=torch.channels_last)
     pixels = torch.rand(settings["training"]["batch_size"], 3, 32, 32).to(memory_format=torch.channels_last)
-    actions = {
-        "weights": orthogonal_weights(headline),
-        "step": training_step(headline, pixels, False),
-        "raw": raw_convolutions(headline, pixels),
-    }
+    formats = [torch.float32] + [torch.bfloat16] * supports_bf16(torch.device("cpu"))
+    actions = {"weights": orthogonal_weights(headline)}
+    for dtype in formats:
+        actions[f"step {dtype}"] = training_step(headline, pixels, False, dtype)
+        actions[f"raw {dtype}"] = raw_convolutions(headline, pixels, dtype)
     times = medians(actions, options.repeats)
-    figures["raw convolutions / training step (certified/cpu-1h)"] = times["raw"] / times["step"]
-    figures["orthogonal weights / training step (certified/cpu-1h)"] = times["weights"] / times["step"]
+    for dtype in formats:
+        name, step = f"certified/cpu-1h, {str(dtype).removeprefix('torch.')}", times[f"step {dtype}"]
+        figures[f"raw convolutions / training step ({name})"] = times[f"raw {dtype}"] / step
+        figures[f"orthogonal weights / training step ({name})"] = times["weights"] / step
+    if len(formats) > 1:
+        name = "training step, bfloat16 / float32 (certified/cpu-1h)"
+        figures[name] = times[f"step {formats[1]}"] / times[f"step {formats[0]}"]
 
     for name, value in figures.items():
         print(f"{value:6.3f}  {name}")
