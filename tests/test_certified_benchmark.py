@@ -99,14 +99,35 @@ def test_shares_count_only_radii_above() -> None:
     assert run.shares(radii) == {"36": 50.0, "72": 50.0, "108": 25.0, "255": 25.0}
 
 
-def test_table_puts_the_most_certified_first() -> None:
-    entry = {"own": {"36": 50.0}, "bound": 1.0, "images_per_second": 9, "epochs": 1.0, "parameters": 1000}
-    entries = [
-        entry | {"name": name, "clean": 60.0, "certified": dict.fromkeys(("36", "72", "108", "255"), share)}
-        for name, share in (("worse", 40.0), ("better", 50.0))
-    ]
+def entry(name: str, share: float, seed: int = 0) -> dict:
+    certified = dict.fromkeys(("36", "72", "108", "255"), share)
+    facts = {"name": name, "seed": seed, "clean": 60.0, "certified": certified, "own": certified, "bound": 1.0}
+    facts |= {"images_per_second": 9, "epochs": 1.0, "parameters": 1000, "precision": "32", "device": "cpu"}
+    origin = {
+        "images": 10,
+        "measured": "test",
+        "data": "d",
+        "commit": "c",
+        "hardware": "h",
+        "started": "2026-11-26 17:42",
+    }
+    return facts | origin
+
+
+def test_table_puts_the_most_certified_first_and_joins_seeds() -> None:
+    entries = [entry("worse-0", 40.0), entry("better-0-depth=[1]", 50.0), entry("better-1-depth=[1]", 53.0, 1)]
+    worse, better = run.rows(entries)[1], run.rows(entries)[0]
+    assert better[:4] == ["better-depth=[1]", "2", "60.00 ± 0.00", "51.50 ± 2.12"]
+    assert worse[:4] == ["worse", "1", "60.00", "40.00"]
     lines = run.table(entries).splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == ["better", "worse"]
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["better-depth=[1]", "worse"]
+
+
+def test_the_page_says_how_its_rows_were_made() -> None:
+    page = run.as_page([entry("ours-0", 50.0), entry("ours-1", 53.0, 1)], 60.0)
+    assert {len(row) for row in page["rows"]} == {len(page["columns"])}
+    assert (page["seed"], page["data"], page["date"]) == ("0, 1", "d", "2026-11-26")
+    assert "10 test images" in page["caption"]
 
 
 def test_our_settings_take_the_budget_the_seed_and_the_changes() -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from dataclasses import replace
@@ -145,18 +146,66 @@ def label(name: str, args: argparse.Namespace) -> str:
     return f"{name}-{args.seed}{changes}"
 
 
+COLUMNS = ["network", "seeds", "clean", *(f"certified @{r}" for r in RADII), "own claim @36", "sound bound"]
+COLUMNS += ["images/s", "epochs", "parameters"]
+
+
+def rows(results: list[dict[str, Any]]) -> list[list[str]]:
+    """The cells of :data:`COLUMNS` for each network, best certified first; of several seeds the mean ± deviation."""
+    networks: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        networks.setdefault(result["name"].replace(f"-{result['seed']}", "", 1), []).append(result)
+    order = sorted(networks, key=lambda name: -statistics.mean(r["certified"]["36"] for r in networks[name]))
+    return [[name, str(len(networks[name])), *_cells(networks[name])] for name in order]
+
+
+def _cells(seeds: list[dict[str, Any]]) -> list[str]:
+    certified = [[r["certified"][str(radius)] for r in seeds] for radius in RADII]
+    shown = [[r["clean"] for r in seeds], *certified, [r["own"]["36"] for r in seeds]]
+    rates, epochs = [r["images_per_second"] for r in seeds], [r["epochs"] for r in seeds]
+    bound = f"{max(r['bound'] for r in seeds):.5f}"
+    rate, passes = f"{statistics.mean(rates):.0f}", f"{statistics.mean(epochs):.1f}"
+    return [*map(_spread, shown), bound, rate, passes, f"{seeds[0]['parameters']:,}"]
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
+
+
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown, best certified first."""
-    columns = ["network", "clean", "cert@36", "@72", "@108", "@255", "own claim @36", "sound bound"]
-    columns += ["images/s", "epochs", "parameters"]
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    for r in sorted(results, key=lambda r: -r["certified"]["36"]):
-        numbers = " | ".join(f"{r['certified'][str(e)]:.2f}" for e in RADII)
-        lines.append(
-            f"| {r['name']} | {r['clean']:.2f} | {numbers} | {r['own']['36']:.2f} | {r['bound']:.5f} | "
-            f"{r['images_per_second']} | {r['epochs']} | {r['parameters']:,} |"
-        )
-    return "\n".join(lines)
+    """Markdown of :func:`rows`."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (COLUMNS, *rows(results))]
+    return "\n".join([lines[0], "|---" * len(COLUMNS) + "|", *lines[1:]])
+
+
+def as_page(results: list[dict[str, Any]], minutes: float) -> dict[str, Any]:
+    """What ``docs/make_results.py`` reads: the rows and how they were made."""
+    images = sorted({f"{r['images']} {r['measured']} images" for r in results})
+    precisions = sorted({f"{r['precision']} on {r['device']}" for r in results})
+    caption = (
+        f"Clean and certified accuracy (%) on {', '.join(images)}, each network trained for {minutes:g} minutes by "
+        f"the same loop on the same batches, one after the other ({', '.join(precisions)}). certified: with our sound "
+        "bound of the body, of ours with its proven rounding too; own claim: with the constant 1 that the layer claims. "
+        "Several seeds: mean ± standard deviation."
+    )
+    origin = {
+        "seed": sorted({r["seed"] for r in results}),
+        "data": sorted({r["data"] for r in results}),
+        "hardware": sorted({r["hardware"] for r in results}),
+        "commit": sorted({r["commit"] for r in results}),
+        "date": sorted({r["started"][:10] for r in results}),
+    }
+    return {
+        "title": f"1-Lipschitz networks, {minutes:g} minutes of training each",
+        "readme": True,
+        "caption": caption,
+        "columns": COLUMNS,
+        "rows": rows(results),
+        "command": "python benchmarks/certified/run.py --data-dir CIFAR10 --out WORK --peers PEERS --search 2",
+        "preset": "certified/cpu-1h",
+        **{name: ", ".join(map(str, values)) for name, values in origin.items()},
+    }
 
 
 def assignment(text: str) -> tuple[str, Any]:
@@ -180,6 +229,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--search", type=float, default=0.0, help="minutes for each change tried for a peer; 0: none")
     parser.add_argument("--held-out", type=int, default=0, help="training images to hold out and measure instead")
     parser.add_argument("--peers", type=Path, help="folder with orthogonium, deel and einops")
+    parser.add_argument("--page", type=Path, help="also write the table here, for docs/make_results.py")
     parser.add_argument("--set", type=assignment, nargs="*", default=[], help="NAME=VALUE changes, for a search")
     args = parser.parse_args()
     args.set = dict(args.set)
@@ -222,7 +272,10 @@ def main() -> None:
         sys.path.append(str(args.peers))
     for name in args.entries:
         result_of(name, args)
-    print(table([read_json(p) for p in sorted(args.out.glob("*/result.json"))]))
+    results = [read_json(p) for p in sorted(args.out.glob("*/result.json"))]
+    print(table(results))
+    if args.page:
+        write_json(args.page, as_page(results, args.minutes))
 
 
 if __name__ == "__main__":
