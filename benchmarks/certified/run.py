@@ -186,7 +186,7 @@ def as_page(results: list[dict[str, Any]], minutes: float) -> dict[str, Any]:
     caption = (
         f"Clean and certified accuracy (%) on {', '.join(images)}, each network trained for {minutes:g} minutes by "
         f"the same loop on the same batches, one after the other ({', '.join(precisions)}). certified: with our sound "
-        "bound of the body, of ours with its proven rounding too; own claim: with the constant 1 that the layer claims. "
+        "bound of the body, of ours with its proven rounding too; own claim: with the constant 1 the layer claims. "
         "Several seeds: mean ± standard deviation."
     )
     origin = {
