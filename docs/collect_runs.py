@@ -1,8 +1,10 @@
 """Make one results table (and optionally a picture) from finished run directories.
 
-    python docs/collect_runs.py NAME TITLE RUN [RUN ...] --hardware WORDS --commit HASH [--picture FILE.svg]
+    python docs/collect_runs.py NAME TITLE RUN [RUN ...] --command WORDS --hardware WORDS [--commit HASH]
+                                [--note WORDS] [--picture FILE.svg]
 
-writes results/NAME.json in the form docs/make_results.py reads; nothing in it is typed by hand but title and hardware.
+writes results/NAME.json in the form docs/make_results.py reads; nothing in it is typed by hand but title, command,
+hardware and note.
 """
 
 from __future__ import annotations

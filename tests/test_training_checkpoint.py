@@ -136,7 +136,7 @@ def test_checkpoint_of_another_model_or_none(tmp_path: Path) -> None:
     with pytest.raises(BadCheckpoint, match="holds no checkpoint"):
         load_checkpoint(tmp_path, small_model())
     save_twice(tmp_path)
-    with pytest.raises(BadCheckpoint, match="belong to another model") as error:
+    with pytest.raises(BadCheckpoint, match="belong to another model or version") as error:
         load_checkpoint(tmp_path, nn.Linear(2, 2))
     assert "\n" not in str(error.value)
 

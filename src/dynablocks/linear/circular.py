@@ -17,8 +17,8 @@ def circular_pad(
     r"""The image continued periodically by ``before`` rows and columns ahead of it and ``after`` behind it.
 
     The same as :func:`torch.nn.functional.pad` with ``mode="circular"``; its gradient is the adjoint written out (the
-    borders are added where they came from), which in channels_last layout takes a third of the time of autograd's sum
-    over slices. Differentiable any number of times, in forward mode too, and under :func:`torch.func.vmap`.
+    borders are added where they came from), in place of autograd's sum over slices. Differentiable any number of
+    times, in forward mode too, and under :func:`torch.func.vmap`.
 
     Args:
         x: images.

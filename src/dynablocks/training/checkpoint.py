@@ -221,7 +221,8 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
         lines = [line.strip() for line in str(error).splitlines()]
         reason = lines[min(1, len(lines) - 1)][:200].rstrip(".")
         raise BadCheckpoint(
-            f"the weights in {checkpoint} belong to another model ({reason}); build the model they were saved from."
+            f"the weights in {checkpoint} belong to another model or version ({reason}); build the model they were "
+            "saved from, or train again with --overwrite."
         ) from error
 
 

@@ -59,8 +59,7 @@ def offset_cross_entropy(
 
     With a ``power`` q, CE = −log p becomes the generalised cross-entropy (1 − p^q)/q: bounded, so an image that cannot
     win its offset stops pulling at the others. For q = 1 and t → 0 it counts the images whose margin is below the
-    offset: what a certified accuracy counts. A network that cannot fit its training images, as narrow 1-Lipschitz
-    networks cannot, gains from that; its tail of large radii gains most.
+    offset: what a certified accuracy counts.
 
     Args:
         logits: z, before any softmax.
