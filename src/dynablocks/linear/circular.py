@@ -28,7 +28,7 @@ def circular_pad(
         >>> circular_pad(torch.arange(4.0).reshape(1, 1, 2, 2), 0, 1)[0, 0].tolist()
         [[0.0, 1.0, 0.0], [2.0, 3.0, 2.0], [0.0, 1.0, 0.0]]
     """
-    return _Pad.of(x, before, after) if before + after else x
+    return _Circular.of(x, before, after, fold=False) if before + after else x
 
 
 def _empty_as(x: Tensor, height: int, width: int) -> Tensor:
@@ -68,58 +68,33 @@ def _folded(y: Tensor, before: int, after: int) -> Tensor:
     return y
 
 
-class _Linear(torch.autograd.Function):
-    """A linear map of images that knows its adjoint."""
+class _Circular(torch.autograd.Function):
+    """Padding, or its adjoint: each is the other's gradient."""
 
     @classmethod
-    def of(cls, x: Tensor, before: int, after: int) -> Tensor:
+    def of(cls, x: Tensor, before: int, after: int, fold: bool) -> Tensor:
         """The map, recorded by autograd."""
-        image: Tensor = cls.apply(x, before, after)  # type: ignore[no-untyped-call]
+        image: Tensor = cls.apply(x, before, after, fold)  # type: ignore[no-untyped-call]
         return image
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
-        _, ctx.before, ctx.after = inputs
-
-
-class _Pad(_Linear):
-    @staticmethod
-    def forward(x: Tensor, before: int, after: int) -> Tensor:
-        return _padded(x, before, after)
+    def forward(x: Tensor, before: int, after: int, fold: bool) -> Tensor:
+        return _folded(x, before, after) if fold else _padded(x, before, after)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return _Fold.of(gradients[0], ctx.before, ctx.after), None, None
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, int, bool], output: Tensor) -> None:
+        _, ctx.before, ctx.after, ctx.fold = inputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return _Circular.of(gradients[0], ctx.before, ctx.after, not ctx.fold), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        return _Pad.of(tangents[0], ctx.before, ctx.after)
+        return _Circular.of(tangents[0], ctx.before, ctx.after, ctx.fold)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int, None, None], x: Tensor, before: int, after: int) -> tuple[Tensor, int]:
-        return _over_samples(_Pad, in_dims[0], x, before, after), 0
-
-
-class _Fold(_Linear):
-    @staticmethod
-    def forward(y: Tensor, before: int, after: int) -> Tensor:
-        return _folded(y, before, after)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return _Pad.of(gradients[0], ctx.before, ctx.after), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        return _Fold.of(tangents[0], ctx.before, ctx.after)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int, None, None], y: Tensor, before: int, after: int) -> tuple[Tensor, int]:
-        return _over_samples(_Fold, in_dims[0], y, before, after), 0
-
-
-def _over_samples(function: type[_Linear], axis: int, x: Tensor, before: int, after: int) -> Tensor:
-    """``function`` of a batch of batches: their samples side by side."""
-    x = x.movedim(axis, 0)
-    image = function.of(x.flatten(0, 1), before, after)
-    return image.reshape(*x.shape[:2], *image.shape[1:])
+    def vmap(info: Any, in_dims: tuple[int, None, None, None], x: Tensor, *how: Any) -> tuple[Tensor, int]:
+        samples = x.movedim(in_dims[0], 0)
+        image = _Circular.of(samples.flatten(0, 1), *how)
+        return image.reshape(*samples.shape[:2], *image.shape[1:]), 0
