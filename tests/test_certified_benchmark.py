@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import ClassVar
 
 import pytest
 import torch
@@ -176,12 +177,52 @@ def certificate(radii: list[float], correct: list[bool]) -> CertificateResult:
     return CertificateResult(torch.tensor(radii, dtype=torch.float64), predictions, labels, body_lipschitz=1.0)
 
 
-@pytest.mark.parametrize("moved_by", [0.3, 0.0])
-def test_a_certified_image_that_autoattack_breaks_is_an_error(moved_by: float) -> None:
-    pixels = torch.zeros(3, 1, 2, 2)
-    moved = pixels.clone()
-    moved[1, 0, 0, 0] = moved_by
-    robust = torch.tensor([True, False, False])
-    attack.check(moved, pixels, robust, certificate([0.9, 0.29, 0.9], [True, True, False]), 0.5)
+def test_a_certified_image_that_autoattack_breaks_is_an_error() -> None:
+    distances = [None, 0.3, 0.0]
+    attack.check(distances, certificate([0.9, 0.29, 0.9], [True, True, False]))
     with pytest.raises(UnsoundResult, match=r"image 1 is certified at radius 0\.6"):
-        attack.check(moved, pixels, robust, certificate([0.9, 0.6, 0.0], [True, True, True]), 0.5)
+        attack.check(distances, certificate([0.9, 0.6, 0.0], [True, True, True]))
+
+
+class StandIn:
+    """AutoAttack that moves the first image of what it is given by 0.25, and can be cut off."""
+
+    ran: ClassVar[list[tuple[str, int]]] = []
+    cut_off_in = ""
+
+    def __init__(self, model: nn.Module, **settings: object) -> None:
+        self.attacks_to_run: list[str] = []
+
+    def run_standard_evaluation(self, pixels: Tensor, labels: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+        (name,) = self.attacks_to_run
+        if name == StandIn.cut_off_in:
+            raise KeyboardInterrupt
+        StandIn.ran.append((name, len(pixels)))
+        moved = pixels.clone()
+        moved[0, 0, 0, 0] += 0.25
+        return moved, labels
+
+
+def test_autoattack_goes_on_where_it_was_cut_off_unless_the_weights_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    model[1].weight.data = torch.tensor([[0.0, 0, 0, 0], [1.0, 0, 0, 0]])
+    monkeypatch.setitem(sys.modules, "pyautoattack", ModuleType("pyautoattack"))
+    monkeypatch.setattr(sys.modules["pyautoattack"], "AutoAttack", StandIn, raising=False)
+    monkeypatch.setattr(attack, "load", lambda run: model)
+    hashes = ["a"]
+    monkeypatch.setattr(attack, "weights_hash", lambda run: hashes[0])
+    pixels, labels = torch.zeros(6, 1, 2, 2), torch.tensor([0, 0, 0, 0, 0, 1])
+    StandIn.ran.clear()
+    monkeypatch.setattr(StandIn, "cut_off_in", "fab-t")
+    with pytest.raises(KeyboardInterrupt):
+        attack.auto_attack(tmp_path, pixels, labels, 0.5, 2)
+    assert StandIn.ran == [("apgd-ce", 6), ("apgd-t", 4)]
+    monkeypatch.setattr(StandIn, "cut_off_in", "")
+    distances = attack.auto_attack(tmp_path, pixels, labels, 0.5, 2)
+    assert StandIn.ran[2:] == [("fab-t", 3), ("square", 2)]
+    assert distances == [0.25, 0.25, 0.25, 0.25, None, 0.0]
+    hashes[0] = "b"
+    attack.auto_attack(tmp_path, pixels, labels, 0.5, 2)
+    assert len(StandIn.ran) == 8
