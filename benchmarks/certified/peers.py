@@ -1,9 +1,9 @@
 """1-Lipschitz classifiers of other authors, in one common frame, and a sound bound of each.
 
-Frame: pixels minus their mean, space-to-depth 2, three stages of layers (widths w, 2w, 4w on 16², 8², 4² pixels) with
-space-to-depth 2 and a 1 × 1 map between them, flattening, a linear head with rows of norm 1. What differs between
-families is the layer, the activation and the recipe of training. The layers of orthogonium and deel-torchlip are the
-packages' own; CPL, which is in neither, is written here after its paper.
+Frame: pixels minus their mean, space-to-depth 2 (the stem; or 4, as our presets), three stages of layers (widths w, 2w,
+4w on 16², 8², 4² pixels, or 8², 4², 2²) with space-to-depth 2 and a 1 × 1 map between them, flattening, a linear head
+with rows of norm 1. What differs between families is the layer, the activation and the recipe of training. The layers
+of orthogonium and deel-torchlip are the packages' own; CPL, which is in neither, is written here after its paper.
 
 Every family claims that its body is 1-Lipschitz. :func:`sound_bound` does not believe it: it reads the kernels that are
 really applied (float32, after training, in eval mode), takes their float64 upper bounds, and multiplies.
@@ -107,7 +107,7 @@ class Family:
         source: where the layer comes from.
         layer: (channels, size) to one 3 × 3 layer, activation included.
         mix: (inputs, outputs) to the 1 × 1 map between stages.
-        width, depth: the size that did best on held-out training images.
+        width, depth, stem: the size; ``run.py --search`` tries others on held-out training images.
         training: the recipe, over :data:`COMPARED`.
     """
 
@@ -117,6 +117,7 @@ class Family:
     width: int
     depth: tuple[int, int, int]
     training: dict[str, Any] = field(default_factory=dict)
+    stem: int = 2
 
     def build(self, shape: tuple[int, int, int], classes: int, mean: Tensor, seed: int) -> Classifier:
         """The untrained classifier."""
@@ -124,9 +125,9 @@ class Family:
         channels, size, _ = shape
         parts: list[nn.Module] = []
         for stage, depth in enumerate(self.depth):
-            width = self.width * 2**stage
-            channels, size = 4 * channels, size // 2
-            parts += [nn.PixelUnshuffle(2), self.mix(channels, width)]
+            width, fold = self.width * 2**stage, 2 if stage else self.stem
+            channels, size = fold**2 * channels, size // fold
+            parts += [nn.PixelUnshuffle(fold), self.mix(channels, width)]
             parts += [self.layer(width, size) for _ in range(depth)]
             channels = width
         head = RowNormalisedHead(channels * size * size, classes)
