@@ -64,7 +64,7 @@ def test_a_frame_is_the_first_columns_of_the_rotation(name: str, shape: tuple[in
 def test_a_kernel_is_the_product_of_its_factors_at_every_frequency() -> None:
     base = ORTHOGONAL["cayley"](torch.randn(4, 3, dtype=torch.float64)).mT
     frames = ORTHOGONAL["cayley"](torch.randn(4, 4, 2, dtype=torch.float64))
-    kernel = paraunitary_kernel(base, frames, 3)
+    kernel = paraunitary_kernel(base, frames)
     for first, second in ((0.3, 1.1), (-2.0, 0.7)):
         waves = torch.polar(torch.ones(2, dtype=torch.float64), torch.tensor([first, second], dtype=torch.float64))
         expected = base + 0j
@@ -74,6 +74,44 @@ def test_a_kernel_is_the_product_of_its_factors_at_every_frequency() -> None:
         powers = waves[:, None] ** torch.arange(3)
         symbol = torch.einsum("reij,i,j->re", kernel + 0j, powers[0], powers[1])
         torch.testing.assert_close(symbol, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_kernels_made_in_a_batch_are_those_made_alone() -> None:
+    bases = ORTHOGONAL["cayley"](torch.randn(2, 5, 4, 3, dtype=torch.float64)).mT
+    frames = ORTHOGONAL["cayley"](torch.randn(2, 5, 2, 4, 2, dtype=torch.float64))
+    together = paraunitary_kernel(bases, frames)
+    assert together.shape == (2, 5, 3, 4, 2, 2)
+    alone = paraunitary_kernel(bases[1, 3], frames[1, 3])
+    torch.testing.assert_close(together[1, 3], alone, rtol=1e-13, atol=1e-13)
+    assert alone.is_contiguous(memory_format=torch.channels_last)
+
+
+class ScaledConv(OrthogonalConv):
+    """A broken twin whose weight is twice an orthogonal one."""
+
+    def compute_weight(self) -> Tensor:
+        return 2 * super().compute_weight()
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4])
+@pytest.mark.parametrize("kernel", [1, 2, 3])
+def test_shared_weights_and_their_gradients_are_those_of_each_map(rows: int, kernel: int) -> None:
+    alike = [OrthogonalConv((4, 4, 4), rows, kernel_size=kernel) for _ in range(3)]
+    others = [OrthogonalConv((6, 4, 4), kernel_size=kernel), OrthogonalConv((4, 4, 4), rows, kernel, method="expm")]
+    network = nn.ModuleList([*alike, *others, ScaledConv((4, 4, 4), rows, kernel), ChannelMix((4, 4, 4), 2)]).double()
+    alone = [linear.compute_weight() for linear in network]
+    parameters = list(network.parameters())
+    directions = [torch.randn_like(w) for w in alone]
+    expected = torch.autograd.grad(
+        sum((w * d).sum() for w, d in zip(alone, directions, strict=True)), parameters, allow_unused=True
+    )
+    with shared_weights(network):
+        held = [linear.weight for linear in network]
+    torch.testing.assert_close(held, alone, rtol=1e-13, atol=1e-13)
+    found = torch.autograd.grad(
+        sum((w * d).sum() for w, d in zip(held, directions, strict=True)), parameters, allow_unused=True
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_parametrisations_agree_with_their_formulas() -> None:

@@ -53,7 +53,7 @@ COMMON: dict[str, Any] = {
 _ADAM: dict[str, Any] = {"optimiser": "adam", "lr": 0.003}
 _OUR_FRAME: dict[str, Any] = {"stem": 4, "width": 64}
 _OUR_LOSS: dict[str, Any] = {"offset": 0.6, "temperature": 0.35}
-SEARCH: tuple[dict[str, Any], ...] = ({}, _ADAM, _OUR_FRAME, _OUR_FRAME | _ADAM, _OUR_FRAME | _ADAM | _OUR_LOSS)
+SEARCH: tuple[dict[str, Any], ...] = ({}, _ADAM, _ADAM | _OUR_LOSS, _ADAM | _OUR_LOSS | _OUR_FRAME)
 """What --search tries for each peer, over its own recipe: all that helped our network and is no part of its layers."""
 HELD_OUT = 5000
 

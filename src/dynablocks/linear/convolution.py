@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -226,13 +227,24 @@ class OrthogonalConv(Conv):
         self.base = nn.Parameter(orthogonal_start((), in_channels, out_channels, self.spread))
         self.frames = nn.Parameter(orthogonal_start((factors,), in_channels, rank, self.spread))
 
-    def compute_weight(self) -> Float[Tensor, "out in k k"]:
-        if self.base.shape == self.frames.shape[1:]:
-            together = self.parametrisation(torch.cat([self.base[None], self.frames]))
-            base, frames = together[0], together[1:]
+    def weight_group(self) -> Hashable | None:
+        if type(self).compute_weight is not OrthogonalConv.compute_weight:
+            return None
+        base, frames = self.base, self.frames
+        return OrthogonalConv, self.parametrisation, base.shape, frames.shape, base.dtype, base.device
+
+    def compute_weights(self, alike: Sequence[LinearMap]) -> Sequence[Float[Tensor, "out in k k"]]:
+        convs = [linear for linear in alike if isinstance(linear, OrthogonalConv)]
+        bases, frames = torch.stack([c.base for c in convs]), torch.stack([c.frames for c in convs])
+        if bases.shape[1:] == frames.shape[2:]:
+            together = self.parametrisation(torch.cat([bases[:, None], frames], 1))
+            bases, frames = together[:, 0], together[:, 1:]
         else:
-            base, frames = self.parametrisation(self.base), self.parametrisation(self.frames)
-        return paraunitary_kernel(base.mT, frames, self.kernel_size)
+            bases, frames = self.parametrisation(bases), self.parametrisation(frames)
+        return paraunitary_kernel(bases.mT, frames).unbind()
+
+    def compute_weight(self) -> Float[Tensor, "out in k k"]:
+        return self.compute_weights([self])[0]
 
 
 def _check_convolution(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,14 @@ class LinearMap(Structured):
 
     def compute_weight(self) -> Tensor:
         """The weight as a differentiable function of the parameters."""
+        raise NotImplementedError
+
+    def weight_group(self) -> Hashable | None:
+        """What maps must share to compute their weights in one batch; ``None``: each computes its own."""
+        return None
+
+    def compute_weights(self, alike: Sequence[LinearMap]) -> Sequence[Tensor]:
+        """The weights of maps of this map's group in one batch; for maps that have a :meth:`weight_group`."""
         raise NotImplementedError
 
     def multiply(self, weight: Tensor, x: Tensor) -> Tensor:
@@ -138,11 +146,22 @@ def check_shape(name: str, shape: tuple[int, ...], rank: int) -> tuple[int, ...]
 
 @contextlib.contextmanager
 def shared_weights(*modules: nn.Module) -> Iterator[None]:
-    """Within the context every linear map of ``modules`` computes its weight once, with gradients."""
+    """Within the context every linear map of ``modules`` computes its weight once, with gradients.
+
+    Maps of one :meth:`LinearMap.weight_group` compute theirs together.
+    """
     held = [m for module in modules for m in module.modules() if isinstance(m, LinearMap) and m._held is None]
+    groups: dict[Hashable, list[LinearMap]] = {}
     try:
         for linear in held:
-            linear.hold(linear.compute_weight())
+            group = linear.weight_group()
+            if group is None:
+                linear.hold(linear.compute_weight())
+            else:
+                groups.setdefault(group, []).append(linear)
+        for alike in groups.values():
+            for linear, weight in zip(alike, alike[0].compute_weights(alike), strict=True):
+                linear.hold(weight)
         yield
     finally:
         for linear in held:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dynablocks.linear.solving import solve_systems
+from dynablocks.linear.solving import invert_matrices
 from dynablocks.registry import Registry
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ For p = n that is S = W − Wᵀ."""
 def cayley(free: Float[Tensor, "*batch n p"]) -> Float[Tensor, "*batch n p"]:
     r"""The first p columns of Q = (I + S)⁻¹(I − S).
 
-    By Schur's complement they are (2X − I; −2BX) with X = (I + A − Aᵀ + BᵀB)⁻¹, so one system of size p is solved,
-    whatever n.
+    By Schur's complement they are (2X − I; −2BX) with X = (I + A − Aᵀ + BᵀB)⁻¹: one inverse of size p, whatever n,
+    and the gradient is made of products.
 
     Condition: none on the parameters, since the symmetric part of I + A − Aᵀ + BᵀB is at least I. Rounding leaves
     ‖QᵀQ − I‖ of the order ε(1 + ‖B‖²).
@@ -44,12 +44,9 @@ def cayley(free: Float[Tensor, "*batch n p"]) -> Float[Tensor, "*batch n p"]:
     """
     upper, lower = _parts(free)
     eye = torch.eye(free.shape[-1], dtype=free.dtype, device=free.device)
-    skew = upper - upper.mT
-    if lower.shape[-2] == 0:
-        return solve_systems(eye + skew, eye - skew)
-    gram = lower.mT @ lower
-    top = solve_systems(eye + skew + gram, eye - skew - gram)
-    return torch.cat([top, -(lower + lower @ top)], -2)
+    symmetric = lower.mT @ lower if lower.shape[-2] else 0.0
+    doubled = 2 * invert_matrices(eye + (upper - upper.mT) + symmetric)
+    return torch.cat([doubled - eye, -(lower @ doubled)], -2) if lower.shape[-2] else doubled - eye
 
 
 @ORTHOGONAL.register("expm")
@@ -81,29 +78,28 @@ def orthogonal_start(count: tuple[int, ...], size: int, columns: int, spread: fl
 
 
 def paraunitary_kernel(
-    base: Float[Tensor, "rows channels"],
-    frames: Float[Tensor, "factors channels rank"],
-    kernel_size: int,
-) -> Float[Tensor, "rows channels k k"]:
+    base: Float[Tensor, "*batch rows channels"],
+    frames: Float[Tensor, "*batch factors channels rank"],
+) -> Float[Tensor, "*batch rows channels k k"]:
     r"""A kernel that is orthogonal at every frequency, from a matrix and k−1 projections per direction.
 
     K(z₁, z₂) = Q ∏ᵢ (Pᵢ + z₁(I − Pᵢ)) ∏ⱼ (Pⱼ + z₂(I − Pⱼ)) with P = UUᵀ for orthonormal frames U. Each factor is
-    unitary
-    for |z| = 1, so the convolution is orthogonal with circular padding, an isometry with zero padding and full output,
-    and non-expansive with zero padding and "same" output (a compression).
+    unitary for |z| = 1, so the convolution is orthogonal with circular padding, an isometry with zero padding and full
+    output, and non-expansive with zero padding and "same" output (a compression).
 
     Args:
         base: Q, with orthonormal rows (or columns).
         frames: 2(k−1) orthonormal frames, the first half for the vertical direction.
-        kernel_size: k.
 
     Source: Li et al. (2019), "Preventing gradient attenuation in Lipschitz constrained convolutional networks" (BCOP).
     """
-    kernel = base[None, None]
-    for axis, factors in enumerate((frames[: kernel_size - 1], frames[kernel_size - 1 :])):
-        for frame in factors:
-            kept = (kernel @ frame) @ frame.mT
+    # Laid out as (…, rows, k, k, channels): a convolution in the format channels_last reads it without a copy.
+    kernel = base[..., None, None, :]
+    for axis, half in zip((-3, -2), frames.chunk(2, -3), strict=False):
+        for frame in half.unbind(-3):
+            kept = ((kernel.flatten(-4, -2) @ frame) @ frame.mT).reshape(kernel.shape)
             moved = kernel - kept
-            nothing = torch.zeros_like(kept.narrow(axis, 0, 1))
-            kernel = torch.cat([kept, nothing], axis) + torch.cat([nothing, moved], axis)
-    return kernel.permute(2, 3, 0, 1)
+            size = kernel.shape[axis]
+            between = moved.narrow(axis, 0, size - 1) + kept.narrow(axis, 1, size - 1)
+            kernel = torch.cat([kept.narrow(axis, 0, 1), between, moved.narrow(axis, size - 1, 1)], axis)
+    return kernel.movedim(-1, -3)

@@ -43,16 +43,16 @@ def solve_systems(
     return torch.stack(solved).reshape(*batch, *right.shape[-2:])
 
 
-def invert_matrices(matrix: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch n n"]:
+def invert_matrices(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     """The inverses, not finite where a matrix is singular; see :func:`solve_systems` for the reason to have this.
 
     Example:
         >>> invert_matrices(2 * torch.eye(2).expand(3, 2, 2))[1].tolist()
         [[0.5, 0.0], [0.0, 0.5]]
     """
-    if matrix.device.type != "cpu" or matrix.shape[-1] <= LARGEST_IN_A_BATCH or len(matrix) <= 1:
+    if matrix.device.type != "cpu" or matrix.shape[-1] <= LARGEST_IN_A_BATCH or matrix.shape[:-2].numel() <= 1:
         return torch.linalg.inv_ex(matrix)[0]
-    return torch.stack([torch.linalg.inv_ex(m)[0] for m in matrix])
+    return torch.stack([torch.linalg.inv_ex(m)[0] for m in matrix.flatten(0, -3)]).reshape(matrix.shape)
 
 
 def _solve(matrix: Tensor, right: Tensor, check: bool) -> Tensor:
