@@ -252,8 +252,8 @@ def test_the_attack_takes_no_weight_gradient_and_computes_a_weight_once(
     from dynablocks.linear import OrthogonalConv
 
     calls: list[object] = []
-    original = OrthogonalConv.compute_weight
-    monkeypatch.setattr(OrthogonalConv, "compute_weight", lambda self: calls.append(self) or original(self))
+    original = OrthogonalConv.compute_weights
+    monkeypatch.setattr(OrthogonalConv, "compute_weights", lambda self, a: calls.extend(a) or original(self, a))
     config = ModelConfig("certified", widths=(8,), layers=(2,), dense_layers=1)
     model = build(config, (1, 8, 8), 4, seed=0)
     convolutions = sum(isinstance(m, OrthogonalConv) for m in model.modules())
