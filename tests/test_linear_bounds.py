@@ -99,7 +99,7 @@ def test_bounds_enclose_the_dense_truth(part: int) -> None:
     for index, (shape, geometry) in list(enumerate(LAYERS))[part::8]:
         weight = draw(shape, index)
         singular = truth(weight, geometry)
-        for method in ("fft", "dense") if index % 9 else ("fft", "gram", "power"):
+        for method in ("fft", "dense", "cholesky") if index % 9 else ("fft", "gram", "power"):
             bound = conv_norm_bounds(weight, geometry, method)
             assert bound.lower <= singular[0] <= bound.upper, (bound, geometry, shape)
             if bound.exact:
@@ -135,7 +135,7 @@ def test_any_geometry(size, kernel, stride, dilation, padding, mode, channels, s
     matrix = dense_matrix(weight, geometry).numpy()
     np.testing.assert_allclose(matrix, loop_matrix(weight, geometry), rtol=0, atol=1e-13)
     singular = np.linalg.svd(matrix, compute_uv=False)
-    for method in ("fft", "dense", "power"):
+    for method in ("fft", "dense", "cholesky", "power"):
         bound = conv_norm_bounds(weight, geometry, method)
         assert bound.lower <= singular[0] <= bound.upper
         if bound.exact:
@@ -202,6 +202,31 @@ def test_power_iteration_is_only_a_lower_bound() -> None:
     assert bound.upper == math.inf
 
 
+def test_a_factorisation_is_tight_where_the_torus_is_not() -> None:
+    for seed in range(3):
+        weight, geometry = draw((6, 6, 3, 3), seed), ConvGeometry((4, 4), padding="same")
+        exact = truth(weight, geometry)[0]
+        bound = conv_norm_bounds(weight, geometry, "cholesky")
+        assert exact <= bound.upper <= 1.002 * exact
+        assert conv_norm_bounds(weight, geometry, "fft").upper > 1.01 * exact
+
+
+@pytest.mark.parametrize("found", [0.0, 0.5, 0.95, 0.9995])
+def test_a_factorisation_does_not_believe_power_iteration(found: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, geometry = draw((4, 4, 3, 3), 5), ConvGeometry((5, 5), padding="same")
+    exact = truth(weight, geometry)[0] * 2.0 ** -to_unit_scale(weight.double())[1]
+    monkeypatch.setattr(module, "_power_lower_bound", lambda *_: found * exact)
+    assert conv_norm_bounds(weight, geometry, "cholesky").upper >= truth(weight, geometry)[0]
+    factorise = torch.linalg.cholesky_ex
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda m: (factorise(torch.eye(2))[0], torch.zeros(())))
+    assert conv_norm_bounds(weight, geometry, "cholesky").upper < truth(weight, geometry)[0]
+
+
+def test_a_factorisation_of_a_large_layer_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="stem acts on 32768 numbers; the method 'cholesky' takes at most 16384"):
+        conv_norm_bounds(torch.ones(1, 8, 1, 1), ConvGeometry((64, 64)), "cholesky", name="stem")
+
+
 def test_the_reshaped_kernel_is_no_bound() -> None:
     weight, geometry = torch.ones(1, 1, 3, 3), ConvGeometry((8, 8), padding="same")
     reshaped = float(torch.linalg.matrix_norm(weight.flatten(1), 2))
@@ -232,7 +257,7 @@ def test_gram_iteration_never_rounds_below_the_norm() -> None:
         matrix, square = rank_one_integers(seed)
         below += Fraction(float32_gram_iteration(matrix.float())) ** 2 < square
         kernel = matrix.float().reshape(6, 6, 1, 1)
-        for method in ("auto", "dense", "fft", "gram"):
+        for method in ("auto", "dense", "fft", "gram", "cholesky"):
             assert Fraction(conv_norm_bounds(kernel, ConvGeometry((2, 2)), method).upper) ** 2 >= square
         assert (
             Fraction(linear_norm_bounds(matrix.float()).upper) ** 2
@@ -245,7 +270,7 @@ def test_gram_iteration_never_rounds_below_the_norm() -> None:
 def test_the_bound_of_an_isometry_is_at_least_one() -> None:
     for kernel in (torch.eye(8).reshape(8, 8, 1, 1), torch.eye(9).roll(1, 0).reshape(9, 1, 3, 3)):
         geometry = ConvGeometry((4, 4), padding="same", padding_mode="circular")
-        for method in ("auto", "dense", "fft", "gram"):
+        for method in ("auto", "dense", "fft", "gram", "cholesky"):
             assert conv_norm_bounds(kernel, geometry, method).upper >= 1
 
 
@@ -317,7 +342,7 @@ def test_smallest_singular_value_counts_the_null_space_when_asked() -> None:
     assert conv_smallest_singular_value(draw((2, 3, 3, 3), 0), ConvGeometry((4, 4), padding="same")) == 0.0
 
 
-@pytest.mark.parametrize("method", ["auto", "dense", "fft", "gram", "power"])
+@pytest.mark.parametrize("method", ["auto", "dense", "fft", "gram", "cholesky", "power"])
 @pytest.mark.parametrize("geometry", [ConvGeometry((5, 4), 1, "same"), ConvGeometry((4, 4), 2, 1, "circular", 2)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_hostile_weights(method: str, geometry: ConvGeometry, dtype: torch.dtype) -> None:
