@@ -1,0 +1,69 @@
+"""How much the body of a trained peer of run.py really expands near test images: a lower bound of its constant.
+
+    python benchmarks/certified/expansion.py WORK/soc-0 --data-dir CIFAR10 --peers PEERS
+
+Prints the largest ‖f(x + d) − f(x)‖ / ‖d‖ found, ‖d‖ = 0.05, by power iteration on the Jacobian. Above 1, the claim
+that the body is 1-Lipschitz is false.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dynablocks.data import load_data, to_unit_range
+from dynablocks.files import read_json
+
+sys.path.insert(0, str(Path(__file__).parent))
+from peers import FAMILIES, Classifier
+
+LENGTH = 0.05
+
+
+def trained(directory: Path) -> Classifier:
+    """The network of an entry's checkpoint."""
+    settings = read_json(directory / "result.json")["settings"]
+    sizes = {"width": settings["width"], "depth": tuple(settings["depth"]), "stem": settings["stem"]}
+    family = replace(FAMILIES[settings["family"]], **sizes)
+    model = family.build((3, 32, 32), 10, torch.zeros(3), seed=0)
+    model.load_state_dict(load_file(directory / "checkpoint" / "model.safetensors"))
+    return model.eval()
+
+
+def expansion(model: Classifier, pixels: Tensor, steps: int = 12) -> float:
+    """The largest quotient found over the images."""
+    x, direction, largest = pixels - model.mean, torch.randn_like(pixels), 0.0
+    for _ in range(steps):
+        direction = direction * (LENGTH / direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
+        with torch.no_grad():
+            moved = model.body(x + direction) - model.body(x)
+            lengths = (x + direction - x).flatten(1).norm(dim=1)
+        largest = max(largest, float((moved.flatten(1).norm(dim=1) / lengths).max()))
+        start = x.clone().requires_grad_()
+        (direction,) = torch.autograd.grad(model.body(start), start, moved)
+    return largest
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("entry", type=Path, help="the entry's folder")
+    parser.add_argument("--data-dir", type=Path, required=True, help="the CIFAR-10 copy")
+    parser.add_argument("--peers", type=Path, help="folder with orthogonium, deel and einops")
+    parser.add_argument("--images", type=int, default=16)
+    args = parser.parse_args()
+    if args.peers:
+        sys.path.append(str(args.peers))
+    torch.manual_seed(0)
+    test = load_data("cifar10", args.data_dir, 0, 0).test
+    print(f"{expansion(trained(args.entry), to_unit_range(test.images[: args.images])):.3f}  {args.entry}")
+
+
+if __name__ == "__main__":
+    main()
