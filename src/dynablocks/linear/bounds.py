@@ -274,14 +274,16 @@ def conv_norm_bounds(
     - "gram": the symbols as above, their norms by Gram iteration, looser by at most the factor
       :math:`a^{1/1024}` for a channels.
     - "cholesky": the first t a little above the lower bound of power iteration (1.0001 to 1.1 times it) for which
-      :math:`t^2 I - A^TA` has a Cholesky factorisation in floating point; otherwise the bound of "fft". For n pixels and
-      channels with zero padding: a tight bound in :math:`n^3/3` operations, where "dense" is far too slow and "fft" loose.
+      :math:`t^2 I - A^TA` has a Cholesky factorisation in floating point; otherwise the bound of "fft". With zero
+      padding and n input numbers it is tight after :math:`n^3/3` operations, where "dense" is far too slow and "fft"
+      loose.
     - "power": a lower bound :math:`\|Av\|/\|v\|` by power iteration; the upper bound is ``inf``.
     - "auto": "fft" where it is exact, else "dense" for small layers, else "fft".
 
     Where "fft" and "gram" are not exact, the lower bound is that of power iteration.
 
-    A Cholesky factorisation of a computed M that ends proves :math:`\lambda_{\min}(M) \ge -2(n+2)\,\epsilon\,\mathrm{tr} M`.
+    A Cholesky factorisation of a computed M that ends proves
+    :math:`\lambda_{\min}(M) \ge -2(n+2)\,\epsilon\,\mathrm{tr} M`.
 
     Slack, relative to :math:`T = (\sum_{oc}(\sum_t |W_{oct}|)^2)^{1/2}`: K taps summed with phases known to
     :math:`30\,\epsilon` move a symbol by at most :math:`(2K+76)\,\epsilon\,T`; then that of the SVD.
@@ -319,11 +321,11 @@ def conv_norm_bounds(
     if method == "cholesky":
         _check_cholesky_side(unit, geometry, name)
         lower = _power_lower_bound(unit, geometry, 8 * _POWER_STEPS)
-        upper = _cholesky_upper_bound(unit, geometry, lower)
-        if upper is None:
+        found = _cholesky_upper_bound(unit, geometry, lower)
+        if found is None:
             largest, _, slack = _symbol_extremes(unit, geometry, grid)
-            upper = factor * (largest + slack)
-        return _rescaled(lower, upper, exponent, False, method, name)
+            found = factor * (largest + slack)
+        return _rescaled(lower, found, exponent, False, method, name)
     largest, _, slack = _symbol_extremes(unit, geometry, grid)
     lower = factor * (largest - slack) if grid.exact else _power_lower_bound(unit, geometry, _POWER_STEPS)
     return _rescaled(lower, factor * (largest + slack), exponent, grid.exact, method, name)
@@ -557,7 +559,7 @@ def _gram_matrix(weight: Tensor, geometry: ConvGeometry) -> Tensor:
     gram = torch.empty(size, size, dtype=torch.float64, device="cpu")
     with torch.inference_mode(False), torch.enable_grad():
         kernel = weight.clone()
-        for rows in gram.split(max(1, _CHUNK_ENTRIES // size)):
+        for rows in gram.chunk(math.ceil(size**2 / _CHUNK_ENTRIES)):
             rows.zero_().diagonal(rows.storage_offset() // size).fill_(1.0)
             units = rows.reshape(-1, channels, height, width).clone().requires_grad_()
             image = _convolve(units, kernel, geometry)
