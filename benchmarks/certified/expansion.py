@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dynablocks.data import load_data, to_unit_range
+from dynablocks.errors import DynablocksError
 from dynablocks.files import read_json
 
 sys.path.insert(0, str(Path(__file__).parent))
-from peers import FAMILIES, Classifier
+from peers import FAMILIES, Classifier, explained
 
 LENGTH = 0.05
 
@@ -66,4 +67,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (DynablocksError, ModuleNotFoundError) as error:
+        sys.exit(explained(error))

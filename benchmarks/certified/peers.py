@@ -199,6 +199,12 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def explained(error: Exception) -> str:
+    """One sentence for whom a script stops for this error."""
+    missing = isinstance(error, ModuleNotFoundError)
+    return f"error: {error}" + ("; say where the peers' packages are with --peers PEERS, see run.py" if missing else "")
+
+
 def _conv_bound(kernel: Tensor, geometry: ConvGeometry) -> float:
     kernel = kernel.detach().double()
     bounds = conv_norm_bounds(kernel, geometry)

@@ -28,6 +28,7 @@ import torch
 
 from dynablocks.config import RunConfig, preset_settings
 from dynablocks.data import DataSplits, ImageDataset, load_data, to_unit_range
+from dynablocks.errors import DynablocksError
 from dynablocks.experiments.provenance import commit, device_name
 from dynablocks.files import read_json, write_json
 from dynablocks.models import ModelConfig
@@ -37,7 +38,7 @@ from dynablocks.robustness import certified_radii, certify
 from dynablocks.training import TrainingConfig, TrainingSummary, fit
 
 sys.path.insert(0, str(Path(__file__).parent))
-from peers import FAMILIES, sound_bound
+from peers import FAMILIES, explained, sound_bound
 
 RADII = (36, 72, 108, 255)
 COMMON: dict[str, Any] = {
@@ -296,3 +297,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from the last checkpoint")
+    except (DynablocksError, ModuleNotFoundError) as error:
+        sys.exit(explained(error))
