@@ -44,9 +44,8 @@ def cayley(free: Float[Tensor, "*batch n p"]) -> Float[Tensor, "*batch n p"]:
     """
     upper, lower = _parts(free)
     eye = torch.eye(free.shape[-1], dtype=free.dtype, device=free.device)
-    symmetric = lower.mT @ lower if lower.shape[-2] else 0.0
-    doubled = 2 * invert_matrices(eye + (upper - upper.mT) + symmetric)
-    return torch.cat([doubled - eye, -(lower @ doubled)], -2) if lower.shape[-2] else doubled - eye
+    doubled = 2 * invert_matrices(eye + (upper - upper.mT) + lower.mT @ lower)
+    return torch.cat([doubled - eye, -(lower @ doubled)], -2)
 
 
 @ORTHOGONAL.register("expm")
