@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from dynablocks.errors import InvalidArgument, require_choice
 from dynablocks.linear.bounds import Bounds, ConvGeometry, conv_norm_bounds, conv_smallest_singular_value
-from dynablocks.linear.circular import circular_pad
+from dynablocks.linear.circular import circulant_product, circular_pad
 from dynablocks.linear.maps import LinearMap, check_shape
 from dynablocks.linear.orthogonal import ORTHOGONAL, orthogonal_start, paraunitary_kernel
 from dynablocks.linear.regularisers import ocnn_penalty
@@ -95,15 +95,20 @@ class Conv(LinearMap):
 
     def _convolve(self, weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding == "circular":
-            x = circular_pad(x, self._reach // 2, self._reach - self._reach // 2)
+            return self._circularly(weight, x, self._reach // 2, bias)
         return functional.conv2d(x, weight, bias, self.stride, self.zeros, self.dilation, self.groups)
+
+    def _circularly(self, kernel: Tensor, x: Tensor, before: int, bias: Tensor | None = None) -> Tensor:
+        after = self._reach - before
+        if self.groups == self.dilation == 1 and kernel.shape[2:] == x.shape[2:]:
+            return circulant_product(kernel, x, before, bias)
+        return functional.conv2d(circular_pad(x, before, after), kernel, bias, 1, 0, self.dilation, self.groups)
 
     def multiply_adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
         if self.stride == 1 and self.groups == 1:
             turned = weight.flip(2, 3).transpose(0, 1)
             if self.padding == "circular":
-                y = circular_pad(y, self._reach - self._reach // 2, self._reach // 2)
-                return functional.conv2d(y, turned, None, 1, 0, self.dilation)
+                return self._circularly(turned, y, self._reach - self._reach // 2)
             return functional.conv2d(y, turned, None, 1, self._reach - self.zeros, self.dilation)
         if self.padding == "circular":
             return self._grouped_circular_adjoint(weight, y)
@@ -118,9 +123,8 @@ class Conv(LinearMap):
         return (self.out_shape[axis + 1] - 1) * self.stride - 2 * self.zeros + self._reach + 1
 
     def _grouped_circular_adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
-        y = circular_pad(y, self._reach - self._reach // 2, self._reach // 2)
         per_group = weight.reshape(self.groups, -1, *weight.shape[1:]).flip(3, 4).transpose(1, 2).flatten(0, 1)
-        return functional.conv2d(y, per_group, None, 1, 0, self.dilation, self.groups)
+        return self._circularly(per_group, y, self._reach - self._reach // 2)
 
     def compute_norm_bounds(self) -> Bounds:
         return conv_norm_bounds(self.weight.detach(), self.geometry)
