@@ -211,6 +211,16 @@ def test_a_factorisation_is_tight_where_the_torus_is_not() -> None:
         assert conv_norm_bounds(weight, geometry, "fft").upper > 1.01 * exact
 
 
+def test_a_factorisation_is_nowhere_looser_than_the_torus() -> None:
+    centre = torch.zeros(3, 3)
+    centre[1, 1] = 1.0
+    for seed in range(10):
+        geometry = ConvGeometry((3 + seed % 4, 4), padding=("same", 2, 0)[seed % 3])
+        for weight in (draw((3, 3, 3, 3), seed), draw((3, 3, 1, 1), seed) * centre):
+            bounds = {method: conv_norm_bounds(weight, geometry, method).upper for method in ("cholesky", "fft")}
+            assert bounds["cholesky"] <= bounds["fft"]
+
+
 @pytest.mark.parametrize("found", [0.0, 0.5, 0.95, 0.9995])
 def test_a_factorisation_does_not_believe_power_iteration(found: float, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, geometry = draw((4, 4, 3, 3), 5), ConvGeometry((5, 5), padding="same")

@@ -209,7 +209,7 @@ def _conv_bound(kernel: Tensor, geometry: ConvGeometry) -> float:
     kernel = kernel.detach().double()
     bounds = conv_norm_bounds(kernel, geometry)
     # With zero padding the torus of the padded image can be loose; a factorisation of the matrix itself is not.
-    return bounds.upper if bounds.exact else min(bounds.upper, conv_norm_bounds(kernel, geometry, "cholesky").upper)
+    return bounds.upper if bounds.exact else conv_norm_bounds(kernel, geometry, "cholesky").upper
 
 
 def _step_bound(kernel: Tensor, size: tuple[int, int]) -> float:

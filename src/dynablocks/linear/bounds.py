@@ -274,9 +274,9 @@ def conv_norm_bounds(
     - "gram": the symbols as above, their norms by Gram iteration, looser by at most the factor
       :math:`a^{1/1024}` for a channels.
     - "cholesky": the first t a little above the lower bound of power iteration (1.0001 to 1.1 times it) for which
-      :math:`t^2 I - A^TA` has a Cholesky factorisation in floating point; otherwise the bound of "fft". With zero
-      padding and n input numbers it is tight after :math:`n^3/3` operations, where "dense" is far too slow and "fft"
-      loose.
+      :math:`t^2 I - A^TA` has a Cholesky factorisation in floating point, or the bound of "fft" where that is smaller.
+      With zero padding and n input numbers it is tight after :math:`n^3/3` operations, where "dense" is far too slow
+      and "fft" loose.
     - "power": a lower bound :math:`\|Av\|/\|v\|` by power iteration; the upper bound is ``inf``.
     - "auto": "fft" where it is exact, else "dense" for small layers, else "fft".
 
@@ -321,11 +321,9 @@ def conv_norm_bounds(
     if method == "cholesky":
         _check_cholesky_side(unit, geometry, name)
         lower = _power_lower_bound(unit, geometry, 8 * _POWER_STEPS)
-        found = _cholesky_upper_bound(unit, geometry, lower)
-        if found is None:
-            largest, _, slack = _symbol_extremes(unit, geometry, grid)
-            found = factor * (largest + slack)
-        return _rescaled(lower, found, exponent, False, method, name)
+        largest, _, slack = _symbol_extremes(unit, geometry, grid)
+        upper = min(factor * (largest + slack), _cholesky_upper_bound(unit, geometry, lower))
+        return _rescaled(lower, upper, exponent, False, method, name)
     largest, _, slack = _symbol_extremes(unit, geometry, grid)
     lower = factor * (largest - slack) if grid.exact else _power_lower_bound(unit, geometry, _POWER_STEPS)
     return _rescaled(lower, factor * (largest + slack), exponent, grid.exact, method, name)
@@ -531,8 +529,8 @@ def _power_lower_bound(weight: Tensor, geometry: ConvGeometry, steps: int) -> fl
     return max(0.0, quotient * (1 - 2 * relative) - product_slack(taps) * math.sqrt(repeats) * _tap_norm(weight))
 
 
-def _cholesky_upper_bound(weight: Tensor, geometry: ConvGeometry, lower: float) -> float | None:
-    r"""The first t above ``lower`` with a factorisation of :math:`t^2I - G`, and all rounding; ``None`` without any.
+def _cholesky_upper_bound(weight: Tensor, geometry: ConvGeometry, lower: float) -> float:
+    r"""The first t above ``lower`` with a factorisation of :math:`t^2I - G`, and all rounding; ``inf`` without any.
 
     The computed G differs from :math:`A^TA` by a matrix of norm at most :math:`2(2K+16)\,\epsilon\,r T^2`, K products a
     sum; see :func:`_power_lower_bound`.
@@ -548,7 +546,7 @@ def _cholesky_upper_bound(weight: Tensor, geometry: ConvGeometry, lower: float) 
         shifted.diagonal().add_(square)
         if int(torch.linalg.cholesky_ex(shifted)[1]) == 0:
             return math.sqrt(square * (1 + 2 * (size + 3) * size * EPS) + gram_slack) * (1 + 4 * EPS)
-    return None
+    return math.inf
 
 
 def _gram_matrix(weight: Tensor, geometry: ConvGeometry) -> Tensor:
