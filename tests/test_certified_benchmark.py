@@ -145,6 +145,42 @@ def test_the_page_says_how_its_rows_were_made() -> None:
     assert "10 test images" in page["caption"]
 
 
+def on_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
+    """The networks on the page after a run of two entries of which one is there already."""
+    page = tmp_path / "page.json"
+    trained = []
+
+    def result_of(name: str, args: run.argparse.Namespace) -> None:
+        trained.append(name)
+        facts = entry(run.label(name, args), 40.0) | {"minutes": args.minutes, "hardware": run.device_name()}
+        run.write_json(args.out / run.label(name, args) / "result.json", facts)
+
+    if not page.exists():
+        facts = entry("ours-0", 50.0) | {"minutes": 60.0, "hardware": run.device_name()}
+        run.write_json(page, run.as_page([facts], 60.0))
+    monkeypatch.setattr(run, "result_of", result_of)
+    where = ["--data-dir", str(tmp_path), "--out", str(tmp_path / "work"), "--page", str(page)]
+    monkeypatch.setattr(sys, "argv", ["run.py", *where, "--entries", "ours", "aoc", *arguments])
+    run.main()
+    assert trained == ["aoc"]
+    return [row[0] for row in run.read_json(page)["rows"]]
+
+
+def test_a_page_keeps_the_entries_of_earlier_sittings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert on_a_page(tmp_path, monkeypatch) == ["ours", "aoc"]
+
+
+@pytest.mark.parametrize("what", ["minutes", "hardware"])
+def test_a_page_of_another_machine_or_budget_is_refused(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if what == "hardware":
+        names = iter(["another processor"])
+        monkeypatch.setattr(run, "device_name", lambda: next(names, "this processor"))
+    with pytest.raises(InvalidArgument, match=f"holds ours-0 with {what}.*give --page another file"):
+        on_a_page(tmp_path, monkeypatch, "--minutes", "60" if what == "hardware" else "15")
+
+
 def test_our_settings_take_the_budget_the_seed_and_the_changes() -> None:
     args = run.argparse.Namespace(
         preset="certified/cpu-1h", minutes=7.0, seed=3, held_out=100, set={"widths": [8, 16], "lr": 0.5}, data_dir=None

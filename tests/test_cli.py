@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,6 +122,18 @@ def test_results_of_other_weights_are_not_reused(finished: Path, tmp_path: Path)
     assert collect_metrics(twin)["robust_accuracy"] is None
     attack_run(twin)
     assert collect_metrics(twin)["robust_accuracy"] is not None
+
+
+def test_a_warning_is_one_sentence_without_source_code(finished: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(finished, tmp_path / "run")
+    shutil.copytree(copied / "checkpoint", copied / "checkpoint.previous", dirs_exist_ok=True)
+    (copied / "checkpoint" / "model.safetensors").write_bytes(b"")
+    command = [sys.executable, "-m", "dynablocks", "explain", str(copied)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stderr.splitlines() if "warn" in line.lower()]
+    assert len(lines) == 1
+    assert lines[0].startswith("dynablocks: warning: ")
+    assert lines[0].endswith("checkpoint.previous is used.")
 
 
 def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,8 +24,12 @@ from dynablocks.config import DataConfig
 from dynablocks.errors import DynablocksError, UnsoundResult
 from dynablocks.experiments.provenance import commit, device_name
 from dynablocks.files import read_json, write_json
+from dynablocks.linear import frozen_weights
 from dynablocks.pipeline import attack_run, certify_run, load, load_config, load_splits, weights_hash, with_data
 from dynablocks.robustness import PAPER_EPSILONS, CertificateResult
+
+sys.path.insert(0, str(Path(__file__).parent))
+from peers import explained
 
 ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 """AutoAttack, standard version."""
@@ -54,8 +58,9 @@ def auto_attack(run: Path, pixels: Tensor, labels: Tensor, epsilon: float, batch
             continue
         attack = AutoAttack(model, norm="L2", eps=epsilon, seed=0, version="standard")
         attack.attacks_to_run = [name]
-        moved, _ = attack.run_standard_evaluation(pixels[left], labels[left], batch_size=batch_size)
-        with torch.no_grad():
+        with frozen_weights(model):
+            moved, _ = attack.run_standard_evaluation(pixels[left], labels[left], batch_size=batch_size)
+        with frozen_weights(model), torch.no_grad():
             lost = torch.cat([model(part).argmax(1) for part in moved.split(batch_size)]) != labels[left]
         lengths = (moved.double() - pixels[left].double()).flatten(1).norm(dim=1)
         for i, broken, length in zip(left, lost.tolist(), lengths.tolist(), strict=True):
@@ -126,11 +131,8 @@ def main() -> int:
     except UnsoundResult as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except ModuleNotFoundError as error:
-        print(f"error: {error}; install it with: pip install -c constraints.txt -e '.[bench]'", file=sys.stderr)
-        return 1
-    except DynablocksError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (DynablocksError, ModuleNotFoundError) as error:
+        print(explained(error, "install it with: pip install -c constraints.txt -e '.[bench]'"), file=sys.stderr)
         return 1
     write_json(options.run / "autoattack.json", facts)
     for name, value in facts.items():

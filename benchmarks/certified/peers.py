@@ -199,10 +199,9 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def explained(error: Exception) -> str:
-    """One sentence for whom a script stops for this error."""
-    missing = isinstance(error, ModuleNotFoundError)
-    return f"error: {error}" + ("; say where the peers' packages are with --peers PEERS, see run.py" if missing else "")
+def explained(error: Exception, cure: str = "say where the peers' packages are with --peers PEERS, see run.py") -> str:
+    """One sentence for whom a script stops for this error; the cure is that of a missing package."""
+    return f"error: {error}" + (f"; {cure}" if isinstance(error, ModuleNotFoundError) else "")
 
 
 def _conv_bound(kernel: Tensor, geometry: ConvGeometry) -> float:

@@ -5,9 +5,11 @@
 
 The first makes the whole table, in hours. Entries run one after the other, each trained for the same wall-clock minutes
 by the same loop with the same batches, augmentation and loss, on all CPU threads or the GPU. Every entry leaves
-WORK/NAME/result.json and is skipped when that is there; an interrupted training goes on. With --search, each peer is
-first trained for so many minutes with each change of SEARCH (in WORK/search), on held-out training images, and takes
-the best one. With --held-out, such images are measured in place of the test images: the way to choose settings by hand.
+WORK/NAME/result.json and is skipped when that is there; an interrupted training goes on. --page FILE holds the results
+too: with it a table is made in several sittings on machines of one kind, whatever became of WORK. With --search, each
+peer is first trained for so many minutes with each change of SEARCH (in WORK/search), on held-out training images, and
+takes the best one. With --held-out, such images are measured in place of the test images: the way to choose settings
+by hand.
 
 Needs for the peers (their dependencies would bring another torch and torchvision):
 pip install --no-deps --target PEERS orthogonium==0.0.4 deel-torchlip==1.0.5 einops, and --peers PEERS.
@@ -28,7 +30,7 @@ import torch
 
 from dynablocks.config import RunConfig, preset_settings
 from dynablocks.data import DataSplits, ImageDataset, load_data, to_unit_range
-from dynablocks.errors import DynablocksError
+from dynablocks.errors import DynablocksError, InvalidArgument
 from dynablocks.experiments.provenance import commit, device_name
 from dynablocks.files import read_json, write_json
 from dynablocks.models import ModelConfig
@@ -219,7 +221,27 @@ def as_page(
         "command": command,
         "preset": preset,
         **{name: ", ".join(map(str, values)) for name, values in origin.items()},
+        "entries": results,
     }
+
+
+def kept_entries(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The results that the page holds from earlier sittings, by name.
+
+    Raises:
+        InvalidArgument: they had other minutes, or were made on another machine, and can't stand in one table.
+    """
+    if args.page is None or not args.page.exists():
+        return {}
+    entries: list[dict[str, Any]] = read_json(args.page).get("entries", [])
+    for result in entries:
+        for name, here in (("minutes", args.minutes), ("hardware", device_name())):
+            if result[name] != here:
+                raise InvalidArgument(
+                    f"{args.page} holds {result['name']} with {name} {result[name]!r}, here it is {here!r}; one table "
+                    "compares equals, so give --page another file."
+                )
+    return {result["name"]: result for result in entries}
 
 
 def assignment(text: str) -> tuple[str, Any]:
@@ -243,7 +265,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--search", type=float, default=0.0, help="minutes for each change tried for a peer; 0: none")
     parser.add_argument("--held-out", type=int, default=0, help="training images to hold out and measure instead")
     parser.add_argument("--peers", type=Path, help="folder with orthogonium, deel and einops")
-    parser.add_argument("--page", type=Path, help="also write the table here, for docs/make_results.py")
+    parser.add_argument("--page", type=Path, help="add to the table in this file, for docs/make_results.py")
     parser.add_argument("--set", type=assignment, nargs="*", default=[], help="NAME=VALUE changes, for a search")
     args = parser.parse_args()
     args.set = dict(args.set)
@@ -284,9 +306,12 @@ def main() -> None:
     args = parse()
     if args.peers:
         sys.path.append(str(args.peers))
+    kept = kept_entries(args)
     for name in args.entries:
-        result_of(name, args)
-    results = [read_json(p) for p in sorted(args.out.glob("*/result.json"))]
+        if label(name, args) not in kept:
+            result_of(name, args)
+    here = [read_json(path) for path in sorted(args.out.glob("*/result.json"))]
+    results = list((kept | {result["name"]: result for result in here}).values())
     print(table(results))
     if args.page:
         write_json(args.page, as_page(results, args.minutes, args.preset, args.search))

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -68,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    format_before = warnings.formatwarning
+    warnings.formatwarning = _as_sentence
     try:
         return _dispatch(arguments)
     except DynablocksError as error:
@@ -85,6 +88,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except SystemExit as stop:
         return int(stop.code or 0) if not isinstance(stop.code, str) else 2
+    finally:
+        warnings.formatwarning = format_before
+
+
+def _as_sentence(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of ours as one sentence, without the line of the source that Python adds."""
+    del filename, lineno, line
+    kind = "" if issubclass(category, UserWarning) else f"{category.__name__}: "
+    return f"dynablocks: warning: {kind}{message}\n"
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -34,12 +34,12 @@ def made_here() -> dict[str, Any]:
 
 @functools.cache
 def device_name() -> str:
-    """The GPU's name, or the processor's with the number of cores this process may use."""
+    """The GPU's name, or the processor's with the number of cores this process may use and its vector instructions."""
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(0)
-    return f"{_processor()}, {cores()} cores"
+    return f"{_processor()}, {cores()} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def cores() -> int:
