@@ -3,11 +3,13 @@
 Prints, with alternating repetitions and medians:
 
 1. the training step (forward, backward, optimiser, projections) of the paper-size ``prescribed`` network against
-   its raw convolutions alone: the same shapes, forward and backward, through autograd, in the same memory format;
+   its raw convolutions (and matrix products) alone: the same shapes, forward and backward, through autograd, in the
+   same memory format;
 2. a block of exact flows against the same block with S = 2 Euler steps;
 3. the share of a training step that each orthogonal parametrisation takes in the ``certified`` network;
 4. both shares for the network and batch of the preset ``certified/cpu-1h``, in float32 and, where the processor has
-   it, in mixed bfloat16 (weights and optimiser in float32, as the training loop does it), and the ratio of the two.
+   it, in mixed bfloat16 (weights and optimiser in float32, as the training loop does it), the ratio of the two, and
+   what the products with circulant matrices in its last stage are worth.
 
 Run: ``python benchmarks/training_step.py [--batch 128] [--repeats 7]``.
 """
@@ -30,6 +32,7 @@ from dynablocks.blocks import DynamicalBlock
 from dynablocks.config import preset_settings
 from dynablocks.fields import GradientField, leaky_relu
 from dynablocks.linear import OrthogonalConv, shared_weights
+from dynablocks.linear.circular import circular_pad
 from dynablocks.models import ModelConfig, build
 from dynablocks.switching import ExactFlowRegion, PrescribedSignal, TightRegion, keep_constraints, regularisation
 from dynablocks.training.precision import supports_bf16
@@ -70,37 +73,59 @@ def training_step(
     return step
 
 
-Call = tuple[torch.Size, torch.Size, int | tuple[int, int]]
+Operation = Callable[[Tensor, Tensor], Tensor]
 
 
-def convolution_calls(network: nn.Module, pixels: Tensor) -> list[Call]:
-    """Every convolution in one forward pass, as torch is asked for it: shapes of input and kernel, zero padding."""
-    calls: list[Call] = []
-    plain = functional.conv2d
+def heavy_operations(network: nn.Module, pixels: Tensor) -> list[tuple[torch.Size, torch.Size, Operation]]:
+    """Every convolution and matrix product on images in one forward pass, as torch is asked for it: shapes and map."""
+    calls: list[tuple[torch.Size, torch.Size, Operation]] = []
+    convolve, multiply = functional.conv2d, functional.linear
 
     def noted(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0) -> Tensor:
-        calls.append((x.shape, weight.shape, padding))
-        return plain(x, weight, bias, stride, padding)
+        calls.append((x.shape, weight.shape, lambda x, kernel: convolve(x, kernel, None, stride, padding)))
+        return convolve(x, weight, bias, stride, padding)
 
-    with patch.object(functional, "conv2d", lambda *given: noted(*given[:5])), torch.no_grad():
+    def noted_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        calls.append((x.shape, weight.shape, multiply))
+        return multiply(x, weight, bias)
+
+    with (
+        patch.object(functional, "conv2d", lambda *given: noted(*given[:5])),
+        patch.object(functional, "linear", noted_product),
+        torch.no_grad(),
+    ):
         network(pixels)
     return calls
 
 
 def raw_convolutions(network: nn.Module, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
-    """The same convolutions and nothing else: forward, backward to input and kernel."""
+    """The same convolutions and products and nothing else: forward, backward to input and kernel."""
     work = []
-    for shape, kernel_shape, padding in convolution_calls(network, pixels):
-        x = torch.randn(shape, dtype=dtype).to(memory_format=torch.channels_last)
-        kernel = torch.randn(kernel_shape, dtype=dtype)
-        work.append((x.requires_grad_(True), kernel.requires_grad_(True), padding))
+    for shape, kernel_shape, operation in heavy_operations(network, pixels):
+        x, kernel = torch.randn(shape, dtype=dtype), torch.randn(kernel_shape, dtype=dtype)
+        if x.ndim == 4:
+            x = x.to(memory_format=torch.channels_last)
+        work.append((x.requires_grad_(True), kernel.requires_grad_(True), operation))
 
     def step() -> None:
-        for x, kernel, padding in work:
-            y = functional.conv2d(x, kernel, padding=padding)
+        for x, kernel, operation in work:
+            y = operation(x, kernel)
             torch.autograd.grad(y, (x, kernel), y.detach())
 
     return step
+
+
+def without_products(step: Callable[[], None]) -> Callable[[], None]:
+    """The same step with a convolution of the continued image wherever the library multiplies by a circulant matrix."""
+
+    def plain(kernel: Tensor, x: Tensor, before: int, bias: Tensor | None = None) -> Tensor:
+        return functional.conv2d(circular_pad(x, before, kernel.shape[2] - 1 - before), kernel, bias)
+
+    def patched() -> None:
+        with patch("dynablocks.linear.convolution.circulant_product", plain):
+            step()
+
+    return patched
 
 
 def orthogonal_weights(network: nn.Module) -> Callable[[], None]:
@@ -155,11 +180,13 @@ def main() -> None:
     for dtype in formats:
         actions[f"step {dtype}"] = training_step(headline, pixels, False, dtype)
         actions[f"raw {dtype}"] = raw_convolutions(headline, pixels, dtype)
+        actions[f"plain {dtype}"] = without_products(actions[f"step {dtype}"])
     times = medians(actions, options.repeats)
     for dtype in formats:
         name, step = f"certified/cpu-1h, {str(dtype).removeprefix('torch.')}", times[f"step {dtype}"]
         figures[f"raw convolutions / training step ({name})"] = times[f"raw {dtype}"] / step
         figures[f"orthogonal weights / training step ({name})"] = times["weights"] / step
+        figures[f"training step / with convolutions in the last stage ({name})"] = step / times[f"plain {dtype}"]
     if len(formats) > 1:
         name = "training step, bfloat16 / float32 (certified/cpu-1h)"
         figures[name] = times[f"step {formats[1]}"] / times[f"step {formats[0]}"]
