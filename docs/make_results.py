@@ -24,7 +24,7 @@ ORIGIN = ("preset", "data", "seed", "hardware", "commit", "date")
 HEADER = """# Results
 
 Every table is generated from one small JSON file in `results/` by `python docs/make_results.py`; the line below a table
-says how it was made. Accuracies are fractions of the test images named there unless a column says otherwise.
+says how it was made. Accuracies are in %, of the test images named there, unless a caption says otherwise.
 """
 EMPTY = "No result is recorded yet: put a table into `results/` and run `python docs/make_results.py --readme`.\n"
 

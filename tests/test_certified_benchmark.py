@@ -159,6 +159,7 @@ def on_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) 
         facts = entry("ours-0", 50.0) | {"minutes": 60.0, "hardware": run.device_name()}
         run.write_json(page, run.as_page([facts], 60.0))
     monkeypatch.setattr(run, "result_of", result_of)
+    monkeypatch.setitem(run.FAMILIES, "aoc", peers.Family("here", loose_convolution, orthogonal, 4, (1, 1, 0)))
     where = ["--data-dir", str(tmp_path), "--out", str(tmp_path / "work"), "--page", str(page)]
     monkeypatch.setattr(sys, "argv", ["run.py", *where, "--entries", "ours", "aoc", *arguments])
     run.main()
@@ -177,8 +178,28 @@ def test_a_page_of_another_machine_or_budget_is_refused(
     if what == "hardware":
         names = iter(["another processor"])
         monkeypatch.setattr(run, "device_name", lambda: next(names, "this processor"))
-    with pytest.raises(InvalidArgument, match=f"holds ours-0 with {what}.*give --page another file"):
+    with pytest.raises(InvalidArgument, match=f"holds ours-0 with {what}.*name another file"):
         on_a_page(tmp_path, monkeypatch, "--minutes", "60" if what == "hardware" else "15")
+
+
+def test_a_page_without_entries_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.write_json(tmp_path / "page.json", {"rows": [["ours", "1"]]})
+    with pytest.raises(InvalidArgument, match="no entries to add to"):
+        on_a_page(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("other", [{"minutes": 15.0}, {"measured": "held-out"}, {"preset": "certified/cpu-15min"}])
+def test_a_result_made_otherwise_is_not_taken_for_this_one(
+    other: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = entry("ours-0", 50.0) | {"minutes": 60.0, "preset": "certified/cpu-1h"}
+    run.write_json(tmp_path / "ours-0" / "result.json", facts)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--data-dir", "nowhere", "--out", str(tmp_path)])
+    args = run.parse()
+    assert run.result_of("ours", args)["clean"] == 60.0
+    run.write_json(tmp_path / "ours-0" / "result.json", facts | other)
+    with pytest.raises(InvalidArgument, match=f"ours-0 with {next(iter(other))}.*name another file or folder"):
+        run.result_of("ours", args)
 
 
 def test_our_settings_take_the_budget_the_seed_and_the_changes() -> None:

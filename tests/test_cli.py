@@ -85,6 +85,12 @@ def test_other_attack_settings_attack_again(finished: Path) -> None:
     assert json.loads((finished / "attack.json").read_text())["config"]["steps"] == 4
 
 
+def test_the_attack_settings_of_the_run_hold_whatever_comes_first(finished: Path) -> None:
+    assert main(["attack", "--attack.steps", "2", str(finished)]) == 0
+    config = json.loads((finished / "attack.json").read_text())["config"]
+    assert (config["steps"], config["samples"]) == (2, 16)
+
+
 def test_directory_commands(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["certify", "--out", str(finished)]) == 0
     assert main(["verify", str(finished), "--samples", "2", "--deep"]) == 0
@@ -98,8 +104,6 @@ def test_directory_commands(finished: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_a_broken_certificate_is_a_hard_error(finished: Path, tmp_path: Path) -> None:
     """The broken twin: radii ten thousand times too large."""
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     twin = tmp_path / "run"

@@ -1,15 +1,17 @@
 """Certified accuracy in the same minutes: ours and the layers of orthogonium, deel-torchlip and CPL, in one job.
 
-    python benchmarks/certified/run.py --data-dir ../shared/data/cifar10 --out WORK --search 2
-    python benchmarks/certified/run.py --data-dir ... --out WORK --entries aoc --minutes 3 --held-out 5000 --set lr=0.05
+    python benchmarks/certified/run.py --data-dir CIFAR10 --out WORK --peers PEERS --search 2
+    python benchmarks/certified/run.py --data-dir CIFAR10 --out TRIALS --peers PEERS --entries aoc --minutes 3 \
+        --held-out 5000 --set lr=0.05
 
-The first makes the whole table, in hours. Entries run one after the other, each trained for the same wall-clock minutes
-by the same loop with the same batches, augmentation and loss, on all CPU threads or the GPU. Every entry leaves
-WORK/NAME/result.json and is skipped when that is there; an interrupted training goes on. --page FILE holds the results
-too: with it a table is made in several sittings on machines of one kind, whatever became of WORK. With --search, each
-peer is first trained for so many minutes with each change of SEARCH (in WORK/search), on held-out training images, and
-takes the best one. With --held-out, such images are measured in place of the test images: the way to choose settings
-by hand.
+The first makes the whole table, in hours. CIFAR10 is a copy of the data, WORK a new folder. Entries run one after the
+other, each trained for the same wall-clock minutes by the same loop with the same batches and augmentation (those of
+our preset), on all CPU threads or the GPU; the loss is offset cross-entropy, its offset and temperature the peer's or
+ours, see SEARCH. Every entry leaves WORK/NAME/result.json and is skipped when that is there; an interrupted training
+goes on. --page FILE holds the results too: with it a table is made in several sittings on machines of one kind,
+whatever became of WORK. With --search, each peer is first trained for so many minutes with each change of SEARCH (in
+WORK/search), on held-out training images, and takes the best one. With --held-out, such images are measured in place of
+the test images: the way to choose settings by hand.
 
 Needs for the peers (their dependencies would bring another torch and torchvision):
 pip install --no-deps --target PEERS orthogonium==0.0.4 deel-torchlip==1.0.5 einops, and --peers PEERS.
@@ -48,10 +50,8 @@ COMMON: dict[str, Any] = {
     "loss": "offset-cross-entropy",
     "offset": 2 * 2**0.5 * 36 / 255,
     "temperature": 0.25,
-    "crop_padding": 0,
-    "flip": True,
 }
-"""What all peers share: the loss of "1-Lipschitz Layers Compared", and the augmentation of our preset."""
+"""What all peers share: the loss of "1-Lipschitz Layers Compared"; the augmentation is that of our preset."""
 
 _ADAM: dict[str, Any] = {"optimiser": "adam", "lr": 0.003}
 _OUR_FRAME: dict[str, Any] = {"stem": 4, "width": 64}
@@ -76,7 +76,8 @@ def train_peer(
     if "depth" in sizes:
         sizes["depth"] = tuple(sizes["depth"])
     family = replace(family, **sizes)
-    settings = COMMON | family.settings() | changes
+    ours = preset_settings(args.preset, "certified", "cifar10")["training"]
+    settings = COMMON | family.settings() | {name: ours[name] for name in ("crop_padding", "flip")} | changes
     mean = (splits.train.images[:10000].double().mean((0, 2, 3)) / 255).float()
     model = family.build(splits.train.image_shape, splits.train.num_classes, mean, args.seed)
     config = TrainingConfig(**settings, epochs=None, max_minutes=args.minutes, seed=args.seed, validate_every=10**6)
@@ -229,19 +230,16 @@ def kept_entries(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """The results that the page holds from earlier sittings, by name.
 
     Raises:
-        InvalidArgument: they had other minutes, or were made on another machine, and can't stand in one table.
+        InvalidArgument: they were made with other minutes or on another machine, or the page has rows alone.
     """
     if args.page is None or not args.page.exists():
         return {}
-    entries: list[dict[str, Any]] = read_json(args.page).get("entries", [])
-    for result in entries:
-        for name, here in (("minutes", args.minutes), ("hardware", device_name())):
-            if result[name] != here:
-                raise InvalidArgument(
-                    f"{args.page} holds {result['name']} with {name} {result[name]!r}, here it is {here!r}; one table "
-                    "compares equals, so give --page another file."
-                )
-    return {result["name"]: result for result in entries}
+    page = read_json(args.page)
+    if "entries" not in page:
+        raise InvalidArgument(f"{args.page} has no entries to add to, only their table; name another file.")
+    for result in page["entries"]:
+        require_same(args.page, result, args, hardware=device_name())
+    return {result["name"]: result for result in page["entries"]}
 
 
 def assignment(text: str) -> tuple[str, Any]:
@@ -284,10 +282,27 @@ def result_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
         result = (train_ours if name == "ours" else train_peer)(name, splits, measured, chosen, path.parent)
         facts = {"name": label(name, args), "seed": args.seed, "minutes": args.minutes, "data": splits.train.name}
         facts |= {"measured": "held-out" if args.held_out else "test", "images": len(measured), "started": started}
-        facts |= {"search": searched, "commit": commit(), "hardware": device_name()}
+        facts |= {"preset": args.preset, "search": searched, "commit": commit(), "hardware": device_name()}
         write_json(path, facts | result)
         print(table([read_json(path)]), flush=True)
-    return read_json(path)
+    result = read_json(path)
+    require_same(path, result, args)
+    return result
+
+
+def require_same(path: Path, result: dict[str, Any], args: argparse.Namespace, **also: Any) -> None:
+    """Refuse a result that was made otherwise than ``args`` ask for.
+
+    Raises:
+        InvalidArgument: naming the first difference.
+    """
+    asked = {"minutes": args.minutes, "measured": "held-out" if args.held_out else "test", "preset": args.preset} | also
+    for name, wanted in asked.items():
+        if result.get(name, wanted) != wanted:
+            raise InvalidArgument(
+                f"{path} holds {result['name']} with {name} {result[name]!r}, asked for is {wanted!r}; one table "
+                "compares equals, so name another file or folder."
+            )
 
 
 def best_change(name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -307,10 +322,15 @@ def main() -> None:
     if args.peers:
         sys.path.append(str(args.peers))
     kept = kept_entries(args)
+    for name in set(args.entries) - {"ours"}:
+        # A missing package is found out now, and not after an hour of ours.
+        FAMILIES[name].build((3, 32, 32), 10, torch.zeros(3), args.seed)
     for name in args.entries:
         if label(name, args) not in kept:
             result_of(name, args)
     here = [read_json(path) for path in sorted(args.out.glob("*/result.json"))]
+    for result in here:
+        require_same(args.out, result, args)
     results = list((kept | {result["name"]: result for result in here}).values())
     print(table(results))
     if args.page:

@@ -8,6 +8,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -45,9 +46,8 @@ usage: dynablocks COMMAND [options]          dynablocks COMMAND --help for its o
 
 examples:
   dynablocks run                                        the embedded digits, minutes on two cores
-  dynablocks run --data-dir ~/cifar10 --out runs/cifar  a CIFAR-10 copy
   dynablocks run --model prescribed --lift paper --preset smoke
-  dynablocks train --max-minutes 10 --out runs/short    a training fitted to ten minutes
+  dynablocks run --data-dir ~/cifar10 --preset certified/cpu-15min    a CIFAR-10 copy, 15 minutes of training
   dynablocks explain runs/cifar
   dynablocks fit trajectories.csv --preserve mass       a map that keeps the sum of the states
   dynablocks reproduce all --preset smoke               every figure and table in minutes, to see that it works
@@ -317,15 +317,11 @@ def _attack(arguments: Sequence[str]) -> int:
     arguments = _expand(arguments)
     parser = _directory_parser("attack", "Attack the test images of a run with l2-PGD at many radii.")
     parser.add_argument("--attack", type=AttackConfig, default=AttackConfig(), help="how to attack")
-    if not {"-h", "--help"} & set(arguments):
-        where = next((a for a in arguments if not a.startswith("-")), None) or _value_of(arguments, "--out")
-        if where is not None and (Path(where) / "config.yaml").exists():
-            from dataclasses import asdict
-
-            stored = asdict(load_config(Path(where)).attack)
-            parser.set_defaults({f"attack.{key}": value for key, value in stored.items()})
+    directory = _directory(parser.parse_args(arguments), "attack")
+    if (directory / "config.yaml").exists():
+        stored = asdict(load_config(directory).attack)
+        parser.set_defaults({f"attack.{key}": value for key, value in stored.items()})
     options = parser.parse_args(arguments)
-    directory = _directory(options, "attack")
     if options.dry_run:
         return _describe(directory, "attack")
     attack_run(directory, parser.instantiate(options).attack, _moved(options))
