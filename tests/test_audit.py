@@ -177,6 +177,15 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a raised bound": (lambda c: c["layers"][2].update(bound=1.5), "recomputed from the weights: 1"),
     "the product": (lambda c: c["layers"][-1].update(product=0.5), "the body up to layer .* too low"),
     "a bound that is no number": (lambda c: c["layers"][1].update(bound="1"), "no number"),
+    "a layer that is none": (lambda c: c.update(layers=[1]), "layer 0 of .* no number"),
+    "a bound that no float holds": (lambda c: c["layers"][1].update(bound=10**400), "no number"),
+    "a radius that no float holds": (lambda c: c["images"][0].update(radius=10**400), "image 0 .* lacks"),
+    "a radius that is NaN": (lambda c: c["images"][0].update(radius=float("nan")), "image 0 .* lacks"),
+    "a mean that is none": (lambda c: c["normalisation"].update(mean=[None]), "mean in 'normalisation'"),
+    "a described mean of text": (lambda c: c["model"].update(mean="0.5"), "mean in 'model'"),
+    "a described deviation of 0": (lambda c: c["model"].update(std=[0.0]), "describes"),
+    "a folder that is a number": (lambda c: c["data"].update(dir=5), "data in 5"),
+    "widths without end": (lambda c: c["model"]["config"].update(widths=[10**9, 4]), "describes no network"),
     "the stated mean": (mean, "normalisation was changed"),
     "the described mean": (described, "normalisation was changed"),
     "the described scaling": (config, "normalisation was changed"),
@@ -190,6 +199,12 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "the accuracy": (lambda c: c.update(clean_accuracy=0.999), "states accuracy 0.999"),
     "the proof": (lambda c: c["arithmetic"].update(rounding="measured"), "proved or measured"),
     "a layer less": (lambda c: c["layers"].pop(), "lists 7 layers"),
+    "a layer's kind": (lambda c: c["layers"][1].update(kind="Identity"), "calls layer 1 'Identity'"),
+    "the number of images": (lambda c: c["data"].update(images=1000), "lists 1000 images"),
+    "the logit error": (lambda c: c["arithmetic"].update(largest_logit_error=0.0), "states largest_logit_error 0.0"),
+    "no logit error": (lambda c: c["arithmetic"].pop("largest_logit_error"), "states largest_logit_error inf"),
+    "the roundoff": (lambda c: c["arithmetic"].update(unit_roundoff=1e-20), "states unit_roundoff 1e-20"),
+    "a setting of the training": (lambda c: c["model"]["config"].update(penalty=0.7), "describes .* that of the run"),
 }
 
 

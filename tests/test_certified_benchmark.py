@@ -297,3 +297,15 @@ def test_autoattack_goes_on_where_it_was_cut_off_unless_the_weights_changed(
     hashes[0] = "b"
     attack.auto_attack(tmp_path, pixels, labels, 0.5, 2)
     assert len(StandIn.ran) == 8
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(1, 1, 3, padding=1, padding_mode="replicate")])
+def test_a_padding_without_a_rule_has_no_bound(layer: nn.Conv2d) -> None:
+    with pytest.raises(InvalidArgument, match="padding_mode"):
+        peers._layer_bound(layer, (4, 4))
+
+
+def test_a_layer_too_large_to_be_factorised_keeps_the_bound_of_the_torus() -> None:
+    layer = nn.Conv2d(2, 2, 3, padding=1)
+    large = peers._layer_bound(layer, (128, 128))
+    assert peers._layer_bound(layer, (6, 6)) <= large < 3 * peers._layer_bound(layer, (6, 6))

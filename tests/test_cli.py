@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 import dynablocks
+from dynablocks import pipeline
 from dynablocks.cli import main
 from dynablocks.config import RunConfig, from_yaml, to_yaml
+from dynablocks.data import DataSplits
 from dynablocks.errors import BadCheckpoint, UnsoundResult
 from dynablocks.models import ModelConfig
 from dynablocks.pipeline import attack_run, certify_run, collect_metrics
@@ -179,3 +182,32 @@ def test_config_round_trip() -> None:
 def test_load_refuses_a_directory_without_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(BadCheckpoint, match="no checkpoint"):
         dynablocks.load(tmp_path)
+
+
+def test_results_of_other_images_or_another_version_are_not_reused(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin = shutil.copytree(finished, tmp_path / "run")
+    attack_run(twin)
+    before = certify_run(twin)
+    stored = (twin / "certificate.json").stat().st_mtime_ns
+    assert torch.equal(certify_run(twin).radii, before.radii)
+    assert (twin / "certificate.json").stat().st_mtime_ns == stored
+    plain = pipeline.load_splits
+
+    def darker(config: RunConfig) -> DataSplits:
+        splits = plain(config)
+        test = dataclasses.replace(splits.test, images=splits.test.images // 2)
+        return dataclasses.replace(splits, test=test, fingerprint="darker")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "load_splits", darker)
+        assert not torch.equal(certify_run(twin).radii, before.radii)
+        assert json.loads((twin / "metrics.json").read_text())["robust_accuracy"] is None
+    assert torch.equal(certify_run(twin).radii, before.radii)
+    assert json.loads((twin / "metrics.json").read_text())["robust_accuracy"] is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(dynablocks, "__version__", "99")
+        stored = (twin / "certificate.json").stat().st_mtime_ns
+        certify_run(twin)
+        assert (twin / "certificate.json").stat().st_mtime_ns != stored

@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import scipy.fft
 import scipy.linalg
@@ -17,7 +18,7 @@ from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import FieldFacts, GradientField, MetricField, leaky_relu
 from dynablocks.integrators import ExactFlow
-from dynablocks.lifting import ZeroLift
+from dynablocks.lifting import PixelNormalisation, ZeroLift
 from dynablocks.linear import Conv, Dense, LinearMap, OrthogonalConv, OrthogonalDense
 from dynablocks.metrics import Channelwise, DenseMetric, SpectralMetric, Whitening, smooth_modes
 from dynablocks.models import ModelConfig, Network, build
@@ -505,3 +506,26 @@ def test_the_experiment_runs_in_smoke(tmp_path: Path) -> None:
     assert {check.verdict for check in experiment.checks(scale, store)} == {"agrees"}
     assert "%" in experiment.tables(scale, store)
     assert list(experiment.figures(scale, store)) == ["metric"]
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [DenseMetric(0.1 * torch.eye(64) + torch.ones(64, 64)), SpectralMetric((1, 8, 8), smooth=0.01)],
+    ids=["dense", "spectral"],
+)
+def test_the_error_of_whitening_is_within_its_bound(metric: DenseMetric | SpectralMetric) -> None:
+    """Against the same map applied in extended precision to the matrix that is stored."""
+    x = torch.randn(20, *(metric.shape or ()), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    units = torch.eye(64, dtype=torch.float64).reshape(64, *(metric.shape or ()))
+    root = metric.whiten(units).flatten(1).numpy().astype(np.longdouble)
+    exact = x.flatten(1).numpy().astype(np.longdouble) @ root
+    error = np.linalg.norm((metric.whiten(x).flatten(1).numpy() - exact).astype(float), axis=1)
+    norm = math.sqrt(metric.eigenvalues[1])
+    assert 0 < metric.whitening_error < 1e-10
+    assert (error <= metric.whitening_error * norm * x.flatten(1).norm(dim=1).numpy()).all()
+
+
+def test_a_negative_scale_counts_with_its_size() -> None:
+    layer = PixelNormalisation((0.5, 0.5), (1.0, 0.25))
+    layer.scale[1] = -5.0
+    assert layer.properties.lipschitz == 5.0

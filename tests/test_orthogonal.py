@@ -380,3 +380,9 @@ def test_a_field_leaves_nothing_held() -> None:
 def test_bad_arguments_are_refused(make) -> None:
     with pytest.raises(InvalidArgument, match=r"[.;]"):
         make()
+
+
+@pytest.mark.parametrize("layer", [Conv, OrthogonalConv])
+def test_a_circular_kernel_that_wraps_more_than_once_is_refused(layer: type[Conv]) -> None:
+    with pytest.raises(InvalidArgument, match="wraps around an image of"):
+        layer((1, 2, 2), 1, kernel_size=7, padding="circular")

@@ -263,3 +263,18 @@ def test_the_model_comes_back_as_it_was():
     assert model.training
     assert model.head.weight.requires_grad
     assert not model.head.bias.requires_grad
+
+
+def test_a_contradiction_below_the_resolution_of_an_attack_is_none():
+    model, pixels = LinearModel(2), near_grey(10)
+    labels = model(pixels).argmax(dim=1)
+    result = certify(model, (pixels, labels))
+    found = attack(model, (pixels, labels), AttackConfig(steps=2))
+    for excess, caught in ((5e-6, False), (2e-5, True)):
+        norms = (result.radii - excess).clamp_min(0)
+        twin = dataclasses.replace(found, smallest_broken_norm=norms)
+        if caught:
+            with pytest.raises(UnsoundResult, match="changes its class"):
+                check_sound(twin, result)
+        else:
+            check_sound(twin, result)

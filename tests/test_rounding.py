@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.fields import GradientField
 from dynablocks.lifting import Head, PixelNormalisation
-from dynablocks.linear import Dense, LinearMap
+from dynablocks.linear import Dense, LinearMap, frozen_weights
 from dynablocks.models import MODELS, ModelConfig, Network, build
 from dynablocks.robustness import certified_radii, certify
 from dynablocks.robustness.certificates import _logit_error
@@ -287,3 +287,22 @@ def test_plain_arithmetic_undoes_lower_precision_and_restores_it(precision: str)
         assert torch.get_float32_matmul_precision() == precision
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_plain_arithmetic_switches_autocast_off() -> None:
+    matrix = torch.rand(64, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (matrix @ matrix).dtype == torch.bfloat16
+        with plain_arithmetic():
+            assert (matrix @ matrix).dtype == torch.float32
+
+
+def test_the_rounding_of_the_image_itself_is_in_the_bound() -> None:
+    network = build(ModelConfig("certified", widths=(4,), layers=(1,)), (1, 8, 8), 10, seed=0).eval()
+    pixels = torch.full((1, 1, 8, 8), 1 / 3)
+    with torch.no_grad(), frozen_weights(network), plain_arithmetic():
+        error = rounding_bound(network, pixels)[1]
+    lost = float((pixels.double() - 1 / 3).norm())
+    assert lost > 0
+    assert float(error.features[0]) > lost
+    assert error.features_slope >= 2.0**-24

@@ -27,6 +27,7 @@ from dynablocks.files import read_json, write_json
 from dynablocks.linear import frozen_weights
 from dynablocks.pipeline import attack_run, certify_run, load, load_config, load_splits, weights_hash, with_data
 from dynablocks.robustness import PAPER_EPSILONS, CertificateResult
+from dynablocks.robustness.soundness import ATTACK_RESOLUTION
 
 sys.path.insert(0, str(Path(__file__).parent))
 from peers import explained
@@ -78,7 +79,7 @@ def check(distances: list[float | None], certificate: CertificateResult) -> None
     """
     for i, distance in enumerate(distances):
         radius = float(certificate.radii[i]) if certificate.correct[i] else 0.0
-        if distance is not None and radius > distance:
+        if distance is not None and radius - ATTACK_RESOLUTION > distance:
             raise UnsoundResult(
                 f"image {i} is certified at radius {radius:.6g}, and AutoAttack changes its class at a distance "
                 f"of {distance:.6g}; a bound is wrong, no result may be reported."

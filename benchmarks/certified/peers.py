@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dynablocks.errors import InvalidArgument
 from dynablocks.linear.bounds import ConvGeometry, conv_norm_bounds
 
 COMPARED = {"optimiser": "nesterov", "lr": 0.1, "momentum": 0.9, "batch_size": 256}
@@ -208,7 +209,12 @@ def _conv_bound(kernel: Tensor, geometry: ConvGeometry) -> float:
     kernel = kernel.detach().double()
     bounds = conv_norm_bounds(kernel, geometry)
     # With zero padding the torus of the padded image can be loose; a factorisation of the matrix itself is not.
-    return bounds.upper if bounds.exact else conv_norm_bounds(kernel, geometry, "cholesky").upper
+    if bounds.exact:
+        return bounds.upper
+    try:
+        return conv_norm_bounds(kernel, geometry, "cholesky").upper
+    except InvalidArgument:
+        return bounds.upper  # too large to be factorised
 
 
 def _step_bound(kernel: Tensor, size: tuple[int, int]) -> float:
@@ -222,6 +228,7 @@ def sound_bound(model: Classifier) -> float:
 
     Raises:
         TypeError: a layer it has no rule for.
+        InvalidArgument: a convolution with a padding it has no rule for.
     """
     sizes: dict[nn.Module, tuple[int, int]] = {}
     handles = [
@@ -229,7 +236,7 @@ def sound_bound(model: Classifier) -> float:
         for m in _leaves(model.body)
     ]
     model.eval()
-    model(torch.zeros(1, *model.input_shape))
+    model(torch.zeros(1, *model.input_shape, device=model.mean.device))
     for handle in handles:
         handle.remove()
     bound = 1.0
@@ -250,13 +257,7 @@ def _layer_bound(layer: nn.Module, size: tuple[int, int]) -> float:
     if isinstance(layer, CPLStep):
         return _step_bound(layer.kernel / layer.estimate(), size)
     if isinstance(layer, nn.Conv2d):
-        return _conv_bound(layer.weight, _geometry(layer, size))
+        return _conv_bound(layer.weight, ConvGeometry.of(layer, size))
     if type(layer).__name__.endswith("SDPBasedLipschitzResBlock"):
         return _step_bound(layer.kernel, size)
     raise TypeError(f"no sound bound is known for {type(layer).__name__}; write one in _layer_bound")
-
-
-def _geometry(layer: nn.Conv2d, size: tuple[int, int]) -> ConvGeometry:
-    padding = layer.padding if isinstance(layer.padding, str) else tuple(layer.padding)
-    mode = "circular" if layer.padding_mode == "circular" else "zeros"
-    return ConvGeometry(size, stride=tuple(layer.stride), padding=padding, padding_mode=mode, groups=layer.groups)

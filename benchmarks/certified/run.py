@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.utils.parametrize
 
 from dynablocks.config import RunConfig, preset_settings
 from dynablocks.data import DataSplits, ImageDataset, load_data, to_unit_range
@@ -83,8 +84,9 @@ def train_peer(
     config = TrainingConfig(**settings, epochs=None, max_minutes=args.minutes, seed=args.seed, validate_every=10**6)
     described = {"family": name, "width": family.width, "depth": list(family.depth), "stem": family.stem}
     summary = fit(model, splits, config, directory, describe=described)
-    bound = sound_bound(model)
-    logits = outputs(model, measured)
+    # Layers of orthogonium move their kernels at each use, by rounding; cached, the kernels bounded are those applied.
+    with torch.no_grad(), torch.nn.utils.parametrize.cached():
+        bound, logits = sound_bound(model.eval()), outputs(model, measured)
     head = model.head.effective_weight().detach()
     own = certified_radii(logits, head, 1.0, labels=measured.labels)
     sound = certified_radii(logits, head, bound, labels=measured.labels)

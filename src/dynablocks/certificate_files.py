@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -91,16 +92,29 @@ def audit_certificate(
         BadData: the file is no certificate.
     """
     content = checked_artefact(read_json(path), str(path))
-    network = _network(content, path, run)
+    directory = path.parent / content["run"] if run is None else run
+    network = _network(content, path, directory)
     say(f"weights: SHA-256 {content['weights'][:16]}… as certified")
     splits = _splits(content, data)
     say(f"data: {content['data'].get('name')}, {len(splits.test)} test images, the fingerprint agrees")
     for sentence in audit(content, network, splits.test.images, splits.test.labels, samples=samples, steps=steps):
         say(sentence)
+    _check_description(content["model"], directory)
+    say("network: described as in the run directory")
 
 
-def _network(content: dict[str, Any], path: Path, run: Path | None) -> Network:
-    directory = path.parent / content["run"] if run is None else run
+def _check_description(described: dict[str, Any], directory: Path) -> None:
+    """Settings that no check above depends on, such as those of the training, must be the run's all the same."""
+    own = json.loads(json.dumps(yaml.safe_load(read_config(directory / WEIGHTS.parent))["model"]))
+    for name in sorted(own.keys() | described.keys()):
+        if own.get(name) != described.get(name):
+            raise AuditFailed(
+                f"the certificate describes a network with {name} {described.get(name)!r}; that of the run has "
+                f"{own.get(name)!r}."
+            )
+
+
+def _network(content: dict[str, Any], path: Path, directory: Path) -> Network:
     weights = directory / WEIGHTS
     if not weights.is_file():
         raise BadData(f"{weights} does not exist; say where the run directory is now with --run DIR.")
@@ -112,7 +126,7 @@ def _network(content: dict[str, Any], path: Path, run: Path | None) -> Network:
         )
     try:
         network = build_described(content["model"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise BadData(f"{path} describes no network of this version ({error}); certify again.") from error
     load_weights(weights.parent, network)
     if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):

@@ -311,7 +311,8 @@ def _describe(directory: Path, what: str) -> int:
 
 
 def _attack(arguments: Sequence[str]) -> int:
-    from dynablocks.pipeline import attack_run, collect_metrics, load_config
+    from dynablocks.files import read_json
+    from dynablocks.pipeline import attack_run, load_config
     from dynablocks.robustness import AttackConfig
 
     arguments = _expand(arguments)
@@ -325,12 +326,13 @@ def _attack(arguments: Sequence[str]) -> int:
     if options.dry_run:
         return _describe(directory, "attack")
     attack_run(directory, parser.instantiate(options).attack, _moved(options))
-    _show(collect_metrics(directory))
+    _show(read_json(directory / "metrics.json"))
     return 0
 
 
 def _certify(arguments: Sequence[str]) -> int:
-    from dynablocks.pipeline import certify_run, collect_metrics
+    from dynablocks.files import read_json
+    from dynablocks.pipeline import certify_run
 
     parser = _directory_parser("certify", "Certify every test image of a run, rounding errors included.")
     parser.add_argument(
@@ -351,7 +353,7 @@ def _certify(arguments: Sequence[str]) -> int:
 
         write_certificate(directory, options.json, _moved(options), arithmetic=options.arithmetic)
         _say(f"the certificate is in {options.json}; check it with: dynablocks audit {options.json}")
-    _show(collect_metrics(directory))
+    _show(read_json(directory / "metrics.json"))
     return 0
 
 

@@ -49,7 +49,7 @@ class PixelNormalisation(Structured):
         return (x - self.mean) * self.scale
 
     def declare(self) -> Declaration:
-        scales = self.scale.double()
+        scales = self.scale.double().abs()
         largest = float(scales.max())
         kept = [Lipschitz(largest)]
         if float(scales.min()) == largest == 1.0:

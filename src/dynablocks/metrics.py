@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dynablocks.errors import InvalidArgument, require_range
 from dynablocks.lifting import ChannelMix, PixelNormalisation, ZeroLift
 from dynablocks.linear.maps import check_shape
-from dynablocks.linear.rounding import EPS
+from dynablocks.linear.rounding import EPS, product_slack
 from dynablocks.properties import EUCLIDEAN, Declaration, Lipschitz, Metric, Structured, declare
 
 if TYPE_CHECKING:
@@ -76,6 +76,12 @@ class SpectralMetric(Metric):
     def eigenvalues(self) -> tuple[float, float]:
         weights = self.weights
         return float(weights.min()) * (1 - _SLACK), float(weights.max()) * (1 + _SLACK)
+
+    @property
+    def whitening_error(self) -> float:
+        """Four products with bases C, ‖|C|‖ <= √s, and cosines known to π s ε: below 16 (2s + 16) √s ε for a side s."""
+        side = max(self.shape[1:])
+        return 16 * product_slack(side) * math.sqrt(side)
 
     def largest_on_modes(self, modes: int) -> float:
         """The largest ‖x‖_M / ‖x‖₂ of images made of the ``modes`` × ``modes`` longest cosine waves only.
@@ -201,6 +207,12 @@ class DenseMetric(Metric):
     @property
     def eigenvalues(self) -> tuple[float, float]:
         return self._eigenvalues
+
+    @property
+    def whitening_error(self) -> float:
+        """One product with R, ‖|R|‖ <= √n ‖R‖."""
+        size = len(self.matrix)
+        return product_slack(size) * math.sqrt(size)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         return tuple(shape) == self.shape

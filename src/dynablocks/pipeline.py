@@ -180,14 +180,14 @@ def attack_run(directory: Path, config: AttackConfig | None = None, data: DataCo
     splits = load_splits(run)
     wanted = run.attack if config is None else config
     settings = replace(wanted, samples=min(wanted.samples, len(splits.test)))
-    result: AttackResult | None = _restore(directory, "attack", AttackResult.restore)
+    result: AttackResult | None = _restore(directory, "attack", AttackResult.restore, splits.fingerprint)
     if result is None or result.config != settings:
         network = load(directory).to(choose_device(run.training.device))
         with progress_bar(f"attacking {settings.samples} images") as update:
             result = attack(network, splits.test, settings, update)
-        _store(directory, "attack", result.summary(), result.tensors())
-    _check_together(directory)
-    collect_metrics(directory)
+        _store(directory, "attack", result.summary(), result.tensors(), splits.fingerprint)
+    _check_together(directory, splits.fingerprint)
+    collect_metrics(directory, splits.fingerprint)
     return result
 
 
@@ -198,16 +198,16 @@ def certify_run(directory: Path, data: DataConfig | None = None, *, arithmetic: 
     rounding bound.
     """
     run = with_data(load_config(directory), data)
-    epsilons = AttackConfig().epsilons
-    result: CertificateResult | None = _restore(directory, "certificate", CertificateResult.restore)
+    splits, epsilons = load_splits(run), AttackConfig().epsilons
+    restored = _restore(directory, "certificate", CertificateResult.restore, splits.fingerprint)
+    result: CertificateResult | None = restored
     if result is None or result.arithmetic != arithmetic:
-        splits = load_splits(run)
         network = load(directory).to(choose_device(run.training.device))
         with progress_bar(f"certifying {len(splits.test)} images") as update:
             result = certify(network, splits.test, arithmetic=arithmetic, progress=update)
-        _store(directory, "certificate", result.summary(epsilons), result.tensors())
-    _check_together(directory)
-    collect_metrics(directory)
+        _store(directory, "certificate", result.summary(epsilons), result.tensors(), splits.fingerprint)
+    _check_together(directory, splits.fingerprint)
+    collect_metrics(directory, splits.fingerprint)
     return result
 
 
@@ -230,16 +230,22 @@ def run(config: RunConfig, directory: Path, command: str, say: Say, *, overwrite
     attacked = attack_run(directory, config.attack)
     say(f"attacked {len(attacked.labels)} test images at {len(attacked.epsilons)} radii, no certificate was broken")
     say(f"report: {report_run(directory, command)}")
-    return collect_metrics(directory)
+    metrics: dict[str, Any] = read_json(directory / "metrics.json")
+    return metrics
 
 
-def collect_metrics(directory: Path) -> dict[str, Any]:
-    """metrics.json from what is there; figures that were not measured are ``None``."""
+def collect_metrics(directory: Path, fingerprint: str | None = None) -> dict[str, Any]:
+    """metrics.json from what is there; figures that were not measured are ``None``.
+
+    Args:
+        directory: the run directory.
+        fingerprint: take figures of these images only; by default of those that the network was trained on.
+    """
     training = read_json(directory / "training.json")
     config = load_config(directory)
-    weights = weights_hash(directory)
-    certificate = _current(directory, "certificate", weights)
-    attacked = _current(directory, "attack", weights)
+    images = training.get("fingerprint", "") if fingerprint is None else fingerprint
+    certificate = _current(directory, "certificate", images)
+    attacked = _current(directory, "attack", images)
     clean = (certificate or attacked or {}).get("clean_accuracy")
     metrics = {
         "model": config.model.name,
@@ -270,10 +276,8 @@ def weights_hash(directory: Path) -> str:
     return sha256(require_checkpoint(directory) / "model.safetensors")
 
 
-def stored_curves(directory: Path) -> dict[str, Curve]:
-    """Certified and attacked accuracy against the radius, as far as they were measured for the present weights."""
-    attacked = _restore(directory, "attack", AttackResult.restore)
-    certificate = _restore(directory, "certificate", CertificateResult.restore)
+def _curves(attacked: AttackResult | None, certificate: CertificateResult | None) -> dict[str, Curve]:
+    """Certified and attacked accuracy against the radius, as far as they were measured."""
     curves = {}
     if certificate is not None:
         curves["certified"] = certificate.curve(AttackConfig().epsilons)
@@ -290,16 +294,16 @@ def report_data(directory: Path, command: str, data: DataConfig | None = None) -
 
     run_config = with_data(load_config(directory), data)
     splits, network = load_splits(run_config), load(directory)
-    attacked = _restore(directory, "attack", AttackResult.restore)
-    certificate = _restore(directory, "certificate", CertificateResult.restore)
+    attacked = _restore(directory, "attack", AttackResult.restore, splits.fingerprint)
+    certificate = _restore(directory, "certificate", CertificateResult.restore, splits.fingerprint)
     with progress_bar("measuring the blocks") as update:
         blocks = block_rows(network, splits.test.images[:4].float() / 255, progress=update)
     return ReportData(
         title=f"{run_config.model.name} on {splits.test.name}",
         command=command,
-        metrics=collect_metrics(directory),
+        metrics=collect_metrics(directory, splits.fingerprint),
         history=_history(directory),
-        curves=stored_curves(directory),
+        curves=_curves(attacked, certificate),
         blocks=blocks,
         steps=step_rows(network),
         examples=_examples(splits.test, attacked, certificate),
@@ -346,16 +350,21 @@ def with_data(config: RunConfig, data: DataConfig | None) -> RunConfig:
     return replace(config, data=replace(config.data, dir=data.dir))
 
 
-def _store(directory: Path, name: str, summary: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def _store(directory: Path, name: str, summary: dict[str, Any], tensors: dict[str, Tensor], fingerprint: str) -> None:
     from safetensors.torch import save_file
 
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     write_atomically(directory / f"{name}.safetensors", lambda path: save_file(plain, path))
-    write_json(directory / f"{name}.json", summary | {"weights": weights_hash(directory)})
+    write_json(directory / f"{name}.json", summary | _belongs_to(directory, fingerprint))
 
 
-def _current(directory: Path, name: str, weights: str) -> dict[str, Any] | None:
-    """The stored summary, when it was made with these weights."""
+def _belongs_to(directory: Path, fingerprint: str) -> dict[str, str]:
+    """What a stored result must agree in to be reused: the weights, the images, and the version that made it."""
+    return {"weights": weights_hash(directory), "fingerprint": fingerprint, "version": dynablocks.__version__}
+
+
+def _current(directory: Path, name: str, fingerprint: str) -> dict[str, Any] | None:
+    """The stored summary, when it was made with the present weights, these images and this version."""
     path = directory / f"{name}.json"
     if not path.exists():
         return None
@@ -363,15 +372,17 @@ def _current(directory: Path, name: str, weights: str) -> dict[str, Any] | None:
         summary = read_json(path)
     except DynablocksError:
         return None
-    return summary if isinstance(summary, dict) and summary.get("weights") == weights else None
+    wanted = _belongs_to(directory, fingerprint)
+    fits = isinstance(summary, dict) and all(summary.get(key) == value for key, value in wanted.items())
+    return summary if fits else None
 
 
-def _restore(directory: Path, name: str, restore: Callable[..., Any]) -> Any:
-    """The stored result when it belongs to the present weights, otherwise ``None``."""
+def _restore(directory: Path, name: str, restore: Callable[..., Any], fingerprint: str) -> Any:
+    """The stored result when it is :func:`_current`, otherwise ``None``."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    summary = _current(directory, name, weights_hash(directory))
+    summary = _current(directory, name, fingerprint)
     if summary is None:
         return None
     try:
@@ -380,9 +391,9 @@ def _restore(directory: Path, name: str, restore: Callable[..., Any]) -> Any:
         return None
 
 
-def _check_together(directory: Path) -> None:
-    attacked = _restore(directory, "attack", AttackResult.restore)
-    certificate = _restore(directory, "certificate", CertificateResult.restore)
+def _check_together(directory: Path, fingerprint: str) -> None:
+    attacked = _restore(directory, "attack", AttackResult.restore, fingerprint)
+    certificate = _restore(directory, "certificate", CertificateResult.restore, fingerprint)
     if attacked is not None and certificate is not None:
         check_sound(attacked, certificate)
 
@@ -422,9 +433,10 @@ def estimate(config: RunConfig, directory: Path) -> dict[str, Any]:
 def cached_results(directory: Path) -> list[str]:
     if not directory.is_dir() or find_checkpoint(directory) is None:
         return []
-    weights = weights_hash(directory)
-    finished = "training (finished)" if (directory / "training.json").exists() else "training (resumes)"
-    return [finished] + [name for name in ("attack", "certificate") if _current(directory, name, weights)]
+    if not (directory / "training.json").exists():
+        return ["training (resumes)"]
+    images = read_json(directory / "training.json").get("fingerprint", "")
+    return ["training (finished)"] + [name for name in ("attack", "certificate") if _current(directory, name, images)]
 
 
 def require_out(directory: Path) -> Path:

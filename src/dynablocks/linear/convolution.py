@@ -68,6 +68,8 @@ class Conv(LinearMap):
             groups=groups,
             dilation=dilation,
         )
+        if padding == "circular":
+            self.geometry.output_size((kernel_size, kernel_size))
         self.in_shape, self.out_shape = tuple(in_shape), (out_channels, *self._output_size(in_shape, reach))
         self.make_parameters(in_shape[0], out_channels, gain)
 

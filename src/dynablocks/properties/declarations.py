@@ -38,6 +38,11 @@ class Metric:
         return 1.0, 1.0
 
     @property
+    def whitening_error(self) -> float:
+        """A bound of the error of :meth:`whiten` and :meth:`unwhiten` in float64, relative to ‖R^{±1}‖ ‖x‖."""
+        return 0.0
+
+    @property
     def condition(self) -> float:
         """The condition number of R, which multiplies rounding in coordinates."""
         return math.sqrt(self.eigenvalues[1] / self.eigenvalues[0])

@@ -133,9 +133,31 @@ def checked_artefact(content: Any, path: str) -> dict[str, Any]:
     if wrong or "body_lipschitz" not in content:
         raise BadData(f"{path} has no valid {(wrong or ['body_lipschitz'])[0]!r}; it was edited or cut: certify again.")
     for number, image in enumerate(content["images"]):
-        if not isinstance(image, dict) or not all(
-            isinstance(image.get(name), kind)
-            for name, kind in (("label", int), ("prediction", int), ("radius", (int, float)))
+        if (
+            not isinstance(image, dict)
+            or not all(isinstance(image.get(name), int) for name in ("label", "prediction"))
+            or not _is_number(image.get("radius"))
         ):
             raise BadData(f"image {number} of {path} lacks a label, prediction or radius; certify again.")
+    for number, row in enumerate(content["layers"]):
+        if not isinstance(row, dict) or not all(
+            row.get(name) is None or _is_number(row[name]) for name in ("bound", "product")
+        ):
+            raise BadData(f"layer {number} of {path} has a bound that is no number; certify again.")
+    for owner, name in (("normalisation", "mean"), ("normalisation", "scale"), ("model", "mean"), ("model", "std")):
+        values = content[owner].get(name)
+        if not isinstance(values, list) or not all(map(_is_number, values)):
+            raise BadData(f"{path} has a {name} in {owner!r} that is no list of numbers; certify again.")
+    if not isinstance(content["data"].get("dir"), (str, type(None))):
+        raise BadData(f"{path} has data in {content['data']['dir']!r}, which is no folder's name; certify again.")
     return content
+
+
+def _is_number(value: Any) -> bool:
+    """Whether this is a finite number; JSON also knows NaN, and integers that no float can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False

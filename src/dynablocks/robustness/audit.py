@@ -27,7 +27,7 @@ from dynablocks.models import Network
 from dynablocks.robustness.artefact import ledger, normalisation
 from dynablocks.robustness.certificates import ARITHMETICS, certify
 from dynablocks.robustness.evaluation import checked_logits, evaluating, to_pixels
-from dynablocks.robustness.rounding import plain_arithmetic
+from dynablocks.robustness.rounding import plain_arithmetic, unit_roundoff
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -171,7 +171,7 @@ def _layer_bound(module: nn.Module) -> float:
     if isinstance(module, Channelwise):
         return _layer_bound(module.module)
     if isinstance(module, PixelNormalisation):
-        return float(module.scale.double().max())
+        return float(module.scale.double().abs().max())
     if isinstance(module, PaperLift):
         return abs(float(module.alpha.detach())) * singular_range(module.linear)[0]
     if isinstance(module, (nn.Identity, nn.Flatten, nn.ReLU, SpaceToDepth, ZeroLift, Whitening)):
@@ -257,9 +257,10 @@ def _check_normalisation(content: dict[str, Any], network: Network) -> str:
     described = content["model"]
     for name in ("mean", "scale"):
         held, stated = normalisation(network, name), content["normalisation"].get(name)
-        wanted = described.get("mean") if name == "mean" else [1 / std for std in described.get("std") or [1.0]]
-        if name == "scale" and not described.get("config", {}).get("normalise"):
-            wanted = [1.0] * len(held)
+        wanted = described["mean"]
+        if name == "scale":
+            scaled = described["config"]["normalise"]
+            wanted = [1 / std if std else math.inf for std in described["std"]] if scaled else [1.0] * len(held)
         for source, values in (("states", stated), ("describes a model with", wanted)):
             if not isinstance(values, list) or len(values) != len(held) or not _close(values, held):
                 raise AuditFailed(
@@ -284,6 +285,8 @@ def _check_layers(content: dict[str, Any], network: Network) -> float:
     for row, again, (name, bound) in zip(rows, declared, found, strict=True):
         product *= bound
         what = f"layer {name} ({again['kind']})"
+        if row.get("kind") != again["kind"]:
+            raise AuditFailed(f"the certificate calls layer {name} {row.get('kind')!r}, it is {again['kind']!r}.")
         _check_bound(what, row.get("bound"), bound, again["bound"], tolerance)
         _check_bound(f"the body up to {what}", row.get("product"), product, again["product"], tolerance)
     product *= _entrance(network)
@@ -305,8 +308,9 @@ def _check_bound(what: str, stated: Any, found: float, declared: float | None, t
 
 def _check_radii(content: dict[str, Any], network: Network, images: Tensor, labels: Tensor, lipschitz: float) -> str:
     stated = content["images"]
-    if len(stated) != len(images):
-        raise AuditFailed(f"the certificate lists {len(stated)} images but the data set has {len(images)}.")
+    for number in (len(stated), content["data"].get("images")):
+        if number != len(images):
+            raise AuditFailed(f"the certificate lists {number} images but the data set has {len(images)}.")
     batches = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
     logits = torch.cat([checked_logits(network, _pixels(batch, network)).cpu() for batch in batches])
     found = _radii(logits, network.head.weight, lipschitz)
@@ -344,8 +348,14 @@ def _check_again(content: dict[str, Any], network: Network, images: Tensor, labe
             f"image {first} is certified at radius {float(stated[first]):.9g}; recomputed from the weights: "
             f"{float(again.radii[first]):.9g} ({len(wrong)} of {len(stated)} images differ)."
         )
-    if content["arithmetic"].get("rounding") != ("proved" if again.proved else "measured"):
+    facts = content["arithmetic"]
+    if facts.get("rounding") != ("proved" if again.proved else "measured"):
         raise AuditFailed("the certificate calls its rounding bound proved or measured wrongly; certify again.")
+    unit = unit_roundoff(ARITHMETICS[arithmetic])
+    for name, value, slack in (("largest_logit_error", again.logit_error, 1e-2), ("unit_roundoff", unit, 0.0)):
+        said = math.inf if facts.get(name) is None else facts[name]
+        if not isinstance(said, float) or not math.isclose(said, value, rel_tol=slack):
+            raise AuditFailed(f"the certificate states {name} {said!r}; made again: {value:.9g}.")
     gap = float((stated - again.radii).abs().max())
     kind = "proved" if again.proved else "measured"
     return (

@@ -48,7 +48,6 @@ __all__ = ["LogitError", "NoRoundingBound", "gamma", "plain_arithmetic", "roundi
 
 _INFLATION = 1 + 2.0**-30
 """Covers the float64 arithmetic that evaluates the bounds."""
-_METRIC_SLACK = 2.0**-40
 _EXP_ROUNDINGS = 4
 _UNDERFLOW = 2.0**32
 """Smallest normal numbers a step may lose to underflow: 2^26 entries in ℓ2 times 2^19 operations each."""
@@ -85,8 +84,8 @@ def gamma(count: int, unit: float) -> float:
 def plain_arithmetic() -> Iterator[None]:
     """Within the context convolutions and products are sums of products in the format of their inputs.
 
-    NNPACK (small batches of 3 × 3 convolutions on one CPU thread: Winograd), cuDNN (Winograd, FFT, TF32) and products
-    in TF32 or bfloat16 are switched off; oneDNN is asked for its direct algorithm by torch and stays.
+    NNPACK (small batches of 3 × 3 convolutions on one CPU thread: Winograd), cuDNN (Winograd, FFT, TF32), products in
+    TF32 or bfloat16 and autocast are switched off; oneDNN is asked for its direct algorithm by torch and stays.
 
     Example:
         >>> with plain_arithmetic():
@@ -97,7 +96,7 @@ def plain_arithmetic() -> Iterator[None]:
     try:
         torch.backends.cudnn.enabled = False
         torch._C._set_nnpack_enabled(False)
-        with _full_precision():
+        with _full_precision(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             yield
     finally:
         torch._C._set_nnpack_enabled(nnpack)
@@ -354,20 +353,22 @@ def _two_matrices(field: TwoMatrixField, h: float, arithmetic: _Arithmetic) -> _
 
 
 def _metric_euler(field: MetricField, h: float, arithmetic: _Arithmetic) -> _Affine:
-    low, high = (math.sqrt(value) for value in field.metric.eigenvalues)
-    value = _whitened(arithmetic, _INPUT, high)
+    metric = field.metric
+    low, high = (math.sqrt(value) for value in metric.eigenvalues)
+    value = _whitened(arithmetic, metric, _INPUT, high)
     if not field.whitened:
-        value = _whitened(arithmetic, value, high)
+        value = _whitened(arithmetic, metric, value, high)
     inner = arithmetic.linear(field.linear, value, bias=_bias_norm(field.bias, field.linear))
     image = arithmetic.linear(field.linear, _sigma(field.sigma, arithmetic, inner), adjoint=True)
     if field.whitened:
-        image = _whitened(arithmetic, image, 1 / low)
+        image = _whitened(arithmetic, metric, image, 1 / low)
     return arithmetic.add(_INPUT, arithmetic.rounded(image, abs(h), 2)).error
 
 
-def _whitened(arithmetic: _Arithmetic, value: _Value, norm: float) -> _Value:
+def _whitened(arithmetic: _Arithmetic, metric: Metric, value: _Value, norm: float) -> _Value:
     """M^{±1/2}x, computed in float64 and rounded once; ``norm`` is that of the matrix."""
-    fresh = (arithmetic.unit + _METRIC_SLACK) * norm * (1 + _METRIC_SLACK) * value.computed
+    exact = metric.whitening_error
+    fresh = (arithmetic.unit + exact) * norm * (1 + exact) * value.computed
     return _Value(norm * value.size, norm * value.error + fresh)
 
 
@@ -414,7 +415,7 @@ def _leaf(module: nn.Module, arithmetic: _Arithmetic) -> _Affine:
         alpha = abs(float(module.alpha.detach()))
         return arithmetic.rounded(arithmetic.linear(module.linear, _INPUT), alpha, 1).error
     if isinstance(module, Whitening):
-        return _whitened(arithmetic, _INPUT, math.sqrt(module.metric.eigenvalues[1])).error
+        return _whitened(arithmetic, module.metric, _INPUT, math.sqrt(module.metric.eigenvalues[1])).error
     if isinstance(module, LinearMap) and not isinstance(module, Head):
         return arithmetic.linear(module, _INPUT).error
     raise NoRoundingBound(f"the rounding of {type(module).__name__} has no proved bound.")
@@ -423,7 +424,7 @@ def _leaf(module: nn.Module, arithmetic: _Arithmetic) -> _Affine:
 def _normalisation(module: PixelNormalisation, arithmetic: _Arithmetic) -> _Affine:
     """(x − m)s: two roundings, relative to ‖x − m‖ <= ‖x‖ + ‖m‖."""
     mean = float(module.mean.detach().double().norm()) * math.sqrt(arithmetic.pixels)
-    slope = arithmetic.gamma(2) * float(module.scale.double().max())
+    slope = arithmetic.gamma(2) * float(module.scale.double().abs().max())
     return _Affine(slope, slope * mean)
 
 
@@ -445,7 +446,8 @@ def rounding_bound(
     r"""The logits as computed, and a proven bound of their error within every radius.
 
     The exact logits are those of the network whose weights are the ones held (inside
-    :func:`dynablocks.linear.frozen_weights`), in real arithmetic. Call it inside :func:`plain_arithmetic`.
+    :func:`dynablocks.linear.frozen_weights`), in real arithmetic, at the image before it was rounded to the format, as
+    k/255 is. Call it inside :func:`plain_arithmetic`.
 
     Args:
         network: in eval mode, its weights frozen; the format of its parameters is the arithmetic.
@@ -465,7 +467,7 @@ def rounding_bound(
         True
     """
     arithmetic = _Arithmetic(pixels)
-    chain = _Chain(pixels, network.metric, metric, arithmetic.tiny)
+    chain = _Chain(pixels, network.metric, metric, arithmetic)
     for step in _steps(network.body, arithmetic):
         chain.take(step)
     return chain.through_head(network.head, arithmetic)
@@ -474,10 +476,13 @@ def rounding_bound(
 class _Chain:
     """Activations of a batch, and bounds of their error and movement, layer after layer."""
 
-    def __init__(self, x: Tensor, start: Metric, metric: Metric, tiny: float) -> None:
-        self.x, self.norm, self.lost = x, start, _UNDERFLOW * tiny
+    def __init__(self, x: Tensor, start: Metric, metric: Metric, arithmetic: _Arithmetic) -> None:
+        unit = arithmetic.unit
+        self.x, self.norm, self.lost = x, start, _UNDERFLOW * arithmetic.tiny
         self.reach = start.bounded_by(metric)
-        self.error, self.slope = torch.zeros(len(x), dtype=torch.float64), 0.0
+        # The image itself was rounded to this format: x, and x' within r of it.
+        rounding = unit * (1 + 2 * unit) * start.bounded_by(EUCLIDEAN)
+        self.error, self.slope = rounding * _norms(x), rounding * EUCLIDEAN.bounded_by(metric)
 
     def size(self) -> tuple[Tensor, float]:
         """‖computed activation‖₂ within r, as constant and slope: moved by reach · r, and wrong here and there."""
