@@ -365,6 +365,7 @@ AUDIT_EXAMPLES = """what is checked:
   bounds    each layer's constant from singular values (dense SVD, or FFT on a padded grid), not from its declaration
   radii     no radius exceeds what the margin allows; with the rounding bound, each is the same again
   attacks   gradient ascent with three losses inside the radii of --samples certified images changes no class
+  network   its description is the run's own
 
 examples:
   dynablocks certify runs/cifar --json cifar.json
