@@ -71,6 +71,8 @@ def _nan_weights(place: Path) -> None:
             (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+_CSV = b"trajectory,t,q,p\n" + b"".join(f"0,{k}.0,{k}.0,{-k}.0\n".encode() for k in range(40))
+
 CASES: dict[str, tuple[str, Prepare]] = {
     "no command": ("", _nothing),
     "unknown command": ("trian", _nothing),
@@ -111,6 +113,14 @@ CASES: dict[str, tuple[str, Prepare]] = {
     "config is binary": ("train --config bad.yaml", _file("bad.yaml", b"\xff\xfe\x00\x01")),
     "--out is a file": ("train --preset smoke --out notes.txt", _file("notes.txt", b"hello")),
     "--out holds other files": ("train --preset smoke --out photos", _file("photos/me.jpg", b"...")),
+    "--out holds the config.yaml of something else": (
+        "train --preset smoke --overwrite --out theirs",
+        _file("theirs/config.yaml", b"server: example.org\n"),
+    ),
+    "fit --overwrite on a trained network": ("fit d.csv --preserve none --overwrite --out run", _file("d.csv", _CSV)),
+    "a name that is too long": (f"train --preset smoke --out {'x' * 300}", _nothing),
+    "a seed that is too large": ("train --preset smoke --seed 18446744073709551616", _nothing),
+    "a number for a data set in a config": ("train --config c.yaml", _file("c.yaml", b"data:\n  name: 5\n")),
     "--out is not writable": ("train --preset smoke --out /proc/run", _nothing),
     "attack without a directory": ("attack", _nothing),
     "attack a missing run": ("attack nowhere", _nothing),
@@ -172,6 +182,24 @@ def test_settings_of_another_training_leave_it_as_it_was(finished_run: Path) -> 
     assert code == 2
     assert "training.lr" in text
     assert {p: p.read_bytes() for p in finished_run.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("change", ["--max-minutes 60", "--device cuda"])
+def test_a_refused_training_leaves_the_settings_of_the_run(finished_run: Path, change: str) -> None:
+    if change == "--device cuda" and torch.cuda.is_available():
+        pytest.skip("here is a GPU")
+    before = {p: p.read_bytes() for p in finished_run.rglob("*") if p.is_file()}
+    assert complaint(f"train {TINY} {change} --out {finished_run}")[0] == 2
+    assert {p: p.read_bytes() for p in finished_run.rglob("*") if p.is_file()} == before
+
+
+def test_a_foreign_folder_keeps_all_its_files(tmp_path: Path) -> None:
+    for name, content in (("config.yaml", "a: 1"), ("metrics.jsonl", "{}"), ("checkpoint/mine.bin", "1")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert complaint(f"train {TINY} --overwrite --out {tmp_path}")[0] == 2
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 def table() -> None:

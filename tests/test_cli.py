@@ -18,6 +18,7 @@ from dynablocks.cli import main
 from dynablocks.config import RunConfig, from_yaml, to_yaml
 from dynablocks.data import DataSplits
 from dynablocks.errors import BadCheckpoint, UnsoundResult
+from dynablocks.files import sha256
 from dynablocks.models import ModelConfig
 from dynablocks.pipeline import attack_run, certify_run, collect_metrics
 from dynablocks.properties import Lipschitz
@@ -114,6 +115,11 @@ def test_a_broken_certificate_is_a_hard_error(finished: Path, tmp_path: Path) ->
     certificate = load_file(twin / "certificate.safetensors")
     certificate["radii"] = certificate["radii"] * 1e4 + 1e4
     save_file(certificate, twin / "certificate.safetensors")
+    assert certify_run(twin).radii.max() < 1e4, "two files that do not belong together are not used"
+    save_file(certificate, twin / "certificate.safetensors")
+    summary = json.loads((twin / "certificate.json").read_text())
+    summary["tensors"] = sha256(twin / "certificate.safetensors")
+    (twin / "certificate.json").write_text(json.dumps(summary))
     with pytest.raises(UnsoundResult, match="certified at radius"):
         certify_run(twin)
     assert main(["attack", str(twin)]) == 2
@@ -141,6 +147,39 @@ def test_a_warning_is_one_sentence_without_source_code(finished: Path, tmp_path:
     assert len(lines) == 1
     assert lines[0].startswith("dynablocks: warning: ")
     assert lines[0].endswith("checkpoint.previous is used.")
+
+
+def test_a_broken_line_of_the_history_or_a_cut_summary(finished: Path, tmp_path: Path) -> None:
+    twin = shutil.copytree(finished, tmp_path / "run")
+    with open(twin / "metrics.jsonl", "a") as stream:
+        stream.write('{"step": 1')
+    assert main(["report", str(twin)]) == 0
+    for text in ("{}", "[]"):
+        (twin / "training.json").write_text(text)
+        with pytest.raises(BadCheckpoint, match=r"training\.json was cut or edited"):
+            collect_metrics(twin)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory"),
+        (PermissionError(13, "Permission denied", "/root/x"), "/root/x: Permission denied"),
+    ],
+)
+def test_what_the_system_refuses_is_one_sentence(
+    error: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline, "run", fails)
+    assert main(["run", "--preset", "smoke"]) == 2
+    assert sentence in capsys.readouterr().err
+    monkeypatch.setattr(pipeline, "run", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("a shape is wrong")))
+    with pytest.raises(RuntimeError, match="a shape is wrong"):
+        main(["run", "--preset", "smoke"])
 
 
 def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

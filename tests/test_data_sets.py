@@ -154,6 +154,15 @@ def test_class_names_come_from_the_schema_when_they_fit(tmp_path: Path) -> None:
     assert load_data("cifar10", _parquet_copy(tmp_path / "b", class_names=own[:3])).train.class_names == CIFAR10_CLASSES
 
 
+@pytest.mark.parametrize("extra", ["train-00000-of-00001.parquet", "train.parquet", "train-old.parquet"])
+def test_copies_that_overlap_are_refused(extra: str, tmp_path: Path) -> None:
+    content = [_encode(p) for p in np.zeros((3, 32, 32, 3), dtype=np.uint8)]
+    for name in ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet", extra, "test.parquet"):
+        _write_parquet(tmp_path / name, content, [0] * 3, image_column="image")
+    with pytest.raises(BadData, match="would count twice"):
+        load_data("cifar10", tmp_path)
+
+
 def test_shards_are_joined_in_order_and_the_column_may_be_image(tmp_path: Path) -> None:
     pixels = _pixels(6)
     for shard in range(2):

@@ -339,6 +339,12 @@ def test_plan_fills_the_budget_and_progress_never_falls(slow_down: float, limit:
 
 
 def test_plan_without_need_of_the_budget_is_untouched() -> None:
+    shortened = StepPlan(100, 1.0, 40, fitted_step=20)
+    shortened.budget_seconds = None
+    before = shortened.progress(30)
+    shortened.without_budget(30)
+    assert shortened.total == 100
+    assert shortened.progress(30) == before < shortened.progress(99) < shortened.progress(100) == 1
     plan = StepPlan.of(100, 3600.0)
     for step in range(1, 101):
         if plan.is_due(step, step * 0.01):

@@ -81,10 +81,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except MemoryError:
-        print(
-            "dynablocks: error: out of memory; use a smaller --training.batch_size or --model.widths.", file=sys.stderr
-        )
+    except OSError as error:
+        place = "" if error.filename is None else f"{error.filename}: "
+        print(f"dynablocks: error: {place}{error.strerror or error}; choose another place.", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        # torch says RuntimeError, on a CPU as on a GPU.
+        if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
+            raise
+        advice = "use a smaller --training.batch_size or --model.widths"
+        print(f"dynablocks: error: out of memory; {advice}.", file=sys.stderr)
         return 2
     except SystemExit as stop:
         return int(stop.code or 0) if not isinstance(stop.code, str) else 2
@@ -192,7 +198,7 @@ def _given(arguments: Sequence[str]) -> tuple[str, str, str]:
         raise InvalidArgument(f"--config {file}: model and data are groups of settings; see --print_config.")
     name = _value_of(arguments, "--data.name") or data.get("name")
     folder = _value_of(arguments, "--data.dir") or data.get("dir")
-    found = data_name(DataConfig(name, Path(folder) if folder else None))
+    found = data_name(DataConfig(None if name is None else str(name), Path(str(folder)) if folder else None))
     chosen = _value_of(arguments, "--model.name") or model.get("name") or "certified"
     return _value_of(arguments, "--preset") or content.get("preset") or "cpu", str(chosen), found
 

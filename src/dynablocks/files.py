@@ -21,6 +21,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         DynablocksError: the disk is full, or the place is not writable.
     """
+    from safetensors import SafetensorError
+
     path = Path(path)
     temporary: Path | None = None
     try:
@@ -38,8 +40,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(directory)
         finally:
             os.close(directory)
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise DynablocksError(
             f"cannot write {path}: {reason}; free some space or choose another --out; what was there is unchanged."
         ) from error

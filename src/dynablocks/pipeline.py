@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -140,6 +141,13 @@ def train_run(config: RunConfig, directory: Path, *, overwrite: bool = False) ->
         description["warm_start"] = weights_hash(config.warm_start)
         take_body(network, config.warm_start)
     settings = replace(config, data=replace(config.data, name=data_name(config.data)))
+
+    def begin() -> None:
+        if overwrite:
+            for name in ("training.json", "metrics.json"):
+                (directory / name).unlink(missing_ok=True)
+        write_text(directory / "config.yaml", to_yaml(settings))
+
     summary = fit(
         network,
         splits,
@@ -147,7 +155,7 @@ def train_run(config: RunConfig, directory: Path, *, overwrite: bool = False) ->
         directory,
         describe=description,
         resume=not overwrite,
-        on_start=lambda: write_text(directory / "config.yaml", to_yaml(settings)),
+        on_start=begin,
     )
     facts = asdict(summary) | {
         "dataset": splits.train.name,
@@ -182,10 +190,11 @@ def attack_run(directory: Path, config: AttackConfig | None = None, data: DataCo
     settings = replace(wanted, samples=min(wanted.samples, len(splits.test)))
     result: AttackResult | None = _restore(directory, "attack", AttackResult.restore, splits.fingerprint)
     if result is None or result.config != settings:
+        belongs = _belongs_to(directory, splits.fingerprint)
         network = load(directory).to(choose_device(run.training.device))
         with progress_bar(f"attacking {settings.samples} images") as update:
             result = attack(network, splits.test, settings, update)
-        _store(directory, "attack", result.summary(), result.tensors(), splits.fingerprint)
+        _store(directory, "attack", result.summary() | belongs, result.tensors())
     _check_together(directory, splits.fingerprint)
     collect_metrics(directory, splits.fingerprint)
     return result
@@ -202,10 +211,11 @@ def certify_run(directory: Path, data: DataConfig | None = None, *, arithmetic: 
     restored = _restore(directory, "certificate", CertificateResult.restore, splits.fingerprint)
     result: CertificateResult | None = restored
     if result is None or result.arithmetic != arithmetic:
+        belongs = _belongs_to(directory, splits.fingerprint)
         network = load(directory).to(choose_device(run.training.device))
         with progress_bar(f"certifying {len(splits.test)} images") as update:
             result = certify(network, splits.test, arithmetic=arithmetic, progress=update)
-        _store(directory, "certificate", result.summary(epsilons), result.tensors(), splits.fingerprint)
+        _store(directory, "certificate", result.summary(epsilons) | belongs, result.tensors())
     _check_together(directory, splits.fingerprint)
     collect_metrics(directory, splits.fingerprint)
     return result
@@ -241,7 +251,7 @@ def collect_metrics(directory: Path, fingerprint: str | None = None) -> dict[str
         directory: the run directory.
         fingerprint: take figures of these images only; by default of those that the network was trained on.
     """
-    training = read_json(directory / "training.json")
+    training = _training_facts(directory)
     config = load_config(directory)
     images = training.get("fingerprint", "") if fingerprint is None else fingerprint
     certificate = _current(directory, "certificate", images)
@@ -269,6 +279,15 @@ def collect_metrics(directory: Path, fingerprint: str | None = None) -> dict[str
     }
     write_json(directory / "metrics.json", metrics)
     return metrics
+
+
+def _training_facts(directory: Path) -> dict[str, Any]:
+    """The content of training.json."""
+    facts = read_json(directory / "training.json")
+    needed = ("images_per_second", "train_seconds", "epochs", "parameters", "dataset", "device", "precision")
+    if not isinstance(facts, dict) or any(name not in facts for name in needed):
+        raise BadCheckpoint(f"{directory}/training.json was cut or edited; the training command makes it again.")
+    return facts
 
 
 def weights_hash(directory: Path) -> str:
@@ -340,8 +359,11 @@ def _examples(test: ImageDataset, attacked: AttackResult | None, certificate: Ce
 def _history(directory: Path) -> list[dict[str, Any]]:
     import json
 
-    path = directory / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    path, entries = directory / "metrics.jsonl", []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            entries.append(json.loads(line))
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 def with_data(config: RunConfig, data: DataConfig | None) -> RunConfig:
@@ -350,16 +372,20 @@ def with_data(config: RunConfig, data: DataConfig | None) -> RunConfig:
     return replace(config, data=replace(config.data, dir=data.dir))
 
 
-def _store(directory: Path, name: str, summary: dict[str, Any], tensors: dict[str, Tensor], fingerprint: str) -> None:
+def _store(directory: Path, name: str, summary: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write both files; the summary names the hash of the other, for a kill between the two."""
     from safetensors.torch import save_file
 
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     write_atomically(directory / f"{name}.safetensors", lambda path: save_file(plain, path))
-    write_json(directory / f"{name}.json", summary | _belongs_to(directory, fingerprint))
+    write_json(directory / f"{name}.json", summary | {"tensors": sha256(directory / f"{name}.safetensors")})
 
 
 def _belongs_to(directory: Path, fingerprint: str) -> dict[str, str]:
-    """What a stored result must agree in to be reused: the weights, the images, and the version that made it."""
+    """What a stored result must agree in to be reused: the weights, the images, and the version that made it.
+
+    Asked for before the weights are loaded: a training that goes on meanwhile may replace them.
+    """
     return {"weights": weights_hash(directory), "fingerprint": fingerprint, "version": dynablocks.__version__}
 
 
@@ -385,8 +411,9 @@ def _restore(directory: Path, name: str, restore: Callable[..., Any], fingerprin
     summary = _current(directory, name, fingerprint)
     if summary is None:
         return None
+    path = directory / f"{name}.safetensors"
     try:
-        return restore(summary, load_file(directory / f"{name}.safetensors"))
+        return restore(summary, load_file(path)) if sha256(path) == summary.get("tensors") else None
     except (OSError, KeyError, TypeError, ValueError, SafetensorError):
         return None
 
@@ -435,7 +462,7 @@ def cached_results(directory: Path) -> list[str]:
         return []
     if not (directory / "training.json").exists():
         return ["training (resumes)"]
-    images = read_json(directory / "training.json").get("fingerprint", "")
+    images = _training_facts(directory).get("fingerprint", "")
     return ["training (finished)"] + [name for name in ("attack", "certificate") if _current(directory, name, images)]
 
 
@@ -449,6 +476,14 @@ def require_out(directory: Path) -> Path:
 
 
 def _looks_like_run(directory: Path) -> bool:
-    names = {entry.name for entry in directory.iterdir()}
-    known = {"config.yaml", "checkpoint", "checkpoint.previous", "metrics.jsonl", "training.json"}
-    return bool(names & known) or all(name.startswith((".", "checkpoint")) for name in names)
+    """Whether a training made this folder: by what its files hold, since others have a config.yaml too."""
+    if any((directory / name / "manifest.json").is_file() for name in ("checkpoint", "checkpoint.previous")):
+        return True
+    config = directory / "config.yaml"
+    if config.is_file():
+        try:
+            from_yaml(config.read_text(encoding="utf-8"), str(config))
+        except (OSError, UnicodeDecodeError, DynablocksError):
+            return False
+        return True
+    return all(entry.name.startswith(".") for entry in directory.iterdir())

@@ -65,9 +65,15 @@ def _group(folder: Path, files: Sequence[Path]) -> ParquetFiles | None:
 
 def _require_all_shards(files: Sequence[Path]) -> None:
     shards = [match for file in files if (match := _SHARD.search(file.name))]
+    totals = {int(shard[2]) for shard in shards}
+    if len(totals) > 1 or len({int(shard[1]) for shard in shards}) < len(shards) or 0 < len(shards) < len(files):
+        raise BadData(
+            f"{files[0].parent} holds {files[0].name} and {files[-1].name}, copies that overlap: images would count "
+            "twice; leave one complete set of shards there."
+        )
     if not shards:
         return
-    total = max(int(shard[2]) for shard in shards)
+    total = max(totals)
     missing = sorted(set(range(total)) - {int(shard[1]) for shard in shards})
     if missing:
         raise BadData(f"{files[0].parent} lacks shard {missing[0]} of the {total} of {files[0].name}; fetch the rest.")

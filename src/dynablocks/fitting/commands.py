@@ -108,7 +108,7 @@ def fit_command(options: Any, arguments: Sequence[str], say: Callable[[str], Non
             try:
                 _fit(planned, config, out, source, "dynablocks fit " + shlex.join(arguments), say)
             except KeyboardInterrupt:
-                say(f"interrupted; the same command goes on from {out}")
+                say(f"interrupted; the same command, without --overwrite, goes on from {out}")
                 raise
     _show(read_json(out / METRICS))
     print(out / "report.html")

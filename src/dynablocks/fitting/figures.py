@@ -69,8 +69,9 @@ def portrait_figure(rollouts: Sequence[Rollout], states: Tensor, names: Sequence
         left.plot(*rollout.predicted[:, :2].T, color=VERMILION, linewidth=1.2, label=labels[1])
     right.plot(*states[:, :2].T, ".", color=VERMILION, markersize=1.2)
     left.legend(frameon=False, fontsize=8.5)
-    left.set(title="test data", xlabel=names[0], ylabel=names[1])
-    right.set(title=f"{len(states) - 1} steps of the surrogate", xlabel=names[0], ylabel=names[1])
+    across, up = (name.replace("$", r"\$") for name in names[:2])
+    left.set(title="test data", xlabel=across, ylabel=up)
+    right.set(title=f"{len(states) - 1} steps of the surrogate", xlabel=across, ylabel=up)
     return figure
 
 

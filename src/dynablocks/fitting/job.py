@@ -64,7 +64,7 @@ class FitConfig:
         SURROGATES.get_known(self.preserve)
         require_choice("noise", self.noise, NOISE)
         require_range("width", self.width, 1, 4096)
-        require_range("seed", self.seed, 0)
+        require_range("seed", self.seed, 0, 2**63 - 1)
         require_range("adam_steps", self.adam_steps, 0)
         require_range("finish_steps", self.finish_steps, 0)
         if self.substeps is not None:
@@ -334,6 +334,7 @@ def claim(directory: Path, config: FitConfig, structure: Structure, source: dict
     content = {"fit": asdict(config), "structure": asdict(structure), "data": source}
     plain = yaml.safe_load(yaml.safe_dump(_plain(content), allow_unicode=True))
     if overwrite and (directory / CONFIG).exists():
+        read_config(directory)  # refuses the folder of anything but a fit
         _forget(directory)
     if (directory / CONFIG).exists():
         stored = read_config(directory)

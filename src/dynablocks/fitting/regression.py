@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -257,7 +258,9 @@ class _Run:
             "records": [asdict(entry) for entry in self.history.records],
             "stopped": self.history.stopped,
         }
-        write_atomically(Path(self.checkpoint), lambda path: torch.save(state, path))
+        buffer = io.BytesIO()  # torch.save to a file says RuntimeError for a full disk
+        torch.save(state, buffer)
+        write_atomically(Path(self.checkpoint), lambda path: path.write_bytes(buffer.getbuffer()))
         self._written = time.monotonic()
 
     def _load(self, path: Path) -> None:
@@ -329,7 +332,7 @@ def _batch(samples: int, size: int, seed: int, step: int) -> Tensor | None:
     if samples <= size:
         return None
     per_epoch = samples // size
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step // per_epoch)
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + step // per_epoch) % 2**63)
     order = torch.randperm(samples, generator=generator)
     start = (step % per_epoch) * size
     return order[start : start + size]

@@ -60,7 +60,7 @@ def circulant_product(
     blocks = torch.stack([pixels_last.roll(move, (1, 2)) for move in moves])
     offsets = None if bias is None else bias.repeat(size**2)
     y = functional.linear(x.permute(0, 2, 3, 1).flatten(1), blocks.flatten(0, 1).flatten(1), offsets)
-    return y.unflatten(1, (size, size, out_channels)).permute(0, 3, 1, 2)
+    return y.reshape(-1, size, size, out_channels).permute(0, 3, 1, 2)
 
 
 def _empty_as(x: Tensor, height: int, width: int) -> Tensor:

@@ -24,6 +24,7 @@ from dynablocks.robustness.evaluation import (
     model_place,
     to_pixels,
 )
+from dynablocks.robustness.rounding import full_precision
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -345,7 +346,7 @@ def attack(
     """
     config = AttackConfig() if config is None else config
     images, labels = checked_data(model, dataset, config.samples)
-    with evaluating(model):
+    with evaluating(model), full_precision():
         return _Attack(model, images, labels, config).run(progress)
 
 

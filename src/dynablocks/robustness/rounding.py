@@ -44,7 +44,15 @@ from dynablocks.properties import EUCLIDEAN, Lipschitz, Metric, declare
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["LogitError", "NoRoundingBound", "gamma", "plain_arithmetic", "rounding_bound", "unit_roundoff"]
+__all__ = [
+    "LogitError",
+    "NoRoundingBound",
+    "full_precision",
+    "gamma",
+    "plain_arithmetic",
+    "rounding_bound",
+    "unit_roundoff",
+]
 
 _INFLATION = 1 + 2.0**-30
 """Covers the float64 arithmetic that evaluates the bounds."""
@@ -96,7 +104,7 @@ def plain_arithmetic() -> Iterator[None]:
     try:
         torch.backends.cudnn.enabled = False
         torch._C._set_nnpack_enabled(False)
-        with _full_precision(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        with full_precision(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             yield
     finally:
         torch._C._set_nnpack_enabled(nnpack)
@@ -104,7 +112,7 @@ def plain_arithmetic() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """No TF32, no bfloat16 in float32 products; torch refuses to mix its old and new switches for that."""
     found = (getattr(getattr(torch.backends, name), kind, None) for name, kind in _PRECISION_SWITCHES)
     held: list[tuple[Any, str]] = [

@@ -86,6 +86,12 @@ class StepPlan:
             self.anchor_progress, self.anchor_step = self.progress(step), step
             self.total = max(total, step)
 
+    def without_budget(self, step: int) -> None:
+        """All steps of the limit again, from ``step`` on, when a budget that had shortened the plan is gone."""
+        if self.limit is not None and self.total != self.limit:
+            self.anchor_progress, self.anchor_step = self.progress(step), step
+            self.total = max(self.limit, step)
+
     def state(self) -> dict[str, Any]:
         """The plan as plain numbers; ``StepPlan(**state)`` is the same plan."""
         return asdict(self)

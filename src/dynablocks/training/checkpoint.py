@@ -60,8 +60,8 @@ def save_checkpoint(directory: Path, model: nn.Module, config_text: str, state: 
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DynablocksError(
-            f"cannot write a checkpoint to {directory}: {reason}; free some space, then run the same command again: "
-            "it goes on from the last checkpoint, which is unchanged."
+            f"cannot write a checkpoint to {directory}: {reason}; free some space; the same command, without "
+            "--overwrite, goes on from the last checkpoint, which is unchanged."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -108,6 +108,7 @@ class TrainingConfig:
             _require_whole(name, getattr(self, name), 1)
         for name in ("crop_padding", "seed"):
             _require_whole(name, getattr(self, name), 0)
+        require_range("seed", self.seed, 0, 2**63 - 1)
         if self.threads is not None:
             _require_whole("threads", self.threads, 1)
         if self.batch_size % self.devices:

@@ -90,7 +90,7 @@ def fit(
         console: a rich console for the progress; standard error when empty.
         resume: go on from a checkpoint; otherwise earlier checkpoints are deleted.
         on_step: called after each step with the number of steps done.
-        on_start: called by the first process once the settings agree with those of an earlier checkpoint.
+        on_start: called by the first process once nothing speaks against this training any more.
 
     Returns:
         The summary; of a training that had finished before, the stored one, at once.
@@ -108,12 +108,14 @@ def fit(
         if directory is not None and is_first_process():
             stack.enter_context(reserved(directory))
         checkpoint = earlier_checkpoint(directory, text) if resume and directory is not None else None
-        if on_start is not None and is_first_process():
-            on_start()
         state = read_state(checkpoint) if checkpoint is not None else {}
+        begin = on_start if on_start is not None and is_first_process() else lambda: None
         if checkpoint is not None and state.get("summary"):
-            return finished_before(model, config, checkpoint, state)
+            summary = finished_before(model, config, checkpoint, state)
+            begin()
+            return summary
         session = Session(model, splits, config, directory, text, state, checkpoint)
+        begin()
         prepare_directory(session, checkpoint)
         display = stack.enter_context(Display(console, silent=not session.fabric.is_global_zero))
         stopping = stack.enter_context(polite_interrupt())
@@ -143,11 +145,11 @@ def train(
             look(session, display)
             require_finite_weights(session)
             session.save()
-        if stopping():
+        if stopping() and session.step < session.plan.total:
             where = (
                 ""
                 if session.directory is None
-                else f"; {session.directory} holds a checkpoint, run the same command to go on"
+                else f"; {session.directory} holds a checkpoint: the same command, without --overwrite, goes on"
             )
             display.say(f"Stopped after step {session.step} of {session.plan.total}{where}.")
             raise KeyboardInterrupt
@@ -272,6 +274,7 @@ def finish_epoch(session: Session, display: Display) -> None:
     number = round(session.epochs_done())
     last = session.step >= session.plan.total
     if session.validation is not None and (last or number % session.config.validate_every == 0):
+        require_finite_weights(session)
         with session.paused():
             metrics |= validate(session.result(), session.validation, session.plan.progress(session.step))
     session.metrics, session.tally = metrics, Tally()

@@ -78,8 +78,8 @@ def append_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
             stream.write(json.dumps(metrics, allow_nan=False) + "\n")
     except OSError as error:
         raise DynablocksError(
-            f"cannot write to {directory / METRICS}: {error.strerror}; free some space, then run the same "
-            "command again: it goes on from the last checkpoint."
+            f"cannot write to {directory / METRICS}: {error.strerror}; free some space; the same command, "
+            "without --overwrite, goes on from the last checkpoint."
         ) from error
 
 

@@ -226,6 +226,8 @@ class Session:
         budget = self.plan.budget_seconds
         self.step, self._seconds, self.metrics = state["step"], state["seconds"], state["metrics"]
         self.plan = StepPlan(**{**state["plan"], "budget_seconds": budget})
+        if budget is None:
+            self.plan.without_budget(self.step)
         self.tally = Tally(*state["tally"])
 
 
