@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
+from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import (
     ACTIVATIONS,
     FIELDS,
     Activation,
+    DiagonalField,
     GradientField,
     PlanarField,
     PreconditionedField,
@@ -22,7 +25,9 @@ from dynablocks.fields import (
     leaky_relu,
     smooth_leaky_relu,
 )
+from dynablocks.integrators import ExplicitEuler
 from dynablocks.linear import Conv, Dense, OrthogonalConv, OrthogonalDense
+from dynablocks.switching import FreeSignal
 
 FIELD_MAKERS = {name: FIELDS[name].example for name in sorted(FIELDS)} | {
     "gradient free tanh": lambda: GradientField(Dense(3, 5), "tanh", bias=False),
@@ -251,3 +256,30 @@ def test_bad_activations_are_refused() -> None:
         leaky_relu(-0.1)
     with pytest.raises(InvalidArgument, match="no closed form"):
         activation("tanh").flow(torch.zeros(1), 1.0)
+
+
+def test_a_scale_that_is_no_number_has_no_facts() -> None:
+    diagonal, preconditioned = DiagonalField(2), PreconditionedField(Dense(2, 2))
+    with torch.no_grad():
+        diagonal.scale[1] = torch.nan
+        preconditioned.linear.matrix[0, 0] = torch.nan
+    for field in (diagonal, preconditioned):
+        with pytest.raises(InvalidArgument, match="nan or inf"):
+            field.facts()
+
+
+def test_constants_beyond_all_numbers_are_infinite() -> None:
+    field = GradientField(Dense(3, 3).double())
+    huge = DynamicalBlock(field, ExplicitEuler(16), FreeSignal(1e22))
+    assert huge.properties.lipschitz == math.inf
+    with torch.no_grad():
+        field.linear.matrix.mul_(1e160)
+    assert field.facts().lipschitz == math.inf
+
+
+@pytest.mark.parametrize("name", ["softplus", "smooth-leaky-relu"])
+def test_an_activation_does_not_jump(name: str) -> None:
+    u = torch.linspace(15.0, 45.0, 200_001, dtype=torch.float64)
+    rise = activation(name).function(u).diff() / u.diff()
+    assert float(rise.min()) >= 0
+    assert float(rise.max()) <= 1 + 1e-9

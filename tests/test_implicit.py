@@ -12,9 +12,16 @@ from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument, NotConverged
-from dynablocks.fields import FieldFacts, GradientField, PartitionedField, VectorField, leaky_relu
+from dynablocks.fields import FieldFacts, GradientField, LinearField, PartitionedField, VectorField, leaky_relu
 from dynablocks.integrators.base import INTEGRATORS
-from dynablocks.integrators.implicit import GAUSS4, IMPLICIT_EULER, IMPLICIT_MIDPOINT, ImplicitTableau, Trapezoidal
+from dynablocks.integrators.implicit import (
+    GAUSS4,
+    IMPLICIT_EULER,
+    IMPLICIT_MIDPOINT,
+    ImplicitRungeKutta,
+    ImplicitTableau,
+    Trapezoidal,
+)
 from dynablocks.integrators.solver import solve
 from dynablocks.linear import Dense, OrthogonalConv, OrthogonalDense
 from dynablocks.properties import Invertible, LinearInvariant, NormPreserving, Symplectic, VolumePreserving, verify
@@ -323,3 +330,12 @@ def test_trapezoidal_is_conjugate_to_midpoint() -> None:
         midpoint = INTEGRATORS["implicit-midpoint"]().step(field, first, h)
         y = Trapezoidal().step(field, x, h)
         assert torch.allclose(y + h / 2 * field(y), midpoint, atol=1e-13)
+
+
+def test_a_tableau_with_a_pole_inside_the_spectrum_has_no_constant() -> None:
+    field = LinearField(3).double()
+    with torch.no_grad():
+        field.matrix.copy_(torch.diag(torch.tensor([-2.0, -0.9, 0.1])))
+    method = ImplicitRungeKutta(ImplicitTableau("t", 1, ((-1.0,),), (1.0,)))
+    bound = method.declare(field, 1.0).properties.lipschitz
+    assert bound >= 8.0

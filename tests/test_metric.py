@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
-from dynablocks.fields import FieldFacts, GradientField, MetricField, leaky_relu
+from dynablocks.fields import ConstrainedField, FieldFacts, GradientField, MetricField, ShearField, leaky_relu
+from dynablocks.fields.symmetric import conservative_field
 from dynablocks.integrators import ExactFlow
 from dynablocks.lifting import PixelNormalisation, ZeroLift
 from dynablocks.linear import Conv, Dense, LinearMap, OrthogonalConv, OrthogonalDense
 from dynablocks.metrics import Channelwise, DenseMetric, SpectralMetric, Whitening, smooth_modes
 from dynablocks.models import ModelConfig, Network, build
-from dynablocks.properties import EUCLIDEAN, Declaration, Lipschitz, Metric, Structured, declare, verify
+from dynablocks.properties import EUCLIDEAN, Declaration, Lipschitz, Metric, Structured, Symplectic, declare, verify
 from dynablocks.properties.verify import jacobians
 from dynablocks.robustness import CertificateResult, certified_radii, certify, check_sound
 from dynablocks.robustness.attacks import AttackConfig, attack
@@ -529,3 +530,21 @@ def test_a_negative_scale_counts_with_its_size() -> None:
     layer = PixelNormalisation((0.5, 0.5), (1.0, 0.25))
     layer.scale[1] = -5.0
     assert layer.properties.lipschitz == 5.0
+
+
+def test_what_is_made_of_a_field_in_another_metric_is_bounded_in_l2() -> None:
+    """Its numbers are those of ⟨·,·⟩_M; taken for ℓ2 they are too small, and its Jacobian is not symmetric."""
+    inner = MetricField(Dense(2, 1), DenseMetric(torch.diag(torch.tensor([100.0, 0.01]))), "relu", bias=False)
+    with torch.no_grad():
+        inner.linear.matrix.fill_(1.0)
+    x = torch.tensor([[-0.7, 0.2], [0.9, 0.4]], dtype=torch.float64)
+    there = jacobians(inner.double(), x)
+    largest = float(torch.linalg.matrix_norm(there, 2).max())
+    assert largest > inner.facts().lipschitz
+    shear = ShearField(inner)
+    assert shear.facts().lipschitz >= largest
+    assert not shear.facts().hamiltonian
+    assert not DynamicalBlock(shear, "exact", FreeSignal(1.0)).properties.of(Symplectic)
+    assert ConstrainedField(inner, [(0.0, 1.0)]).facts().lipschitz >= largest / 2
+    with pytest.raises(InvalidArgument, match="no gradient field"):
+        conservative_field(inner)

@@ -17,6 +17,7 @@ from dynablocks.linear import Dense, OrthogonalDense
 from dynablocks.properties import (
     Declaration,
     Dissipative,
+    EnergyPreserving,
     Equivariant,
     GradientNormPreserving,
     Invertible,
@@ -295,3 +296,36 @@ def test_a_module_that_stands_twice_counts_twice() -> None:
     twice = Fixed(lambda x: 2 * x, Lipschitz(2.0))
     assert nn.Sequential(twice, twice)[0] is twice
     assert declare(nn.Sequential(twice, twice)).properties.lipschitz >= 4.0
+
+
+@pytest.mark.parametrize("small", [0.0, 1e-20])
+def test_a_map_that_is_singular_in_floating_point_is_not_taken_for_another(small: float) -> None:
+    class Flat(Fixed):
+        def inverse(self, y: Tensor) -> Tensor:
+            return y
+
+    matrix = torch.diag(torch.tensor([1.0, small], dtype=torch.float64))
+    for declared in (VolumePreserving(), Invertible()):
+        (held,) = verify(Flat(lambda x: x @ matrix, declared), torch.randn(3, 2, dtype=torch.float64))
+        assert not held.passed
+
+
+def test_a_map_without_values_holds_nothing() -> None:
+    for declared in (Lipschitz(1.0), NormPreserving(), LinearInvariant()):
+        (held,) = verify(Fixed(lambda x: x * math.nan, declared), torch.randn(3, 2, dtype=torch.float64))
+        assert not held.passed
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e12])
+def test_an_invariant_is_measured_whatever_the_scale_of_its_weights(scale: float) -> None:
+    weights = (scale, -scale, scale)
+    x = torch.randn(3, 3, dtype=torch.float64)
+    kept = Fixed(lambda x: x + torch.tensor([1.0, 1.0, 0.0]).double() * x.norm(), LinearInvariant(weights))
+    lost = Fixed(lambda x: 0 * x, LinearInvariant(weights))
+    assert verify(kept, x).passed
+    assert not verify(lost, x).passed
+
+
+def test_the_energies_of_two_modules_are_not_one() -> None:
+    part = Fixed(lambda x: x, EnergyPreserving())
+    assert compose([("a", part), ("b", part)]).properties.of(EnergyPreserving) is None

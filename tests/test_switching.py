@@ -18,6 +18,7 @@ from dynablocks.integrators import ExactFlow, ExplicitEuler
 from dynablocks.linear import NormalisedConv, OrthogonalDense
 from dynablocks.switching import (
     REGIONS,
+    ExactFlowRegion,
     FlexibleSignal,
     FreeSignal,
     NetworkBudget,
@@ -284,3 +285,18 @@ def test_a_fixed_step_is_the_given_number_in_every_precision() -> None:
     assert float(signal.float().double().steps) == 0.1
     signal.load_state_dict({"steps": torch.tensor([0.3])})
     assert float(signal.float().double().steps) == float(torch.tensor(0.3))
+
+
+def test_a_budget_that_was_registered_first_is_projected_last() -> None:
+    class Early(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            signals = [PrescribedSignal(ExactFlowRegion(0.5), (1.0, 0.1), "network")]
+            self.budget = NetworkBudget(signals)
+            self.signals = nn.ModuleList(signals)
+
+    model = Early()
+    with torch.no_grad():
+        model.signals[0].steps.copy_(torch.tensor([5.0, 2.4]))
+    project(model)
+    assert model.budget.total() <= 1e-6

@@ -80,21 +80,26 @@ def leaky_relu(negative_slope: float = 0.5) -> Activation:
 def smooth_leaky_relu(negative_slope: float = 0.5) -> Activation:
     """σ(u) = au + (1 − a) log(1 + e^u); slopes (a, 1)."""
     a = float(require_range("negative_slope", negative_slope, 0.0, 1.0))
-    return Activation(f"smooth-leaky-relu({a:g})", lambda u: a * u + (1 - a) * functional.softplus(u), a, 1.0)
+    return Activation(f"smooth-leaky-relu({a:g})", lambda u: a * u + (1 - a) * _softplus(u), a, 1.0)
 
 
 ACTIVATIONS: Registry[Callable[[], Activation]] = Registry("activation")
 ACTIVATIONS["relu"] = lambda: leaky_relu(0.0)
 ACTIVATIONS["leaky-relu"] = leaky_relu
-ACTIVATIONS["softplus"] = lambda: Activation("softplus", functional.softplus, 0.0, 1.0)
+ACTIVATIONS["softplus"] = lambda: Activation("softplus", _softplus, 0.0, 1.0)
 ACTIVATIONS["smooth-leaky-relu"] = smooth_leaky_relu
 ACTIVATIONS["tanh"] = lambda: Activation("tanh", torch.tanh, 0.0, 1.0, _log_cosh, odd=True)
-ACTIVATIONS["sigmoid"] = lambda: Activation("sigmoid", torch.sigmoid, 0.0, 0.25, functional.softplus)
+ACTIVATIONS["sigmoid"] = lambda: Activation("sigmoid", torch.sigmoid, 0.0, 0.25, _softplus)
 ACTIVATIONS["arctan"] = lambda: Activation("arctan", torch.arctan, 0.0, 1.0, odd=True)
 
 
 def _log_cosh(u: Tensor) -> Tensor:
     return u.abs() + functional.softplus(-2 * u.abs()) - 0.6931471805599453
+
+
+def _softplus(u: Tensor) -> Tensor:
+    """log(1 + e^u); torch's becomes u from 20 on, where it jumps down by 2e-9, and at 40 by less than a rounding."""
+    return functional.softplus(u, 1.0, 40.0)
 
 
 def activation(given: str | Activation) -> Activation:

@@ -51,6 +51,18 @@ class FieldFacts:
     reason: str = ""
     metric: Metric = EUCLIDEAN
 
+    def euclidean(self) -> FieldFacts:
+        r"""What these facts say in ℓ2, for fields that are made of this one.
+
+        A Jacobian J with ‖RJR⁻¹‖ <= L has ‖J‖ <= cond(R) L; one that is self-adjoint in ⟨·,·⟩_M is not symmetric.
+        """
+        if self.metric == EUCLIDEAN:
+            return self
+        lipschitz = self.lipschitz * self.metric.condition * (1 + 2.0**-40)
+        kept = {"odd": self.odd, "linear_invariants": self.linear_invariants, "divergence_free": self.divergence_free}
+        reason = f"{self.reason}, times the condition of {self.metric.name}"
+        return FieldFacts(lipschitz, lipschitz, positive=self.positive, reason=reason, **kept)
+
     @property
     def cocoercive(self) -> bool:
         """−X is the gradient of a convex function, so ⟨δX, δx⟩ <= −‖δX‖² / lipschitz (Baillon–Haddad)."""
@@ -130,7 +142,7 @@ class VectorField(nn.Module):
         if h < 0 and facts.spectrum is None:
             return general, f"1+|h|L, L={facts.lipschitz:.4g}"
         one_sided = facts.one_sided if h >= 0 or facts.spectrum is None else -facts.spectrum[0]
-        inner = math.sqrt(max(0.0, 1 + 2 * abs(h) * one_sided + (h * facts.lipschitz) ** 2))
+        inner = math.sqrt(max(0.0, 1 + 2 * abs(h) * one_sided + (h * facts.lipschitz) * (h * facts.lipschitz)))
         return min(general, inner), f"min(1+|h|L, √(1+2|h|μ+h²L²)), L={facts.lipschitz:.4g}, μ={one_sided:.4g}"
 
 

@@ -76,8 +76,8 @@ class DissipativeField(EnergyField):
         return -functional.linear(v @ self.factor, self.factor)
 
     def facts(self) -> FieldFacts:
-        known = self.slope.facts()
-        size = round_up(linear_norm_bounds(self.factor.detach()).upper ** 2)
+        known, norm = self.slope.facts().euclidean(), linear_norm_bounds(self.factor.detach()).upper
+        size = round_up(norm * norm)
         lipschitz = round_up(size * known.lipschitz) if size else 0.0
         return FieldFacts(
             lipschitz=lipschitz,

@@ -124,7 +124,7 @@ class NeuralHamiltonian(EnergyField):
         return canonical(v)
 
     def facts(self) -> FieldFacts:
-        known = self.hamiltonian.facts()
+        known = self.hamiltonian.facts().euclidean()
         one_sided = known.lipschitz
         if known.spectrum is not None:
             low, high = known.spectrum

@@ -255,7 +255,7 @@ class ConstrainedField(VectorField):
         return self.space.remove(self.space.remove(rate)).reshape(x.shape)
 
     def facts(self) -> FieldFacts:
-        inner = self.inner.facts()
+        inner = self.inner.facts().euclidean()
         lipschitz = inner.lipschitz * (1 + 2.0**-48)
         return FieldFacts(
             lipschitz=lipschitz,

@@ -122,8 +122,8 @@ class MetricField(VectorField):
     def facts(self) -> FieldFacts:
         smallest, largest, method = self.singular_values()
         slopes = sorted(self.sign * slope for slope in (self.sigma.slope_min, self.sigma.slope_max))
-        low = slopes[0] * (largest if slopes[0] < 0 else smallest) ** 2
-        high = slopes[1] * (largest if slopes[1] > 0 else smallest) ** 2
+        ends = largest if slopes[0] < 0 else smallest, largest if slopes[1] > 0 else smallest
+        low, high = (slope * (end * end) for slope, end in zip(slopes, ends, strict=True))
         return FieldFacts(
             lipschitz=max(abs(low), abs(high)),
             one_sided=high,

@@ -94,7 +94,7 @@ class ShearField(VectorField):
         return math.nextafter(slope / 2 + math.hypot(1.0, slope / 2), math.inf), f"shear with |h|L = {slope:.4g}"
 
     def facts(self) -> FieldFacts:
-        declared = self.force.facts() if isinstance(self.force, VectorField) else None
+        declared = self.force.facts().euclidean() if isinstance(self.force, VectorField) else None
         known = declare(self.force).properties
         lipschitz = known.lipschitz if declared is None else declared.lipschitz
         return FieldFacts(
@@ -124,7 +124,7 @@ def potential_of(force: nn.Module, x: Tensor) -> Tensor:
     if isinstance(force, GradientField):
         return force.sign * force.potential(x)
     potential = getattr(force, "potential", None)
-    if potential is None or not isinstance(force, VectorField) or not force.facts().conservative:
+    if potential is None or not isinstance(force, VectorField) or not force.facts().euclidean().conservative:
         raise InvalidArgument(f"{type(force).__name__} has no known potential; use a GradientField or a LinearField.")
     value: Tensor = potential(x)
     return value
@@ -193,7 +193,7 @@ class PartitionedField(VectorField):
         return self.kick, self.drift
 
     def facts(self) -> FieldFacts:
-        kick, drift = self.kick.facts(), self.drift.facts()
+        kick, drift = self.kick.facts().euclidean(), self.drift.facts().euclidean()
         lipschitz = max(kick.lipschitz, drift.lipschitz)
         hamiltonian = kick.hamiltonian and drift.hamiltonian
         return FieldFacts(

@@ -14,6 +14,7 @@ from dynablocks.fields.base import FIELDS, FieldFacts
 from dynablocks.fields.ridge import RidgeField
 from dynablocks.linear import Dense, LinearMap
 from dynablocks.linear.convolution import Conv
+from dynablocks.linear.rounding import checked_float64
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -69,7 +70,9 @@ class PreconditionedField(RidgeField):
         return -1.0 / diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny ** 0.5)
 
     def facts(self) -> FieldFacts:
-        exact = self._dominating_diagonal(self.linear.weight.detach().double(), self.log_scale.detach().double())
+        weight = checked_float64(self.linear.weight, "weight", self.linear.weight.ndim).to(self.log_scale.device)
+        checked_float64(self.log_scale, "log_scale", 1)
+        exact = self._dominating_diagonal(weight, self.log_scale.detach().double())
         slack = 1 + 8 * torch.finfo(torch.float64).eps * self.linear.weight.numel()
         worst = float((exact * slack * -self.slope_scales().detach().double()).max()) * self.sigma.slope_max
         return FieldFacts(

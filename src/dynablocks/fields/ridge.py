@@ -122,8 +122,8 @@ class RidgeField(VectorField):
 
     def update_spectrum(self, low: float, high: float) -> tuple[float, float]:
         """An interval that holds the eigenvalues of AᵀEA for every diagonal E with entries in [low, high]."""
-        largest = self.linear.norm_bounds().upper ** 2
-        smallest = self.linear.smallest_singular_value() ** 2
+        upper, lower = self.linear.norm_bounds().upper, self.linear.smallest_singular_value()
+        largest, smallest = upper * upper, lower * lower  # inf where ** would raise
         # 0 · inf: an infinite slope in a direction that A may not reach bounds nothing from the other side.
         return (
             low * largest if low < 0 else (low * smallest if smallest else 0.0),

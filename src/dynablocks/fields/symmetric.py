@@ -14,7 +14,7 @@ from dynablocks.fields.activations import Activation, activation
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
 from dynablocks.fields.gradient import GradientField
 from dynablocks.linear import Dense
-from dynablocks.linear.rounding import EPS
+from dynablocks.linear.rounding import EPS, checked_float64
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -138,9 +138,8 @@ class DiagonalField(VectorField):
         return (self.scale * self.sigma.primitive(x)).sum(1)
 
     def facts(self) -> FieldFacts:
-        ends = [
-            float(a) * s for a in self.scale.detach().double() for s in (self.sigma.slope_min, self.sigma.slope_max)
-        ]
+        scale = checked_float64(self.scale, "scale", 1).tolist()
+        ends = [a * s for a in scale for s in (self.sigma.slope_min, self.sigma.slope_max)]
         low, high = math.nextafter(min(ends), -math.inf), math.nextafter(max(ends), math.inf)
         return FieldFacts(
             lipschitz=max(abs(low), abs(high)),
@@ -218,7 +217,7 @@ class PotentialSum(VectorField):
         return self.sign * sum((potential_value(field, x) for field in self.fields), x.new_zeros(x.shape[0]))
 
     def facts(self) -> FieldFacts:
-        known = [field.facts() for field in self.fields if isinstance(field, VectorField)]
+        known = [field.facts().euclidean() for field in self.fields if isinstance(field, VectorField)]
         spectra = [facts.spectrum for facts in known if facts.spectrum is not None]
         odd = all(facts.odd for facts in known)
         if len(spectra) < len(known):
@@ -250,7 +249,7 @@ class EvenPotential(VectorField):
         return potential_value(self.field, x) + potential_value(self.field, -x)
 
     def facts(self) -> FieldFacts:
-        known = self.field.facts()
+        known = self.field.facts().euclidean()
         if known.spectrum is None:
             return FieldFacts(2 * known.lipschitz, conservative=True, odd=True, reason="even potential")
         return conservative_facts(2 * known.spectrum[0], 2 * known.spectrum[1], odd=True, reason=known.reason)
@@ -283,7 +282,7 @@ def conservative_field(energy: nn.Module, in_shape: tuple[int, ...] | None = Non
                 f"{type(energy).__name__} with {sigma.name} has no closed-form potential; use tanh, sigmoid, relu or "
                 "leaky-relu."
             )
-        if not energy.facts().conservative or not hasattr(energy, "potential"):
+        if not energy.facts().euclidean().conservative or not hasattr(energy, "potential"):
             raise InvalidArgument(
                 f"{type(energy).__name__} is no gradient field with a potential; give a scalar module."
             )

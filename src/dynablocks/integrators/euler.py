@@ -64,7 +64,7 @@ class ExplicitEuler(Integrator):
             constant, reason = self._elementwise_constant(field, h)
         else:
             once, reason = field.euler_constant(h, bound)
-            constant = math.nextafter(once**self.substeps, math.inf) if self.substeps > 1 else once
+            constant = math.nextafter(math.prod([once] * self.substeps), math.inf) if self.substeps > 1 else once
             reason = f"({reason})^{self.substeps}" if self.substeps > 1 else reason
         kept: list[Property] = [*self.lipschitz(constant, field)]
         if self._reflects(field, step_size):

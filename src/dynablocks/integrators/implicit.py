@@ -162,7 +162,7 @@ class ImplicitRungeKutta(Integrator):
         if h == 0:
             return 1.0, "no step"
         rate = growth_rate(field, h)
-        if len(self.tableau.b) == 1 and self.tableau.a[0][0] * rate < 1:
+        if len(self.tableau.b) == 1 and self.tableau.a[0][0] > 0 and self.tableau.a[0][0] * rate < 1:
             if facts.spectrum is not None:
                 low, high = facts.spectrum
                 largest = max(abs(self._gain(h * low)), abs(self._gain(h * high)))

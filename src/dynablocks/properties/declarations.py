@@ -211,9 +211,15 @@ class ConformalSymplectic(Property):
 
 @dataclass(frozen=True)
 class OfFunction(Property):
-    """A guarantee about one function on the states, so it composes with that about the same function only."""
+    """A guarantee about one function on the states, so it composes with that about the same function only.
+
+    That of a module (``None``) never composes: another module's function is another.
+    """
 
     function: Callable[[Tensor], Tensor] | None = None
+
+    def then(self, following: Self) -> Self | None:
+        return None if self.function is None else super().then(following)
 
     def __str__(self) -> str:
         return type(self).__name__ + (f"(to {self.tolerance:.1e})" if self.tolerance else "")
@@ -226,10 +232,7 @@ class EnergyPreserving(OfFunction):
 
 @dataclass(frozen=True)
 class Dissipative(OfFunction):
-    r"""V(f(x)) ≤ V(x) for the function V, or the module's ``potential`` when it is ``None``; that never composes."""
-
-    def then(self, following: Self) -> Self | None:
-        return None if self.function is None else super().then(following)
+    r"""V(f(x)) ≤ V(x) for the function V, or the module's ``potential`` when it is ``None``."""
 
 
 @dataclass(frozen=True)

@@ -299,6 +299,10 @@ def _search_lipschitz(module: nn.Module, declared: Lipschitz, x: Tensor, search_
     if math.isinf(declared.constant):
         return Measurement(0.0, None)
     # In coordinates both norms are Euclidean: the Jacobian there is R_image J R⁻¹, its norm that of J from M to M.
+    with torch.no_grad():
+        undefined = ~module(x).flatten(1).isfinite().all(1)
+    if bool(undefined.any()):
+        return Measurement(math.inf, x[undefined][:1], math.inf)
     module, x = _InCoordinates(module, declared), declared.metric.whiten(x)
     pair, where = worst_pair(module, x, search_steps)
     points = torch.cat([x, where])
@@ -324,6 +328,7 @@ def _measure_gradient_norm(module: nn.Module, declared: Property, x: Tensor) -> 
 
 
 def _worst(residual: Tensor, x: Tensor) -> Measurement:
+    residual = residual.nan_to_num(nan=math.inf)
     top = int(residual.argmax())
     return Measurement(float(residual[top]), x[top : top + 1])
 
@@ -338,8 +343,15 @@ def _measure_inverse(module: nn.Module, declared: Property, x: Tensor) -> Measur
         back = (module(inverse(image)) - image).flatten(1).norm(dim=1) / image.flatten(1).norm(dim=1).clamp_min(1.0)
     residual = torch.maximum(forward, back)
     if max(x[0].numel(), image[0].numel()) <= DENSE_LIMIT:
-        residual = residual / torch.linalg.cond(jacobians(module, x)).clamp_min(1.0)
+        residual = residual / _condition(jacobians(module, x))
     return _worst(residual, x)
+
+
+def _condition(matrices: Tensor) -> Tensor:
+    """By how much rounding grows: the condition number, but 1 for matrices that are singular in this arithmetic."""
+    condition = torch.linalg.cond(matrices).clamp_min(1.0)
+    singular = ~(condition * (EPSILON * matrices.shape[-1]) < 1)
+    return torch.where(singular, 1.0, condition)
 
 
 @measures(NormPreserving)
@@ -358,6 +370,7 @@ def _measure_invariant(module: nn.Module, declared: LinearInvariant, x: Tensor) 
         gap = y.sum(1) - flat.sum(1)
     else:
         weights = torch.tensor(declared.weights, dtype=x.dtype)
+        weights = weights / weights.abs().max()
         gap = y @ weights - flat @ weights
     return _worst(gap.abs() / flat.abs().sum(1).clamp_min(1.0), x)
 
@@ -367,7 +380,7 @@ def _measure_volume(module: nn.Module, declared: Property, x: Tensor) -> Measure
     """||det J| − 1| over the condition number of J, which multiplies rounding."""
     dense = jacobians(module, x)
     gap = (torch.linalg.det(dense).abs() - 1).abs()
-    return _worst(gap / torch.linalg.cond(dense).clamp_min(1.0), x)
+    return _worst(gap / _condition(dense), x)
 
 
 @measures(Symplectic)

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dynablocks.errors import require_range
+from dynablocks.switching.signals import NetworkBudget
 
 
 def project(model: nn.Module) -> None:
     """Call ``project_()`` of every submodule that has it: steps into their regions first, network budgets last."""
-    for module in model.modules():
-        method = getattr(module, "project_", None)
-        if method is not None:
-            method()
+    found = [module for module in model.modules() if hasattr(module, "project_")]
+    for module in sorted(found, key=lambda module: isinstance(module, NetworkBudget)):
+        module.project_()
 
 
 def keep_constraints(model: nn.Module, optimiser: torch.optim.Optimizer) -> RemovableHandle:
