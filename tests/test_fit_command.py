@@ -138,7 +138,7 @@ def test_a_killed_fit_goes_on(
         patch.setattr("dynablocks.fitting.commands.save_fit", killed)
         assert main([*command, "--out", str(tmp_path / "a")]) == 130
     assert calls
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command, without --overwrite, goes on" in capsys.readouterr().err
     assert len(list((tmp_path / "a" / "checkpoint").glob("*.pt"))) == 2
     assert not (tmp_path / "a" / "metrics.json").exists()
     assert main([*command, "--out", str(tmp_path / "a")]) == 0

@@ -335,7 +335,10 @@ def _worst(residual: Tensor, x: Tensor) -> Measurement:
 
 @measures(Invertible)
 def _measure_inverse(module: nn.Module, declared: Property, x: Tensor) -> Measurement:
-    """The larger relative ‖f⁻¹(f(x)) − x‖ or ‖f(f⁻¹(y)) − y‖ over the condition number, which multiplies rounding."""
+    """The larger relative ‖f⁻¹(f(x)) − x‖ or ‖f(f⁻¹(y)) − y‖ over the condition number, which multiplies rounding.
+
+    From a condition number of 1/ε on no digit is left to be measured, unless J is singular.
+    """
     inverse = cast(Callable[[Tensor], Tensor], module.inverse)
     with torch.no_grad():
         forward = (inverse(module(x)) - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1).clamp_min(1.0)
@@ -348,10 +351,9 @@ def _measure_inverse(module: nn.Module, declared: Property, x: Tensor) -> Measur
 
 
 def _condition(matrices: Tensor) -> Tensor:
-    """By how much rounding grows: the condition number, but 1 for matrices that are singular in this arithmetic."""
+    """By how much rounding grows: the condition number, but 1 for singular matrices, which excuse nothing."""
     condition = torch.linalg.cond(matrices).clamp_min(1.0)
-    singular = ~(condition * (EPSILON * matrices.shape[-1]) < 1)
-    return torch.where(singular, 1.0, condition)
+    return torch.where(condition.isfinite(), condition, 1.0)
 
 
 @measures(NormPreserving)
@@ -377,10 +379,10 @@ def _measure_invariant(module: nn.Module, declared: LinearInvariant, x: Tensor) 
 
 @measures(VolumePreserving)
 def _measure_volume(module: nn.Module, declared: Property, x: Tensor) -> Measurement:
-    """||det J| − 1| over the condition number of J, which multiplies rounding."""
+    """||det J| − 1| over the condition number of J, which multiplies rounding as far as det has correct digits."""
     dense = jacobians(module, x)
-    gap = (torch.linalg.det(dense).abs() - 1).abs()
-    return _worst(gap / _condition(dense), x)
+    gap, condition = (torch.linalg.det(dense).abs() - 1).abs(), _condition(dense)
+    return _worst(torch.where(condition * EPSILON * dense.shape[-1] < 1, gap / condition, gap), x)
 
 
 @measures(Symplectic)
