@@ -59,9 +59,15 @@ class FieldFacts:
         if self.metric == EUCLIDEAN:
             return self
         lipschitz = self.lipschitz * self.metric.condition * (1 + 2.0**-40)
-        kept = {"odd": self.odd, "linear_invariants": self.linear_invariants, "divergence_free": self.divergence_free}
-        reason = f"{self.reason}, times the condition of {self.metric.name}"
-        return FieldFacts(lipschitz, lipschitz, positive=self.positive, reason=reason, **kept)
+        return FieldFacts(
+            lipschitz,
+            lipschitz,
+            odd=self.odd,
+            linear_invariants=self.linear_invariants,
+            divergence_free=self.divergence_free,
+            positive=self.positive,
+            reason=f"{self.reason}, times the condition of {self.metric.name}",
+        )
 
     @property
     def cocoercive(self) -> bool:

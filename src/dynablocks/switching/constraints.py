@@ -14,9 +14,10 @@ from dynablocks.switching.signals import NetworkBudget
 
 def project(model: nn.Module) -> None:
     """Call ``project_()`` of every submodule that has it: steps into their regions first, network budgets last."""
-    found = [module for module in model.modules() if hasattr(module, "project_")]
-    for module in sorted(found, key=lambda module: isinstance(module, NetworkBudget)):
-        module.project_()
+    for module in sorted(model.modules(), key=lambda module: isinstance(module, NetworkBudget)):
+        method = getattr(module, "project_", None)
+        if method is not None:
+            method()
 
 
 def keep_constraints(model: nn.Module, optimiser: torch.optim.Optimizer) -> RemovableHandle:
