@@ -85,8 +85,7 @@ def build_with_workers(arguments: Sequence[str], jobs: int, cores: int) -> None:
     """Run the same command in ``jobs`` processes that share the cells and the cores, and wait for them."""
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
     command = [sys.executable, "-m", "dynablocks", "reproduce", *arguments, "--jobs", "1", "--worker"]
-    # In sessions of their own: a Ctrl-C in the terminal must reach them once, through this process.
-    workers = [subprocess.Popen(command, env=environment, start_new_session=True) for _ in range(jobs)]
+    workers = [subprocess.Popen(command, env=environment) for _ in range(jobs)]
     try:
         for worker in workers:
             worker.wait()
