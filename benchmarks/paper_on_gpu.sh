@@ -25,7 +25,10 @@ status=0
 "$python" -m dynablocks reproduce fig4 fig5 fig10 fig12 "${pieces[@]}" || status=$?
 if [ -n "$pack" ]; then
   mkdir -p "$pack"
+  # The new pack is whole before the old one goes: a full disk or a kill leaves one of them.
+  rm -f "$pack"/new.tar.*
+  tar -c -C "$work" --exclude=checkpoint.previous . | split -b 15m - "$pack/new.tar."
   rm -f "$pack"/work.tar.*
-  tar -c -C "$work" --exclude=checkpoint.previous . | split -b 15m - "$pack/work.tar."
+  for part in "$pack"/new.tar.*; do mv "$part" "$pack/work.tar.${part##*.}"; done
 fi
 exit "$status"

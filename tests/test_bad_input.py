@@ -129,6 +129,7 @@ CASES: dict[str, tuple[str, Prepare]] = {
     "verify with 0 samples": ("verify run --samples 0", _nothing),
     "report of a missing run": ("report nowhere", _nothing),
     "list an unknown kind": ("list modles", _nothing),
+    "warm start that saw the held-out images": (f"train {TINY} --warm_start run --data.validation 9 --out b", _nothing),
     "resume with other settings": (f"train {TINY} --training.lr 0.5 --out run", _nothing),
     "truncated weights": ("certify run", _damage("model.safetensors", lambda b: b[: len(b) // 2])),
     "flipped bit in the weights": ("certify run", _damage("model.safetensors", lambda b: b[:-1] + bytes([b[-1] ^ 1]))),

@@ -145,6 +145,24 @@ def test_the_page_says_how_its_rows_were_made() -> None:
     assert "10 test images" in page["caption"]
 
 
+def test_the_caption_tells_whose_settings_were_searched_whatever_this_sitting_asks() -> None:
+    search = {"chosen": {}, "minutes": 1.0, "tried": []}
+    page = run.as_page([entry("ours-0", 50.0), entry("aoc-0", 40.0) | {"search": search}], 60.0)
+    assert "aoc: the best of 4 settings" in page["caption"]
+    assert "1-minute trainings" in page["caption"]
+    assert page["command"].endswith("--search 1")
+
+
+def test_a_peer_that_was_not_searched_is_not_taken_for_one_that_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = entry("aoc-0", 40.0) | {"minutes": 60.0, "preset": "certified/cpu-1h", "source": "orthogonium"}
+    run.write_json(tmp_path / "aoc-0" / "result.json", facts)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--data-dir", "nowhere", "--out", str(tmp_path), "--search", "1"])
+    with pytest.raises(InvalidArgument, match=r"aoc-0 with search 0\.0, asked for is 1\.0"):
+        run.result_of("aoc", run.parse())
+
+
 def on_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
     """The networks on the page after a run of two entries of which one is there already."""
     page = tmp_path / "page.json"
@@ -274,7 +292,7 @@ class StandIn:
         return moved, labels
 
 
-def test_autoattack_goes_on_where_it_was_cut_off_unless_the_weights_changed(
+def test_autoattack_goes_on_where_it_was_cut_off_unless_the_weights_or_the_images_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
@@ -288,15 +306,17 @@ def test_autoattack_goes_on_where_it_was_cut_off_unless_the_weights_changed(
     StandIn.ran.clear()
     monkeypatch.setattr(StandIn, "cut_off_in", "fab-t")
     with pytest.raises(KeyboardInterrupt):
-        attack.auto_attack(tmp_path, pixels, labels, 0.5, 2)
+        attack.auto_attack(tmp_path, pixels, labels, 0.5, 2, "these images")
     assert StandIn.ran == [("apgd-ce", 6), ("apgd-t", 4)]
     monkeypatch.setattr(StandIn, "cut_off_in", "")
-    distances = attack.auto_attack(tmp_path, pixels, labels, 0.5, 2)
+    distances = attack.auto_attack(tmp_path, pixels, labels, 0.5, 2, "these images")
     assert StandIn.ran[2:] == [("fab-t", 3), ("square", 2)]
     assert distances == [0.25, 0.25, 0.25, 0.25, None, 0.0]
     hashes[0] = "b"
-    attack.auto_attack(tmp_path, pixels, labels, 0.5, 2)
+    attack.auto_attack(tmp_path, pixels, labels, 0.5, 2, "these images")
     assert len(StandIn.ran) == 8
+    attack.auto_attack(tmp_path, pixels, labels, 0.5, 2, "other images")
+    assert len(StandIn.ran) == 12
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(1, 1, 3, padding=1, padding_mode="replicate")])

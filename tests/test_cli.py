@@ -14,8 +14,8 @@ import torch
 
 import dynablocks
 from dynablocks import pipeline
-from dynablocks.cli import main
-from dynablocks.config import RunConfig, from_yaml, to_yaml
+from dynablocks.cli import _given, main
+from dynablocks.config import RunConfig, from_yaml, preset_settings, to_yaml
 from dynablocks.data import DataSplits
 from dynablocks.errors import BadCheckpoint, UnsoundResult
 from dynablocks.files import sha256
@@ -182,6 +182,20 @@ def test_what_the_system_refuses_is_one_sentence(
         main(["run", "--preset", "smoke"])
 
 
+def test_a_warm_start_may_come_from_a_run_that_held_out_the_same_images_and_more(tmp_path: Path) -> None:
+    first, second = (f"{tmp_path}/{name}" for name in ("first", "second"))
+    assert main(["train", *TINY.split(), "--data.validation", "40", "--out", first]) == 0
+    assert main(["train", *TINY.split(), "--warm_start", first, "--data.validation", "30", "--out", second]) == 0
+    third = ["--data.validation", "30", "--seed", "1", "--out", f"{tmp_path}/third"]
+    assert main(["train", *TINY.split(), "--warm_start", first, *third]) == 2
+
+
+def test_without_a_preset_cifar_images_take_the_quarter_of_an_hour() -> None:
+    assert _given(["--data.name", "cifar10"])[0] == "certified/cpu-15min"
+    assert _given(["--data.name", "cifar10", "--model.name", "resnet"])[0] == "cpu"
+    assert _given([])[0] == "cpu"
+
+
 def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert main(["train", *TINY.split(), "--out", str(out), "--dry-run"]) == 0
@@ -250,3 +264,79 @@ def test_results_of_other_images_or_another_version_are_not_reused(
         stored = (twin / "certificate.json").stat().st_mtime_ns
         certify_run(twin)
         assert (twin / "certificate.json").stat().st_mtime_ns != stored
+
+
+def test_a_report_of_contradicting_results_is_refused(finished: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    twin = shutil.copytree(finished, tmp_path / "run")
+    certificate = load_file(twin / "certificate.safetensors")
+    certificate["radii"] = certificate["radii"] * 1e4 + 1e4
+    save_file(certificate, twin / "certificate.safetensors")
+    summary = json.loads((twin / "certificate.json").read_text())
+    (twin / "certificate.json").write_text(json.dumps(summary | {"tensors": sha256(twin / "certificate.safetensors")}))
+    assert main(["report", str(twin)]) == 2
+
+
+def test_an_unfinished_training_is_refused_before_anything_is_certified(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin = shutil.copytree(finished, tmp_path / "run")
+    (twin / "training.json").unlink()
+    (twin / "certificate.json").unlink()
+    monkeypatch.setattr(pipeline, "certify", lambda *given, **options: pytest.fail("certified"))
+    assert main(["certify", str(twin)]) == 2
+
+
+def test_radii_that_are_attacked_later_are_certified_too(finished: Path, tmp_path: Path) -> None:
+    twin = shutil.copytree(finished, tmp_path / "run")
+    assert main(["attack", str(twin), "--attack.epsilons", "[0.0,0.123]"]) == 0
+    metrics = json.loads((twin / "metrics.json").read_text())
+    assert 0.123 in [point["epsilon"] for point in metrics["certified_accuracy"]]
+    assert set(pipeline.stored_curves(twin)) >= {"certified", "attacked (worst)"}
+    assert 0.123 in pipeline.stored_curves(twin)["certified"].epsilons
+
+
+def test_weights_that_change_while_they_are_certified_make_no_certificate(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes = iter(["before", "after"])
+    monkeypatch.setattr("dynablocks.certificate_files.weights_hash", lambda directory: next(hashes))
+    assert main(["certify", str(finished), "--json", str(tmp_path / "c.json")]) == 2
+    assert not (tmp_path / "c.json").exists()
+
+
+def test_flags_override_configuration_files_wherever_they_stand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("preset: cpu\nmodel:\n  name: resnet\n")
+    two.write_text("training:\n  lr: 0.5\n")
+    files = ["--config", str(one), f"--config={two}"]
+    assert main(["train", "--preset", "smoke", "--lr-is-no-flag", *files]) == 2
+    assert main(["train", "--preset", "smoke", "--training.lr", "0.25", *files, "--print_config"]) == 0
+    text = capsys.readouterr().out
+    assert "preset: smoke" in text
+    assert "name: resnet" in text
+    assert "lr: 0.25" in text
+    assert "epochs: 4" in text
+
+
+@pytest.mark.parametrize("command", ["train --pres smoke", "reproduce table1 --pres smoke", "attack run --device cpu"])
+def test_abbreviations_and_shorthands_of_other_commands_are_refused(command: str) -> None:
+    assert main(command.split()) == 2
+
+
+def test_a_gpu_that_is_gone_is_no_reason_not_to_evaluate(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dynablocks.training.precision import present_device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert present_device("cuda") == "cpu"
+
+
+def test_digits_are_neither_mirrored_nor_cropped() -> None:
+    for preset in ("smoke", "cpu", "paper"):
+        for model in ("certified", "prescribed"):
+            training = preset_settings(preset, model, "digits")["training"]
+            assert not training.get("flip"), (preset, model)
+            assert not training.get("crop_padding"), (preset, model)

@@ -166,7 +166,7 @@ CSV_FAULTS = {
     "pairs only out": ("out_q\n0\n1\n", "has the column 'out_q' but not 'in_q'"),
     "pairs extra": ("in_q,out_q,note\n0,1,1\n1,2,2\n", "has the column 'note'; a file of pairs has in_<name>"),
     "pairs trajectory": ("trajectory,in_q,out_q\n0,1,1\n1,2,2\n", "has the column 'trajectory'"),
-    "pairs time": ("t,in_q,out_q\n0,1,1\n1,2,2\n", "has the column 't'; a file of pairs has in_<name>"),
+    "pairs or trajectory": ("t,in_q,out_q\n0,1,1\n1,2,2\n", "remove 't' if the rows are pairs"),
     "pairs step": ("in_q,out_q,h\n0,1,1\n1,2,0\n", "line 3, column 'h' is 0.0; a time step above 0"),
     "pairs one row": ("in_q,out_q\n0,1\n", "has one row"),
     "pairs text": ("in_q,out_q\n0,1\n1,x\n", "line 3, column 'out_q' is the text 'x'"),

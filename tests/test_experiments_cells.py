@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from dynablocks.errors import BadData
+from dynablocks.errors import BadData, DynablocksError
 from dynablocks.experiments.cells import FAILED, Cell, Store, in_order
 from dynablocks.experiments.runner import build_cells
 
@@ -230,3 +230,34 @@ def test_a_live_lock_is_respected_and_a_dead_one_is_not(tmp_path: Path) -> None:
         time.sleep(0.05)
     assert store.state(CountCell(5, 0)) == "partial"
     assert store.build(CountCell(5, 0)) == "built"
+
+
+def test_a_failure_that_is_forgotten_is_built_again_by_anyone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    @dataclass(frozen=True)
+    class LuckyCell(Cell):
+        def build(self, directory: Path, store: Store) -> dict[str, Any]:
+            if not (directory / "tried").exists():
+                (directory / "tried").touch()
+                raise BadData("no such luck")
+            return {}
+
+    assert store.build(LuckyCell()) == "failed"
+    store.forget_failure(LuckyCell())
+    assert store.state(LuckyCell()) == "partial"
+    assert store.build(LuckyCell()) == "built"
+
+
+def test_a_failure_that_cannot_be_stored_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class FullDiskCell(Cell):
+        def build(self, directory: Path, store: Store) -> dict[str, Any]:
+            def full(path: Path, content: object) -> None:
+                raise DynablocksError("the disk is full")
+
+            monkeypatch.setattr("dynablocks.experiments.cells.write_json", full)
+            raise BadData("no such luck")
+
+    with pytest.warns(UserWarning, match=r"no such luck.*not stored: the disk is full"):
+        Store(tmp_path).build(FullDiskCell())

@@ -437,3 +437,10 @@ def test_a_chain_inverts_and_sums_what_its_parts_do() -> None:
 def test_what_cannot_be_is_refused_in_one_sentence(make, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
         make()
+
+
+def test_the_parts_of_a_separable_hamiltonian_fit_its_dimension() -> None:
+    with pytest.raises(InvalidArgument, match="potential"):
+        SeparableHamiltonian(None, LinearField(3), dimension=4)
+    with pytest.raises(InvalidArgument, match="kinetic energy"):
+        SeparableHamiltonian(LinearField(3), LinearField(2))

@@ -302,3 +302,14 @@ def test_the_papers_projection_loses_mass() -> None:
 def test_registered_names() -> None:
     assert {"patankar", "mprk22"} <= set(INTEGRATORS)
     assert isinstance(FIELDS["mass"]().facts(), FieldFacts)
+
+
+@pytest.mark.parametrize(
+    "module", [MassLift(2, 4), MassProjection(4, 2), SymplecticLift(2, 4), SymplecticProjection(4, 2)], ids=repr
+)
+def test_lifts_and_projections_take_states_of_their_size_only(module: nn.Module) -> None:
+    entries = module.in_shape[0]
+    assert module(torch.ones(1, entries, 3)).shape[2] == 3
+    for wrong in (torch.ones(1, entries + 2), torch.ones(entries)):
+        with pytest.raises(InvalidArgument, match=rf"takes \(batch, {entries}"):
+            module(wrong)

@@ -192,3 +192,10 @@ def test_presnov_parts_train_the_parameters_of_f() -> None:
 def test_errors_say_what_to_do(make: Callable[[], VectorField], words: str) -> None:
     with pytest.raises(InvalidArgument, match=words):
         make()
+
+
+def test_the_exponential_of_a_small_matrix_does_not_depend_on_a_large_one_beside_it() -> None:
+    small = skew_matrix(torch.randn(1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), 3)
+    both = skew_exponential(torch.cat([small, 1e6 * small, 0 * small]))
+    assert float((both[0] - skew_exponential(small)[0]).abs().max()) < 1e-15
+    assert torch.equal(both[2], torch.eye(3, dtype=torch.float64))

@@ -123,6 +123,18 @@ def test_an_example_needs_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not out.exists()
 
 
+def test_a_refused_example_leaves_the_data_of_the_fit_as_it_was(tmp_path: Path) -> None:
+    out = tmp_path / "first"
+    command = ["fit", "--example", "mass-spring", "--preset", "smoke", "--width", "2", "--out", str(out)]
+    assert main([*command, "--max-minutes", "0.01"]) == 0
+    before = {name: (out / name).read_bytes() for name in ("example.csv", "config.yaml")}
+    assert main([*command, "--seed", "1"]) == 2
+    assert {name: (out / name).read_bytes() for name in before} == before
+    (out / "example.csv").unlink()
+    assert main(command) == 0
+    assert (out / "example.csv").read_bytes() == before["example.csv"]
+
+
 def test_a_killed_fit_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dynablocks.data.trajectories import Trajectories
+from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument
+from dynablocks.fields import GradientField
+from dynablocks.fields.mass import CompartmentField
+from dynablocks.fields.sphere import RotationField
 from dynablocks.fitting import FitConfig, Structure, build, fit, load_fit, save_fit
 from dynablocks.fitting.job import claim, plan, run_stages
 from dynablocks.fitting.objective import Objective
-from dynablocks.fitting.rollout import noise_level, rollout_residuals, windows
+from dynablocks.fitting.rollout import _starts, noise_level, rollout_residuals, windows
+from dynablocks.fitting.structures import FreeField, _frozen
 from dynablocks.fitting.surrogates import SURROGATES, FlowMap, training_residuals
-from dynablocks.properties import verify
+from dynablocks.integrators import integrator
+from dynablocks.integrators.solver import solve
+from dynablocks.linear import Dense
+from dynablocks.properties import Equivariant, verify
 
 F64 = torch.float64
 DIMENSIONS = {"symplectic": 2, "energy": 2, "mass": 3, "norm": 3, "volume": 3, "positive": 2, "none": 2}
@@ -332,3 +341,144 @@ def test_data_that_cannot_be_learned_gets_a_sentence() -> None:
         plan(still, FitConfig("none"))
     with pytest.raises(BadData, match="negative values"):
         plan(spirals(), FitConfig("positive"))
+
+
+def flow_of(field: nn.Module, method: str, names: str) -> FlowMap:
+    return FlowMap(field.double(), integrator(method), Structure("none", tuple(names)))
+
+
+PER_SAMPLE = {
+    "ridge": lambda: flow_of(GradientField(Dense(2, 4), "tanh"), "euler", "qp"),
+    "rotation": lambda: flow_of(RotationField(4), "cayley", "abcd"),
+    "compartments": lambda: flow_of(CompartmentField(4), "patankar", "SIRD"),
+    "compartments, order 2": lambda: flow_of(CompartmentField(4), "mprk22", "SIRD"),
+}
+
+
+@pytest.mark.parametrize("make", PER_SAMPLE.values(), ids=PER_SAMPLE)
+def test_each_sample_takes_its_own_step(make: Callable[[], FlowMap]) -> None:
+    """As many samples as the widths of the fields, where a wrong broadcast is silent."""
+    torch.manual_seed(0)
+    flow = make()
+    x, h = torch.rand(4, *flow.in_shape, dtype=torch.float64), torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    alone = torch.cat([flow(x[i : i + 1], float(h[i])) for i in range(4)])
+    assert torch.allclose(flow(x, h), alone, rtol=1e-12, atol=1e-13)
+
+
+def test_the_type_of_the_step_does_not_change_the_unit_of_time() -> None:
+    flow = build(Structure("none", ("a", "b"), step=1.0))
+    flow.unit.fill_(0.8)
+    x = torch.rand(1, 2, dtype=torch.float64)
+    assert torch.equal(flow(x, torch.tensor([1])), flow(x, 1.0))
+    assert torch.equal(flow.rollout(x, torch.full((1, 2), 1))[:, 1], flow(x, 1.0))
+
+
+def test_counts_are_measured_in_a_power_of_two_and_keep_their_sum() -> None:
+    flow = build(Structure("mass", ("S", "I", "R"), width=4))
+    x = 1e6 * torch.rand(50, 3, dtype=torch.float64)
+    flow.adopt_units(x, x + 1, torch.ones(50, dtype=torch.float64))
+    assert flow.scale.log2() == flow.scale.log2().round()
+    assert 0.2 < flow.to_units(x).max() < 5
+    assert flow.vector_field(x[:5]).std(0).max() > 0, "the hidden units are not saturated"
+    assert verify(flow, x[:4]).passed
+
+
+def test_a_shift_loses_what_it_moves() -> None:
+    flow = FlowMap(FreeField(2, 4, odd=True).double(), integrator("rk4"), Structure("none", ("a", "b")))
+    assert flow.properties.of(Equivariant) is not None
+    x = torch.rand(9, 2, dtype=torch.float64) + 1
+    flow.adopt_units(x, x + 0.1, torch.ones(9, dtype=torch.float64))
+    assert flow.properties.of(Equivariant) is None
+
+
+def test_constant_columns_say_nothing_of_the_noise() -> None:
+    t = torch.linspace(0, 2, 41, dtype=torch.float64)
+
+    def states(k: int, *constant: float) -> Tensor:
+        return torch.stack([(t + k).sin(), (t + k).cos(), *(torch.full_like(t, c) for c in constant)], 1)
+
+    plain = Trajectories((t,) * 3, tuple(map(states, range(3))), ("S", "I"))
+    more = Trajectories((t,) * 3, tuple(states(k, 3.31e8, 7.0) for k in range(3)), ("S", "I", "N", "M"))
+    assert noise_level(more) == pytest.approx(noise_level(plain), rel=1e-9)
+
+
+class Exponential(nn.Module):
+    """exp(ax)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.exp(self.a * x)
+
+
+def test_parameters_that_fail_on_the_validation_are_not_the_best() -> None:
+    one = torch.ones(4, 1, dtype=torch.float64)
+    module = Exponential()
+    history = fit(module, one, math.e * one, validation=(1000 * one, one))
+    assert history.validation is not None
+    assert bool(module(1000 * one).isfinite().all())
+
+
+@pytest.mark.parametrize("change", [{"y": -5.0}, {"adam_steps": 3}, {"validation": True}])
+def test_a_checkpoint_of_another_fit_is_refused(change: dict, tmp_path: Path) -> None:
+    x = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
+    fit(nn.Linear(1, 1), x, 3 * x, adam_steps=2, checkpoint=tmp_path / "c.pt")
+    held = {"validation": (x, x)} if change.get("validation") else {}
+    steps, slope = change.get("adam_steps", 2), change.get("y", 3.0)
+    with pytest.raises(BadCheckpoint, match="is not a checkpoint of this fit"):
+        fit(nn.Linear(1, 1), x, slope * x, adam_steps=steps, checkpoint=tmp_path / "c.pt", **held)
+
+
+def test_the_finish_that_stands_in_keeps_to_the_steps_that_were_asked_for() -> None:
+    x = torch.randn(500, 60, dtype=torch.float64)
+    history = fit(nn.Linear(60, 60), x, x.tanh(), adam_steps=0, finish_steps=0)
+    assert [record.phase for record in history.records] == ["start"]
+
+
+class Parabola(nn.Module):
+    """z = x + az², the smaller root, real for 4ax <= 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(0.2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return solve(lambda z, x: z - x - self.a * z * z, x, x)
+
+
+@pytest.mark.parametrize("finish", ["levenberg-marquardt", "lbfgs"])
+def test_a_step_without_a_solution_is_rejected_and_the_fit_goes_on(finish: str) -> None:
+    one = torch.ones(4, 1, dtype=torch.float64)
+    module = Parabola()
+    history = fit(module, one, 1.5 * one, adam_steps=0, finish=finish)
+    assert history.loss < history.records[0].loss
+    assert float(module.a) <= 0.25
+
+
+def test_states_at_which_a_run_ended_are_not_stepped_from() -> None:
+    states = torch.zeros(5, 2)
+    assert int(_starts(states, 24).max()) == 3
+    assert int(_starts(states[:1], 24).max()) == 0
+
+
+def test_one_short_trajectory_does_not_switch_the_horizon_off() -> None:
+    t = torch.linspace(0, 3, 31, dtype=torch.float64)
+    noise = torch.Generator().manual_seed(0)
+    long = tuple(
+        torch.stack([(t + k).sin(), (t + k).cos()], 1) + 0.1 * torch.randn(31, 2, generator=noise, dtype=torch.float64)
+        for k in range(8)
+    )
+    data = Trajectories((t,) * 8, long, ("q", "p"))
+    short = Trajectories((*data.times, *(t[:2],) * 4), (*long, *(long[0][:2],) * 4), ("q", "p"))
+    config = FitConfig(noise="yes")
+    assert plan(data, config).horizon == plan(short, config).horizon == 10
+    pairs = Pairs(long[0][:-1], long[0][1:], t.diff(), ("q", "p"))
+    with pytest.raises(InvalidArgument, match="file of pairs"):
+        plan(pairs, config)
+
+
+def test_a_negative_step_of_the_positive_midpoint_is_its_formula() -> None:
+    one = torch.ones(1, 1, dtype=torch.float64)
+    assert float(_frozen(0 * one, one, one, -10.0)) == pytest.approx(1 - math.exp(10), rel=1e-12)

@@ -191,7 +191,7 @@ def test_everything_is_escaped():
 
 def test_what_is_missing_is_said_in_words():
     empty = Page(report_page(ReportData("a run", "dynablocks run", {})))
-    for sentence in ("not measured", "not attacked", "not certified", "no finite bound", "No record of the training"):
+    for sentence in ("not measured", "not attacked", "not certified", "No record of the training"):
         assert sentence in empty.text
     metrics = dict(sample_data().metrics) | {"robust_accuracy": None, "auc": None, "lipschitz_bound": math.inf}
     page = Page(report_page(sample_data(metrics=metrics, history=[])))
@@ -399,9 +399,16 @@ def test_summary_table_in_the_terminal():
     text = console.export_text()
     for part in ("certified on digits", "90.0 %", "0.141 (36/255)", "not attacked", "1.000000", "12,345", "2 min 10 s"):
         assert part in text
-    console.print(summary_table({"model": "[bold]x", "lipschitz_bound": None}))
+    console.print(summary_table({"model": "[bold]x", "lipschitz_bound": None, "certified_accuracy": []}))
     assert "no finite bound" in (text := console.export_text())
     assert "[bold]x" in text
+
+
+def test_what_was_not_certified_is_not_called_unbounded():
+    metrics = dict(sample_data().metrics) | {"certified_accuracy": None, "lipschitz_bound": None}
+    text = Page(report_page(sample_data(metrics=metrics))).text
+    assert "was not certified" in text
+    assert "No finite bound" not in text
 
 
 def test_markdown_table_for_the_documentation():

@@ -13,9 +13,10 @@ import pytest
 
 from dynablocks.cli import main
 from dynablocks.errors import BadData
-from dynablocks.experiments import EXPERIMENTS, Scale, Store
+from dynablocks.experiments import EXPERIMENTS, Scale, Store, runs
 from dynablocks.experiments.cells import in_order
-from dynablocks.experiments.runner import all_cells, chosen, write_outputs
+from dynablocks.experiments.robustness import warm_row
+from dynablocks.experiments.runner import all_cells, chosen, interrupt_once, write_outputs
 
 SMOKE = Scale("smoke")
 
@@ -151,3 +152,77 @@ def test_all_shares_cells_between_figures() -> None:
     apart = sum(len(list(in_order(e.cells(SMOKE)))) for e in chosen(["all"]))
     assert len(together) < apart
     assert len({cell.key for cell in together}) == len(together)
+
+
+def test_a_seed_is_taken_and_has_its_own_pages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "fig3", "--preset", "smoke", "--seed", "7", "--dry-run", "--out", str(tmp_path)]) == 0
+    experiment, scale = EXPERIMENTS["fig3"](), Scale("smoke", seed=7)
+    page = write_outputs(experiment, scale, Store(tmp_path / "cells"), tmp_path)[0]
+    assert page.parent == tmp_path / "smoke-seed-7"
+    assert "--seed 7" in page.read_text()
+
+
+def test_no_network_of_smoke_begins_with_digits_and_goes_on_with_cifar(tmp_path: Path) -> None:
+    scale = Scale("smoke", cifar100_dir=tmp_path)
+    assert warm_row(scale, "flexible", 0.07) is None
+    assert warm_row(Scale("cpu", tmp_path, tmp_path), "flexible", 0.07) is not None
+
+
+def test_images_that_cannot_be_had_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def unreachable(config: object) -> None:
+        asked.append(config)
+        raise BadData("the Hub cannot be reached; give --data-dir.")
+
+    monkeypatch.setattr(runs, "load_splits", unreachable)
+    runs._images.cache_clear()
+    for _ in range(3):
+        with pytest.raises(BadData, match="cannot be reached"):
+            runs.images("cifar10", None)
+    runs._images.cache_clear()
+    assert len(asked) == 1
+
+
+def test_one_ctrl_c_that_comes_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 10.3, 12.0])
+    monkeypatch.setattr("dynablocks.experiments.runner.time.monotonic", lambda: next(clock))
+    interrupt = interrupt_once()
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(signal.SIGINT, None)
+    interrupt(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(signal.SIGINT, None)
+
+
+def test_the_commit_is_that_of_the_source_and_tells_of_any_change(tmp_path: Path) -> None:
+    import importlib.util
+    import shutil
+
+    import dynablocks.experiments.provenance as provenance
+
+    def commit() -> str | None:
+        spec = importlib.util.spec_from_file_location("copied_provenance", inside / "provenance.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.commit()
+
+    def git(*arguments: str) -> None:
+        who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    inside = tmp_path / "source" / "experiments"
+    inside.mkdir(parents=True)
+    shutil.copy(provenance.__file__, inside / "provenance.py")
+    (tmp_path / "loop.py").write_text("1")
+    git("init")
+    git("add", "loop.py")
+    git("commit", "-m", "without the source, as when it is installed inside a repository")
+    assert commit() is None
+    git("add", ".")
+    git("commit", "-m", "all")
+    assert not (found := commit() or "+").endswith("+")
+    (tmp_path / "loop.py").write_text("2")
+    assert commit() == f"{found}+"

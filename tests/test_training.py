@@ -394,6 +394,24 @@ def test_interrupt_writes_a_checkpoint_and_the_training_goes_on(tmp_path: Path) 
     assert steps == list(range(6, 19))
 
 
+def test_an_interrupt_in_the_last_step_stops_after_the_training_is_stored(tmp_path: Path) -> None:
+    import os
+    import signal
+
+    config = TrainingConfig(epochs=1, batch_size=32, **QUIET)
+    last = len(quadrants().train) // 32 + bool(len(quadrants().train) % 32)
+
+    def press_ctrl_c(step: int) -> None:
+        if step == last:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(small_model(), quadrants(), config, tmp_path, on_step=press_ctrl_c)
+    steps: list[int] = []
+    assert fit(small_model(), quadrants(), config, tmp_path, on_step=steps.append).steps == last
+    assert steps == []
+
+
 def test_two_trainings_cannot_share_a_directory(tmp_path: Path) -> None:
     def second(step: int) -> None:
         fit(small_model(), quadrants(), TrainingConfig(**QUIET), tmp_path)

@@ -39,7 +39,9 @@ PAPER_AUC = 0.680
 """The best area of the paper's table 1, on PAPER_EPSILONS."""
 
 
-def auto_attack(run: Path, pixels: Tensor, labels: Tensor, epsilon: float, batch_size: int) -> list[float | None]:
+def auto_attack(
+    run: Path, pixels: Tensor, labels: Tensor, epsilon: float, batch_size: int, fingerprint: str
+) -> list[float | None]:
     """How far each image was moved when it lost its class: 0 where it never had it, ``None`` where it keeps it.
 
     The attacks run one after the other on the images that are left, as the package does it, but what each of them found
@@ -48,10 +50,10 @@ def auto_attack(run: Path, pixels: Tensor, labels: Tensor, epsilon: float, batch
     from pyautoattack import AutoAttack
 
     path = run / f"autoattack-{epsilon:g}-{len(pixels)}.state.json"
-    weights = weights_hash(run)
+    belongs = {"weights": weights_hash(run), "fingerprint": fingerprint}
     state = read_json(path) if path.exists() else {}
-    if state.get("weights") != weights:
-        state = {"weights": weights, "done": [], "distances": [None] * len(pixels)}
+    if {name: state.get(name) for name in belongs} != belongs:
+        state = belongs | {"done": [], "distances": [None] * len(pixels)}
     model = load(run).requires_grad_(False)
     for name in ATTACKS:
         left = [i for i, distance in enumerate(state["distances"]) if distance is None]
@@ -91,15 +93,22 @@ def measured(run: Path, options: argparse.Namespace) -> dict[str, Any]:
     data = DataConfig(dir=options.data_dir)
     config = with_data(load_config(run), data)
     certificate = certify_run(run, data)
-    ours = attack_run(run, replace(config.attack, samples=options.samples), data)
-    test = load_splits(config).test
+    settings = replace(
+        config.attack,
+        samples=options.samples,
+        epsilons=tuple(sorted({*config.attack.epsilons, *PAPER_EPSILONS, options.epsilon})),
+        losses=tuple(dict.fromkeys(("ce", *config.attack.losses))),
+    )
+    ours = attack_run(run, settings, data)
+    splits = load_splits(config)
+    test = splits.test
     count = min(options.samples, len(test))
     pixels, labels = test.images[:count].float() / 255, test.labels[:count].long()
-    distances = auto_attack(run, pixels, labels, options.epsilon, options.batch_size)
-    check(distances, certificate)
-    radii = torch.where(certificate.correct[:count], certificate.radii[:count], 0.0)
     curve = ours.curve()
     worst = curve.at((options.epsilon,)).accuracies[0]
+    distances = auto_attack(run, pixels, labels, options.epsilon, options.batch_size, splits.fingerprint)
+    check(distances, certificate)
+    radii = torch.where(certificate.correct[:count], certificate.radii[:count], 0.0)
     return {
         "images": count,
         "epsilon": options.epsilon,

@@ -188,26 +188,28 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join([lines[0], "|---" * len(COLUMNS) + "|", *lines[1:]])
 
 
-def as_page(
-    results: list[dict[str, Any]], minutes: float, preset: str = "certified/cpu-1h", search: float = 0.0
-) -> dict[str, Any]:
+FORMATS = {"32": "float32", "bf16": "mixed bfloat16", "16": "mixed float16"}
+
+
+def as_page(results: list[dict[str, Any]], minutes: float, preset: str = "certified/cpu-1h") -> dict[str, Any]:
     """What ``docs/make_results.py`` reads: the rows and how they were made."""
     images = sorted({f"{r['images']} {r['measured']} images" for r in results})
-    precisions = sorted({f"{r['precision']} on {r['device']}" for r in results})
+    formats = sorted({f"{FORMATS[r['precision']]} on {r['device']}" for r in results})
     caption = (
         f"Clean and certified accuracy (%) on {', '.join(images)}, each network trained for {minutes:g} minutes by "
-        f"the same loop on the same batches, one after the other ({', '.join(precisions)}). certified: with our sound "
+        f"the same loop on the same batches, one after the other ({', '.join(formats)}). certified: with our sound "
         "bound of the body, of ours with its proven rounding too; own claim: with the constant 1 the layer claims. "
         "Several seeds: mean ± standard deviation."
     )
-    searched = max((len(r["search"]["tried"]) for r in results if r["search"]), default=0)
+    searched = [r for r in results if r["search"]]
+    each = ", ".join(sorted({f"{r['search']['minutes']:g}" for r in searched}))
     if searched:
         caption += (
-            f" Each peer in the best of {searched} settings (frame, optimiser, loss), chosen by {search:g}-minute "
-            f"trainings on {HELD_OUT} held-out training images."
+            f" {', '.join(r['name'].rsplit('-', 1)[0] for r in searched)}: the best of {len(SEARCH)} settings (frame, "
+            f"optimiser, loss), chosen by {each}-minute trainings on {HELD_OUT} held-out training images."
         )
     command = f"python benchmarks/certified/run.py --data-dir CIFAR10 --out WORK --peers PEERS --minutes {minutes:g}"
-    command += f" --preset {preset}" + (f" --search {search:g}" if searched else "")
+    command += f" --preset {preset}" + (f" --search {each}" if searched else "")
     origin = {
         "seed": sorted({r["seed"] for r in results}),
         "data": sorted({r["data"] for r in results}),
@@ -299,10 +301,13 @@ def require_same(path: Path, result: dict[str, Any], args: argparse.Namespace, *
         InvalidArgument: naming the first difference.
     """
     asked = {"minutes": args.minutes, "measured": "held-out" if args.held_out else "test", "preset": args.preset} | also
+    made = result | {"search": (result.get("search") or {}).get("minutes", 0.0)}
+    if args.search and result.get("source") != "dynablocks":
+        asked["search"] = args.search
     for name, wanted in asked.items():
-        if result.get(name, wanted) != wanted:
+        if made.get(name, wanted) != wanted:
             raise InvalidArgument(
-                f"{path} holds {result['name']} with {name} {result[name]!r}, asked for is {wanted!r}; one table "
+                f"{path} holds {result['name']} with {name} {made[name]!r}, asked for is {wanted!r}; one table "
                 "compares equals, so name another file or folder."
             )
 
@@ -336,7 +341,7 @@ def main() -> None:
     results = list((kept | {result["name"]: result for result in here}).values())
     print(table(results))
     if args.page:
-        write_json(args.page, as_page(results, args.minutes, args.preset, args.search))
+        write_json(args.page, as_page(results, args.minutes, args.preset))
 
 
 if __name__ == "__main__":

@@ -51,16 +51,20 @@ def write_certificate(
     """
     if path.is_dir():
         raise InvalidArgument(f"--json {path} is a folder; name a file in it, such as {path / 'certificate.json'}.")
-    result = certify_run(directory, data, arithmetic=arithmetic)
     if path.resolve() == (directory / "certificate.json").resolve():
         raise InvalidArgument(f"{path} is the run's own summary; give --json another name.")
+    weights = weights_hash(directory)
+    result = certify_run(directory, data, arithmetic=arithmetic)
     run = with_data(load_config(directory), data)
     description = yaml.safe_load(read_config(require_checkpoint(directory)))["model"]
+    network = load(directory)
+    if weights_hash(directory) != weights:
+        raise InvalidArgument(f"the weights in {directory} changed meanwhile; certify when its training has ended.")
     content = artefact(
-        load(directory),
+        network,
         result,
         description=description,
-        weights=weights_hash(directory),
+        weights=weights,
         run=os.path.relpath(directory.resolve(), path.resolve().parent),
         splits=load_splits(run),
         data={"name": data_name(run.data), "dir": None if run.data.dir is None else str(run.data.dir.resolve())},

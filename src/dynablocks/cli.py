@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
@@ -47,7 +48,7 @@ usage: dynablocks COMMAND [options]          dynablocks COMMAND --help for its o
 examples:
   dynablocks run                                        the embedded digits, minutes on two cores
   dynablocks run --model prescribed --lift paper --preset smoke
-  dynablocks run --data-dir ~/cifar10 --preset certified/cpu-15min    a CIFAR-10 copy, 15 minutes of training
+  dynablocks run --data-dir ~/cifar10                   a CIFAR-10 copy, 15 minutes of training
   dynablocks explain runs/cifar
   dynablocks fit trajectories.csv --preserve mass       a map that keeps the sum of the states
   dynablocks reproduce all --preset smoke               every figure and table in minutes, to see that it works
@@ -89,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # torch says RuntimeError, on a CPU as on a GPU.
         if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
             raise
-        advice = "use a smaller --training.batch_size or --model.widths"
+        batch = "--attack.batch_size" if arguments[0] == "attack" else "--training.batch_size or --model.widths"
+        advice = f"use a smaller {batch}"
         print(f"dynablocks: error: out of memory; {advice}.", file=sys.stderr)
         return 2
     except SystemExit as stop:
@@ -122,13 +124,27 @@ def _dispatch(arguments: list[str]) -> int:
     return command(arguments[1:])
 
 
-def _expand(arguments: Sequence[str]) -> list[str]:
-    """Shorthands to full names: ``--model X`` is ``--model.name X``."""
-    expanded = []
-    for argument in arguments:
+def _shorthands(command: str) -> dict[str, str]:
+    """The shorthands of a command: of settings that it has."""
+    if command in ("run", "train"):
+        return SHORTHANDS
+    groups = {"explain": ("--model.",), "fit": (), "list": ()}.get(command, ("--data.dir",))
+    return {short: full for short, full in SHORTHANDS.items() if full.startswith(groups)}
+
+
+def _expand(arguments: Sequence[str], command: str) -> list[str]:
+    """Full names for shorthands, as ``--model.name X`` for ``--model X``; files first: every flag overrides them."""
+    shorthands = _shorthands(command)
+    files: list[str] = []
+    flags: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
         flag, equals, value = argument.partition("=")
-        expanded.append(SHORTHANDS.get(flag, flag) + equals + value)
-    return expanded
+        if flag == "--config":
+            files += [argument] if equals else [argument, *itertools.islice(rest, 1)]
+        else:
+            flags.append(shorthands.get(flag, flag) + equals + value)
+    return files + flags
 
 
 def _parser(command: str, summary: str) -> Any:
@@ -138,13 +154,14 @@ def _parser(command: str, summary: str) -> Any:
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise InvalidArgument(_one_sentence(str(message), command)) from ex
 
-    shorthands = ", ".join(f"{short} = {full}" for short, full in SHORTHANDS.items())
+    shorthands = ", ".join(f"{short} = {full}" for short, full in _shorthands(command).items())
     return Parser(
         prog=f"dynablocks {command}",
         description=summary,
-        epilog=f"shorthands: {shorthands}",
+        epilog=f"shorthands: {shorthands}" if shorthands else None,
         exit_on_error=True,
         default_env=False,
+        allow_abbrev=False,
     )
 
 
@@ -163,44 +180,56 @@ def _one_sentence(message: str, command: str) -> str:
     return f"{text.rstrip('.')}; see dynablocks {command} --help."
 
 
-def _value_of(arguments: Sequence[str], flag: str) -> str | None:
-    """The last value of a flag, as ``--flag value`` or ``--flag=value``."""
-    found = None
+def _values_of(arguments: Sequence[str], flag: str) -> list[str]:
+    """All values of a flag, as ``--flag value`` or ``--flag=value``."""
+    found = []
     for i, argument in enumerate(arguments):
         if argument == flag and i + 1 < len(arguments):
-            found = arguments[i + 1]
+            found.append(arguments[i + 1])
         elif argument.startswith(flag + "="):
-            found = argument.partition("=")[2]
+            found.append(argument.partition("=")[2])
     return found
 
 
-def _given(arguments: Sequence[str]) -> tuple[str, str, str]:
-    """Preset, model and data set, from the flags or the configuration file, before the parser knows its defaults."""
+def _value_of(arguments: Sequence[str], flag: str) -> str | None:
+    """The last value of a flag."""
+    return next(iter(reversed(_values_of(arguments, flag))), None)
+
+
+def _read_settings(file: str) -> dict[str, Any]:
+    """The content of a configuration file, with the groups that decide the defaults."""
     import yaml
 
-    from dynablocks.config import DataConfig
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    except FileNotFoundError as error:
+        raise InvalidArgument(f"--config {file} does not exist; give a YAML file, see --print_config.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidArgument(f"--config {file} is not readable YAML; write one with --print_config.") from error
+    if not isinstance(content, dict):
+        raise InvalidArgument(f"--config {file} holds no settings; write one with --print_config.")
+    groups = {name: content.get(name) or {} for name in ("data", "model")}
+    if not all(isinstance(group, dict) for group in groups.values()):
+        raise InvalidArgument(f"--config {file}: model and data are groups of settings; see --print_config.")
+    return content | groups
+
+
+def _given(arguments: Sequence[str]) -> tuple[str, str, str]:
+    """Preset, model and data set, from the flags or the configuration files, before the parser knows its defaults."""
+    from dynablocks.config import DataConfig, default_preset
     from dynablocks.pipeline import data_name
 
-    content: dict[str, Any] = {}
-    file = _value_of(arguments, "--config")
-    if file is not None:
-        try:
-            content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-        except FileNotFoundError as error:
-            raise InvalidArgument(f"--config {file} does not exist; give a YAML file, see --print_config.") from error
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InvalidArgument(f"--config {file} is not readable YAML; write one with --print_config.") from error
-        if not isinstance(content, dict):
-            raise InvalidArgument(f"--config {file} holds no settings; write one with --print_config.")
-    data = content.get("data") or {}
-    model = content.get("model") or {}
-    if not isinstance(data, dict) or not isinstance(model, dict):
-        raise InvalidArgument(f"--config {file}: model and data are groups of settings; see --print_config.")
+    preset: Any = None
+    data: dict[str, Any] = {}
+    model: dict[str, Any] = {}
+    for content in map(_read_settings, _values_of(arguments, "--config")):
+        preset = content.get("preset") or preset
+        data, model = data | content["data"], model | content["model"]
     name = _value_of(arguments, "--data.name") or data.get("name")
     folder = _value_of(arguments, "--data.dir") or data.get("dir")
     found = data_name(DataConfig(None if name is None else str(name), Path(str(folder)) if folder else None))
-    chosen = _value_of(arguments, "--model.name") or model.get("name") or "certified"
-    return _value_of(arguments, "--preset") or content.get("preset") or "cpu", str(chosen), found
+    chosen = str(_value_of(arguments, "--model.name") or model.get("name") or "certified")
+    return _value_of(arguments, "--preset") or preset or default_preset(chosen, found), chosen, found
 
 
 def _parse_run(command: str, summary: str, arguments: Sequence[str]) -> tuple[RunConfig, Any]:
@@ -209,9 +238,11 @@ def _parse_run(command: str, summary: str, arguments: Sequence[str]) -> tuple[Ru
     from dynablocks.config import RunConfig, preset_settings
     from dynablocks.models import MODELS
 
-    arguments = _expand(arguments)
+    arguments = _expand(arguments, command)
     parser = _parser(command, summary)
-    parser.add_argument("--config", action="config", help="a YAML file with any of the settings below")
+    parser.add_argument(
+        "--config", action="config", help="a YAML file with any of the settings below; flags override it"
+    )
     parser.add_argument("--out", type=Path, default=None, help="the run directory (default: runs/DATA-MODEL-PRESET)")
     parser.add_argument(
         "--overwrite", action="store_true", help="start anew in a directory that holds another training"
@@ -321,7 +352,7 @@ def _attack(arguments: Sequence[str]) -> int:
     from dynablocks.pipeline import attack_run, load_config
     from dynablocks.robustness import AttackConfig
 
-    arguments = _expand(arguments)
+    arguments = _expand(arguments, "attack")
     parser = _directory_parser("attack", "Attack the test images of a run with l2-PGD at many radii.")
     parser.add_argument("--attack", type=AttackConfig, default=AttackConfig(), help="how to attack")
     directory = _directory(parser.parse_args(arguments), "attack")
@@ -348,7 +379,7 @@ def _certify(arguments: Sequence[str]) -> int:
         help="float64 or float32, in which the network will run; the proven rounding bound of float32 costs radius",
     )
     parser.add_argument("--json", type=Path, default=None, help="also write a certificate file for dynablocks audit")
-    options = parser.parse_args(_expand(arguments))
+    options = parser.parse_args(_expand(arguments, "certify"))
     directory = _directory(options, "certify")
     if options.dry_run:
         return _describe(directory, "certify")
@@ -396,7 +427,7 @@ def _audit(arguments: Sequence[str]) -> int:
     parser.add_argument("--data.dir", type=Path, default=None, help="where the images are now, if they moved")
     parser.add_argument("--samples", type=int, default=64, help="how many certified images are attacked; 0: none")
     parser.add_argument("--steps", type=int, default=40, help="gradient steps of each attack")
-    options = parser.parse_args(_expand(arguments))
+    options = parser.parse_args(_expand(arguments, "audit"))
     if options.certificate is None:
         raise InvalidArgument("no certificate was given; use: dynablocks audit FILE")
     for name, least in (("samples", 0), ("steps", 1)):
@@ -418,7 +449,7 @@ def _verify(arguments: Sequence[str]) -> int:
     parser = _directory_parser("verify", "Measure every declared property of a run's network in float64.")
     parser.add_argument("--samples", type=int, default=4, help="how many test images to measure at")
     parser.add_argument("--deep", action="store_true", help="also every part of the network")
-    options = parser.parse_args(_expand(arguments))
+    options = parser.parse_args(_expand(arguments, "verify"))
     directory = _directory(options, "verify")
     if options.samples < 1:
         raise InvalidArgument(f"--samples is {options.samples}; at least 1 is needed.")
@@ -444,7 +475,7 @@ def _explain(arguments: Sequence[str]) -> int:
     parser.add_argument("--model", type=ModelConfig, default=ModelConfig(), help="an untrained model to explain")
     parser.add_argument("--depth", type=int, default=None, help="how many levels of parts to print")
     parser.add_argument("--dry-run", action="store_true", help="only say which network would be explained")
-    options = parser.parse_args(_expand(arguments))
+    options = parser.parse_args(_expand(arguments, "explain"))
     directory = options.directory or options.out
     if options.dry_run:
         print(f"would explain {directory or 'an untrained ' + options.model.name}")
@@ -463,7 +494,7 @@ def _report(arguments: Sequence[str]) -> int:
     from dynablocks.pipeline import report_run
 
     options = _directory_parser("report", "Write the self-contained report.html of a run.").parse_args(
-        _expand(arguments)
+        _expand(arguments, "report")
     )
     directory = _directory(options, "report")
     if options.dry_run:
@@ -486,7 +517,7 @@ def _reproduce(arguments: Sequence[str]) -> int:
 
     parser = _parser("reproduce", "Make figures and tables of the paper; what is there already is not made again.")
     add_arguments(parser)
-    return reproduce(parser.parse_args(_expand(arguments)), list(arguments), _say)
+    return reproduce(parser.parse_args(_expand(arguments, "reproduce")), list(arguments), _say)
 
 
 def _list(arguments: Sequence[str]) -> int:

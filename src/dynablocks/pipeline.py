@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from dynablocks.progress import progress_bar
 from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, Curve, attack, certify, check_sound
 from dynablocks.switching import set_progress
 from dynablocks.training import TrainingSummary, find_checkpoint, fit, load_weights, read_config
-from dynablocks.training.precision import choose_device
+from dynablocks.training.precision import choose_device, present_device, synchronise
 
 if TYPE_CHECKING:
     from dynablocks.reporting import ReportData
@@ -139,6 +139,7 @@ def train_run(config: RunConfig, directory: Path, *, overwrite: bool = False) ->
     network, description = build_for(config, splits)
     if config.warm_start is not None:
         description["warm_start"] = weights_hash(config.warm_start)
+        require_unseen(config.warm_start, config.training.seed, splits)
         take_body(network, config.warm_start)
     settings = replace(config, data=replace(config.data, name=data_name(config.data)))
 
@@ -182,16 +183,38 @@ def take_body(network: Network, directory: Path) -> None:
         ) from error
 
 
+def require_unseen(directory: Path, seed: int, splits: DataSplits) -> None:
+    """Refuse weights that were trained on images held out now: they would be no judge of the training that follows.
+
+    Raises:
+        InvalidArgument: the run trained on such images of the same copy.
+    """
+    import yaml
+
+    if splits.validation is None:
+        return
+    stored = yaml.safe_load(read_config(require_checkpoint(directory)))
+    data, earlier = stored["data"], stored["training"]["seed"]
+    # Of one seed, a larger validation set contains a smaller one.
+    nested = earlier == seed and data["train_images"] <= len(splits.train)
+    if data["fingerprint"] == splits.fingerprint and not nested:
+        raise InvalidArgument(
+            f"--warm_start {directory} was trained on images that are held out here; train it with --data.validation "
+            f"{len(splits.validation)} and --training.seed {seed} too, or start from new weights."
+        )
+
+
 def attack_run(directory: Path, config: AttackConfig | None = None, data: DataConfig | None = None) -> AttackResult:
     """Attack the test images of a run; write attack.json and attack.safetensors; stop where a certificate is broken."""
     run = with_data(load_config(directory), data)
+    _training_facts(directory)
     splits = load_splits(run)
     wanted = run.attack if config is None else config
     settings = replace(wanted, samples=min(wanted.samples, len(splits.test)))
     result: AttackResult | None = _restore(directory, "attack", AttackResult.restore, splits.fingerprint)
     if result is None or result.config != settings:
         belongs = _belongs_to(directory, splits.fingerprint)
-        network = load(directory).to(choose_device(run.training.device))
+        network = load(directory).to(present_device(run.training.device))
         with progress_bar(f"attacking {settings.samples} images") as update:
             result = attack(network, splits.test, settings, update)
         _store(directory, "attack", result.summary() | belongs, result.tensors())
@@ -207,18 +230,24 @@ def certify_run(directory: Path, data: DataConfig | None = None, *, arithmetic: 
     rounding bound.
     """
     run = with_data(load_config(directory), data)
-    splits, epsilons = load_splits(run), AttackConfig().epsilons
+    _training_facts(directory)
+    splits, epsilons = load_splits(run), _radii(run.attack.epsilons)
     restored = _restore(directory, "certificate", CertificateResult.restore, splits.fingerprint)
     result: CertificateResult | None = restored
     if result is None or result.arithmetic != arithmetic:
         belongs = _belongs_to(directory, splits.fingerprint)
-        network = load(directory).to(choose_device(run.training.device))
+        network = load(directory).to(present_device(run.training.device))
         with progress_bar(f"certifying {len(splits.test)} images") as update:
             result = certify(network, splits.test, arithmetic=arithmetic, progress=update)
         _store(directory, "certificate", result.summary(epsilons) | belongs, result.tensors())
     _check_together(directory, splits.fingerprint)
     collect_metrics(directory, splits.fingerprint)
     return result
+
+
+def _radii(epsilons: Iterable[float]) -> tuple[float, ...]:
+    """Where certified accuracy is stated: at the usual radii and at the attacked ones."""
+    return tuple(sorted({*AttackConfig().epsilons, *epsilons}))
 
 
 def report_run(directory: Path, command: str, data: DataConfig | None = None) -> Path:
@@ -256,13 +285,14 @@ def collect_metrics(directory: Path, fingerprint: str | None = None) -> dict[str
     images = training.get("fingerprint", "") if fingerprint is None else fingerprint
     certificate = _current(directory, "certificate", images)
     attacked = _current(directory, "attack", images)
+    certified = _certified_accuracy(directory, certificate, attacked, images)
     clean = (certificate or attacked or {}).get("clean_accuracy")
     metrics = {
         "model": config.model.name,
         "preset": config.preset,
         "clean_accuracy": clean,
         "robust_accuracy": (attacked or {}).get("robust_accuracy"),
-        "certified_accuracy": (certificate or {}).get("certified_accuracy"),
+        "certified_accuracy": certified,
         "auc": (attacked or {}).get("auc"),
         "lipschitz_bound": (certificate or {}).get("body_lipschitz"),
         "images_per_second": training["images_per_second"],
@@ -279,6 +309,21 @@ def collect_metrics(directory: Path, fingerprint: str | None = None) -> dict[str
     }
     write_json(directory / "metrics.json", metrics)
     return metrics
+
+
+def _certified_accuracy(
+    directory: Path, certificate: dict[str, Any] | None, attacked: dict[str, Any] | None, fingerprint: str
+) -> list[dict[str, float]] | None:
+    """The certificate's curve, also at radii that were attacked after it was made."""
+    if certificate is None:
+        return None
+    points: list[dict[str, float]] = certificate["certified_accuracy"]
+    known = {point["epsilon"] for point in points}
+    asked = {point["epsilon"] for point in (attacked or {}).get("robust_accuracy", ())}
+    if asked <= known:
+        return points
+    result: CertificateResult | None = _restore(directory, "certificate", CertificateResult.restore, fingerprint)
+    return points if result is None else result.curve(_radii(known | asked)).points()
 
 
 def _training_facts(directory: Path) -> dict[str, Any]:
@@ -299,11 +344,18 @@ def _curves(attacked: AttackResult | None, certificate: CertificateResult | None
     """Certified and attacked accuracy against the radius, as far as they were measured."""
     curves = {}
     if certificate is not None:
-        curves["certified"] = certificate.curve(AttackConfig().epsilons)
+        curves["certified"] = certificate.curve(_radii(() if attacked is None else attacked.epsilons))
     if attacked is not None:
         curves["attacked (worst)"] = attacked.curve()
         curves |= {f"attacked ({name})": attacked.curve(name) for name in ("ce",) if name in attacked.broken}
     return curves
+
+
+def stored_curves(directory: Path) -> dict[str, Curve]:
+    """The curves of a run's stored certificate and attack, on the images it was trained with."""
+    images = _training_facts(directory).get("fingerprint", "")
+    attacked = _restore(directory, "attack", AttackResult.restore, images)
+    return _curves(attacked, _restore(directory, "certificate", CertificateResult.restore, images))
 
 
 def report_data(directory: Path, command: str, data: DataConfig | None = None) -> ReportData:
@@ -313,6 +365,7 @@ def report_data(directory: Path, command: str, data: DataConfig | None = None) -
 
     run_config = with_data(load_config(directory), data)
     splits, network = load_splits(run_config), load(directory)
+    _check_together(directory, splits.fingerprint)
     attacked = _restore(directory, "attack", AttackResult.restore, splits.fingerprint)
     certificate = _restore(directory, "certificate", CertificateResult.restore, splits.fingerprint)
     with progress_bar("measuring the blocks") as update:
@@ -431,16 +484,18 @@ def estimate(config: RunConfig, directory: Path) -> dict[str, Any]:
 
     from torch.utils.flop_counter import FlopCounterMode
 
-    splits = load_splits(config)
-    network, _ = build_for(config, splits)
+    splits, device = load_splits(config), torch.device(choose_device(config.training.device))
+    network = build_for(config, splits)[0].to(device)
     batch = min(config.training.batch_size, len(splits.train))
-    pixels = splits.train.images[:batch].float() / 255
+    pixels = (splits.train.images[:batch].float() / 255).to(device)
     if config.training.channels_last:
         pixels = pixels.to(memory_format=torch.channels_last)
     with FlopCounterMode(display=False) as counter:
         network(pixels).sum().backward()
+    synchronise(device)
     started = time.perf_counter()
     network(pixels).sum().backward()
+    synchronise(device)
     step = time.perf_counter() - started
     steps = math.ceil(len(splits.train) / batch)
     epochs, minutes = config.training.epochs, config.training.max_minutes

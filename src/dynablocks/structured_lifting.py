@@ -47,6 +47,7 @@ class MassLift(Structured):
         self.in_shape, self.out_shape = (in_entries,), (out_entries,)
 
     def forward(self, x: Float[Tensor, "batch entries ..."]) -> Float[Tensor, "batch lifted ..."]:
+        _require_entries(self, x)
         return functional.pad(x, (0,) * (2 * (x.ndim - 2)) + (0, self.out_entries - self.in_entries))
 
     def declare(self) -> Declaration:
@@ -80,6 +81,7 @@ class MassProjection(Structured):
         self.in_shape, self.out_shape = (in_entries,), (out_entries,)
 
     def forward(self, x: Float[Tensor, "batch entries ..."]) -> Float[Tensor, "batch kept ..."]:
+        _require_entries(self, x)
         kept, dropped = x[:, : self.out_entries], x[:, self.out_entries :]
         return kept + dropped.sum(1, keepdim=True) / self.out_entries
 
@@ -115,6 +117,7 @@ class SymplecticLift(Structured):
         self.in_shape, self.out_shape = (in_entries,), (out_entries,)
 
     def forward(self, x: Float[Tensor, "batch entries ..."]) -> Float[Tensor, "batch lifted ..."]:
+        _require_entries(self, x)
         pad = (0,) * (2 * (x.ndim - 2)) + (0, (self.out_entries - self.in_entries) // 2)
         return torch.cat([functional.pad(half, pad) for half in x.chunk(2, dim=1)], dim=1)
 
@@ -145,6 +148,7 @@ class SymplecticProjection(Structured):
         self.in_shape, self.out_shape = (in_entries,), (out_entries,)
 
     def forward(self, x: Float[Tensor, "batch entries ..."]) -> Float[Tensor, "batch kept ..."]:
+        _require_entries(self, x)
         return torch.cat([half[:, : self.out_entries // 2] for half in x.chunk(2, dim=1)], dim=1)
 
     def declare(self) -> Declaration:
@@ -177,6 +181,14 @@ class NormLift(OrthogonalDense):
         declared = super().declare()
         kept: list[Property] = [*declared.properties, NormPreserving()]
         return Declaration.of(*kept, reason=f"orthonormal columns, {declared.reason}", title="NormLift")
+
+
+def _require_entries(module: Structured, x: Tensor) -> None:
+    """What is declared holds for one size of the states."""
+    (entries,) = module.in_shape
+    if x.ndim < 2 or x.shape[1] != entries:
+        name = type(module).__name__
+        raise InvalidArgument(f"the states have shape {tuple(x.shape)}; {name} takes (batch, {entries}, ...).")
 
 
 def _require_order(smaller: int, larger: int, *, even: bool = False) -> None:

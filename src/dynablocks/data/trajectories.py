@@ -129,17 +129,21 @@ class Trajectories:
         return Trajectories(tuple(self.times[k] for k in chosen), tuple(self.states[k] for k in chosen), self.names)
 
     def write_csv(self, path: Path | str) -> None:
-        """Write ``trajectory,t,<state columns>``, trajectories numbered from 0; reading it gives the same numbers.
+        """Write :meth:`to_csv` to a file.
 
         Raises:
             DynablocksError: the place is not writable.
         """
+        write_text(Path(path), self.to_csv())
+
+    def to_csv(self) -> str:
+        """``trajectory,t,<state columns>``, trajectories numbered from 0; reading it gives the same numbers."""
         text = StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["trajectory", "t", *self.names])
         for k, (times, states) in enumerate(zip(self.times, self.states, strict=True)):
             writer.writerows([k, t, *row] for t, row in zip(times.tolist(), states.tolist(), strict=True))
-        write_text(Path(path), text.getvalue())
+        return text.getvalue()
 
 
 def _require_trajectory(what: str, times: Tensor, states: Tensor, dimension: int) -> None:
@@ -445,6 +449,11 @@ def _pairs(table: _Table) -> Pairs:
     extra = [name for name in table.names if not name.startswith(("in_", "out_")) and name != "h"]
     if table.labels is not None:
         extra.append("trajectory")
+    if "t" in extra:
+        raise BadData(
+            f"{table.path} has the column 't' of a trajectory and the names in_…, out_… of pairs; remove 't' if the "
+            f"rows are pairs ({PAIRS_HEADER}), or rename the states of a trajectory."
+        )
     if extra:
         raise BadData(f"{table.path} has the column {extra[0]!r}; a file of pairs has {PAIRS_HEADER}; remove it.")
     for name in sorted(set(inputs) ^ set(outputs)):

@@ -16,6 +16,7 @@ import os
 import re
 import time
 import traceback
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -190,6 +191,15 @@ class Store:
             return str(error)
         return None
 
+    def forget_failure(self, cell: Cell) -> None:
+        """Make a failed cell a begun one: its files stay for the next build to find."""
+        if self.state(cell) != "failed":
+            return
+        with lock_file(self._lock(cell)) as free:
+            if free:
+                self._set_damaged_aside(cell)
+                (self._partial(cell) / FAILED).unlink(missing_ok=True)
+
     def build(self, cell: Cell, *, retry: bool = False) -> str:
         """Build a cell unless it is built, failed (and no ``retry``), being built elsewhere, or lacks what it needs.
 
@@ -232,8 +242,10 @@ class Store:
 
     def _note_failure(self, cell: Cell, error: Exception) -> None:
         report = {"title": cell.title, "error": f"{error}" or type(error).__name__, "type": type(error).__name__}
-        with contextlib.suppress(DynablocksError):
+        try:
             write_json(self._partial(cell) / FAILED, report | {"traceback": traceback.format_exc()})
+        except DynablocksError as unwritten:
+            warnings.warn(f"{cell.title} failed: {report['error']} (not stored: {unwritten})", stacklevel=2)
 
     def _partial(self, cell: Cell) -> Path:
         return self.directory(cell).with_suffix(".partial")

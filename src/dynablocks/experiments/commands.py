@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from dynablocks.experiments.runner import (
     build_with_workers,
     chosen,
     gather_checks,
+    interrupt_once,
     time_limit,
     write_outputs,
 )
@@ -72,6 +74,8 @@ def reproduce(options: Any, arguments: Sequence[str], say: Callable[[str], None]
     for folder, wanted in ((options.data.dir, "cifar10"), (options.cifar100_dir, "cifar100")):
         if folder is not None and (found := infer_name(folder)) != wanted:
             raise InvalidArgument(f"{folder} holds {found}; {wanted} is needed there.")
+    if options.worker:
+        signal.signal(signal.SIGINT, interrupt_once())
     experiments = chosen(options.names)
     scale = Scale(options.preset, options.data.dir, options.cifar100_dir, options.seed)
     store = Store(options.out / "cells")
@@ -95,7 +99,10 @@ def _build(
     with time_limit(options.max_hours if options.jobs == 1 else None) as is_over:
         try:
             if options.jobs > 1:
-                build_with_workers(arguments, options.jobs, cores())
+                # Once, and not by each worker in turn.
+                for cell in cells if options.retry else ():
+                    store.forget_failure(cell)
+                build_with_workers([a for a in arguments if a != "--retry"], options.jobs, cores())
             else:
                 build_cells(cells, store, say, retry=options.retry)
         except KeyboardInterrupt:

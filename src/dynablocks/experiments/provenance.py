@@ -59,13 +59,17 @@ def _processor() -> str:
 
 @functools.cache
 def commit() -> str | None:
-    """The commit of the source this runs from, with ``+`` when files differ from it; ``None`` when installed."""
-    here = Path(__file__).resolve().parent
+    """The commit of the source this runs from, with ``+`` when a file of its repository differs from it; ``None`` when
+    it is installed, be it inside another repository."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=False)
+
     try:
-        found = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        )
-        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "."], cwd=here, check=False)
-    except (OSError, subprocess.CalledProcessError):
+        if git("ls-files", "--error-unmatch", here.name).returncode != 0:
+            return None
+        found, changed = git("rev-parse", "--short", "HEAD"), git("diff", "--quiet", "HEAD", "--", ":/")
+    except OSError:
         return None
     return found.stdout.strip() + ("+" if changed.returncode == 1 else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from dynablocks.experiments.cells import Cell, Store, in_order
 from dynablocks.files import write_atomically, write_json, write_text
 from dynablocks.progress import PATIENCE_SECONDS
 from dynablocks.reporting.words import duration
+from dynablocks.training.loop import REPEAT_SECONDS
 
 Say = Callable[[str], None]
 
@@ -98,6 +100,19 @@ def build_with_workers(arguments: Sequence[str], jobs: int, cores: int) -> None:
         raise
 
 
+def interrupt_once() -> Callable[[int, object], None]:
+    """A handler of SIGINT for which one Ctrl-C is one: a worker gets the terminal's, and at once its command's."""
+    before = -math.inf
+
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal before
+        last, before = before, time.monotonic()
+        if before - last > REPEAT_SECONDS:
+            raise KeyboardInterrupt
+
+    return interrupt
+
+
 @contextlib.contextmanager
 def time_limit(hours: float | None) -> Iterator[Callable[[], bool]]:
     """Interrupt this process, as Ctrl-C does, after so many hours; the yielded function says whether that happened."""
@@ -121,7 +136,7 @@ def time_limit(hours: float | None) -> Iterator[Callable[[], bool]]:
 
 def write_outputs(experiment: Experiment, scale: Scale, store: Store, out: Path) -> list[Path]:
     """NAME.md, NAME.json and the figures, from the cells that are built."""
-    folder = out / scale.preset
+    folder = out / (scale.preset + (f"-seed-{scale.seed}" if scale.seed else ""))
     paths = [folder / f"{experiment.name}.md", folder / f"{experiment.name}.json"]
     for stem, figure in experiment.figures(scale, store).items():
         for ending in ("png", "svg"):
@@ -137,15 +152,18 @@ def write_outputs(experiment: Experiment, scale: Scale, store: Store, out: Path)
 
 def page(experiment: Experiment, scale: Scale, store: Store, pictures: Sequence[str]) -> str:
     """The experiment's Markdown page."""
-    head = f"# {experiment.title}\n\n{experiment.source} of the paper. Made by `{command(experiment, scale)}`.\n"
+    head = f"# {experiment.title}\n\nSource: {experiment.source}. Made by `{command(experiment, scale)}`.\n"
     images = "".join(f"\n![{name}]({name})\n" for name in pictures)
     return f"{head}\n{experiment.tables(scale, store).strip()}\n{images}"
 
 
 def command(experiment: Experiment, scale: Scale) -> str:
     """The command that makes the experiment again."""
-    data = " --data-dir CIFAR10" if scale.data_dir is not None else ""
-    return f"dynablocks reproduce {experiment.name} --preset {scale.preset}{data}"
+    used = {getattr(cell, "data_dir", None) for cell in in_order(experiment.cells(scale))} - {None}
+    data = " --data-dir CIFAR10" if scale.data_dir in used else ""
+    data += " --cifar100-dir CIFAR100" if scale.cifar100_dir in used else ""
+    seed = f" --seed {scale.seed}" if scale.seed else ""
+    return f"dynablocks reproduce {experiment.name} --preset {scale.preset}{data}{seed}"
 
 
 def provenance(experiment: Experiment, scale: Scale, store: Store) -> dict[str, object]:

@@ -10,21 +10,36 @@ from typing import Any, ClassVar
 
 from dynablocks.config import DataConfig, RunConfig
 from dynablocks.data import DataSplits
+from dynablocks.errors import DynablocksError
 from dynablocks.experiments.cells import Cell, Store
 from dynablocks.models import MODELS, ModelConfig
 from dynablocks.pipeline import load, load_splits, train_run
 from dynablocks.progress import progress_bar
 from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, attack, certify, check_sound
 from dynablocks.training import TrainingConfig
-from dynablocks.training.precision import choose_device
+from dynablocks.training.precision import present_device
 
 CERTIFICATE, ATTACK = "certificate.safetensors", "attack.safetensors"
 
 
-@functools.lru_cache(maxsize=2)
 def images(data: str, data_dir: Path | None) -> DataSplits:
-    """The training and test images of a data set."""
-    return load_splits(RunConfig(data=DataConfig(data, data_dir)))
+    """The training and test images of a data set; what kept them from being loaded once is not tried again.
+
+    Raises:
+        DynablocksError: they are not there.
+    """
+    found = _images(data, data_dir)
+    if isinstance(found, DynablocksError):
+        raise found.with_traceback(None)
+    return found
+
+
+@functools.lru_cache(maxsize=2)
+def _images(data: str, data_dir: Path | None) -> DataSplits | DynablocksError:
+    try:
+        return load_splits(RunConfig(data=DataConfig(data, data_dir)))
+    except DynablocksError as error:
+        return error
 
 
 @dataclass(frozen=True)
@@ -104,7 +119,7 @@ class CertificateCell(Cell):
         return 0.04 * self.training.cost / (self.training.training.epochs or 1.0)
 
     def build(self, directory: Path, store: Store) -> dict[str, Any]:
-        network = load(store.directory(self.training)).to(choose_device(self.training.training.device))
+        network = load(store.directory(self.training)).to(present_device(self.training.training.device))
         test = images(self.training.data, self.training.data_dir).test
         with progress_bar(self.title) as update:
             result = certify(network, test, progress=update)
@@ -137,7 +152,7 @@ class AttackCell(Cell):
         return self.training, self.certificate
 
     def build(self, directory: Path, store: Store) -> dict[str, Any]:
-        network = load(store.directory(self.training)).to(choose_device(self.training.training.device))
+        network = load(store.directory(self.training)).to(present_device(self.training.training.device))
         test = images(self.training.data, self.training.data_dir).test
         with progress_bar(self.title) as update:
             result = attack(network, test, self.config, update)

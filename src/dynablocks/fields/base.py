@@ -12,6 +12,17 @@ from dynablocks.properties import EUCLIDEAN, Metric
 from dynablocks.registry import Registry
 
 
+def over_matrices(step_size: Tensor | float) -> Tensor | float:
+    """A step that is one number a sample, (batch, 1), shaped to multiply a matrix a sample.
+
+    Example:
+        >>> import torch
+        >>> over_matrices(torch.ones(3, 1)).shape, over_matrices(0.5)
+        (torch.Size([3, 1, 1]), 0.5)
+    """
+    return step_size[..., None] if isinstance(step_size, Tensor) and step_size.ndim else step_size
+
+
 @dataclass(frozen=True)
 class FieldFacts:
     r"""Sound facts about a vector field X, from upper bounds in float64.

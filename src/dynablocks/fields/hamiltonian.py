@@ -188,6 +188,9 @@ class SeparableHamiltonian(PartitionedField):
             potential = ridge_energy(half[0], width, sigma)
         force = PotentialSum(conservative_field(potential, half), sign=-1.0)
         moved = None if kinetic is None else conservative_field(kinetic, half or force.in_shape)
+        for name, part in (("potential", force), ("kinetic energy", moved)):
+            if part is not None and part.in_shape != (half or force.in_shape):
+                raise InvalidArgument(f"the {name} is one of {part.in_shape}; half of x is {half or force.in_shape}.")
         super().__init__(moved, force)
 
     @classmethod

@@ -61,7 +61,10 @@ class RidgeField(VectorField):
             return x + self.linear.adjoint(change(self.preactivation(x)))
 
     def euler_step(self, x: Tensor, step_size: Tensor | float) -> Tensor:
-        """x + hX(x), with h and the factors on σ multiplied into the weight of Aᵀ, not into activations."""
+        """x + hX(x), with h and the factors on σ multiplied into the weight of Aᵀ, not into activations; h may be one
+        a sample."""
+        if isinstance(step_size, Tensor) and step_size.numel() > 1:
+            return x + step_size.reshape(-1, *(1,) * (x.ndim - 1)) * self(x)
         scales = self.slope_scales()
         factor = step_size * (self.sign if scales is None else scales)
         with shared_weights(self.linear):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation, activation
-from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, over_matrices
 from dynablocks.linear import Dense, LinearMap, shared_weights
 from dynablocks.linear.solving import solve_systems
 
@@ -40,7 +39,7 @@ PADE = (1.0, 1 / 2, 5 / 44, 1 / 66, 1 / 792, 1 / 15840, 1 / 665280)
 
 
 def skew_exponential(matrix: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch n n"]:
-    """exp(Λ) for skew Λ: the [6/6] Padé approximant of Λ/2^k, itself a rotation, squared k times.
+    """exp(Λ) for skew Λ: the [6/6] Padé approximant of Λ/2^k, itself a rotation, squared k times, k of each sample.
 
     ``torch.linalg.matrix_exp`` is off by up to 1e-11 in float64, and differently for a sample alone and in a batch.
 
@@ -51,17 +50,17 @@ def skew_exponential(matrix: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch
         >>> bool(torch.allclose(skew_exponential(quarter), torch.tensor([[0.0, -1.0], [1.0, 0.0]]), atol=1e-6))
         True
     """
-    norm = float(matrix.detach().abs().sum(-1).max())
-    squarings = max(0, math.ceil(math.log2(norm)) + 1) if 0 < norm < math.inf else 0
-    small = matrix / 2.0**squarings
+    norms = matrix.detach().abs().sum(-1).amax(-1)[..., None, None]
+    squarings = torch.where(norms.isfinite(), (norms.log2().ceil() + 1).clamp_min(0), 0.0)
+    small = matrix * torch.exp2(-squarings)
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     square = small @ small
     fourth = square @ square
     even = PADE[0] * eye + PADE[2] * square + PADE[4] * fourth + PADE[6] * square @ fourth
     odd = small @ (PADE[1] * eye + PADE[3] * square + PADE[5] * fourth)
     rotation: Tensor = solve_systems(even - odd, even + odd)
-    for _ in range(squarings):
-        rotation = rotation @ rotation
+    for done in range(int(squarings.max())):
+        rotation = torch.where(squarings > done, rotation @ rotation, rotation)
     return rotation
 
 
@@ -234,7 +233,7 @@ class RotationField(TangentField):
         self, at: Float[Tensor, "batch n"], v: Float[Tensor, "batch n"], time: Tensor | float, chart: str = "exp"
     ) -> Float[Tensor, "batch n"]:
         # Rounding of exp and of the solve grows with tΛ; it moves v along the sphere only, once the norm is put back.
-        matrix, column = time * self.generator(at), v.unsqueeze(-1)
+        matrix, column = over_matrices(time) * self.generator(at), v.unsqueeze(-1)
         if chart == "cayley":
             eye = torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
             moved = solve_systems(eye - matrix / 2, column + matrix @ column / 2)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynablocks.errors import BadData, InvalidArgument, require_choice, require_range, unknown_name
-from dynablocks.files import lock_file, read_json, sha256
+from dynablocks.files import lock_file, read_json, sha256, write_text
 from dynablocks.fitting.job import METRICS, PRESETS, FitConfig, Plan, claim, pairs_of, plan, run_stages, save_fit
 from dynablocks.fitting.report import LONG_STEPS, headline_rows, measure, warnings, write_outputs
 from dynablocks.fitting.surrogates import SURROGATES, build
@@ -94,15 +96,18 @@ def fit_command(options: Any, arguments: Sequence[str], say: Callable[[str], Non
     out = Path(options.out or Path("runs") / f"fit-{name}-{preserve}")
     if out.exists() and not out.is_dir():
         raise InvalidArgument(f"--out {out} is a file; give a folder.")
-    data, file = _read(options, out)
-    planned = plan(data, config)
+    origin = _read(options, out)
+    planned = plan(origin.data, config)
     if options.dry_run:
-        return _dry_run(planned, config, file, out)
-    source = {"file": file.name, "sha256": sha256(file) if file.exists() else ""}
+        return _dry_run(planned, config, origin.file, out)
+    source = origin.describe()
     with lock_file(out.parent / f".{out.name}.lock") as free:
         if not free:
             raise InvalidArgument(f"another process is fitting in {out}; wait for it or choose another --out.")
-        if claim(out, config, planned.structure, source, overwrite=options.overwrite):
+        finished = claim(out, config, planned.structure, source, overwrite=options.overwrite)
+        if origin.example is not None:
+            write_text(origin.file, origin.example)
+        if finished:
             say(f"{out} holds this fit already; --overwrite makes it anew")
         else:
             try:
@@ -182,21 +187,32 @@ def _weights(text: str | None) -> tuple[float, ...] | None:
     return weights
 
 
-def _read(options: Any, out: Path) -> tuple[Trajectories | Pairs, Path]:
+@dataclass(frozen=True)
+class _Source:
+    """What is fitted and its file; of an example also the file's text, which is written once the folder is ours."""
+
+    data: Trajectories | Pairs
+    file: Path
+    example: str | None = None
+
+    def describe(self) -> dict[str, str]:
+        digest = sha256(self.file) if self.example is None else hashlib.sha256(self.example.encode()).hexdigest()
+        return {"file": self.file.name, "sha256": digest}
+
+
+def _read(options: Any, out: Path) -> _Source:
     from dynablocks.data.trajectories import read_dynamics
 
     if options.example is None:
         file = Path(options.file).expanduser()
-        return read_dynamics(file), file
+        return _Source(read_dynamics(file), file)
     from dynablocks.data.physics import generate
 
     data = generate(options.example, trajectories=10, steps=60, step_size=0.1, noise=EXAMPLE_NOISE, seed=options.seed)
     file = out / "example.csv"
-    if not options.dry_run:
-        if file.exists() and not (out / "config.yaml").exists() and not options.overwrite:
-            raise BadData(f"{file} is there already; give it as FILE, or choose another --out.")
-        data.write_csv(file)
-    return data, file
+    if file.exists() and not (out / "config.yaml").exists() and not options.overwrite and not options.dry_run:
+        raise BadData(f"{file} is there already; give it as FILE, or choose another --out.")
+    return _Source(data, file, data.to_csv())
 
 
 def _reading(planned: Plan, file: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dynablocks.data.trajectories import Pairs, Trajectories
-from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument, require_choice, require_range
+from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument, NotConverged, require_choice, require_range
 from dynablocks.files import write_atomically, write_text
 from dynablocks.fitting.objective import flow_map_residuals
 from dynablocks.fitting.regression import FitHistory, FitRecord, fit
@@ -108,8 +108,13 @@ def plan(data: Trajectories | Pairs, config: FitConfig) -> Plan:
     noisy = config.noise == "yes" or (config.noise == "auto" and noise > NOISY)
     horizon = 1
     if isinstance(parts.train, Trajectories):
-        shortest = min(len(t) for p in (parts.train, parts.validation) if isinstance(p, Trajectories) for t in p.times)
-        horizon = min(config.horizon or (10 if noisy else 1), shortest - 1)
+        longest = [max(map(len, p.times)) for p in (parts.train, parts.validation) if isinstance(p, Trajectories)]
+        horizon = min(config.horizon or (10 if noisy else 1), min(longest) - 1)
+    elif config.noise == "yes":
+        raise InvalidArgument(
+            "--noise yes fits several steps in a row, which a file of pairs does not hold; give trajectories, or leave "
+            "it out."
+        )
     structure = Structure(
         preserve=config.preserve,
         names=data.names,
@@ -263,10 +268,13 @@ def _column(data: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
 
 
 def one_step_error(flow: FlowMap, data: Trajectories | Pairs) -> float:
-    """Mean squared error of single steps over samples and entries."""
+    """Mean squared error of single steps over samples and entries; infinite where a step's equation is not solved."""
     x, y, h = pairs_of(data)
-    with torch.no_grad():
-        return float(flow_map_residuals(flow, x, y, h).square().mean())
+    try:
+        with torch.no_grad():
+            return float(flow_map_residuals(flow, x, y, h).square().mean())
+    except NotConverged:
+        return math.inf
 
 
 def save_fit(directory: Path, flow: FlowMap) -> None:

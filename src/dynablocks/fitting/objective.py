@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
+
+from dynablocks.errors import NotConverged
 
 Residuals = Callable[..., Tensor]
 """``residuals(module, x, y)`` or ``residuals(module, x, y, step)`` -> (samples, …), each sample on its own."""
@@ -45,8 +48,11 @@ class Objective:
 
     @torch.no_grad()
     def value(self) -> float:
-        """The objective on all samples."""
-        total = sum(float(self._call(*part).square().sum()) for part in self._chunks(4096))
+        """The objective on all samples; infinite where an implicit step has no solution."""
+        try:
+            total = sum(float(self._call(*part).square().sum()) for part in self._chunks(4096))
+        except NotConverged:
+            return math.inf
         return 0.5 * total / self.samples
 
     def triangular_factor(self) -> Tensor:

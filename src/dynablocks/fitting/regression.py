@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -107,7 +109,8 @@ def fit(
         lr: Adam's first rate.
         batch_size: Adam takes all samples when they are no more than this, otherwise batches of this size.
         finish: ``"levenberg-marquardt"``, ``"lbfgs"`` or ``None``.
-        finish_steps: at most so many iterations; by default 200 or 4000.
+        finish_steps: at most so many iterations; by default 200 or 4000. Where L-BFGS stands in for
+            Levenberg–Marquardt, at most twenty times as many.
         max_seconds: of wall clock; Adam takes at most 40 % of it when a finish follows.
         validation: (x, y) or (x, y, step), held out.
         callback: called with every :class:`FitRecord`.
@@ -134,7 +137,9 @@ def fit(
     held_out = None if validation is None else Objective(module, _as_data("the validation", validation), residuals)
     if held_out is not None and len(held_out.data) != len(data):
         raise InvalidArgument(f"the validation has {len(held_out.data)} tensors, the training data {len(data)}.")
-    run = _Run(module, objective, held_out, max_seconds, callback, checkpoint, checkpoint_seconds)
+    settings = (getattr(residuals, "__qualname__", ""), adam_steps, lr, batch_size, finish, finish_steps, seed)
+    asked = _digest(settings, data, () if held_out is None else held_out.data)
+    run = _Run(module, objective, held_out, max_seconds, callback, checkpoint, checkpoint_seconds, asked)
     with run.progress(label):
         run.start()
         if run.phase == "adam":
@@ -170,6 +175,15 @@ def _as_data(name: str, given: Data) -> tuple[Tensor, ...]:
     return data
 
 
+def _digest(settings: tuple[object, ...], *data: Data) -> str:
+    """SHA-256 of all that decides a fit but the module."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for part in itertools.chain(*data):
+        digest.update(f"{tuple(part.shape)}".encode())
+        digest.update(part.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 class _Run:
     """The state of a fit: where it is, the best so far, the clock, and its checkpoint."""
 
@@ -182,7 +196,9 @@ class _Run:
         callback: Callable[[FitRecord], object] | None,
         checkpoint: Path | None,
         checkpoint_seconds: float,
+        asked: str,
     ) -> None:
+        self.asked = asked
         self.module, self.objective, self.held_out = module, objective, held_out
         self.max_seconds, self.callback = max_seconds, callback
         self.checkpoint, self.checkpoint_seconds = checkpoint, checkpoint_seconds
@@ -235,18 +251,24 @@ class _Run:
         held = None if self.held_out is None else self.held_out.value()
         found = FitRecord(phase, step, self.seconds, loss, held if held is not None and math.isfinite(held) else None)
         self.history.records.append(found)
-        if not self.best or _rank(found) < _rank(self.best_record):
+        if not self.best or self._rank(found) < self._rank(self.best_record):
             self.best_record, self.best_step = found, step
             self.best = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
         if self.callback is not None:
             self.callback(found)
         return found
 
+    def _rank(self, record: FitRecord) -> float:
+        if self.held_out is None:
+            return record.loss
+        return math.inf if record.validation is None else record.validation
+
     def save(self, optimiser: Any, *, now: bool = False) -> None:
         """Write the checkpoint when it is time to."""
         if self.checkpoint is None or (not now and time.monotonic() - self._written < self.checkpoint_seconds):
             return
         state = {
+            "asked": self.asked,
             "phase": self.phase,
             "step": self.step,
             "seconds": self.seconds,
@@ -266,6 +288,8 @@ class _Run:
     def _load(self, path: Path) -> None:
         try:
             state = torch.load(path, weights_only=True)
+            if state["asked"] != self.asked:
+                raise BadCheckpoint("other data or settings")
             self.module.load_state_dict(state["module"])
             self.phase, self.step = str(state["phase"]), int(state["step"])
             self.optimiser_state, self.best = state["optimiser"], dict(state["best"])
@@ -288,10 +312,6 @@ class _Run:
         self.save(None, now=True)
         self.history.seconds = total
         return self.history
-
-
-def _rank(record: FitRecord) -> float:
-    return record.loss if record.validation is None else record.validation
 
 
 def _adam(run: _Run, steps: int, lr: float, batch_size: int, seed: int, share: float) -> None:
@@ -343,7 +363,8 @@ def _finish(run: _Run, name: str | None, steps: int | None) -> None:
         return
     kind = FINISHES[name]
     if name == "levenberg-marquardt" and not _applies(run.objective):
-        kind, steps = LimitedMemoryBFGS, None
+        kind = LimitedMemoryBFGS
+        steps = None if steps is None else LimitedMemoryBFGS.inner_steps * steps
     method = kind(run.module, run.objective)
     if run.optimiser_state is not None:
         method.load_state_dict(run.optimiser_state)

@@ -199,7 +199,7 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
     """
     found = []
     train, test, relative = metrics["train_mse"], metrics["test_mse"], metrics["test_relative_error"]
-    above_noise = relative is not None and relative > 3 * metrics["noise_level"]
+    above_noise = relative is not None and relative > 3 * (metrics["noise_level"] or 0.0)
     if train and test and test > OVERFIT * train and above_noise:
         found.append(
             f"The test error is {test / train:.0f} times the training one: the training data does not cover the test "
@@ -311,7 +311,7 @@ flow = load_fit({str(directory)!r})
 x = torch.tensor([{x}], dtype=torch.float64)
 flow(x)                                  # the state after {step:g}
 flow(x, {step / 2:g})                    # after half of that
-flow.rollout(x, torch.full((1, 100), {step:g}))  # 101 states
+flow.rollout(x, torch.full((1, 100), {float(step)!r}))  # 101 states
 flow.vector_field(x)                     # the learned dx/dt
 """
     yield f"<h2>Use it from Python</h2>\n<pre>{escape(snippet)}</pre>"

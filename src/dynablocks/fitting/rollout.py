@@ -59,11 +59,17 @@ def noise_level(data: Trajectories) -> float:
         >>> noise_level(Trajectories((t,), (torch.stack([t.sin(), t.cos()], 1),), ("q", "p"))) < 1e-9
         True
     """
-    spread = torch.cat(data.states).std(dim=0).clamp_min(1e-300)
+    states = torch.cat(data.states)
+    spread = states.std(dim=0)
+    moving = spread > 1e-12 * states.abs().amax(0)
+    if not bool(moving.any()):
+        return 0.0
     found = []
     for order in NOISE_DIFFERENCES:
         left = [
-            _differences(t, x / spread, order) for t, x in zip(data.times, data.states, strict=True) if len(t) > order
+            _differences(t, (x / spread)[:, moving], order)
+            for t, x in zip(data.times, data.states, strict=True)
+            if len(t) > order
         ]
         if left:
             found.append(float(torch.cat(left).abs().median()) / 0.6745)
@@ -143,9 +149,10 @@ def drifts(flow: FlowMap, times: Tensor, states: Tensor, points: int = 24) -> li
             energy = flow.energy(states)
             change = (energy - energy[0]).abs() / energy[0].abs().clamp_min(1.0)
             found = [Drift("relative change of the learned energy", times, change)]
-            return found if preserve == "energy" else [*found, _form_defect(flow, times, states, points)]
+            moved = preserve == "symplectic" and len(states) > 1
+            return [*found, _form_defect(flow, times, states, points)] if moved else found
     if preserve == "volume":
-        chosen = torch.linspace(0, len(states) - 1, points).long()
+        chosen = _starts(states, points)
         defect = (torch.linalg.det(jacobians(flow, states[chosen])).abs() - 1).abs()
         return [Drift("| |det J| − 1 | of a step", times[chosen], defect)]
     if preserve == "positive":
@@ -153,8 +160,13 @@ def drifts(flow: FlowMap, times: Tensor, states: Tensor, points: int = 24) -> li
     return []
 
 
+def _starts(states: Tensor, points: int) -> Tensor:
+    """States from which a step is known to exist: all but the last, at which a run may have ended early."""
+    return torch.linspace(0, max(0, len(states) - 2), points).long()
+
+
 def _form_defect(flow: FlowMap, times: Tensor, states: Tensor, points: int) -> Drift:
-    chosen = torch.linspace(0, len(states) - 1, points).long()
+    chosen = _starts(states, points)
     with torch.enable_grad():
         dense = jacobians(flow, states[chosen])
     half = states.shape[1] // 2

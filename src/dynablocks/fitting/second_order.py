@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynablocks.errors import NotConverged
 from dynablocks.fitting.objective import Objective
 from dynablocks.switching.constraints import project
 
@@ -91,7 +92,7 @@ class LevenbergMarquardt:
 def _damped_solution(jacobian: Tensor, residual: Tensor, damping: float) -> Tensor | None:
     """argmin ‖Jδ + r‖² + λ‖δ‖², by QR of [J; √λ I]; ``None`` when it is not finite."""
     unknowns = jacobian.shape[1]
-    below = math.sqrt(damping) * torch.eye(unknowns, dtype=jacobian.dtype)
+    below = math.sqrt(damping) * torch.eye(unknowns, dtype=jacobian.dtype, device=jacobian.device)
     augmented = torch.cat(
         [torch.cat([jacobian, below]), torch.cat([-residual, residual.new_zeros(unknowns)])[:, None]], 1
     )
@@ -137,9 +138,12 @@ class LimitedMemoryBFGS:
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
-        self._optimiser.step(closure)  # type: ignore[no-untyped-call]
-        project(self.module)
-        value = self.objective.value()
+        try:
+            self._optimiser.step(closure)  # type: ignore[no-untyped-call]
+            project(self.module)
+            value = self.objective.value()
+        except NotConverged:
+            value = math.inf
         if not value < self.value:
             _assign(self.objective.parameters, before)
             return False

@@ -247,7 +247,7 @@ class PositiveMidpoint(Integrator):
 def _frozen(x: Tensor, produced: Tensor, destroyed: Tensor, step_size: StepSize) -> Tensor:
     # D > 0 by softplus, so the quotient is safe but where it underflows.
     decay = step_size * destroyed
-    small = decay < 1e-8
+    small = decay.abs() < 1e-8
     share = torch.where(small, 1 - decay / 2, -torch.expm1(-decay) / torch.where(small, 1.0, decay))
     return x * torch.exp(-decay) + step_size * produced * share
 

@@ -34,7 +34,10 @@ from dynablocks.properties import (
     Declaration,
     Dissipative,
     EnergyPreserving,
+    Equivariant,
     Lipschitz,
+    NormPreserving,
+    Positive,
     Properties,
     Property,
     Structured,
@@ -73,8 +76,9 @@ class Structure:
 
 Parts = tuple[VectorField, Integrator]
 SURROGATES: Registry[Callable[[Structure], Parts]] = Registry("structure to preserve")
-UNITS = {"mass": "none", "norm": "size", "positive": "size"}
-"""Which change of units keeps the structure: none, one factor (size), or by default one factor and a shift."""
+UNITS = {"mass": "power of two", "norm": "size", "positive": "size"}
+"""Which change of units keeps the structure: one factor (size), by which products may have to be exact (a power of
+two), or by default one factor and a shift."""
 
 
 class FlowMap(Structured):
@@ -144,26 +148,25 @@ class FlowMap(Structured):
     @torch.no_grad()
     def adopt_units(self, x: Tensor, y: Tensor, h: Tensor) -> None:
         """Take scale, shift and unit of time from pairs of states."""
-        kind = "size" if self.structure.odd else UNITS.get(self.structure.preserve, "shift")
-        kind = "none" if UNITS.get(self.structure.preserve) == "none" else kind
+        kind = UNITS.get(self.structure.preserve, "size" if self.structure.odd else "shift")
         if kind == "shift":
             self.centre.copy_(x.mean(0))
-        if kind != "none":
-            size = float((x - self.centre).square().mean().sqrt())
-            self.scale.fill_(size if size > 0 else 1.0)
+        size = float((x - self.centre).square().mean().sqrt()) or 1.0
+        self.scale.fill_(2.0 ** round(math.log2(size)) if kind == "power of two" else size)
         speed = float(((y - x) / (self.scale * h[:, None])).square().mean().sqrt())
         self.unit.fill_(1 / speed if speed > 0 else float(h.mean()))
 
     def to_units(self, x: Tensor) -> Tensor:
-        return x if self.structure.preserve in ("mass",) else (x - self.centre.to(x)) / self.scale.to(x)
+        return (x - self.centre.to(x)) / self.scale.to(x)
 
     def from_units(self, z: Tensor) -> Tensor:
-        return z if self.structure.preserve in ("mass",) else self.centre.to(z) + self.scale.to(z) * z
+        return self.centre.to(z) + self.scale.to(z) * z
 
     def _small_step(self, step: Tensor | float | None) -> Tensor | float:
         substeps = self.structure.substeps
         if isinstance(step, Tensor):
-            return (step.reshape(-1, 1) if step.ndim else step) / (substeps * self.unit.to(step))
+            step = step.to(self.unit)
+            return (step.reshape(-1, 1) if step.ndim else step) / (substeps * self.unit)
         return (self.structure.step if step is None else step) / (substeps * float(self.unit))
 
     def declare(self) -> Declaration:
@@ -174,7 +177,9 @@ class FlowMap(Structured):
         kept, losses = fold(declared)
         name = type(self.field).__name__
         reason = f"{self.structure.substeps} steps on {name} between changes of units; the same for every step size"
-        properties = Properties(self._in_data_units(p) for p in kept if not isinstance(p, Lipschitz))
+        # A shift moves the point about which a map is odd, the sphere it keeps, and the orthant.
+        lost = (Lipschitz, Equivariant, NormPreserving, Positive) if bool(self.centre.any()) else (Lipschitz,)
+        properties = Properties(self._in_data_units(p) for p in kept if not isinstance(p, lost))
         title = f"FlowMap(h={self.structure.step:.5g})"
         return Declaration(properties, reason, declared[:1], losses, title)
 

@@ -62,14 +62,15 @@ def energy_form(field: VectorField) -> EnergyForm | str:
             f"{name} has no known energy H with X = S∇H; use a Hamiltonian, partitioned, dissipative or gradient field"
         )
     try:
-        potential_of(field, torch.zeros(1, *field.in_shape, dtype=_precision(field)))
+        potential_of(field, _zeros(field))
     except InvalidArgument as error:
         return str(error).rstrip(".")
     return EnergyForm(lambda x: -potential_of(field, x), lambda x: -field(x), lambda x, v: -v)
 
 
-def _precision(field: VectorField) -> torch.dtype:
-    return next((p.dtype for p in field.parameters()), torch.get_default_dtype())
+def _zeros(field: VectorField) -> Tensor:
+    """One state in the number format and on the device of the field."""
+    return next(field.parameters(), torch.zeros(())).new_zeros(1, *field.in_shape)
 
 
 def discrete_gradient(

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import VectorField
+from dynablocks.fields.base import over_matrices
 from dynablocks.fields.mass import MassPreservingField
 from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
+from dynablocks.linear.solving import solve_systems
 from dynablocks.properties import Declaration, LinearInvariant, Positive
 
 if TYPE_CHECKING:
@@ -92,8 +94,9 @@ def exchange(
 ) -> Float[Tensor, "batch n"]:
     """z⁺ with zᵢ⁺ = zᵢ + h Σⱼ (rᵢⱼzⱼ⁺ − rⱼᵢzᵢ⁺); what rounding does to Σz⁺ is put back in proportion to |zᵢ⁺|."""
     eye = torch.eye(masses.shape[-1], dtype=masses.dtype, device=masses.device)
-    matrix = eye * (1 + step_size * rates.sum(-2, keepdim=True)) - step_size * rates
-    moved = torch.linalg.solve(matrix, masses.unsqueeze(-1)).squeeze(-1)
+    h = over_matrices(step_size)
+    matrix = eye * (1 + h * rates.sum(-2, keepdim=True)) - h * rates
+    moved = solve_systems(matrix, masses.unsqueeze(-1)).squeeze(-1)
     total = moved.abs().sum(-1, keepdim=True)
     lost = masses.sum(-1, keepdim=True) - moved.sum(-1, keepdim=True)
     return moved + moved.abs() * lost / torch.where(total > 0, total, 1.0)

@@ -107,7 +107,7 @@ def _headline(data: ReportData) -> Iterator[str]:
         ),
         (
             "Lipschitz bound",
-            words.bound(metrics.get("lipschitz_bound")),
+            words.body_bound(metrics),
             "largest change of the features for a change of 1 in the pixels",
         ),
         ("parameters", words.count(metrics.get("parameters")), "numbers that were learned"),
@@ -161,7 +161,10 @@ def _meaning(data: ReportData) -> Iterator[str]:
         )
     else:
         yield _p("This network was not attacked, so only what is proved is known about changed images.")
-    yield _p(_about_bound(metrics.get("lipschitz_bound")))
+    if metrics.get("certified_accuracy") is None:
+        yield _p("This network was not certified, so nothing is proved here: dynablocks certify proves what it can.")
+    else:
+        yield _p(_about_bound(metrics.get("lipschitz_bound")))
 
 
 def _length_of(data: ReportData) -> str:

@@ -46,14 +46,18 @@ def summary_table(metrics: Mapping[str, Any]) -> Table:
     for heading in ("", "certified", "under attack"):
         table.add_column(heading, justify="left" if not heading else "right")
     clean = words.percent(metrics.get("clean_accuracy"))
-    table.add_row("clean accuracy", clean, clean)
+    unharmed = words.accuracy_at(metrics.get("robust_accuracy"), 0.0)
+    table.add_row("clean accuracy", clean, "" if unharmed is None else words.percent(unharmed))
+    counts = [metrics.get(name) for name in ("test_images", "attacked_images")]
+    if any(counts):
+        table.add_row("of so many test images", *("" if n is None else words.count(n) for n in counts))
     for epsilon, proved, survived in robustness_rows(metrics):
         if epsilon != "0":
             table.add_row(f"accuracy, l2 radius {epsilon}", proved, survived)
     table.add_section()
     auc = metrics.get("auc")
     table.add_row("area under the attacked curve", "", "not attacked" if auc is None else f"{auc:.3f}")
-    table.add_row("Lipschitz bound", words.bound(metrics.get("lipschitz_bound")), "")
+    table.add_row("Lipschitz bound", words.body_bound(metrics), "")
     table.add_row("parameters", words.count(metrics.get("parameters")), "")
     table.add_row("training", words.duration(metrics.get("train_seconds")), _rate(metrics.get("images_per_second")))
     return table

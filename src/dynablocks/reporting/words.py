@@ -56,6 +56,16 @@ def bound(value: float | None) -> str:
     return f"{value:.6f}" if 0.1 <= value < 10 else f"{value:.4g}"
 
 
+def body_bound(metrics: Mapping[str, Any]) -> str:
+    """The Lipschitz bound of ``metrics.json``, which only a certificate knows.
+
+    Example:
+        >>> body_bound({"certified_accuracy": None, "lipschitz_bound": None})
+        'not certified'
+    """
+    return "not certified" if metrics.get("certified_accuracy") is None else bound(metrics.get("lipschitz_bound"))
+
+
 def slack(value: float) -> str:
     """By how much a bound exceeds its measurement.
 

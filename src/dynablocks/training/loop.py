@@ -25,7 +25,7 @@ from dynablocks.training.checkpoint import find_checkpoint, load_weights, read_c
 from dynablocks.training.config import TrainingConfig
 from dynablocks.training.display import Display
 from dynablocks.training.losses import logit_scale
-from dynablocks.training.precision import choose_device
+from dynablocks.training.precision import present_device
 from dynablocks.training.record import METRICS, append_metrics, check_same_run, cut_metrics, describe_run
 from dynablocks.training.schedules import learning_rate_factor
 from dynablocks.training.session import Session, Tally, diverged, require_finite_weights
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 LOOK_STEPS = 20
 LOOK_SECONDS = 1.0
+REPEAT_SECONDS = 1.0
+"""Interrupts so near each other are one: a worker of ``reproduce`` gets the terminal's and its command's."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,11 @@ def train(
             )
             display.say(f"Stopped after step {session.step} of {session.plan.total}{where}.")
             raise KeyboardInterrupt
-    return finish(session)
+    summary = finish(session)
+    if stopping():
+        display.say("Stopped after the last step: the training is finished.")
+        raise KeyboardInterrupt
+    return summary
 
 
 def take_step(session: Session) -> None:
@@ -365,19 +371,19 @@ def finished_before(
         )
     load_weights(checkpoint, model)
     set_progress(model, 1.0)
-    model.to(choose_device(config.device)).eval()
+    model.to(present_device(config.device)).eval()
     return TrainingSummary(**stored)
 
 
 @contextlib.contextmanager
 def polite_interrupt() -> Iterator[Callable[[], bool]]:
     """Note the first Ctrl-C, from which on the yielded function returns True; a second one interrupts at once."""
-    noted: list[int] = []
+    noted: list[float] = []
 
     def note(number: int, frame: object) -> None:
-        if noted:
+        noted.append(time.monotonic())
+        if noted[-1] - noted[0] > REPEAT_SECONDS:
             raise KeyboardInterrupt
-        noted.append(number)
 
     try:
         before = signal.signal(signal.SIGINT, note)

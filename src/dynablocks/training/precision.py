@@ -98,6 +98,11 @@ def choose_device(name: str) -> str:
     return "cuda" if name == "cuda" or (name == "auto" and available) else "cpu"
 
 
+def present_device(name: str) -> str:
+    """:func:`choose_device`, or ``"cpu"`` where the GPU of a finished training is gone: any device evaluates it."""
+    return choose_device("auto" if name == "cuda" else name)
+
+
 def check_precision(precision: str, device: str) -> None:
     """Refuse float16 where gradients cannot be scaled.
 
