@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import FieldFacts, GradientField, VectorField
-from dynablocks.fields.mass import ConstrainedField, InvariantSpace, MassPreservingField
+from dynablocks.fields.mass import CompartmentField, ConstrainedField, InvariantSpace, MassPreservingField
 from dynablocks.integrators import INTEGRATORS, integrator
 from dynablocks.integrators.patankar import ModifiedPatankar, exchange
 from dynablocks.linear import Dense
@@ -313,3 +313,19 @@ def test_lifts_and_projections_take_states_of_their_size_only(module: nn.Module)
     for wrong in (torch.ones(1, entries + 2), torch.ones(entries)):
         with pytest.raises(InvalidArgument, match=rf"takes \(batch, {entries}"):
             module(wrong)
+
+
+def test_exchange_holds_for_steps_that_float32_cannot_add_to_one() -> None:
+    rates = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
+    moved = exchange(torch.tensor([[1.0, 0.0]]), rates, 2.0**27)
+    assert torch.allclose(moved, torch.tensor([[0.5, 0.5]]), atol=1e-6)
+    with pytest.raises(InvalidArgument, match="smaller step"):
+        exchange(torch.tensor([[1.0, 0.0]]), rates, 2.0**60)
+
+
+def test_large_systems_in_a_batch_are_those_alone() -> None:
+    """torch 2.13 factorises batches of matrices of 150 and more rows wrongly with several threads."""
+    field, x = CompartmentField(200, 4).double(), torch.rand(32, 200, dtype=torch.float64)
+    together = ModifiedPatankar().step(field, x, 1.0)
+    alone = torch.cat([ModifiedPatankar().step(field, row[None], 1.0) for row in x])
+    assert torch.allclose(together, alone, rtol=1e-11, atol=1e-13)

@@ -147,8 +147,13 @@ def _expand(arguments: Sequence[str], command: str) -> list[str]:
     return files + flags
 
 
-def _parser(command: str, summary: str) -> Any:
-    from jsonargparse import ArgumentParser
+def _parser(command: str, summary: str, examples: str | None = None) -> Any:
+    """The parser of a command; its help ends with ``examples``, line for line, or with the shorthands."""
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+    class Verbatim(DefaultHelpFormatter):
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            return "\n".join(indent + line for line in text.splitlines())
 
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -158,7 +163,8 @@ def _parser(command: str, summary: str) -> Any:
     return Parser(
         prog=f"dynablocks {command}",
         description=summary,
-        epilog=f"shorthands: {shorthands}" if shorthands else None,
+        epilog=examples or (f"shorthands: {shorthands}" if shorthands else None),
+        formatter_class=Verbatim if examples else DefaultHelpFormatter,
         exit_on_error=True,
         default_env=False,
         allow_abbrev=False,
@@ -414,14 +420,7 @@ The exit code is 0 when all agree; anything else is one sentence on stderr and e
 
 
 def _audit(arguments: Sequence[str]) -> int:
-    from jsonargparse import DefaultHelpFormatter
-
-    class Verbatim(DefaultHelpFormatter):
-        def _fill_text(self, text: str, width: int, indent: str) -> str:
-            return "\n".join(indent + line for line in text.splitlines())
-
-    parser = _parser("audit", AUDIT_SUMMARY)
-    parser.formatter_class, parser.epilog = Verbatim, AUDIT_EXAMPLES
+    parser = _parser("audit", AUDIT_SUMMARY, AUDIT_EXAMPLES)
     parser.add_argument("certificate", type=Path, nargs="?", help="the file that certify --json wrote")
     parser.add_argument("--run", type=Path, default=None, help="the run directory, if it moved")
     parser.add_argument("--data.dir", type=Path, default=None, help="where the images are now, if they moved")
@@ -505,9 +504,9 @@ def _report(arguments: Sequence[str]) -> int:
 
 
 def _fit(arguments: Sequence[str]) -> int:
-    from dynablocks.fitting.commands import add_arguments, fit_command
+    from dynablocks.fitting.commands import EXAMPLES, SUMMARY, add_arguments, fit_command
 
-    parser = _parser("fit", "Fit a map that keeps what is named to trajectories or input/output pairs of a file.")
+    parser = _parser("fit", SUMMARY, EXAMPLES)
     add_arguments(parser)
     return fit_command(parser.parse_args(list(arguments)), list(arguments), _say)
 

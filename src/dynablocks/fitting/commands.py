@@ -55,13 +55,6 @@ EXAMPLE_NOISE = 0.01
 
 def add_arguments(parser: Any) -> None:
     """The options of ``dynablocks fit``."""
-    from jsonargparse import DefaultHelpFormatter
-
-    class Verbatim(DefaultHelpFormatter):
-        def _fill_text(self, text: str, width: int, indent: str) -> str:
-            return "\n".join(indent + line for line in text.splitlines())
-
-    parser.formatter_class, parser.description, parser.epilog = Verbatim, SUMMARY, EXAMPLES
     parser.add_argument("file", type=str, nargs="?", help="the measured trajectories or pairs")
     parser.add_argument("--preserve", type=str, default=None, help=f"one of {', '.join(SURROGATES)}")
     parser.add_argument(

@@ -92,11 +92,22 @@ class ModifiedPatankar(Integrator):
 def exchange(
     masses: Float[Tensor, "batch n"], rates: Float[Tensor, "batch n n"], step_size: StepSize
 ) -> Float[Tensor, "batch n"]:
-    """z⁺ with zᵢ⁺ = zᵢ + h Σⱼ (rᵢⱼzⱼ⁺ − rⱼᵢzᵢ⁺); what rounding does to Σz⁺ is put back in proportion to |zᵢ⁺|."""
-    eye = torch.eye(masses.shape[-1], dtype=masses.dtype, device=masses.device)
-    h = over_matrices(step_size)
-    matrix = eye * (1 + h * rates.sum(-2, keepdim=True)) - h * rates
-    moved = solve_systems(matrix, masses.unsqueeze(-1)).squeeze(-1)
+    """z⁺ with zᵢ⁺ = zᵢ + h Σⱼ (rᵢⱼzⱼ⁺ − rⱼᵢzᵢ⁺); what rounding does to Σz⁺ is put back in proportion to |zᵢ⁺|.
+
+    The system is solved in float64, where the 1 beside h Σᵢ rᵢⱼ is not lost before h r reaches 2⁵³.
+
+    Raises:
+        InvalidArgument: it reached that.
+    """
+    eye = torch.eye(masses.shape[-1], dtype=torch.float64, device=masses.device)
+    flows = over_matrices(step_size) * rates.double()
+    matrix = eye * (1 + flows.sum(-2, keepdim=True)) - flows
+    try:
+        moved = solve_systems(matrix, masses.double().unsqueeze(-1)).squeeze(-1).to(masses.dtype)
+    except torch.linalg.LinAlgError as error:
+        raise InvalidArgument(
+            "the step times the rates is beyond 2^53, where rounding hides the state; use a smaller step."
+        ) from error
     total = moved.abs().sum(-1, keepdim=True)
     lost = masses.sum(-1, keepdim=True) - moved.sum(-1, keepdim=True)
     return moved + moved.abs() * lost / torch.where(total > 0, total, 1.0)
