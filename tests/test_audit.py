@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +14,31 @@ import numpy as np
 import pytest
 import torch
 
+from dynablocks.blocks import DynamicalBlock
 from dynablocks.certificate_files import audit_certificate
 from dynablocks.cli import main
 from dynablocks.errors import BadData, DynablocksError
+from dynablocks.fields import GradientField, leaky_relu
 from dynablocks.files import sha256
-from dynablocks.linear import Conv, OrthogonalConv
+from dynablocks.integrators import ExactFlow, ExplicitEuler
+from dynablocks.lifting import PaperLift
+from dynablocks.linear import Conv, Dense, OrthogonalConv, OrthogonalDense
 from dynablocks.models import MODELS, ModelConfig, build
 from dynablocks.pipeline import load
+from dynablocks.properties.verify import jacobians
 from dynablocks.robustness.artefact import ledger
-from dynablocks.robustness.audit import AuditFailed, _ascend, body_bound, singular_range
+from dynablocks.robustness.audit import (
+    AuditFailed,
+    _ascend,
+    _attack,
+    _entrance,
+    _layer_bound,
+    _step_bound,
+    body_bound,
+    singular_range,
+)
 from dynablocks.robustness.evaluation import evaluating
+from dynablocks.switching import FreeSignal
 
 TRAIN = "--preset smoke --model.widths [4,4] --model.layers [1,1] --training.epochs 2 --training.threads 1"
 
@@ -312,3 +328,51 @@ def test_a_layer_that_declares_too_little_is_caught(
     assert json.loads(path.read_text())["body_lipschitz"] < 0.99
     with pytest.raises(AuditFailed, match=r"layer 2 \(ChannelMix\) by 0\.9 but its constant is 1"):
         check(path)
+
+
+def test_an_attack_that_succeeds_fails_the_audit(genuine: Path) -> None:
+    from dynablocks.data import load_data
+
+    content = json.loads(genuine.read_text())
+    for row in content["images"]:
+        row["radius"] = 3.0
+    network = load(genuine.parent / "run").double()
+    with evaluating(network), pytest.raises(AuditFailed, match="attack changes its class"):
+        _attack(content, network, load_data("digits").test.images, 12, 10, 0)
+
+
+STEPS = {
+    "exact": (ExactFlow(), lambda: GradientField(OrthogonalDense(3, 3), leaky_relu(0.3)), 0.7),
+    "exact, expansive": (
+        ExactFlow(),
+        lambda: GradientField(OrthogonalDense(3, 3), leaky_relu(0.3), expansive=True),
+        0.7,
+    ),
+    "recursion": (ExplicitEuler(3), lambda: GradientField(OrthogonalDense(3, 3), leaky_relu(0.3)), 2.4),
+    "substeps": (ExplicitEuler(2), lambda: GradientField(Dense(3, 3), leaky_relu(0.3)), 0.8),
+    "alpha": (ExplicitEuler(), lambda: GradientField(Dense(3, 4), "tanh", alpha=0.7, expansive=True), 0.8),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_step_bounds_lie_between_jacobians_and_declarations(name: str) -> None:
+    torch.manual_seed(0)
+    method, make, h = STEPS[name]
+    block = DynamicalBlock(make(), method, FreeSignal(h)).double()
+    x = torch.cat([3 * torch.randn(400, 3, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64)])
+    measured = float(torch.linalg.matrix_norm(jacobians(block, x), ord=2).max())
+    bound = _step_bound(block.method, block.fields[0], h)
+    assert measured <= bound * (1 + 1e-9) <= block.properties.lipschitz * (1 + 2e-9)
+    assert measured >= (0.8 if name == "substeps" else 0.99) * bound
+
+
+def test_a_lifts_factor_and_the_norm_at_the_entrance_count() -> None:
+    lift = PaperLift((1, 4, 4), 2).double()
+    with torch.no_grad():
+        lift.alpha.fill_(-3.0)
+    assert _layer_bound(lift) == pytest.approx(lift.properties.lipschitz, rel=1e-6)
+    config = ModelConfig("metric", widths=(3, 8), layers=(1, 1), metric_smooth=4.0)
+    network = build(config, (1, 8, 8), 4, seed=0).double()
+    with evaluating(network):
+        product = math.prod(bound for _, bound in body_bound(network)) * _entrance(network)
+        assert product == pytest.approx(network.certificate_inputs()[0], rel=0.02)

@@ -340,3 +340,14 @@ def test_digits_are_neither_mirrored_nor_cropped() -> None:
             training = preset_settings(preset, model, "digits")["training"]
             assert not training.get("flip"), (preset, model)
             assert not training.get("crop_padding"), (preset, model)
+
+
+def test_verify_refuses_a_run_that_breaks_its_word(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dynablocks.models import Network
+    from dynablocks.properties import Declaration
+
+    monkeypatch.setattr(Network, "declare", lambda self: Declaration.of(Lipschitz(1e-3), reason="hope"))
+    assert main(["verify", str(finished), "--samples", "2"]) == 2
+    assert "VIOLATED" in capsys.readouterr().out

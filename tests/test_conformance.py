@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
-from dynablocks.errors import InvalidArgument, PropertyViolated
+from dynablocks.errors import InvalidArgument, NotConverged, PropertyViolated
 from dynablocks.fields import FIELDS, FieldFacts, GradientField, PreconditionedField, VectorField, leaky_relu
 from dynablocks.integrators import INTEGRATORS, ExactFlow, ExplicitEuler, Integrator
 from dynablocks.lifting import ChannelMix, Head, PaperLift, PixelNormalisation, SpaceToDepth, ZeroLift
 from dynablocks.linear import Conv, Dense, NormalisedConv, OrthogonalConv, OrthogonalDense
 from dynablocks.models import MODELS, ModelConfig, build
-from dynablocks.properties import Declaration, Equivariant, Lipschitz
+from dynablocks.properties import Declaration, Equivariant, Lipschitz, Structured
 from dynablocks.switching import (
     REGIONS,
     FlexibleSignal,
@@ -23,7 +23,7 @@ from dynablocks.switching import (
     Region,
     ScheduledSignal,
 )
-from dynablocks.testing import CHECKS, HealthyBlock, broken_twins, check_block
+from dynablocks.testing import CHECKS, HOSTILE, HealthyBlock, broken_twins, check_block
 
 
 @pytest.mark.parametrize("name", sorted(broken_twins()))
@@ -233,3 +233,42 @@ def test_a_field_that_lies_about_itself_is_caught() -> None:
 
     report = check_block(DynamicalBlock(Liar(3), "euler", FreeSignal(0.5)))
     assert "properties at the start" in report.failed
+
+
+@pytest.mark.parametrize("kind", sorted(HOSTILE))
+def test_each_hostile_kind_catches_what_nothing_else_sees(kind: str) -> None:
+    class WrongThere(Structured):
+        def __init__(self) -> None:
+            super().__init__()
+            self.in_shape = (3,)
+            self.matrix = nn.Parameter(torch.tensor([[0.5, 0.25, 0.0], [0.0, 0.25, 0.125], [0.125, 0.0, 0.5]]))
+            self.register_buffer("start", self.matrix.detach().clone())
+
+        def forward(self, x: Tensor) -> Tensor:
+            image = x @ self.matrix.mT
+            return image + x if torch.equal(self.matrix, HOSTILE[kind](self.start)) else image
+
+        def declare(self) -> Declaration:
+            norm = float(torch.linalg.matrix_norm(self.matrix.detach().double(), ord=2))
+            return Declaration.of(Lipschitz(norm * (1 + 1e-9)), reason="true but where it was spoiled")
+
+    report = check_block(WrongThere())
+    assert report.failed == ("properties under hostile parameters",)
+    (finding,) = [f for f in report.findings if not f.passed]
+    assert finding.message.startswith(f"parameters {kind}:")
+
+
+def test_a_wrong_answer_beside_a_refused_one_is_seen() -> None:
+    class Refuses(HealthyBlock):
+        def large(self) -> bool:
+            return float(self.scale.detach().abs().max()) > 100
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.large() and len(x) > 4:  # the search for pairs; the samples are answered
+                raise NotConverged("no solution")
+            return super().forward(x)
+
+        def inverse(self, y: Tensor) -> Tensor:
+            return super().inverse(y) + float(self.large())
+
+    assert "properties under hostile parameters" in check_block(Refuses()).failed

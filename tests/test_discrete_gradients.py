@@ -238,6 +238,4 @@ def test_bad_input_is_refused() -> None:
 def test_blocks_conform(kind: str) -> None:
     torch.manual_seed(0)
     for field in (NeuralHamiltonian.example(), DissipativeField.example(), PartitionedField.example()):
-        report = check_block(DynamicalBlock(field, kind, FreeSignal(0.1)))
-        for finding in report.findings:
-            assert finding.passed or "NotConverged" in finding.message, str(report)
+        check_block(DynamicalBlock(field, kind, FreeSignal(0.1))).require()  # hostile refusals are excused inside

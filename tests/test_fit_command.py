@@ -222,3 +222,15 @@ def test_the_help_teaches_with_examples(capsys: pytest.CaptureFixture[str]) -> N
     text = capsys.readouterr().out
     for said in ("trajectory,t,<state columns>", "--example pendulum", "symplectic", "load_fit"):
         assert said in text
+
+
+def test_a_surrogate_that_breaks_its_word_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dynablocks.fitting.surrogates import FlowMap
+    from dynablocks.properties import Declaration, Lipschitz
+
+    monkeypatch.setattr(FlowMap, "declare", lambda self: Declaration.of(Lipschitz(1e-6), reason="hope"))
+    out, file = tmp_path / "out", write_csv(tmp_path / "d.csv")
+    assert main(["fit", str(file), "--preserve", "none", "--preset", "smoke", "--width", "2", "--out", str(out)]) == 0
+    assert json.loads((out / "metrics.json").read_text())["verified"] is False
+    assert [row["holds"] for row in json.loads((out / "verification.json").read_text())] == [False]
+    assert "VIOLATED" in (out / "report.html").read_text()

@@ -7,12 +7,15 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from dynablocks.blocks import DynamicalBlock
 from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument
+from dynablocks.experiments.orders import exact_solution
 from dynablocks.fields import GradientField
 from dynablocks.fields.mass import CompartmentField
 from dynablocks.fields.sphere import RotationField
@@ -20,12 +23,14 @@ from dynablocks.fitting import FitConfig, Structure, build, fit, load_fit, save_
 from dynablocks.fitting.job import claim, plan, run_stages
 from dynablocks.fitting.objective import Objective
 from dynablocks.fitting.rollout import _starts, noise_level, rollout_residuals, windows
-from dynablocks.fitting.structures import FreeField, _frozen
+from dynablocks.fitting.structures import CoordinateShears, FreeField, PositiveMidpoint, ProductionDestruction, _frozen
 from dynablocks.fitting.surrogates import SURROGATES, FlowMap, training_residuals
 from dynablocks.integrators import integrator
 from dynablocks.integrators.solver import solve
 from dynablocks.linear import Dense
 from dynablocks.properties import Equivariant, verify
+from dynablocks.switching import FreeSignal
+from dynablocks.testing import check_block
 
 F64 = torch.float64
 DIMENSIONS = {"symplectic": 2, "energy": 2, "mass": 3, "norm": 3, "volume": 3, "positive": 2, "none": 2}
@@ -482,3 +487,23 @@ def test_one_short_trajectory_does_not_switch_the_horizon_off() -> None:
 def test_a_negative_step_of_the_positive_midpoint_is_its_formula() -> None:
     one = torch.ones(1, 1, dtype=torch.float64)
     assert float(_frozen(0 * one, one, one, -10.0)) == pytest.approx(1 - math.exp(10), rel=1e-12)
+
+
+def test_the_positive_midpoint_has_the_order_it_declares() -> None:
+    torch.manual_seed(0)
+    field, method = ProductionDestruction(2, 4).double(), PositiveMidpoint()
+    start, counts, errors = torch.rand(4, 2, dtype=torch.float64), (16, 32, 64), []
+    truth = exact_solution(field, start, 1.0)
+    with torch.no_grad():
+        for count in counts:
+            x = start
+            for _ in range(count):
+                x = method.step(field, x, 1 / count)
+            errors.append(float((x - truth).norm()))
+    assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(method.order, abs=0.15)
+
+
+def test_the_parts_of_surrogates_conform() -> None:
+    torch.manual_seed(0)
+    check_block(DynamicalBlock(ProductionDestruction.example(), PositiveMidpoint(), FreeSignal(0.5))).require()
+    check_block(DynamicalBlock(CoordinateShears.example(), "suzuki4", FreeSignal(0.1))).require()

@@ -318,9 +318,7 @@ def test_each_sample_is_solved_alone_and_in_single_precision() -> None:
 def test_blocks_conform(name: str) -> None:
     torch.manual_seed(0)
     for field in (PartitionedField.example(), GradientField(Dense(3, 4), "tanh")):
-        report = check_block(DynamicalBlock(field, name, FreeSignal(0.1)))
-        for finding in report.findings:
-            assert finding.passed or "NotConverged" in finding.message, str(report)
+        check_block(DynamicalBlock(field, name, FreeSignal(0.1))).require()  # hostile refusals are excused inside
 
 
 def test_trapezoidal_is_conjugate_to_midpoint() -> None:

@@ -11,10 +11,21 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
+from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument, NotConverged
 from dynablocks.experiments import Store
 from dynablocks.experiments.orders import FlowBoundsCell, convergence
-from dynablocks.fields import FieldFacts, GradientField, PartitionedField, PreconditionedField, VectorField, leaky_relu
+from dynablocks.fields import (
+    FIELDS,
+    FieldFacts,
+    GradientField,
+    LinearField,
+    PartitionedField,
+    PreconditionedField,
+    ShearField,
+    VectorField,
+    leaky_relu,
+)
 from dynablocks.integrators import (
     HEUN,
     INTEGRATORS,
@@ -26,7 +37,20 @@ from dynablocks.integrators import (
     integrator,
 )
 from dynablocks.linear import Dense, OrthogonalConv, OrthogonalDense
-from dynablocks.properties import Equivariant, GradientNormPreserving, Invertible, LinearInvariant
+from dynablocks.properties import (
+    ConformalSymplectic,
+    Dissipative,
+    EnergyPreserving,
+    Equivariant,
+    GradientNormPreserving,
+    Invertible,
+    LinearInvariant,
+    NormPreserving,
+    Positive,
+    Symplectic,
+    VolumePreserving,
+)
+from dynablocks.switching import FreeSignal
 
 EVERY_INTEGRATOR = pytest.mark.parametrize("name", sorted(INTEGRATORS))
 
@@ -290,3 +314,49 @@ def test_names() -> None:
         integrator("huen")
     with pytest.raises(InvalidArgument, match="substeps is 0"):
         ExplicitEuler(0)
+
+
+DISCRETE = ("gonzalez", "mean-value", "itoh-abe")
+SPLIT = ("verlet", "symplectic-euler", "yoshida4", "suzuki4", "yoshida6")
+ENERGIES = ("partitioned", "separable-hamiltonian", "neural-hamiltonian", "hamiltonian-embedding")
+RUNGE_KUTTA = ("euler", "heun", "rk4", "implicit-midpoint", "gauss4", "trapezoidal")
+ROTATING = ("calvo", "cayley", "lie-euler", "lie-midpoint", "cayley-midpoint", "implicit-midpoint")
+KEPT = [
+    (Symplectic, ("partitioned", "separable-hamiltonian", "shear"), SPLIT),
+    (Symplectic, (*ENERGIES, "shear"), ("implicit-midpoint", "gauss4")),
+    (ConformalSymplectic, ("damped-hamiltonian",), ("lie-trotter", "strang")),
+    (EnergyPreserving, ENERGIES, DISCRETE),
+    (Dissipative, ("dissipative", "damped-hamiltonian"), DISCRETE),
+    (VolumePreserving, ("partitioned", "shear"), (*SPLIT, "lie-trotter", "strang")),
+    (LinearInvariant, ("mass-preserving", "constrained", "compartments"), RUNGE_KUTTA),
+    (Positive, ("compartments",), ("patankar", "mprk22")),
+    (NormPreserving, ("sphere", "rotation"), ROTATING),
+]
+
+
+@pytest.mark.parametrize(("kind", "field", "method"), [(k, f, m) for k, fs, ms in KEPT for f in fs for m in ms])
+def test_the_table_of_what_is_kept_is_what_blocks_declare(kind: type, field: str, method: str) -> None:
+    """The table in docs/structured_dynamics.md."""
+    block = DynamicalBlock(FIELDS[field].example(), method, FreeSignal(0.1))
+    assert block.properties.of(kind) is not None
+
+
+GROWING = [m for m in explicit_methods() if min((*m.tableau.b, *(a for row in m.tableau.a for a in row))) >= 0]
+
+
+@pytest.mark.parametrize("method", GROWING, ids=repr)
+def test_the_declared_growth_is_attained_by_a_linear_field(method: ExplicitRungeKutta) -> None:
+    field = GradientField(Dense(1, 1), leaky_relu(1.0), expansive=True, bias=False).double()
+    with torch.no_grad():
+        field.linear.matrix.fill_(1.0)
+    slope = float(dense_step(method, field, torch.ones(1, 1, dtype=torch.float64), 0.7).abs().max())
+    assert method.declare(field, 0.7).properties.lipschitz == pytest.approx(slope, rel=1e-12)
+
+
+def test_the_constant_of_a_shear_is_attained() -> None:
+    shear = ShearField(LinearField(1)).double()
+    with torch.no_grad():
+        for parameter in shear.parameters():
+            parameter.fill_(2.0)
+    exact = np.linalg.norm([[1.0, 0.0], [0.6, 1.0]], 2)
+    assert ExactFlow().declare(shear, 0.3).properties.lipschitz == pytest.approx(exact, rel=1e-12)

@@ -15,6 +15,7 @@ from dynablocks.errors import InvalidArgument, PropertyViolated
 from dynablocks.lifting import SpaceToDepth, ZeroLift
 from dynablocks.linear import Dense, OrthogonalDense
 from dynablocks.properties import (
+    ConformalSymplectic,
     Declaration,
     Dissipative,
     EnergyPreserving,
@@ -25,6 +26,7 @@ from dynablocks.properties import (
     Lipschitz,
     Metric,
     NormPreserving,
+    Positive,
     Properties,
     Property,
     Structured,
@@ -35,7 +37,7 @@ from dynablocks.properties import (
     explain,
     verify,
 )
-from dynablocks.properties.verify import DENSE_LIMIT, jacobian_norms, jacobians
+from dynablocks.properties.verify import DENSE_LIMIT, MEASURES, jacobian_norms, jacobians
 
 FINITE = st.floats(0, 1e200, allow_subnormal=True)
 
@@ -209,8 +211,14 @@ class WithExtras(Fixed):
     def potential(self, x: Tensor) -> Tensor:
         return x.square().sum(1)
 
+    def energy(self, x: Tensor) -> Tensor:
+        return x.square().sum(1)
+
 
 KNOWN = [
+    (EnergyPreserving(), lambda x: x @ ROTATION, lambda x: 1.0001 * x @ ROTATION),
+    (ConformalSymplectic(0.81), lambda x: 0.9 * x, lambda x: 0.9001 * x),
+    (Positive(), torch.abs, lambda x: 0 * x - 1e-6),
     (Lipschitz(2.0), lambda x: 2 * x, lambda x: 2.0001 * x),
     (GradientNormPreserving(), lambda x: x @ ROTATION, lambda x: 1.0001 * x @ ROTATION),
     (NormPreserving(), lambda x: x @ ROTATION, lambda x: x @ SHEAR),
@@ -329,3 +337,7 @@ def test_an_invariant_is_measured_whatever_the_scale_of_its_weights(scale: float
 def test_the_energies_of_two_modules_are_not_one() -> None:
     part = Fixed(lambda x: x, EnergyPreserving())
     assert compose([("a", part), ("b", part)]).properties.of(EnergyPreserving) is None
+
+
+def test_every_measurement_is_shown_to_reject() -> None:
+    assert {type(declared) for declared, *_ in KNOWN} >= set(MEASURES)

@@ -8,15 +8,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dynablocks.cli import main
 from dynablocks.errors import BadData
 from dynablocks.experiments import EXPERIMENTS, Scale, Store, runs
-from dynablocks.experiments.cells import in_order
-from dynablocks.experiments.robustness import warm_row
+from dynablocks.experiments.cells import Cell, in_order
+from dynablocks.experiments.robustness import order_checks, paper_rows, warm_row
 from dynablocks.experiments.runner import all_cells, chosen, interrupt_once, write_outputs
+from dynablocks.experiments.runs import AttackCell
+from dynablocks.robustness import PAPER_EPSILONS
 
 SMOKE = Scale("smoke")
 
@@ -226,3 +229,41 @@ def test_the_commit_is_that_of_the_source_and_tells_of_any_change(tmp_path: Path
     assert not (found := commit() or "+").endswith("+")
     (tmp_path / "loop.py").write_text("2")
     assert commit() == f"{found}+"
+
+
+class PlantedAreas(Store):
+    """Results in which every network has one accuracy at all radii."""
+
+    def __init__(self, areas: dict[str, float]) -> None:
+        super().__init__(Path("nowhere"))
+        self.areas = areas
+
+    def result(self, cell: Cell) -> dict[str, Any]:
+        assert isinstance(cell, AttackCell)
+        points = [{"epsilon": e, "accuracy": self.areas[cell.training.model.name]} for e in PAPER_EPSILONS]
+        return {"samples": 100, "robust_accuracy": points, "robust_accuracy_by_loss": {"ce": points}}
+
+
+def test_the_papers_orderings_are_told_from_others() -> None:
+    scale = Scale("cpu")
+    rows = paper_rows(scale, (0.07,))
+    right = {"flexible": 0.7, "prescribed": 0.6, "non_expansive": 0.5, "naive": 0.4, "resnet": 0.3}
+
+    def verdicts(**changes: float) -> list[str]:
+        return [c.verdict for c in order_checks(scale, 0.07, rows, PlantedAreas(right | changes))]
+
+    assert verdicts() == ["agrees"] * 3
+    assert verdicts(naive=0.55) == ["differs", "agrees", "agrees"]
+    assert verdicts(prescribed=0.45) == ["agrees", "differs", "agrees"]
+    assert verdicts(flexible=0.55) == ["agrees", "agrees", "differs"]
+
+
+def test_check_ends_with_one_where_a_result_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = [1.0]
+    monkeypatch.setattr(Store, "result", lambda self, cell: {"body_lipschitz": bound[0]})
+    data = ["--data-dir", str(tmp_path)]
+    monkeypatch.setattr("dynablocks.experiments.commands.infer_name", lambda folder: "cifar10")
+    command = ["reproduce", "laws", "--preset", "cpu", *data, "--out", str(tmp_path / "out"), "--check"]
+    assert main(command) == 0
+    bound[0] = 1.01
+    assert main(command) == 1

@@ -73,13 +73,15 @@ def test_attack_breaks_just_above_the_radius_and_never_below(classes):
     result = certify(model, (pixels, labels))
     near = (result.radii < 0.2) & (result.radii > 0.005)
     assert near.sum() >= 10
+    broken = 0
     for sample in near.nonzero()[:10, 0].tolist():
         radius = float(result.radii[sample])
         one = (pixels[sample : sample + 1], labels[sample : sample + 1])
         config = AttackConfig((0.999 * radius, 1.02 * radius), steps=40, losses=("margin",))
         found = attack(model, one, config)
         assert not found.worst_broken[0, 0]
-        assert found.worst_broken[0, 1] or classes > 2
+        broken += int(found.worst_broken[0, 1])
+    assert broken == 10 if classes == 2 else broken >= 5
     check_sound(attack(model, (pixels, labels), AttackConfig()), result)
 
 

@@ -306,3 +306,19 @@ def test_the_rounding_of_the_image_itself_is_in_the_bound() -> None:
     assert lost > 0
     assert float(error.features[0]) > lost
     assert error.features_slope >= 2.0**-24
+
+
+def test_errors_pass_through_layers_as_documented() -> None:
+    """E' = L E + γ₂ L (‖x‖ + 2E) for (x − 0)·4, by hand: no slack hides a missing factor."""
+    layers = [PixelNormalisation((0.0,), (0.25,)) for _ in range(3)]
+    network = Network(nn.Sequential(*layers, nn.Flatten()), Head(64, 3), (1, 8, 8), ModelConfig()).eval()
+    pixels = torch.rand(2, 1, 8, 8)
+    with torch.no_grad(), evaluating(network), plain_arithmetic():
+        _, bound = rounding_bound(network, pixels)
+    unit, size = 2.0**-24, pixels.double().flatten(1).norm(dim=1)
+    error, slope, reach = unit * size, unit, 1.0
+    for _ in range(3):
+        error, size = 4 * error + gamma(2, unit) * 4 * (size + 2 * error), 4 * size
+        slope, reach = 4 * slope + gamma(2, unit) * 4 * (reach + slope), 4 * reach
+    torch.testing.assert_close(bound.features, error, rtol=1e-5, atol=0)
+    assert bound.features_slope == pytest.approx(slope, rel=1e-5)

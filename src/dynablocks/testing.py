@@ -363,9 +363,12 @@ def _properties_under_hostile_parameters(case: Case) -> Iterator[str]:
             for parameter in block.parameters():
                 parameter.copy_(spoil(parameter))
         project(block)
-        # An implicit step may refuse an equation that it cannot solve; it must not answer wrongly.
-        with contextlib.suppress(NotConverged):
-            yield from (f"parameters {name}: {text}" for text in _violations(block, case.sample, search_steps=5))
+        for kind in {type(declared): None for declared in declare(block).properties}:
+            # An implicit step may refuse an equation that it cannot solve; it must not answer wrongly.
+            with contextlib.suppress(NotConverged):
+                for held in verify(block, case.sample, kinds=(kind,), search_steps=5):
+                    if not held.passed:
+                        yield f"parameters {name}: {held}"
 
 
 def _rank_one(parameter: Tensor) -> Tensor:
