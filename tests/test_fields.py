@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
@@ -17,6 +17,7 @@ from dynablocks.fields import (
     Activation,
     DiagonalField,
     GradientField,
+    PartitionedField,
     PlanarField,
     PreconditionedField,
     TwoMatrixField,
@@ -283,3 +284,16 @@ def test_an_activation_does_not_jump(name: str) -> None:
     rise = activation(name).function(u).diff() / u.diff()
     assert float(rise.min()) >= 0
     assert float(rise.max()) <= 1 + 1e-9
+
+
+def test_a_scale_that_is_not_a_number_declares_nothing() -> None:
+    field = GradientField(Dense(3, 2), "relu", alpha=1.0)
+    with torch.no_grad():
+        field.alpha[0] = math.nan
+    with pytest.raises(InvalidArgument, match="nan or inf"):
+        field.facts()
+
+
+def test_halves_of_different_size_need_a_map_between_them() -> None:
+    with pytest.raises(InvalidArgument, match="the halves must be equal"):
+        PartitionedField(None, nn.Linear(1, 2), (3,), split=1)

@@ -144,3 +144,8 @@ def test_learned_times_stay_in_their_range() -> None:
 def test_bad_arguments(make: object, sentence: str) -> None:
     with pytest.raises((InvalidArgument, TypeError), match=sentence):
         make()  # type: ignore[operator]
+
+
+def test_a_coupling_moves_q_or_p() -> None:
+    with pytest.raises(InvalidArgument, match="moves"):
+        AffineCoupling(3, 8, moves="P")

@@ -10,9 +10,11 @@ import torch
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
+from dynablocks.linear import ORTHOGONAL
 from dynablocks.models import MODELS, ModelConfig, build
 from dynablocks.properties import declare, explain
 from dynablocks.properties.verify import jacobian_norms
+from dynablocks.registry import Registry
 from dynablocks.switching import REGIONS, keep_constraints, project, set_progress
 
 EVERY_MODEL = pytest.mark.parametrize("name", sorted(MODELS))
@@ -175,3 +177,21 @@ def test_pixel_normalisation_counts_in_the_certificate() -> None:
 def test_bad_configurations_get_one_sentence(make, sentence: str) -> None:
     with pytest.raises(InvalidArgument, match=sentence):
         make()
+
+
+def test_every_part_takes_the_settings_of_the_model() -> None:
+    config = ModelConfig("certified", widths=(4,), layers=(1,), dense_layers=1, bound="paper", method="expm")
+    network = build(config, (1, 8, 8), 10)
+    assert {block.bound for _, block in network.blocks()} == {"paper"}
+    methods = {m.parametrisation for m in network.modules() if hasattr(m, "parametrisation")}
+    assert methods == {ORTHOGONAL["expm"]}
+    with pytest.raises(InvalidArgument, match="until"):
+        build(ModelConfig("certified", widths=(4,), layers=(1,), step_until=0.0), (1, 8, 8), 10)
+
+
+def test_a_name_is_not_taken_over_by_a_class_of_the_same_name() -> None:
+    registry: Registry[type] = Registry("shape")
+    registry.register("square")(type("Square", (), {"__module__": "one"}))
+    registry.register("square")(type("Square", (), {"__module__": "one"}))
+    with pytest.raises(InvalidArgument, match="is taken"):
+        registry.register("square")(type("Square", (), {"__module__": "two"}))

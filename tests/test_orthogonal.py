@@ -386,3 +386,26 @@ def test_bad_arguments_are_refused(make) -> None:
 def test_a_circular_kernel_that_wraps_more_than_once_is_refused(layer: type[Conv]) -> None:
     with pytest.raises(InvalidArgument, match="wraps around an image of"):
         layer((1, 2, 2), 1, kernel_size=7, padding="circular")
+
+
+def test_bounds_follow_a_weight_that_is_changed_while_it_is_held() -> None:
+    linear = Dense(2, 2)
+    with shared_weights(linear):
+        before = linear.norm_bounds().upper
+        assert linear.norm_bounds() is linear.norm_bounds()
+        with torch.no_grad():
+            linear.matrix.mul_(10)
+        assert linear.norm_bounds().upper == pytest.approx(10 * before, rel=1e-9)
+        assert linear.smallest_singular_value() == pytest.approx(
+            10 * float(torch.linalg.svdvals(linear.matrix.detach() / 10).min()), rel=1e-5
+        )
+
+
+def test_the_penalty_of_a_grouped_convolution_is_that_of_its_groups() -> None:
+    conv = NormalisedConv((2, 4, 4), 2, 1, penalty=1.0, project=False, groups=2)
+    with torch.no_grad():
+        conv.kernel.fill_(1.0)
+    assert float(conv.regularisation()) == 0.0
+    with torch.no_grad():
+        conv.kernel[0] = 2.0
+    assert float(conv.regularisation()) == 9.0

@@ -300,3 +300,18 @@ def test_a_budget_that_was_registered_first_is_projected_last() -> None:
         model.signals[0].steps.copy_(torch.tensor([5.0, 2.4]))
     project(model)
     assert model.budget.total() <= 1e-6
+
+
+def test_a_budget_credits_no_more_than_stored_matrices_contract() -> None:
+    signals = [
+        PrescribedSignal(TightRegion(1.0), (1.0, 0.0), "network"),
+        PrescribedSignal(TightRegion(1.0), (0.0, 1e9), "network"),
+    ]
+    budget = NetworkBudget(signals)
+    budget.project_()
+    assert budget.total() <= 1e-9
+    assert signals[1].summary()["h2"] < 1001
+    for region in (TightRegion(1.0), PaperPrescribedRegion(0.95)):
+        low, high = region.first_range
+        for first in (low, 0.5 * (low + high), high):
+            assert region.pair_constant(first, region.limit(first)) <= 1 + 1e-12

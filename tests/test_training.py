@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from torch import nn
 import dynablocks.training.loop as loop_module
 from dynablocks.data import DataSplits, ImageDataset
 from dynablocks.errors import BadCheckpoint, BadData, DynablocksError, InvalidArgument
+from dynablocks.models import ModelConfig, build
 from dynablocks.training import (
     LOSSES,
     OPTIMISERS,
@@ -473,3 +475,55 @@ def test_two_processes_train_the_same_network_as_one(tmp_path: Path) -> None:
         weights.append(load_file(place / "checkpoint" / "model.safetensors"))
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-6)
+
+
+def certified_images() -> DataSplits:
+    images = torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    train = ImageDataset("noise", images, torch.arange(64) % 4, tuple("abcd"))
+    return DataSplits(train, train, train, "noise")
+
+
+def test_what_fit_leaves_with_an_average_is_what_a_run_loads(tmp_path: Path) -> None:
+    """The step that is scheduled ends where it should end, also where the plan ends early."""
+    config = TrainingConfig(epochs=None, max_minutes=1e-4, ema_decay=0.9, batch_size=16, **QUIET)
+    models = [build(ModelConfig("certified", widths=(4,), layers=(1,)), (1, 8, 8), 4, seed=0) for _ in range(2)]
+    fit(models[0], certified_images(), config, tmp_path)
+    fit(models[1], certified_images(), config, tmp_path)
+    first, second = (model.state_dict() for model in models)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    (step,) = models[0].blocks()[0][1].signal.step_sizes()
+    assert float(step) == 2.0
+
+
+def test_a_larger_budget_counts_when_a_training_goes_on() -> None:
+    plan = StepPlan.of(None, 15 * 60)
+    for step in (3, 6, 23):
+        plan.fit(step, step * 1.0)
+    restored = StepPlan(**(plan.state() | {"budget_seconds": 600 * 60}))
+    assert not restored.is_due(300, 300.0)
+    restored.fit(300, 300.0)
+    assert restored.total > 30_000
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 4))
+    settings = {"lr": 1e25, "schedule": "constant", "loss": "cross-entropy", "optimiser": "sgd"}
+    config = TrainingConfig(epochs=1, batch_size=64, **(QUIET | settings))
+    with pytest.raises(DynablocksError, match=r"not finite after step 1"):
+        fit(network, certified_images(), config, tmp_path)
+
+
+def test_half_precision_does_not_go_on_without_a_gpu(tmp_path: Path) -> None:
+    config = TrainingConfig(epochs=2, batch_size=16, **QUIET)
+
+    def stop(step: int) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(small_model(), quadrants(), replace(config, checkpoint_seconds=0), tmp_path, on_step=stop)
+    state = loop_module.read_state
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop_module, "read_state", lambda checkpoint: state(checkpoint) | {"precision": "16"})
+        with pytest.raises(InvalidArgument, match="precision is '16'"):
+            fit(small_model(), quadrants(), config, tmp_path)

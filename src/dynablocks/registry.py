@@ -30,7 +30,8 @@ class Registry(dict[str, T]):
 
         def file_under(thing: T) -> T:
             known = self.get(name)
-            same = known is not None and getattr(known, "__qualname__", 0) == getattr(thing, "__qualname__", 1)
+            # A cell of a notebook that is run again files the same thing.
+            same = all(getattr(known, key, 0) == getattr(thing, key, 1) for key in ("__module__", "__qualname__"))
             if known is not None and not same:
                 raise InvalidArgument(f"the {self.kind} name {name!r} is taken by {known!r}; choose another name.")
             self[name] = thing

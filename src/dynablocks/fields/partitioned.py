@@ -177,6 +177,10 @@ class PartitionedField(VectorField):
         kick = ShearField(v, in_shape, moves="p", split=split)
         self.kick = kick
         half = (kick.in_shape[0] - kick.split, *kick.in_shape[1:])
+        if u is None and half[0] != kick.split:
+            raise InvalidArgument(
+                f"split is {kick.split} of {kick.in_shape[0]} entries; without u the halves must be equal, since q̇ = p."
+            )
         self.drift = ShearField(IdentityField(half) if u is None else u, kick.in_shape, moves="q", split=kick.split)
         self.in_shape = kick.in_shape
 

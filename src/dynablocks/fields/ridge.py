@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dynablocks.fields.activations import Activation, activation
 from dynablocks.fields.base import VectorField
 from dynablocks.linear import LinearMap, shared_weights
+from dynablocks.linear.rounding import checked_float64
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -116,7 +117,8 @@ class RidgeField(VectorField):
         scales = self.slope_scales()
         if scales is None:
             return self.sign, self.sign
-        return float(scales.detach().double().min()), float(scales.detach().double().max())
+        exact = checked_float64(scales.flatten(), "the scale of σ", 1)
+        return float(exact.min()), float(exact.max())
 
     def slope_range(self) -> tuple[float, float]:
         """The smallest and largest slope of g."""

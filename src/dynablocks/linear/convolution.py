@@ -180,7 +180,10 @@ class NormalisedConv(Conv):
 
     def regularisation(self) -> Tensor | None:
         """``penalty`` · ‖W ⋆ W − δI‖², or ``None`` when the penalty is 0."""
-        return self.penalty * ocnn_penalty(self.kernel, self.stride) if self.penalty else None
+        if not self.penalty:
+            return None
+        groups = [ocnn_penalty(kernel, self.stride) for kernel in self.kernel.chunk(self.groups)]
+        return self.penalty * torch.stack(groups).sum()
 
 
 class OrthogonalConv(Conv):

@@ -41,6 +41,7 @@ class LinearMap(Structured):
     _held: Tensor | None = None
     _held_bounds: Bounds | None = None
     _held_smallest: float | None = None
+    _held_version: int | None = None
 
     def compute_weight(self) -> Tensor:
         """The weight as a differentiable function of the parameters."""
@@ -74,6 +75,7 @@ class LinearMap(Structured):
         """:meth:`compute_norm_bounds`, once for each weight held by :func:`shared_weights`."""
         if self._held is None:
             return self.compute_norm_bounds()
+        self._forget_bounds_of_another_version()
         if self._held_bounds is None:
             self._held_bounds = self.compute_norm_bounds()
         return self._held_bounds
@@ -82,6 +84,7 @@ class LinearMap(Structured):
         """:meth:`compute_smallest_singular_value`, once for each weight held by :func:`shared_weights`."""
         if self._held is None:
             return self.compute_smallest_singular_value()
+        self._forget_bounds_of_another_version()
         if self._held_smallest is None:
             self._held_smallest = self.compute_smallest_singular_value()
         return self._held_smallest
@@ -94,7 +97,14 @@ class LinearMap(Structured):
     def hold(self, weight: Tensor | None) -> None:
         """Use this weight until told otherwise; ``None`` returns to computing it. For :func:`shared_weights` alone."""
         object.__setattr__(self, "_held", weight)
-        self._held_bounds = self._held_smallest = None
+        self._held_bounds = self._held_smallest = self._held_version = None
+
+    def _forget_bounds_of_another_version(self) -> None:
+        """A held weight that is a parameter can be changed in place, by an optimiser or a projection."""
+        held = self._held
+        version = None if held is None or held.is_inference() else held._version
+        if version != self._held_version:
+            self._held_version, self._held_bounds, self._held_smallest = version, None, None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the held weight: a copy made inside :func:`frozen_weights` computes its own."""

@@ -18,12 +18,14 @@ EPS = 2.0**-52
 
 
 def round_up(value: float) -> float:
-    """A float above ``value`` and above the result of up to four more roundings of it; 0 stays 0.
+    """A float above ``value`` and above the result of up to four more roundings of it; 0 stays 0, NaN is infinite.
 
     Example:
         >>> round_up(1.0) > 1.0, round_up(0.0)
         (True, 0.0)
     """
+    if math.isnan(value):
+        return math.inf
     return math.nextafter(value * (1 + 8 * EPS), math.inf) if value > 0 else 0.0
 
 

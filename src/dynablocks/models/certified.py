@@ -23,7 +23,7 @@ def step_signal(config: ModelConfig) -> SwitchingSignal:
     start = 1.0 if config.step_start is None else config.step_start
     if config.step_end is None:
         return NonExpansiveSignal(start, 0.0, 2.0)
-    return ScheduledSignal(start, config.step_end, config.step_until or 0.7)
+    return ScheduledSignal(start, config.step_end, 0.7 if config.step_until is None else config.step_until)
 
 
 def _block(config: ModelConfig, shape: Shape) -> DynamicalBlock:
@@ -39,7 +39,7 @@ def _block(config: ModelConfig, shape: Shape) -> DynamicalBlock:
     return DynamicalBlock(GradientField(linear, "relu"), ExplicitEuler(), step_signal(config), bound=config.bound)
 
 
-def _transition(shape: Shape, factor: int, width: int) -> tuple[list[nn.Module], Shape]:
+def _transition(shape: Shape, factor: int, width: int, method: str) -> tuple[list[nn.Module], Shape]:
     """Space to depth, then an orthogonal 1 × 1 map to ``width`` channels."""
     if shape[1] % factor or shape[2] % factor:
         raise InvalidArgument(
@@ -50,19 +50,20 @@ def _transition(shape: Shape, factor: int, width: int) -> tuple[list[nn.Module],
     if width > shape[0]:
         parts.append(ZeroLift(shape[0], width))
         shape = (width, *shape[1:])
-    parts.append(ChannelMix(shape, width))
+    parts.append(ChannelMix(shape, width, method))
     return parts, (width, *shape[1:])
 
 
 def _dense_steps(config: ModelConfig, features: int) -> tuple[list[nn.Module], int]:
-    width = config.dense_width or features
+    width, method = config.dense_width or features, config.method or "cayley"
     parts: list[nn.Module] = []
     if width < features:
-        parts.append(OrthogonalDense(features, width))
+        parts.append(OrthogonalDense(features, width, method))
         features = width
     for _ in range(config.dense_layers or 0):
-        linear: LinearMap = OrthogonalDense(features, features)
-        parts.append(DynamicalBlock(GradientField(linear, "relu"), ExplicitEuler(), step_signal(config)))
+        linear: LinearMap = OrthogonalDense(features, features, method)
+        field = GradientField(linear, "relu")
+        parts.append(DynamicalBlock(field, ExplicitEuler(), step_signal(config), bound=config.bound))
     return parts, features
 
 
@@ -72,7 +73,7 @@ def build_body(config: ModelConfig, shape: Shape) -> tuple[nn.Sequential, int]:
     assert config.layers is not None
     parts: list[nn.Module] = []
     for stage, (width, count) in enumerate(zip(config.widths, config.layers, strict=True)):
-        moves, shape = _transition(shape, (config.stem or 2) if stage == 0 else 2, width)
+        moves, shape = _transition(shape, (config.stem or 2) if stage == 0 else 2, width, config.method or "cayley")
         parts.extend(moves)
         parts.extend(_block(config, shape) for _ in range(count))
     parts.append(nn.Flatten())

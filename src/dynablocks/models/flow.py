@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
-from dynablocks.errors import InvalidArgument, require_range
+from dynablocks.errors import InvalidArgument, require_choice, require_range
 from dynablocks.fields import GradientField, PartitionedField, leaky_relu
 from dynablocks.linear import Dense, OrthogonalDense
 from dynablocks.properties import Declaration, Invertible, Lipschitz, Structured
@@ -191,7 +191,7 @@ class AffineCoupling(Structured):
                 f"dimension is {dimension}; a coupling needs at least 2 coordinates, one for each part."
             )
         self.in_shape = self.out_shape = (dimension,)
-        self.split, self.moves = dimension // 2, moves
+        self.split, self.moves = dimension // 2, require_choice("moves", moves, ("q", "p"))
         self.limit = require_range("limit", limit, 0.0, 300.0, open_low=True)
         rests = self.split if moves == "p" else dimension - self.split
         self.hidden, self.rates = nn.Linear(rests, width), nn.Linear(width, 2 * (dimension - rests))

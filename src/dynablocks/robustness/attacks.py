@@ -270,7 +270,7 @@ def l2_pgd(
     ``x <- clip(project(x + s ε g/‖g‖))`` from a uniform point of the ball, with g the gradient of the loss, ``project``
     onto the ball around the image and ``clip`` to [0, 1]: Foolbox's ``L2PGD``. Two things are added: for losses other
     than "ce" a tiny gradient is normalised too (Foolbox leaves ‖g‖ < 1e-12 alone), and the result is shrunk where
-    rounding put it outside: measured in float64, ‖x - image‖ ≤ ε holds.
+    rounding put it outside: measured in float64, ‖x - image‖ ≤ ε holds for the image in the model's number format.
 
     Args:
         model: pixels in [0, 1] (N, C, H, W) to logits; attacked in eval mode, returned as it was.

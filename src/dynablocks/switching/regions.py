@@ -139,11 +139,13 @@ class PaperPrescribedRegion(Region):
         return 0.0, float(self.substeps) * min(1.0, 2 * self.slope)
 
     def limit(self, first: float) -> float:
-        contraction = max(self._contraction(first / self.substeps), 0.5)
-        return max(0.0, self.substeps * (1 / contraction - 1))
+        return max(0.0, self.substeps * (1 / self._credited(first) - 1))
 
     def pair_constant(self, first: Number, second: Number) -> Number:
-        return (1 + second / self.substeps) * self._contraction(first / self.substeps)
+        return (1 + second / self.substeps) * self._credited(first)
+
+    def _credited(self, first: Number) -> Number:
+        return _at_least(self._contraction(first / self.substeps), 0.5)
 
     def _contraction(self, step_size: Number) -> Number:
         # Not 0, where the root has no slope.
@@ -208,12 +210,16 @@ class TightRegion(Region):
         return -2.0 * self.substeps
 
     def limit(self, first: float) -> float:
-        return self.substeps * (1 / max(self._contraction(first), 1e-3) - 1)
+        return self.substeps * (1 / self._credited(first) - 1)
 
     def pair_constant(self, first: Number, second: Number) -> Number:
         # At least 1 also for h₂ < 0: the other field's σ may be a ReLU, which leaves half of the space alone.
         expansion = _at_least(abs(1 + second / self.substeps), 1.0)
-        return self._contraction(first) * expansion
+        return self._credited(first) * expansion
+
+    def _credited(self, first: Number) -> Number:
+        # No stored A contracts to 0: its singular values are 1 up to rounding only.
+        return _at_least(self._contraction(first), 1e-3)
 
     def _contraction(self, first: Number) -> Number:
         part = first / (self.substeps * self.contractive_parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
@@ -144,7 +145,8 @@ def train(
         if is_epoch_end(session):
             finish_epoch(session, display)
         if session.step < session.plan.total and (is_save_due(session) or stopping()):
-            look(session, display)
+            # No look: the plan changes only at steps at which every process looks, and not after an epoch's end.
+            require_finite_losses(session)
             require_finite_weights(session)
             session.save()
         if stopping() and session.step < session.plan.total:
@@ -240,10 +242,7 @@ def is_save_due(session: Session) -> bool:
 
 def look(session: Session, display: Display) -> None:
     """Wait for the device, stop on a loss that is not finite, fit the plan to the time, and move the bar."""
-    first = session.step - session.tally.pending
-    for number, loss in enumerate(session.tally.count()):
-        if not abs(loss) < float("inf"):
-            raise diverged(session, first + number + 1, "the loss")
+    require_finite_losses(session)
     if session.fabric.world_size == 1:
         refit(session.plan, session)
     elif is_shared_look(session) and session.plan.budget_seconds is not None:
@@ -251,6 +250,14 @@ def look(session: Session, display: Display) -> None:
         session.plan = StepPlan(**session.fabric.broadcast(session.plan.state()))
     seconds_left = session.elapsed / session.step * (session.plan.total - session.step)
     display.update(session.plan.progress(session.step), seconds_left, current_metrics(session))
+
+
+def require_finite_losses(session: Session) -> None:
+    """Count the losses of the steps since the last count; stop on one that is not finite."""
+    first = session.step - session.tally.pending
+    for number, loss in enumerate(session.tally.count()):
+        if not math.isfinite(loss):
+            raise diverged(session, first + number + 1, "the loss")
 
 
 def refit(plan: StepPlan, session: Session) -> None:
@@ -283,6 +290,8 @@ def finish_epoch(session: Session, display: Display) -> None:
         require_finite_weights(session)
         with session.paused():
             metrics |= validate(session.result(), session.validation, session.plan.progress(session.step))
+        if not math.isfinite(metrics["validation_loss"]):
+            raise diverged(session, session.step, "the validation loss")
     session.metrics, session.tally = metrics, Tally()
     if session.fabric.is_global_zero and session.directory is not None:
         append_metrics(session.directory, metrics)
@@ -312,6 +321,8 @@ def finish(session: Session) -> TrainingSummary:
     """Leave the final weights in the model and save them with the summary."""
     require_finite_weights(session)
     set_progress(session.model, 1.0)
+    if session.average is not None:
+        set_progress(session.average.copy, 1.0)
     summary = TrainingSummary(
         train_seconds=session.elapsed,
         images_per_second=session.images_per_second(),

@@ -109,6 +109,7 @@ class Session:
         if config.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.precision = state.get("precision") or self._choose_precision(splits.train, device)
+        check_precision(self.precision, device)
         self.fabric = Fabric(accelerator=device, devices=config.devices, precision=FABRIC_PRECISION[self.precision])
         self.fabric.launch()
         self.optimiser = make_optimiser(model, config)
@@ -228,6 +229,8 @@ class Session:
         self.plan = StepPlan(**{**state["plan"], "budget_seconds": budget})
         if budget is None:
             self.plan.without_budget(self.step)
+        elif budget != state["plan"]["budget_seconds"]:
+            self.plan.fit(self.step, self._seconds)
         self.tally = Tally(*state["tally"])
 
 
