@@ -395,7 +395,7 @@ def test_bounds_follow_a_weight_that_is_changed_while_it_is_held() -> None:
         assert linear.norm_bounds() is linear.norm_bounds()
         with torch.no_grad():
             linear.matrix.mul_(10)
-        assert linear.norm_bounds().upper == pytest.approx(10 * before, rel=1e-9)
+        assert linear.norm_bounds().upper == pytest.approx(10 * before, rel=1e-6)
         assert linear.smallest_singular_value() == pytest.approx(
             10 * float(torch.linalg.svdvals(linear.matrix.detach() / 10).min()), rel=1e-5
         )

@@ -491,8 +491,7 @@ def test_what_fit_leaves_with_an_average_is_what_a_run_loads(tmp_path: Path) -> 
     fit(models[1], certified_images(), config, tmp_path)
     first, second = (model.state_dict() for model in models)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    (step,) = models[0].blocks()[0][1].signal.step_sizes()
-    assert float(step) == 2.0
+    assert models[0].blocks()[0][1].signal.summary() == {"h1": 2.0}
 
 
 def test_a_larger_budget_counts_when_a_training_goes_on() -> None:

@@ -19,6 +19,7 @@ from dynablocks.properties import (
     Invertible,
     Lipschitz,
     Structured,
+    declare,
     explain,
     verify,
 )

@@ -115,6 +115,7 @@ class LimitedMemoryBFGS:
 
     name = "lbfgs"
     inner_steps = 20
+    attempts = 8
 
     def __init__(self, module: nn.Module, objective: Objective) -> None:
         self.module, self.objective = module, objective
@@ -129,7 +130,10 @@ class LimitedMemoryBFGS:
         self.value = objective.value()
 
     def advance(self) -> bool:
-        """Twenty iterations; ``False`` when they did not lower the objective."""
+        """Twenty iterations; ``False`` when they did not lower the objective.
+
+        Where they meet parameters at which an implicit step has no solution, they begin again with a shorter first step.
+        """
         before = [p.detach().clone() for p in self.objective.parameters]
 
         def closure() -> Tensor:
@@ -138,17 +142,23 @@ class LimitedMemoryBFGS:
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
-        try:
-            self._optimiser.step(closure)  # type: ignore[no-untyped-call]
-            project(self.module)
-            value = self.objective.value()
-        except NotConverged:
-            value = math.inf
-        if not value < self.value:
+        value = math.inf
+        for _ in range(self.attempts):
+            try:
+                self._optimiser.step(closure)  # type: ignore[no-untyped-call]
+                project(self.module)
+                value = self.objective.value()
+            except NotConverged:
+                value = math.inf
+            if value < self.value:
+                self.value = value
+                return True
             _assign(self.objective.parameters, before)
-            return False
-        self.value = value
-        return True
+            if not math.isinf(value):
+                break
+            self._optimiser.state.clear()
+            self._optimiser.param_groups[0]["lr"] *= 0.25
+        return False
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self._optimiser.state_dict())

@@ -26,7 +26,7 @@ from dynablocks.training.checkpoint import find_checkpoint, load_weights, read_c
 from dynablocks.training.config import TrainingConfig
 from dynablocks.training.display import Display
 from dynablocks.training.losses import logit_scale
-from dynablocks.training.precision import present_device
+from dynablocks.training.precision import choose_device
 from dynablocks.training.record import METRICS, append_metrics, check_same_run, cut_metrics, describe_run
 from dynablocks.training.schedules import learning_rate_factor
 from dynablocks.training.session import Session, Tally, diverged, require_finite_weights
@@ -382,7 +382,7 @@ def finished_before(
         )
     load_weights(checkpoint, model)
     set_progress(model, 1.0)
-    model.to(present_device(config.device)).eval()
+    model.to(choose_device(config.device)).eval()
     return TrainingSummary(**stored)
 
 
