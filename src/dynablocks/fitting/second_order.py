@@ -132,7 +132,7 @@ class LimitedMemoryBFGS:
     def advance(self) -> bool:
         """Twenty iterations; ``False`` when they did not lower the objective.
 
-        Where they meet parameters at which an implicit step has no solution, they begin again with a shorter first step.
+        Where they meet parameters at which an implicit step has no solution, they begin again with a shorter one.
         """
         before = [p.detach().clone() for p in self.objective.parameters]
 
@@ -151,7 +151,7 @@ class LimitedMemoryBFGS:
             except NotConverged:
                 value = math.inf
             if value < self.value:
-                self.value = value
+                self.value, self._optimiser.param_groups[0]["lr"] = value, 1.0
                 return True
             _assign(self.objective.parameters, before)
             if not math.isinf(value):
