@@ -14,7 +14,16 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 export PYTHONPATH="$root/src${PYTHONPATH:+:$PYTHONPATH}"
 python=${PYTHON:-python3}
 
+# A new pack takes the place of the old one in steps that a kill may stop anywhere: it is marked when it is whole.
+finish_pack() {
+  [ -e "$pack/new.whole" ] || return 0
+  [ -e "$pack/old.gone" ] || { rm -f "$pack"/work.tar.*; touch "$pack/old.gone"; }
+  for part in "$pack"/new.tar.*; do [ ! -e "$part" ] || mv "$part" "$pack/work.tar.${part##*.}"; done
+  rm -f "$pack/new.whole" "$pack/old.gone"
+}
+
 mkdir -p "$work"
+[ -z "$pack" ] || finish_pack
 if [ -n "$pack" ] && [ -z "$(ls -A "$work")" ] && compgen -G "$pack/work.tar.*" >/dev/null; then
   cat "$pack"/work.tar.* | tar -x -C "$work"
 fi
@@ -25,10 +34,9 @@ status=0
 "$python" -m dynablocks reproduce fig4 fig5 fig10 fig12 "${pieces[@]}" || status=$?
 if [ -n "$pack" ]; then
   mkdir -p "$pack"
-  # The new pack is whole before the old one goes: a full disk or a kill leaves one of them.
   rm -f "$pack"/new.tar.*
   tar -c -C "$work" --exclude=checkpoint.previous . | split -b 15m - "$pack/new.tar."
-  rm -f "$pack"/work.tar.*
-  for part in "$pack"/new.tar.*; do mv "$part" "$pack/work.tar.${part##*.}"; done
+  touch "$pack/new.whole"
+  finish_pack
 fi
 exit "$status"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from dynablocks.experiments.robustness import order_checks, paper_rows, warm_row
 from dynablocks.experiments.runner import all_cells, chosen, interrupt_once, write_outputs
 from dynablocks.experiments.runs import AttackCell
 from dynablocks.robustness import PAPER_EPSILONS
+from dynablocks.training import loop
 
 SMOKE = Scale("smoke")
 
@@ -188,14 +190,19 @@ def test_images_that_cannot_be_had_are_asked_for_once(monkeypatch: pytest.Monkey
 
 
 def test_one_ctrl_c_that_comes_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([10.0, 10.3, 12.0])
-    monkeypatch.setattr("dynablocks.experiments.runner.time.monotonic", lambda: next(clock))
-    interrupt = interrupt_once()
+    clock = iter([10.0, 10.3, 12.0, 14.0, 14.2, 14.4])
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(loop, "_latest_interrupt", [0.0])
     with pytest.raises(KeyboardInterrupt):
-        interrupt(signal.SIGINT, None)
-    interrupt(signal.SIGINT, None)
+        interrupt_once(signal.SIGINT, None)
+    interrupt_once(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt):
-        interrupt(signal.SIGINT, None)
+        interrupt_once(signal.SIGINT, None)
+    with loop.polite_interrupt() as stopping:
+        for _ in range(2):  # the terminal's and the command's, in a training
+            signal.raise_signal(signal.SIGINT)
+        assert stopping()
+    interrupt_once(signal.SIGINT, None)
 
 
 def test_the_commit_is_that_of_the_source_and_tells_of_any_change(tmp_path: Path) -> None:

@@ -494,21 +494,38 @@ def test_what_fit_leaves_with_an_average_is_what_a_run_loads(tmp_path: Path) -> 
     assert models[0].blocks()[0][1].signal.summary() == {"h1": 2.0}
 
 
-def test_a_larger_budget_counts_when_a_training_goes_on() -> None:
-    plan = StepPlan.of(None, 15 * 60)
-    for step in (3, 6, 23):
-        plan.fit(step, step * 1.0)
-    restored = StepPlan(**(plan.state() | {"budget_seconds": 600 * 60}))
-    assert not restored.is_due(300, 300.0)
-    restored.fit(300, 300.0)
-    assert restored.total > 30_000
+@pytest.mark.parametrize(("seconds", "steps"), [(60.0, (5000, 6000)), (0.5, (101, 101))])
+def test_another_budget_counts_when_a_training_goes_on(
+    seconds: float, steps: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock of its own: 100 steps of 10 ms of a budget of 1.5 s, then another budget."""
+    now = [0.0]
+    clock = SimpleNamespace(perf_counter=lambda: now[0], monotonic=lambda: now[0])
+    monkeypatch.setattr("dynablocks.training.session.time", clock)
+    monkeypatch.setattr(loop_module, "time", clock)
+    config = TrainingConfig(epochs=None, max_minutes=1.5 / 60, batch_size=16, checkpoint_seconds=0.0, **QUIET)
+
+    def tick(step: int) -> None:
+        now[0] += 0.01
+        if step == 101:
+            raise KeyboardInterrupt
+
+    def go_on(step: int) -> None:
+        now[0] += 0.01
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(small_model(), quadrants(), config, tmp_path, on_step=tick)
+    later = replace(config, max_minutes=seconds / 60, checkpoint_seconds=1e9)
+    summary = fit(small_model(), quadrants(), later, tmp_path, on_step=go_on)
+    assert steps[0] <= summary.steps <= steps[1]
+    assert summary.metrics
 
 
 def test_a_validation_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 4))
     settings = {"lr": 1e25, "schedule": "constant", "loss": "cross-entropy", "optimiser": "sgd"}
     config = TrainingConfig(epochs=1, batch_size=64, **(QUIET | settings))
-    with pytest.raises(DynablocksError, match=r"not finite after step 1"):
+    with pytest.raises(DynablocksError, match="the validation loss is not finite"):
         fit(network, certified_images(), config, tmp_path)
 
 

@@ -202,14 +202,15 @@ def as_page(results: list[dict[str, Any]], minutes: float, preset: str = "certif
         "Several seeds: mean ± standard deviation."
     )
     searched = [r for r in results if r["search"]]
-    each = ", ".join(sorted({f"{r['search']['minutes']:g}" for r in searched}))
+    names = sorted({r["name"].replace(f"-{r['seed']}", "", 1) for r in searched})
+    each = max((r["search"]["minutes"] for r in searched), default=0.0)
     if searched:
         caption += (
-            f" {', '.join(r['name'].rsplit('-', 1)[0] for r in searched)}: the best of {len(SEARCH)} settings (frame, "
-            f"optimiser, loss), chosen by {each}-minute trainings on {HELD_OUT} held-out training images."
+            f" {', '.join(names)}: the best of {len(SEARCH)} settings (frame, "
+            f"optimiser, loss), chosen by {each:g}-minute trainings on {HELD_OUT} held-out training images."
         )
     command = f"python benchmarks/certified/run.py --data-dir CIFAR10 --out WORK --peers PEERS --minutes {minutes:g}"
-    command += f" --preset {preset}" + (f" --search {each}" if searched else "")
+    command += f" --preset {preset}" + (f" --search {each:g}" if searched else "")
     origin = {
         "seed": sorted({r["seed"] for r in results}),
         "data": sorted({r["data"] for r in results}),

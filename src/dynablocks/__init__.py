@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # Read by torch when it first asks for memory: large tensors in huge pages. Without them a training step took 155 to
 # 196 ms in four processes that did the same, with them 145 to 153 (2 vCPU AMD EPYC, Linux).

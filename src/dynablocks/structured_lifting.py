@@ -47,7 +47,7 @@ class MassLift(Structured):
         self.in_shape, self.out_shape = (in_entries,), (out_entries,)
 
     def forward(self, x: Float[Tensor, "batch entries ..."]) -> Float[Tensor, "batch lifted ..."]:
-        _require_entries(self, x)
+        _require_entries(type(self).__name__, self.in_entries, x)
         return functional.pad(x, (0,) * (2 * (x.ndim - 2)) + (0, self.out_entries - self.in_entries))
 
     def declare(self) -> Declaration:
@@ -81,7 +81,7 @@ class MassProjection(Structured):
         self.in_shape, self.out_shape = (in_entries,), (out_entries,)
 
     def forward(self, x: Float[Tensor, "batch entries ..."]) -> Float[Tensor, "batch kept ..."]:
-        _require_entries(self, x)
+        _require_entries(type(self).__name__, self.in_entries, x)
         kept, dropped = x[:, : self.out_entries], x[:, self.out_entries :]
         return kept + dropped.sum(1, keepdim=True) / self.out_entries
 
@@ -117,7 +117,7 @@ class SymplecticLift(Structured):
         self.in_shape, self.out_shape = (in_entries,), (out_entries,)
 
     def forward(self, x: Float[Tensor, "batch entries ..."]) -> Float[Tensor, "batch lifted ..."]:
-        _require_entries(self, x)
+        _require_entries(type(self).__name__, self.in_entries, x)
         pad = (0,) * (2 * (x.ndim - 2)) + (0, (self.out_entries - self.in_entries) // 2)
         return torch.cat([functional.pad(half, pad) for half in x.chunk(2, dim=1)], dim=1)
 
@@ -148,7 +148,7 @@ class SymplecticProjection(Structured):
         self.in_shape, self.out_shape = (in_entries,), (out_entries,)
 
     def forward(self, x: Float[Tensor, "batch entries ..."]) -> Float[Tensor, "batch kept ..."]:
-        _require_entries(self, x)
+        _require_entries(type(self).__name__, self.in_entries, x)
         return torch.cat([half[:, : self.out_entries // 2] for half in x.chunk(2, dim=1)], dim=1)
 
     def declare(self) -> Declaration:
@@ -183,11 +183,9 @@ class NormLift(OrthogonalDense):
         return Declaration.of(*kept, reason=f"orthonormal columns, {declared.reason}", title="NormLift")
 
 
-def _require_entries(module: Structured, x: Tensor) -> None:
+def _require_entries(name: str, entries: int, x: Tensor) -> None:
     """What is declared holds for one size of the states."""
-    (entries,) = module.in_shape
     if x.ndim < 2 or x.shape[1] != entries:
-        name = type(module).__name__
         raise InvalidArgument(f"the states have shape {tuple(x.shape)}; {name} takes (batch, {entries}, ...).")
 
 

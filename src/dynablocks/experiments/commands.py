@@ -75,7 +75,7 @@ def reproduce(options: Any, arguments: Sequence[str], say: Callable[[str], None]
         if folder is not None and (found := infer_name(folder)) != wanted:
             raise InvalidArgument(f"{folder} holds {found}; {wanted} is needed there.")
     if options.worker:
-        signal.signal(signal.SIGINT, interrupt_once())
+        signal.signal(signal.SIGINT, interrupt_once)
     experiments = chosen(options.names)
     scale = Scale(options.preset, options.data.dir, options.cifar100_dir, options.seed)
     store = Store(options.out / "cells")

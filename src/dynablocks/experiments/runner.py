@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from dynablocks.experiments.cells import Cell, Store, in_order
 from dynablocks.files import write_atomically, write_json, write_text
 from dynablocks.progress import PATIENCE_SECONDS
 from dynablocks.reporting.words import duration
-from dynablocks.training.loop import REPEAT_SECONDS
+from dynablocks.training.loop import is_repeated_interrupt
 
 Say = Callable[[str], None]
 
@@ -100,17 +99,10 @@ def build_with_workers(arguments: Sequence[str], jobs: int, cores: int) -> None:
         raise
 
 
-def interrupt_once() -> Callable[[int, object], None]:
-    """A handler of SIGINT for which one Ctrl-C is one: a worker gets the terminal's, and at once its command's."""
-    before = -math.inf
-
-    def interrupt(number: int, frame: object) -> None:
-        nonlocal before
-        last, before = before, time.monotonic()
-        if before - last > REPEAT_SECONDS:
-            raise KeyboardInterrupt
-
-    return interrupt
+def interrupt_once(number: int, frame: object) -> None:
+    """A handler of SIGINT for workers, which get the terminal's and at once their command's."""
+    if not is_repeated_interrupt():
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

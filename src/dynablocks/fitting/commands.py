@@ -41,7 +41,7 @@ EXAMPLES = """what to preserve:
 examples:
   dynablocks fit --example pendulum --out runs/first        no data needed: from nothing to a report in a minute or two
   dynablocks fit pendulum.csv --preserve symplectic --odd   f(-x) = -f(x), where the system has this symmetry
-  dynablocks fit sir.csv --preserve mass                    S + I + R stays the same to the last digit
+  dynablocks fit sir.csv --preserve mass                    S + I + R stays the same, to rounding
   dynablocks fit tanks.parquet --preserve mass --weights 1,2.5,0.5
   dynablocks fit robot.csv --preserve symplectic --coupled  the energy is not T(p) + V(q)
   dynablocks fit data.csv --preserve none --preset smoke    seconds, to see that the file is read

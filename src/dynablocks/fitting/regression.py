@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dynablocks.errors import BadCheckpoint, InvalidArgument, require_choice, require_range
+from dynablocks.errors import BadCheckpoint, InvalidArgument, NotConverged, require_choice, require_range
 from dynablocks.files import write_atomically
 from dynablocks.fitting.objective import Objective, Residuals, flow_map_residuals
 from dynablocks.fitting.second_order import FINISHES, LimitedMemoryBFGS, fits_levenberg_marquardt
@@ -244,6 +244,8 @@ class _Run:
     def record(self, phase: str, step: int) -> FitRecord:
         """Evaluate, note, and keep the parameters when they are the best so far."""
         loss = self.objective.value()
+        if math.isinf(loss) and phase == "adam" and self.best:
+            return self.best_record  # a step without a solution; the best comes back when Adam ends
         if not math.isfinite(loss):
             raise InvalidArgument(
                 f"the loss is {loss} at {phase} step {step}; use a smaller lr or step size, or scale the data."
@@ -258,10 +260,9 @@ class _Run:
             self.callback(found)
         return found
 
-    def _rank(self, record: FitRecord) -> float:
-        if self.held_out is None:
-            return record.loss
-        return math.inf if record.validation is None else record.validation
+    def _rank(self, record: FitRecord) -> tuple[float, float]:
+        held = 0.0 if self.held_out is None else math.inf if record.validation is None else record.validation
+        return held, record.loss
 
     def save(self, optimiser: Any, *, now: bool = False) -> None:
         """Write the checkpoint when it is time to."""
@@ -329,8 +330,12 @@ def _adam(run: _Run, steps: int, lr: float, batch_size: int, seed: int, share: f
         set_progress(run.module, progress)
         optimiser.param_groups[0]["lr"] = lr * (0.005 + 0.995 * 0.5 * (1 + math.cos(math.pi * progress)))
         optimiser.zero_grad()
-        loss = run.objective.loss(_batch(run.objective.samples, batch_size, seed, run.step))
-        loss.backward()  # type: ignore[no-untyped-call]
+        try:
+            loss = run.objective.loss(_batch(run.objective.samples, batch_size, seed, run.step))
+            loss.backward()  # type: ignore[no-untyped-call]
+        except NotConverged:
+            run.restore()
+            break
         optimiser.step()
         run.step += 1
         if run.step % every == 0:

@@ -45,8 +45,9 @@ def summary_table(metrics: Mapping[str, Any]) -> Table:
     table = Table(title=Text(about or "result") if about else "result", title_justify="left", show_edge=False)
     for heading in ("", "certified", "under attack"):
         table.add_column(heading, justify="left" if not heading else "right")
-    clean = words.percent(metrics.get("clean_accuracy"))
     unharmed = words.accuracy_at(metrics.get("robust_accuracy"), 0.0)
+    only_attacked = metrics.get("certified_accuracy") is None and unharmed is not None
+    clean = "" if only_attacked else words.percent(metrics.get("clean_accuracy"))
     table.add_row("clean accuracy", clean, "" if unharmed is None else words.percent(unharmed))
     counts = [metrics.get(name) for name in ("test_images", "attacked_images")]
     if any(counts):

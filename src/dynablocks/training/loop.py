@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 LOOK_STEPS = 20
 LOOK_SECONDS = 1.0
 REPEAT_SECONDS = 1.0
-"""Interrupts so near each other are one: a worker of ``reproduce`` gets the terminal's and its command's."""
+_latest_interrupt = [-math.inf]
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def train(
             raise KeyboardInterrupt
     summary = finish(session)
     if stopping():
-        display.say("Stopped after the last step: the training is finished.")
+        display.say("Stopped after the last step; the same command, without --overwrite, finishes the run.")
         raise KeyboardInterrupt
     return summary
 
@@ -386,15 +386,23 @@ def finished_before(
     return TrainingSummary(**stored)
 
 
+def is_repeated_interrupt() -> bool:
+    """Whether another interrupt came just before: a worker of ``reproduce`` gets the terminal's and its command's."""
+    before, _latest_interrupt[0] = _latest_interrupt[0], time.monotonic()
+    return _latest_interrupt[0] - before <= REPEAT_SECONDS
+
+
 @contextlib.contextmanager
 def polite_interrupt() -> Iterator[Callable[[], bool]]:
     """Note the first Ctrl-C, from which on the yielded function returns True; a second one interrupts at once."""
-    noted: list[float] = []
+    noted: list[int] = []
 
     def note(number: int, frame: object) -> None:
-        noted.append(time.monotonic())
-        if noted[-1] - noted[0] > REPEAT_SECONDS:
+        if is_repeated_interrupt():
+            return
+        if noted:
             raise KeyboardInterrupt
+        noted.append(number)
 
     try:
         before = signal.signal(signal.SIGINT, note)

@@ -231,6 +231,8 @@ class Session:
             self.plan.without_budget(self.step)
         elif budget != state["plan"]["budget_seconds"]:
             self.plan.fit(self.step, self._seconds)
+            # Of a budget that is used up one step is left, after which the epoch is recorded and validated.
+            self.plan.total = max(self.plan.total, self.step + 1)
         self.tally = Tally(*state["tally"])
 
 
