@@ -104,7 +104,7 @@ def exchange(
     matrix = eye * (1 + flows.sum(-2, keepdim=True)) - flows
     try:
         moved = solve_systems(matrix, masses.double().unsqueeze(-1)).squeeze(-1).to(masses.dtype)
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise InvalidArgument(
             "the step times the rates is beyond 2^53, where rounding hides the state; use a smaller step."
         ) from error

@@ -396,6 +396,7 @@ def is_repeated_interrupt() -> bool:
 def polite_interrupt() -> Iterator[Callable[[], bool]]:
     """Note the first Ctrl-C, from which on the yielded function returns True; a second one interrupts at once."""
     noted: list[int] = []
+    _latest_interrupt[0] = -math.inf
 
     def note(number: int, frame: object) -> None:
         if is_repeated_interrupt():
