@@ -20,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,9 +71,9 @@ def truth(layer: nn.Conv2d, size: int) -> float:
     return float(np.linalg.svd(matrix.numpy(), compute_uv=False)[0])
 
 
-def ours(layer: nn.Conv2d, size: int) -> float:
-    """The upper bound a certificate uses."""
-    return conv_norm_bounds(layer.weight.detach(), ConvGeometry.of(layer, (size, size))).upper
+def ours(layer: nn.Conv2d, size: int, method: str = "auto") -> float:
+    """The upper bound a certificate uses, or that of another method."""
+    return conv_norm_bounds(layer.weight.detach(), ConvGeometry.of(layer, (size, size)), method).upper
 
 
 def orthogonium(iterations: int) -> Estimator:
@@ -112,6 +113,8 @@ def torchlip_probe(layer: nn.Conv2d, size: int) -> float:
 
 ESTIMATORS: dict[str, Estimator] = {
     "dynablocks, upper bound": ours,
+    "dynablocks, cholesky": partial(ours, method="cholesky"),
+    "dynablocks, fft": partial(ours, method="fft"),
     "orthogonium get_conv_sv, 2 iterations": orthogonium(2),
     "orthogonium get_conv_sv, 4 iterations": orthogonium(4),
     "torch-lip SpectralConv2d's divisor": torchlip_factor,
