@@ -51,7 +51,7 @@ def summary_table(metrics: Mapping[str, Any]) -> Table:
     table.add_row("clean accuracy", clean, "" if unharmed is None else words.percent(unharmed))
     counts = [metrics.get(name) for name in ("test_images", "attacked_images")]
     if any(counts):
-        table.add_row("of so many test images", *("" if n is None else words.count(n) for n in counts))
+        table.add_row("test images", *("" if n is None else words.count(n) for n in counts))
     for epsilon, proved, survived in robustness_rows(metrics):
         if epsilon != "0":
             table.add_row(f"accuracy, l2 radius {epsilon}", proved, survived)
