@@ -95,6 +95,22 @@ def test_a_larger_stem_has_fewer_positions_and_the_same_widths() -> None:
     assert steepest(coarse, torch.randn(3, 3, 16, 16)) <= peers.sound_bound(coarse) * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("dense_layer", [None, lambda features: peers.CPLStep(features, 1, kernel_size=1)])
+def test_dense_layers_behind_the_stages_count_in_the_sound_bound(dense_layer: object) -> None:
+    options = {"stem": 4, "dense": 2, "dense_layer": dense_layer}
+    model = peers.Family("here", peers.CPLStep, orthogonal, 4, (1, 1, 0), **options).build(
+        (3, 32, 32), 3, torch.full((3,), 0.5), seed=0
+    )
+    assert model.head.in_features == 64
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 3)
+    assert steepest(model, torch.randn(3, 3, 32, 32)) <= peers.sound_bound(model) * (1 + 1e-6)
+    last = model.body[-2] if dense_layer else model.body[-2][0]
+    before = peers.sound_bound(model)
+    with torch.no_grad():
+        getattr(last, "kernel" if dense_layer else "weight").mul_(2)
+    assert peers.sound_bound(model) == pytest.approx(before if dense_layer else 2 * before, rel=1e-4)
+
+
 def test_our_bound_is_never_below_the_truth_over_the_zoo() -> None:
     layers = bounds.zoo(24, seed=3)
     ratios = [bounds.ours(layer, size) / bounds.truth(layer, size) for layer, size in layers]
@@ -146,7 +162,7 @@ def test_the_page_says_how_its_rows_were_made() -> None:
 
 
 def test_the_caption_tells_whose_settings_were_searched_whatever_this_sitting_asks() -> None:
-    search = {"chosen": {}, "minutes": 1.0, "tried": []}
+    search = {"chosen": {}, "minutes": 1.0, "tried": [{}] * 4}
     page = run.as_page([entry("ours-0", 50.0), entry("aoc-0", 40.0) | {"search": search}], 60.0)
     assert "aoc: the best of 4 settings" in page["caption"]
     assert "1-minute trainings" in page["caption"]

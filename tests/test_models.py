@@ -29,6 +29,7 @@ CERTIFIED = {
     "full": {"padding": "full"},
     "half of the rows": {"rows": 0.5, "padding": "circular"},
     "dense": {"dense_layers": 2, "dense_width": 6},
+    "dense, a quarter of the directions": {"dense_layers": 2, "dense_rows": 0.25, "layers": (1, 0)},
 }
 
 
@@ -73,6 +74,22 @@ def test_a_step_of_length_two_that_moves_some_directions_keeps_gradient_norms(ro
         torch.testing.assert_close(values, torch.ones(128, dtype=torch.float64), rtol=0, atol=1e-4)
         moved = torch.linalg.matrix_rank(jacobian - torch.eye(128, dtype=torch.float64), tol=1e-3)
         assert 0 < int(moved) <= 128 * rows
+
+
+@pytest.mark.parametrize("rows", [0.25, 0.5])
+def test_dense_steps_of_length_two_reflect_at_most_their_share_of_directions(rows: float) -> None:
+    options = {"widths": (4,), "layers": (0,), "dense_layers": 2, "dense_rows": rows}
+    model = build(ModelConfig("certified", **options), (1, 8, 8), 3)
+    set_progress(model, 1.0)
+    project(model)
+    model.double()
+    x = torch.randn(64, dtype=torch.float64)
+    assert len(model.blocks()) == 2
+    for _, block in model.blocks():
+        jacobian = torch.autograd.functional.jacobian(lambda y, step=block: step(y[None])[0], x)
+        torch.testing.assert_close(jacobian @ jacobian.mT, torch.eye(64, dtype=torch.float64), rtol=0, atol=1e-4)
+        moved = int(torch.linalg.matrix_rank(jacobian - torch.eye(64, dtype=torch.float64), tol=1e-3))
+        assert 0 < moved <= 64 * rows
 
 
 def test_every_part_of_the_default_certified_model_declares_a_constant() -> None:
@@ -170,6 +187,7 @@ def test_pixel_normalisation_counts_in_the_certificate() -> None:
         (lambda: ModelConfig("certified", slope=2.0), "slope is 2.0"),
         (lambda: ModelConfig("certified", rows=0.0), "rows is 0.0"),
         (lambda: ModelConfig("certified", rows=1.5), "rows is 1.5"),
+        (lambda: ModelConfig("certified", dense_rows=0.0), "dense_rows is 0.0"),
         (lambda: ModelConfig("certified", padding="sames"), "did you mean 'same'"),
         (lambda: build(ModelConfig("prescribed", **TINY, region="tihgt"), (1, 8, 8), 3), "did you mean 'tight'"),
     ],

@@ -98,7 +98,9 @@ class ScaledConv(OrthogonalConv):
 def test_shared_weights_and_their_gradients_are_those_of_each_map(rows: int, kernel: int) -> None:
     alike = [OrthogonalConv((4, 4, 4), rows, kernel_size=kernel) for _ in range(3)]
     others = [OrthogonalConv((6, 4, 4), kernel_size=kernel), OrthogonalConv((4, 4, 4), rows, kernel, method="expm")]
-    network = nn.ModuleList([*alike, *others, ScaledConv((4, 4, 4), rows, kernel), ChannelMix((4, 4, 4), 2)]).double()
+    dense = [OrthogonalDense(*sizes) for sizes in ((6, rows), (6, rows), (rows, 6), (6, 6), (6, 6))]
+    rest = [ScaledConv((4, 4, 4), rows, kernel), ChannelMix((4, 4, 4), 2), OrthogonalDense(6, rows, "expm")]
+    network = nn.ModuleList([*alike, *others, *dense, *rest]).double()
     alone = [linear.compute_weight() for linear in network]
     parameters = list(network.parameters())
     directions = [torch.randn_like(w) for w in alone]

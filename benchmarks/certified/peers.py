@@ -1,9 +1,10 @@
 """1-Lipschitz classifiers of other authors, in one common frame, and a sound bound of each.
 
 Frame: pixels minus their mean, space-to-depth 2 (the stem; or 4, as our presets), three stages of layers (widths w, 2w,
-4w on 16², 8², 4² pixels, or 8², 4², 2²) with space-to-depth 2 and a 1 × 1 map between them, flattening, a linear head
-with rows of norm 1. What differs between families is the layer, the activation and the recipe of training. The layers
-of orthogonium and deel-torchlip are the packages' own; CPL, which is in neither, is written here after its paper.
+4w on 16², 8², 4² pixels, or 8², 4², 2²) with space-to-depth 2 and a 1 × 1 map between them, dense layers of all that is
+left where the search asks for some (as our presets have), flattening, a linear head with rows of norm 1. What differs
+between families is the layer, the activation and the recipe of training. The layers of orthogonium and deel-torchlip
+are the packages' own; CPL, which is in neither, is written here after its paper.
 
 Every family claims that its body is 1-Lipschitz. :func:`sound_bound` does not believe it: it reads the kernels that are
 really applied (float32, after training, in eval mode), takes their float64 upper bounds, and multiplies.
@@ -45,9 +46,10 @@ class CPLStep(nn.Module):
 
     after_training = 100
 
-    def __init__(self, channels: int, size: int) -> None:
+    def __init__(self, channels: int, size: int, kernel_size: int = 3) -> None:
         super().__init__()
-        self.kernel = nn.Parameter(torch.empty(channels, channels, 3, 3))
+        self.padding = kernel_size // 2
+        self.kernel = nn.Parameter(torch.empty(channels, channels, kernel_size, kernel_size))
         nn.init.xavier_normal_(self.kernel)
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("leading", torch.randn(1, channels, size, size))
@@ -56,8 +58,8 @@ class CPLStep(nn.Module):
 
     @torch.no_grad()
     def _iterate(self) -> None:
-        image = functional.conv2d(self.leading, self.kernel, padding=1)
-        back = functional.conv_transpose2d(image, self.kernel, padding=1)
+        image = functional.conv2d(self.leading, self.kernel, padding=self.padding)
+        back = functional.conv_transpose2d(image, self.kernel, padding=self.padding)
         self.leading.copy_(back / back.norm().clamp_min(1e-12))
 
     def train(self, mode: bool = True) -> CPLStep:
@@ -70,12 +72,12 @@ class CPLStep(nn.Module):
         """‖W u‖ for the unit vector u that the power iteration has reached, differentiable in W."""
         if self.training:
             self._iterate()
-        return functional.conv2d(self.leading, self.kernel, padding=1).norm()
+        return functional.conv2d(self.leading, self.kernel, padding=self.padding).norm()
 
     def forward(self, x: Tensor) -> Tensor:
         scaled = self.kernel / self.estimate()
-        hidden = functional.relu(functional.conv2d(x, scaled, self.bias, padding=1))
-        return x - 2 * functional.conv_transpose2d(hidden, scaled, padding=1)
+        hidden = functional.relu(functional.conv2d(x, scaled, self.bias, padding=self.padding))
+        return x - 2 * functional.conv_transpose2d(hidden, scaled, padding=self.padding)
 
 
 class RowNormalisedHead(nn.Linear):
@@ -108,8 +110,10 @@ class Family:
         source: where the layer comes from.
         layer: (channels, size) to one 3 × 3 layer, activation included.
         mix: (inputs, outputs) to the 1 × 1 map between stages.
-        width, depth, stem: the size; ``run.py --search`` tries others on held-out training images.
+        width, depth, stem, dense: the size; ``run.py --search`` tries others on held-out training images.
         training: the recipe, over :data:`COMPARED`.
+        dense_layer: (features) to one dense layer, as a 1 × 1 convolution of one pixel; of itself the 1 × 1 map and
+            MaxMin.
     """
 
     source: str
@@ -119,6 +123,8 @@ class Family:
     depth: tuple[int, int, int]
     training: dict[str, Any] = field(default_factory=dict)
     stem: int = 2
+    dense: int = 0
+    dense_layer: Callable[[int], nn.Module] | None = None
 
     def build(self, shape: tuple[int, int, int], classes: int, mean: Tensor, seed: int) -> Classifier:
         """The untrained classifier."""
@@ -131,6 +137,11 @@ class Family:
             parts += [nn.PixelUnshuffle(fold), self.mix(channels, width)]
             parts += [self.layer(width, size) for _ in range(depth)]
             channels = width
+        if self.dense:
+            channels, parts = channels * size**2, [*parts, nn.PixelUnshuffle(size)]
+            size = 1
+            dense = self.dense_layer or (lambda features: nn.Sequential(self.mix(features, features), MaxMin()))
+            parts += [dense(channels) for _ in range(self.dense)]
         head = RowNormalisedHead(channels * size * size, classes)
         return Classifier(nn.Sequential(*parts, nn.Flatten()), head, shape, mean)
 
@@ -178,6 +189,12 @@ def _sll(channels: int, size: int) -> nn.Module:
     return SDPBasedLipschitzResBlock(channels, 1.0)
 
 
+def _sll_dense(features: int) -> nn.Module:
+    from orthogonium.layers.conv.SLL import SDPBasedLipschitzResBlock
+
+    return SDPBasedLipschitzResBlock(features, 1.0, kernel_size=1)
+
+
 def _torchlip(channels: int, size: int) -> nn.Module:
     from deel.torchlip import SpectralConv2d
 
@@ -194,9 +211,18 @@ FAMILIES: dict[str, Family] = {
     "aoc": Family("orthogonium 0.0.4, AdaptiveOrthoConv2d (BCOP type)", _aoc, _orthogonal_mix, 32, (2, 2, 2)),
     "soc": Family("orthogonium 0.0.4, AdaptiveSOCConv2d", _soc, _orthogonal_mix, 32, (2, 2, 2)),
     "aol": Family("orthogonium 0.0.4, AOLConv2D", _aol, _aol_mix, 32, (2, 2, 2)),
-    "sll": Family("orthogonium 0.0.4, SDPBasedLipschitzResBlock", _sll, _orthogonal_mix, 32, (2, 2, 2)),
+    "sll": Family(
+        "orthogonium 0.0.4, SDPBasedLipschitzResBlock", _sll, _orthogonal_mix, 32, (2, 2, 2), dense_layer=_sll_dense
+    ),
     "torchlip": Family("deel-torchlip 1.0.5, SpectralConv2d", _torchlip, _torchlip_mix, 32, (2, 2, 2)),
-    "cpl": Family("CPL (arXiv 2110.12690), written here", CPLStep, _orthogonal_mix, 32, (2, 2, 2)),
+    "cpl": Family(
+        "CPL (arXiv 2110.12690), written here",
+        CPLStep,
+        _orthogonal_mix,
+        32,
+        (2, 2, 2),
+        dense_layer=lambda features: CPLStep(features, 1, kernel_size=1),
+    ),
 }
 
 
@@ -219,7 +245,8 @@ def _conv_bound(kernel: Tensor, geometry: ConvGeometry) -> float:
 
 def _step_bound(kernel: Tensor, size: tuple[int, int]) -> float:
     """Of x − 2 Kᵀ ReLU(K x + b): the Jacobian I − 2 KᵀDK has eigenvalues in [1 − 2‖K‖², 1], so max(1, 2‖K‖² − 1)."""
-    return max(1.0, 2 * _conv_bound(kernel, ConvGeometry(size, padding=1)) ** 2 - 1)
+    geometry = ConvGeometry(size, padding=kernel.shape[-1] // 2)
+    return max(1.0, 2 * _conv_bound(kernel, geometry) ** 2 - 1)
 
 
 @torch.no_grad()

@@ -57,7 +57,15 @@ COMMON: dict[str, Any] = {
 _ADAM: dict[str, Any] = {"optimiser": "adam", "lr": 0.003}
 _OUR_FRAME: dict[str, Any] = {"stem": 4, "width": 64}
 _OUR_LOSS: dict[str, Any] = {"offset": 0.6, "temperature": 0.35}
-SEARCH: tuple[dict[str, Any], ...] = ({}, _ADAM, _ADAM | _OUR_LOSS, _ADAM | _OUR_LOSS | _OUR_FRAME)
+_OUR_TAIL: dict[str, Any] = {"stem": 4, "dense": 3, "batch_size": 512}
+SEARCH: tuple[dict[str, Any], ...] = (
+    {},
+    _ADAM,
+    _ADAM | _OUR_LOSS,
+    _ADAM | _OUR_LOSS | _OUR_FRAME,
+    _ADAM | _OUR_LOSS | _OUR_TAIL,
+    _ADAM | _OUR_LOSS | _OUR_FRAME | _OUR_TAIL,
+)
 """What --search tries for each peer, over its own recipe: all that helped our network and is no part of its layers."""
 HELD_OUT = 5000
 
@@ -73,7 +81,7 @@ def train_peer(
     """Train one family for the budget; measure it by its own claim and by our bound."""
     changes = dict(args.set)
     family = FAMILIES[name]
-    sizes = {k: changes.pop(k) for k in ("width", "depth", "stem") if k in changes}
+    sizes = {k: changes.pop(k) for k in ("width", "depth", "stem", "dense") if k in changes}
     if "depth" in sizes:
         sizes["depth"] = tuple(sizes["depth"])
     family = replace(family, **sizes)
@@ -83,6 +91,7 @@ def train_peer(
     model = family.build(splits.train.image_shape, splits.train.num_classes, mean, args.seed)
     config = TrainingConfig(**settings, epochs=None, max_minutes=args.minutes, seed=args.seed, validate_every=10**6)
     described = {"family": name, "width": family.width, "depth": list(family.depth), "stem": family.stem}
+    described |= {"dense": family.dense}
     summary = fit(model, splits, config, directory, describe=described)
     # Layers of orthogonium move their kernels at each use, by rounding; cached, the kernels bounded are those applied.
     with torch.no_grad(), torch.nn.utils.parametrize.cached():
@@ -205,8 +214,9 @@ def as_page(results: list[dict[str, Any]], minutes: float, preset: str = "certif
     names = sorted({r["name"].replace(f"-{r['seed']}", "", 1) for r in searched})
     each = max((r["search"]["minutes"] for r in searched), default=0.0)
     if searched:
+        counts = sorted({len(r["search"]["tried"]) for r in searched})
         caption += (
-            f" {', '.join(names)}: the best of {len(SEARCH)} settings (frame, "
+            f" {', '.join(names)}: the best of {' or '.join(map(str, counts))} settings (frame, "
             f"optimiser, loss), chosen by {each:g}-minute trainings on {HELD_OUT} held-out training images."
         )
     command = f"python benchmarks/certified/run.py --data-dir CIFAR10 --out WORK --peers PEERS --minutes {minutes:g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -76,6 +77,16 @@ class OrthogonalDense(Dense):
     def start(self, rows: int, columns: int) -> Tensor:
         return orthogonal_start((), max(rows, columns), min(rows, columns), self.spread)
 
+    def weight_group(self) -> Hashable | None:
+        if type(self).compute_weight is not OrthogonalDense.compute_weight:
+            return None
+        matrix = self.matrix
+        wide = self.out_shape[0] < self.in_shape[0]
+        return OrthogonalDense, self.parametrisation, wide, matrix.shape, matrix.dtype, matrix.device
+
+    def compute_weights(self, alike: Sequence[LinearMap]) -> Sequence[Float[Tensor, "out in"]]:
+        frames = self.parametrisation(torch.stack([m.matrix for m in alike if isinstance(m, OrthogonalDense)]))
+        return (frames if self.out_shape[0] >= self.in_shape[0] else frames.mT).unbind()
+
     def compute_weight(self) -> Float[Tensor, "out in"]:
-        frame = self.parametrisation(self.matrix)
-        return frame if self.out_shape[0] >= self.in_shape[0] else frame.mT
+        return self.compute_weights([self])[0]

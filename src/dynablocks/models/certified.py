@@ -60,8 +60,9 @@ def _dense_steps(config: ModelConfig, features: int) -> tuple[list[nn.Module], i
     if width < features:
         parts.append(OrthogonalDense(features, width, method))
         features = width
+    rows = max(1, round((config.dense_rows or 1.0) * features))
     for _ in range(config.dense_layers or 0):
-        linear: LinearMap = OrthogonalDense(features, features, method)
+        linear: LinearMap = OrthogonalDense(features, rows, method)
         field = GradientField(linear, "relu")
         parts.append(DynamicalBlock(field, ExplicitEuler(), step_signal(config), bound=config.bound))
     return parts, features
@@ -105,6 +106,7 @@ MODELS["certified"] = ModelKind(
         stem=2,
         dense_width=0,
         dense_layers=0,
+        dense_rows=1.0,
         head="rows",
         normalise=False,
     ),

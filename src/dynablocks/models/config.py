@@ -44,7 +44,8 @@ class ModelConfig:
         step_until: the fraction of the training over which the step grows.
         stem: space-to-depth factor before the first stage (certified model).
         dense_width: features of the dense orthogonal steps before the head (certified model); 0: all of them.
-        dense_layers: how many dense orthogonal steps.
+        dense_layers: how many dense orthogonal steps, of all features that the last stage leaves.
+        dense_rows: the fraction of the features' directions that a dense step moves; 0.25 costs a quarter.
         penalty: weight of the orthogonality penalty of penalised convolutions.
         expansive_penalty: the same for the expansive field's map alone; empty (null): as penalty.
         metric_smooth: weight of a constant change of the image, relative to pixel noise, in the norm that the metric
@@ -81,6 +82,7 @@ class ModelConfig:
     stem: int | None = None
     dense_width: int | None = None
     dense_layers: int | None = None
+    dense_rows: float | None = None
     penalty: float | None = None
     expansive_penalty: float | None = None
     metric_smooth: float | None = None
@@ -101,8 +103,9 @@ class ModelConfig:
                 require_range(name, getattr(self, name), 1, 16)
         if self.slope is not None:
             require_range("slope", self.slope, 0.0, 1.0)
-        if self.rows is not None:
-            require_range("rows", self.rows, 0.0, 1.0, open_low=True)
+        for name in ("rows", "dense_rows"):
+            if getattr(self, name) is not None:
+                require_range(name, getattr(self, name), 0.0, 1.0, open_low=True)
         for name in ("penalty", "expansive_penalty", "step_penalty", "dense_width", "dense_layers"):
             if getattr(self, name) is not None:
                 require_range(name, getattr(self, name), 0)
