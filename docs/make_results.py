@@ -24,8 +24,8 @@ ORIGIN = ("preset", "data", "seed", "hardware", "commit", "date")
 HEADER = """# Results
 
 Every table is generated from one small JSON file in `results/` by `python docs/make_results.py`; the line below a table
-says how it was made. Accuracies are in %, of the test images named there, unless a caption says otherwise. The two
-tables of the search on held-out images are exceptions, made with scripts and working copies that are not kept.
+says how it was made. Accuracies are in %, of the test images named there, unless a caption says otherwise. The
+tables of the search on held-out images are exceptions, made in part with scripts and working copies that are not kept.
 """
 EMPTY = "No result is recorded yet: put a table into `results/` and run `python docs/make_results.py --readme`.\n"
 

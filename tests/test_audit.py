@@ -209,6 +209,8 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a smaller radius": (radius(0.5), "recomputed from the weights"),
     "a prediction": (lambda c: c["images"][0].update(prediction=(c["images"][0]["prediction"] + 1) % 10), "classified"),
     "a label": (lambda c: c["images"][3].update(label=11), "image 3 has label"),
+    "no normalise": (lambda c: c["model"]["config"].pop("normalise"), "describes a network with config"),
+    "classes without end": (lambda c: c["model"].update(num_classes=math.inf), "describes no network"),
     "the data": (lambda c: c["data"].update(fingerprint="0" * 64), "other data"),
     "an image less": (lambda c: c["images"].pop(), "lists 358 images"),
     "the arithmetic": (lambda c: c["arithmetic"].update(format="float32"), "certified at radius|margin allows|too low"),
@@ -235,6 +237,31 @@ def test_an_edited_certificate_is_caught(
     assert "\n" not in str(caught.value)
     assert main(["audit", str(path), "--samples", "2", "--steps", "2"]) == 2
     assert capsys.readouterr().err.startswith("dynablocks: error: ")
+
+
+@pytest.mark.parametrize("text", ["x: [", "{}", "model: 5", None])
+def test_damaged_settings_of_the_run_get_one_sentence(
+    genuine: Path, tmp_path: Path, text: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = changed(genuine, tmp_path, nothing)
+    settings = path.parent / json.loads(path.read_text())["run"] / "checkpoint" / "config.yaml"
+    settings.unlink()
+    if text is not None:
+        settings.write_text(text)
+    assert main(["audit", str(path), "--samples", "2", "--steps", "2"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_every_check_is_told_as_soon_as_it_is_passed(genuine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def attack(*_: Any) -> str:
+        assert any(sentence.startswith("bounds: ") for sentence in told)
+        return "attacks: none"
+
+    monkeypatch.setattr("dynablocks.robustness.audit._attack", attack)
+    audit_certificate(genuine, say=told.append)
+    assert "attacks: none" in told
 
 
 def test_a_cut_or_foreign_file_gets_one_sentence(genuine: Path, tmp_path: Path) -> None:
@@ -273,10 +300,19 @@ def test_the_attack_breaks_what_is_certified_too_far(genuine: Path) -> None:
             assert (norms[broken] <= 3.0).all()
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_bounds_of_every_model_agree_with_the_declared_ones(name: str) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(ModelConfig(name, widths=(4, 8), layers=(1, 1)) for name in MODELS),
+        ModelConfig("certified", widths=(4, 8), layers=(1, 0), dense_layers=2, dense_rows=0.25, step_start=2.0),
+        ModelConfig("certified", widths=(4, 8), layers=(1, 0), dense_layers=2, dense_width=6),
+        ModelConfig("metric", widths=(4,), layers=(1,), dense_layers=2, dense_rows=0.25),
+    ],
+    ids=lambda config: f"{config.name}-{config.dense_layers}-{config.dense_width}",
+)
+def test_bounds_of_every_model_agree_with_the_declared_ones(config: ModelConfig) -> None:
     """Two ways to the same number: never above the declared bound, and for plain layers not far below it."""
-    network = build(ModelConfig(name, widths=(4, 8), layers=(1, 1)), (1, 8, 8), 10, seed=0).double().eval()
+    network = build(config, (1, 8, 8), 10, seed=0).double().eval()
     with evaluating(network):
         for row, (part, bound) in zip(ledger(network), body_bound(network), strict=True):
             assert row["name"] == part

@@ -174,3 +174,17 @@ def test_a_convolutional_block_keeps_the_image_shape_of_a_batch_of_any_size() ->
     channels_last = torch.randn(3, 2, 4, 5).to(memory_format=torch.channels_last)
     assert torch.allclose(block(channels_last), block(channels_last.contiguous()), atol=1e-6)
     assert isinstance(block.fields, nn.ModuleList)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (PixelNormalisation((0.4, 0.5, 0.6), (0.2, 0.2, 0.2)), (2, 1, 8, 8)),
+        (PixelNormalisation((0.5,), (0.2,)), (2, 3, 8, 8)),
+    ],
+)
+def test_a_normalisation_of_other_channels_would_break_its_constant_and_is_refused(
+    layer: PixelNormalisation, shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(InvalidArgument, match="was built for"):
+        layer(torch.rand(*shape))

@@ -16,11 +16,11 @@ import dynablocks
 from dynablocks import pipeline
 from dynablocks.cli import _given, main
 from dynablocks.config import RunConfig, from_yaml, preset_settings, to_yaml
-from dynablocks.data import DataSplits
+from dynablocks.data import DataSplits, ImageDataset
 from dynablocks.errors import BadCheckpoint, UnsoundResult
 from dynablocks.files import sha256
 from dynablocks.models import ModelConfig
-from dynablocks.pipeline import attack_run, certify_run, collect_metrics
+from dynablocks.pipeline import attack_run, certify_run, collect_metrics, pixel_statistics
 from dynablocks.properties import Lipschitz
 
 TINY = (
@@ -264,6 +264,85 @@ def test_results_of_other_images_or_another_version_are_not_reused(
         stored = (twin / "certificate.json").stat().st_mtime_ns
         certify_run(twin)
         assert (twin / "certificate.json").stat().st_mtime_ns != stored
+
+
+def test_what_is_certified_of_the_attacked_images_stands_beside_what_attacks_left(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = collect_metrics(finished)
+    same = {p["epsilon"]: p["accuracy"] for p in metrics["certified_accuracy_of_attacked"]}
+    robust = {p["epsilon"]: p["accuracy"] for p in metrics["robust_accuracy"]}
+    assert metrics["attacked_images"] < metrics["test_images"]
+    assert same.keys() == robust.keys()
+    assert all(same[epsilon] <= robust[epsilon] for epsilon in robust)
+    radii = certify_run(finished)
+    first = (radii.correct & (radii.radii > 0))[: metrics["attacked_images"]]
+    assert same[0.0] == pytest.approx(float(first.double().mean()))
+    assert main(["attack", str(finished)]) == 0
+    assert "certified of these" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("certificate.json", {"certified_accuracy": None}),
+        ("certificate.json", {"certified_accuracy": [{"epsilon": 0.0}]}),
+        ("attack.json", {"config": []}),
+        ("attack.json", {"robust_accuracy": 5}),
+        ("attack.json", {"robust_accuracy": [{"epsilon": None, "accuracy": 1.0}]}),
+        ("attack.json", {"samples": "x"}),
+    ],
+)
+def test_edited_results_are_made_again(finished: Path, tmp_path: Path, file: str, change: dict) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    command = [file.removesuffix(".json").replace("certificate", "certify"), str(run)]
+    assert main(command) == 0
+    content = json.loads((run / file).read_text())
+    (run / file).write_text(json.dumps(content | change))
+    assert main(command) == 0
+    assert json.loads((run / file).read_text()) == content
+
+
+def test_a_result_does_not_vouch_for_the_tensors_of_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import save_file
+
+    ours, theirs = {"radii": torch.zeros(2)}, {"radii": torch.ones(2)}
+    write_json = pipeline.write_json
+
+    def late(path: Path, content: dict) -> None:
+        save_file(theirs, tmp_path / "certificate.safetensors")
+        write_json(path, content)
+
+    monkeypatch.setattr(pipeline, "write_json", late)
+    pipeline._store(tmp_path, "certificate", {}, ours)
+    stored = json.loads((tmp_path / "certificate.json").read_text())["tensors"]
+    assert stored != pipeline.sha256(tmp_path / "certificate.safetensors")
+
+
+def test_starting_anew_removes_the_report_of_the_network_before(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    assert (run / "report.html").exists()
+    assert main(["train", *TINY.split(), "--seed", "1", "--overwrite", "--out", str(run)]) == 0
+    assert not (run / "report.html").exists()
+
+
+def test_names_with_brackets_are_shown_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a[" / "b] [red]"
+    assert main(["train", *TINY.split(), "--out", str(out)]) == 0
+    assert str(out) in capsys.readouterr().err.replace("\n", "")
+
+
+def test_measured_pixel_statistics_are_those_of_the_pixels() -> None:
+    images = torch.randint(0, 256, (7, 3, 5, 4), dtype=torch.uint8)
+    train = ImageDataset("folder", images, torch.zeros(7, dtype=torch.long), ("a",))
+    pixels = images.transpose(0, 1).flatten(1).double() / 255
+    mean, std = pixel_statistics(train)
+    assert mean == tuple(round(float(m), 4) for m in pixels.mean(1))
+    assert std == tuple(round(float(s), 4) for s in pixels.std(1))
 
 
 def test_a_report_of_contradicting_results_is_refused(finished: Path, tmp_path: Path) -> None:

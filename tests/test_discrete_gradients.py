@@ -239,3 +239,10 @@ def test_blocks_conform(kind: str) -> None:
     torch.manual_seed(0)
     for field in (NeuralHamiltonian.example(), DissipativeField.example(), PartitionedField.example()):
         check_block(DynamicalBlock(field, kind, FreeSignal(0.1))).require()  # hostile refusals are excused inside
+
+
+def test_a_field_whose_energy_has_no_formula_is_refused_and_says_why() -> None:
+    field = PartitionedField(None, GradientField(Dense(2, 3), "arctan"))
+    assert "arctan" in str(INTEGRATORS["gonzalez"]().why_not(field))
+    with pytest.raises(InvalidArgument, match="arctan"):
+        DynamicalBlock(field, "gonzalez", FreeSignal(0.1)).declare()

@@ -297,3 +297,10 @@ def test_a_scale_that_is_not_a_number_declares_nothing() -> None:
 def test_halves_of_different_size_need_a_map_between_them() -> None:
     with pytest.raises(InvalidArgument, match="the halves must be equal"):
         PartitionedField(None, nn.Linear(1, 2), (3,), split=1)
+
+
+def test_the_parts_of_a_field_have_its_number_format() -> None:
+    kept, lost = GradientField(Dense(3, 2)).double().split()
+    assert (kept.dtype, lost.dtype) == (torch.float64, torch.float64)
+    assert kept.tolist() == [1.0, 1.0]
+    assert lost.tolist() == [0.0, 0.0]

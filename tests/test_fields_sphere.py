@@ -199,3 +199,9 @@ def test_the_exponential_of_a_small_matrix_does_not_depend_on_a_large_one_beside
     both = skew_exponential(torch.cat([small, 1e6 * small, 0 * small]))
     assert float((both[0] - skew_exponential(small)[0]).abs().max()) < 1e-15
     assert torch.equal(both[2], torch.eye(3, dtype=torch.float64))
+
+
+def test_rotations_of_no_sample_are_no_rotations() -> None:
+    assert skew_exponential(torch.zeros(0, 3, 3)).shape == (0, 3, 3)
+    block = DynamicalBlock(RotationField(3), "lie-euler", FreeSignal(0.1))
+    assert block(torch.zeros(0, 3)).shape == (0, 3)

@@ -187,6 +187,8 @@ def test_a_killed_fit_goes_on(
         (["{odd}", "--preserve", "symplectic"], "even number"),
         (["{short}", "--preserve", "none"], ""),
         (["{still}", "--preserve", "none"], "no motion"),
+        (["{huge}", "--preserve", "none"], "column 'q' reaches 1e+200"),
+        (["{huge}", "--preserve", "mass", "--substeps", "1"], "column 'q' reaches 1e+200"),
     ],
 )
 def test_a_bad_use_gets_one_sentence(
@@ -201,13 +203,31 @@ def test_a_bad_use_gets_one_sentence(
     write_csv(tmp_path / "odd.csv", columns=("a", "b", "c"))
     (tmp_path / "short.csv").write_text("t,q\n0,1\n1,2\n")
     (tmp_path / "still.csv").write_text("t,q\n" + "".join(f"{k},1\n" for k in range(20)))
-    paths = {name: str(tmp_path / f"{name}.csv") for name in ("file", "odd", "short", "still")}
+    (tmp_path / "huge.csv").write_text("t,q,p\n" + "".join(f"{k},{(-1) ** k}e200,{k}\n" for k in range(20)))
+    paths = {name: str(tmp_path / f"{name}.csv") for name in ("file", "odd", "short", "still", "huge")}
     assert main(["fit", *(option.format(folder=tmp_path, **paths) for option in options)]) == 2
     said = capsys.readouterr()
     assert sentence in said.err
     assert said.err.count("\n") == 1
     assert said.err.startswith("dynablocks: error: ")
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_lock_of_a_fit_lies_beside_its_folder_whatever_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dynablocks.files import lock_file
+
+    file, inside = write_csv(tmp_path / "data.csv"), tmp_path / "new"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    command = ["fit", str(file), "--preserve", "none", "--preset", "smoke", "--width", "2", "--substeps", "1"]
+    with lock_file(tmp_path / ".new.lock") as free:
+        assert free
+        assert main([*command, "--out", "."]) == 2
+    assert "another process" in capsys.readouterr().err
+    assert main([*command, "--out", "."]) == 0
+    assert not list(inside.glob("*.lock")) + list(inside.glob(".*.lock"))
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

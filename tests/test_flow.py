@@ -149,3 +149,8 @@ def test_bad_arguments(make: object, sentence: str) -> None:
 def test_a_coupling_moves_q_or_p() -> None:
     with pytest.raises(InvalidArgument, match="moves"):
         AffineCoupling(3, 8, moves="P")
+
+
+def test_an_affine_map_refuses_states_of_another_size() -> None:
+    with pytest.raises(InvalidArgument, match="was built for"):
+        AffineMap(2)(torch.rand(3, 1))

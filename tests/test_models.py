@@ -11,6 +11,7 @@ import torch
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
 from dynablocks.linear import ORTHOGONAL
+from dynablocks.metrics import DenseMetric, SpectralMetric, _spectral_factors
 from dynablocks.models import MODELS, ModelConfig, build
 from dynablocks.properties import declare, explain
 from dynablocks.properties.verify import jacobian_norms
@@ -90,6 +91,31 @@ def test_dense_steps_of_length_two_reflect_at_most_their_share_of_directions(row
         torch.testing.assert_close(jacobian @ jacobian.mT, torch.eye(64, dtype=torch.float64), rtol=0, atol=1e-4)
         moved = int(torch.linalg.matrix_rank(jacobian - torch.eye(64, dtype=torch.float64), tol=1e-3))
         assert 0 < moved <= 64 * rows
+
+
+def test_the_metric_model_of_one_stage_has_its_dense_steps() -> None:
+    config = ModelConfig("metric", widths=(4,), layers=(1,), dense_layers=2, dense_width=8)
+    model = build(config, (1, 8, 8), 3)
+    assert len(model.blocks()) == 3
+    assert model.head.in_shape == (8,)
+    assert_sound(trained(model, 5))
+
+
+def test_a_metric_of_other_images_certifies_nothing() -> None:
+    model = build(ModelConfig("certified", **TINY), (1, 8, 8), 3)
+    for metric in (SpectralMetric((1, 4, 4)), DenseMetric(torch.eye(2))):
+        with pytest.raises(InvalidArgument, match="not one of images"):
+            model.certificate_inputs(metric)
+    assert model.certificate_inputs(SpectralMetric((1, 8, 8)))[0] > 0
+
+
+def test_a_metric_first_asked_for_in_inference_mode_serves_training_later() -> None:
+    _spectral_factors.cache_clear()
+    model = build(ModelConfig("metric", widths=(4,), layers=(1,)), (1, 8, 8), 3)
+    with torch.inference_mode():
+        model(torch.rand(1, 1, 8, 8))
+    model(torch.rand(1, 1, 8, 8)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 def test_every_part_of_the_default_certified_model_declares_a_constant() -> None:
@@ -188,6 +214,13 @@ def test_pixel_normalisation_counts_in_the_certificate() -> None:
         (lambda: ModelConfig("certified", rows=0.0), "rows is 0.0"),
         (lambda: ModelConfig("certified", rows=1.5), "rows is 1.5"),
         (lambda: ModelConfig("certified", dense_rows=0.0), "dense_rows is 0.0"),
+        (lambda: ModelConfig("certified", dense_layers=1.5), "dense_layers is 1.5"),
+        (lambda: ModelConfig("certified", dense_width=0.25), "dense_width is 0.25"),
+        (lambda: ModelConfig("certified", stem=True), "stem is True"),
+        (
+            lambda: build(ModelConfig("certified", **TINY, dense_layers=1, dense_width=99), (1, 8, 8), 3),
+            "at most the 16 features",
+        ),
         (lambda: ModelConfig("certified", padding="sames"), "did you mean 'same'"),
         (lambda: build(ModelConfig("prescribed", **TINY, region="tihgt"), (1, 8, 8), 3), "did you mean 'tight'"),
     ],

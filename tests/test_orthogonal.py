@@ -116,6 +116,21 @@ def test_shared_weights_and_their_gradients_are_those_of_each_map(rows: int, ker
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("padding", ["same", "full", "circular"])
+def test_a_convolution_refuses_images_of_another_size_since_its_norm_is_another(padding: str) -> None:
+    conv = Conv((1, 4, 4), 1, 3, padding)
+    with torch.no_grad():
+        conv.kernel.fill_(1.0)
+    larger = Conv((1, 8, 8), 1, 3, padding)
+    larger.load_state_dict(conv.state_dict())
+    assert padding == "circular" or larger.norm_bounds().lower > 1.1 * conv.norm_bounds().upper
+    for call in (conv, conv.adjoint, lambda x: conv.affine(x, None)):
+        with pytest.raises(InvalidArgument, match="was built for"):
+            call(torch.rand(2, 1, 8, 8))
+    images = torch.rand(3, 2, 1, 4, 4)
+    torch.testing.assert_close(torch.func.vmap(conv)(images)[1], conv(images[1]))
+
+
 def test_parametrisations_agree_with_their_formulas() -> None:
     free = torch.randn(4, 4, dtype=torch.float64)
     skew = free - free.mT

@@ -265,11 +265,23 @@ def test_the_papers_orderings_are_told_from_others() -> None:
     assert verdicts(flexible=0.55) == ["agrees", "agrees", "differs"]
 
 
+def test_one_folder_may_hold_both_cifars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    (tmp_path / "images").mkdir()
+    monkeypatch.setattr(
+        "dynablocks.experiments.commands.find_copy", lambda wanted, folder: asked.append(wanted.name) or folder
+    )
+    folders = ["--data-dir", str(tmp_path), "--cifar100-dir", str(tmp_path)]
+    assert main(["reproduce", "table1", "--dry-run", *folders, "--out", str(tmp_path / "out")]) == 0
+    assert asked == ["cifar10", "cifar100"]
+
+
 def test_check_ends_with_one_where_a_result_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bound = [1.0]
     monkeypatch.setattr(Store, "result", lambda self, cell: {"body_lipschitz": bound[0]})
     data = ["--data-dir", str(tmp_path)]
-    monkeypatch.setattr("dynablocks.experiments.commands.infer_name", lambda folder: "cifar10")
+    (tmp_path / "images").mkdir()
+    monkeypatch.setattr("dynablocks.experiments.commands.find_copy", lambda wanted, folder: object())
     command = ["reproduce", "laws", "--preset", "cpu", *data, "--out", str(tmp_path / "out"), "--check"]
     assert main(command) == 0
     bound[0] = 1.01

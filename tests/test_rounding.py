@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.fields import GradientField
 from dynablocks.lifting import Head, PixelNormalisation
-from dynablocks.linear import Dense, LinearMap, frozen_weights
+from dynablocks.linear import Bounds, Dense, LinearMap, frozen_weights
 from dynablocks.models import MODELS, ModelConfig, Network, build
 from dynablocks.robustness import certified_radii, certify
+from dynablocks.robustness.audit import AuditFailed, singular_range
 from dynablocks.robustness.certificates import _logit_error
-from dynablocks.robustness.evaluation import evaluating
+from dynablocks.robustness.evaluation import evaluating, to_pixels
 from dynablocks.robustness.rounding import (
     LogitError,
     NoRoundingBound,
@@ -32,6 +33,9 @@ TINY = {"widths": (4, 8), "layers": (2, 1)}
 CASES = {
     "certified": ModelConfig("certified", **TINY, step_start=2.0),
     "normalised": ModelConfig("certified", **TINY, normalise=True, dense_layers=1, dense_width=16),
+    "dense": ModelConfig(
+        "certified", widths=(4, 8), layers=(1, 0), dense_layers=2, dense_rows=0.25, step_start=2.0, method="expm"
+    ),
     "exact": ModelConfig("certified", **TINY, step="exact", slope=0.3),
     "preconditioned": ModelConfig("certified", **TINY, step="preconditioned"),
     "three substeps": ModelConfig("prescribed", **TINY, padding="same", substeps=3, slope=0.3),
@@ -234,6 +238,43 @@ def test_the_proof_replaces_the_measurement_and_is_larger() -> None:
 class Foreign(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.sin()
+
+
+class Reflection(LinearMap):
+    """x − 2⟨x, v⟩v / ‖v‖²: its weight is no matrix of the map."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.in_shape = self.out_shape = (size,)
+        self.normal = nn.Parameter(torch.full((1, size), 1e-6))
+
+    def compute_weight(self) -> Tensor:
+        return self.normal
+
+    def multiply(self, weight: Tensor, x: Tensor) -> Tensor:
+        unit = nn.functional.normalize(weight[0], dim=0)
+        return x - 2 * (x @ unit)[:, None] * unit
+
+    def compute_norm_bounds(self) -> Bounds:
+        return Bounds(1.0, 1.0 + 1e-6, exact=True, method="a reflection")
+
+
+def test_a_linear_map_of_the_users_own_is_measured_and_not_audited() -> None:
+    body = nn.Sequential(nn.Flatten(), Reflection(64))
+    network = Network(body, Head(64, 3), (1, 8, 8), ModelConfig()).eval()
+    images = torch.rand(4, 1, 8, 8)
+    with pytest.raises(NoRoundingBound, match="Reflection"), evaluating(network), plain_arithmetic():
+        rounding_bound(network, images)
+    assert not certify(network, (images, torch.zeros(4, dtype=torch.long))).proved
+    with pytest.raises(AuditFailed, match="does not know the linear map Reflection"):
+        singular_range(body[1])
+
+
+def test_pixels_are_within_one_rounding_of_their_value() -> None:
+    shades = torch.arange(256, dtype=torch.uint8)
+    for dtype in (torch.float32, torch.float64):
+        pixels = to_pixels(shades, torch.device("cpu"), dtype)
+        assert torch.equal(pixels, (shades.double() / 255).to(dtype))
 
 
 def test_without_a_proof_the_error_is_measured_and_said_to_be() -> None:

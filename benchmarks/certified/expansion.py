@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dynablocks.data import load_data, to_unit_range
-from dynablocks.errors import DynablocksError
+from dynablocks.errors import DynablocksError, InvalidArgument
 from dynablocks.files import read_json
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -28,9 +28,16 @@ LENGTH = 0.05
 
 
 def trained(directory: Path) -> Classifier:
-    """The network of an entry's checkpoint."""
+    """The network of an entry's checkpoint.
+
+    Raises:
+        InvalidArgument: the entry is ours.
+    """
     settings = read_json(directory / "result.json")["settings"]
+    if "family" not in settings:
+        raise InvalidArgument(f"{directory} is no peer; dynablocks verify measures a network of ours.")
     sizes = {"width": settings["width"], "depth": tuple(settings["depth"]), "stem": settings["stem"]}
+    sizes["dense"] = settings.get("dense", 0)  # entries of before have none
     family = replace(FAMILIES[settings["family"]], **sizes)
     model = family.build((3, 32, 32), 10, torch.zeros(3), seed=0)
     model.load_state_dict(load_file(directory / "checkpoint" / "model.safetensors"))

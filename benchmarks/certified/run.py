@@ -24,7 +24,7 @@ import json
 import statistics
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ import torch.nn.utils.parametrize
 
 from dynablocks.config import RunConfig, preset_settings
 from dynablocks.data import DataSplits, ImageDataset, load_data, to_unit_range
-from dynablocks.errors import DynablocksError, InvalidArgument
+from dynablocks.errors import DynablocksError, InvalidArgument, unknown_name
 from dynablocks.experiments.provenance import commit, device_name
 from dynablocks.files import read_json, write_json
 from dynablocks.models import ModelConfig
@@ -46,6 +46,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from peers import FAMILIES, explained, sound_bound
 
 RADII = (36, 72, 108, 255)
+FAMILY_SIZES = ("width", "depth", "stem", "dense")
+FIXED = {"epochs", "max_minutes", "seed", "validate_every"}
+"""Settings of the training that --set cannot change: the budget ends it, --seed and --held-out say the rest."""
 COMMON: dict[str, Any] = {
     "schedule": "one-cycle",
     "loss": "offset-cross-entropy",
@@ -81,11 +84,11 @@ def train_peer(
     """Train one family for the budget; measure it by its own claim and by our bound."""
     changes = dict(args.set)
     family = FAMILIES[name]
-    sizes = {k: changes.pop(k) for k in ("width", "depth", "stem", "dense") if k in changes}
+    sizes = {k: changes.pop(k) for k in FAMILY_SIZES if k in changes}
     if "depth" in sizes:
         sizes["depth"] = tuple(sizes["depth"])
     family = replace(family, **sizes)
-    ours = preset_settings(args.preset, "certified", "cifar10")["training"]
+    ours = our_settings(args)["training"]
     settings = COMMON | family.settings() | {name: ours[name] for name in ("crop_padding", "flip")} | changes
     mean = (splits.train.images[:10000].double().mean((0, 2, 3)) / 255).float()
     model = family.build(splits.train.image_shape, splits.train.num_classes, mean, args.seed)
@@ -129,12 +132,17 @@ def train_ours(
     return facts | {"own_bound": result.body_lipschitz} | measures(model, summary, result.correct, radii, radii)
 
 
+def our_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The preset's model and training; the augmentation is that of every entry."""
+    return preset_settings(args.preset, "certified", "cifar10")
+
+
 def our_config(args: argparse.Namespace) -> RunConfig:
     """The preset for this budget, with the changes asked for."""
-    chosen = preset_settings(args.preset, "certified", "cifar10")
-    fields = set(ModelConfig.__dataclass_fields__)
-    model = chosen["model"] | {k: tuple(v) if isinstance(v, list) else v for k, v in args.set.items() if k in fields}
-    training = chosen["training"] | {k: v for k, v in args.set.items() if k not in fields}
+    chosen = our_settings(args)
+    sizes = {field.name for field in fields(ModelConfig)}
+    model = chosen["model"] | {k: tuple(v) if isinstance(v, list) else v for k, v in args.set.items() if k in sizes}
+    training = chosen["training"] | {k: v for k, v in args.set.items() if k not in sizes}
     training |= {"epochs": None, "max_minutes": args.minutes, "seed": args.seed, "validate_every": 10**6}
     base = RunConfig(preset=args.preset, model=ModelConfig("certified", **model), training=TrainingConfig(**training))
     return replace(base, data=replace(base.data, dir=args.data_dir, validation=args.held_out))
@@ -216,8 +224,8 @@ def as_page(results: list[dict[str, Any]], minutes: float, preset: str = "certif
     if searched:
         counts = sorted({len(r["search"]["tried"]) for r in searched})
         caption += (
-            f" {', '.join(names)}: the best of {' or '.join(map(str, counts))} settings (frame, "
-            f"optimiser, loss), chosen by {each:g}-minute trainings on {HELD_OUT} held-out training images."
+            f" {', '.join(names)}: the best of {' or '.join(map(str, counts))} settings (sizes, "
+            f"optimiser, loss, batches), chosen by {each:g}-minute trainings on {HELD_OUT} held-out training images."
         )
     command = f"python benchmarks/certified/run.py --data-dir CIFAR10 --out WORK --peers PEERS --minutes {minutes:g}"
     command += f" --preset {preset}" + (f" --search {each:g}" if searched else "")
@@ -282,6 +290,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--set", type=assignment, nargs="*", default=[], help="NAME=VALUE changes, for a search")
     args = parser.parse_args()
     args.set = dict(args.set)
+    training = {field.name for field in fields(TrainingConfig)} - FIXED
+    model = {field.name for field in fields(ModelConfig)} - {"name"}
+    for entry in args.entries:
+        allowed = training | (set(FAMILY_SIZES) if entry != "ours" else model)
+        for name in args.set.keys() - allowed:
+            raise unknown_name(f"setting of {entry}", name, sorted(allowed))
     return args
 
 
@@ -297,6 +311,7 @@ def result_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
         result = (train_ours if name == "ours" else train_peer)(name, splits, measured, chosen, path.parent)
         facts = {"name": label(name, args), "seed": args.seed, "minutes": args.minutes, "data": splits.train.name}
         facts |= {"measured": "held-out" if args.held_out else "test", "images": len(measured), "started": started}
+        facts |= {"crop_padding": our_settings(args)["training"]["crop_padding"]}
         facts |= {"preset": args.preset, "search": searched, "commit": commit(), "hardware": device_name()}
         write_json(path, facts | result)
         print(table([read_json(path)]), flush=True)
@@ -311,7 +326,8 @@ def require_same(path: Path, result: dict[str, Any], args: argparse.Namespace, *
     Raises:
         InvalidArgument: naming the first difference.
     """
-    asked = {"minutes": args.minutes, "measured": "held-out" if args.held_out else "test", "preset": args.preset} | also
+    asked = {"minutes": args.minutes, "measured": "held-out" if args.held_out else "test", "preset": args.preset}
+    asked |= {"crop_padding": our_settings(args)["training"]["crop_padding"]} | also
     made = result | {"search": (result.get("search") or {}).get("minutes", 0.0)}
     if args.search and result.get("source") != "dynablocks":
         asked["search"] = args.search

@@ -60,6 +60,7 @@ def write_certificate(
     network = load(directory)
     if weights_hash(directory) != weights:
         raise InvalidArgument(f"the weights in {directory} changed meanwhile; certify when its training has ended.")
+    folder = None if run.data.dir is None else str(run.data.dir.expanduser().resolve())
     content = artefact(
         network,
         result,
@@ -67,7 +68,7 @@ def write_certificate(
         weights=weights,
         run=os.path.relpath(directory.resolve(), path.resolve().parent),
         splits=load_splits(run),
-        data={"name": data_name(run.data), "dir": None if run.data.dir is None else str(run.data.dir.resolve())},
+        data={"name": data_name(run.data), "dir": folder},
     )
     write_json(path, content)
     return content
@@ -101,16 +102,22 @@ def audit_certificate(
     say(f"weights: SHA-256 {content['weights'][:16]}… as certified")
     splits = _splits(content, data)
     say(f"data: {content['data'].get('name')}, {len(splits.test)} test images, the fingerprint agrees")
-    for sentence in audit(content, network, splits.test.images, splits.test.labels, samples=samples, steps=steps):
-        say(sentence)
+    audit(content, network, splits.test.images, splits.test.labels, samples=samples, steps=steps, say=say)
     _check_description(content["model"], directory)
     say("network: described as in the run directory")
 
 
 def _check_description(described: dict[str, Any], directory: Path) -> None:
     """Settings that no check above depends on, such as those of the training, must be the run's all the same."""
-    own = json.loads(json.dumps(yaml.safe_load(read_config(directory / WEIGHTS.parent))["model"]))
-    for name in sorted(own.keys() | described.keys()):
+    try:
+        own = json.loads(json.dumps(yaml.safe_load(read_config(directory / WEIGHTS.parent))["model"]))
+        names = own.keys() | described.keys()
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadData(
+            f"the settings in {directory / WEIGHTS.parent} cannot be read ({type(error).__name__}); say where "
+            "an undamaged copy of the run is with --run DIR."
+        ) from error
+    for name in sorted(names):
         if own.get(name) != described.get(name):
             raise AuditFailed(
                 f"the certificate describes a network with {name} {described.get(name)!r}; that of the run has "
@@ -130,7 +137,7 @@ def _network(content: dict[str, Any], path: Path, directory: Path) -> Network:
         )
     try:
         network = build_described(content["model"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise BadData(f"{path} describes no network of this version ({error}); certify again.") from error
     load_weights(weights.parent, network)
     if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):

@@ -90,8 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # torch says RuntimeError, on a CPU as on a GPU.
         if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
             raise
-        batch = "--attack.batch_size" if arguments[0] == "attack" else "--training.batch_size or --model.widths"
-        advice = f"use a smaller {batch}"
+        settings = dict.fromkeys(("run", "train"), "--training.batch_size or --model.widths")
+        smaller = settings | {"attack": "--attack.batch_size", "fit": "--width"}
+        name = arguments[0]
+        advice = f"use a smaller {smaller[name]}" if name in smaller else "free some, or take a larger machine"
         print(f"dynablocks: error: out of memory; {advice}.", file=sys.stderr)
         return 2
     except SystemExit as stop:
@@ -273,7 +275,7 @@ def _parse_run(command: str, summary: str, arguments: Sequence[str]) -> tuple[Ru
 def _say(sentence: str) -> None:
     from dynablocks.progress import error_console
 
-    error_console().print(sentence, highlight=False, soft_wrap=True)
+    error_console().print(sentence, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def _show(metrics: dict[str, Any]) -> None:

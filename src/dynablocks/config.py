@@ -113,7 +113,7 @@ _PER_MINUTE: dict[str, Any] = {
         "dense_layers": 6,
         "dense_rows": 0.25,
     },
-    "training": _CIFAR["training"] | {"crop_padding": 2, "epochs": None, "batch_size": 512},
+    "training": _CIFAR["training"] | {"epochs": None, "batch_size": 512},
 }
 _BUDGETS: dict[str, dict[str, Any]] = {
     "certified/cpu-15min": {"training": {"max_minutes": 15.0}},

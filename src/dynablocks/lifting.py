@@ -12,7 +12,7 @@ from torch.nn import functional
 from dynablocks.errors import InvalidArgument
 from dynablocks.linear import Bounds, LinearMap, NormalisedConv, linear_norm_bounds
 from dynablocks.linear.dense import Dense
-from dynablocks.linear.maps import check_shape
+from dynablocks.linear.maps import check_shape, require_shape
 from dynablocks.linear.orthogonal import ORTHOGONAL, orthogonal_start
 from dynablocks.properties import (
     Declaration,
@@ -46,6 +46,7 @@ class PixelNormalisation(Structured):
         self.scale: Tensor
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        require_shape(self, (len(self.mean), *x.shape[-2:]), x)
         return (x - self.mean) * self.scale
 
     def declare(self) -> Declaration:

@@ -132,10 +132,11 @@ def _spectral_factors(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The cosine bases of both sides, and w(i, j)."""
     cutoff = (2 * math.pi / wavelength) ** 4
-    (rows, down), (columns, across) = _cosines(height), _cosines(width)
-    squared = (down[:, None] + across[None, :]) ** 2
-    weights = (smooth * cutoff + squared) / (cutoff + squared)
-    return rows.to(device), columns.to(device), weights.to(device)
+    with torch.inference_mode(False), torch.no_grad():  # they outlive the context they are first asked for in
+        (rows, down), (columns, across) = _cosines(height), _cosines(width)
+        squared = (down[:, None] + across[None, :]) ** 2
+        weights = (smooth * cutoff + squared) / (cutoff + squared)
+        return rows.to(device), columns.to(device), weights.to(device)
 
 
 def _cosines(size: int) -> tuple[Float[Tensor, "size size"], Float[Tensor, " size"]]:

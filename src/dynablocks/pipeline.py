@@ -53,9 +53,14 @@ def pixel_statistics(train: ImageDataset) -> tuple[tuple[float, ...], tuple[floa
     known = PIXEL_STATISTICS.get(train.name.removesuffix("-jpeg"))
     if known is not None:
         return known
-    channels = train.images.transpose(0, 1).flatten(1).double() / 255
-    mean = tuple(round(float(m), 4) for m in channels.mean(1))
-    return mean, tuple(max(round(float(s), 4), 1e-3) for s in channels.std(1))
+    shades = torch.arange(256, dtype=torch.float64) / 255
+    channels = range(train.image_shape[0])
+    counts = torch.stack([torch.bincount(train.images[:, c].flatten(), minlength=256) for c in channels]).double()
+    pixels = counts.sum(1)
+    means = counts @ shades / pixels
+    squares = counts * (shades - means[:, None]).square()
+    deviations = (squares.sum(1) / (pixels - 1).clamp_min(1)).sqrt()
+    return tuple(round(float(m), 4) for m in means), tuple(max(round(float(s), 4), 1e-3) for s in deviations)
 
 
 def build_for(config: RunConfig, splits: DataSplits) -> tuple[Network, dict[str, Any]]:
@@ -145,7 +150,7 @@ def train_run(config: RunConfig, directory: Path, *, overwrite: bool = False) ->
 
     def begin() -> None:
         if overwrite:
-            for name in ("training.json", "metrics.json"):
+            for name in ("training.json", "metrics.json", "report.html"):
                 (directory / name).unlink(missing_ok=True)
         write_text(directory / "config.yaml", to_yaml(settings))
 
@@ -174,8 +179,9 @@ def take_body(network: Network, directory: Path) -> None:
     Raises:
         InvalidArgument: the run's network has another body.
     """
+    trained = load(directory)
     try:
-        network.body.load_state_dict(load(directory).body.state_dict())
+        network.body.load_state_dict(trained.body.state_dict())
     except RuntimeError as error:
         raise InvalidArgument(
             f"the network in {directory} has another body than {network.config.name} with these settings; "
@@ -285,7 +291,7 @@ def collect_metrics(directory: Path, fingerprint: str | None = None) -> dict[str
     images = training.get("fingerprint", "") if fingerprint is None else fingerprint
     certificate = _current(directory, "certificate", images)
     attacked = _current(directory, "attack", images)
-    certified = _certified_accuracy(directory, certificate, attacked, images)
+    certified, of_attacked = _certified_curves(directory, certificate, attacked, images)
     clean = (certificate or attacked or {}).get("clean_accuracy")
     metrics = {
         "model": config.model.name,
@@ -293,6 +299,7 @@ def collect_metrics(directory: Path, fingerprint: str | None = None) -> dict[str
         "clean_accuracy": clean,
         "robust_accuracy": (attacked or {}).get("robust_accuracy"),
         "certified_accuracy": certified,
+        "certified_accuracy_of_attacked": of_attacked,
         "auc": (attacked or {}).get("auc"),
         "lipschitz_bound": (certificate or {}).get("body_lipschitz"),
         "images_per_second": training["images_per_second"],
@@ -311,19 +318,30 @@ def collect_metrics(directory: Path, fingerprint: str | None = None) -> dict[str
     return metrics
 
 
-def _certified_accuracy(
+Points = list[dict[str, float]]
+
+
+def _certified_curves(
     directory: Path, certificate: dict[str, Any] | None, attacked: dict[str, Any] | None, fingerprint: str
-) -> list[dict[str, float]] | None:
-    """The certificate's curve, also at radii that were attacked after it was made."""
+) -> tuple[Points | None, Points | None]:
+    """The certificate's curve, also at radii that were attacked after it was made; that of the attacked images alone.
+
+    An attack may have taken the first images only: next to what it left belongs what is certified of the same ones.
+    """
     if certificate is None:
-        return None
-    points: list[dict[str, float]] = certificate["certified_accuracy"]
-    known = {point["epsilon"] for point in points}
-    asked = {point["epsilon"] for point in (attacked or {}).get("robust_accuracy", ())}
-    if asked <= known:
-        return points
+        return None, None
+    points: Points = certificate["certified_accuracy"]
+    if attacked is None:
+        return points, None
     result: CertificateResult | None = _restore(directory, "certificate", CertificateResult.restore, fingerprint)
-    return points if result is None else result.curve(_radii(known | asked)).points()
+    if result is None:
+        return points, None
+    known, asked = ({p["epsilon"] for p in some} for some in (points, attacked["robust_accuracy"]))
+    first = slice(attacked["samples"])
+    same = replace(
+        result, radii=result.radii[first], predictions=result.predictions[first], labels=result.labels[first]
+    )
+    return result.curve(_radii(known | asked)).points(), same.curve(sorted(asked)).points()
 
 
 def _training_facts(directory: Path) -> dict[str, Any]:
@@ -430,8 +448,15 @@ def _store(directory: Path, name: str, summary: dict[str, Any], tensors: dict[st
     from safetensors.torch import save_file
 
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    write_atomically(directory / f"{name}.safetensors", lambda path: save_file(plain, path))
-    write_json(directory / f"{name}.json", summary | {"tensors": sha256(directory / f"{name}.safetensors")})
+    written = ""
+
+    def write(path: Path) -> None:
+        nonlocal written
+        save_file(plain, path)
+        written = sha256(path)  # of the own file: another process may rename its own into the place of this one
+
+    write_atomically(directory / f"{name}.safetensors", write)
+    write_json(directory / f"{name}.json", summary | {"tensors": written})
 
 
 def _belongs_to(directory: Path, fingerprint: str) -> dict[str, str]:
@@ -453,7 +478,18 @@ def _current(directory: Path, name: str, fingerprint: str) -> dict[str, Any] | N
         return None
     wanted = _belongs_to(directory, fingerprint)
     fits = isinstance(summary, dict) and all(summary.get(key) == value for key, value in wanted.items())
-    return summary if fits else None
+    whole = fits and _is_curve(summary.get(_CURVES[name])) and isinstance(summary.get("samples"), int)
+    return summary if whole else None
+
+
+_CURVES = {"attack": "robust_accuracy", "certificate": "certified_accuracy"}
+
+
+def _is_curve(points: object) -> bool:
+    return isinstance(points, list) and all(
+        isinstance(p, dict) and all(isinstance(p.get(key), (int, float)) for key in ("epsilon", "accuracy"))
+        for p in points
+    )
 
 
 def _restore(directory: Path, name: str, restore: Callable[..., Any], fingerprint: str) -> Any:
@@ -467,7 +503,7 @@ def _restore(directory: Path, name: str, restore: Callable[..., Any], fingerprin
     path = directory / f"{name}.safetensors"
     try:
         return restore(summary, load_file(path)) if sha256(path) == summary.get("tensors") else None
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError):
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError):
         return None
 
 
@@ -497,7 +533,8 @@ def estimate(config: RunConfig, directory: Path) -> dict[str, Any]:
     network(pixels).sum().backward()
     synchronise(device)
     step = time.perf_counter() - started
-    steps = math.ceil(len(splits.train) / batch)
+    step *= config.training.adversary_factor
+    steps = len(splits.train) // batch
     epochs, minutes = config.training.epochs, config.training.max_minutes
     seconds = math.inf if epochs is None else step * steps * epochs
     if minutes is not None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from dynablocks.config import PRESETS
 from dynablocks.data import infer_name
+from dynablocks.data.cifar import CIFAR10, CIFAR100, find_copy
+from dynablocks.data.folders import require_folder
 from dynablocks.errors import InvalidArgument, require_choice, require_range
 from dynablocks.experiments import EXPERIMENTS
 from dynablocks.experiments.base import Check, Experiment, Scale
@@ -71,9 +73,9 @@ def reproduce(options: Any, arguments: Sequence[str], say: Callable[[str], None]
         require_range("max_hours", options.max_hours, 0, open_low=True)
     if options.out.exists() and not options.out.is_dir():
         raise InvalidArgument(f"--out {options.out} is a file; give a folder.")
-    for folder, wanted in ((options.data.dir, "cifar10"), (options.cifar100_dir, "cifar100")):
-        if folder is not None and (found := infer_name(folder)) != wanted:
-            raise InvalidArgument(f"{folder} holds {found}; {wanted} is needed there.")
+    for folder, wanted in ((options.data.dir, CIFAR10), (options.cifar100_dir, CIFAR100)):
+        if folder is not None and find_copy(wanted, require_folder(folder)) is None:
+            raise InvalidArgument(f"{folder} holds {infer_name(folder)}; {wanted.name} is needed there.")
     if options.worker:
         signal.signal(signal.SIGINT, interrupt_once)
     experiments = chosen(options.names)

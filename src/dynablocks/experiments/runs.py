@@ -78,8 +78,7 @@ class TrainingCell(Cell):
     def cost(self) -> float:
         passes = {"flexible": 3.0, "prescribed": 4.0}.get(self.model.name, 1.3)
         scale = 0.02 if self.data == "digits" else {"smoke": 0.01, "cpu": 1.0, "paper": 300.0}[self.preset]
-        steps = 0 if self.training.adversary == "none" else self.training.adversary_steps
-        return 15 * passes * scale * (self.training.epochs or 1.0) * (1 + 0.7 * steps)
+        return 15 * passes * scale * (self.training.epochs or 1.0) * self.training.adversary_factor
 
     def data_hash(self) -> str:
         return images(self.data, self.data_dir).fingerprint

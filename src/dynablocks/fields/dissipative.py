@@ -139,7 +139,7 @@ class Damping(VectorField):
 
     def flow_log_determinant(self, x: Tensor, time: Tensor | float) -> Tensor:
         """−γt for each entry of p."""
-        return (self._exponent(x, time) * x[0, self.split :].numel()).expand(x.shape[0])
+        return (self._exponent(x, time) * x[:, self.split :].shape[1:].numel()).expand(x.shape[0])
 
     def _exponent(self, x: Tensor, time: Tensor | float) -> Tensor:
         return torch.as_tensor(-self.gamma() * time, dtype=x.dtype, device=x.device)

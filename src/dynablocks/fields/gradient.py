@@ -93,7 +93,7 @@ class GradientField(RidgeField):
 
     def split(self) -> tuple[Tensor, Tensor]:
         """α⁺ and α⁻: by positive homogeneity X is a sum of two fields of opposite kinds with α >= 0 (Corollary 2.3)."""
-        alpha = torch.ones(self.linear.out_shape[0]) if self.alpha is None else self.alpha
+        alpha = self.linear.weight.new_ones(self.linear.out_shape[0]) if self.alpha is None else self.alpha
         return alpha.clamp_min(0), (-alpha).clamp_min(0)
 
     def extra_repr(self) -> str:

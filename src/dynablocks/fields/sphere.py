@@ -59,7 +59,7 @@ def skew_exponential(matrix: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch
     even = PADE[0] * eye + PADE[2] * square + PADE[4] * fourth + PADE[6] * square @ fourth
     odd = small @ (PADE[1] * eye + PADE[3] * square + PADE[5] * fourth)
     rotation: Tensor = solve_systems(even - odd, even + odd)
-    for done in range(int(squarings.max())):
+    for done in range(int(squarings.max()) if squarings.numel() else 0):
         rotation = torch.where(squarings > done, rotation @ rotation, rotation)
     return rotation
 

@@ -14,6 +14,7 @@ from dynablocks.fields.activations import Activation, activation
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
 from dynablocks.fields.gradient import GradientField
 from dynablocks.linear import Dense
+from dynablocks.linear.maps import require_shape
 from dynablocks.linear.rounding import EPS, checked_float64
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class DiagonalField(VectorField):
         return cls(3, "tanh")
 
     def forward(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
+        require_shape(self, self.in_shape, x)
         return self.scale * self.sigma(x)
 
     def potential(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, " batch"]:

@@ -94,7 +94,8 @@ def fit_command(options: Any, arguments: Sequence[str], say: Callable[[str], Non
     if options.dry_run:
         return _dry_run(planned, config, origin.file, out)
     source = origin.describe()
-    with lock_file(out.parent / f".{out.name}.lock") as free:
+    place = out.resolve()
+    with lock_file(place.parent / f".{place.name}.lock") as free:
         if not free:
             raise InvalidArgument(f"another process is fitting in {out}; wait for it or choose another --out.")
         finished = claim(out, config, planned.structure, source, overwrite=options.overwrite)
@@ -121,8 +122,8 @@ def _fit(
     say(_reading(planned, source["file"]))
     fitted = run_stages(planned, config, out, say)
     save_fit(out, fitted.flow)
-    with progress_bar("verifying and rolling out"):
-        outcome = measure(fitted, 600 if config.adam_steps <= 100 else LONG_STEPS)
+    with progress_bar("verifying and rolling out") as update:
+        outcome = measure(fitted, 600 if config.adam_steps <= 100 else LONG_STEPS, update)
     write_outputs(out, outcome, source, command)
 
 

@@ -134,6 +134,13 @@ def _require_states(states: Tensor, preserve: str, names: tuple[str, ...]) -> No
     constant = bool((states == states[0]).all())
     if constant:
         raise BadData("every state in the file is the same; there is no motion to learn from.")
+    largest = states.abs().amax(0)
+    if not math.isfinite(float((2 * largest).square().sum() * len(states))):
+        place = int(largest.argmax())
+        raise BadData(
+            f"column {names[place]!r} reaches {float(largest[place]):.3g}, too large to be squared; "
+            "scale the columns, and leave out rows with fill values."
+        )
     if preserve == "positive" and bool((states < 0).any()):
         column = names[int((states < 0).any(0).nonzero()[0])]
         raise BadData(f"column {column!r} has negative values; --preserve positive needs states >= 0.")
@@ -322,7 +329,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadCheckpoint(f"{directory / CONFIG} cannot be read; make the fit again with --overwrite.") from error
+        raise BadCheckpoint(f"{directory / CONFIG} cannot be read; make the fit again in another folder.") from error
     if not isinstance(content, dict) or "fit" not in content:
         raise BadCheckpoint(f"{directory} holds something else than a fit; choose another --out.")
     return content

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import StringIO
@@ -52,15 +52,23 @@ class Outcome:
     metrics: dict[str, Any]
 
 
-def measure(fitted: Fitted, long_steps: int = LONG_STEPS) -> Outcome:
-    """Verify, roll out from every test trajectory's first state, and run long from one of them."""
+def measure(
+    fitted: Fitted, long_steps: int = LONG_STEPS, progress: Callable[[float], None] = lambda fraction: None
+) -> Outcome:
+    """Verify, roll out from every test trajectory's first state, and run long from one of them.
+
+    ``progress`` gets the fraction of the work that is done, about.
+    """
     flow, parts = fitted.flow, fitted.plan.parts
     x, _, _ = pairs_of(parts.test)
     verification = verify(flow, x[torch.linspace(0, len(x) - 1, min(VERIFY_SAMPLES, len(x))).long()])
+    progress(0.2)
     rollouts = roll_out(flow, parts.test) if isinstance(parts.test, Trajectories) else []
+    progress(0.4)
     step = flow.structure.step
     states, stopped = safe_rollout(flow, x[:1], torch.full((long_steps,), step, dtype=torch.float64))
     times = step * torch.arange(len(states), dtype=torch.float64)
+    progress(0.9)
     moved = drifts(flow, times, states)
     return Outcome(
         fitted,
@@ -120,7 +128,7 @@ def write_outputs(directory: Path, outcome: Outcome, source: dict[str, Any], com
         {
             "property": str(check.declared),
             "residual": _finite(check.residual),
-            "tolerance": check.tolerance,
+            "tolerance": _finite(check.tolerance),
             "holds": check.passed,
         }
         for check in outcome.verification

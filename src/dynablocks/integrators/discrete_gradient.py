@@ -236,7 +236,13 @@ class DiscreteGradient(Integrator):
 
     def why_not(self, field: VectorField) -> str | None:
         form = energy_form(field)
-        return form if isinstance(form, str) else None
+        if isinstance(form, str):
+            return form
+        try:
+            form.energy(_zeros(field))
+        except InvalidArgument as error:
+            return str(error).rstrip(".")
+        return None
 
     def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
         self.require(field)

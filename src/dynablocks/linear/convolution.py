@@ -13,7 +13,7 @@ from torch.nn import functional
 from dynablocks.errors import InvalidArgument, require_choice
 from dynablocks.linear.bounds import Bounds, ConvGeometry, conv_norm_bounds, conv_smallest_singular_value
 from dynablocks.linear.circular import circulant_product, circular_pad
-from dynablocks.linear.maps import LinearMap, check_shape
+from dynablocks.linear.maps import LinearMap, check_shape, require_shape
 from dynablocks.linear.orthogonal import ORTHOGONAL, orthogonal_start, paraunitary_kernel
 from dynablocks.linear.regularisers import ocnn_penalty
 
@@ -96,6 +96,7 @@ class Conv(LinearMap):
         return self._convolve(self.weight, x, bias)
 
     def _convolve(self, weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+        require_shape(self, self.in_shape, x)
         if self.padding == "circular":
             return self._circularly(weight, x, self._reach // 2, bias)
         return functional.conv2d(x, weight, bias, self.stride, self.zeros, self.dilation, self.groups)
@@ -107,6 +108,7 @@ class Conv(LinearMap):
         return functional.conv2d(circular_pad(x, before, after), kernel, bias, 1, 0, self.dilation, self.groups)
 
     def multiply_adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
+        require_shape(self, self.out_shape, y)
         if self.stride == 1 and self.groups == 1:
             turned = weight.flip(2, 3).transpose(0, 1)
             if self.padding == "circular":

@@ -154,6 +154,16 @@ def check_shape(name: str, shape: tuple[int, ...], rank: int) -> tuple[int, ...]
     return tuple(shape)
 
 
+def require_shape(module: object, shape: tuple[int, ...], x: Tensor) -> None:
+    """What is declared holds for samples of one shape: another one is an :class:`InvalidArgument`."""
+    if tuple(x.shape[-len(shape) :]) != shape:
+        wanted = ", ".join(map(str, shape))
+        raise InvalidArgument(
+            f"the input has shape {tuple(x.shape)}; {type(module).__name__} was built for (batch, {wanted}), and "
+            "what it declares holds for that shape alone."
+        )
+
+
 @contextlib.contextmanager
 def shared_weights(*modules: nn.Module) -> Iterator[None]:
     """Within the context every linear map of ``modules`` computes its weight once, with gradients.

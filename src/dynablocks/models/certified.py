@@ -54,14 +54,23 @@ def _transition(shape: Shape, factor: int, width: int, method: str) -> tuple[lis
     return parts, (width, *shape[1:])
 
 
-def _dense_steps(config: ModelConfig, features: int) -> tuple[list[nn.Module], int]:
+def dense_steps(config: ModelConfig, features: int) -> tuple[list[nn.Module], int]:
+    """The steps behind the last stage, and how many features they leave.
+
+    Raises:
+        InvalidArgument: they are asked to be wider than what the last stage leaves.
+    """
+    if not config.dense_layers:
+        return [], features
+    if (config.dense_width or 0) > features:
+        raise InvalidArgument(f"dense_width is {config.dense_width}; at most the {features} features are possible.")
     width, method = config.dense_width or features, config.method or "cayley"
     parts: list[nn.Module] = []
     if width < features:
         parts.append(OrthogonalDense(features, width, method))
         features = width
     rows = max(1, round((config.dense_rows or 1.0) * features))
-    for _ in range(config.dense_layers or 0):
+    for _ in range(config.dense_layers):
         linear: LinearMap = OrthogonalDense(features, rows, method)
         field = GradientField(linear, "relu")
         parts.append(DynamicalBlock(field, ExplicitEuler(), step_signal(config), bound=config.bound))
@@ -79,10 +88,8 @@ def build_body(config: ModelConfig, shape: Shape) -> tuple[nn.Sequential, int]:
         parts.extend(_block(config, shape) for _ in range(count))
     parts.append(nn.Flatten())
     features = shape[0] * shape[1] * shape[2]
-    if config.dense_layers:
-        dense, features = _dense_steps(config, features)
-        parts.extend(dense)
-    return nn.Sequential(*parts), features
+    dense, features = dense_steps(config, features)
+    return nn.Sequential(*parts, *dense), features
 
 
 MODELS["certified"] = ModelKind(

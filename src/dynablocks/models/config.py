@@ -98,6 +98,10 @@ class ModelConfig:
                 require_choice(name, getattr(self, name), allowed)
         if self.method is not None:
             ORTHOGONAL.get_known(self.method)
+        for name in ("kernel_size", "substeps", "stem", "dense_width", "dense_layers"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise InvalidArgument(f"{name} is {value!r}; a whole number is needed.")
         for name in ("kernel_size", "substeps", "stem"):
             if getattr(self, name) is not None:
                 require_range(name, getattr(self, name), 1, 16)

@@ -13,6 +13,7 @@ from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument, require_choice, require_range
 from dynablocks.fields import GradientField, PartitionedField, leaky_relu
 from dynablocks.linear import Dense, OrthogonalDense
+from dynablocks.linear.maps import require_shape
 from dynablocks.properties import Declaration, Invertible, Lipschitz, Structured
 from dynablocks.registry import Registry
 from dynablocks.reversible import ReversibleChain
@@ -150,6 +151,7 @@ class AffineMap(Structured):
         return self.limit * torch.tanh(self.log_scale / self.limit)
 
     def forward(self, x: Float[Tensor, "batch dimension"]) -> Float[Tensor, "batch dimension"]:
+        require_shape(self, self.in_shape, x)
         return x * self._bounded().exp() + self.shift
 
     def inverse(self, y: Float[Tensor, "batch dimension"]) -> Float[Tensor, "batch dimension"]:

@@ -43,7 +43,8 @@ def build_body(config: ModelConfig, shape: Shape) -> tuple[nn.Sequential, int]:
         parts.append(DynamicalBlock(field, ExplicitEuler(), certified.step_signal(config), bound=config.bound))
     parts.append(Whitening(metric))
     if len(config.widths) == 1:
-        return nn.Sequential(*parts, nn.Flatten()), width * height * columns
+        dense, features = certified.dense_steps(config, width * height * columns)
+        return nn.Sequential(*parts, nn.Flatten(), *dense), features
     rest = replace(config, widths=config.widths[1:], layers=config.layers[1:])
     following, features = certified.build_body(rest, shape)
     return nn.Sequential(*parts, *following), features

@@ -72,8 +72,15 @@ class Network(Structured):
         Where the constant is stated in another norm, it is multiplied by the largest ratio of the two. Where the body
         ends in a norm ‖·‖_M, the weight's rows are M^{−1/2}wᵢ, so that distances of rows are ‖wᵢ − wⱼ‖_{M⁻¹}.
 
+        Raises:
+            InvalidArgument: the norm is one of samples of another shape.
+
         Source: design D2.13 and D2.6.
         """
+        if not metric.fits(self.input_shape):
+            raise InvalidArgument(
+                f"the metric {metric.name} is not one of images {self.input_shape}; give one that is."
+            )
         weight = self.head.weight.detach().double().cpu()
         stated = declare(self.body).properties.of(Lipschitz)
         if stated is None:

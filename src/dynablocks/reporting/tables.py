@@ -12,18 +12,20 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def robustness_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(epsilon, certified accuracy, accuracy under attack) at every epsilon of ``metrics.json``.
+def robustness_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(epsilon, certified, under attack, certified of the attacked images) at every epsilon of ``metrics.json``.
 
     Example:
         >>> robustness_rows({"certified_accuracy": [{"epsilon": 0.0, "accuracy": 0.9}], "robust_accuracy": None})
-        [('0', '90.0 %', 'not attacked')]
+        [('0', '90.0 %', 'not attacked', '')]
     """
     certified, robust = metrics.get("certified_accuracy") or [], metrics.get("robust_accuracy") or []
     rows = []
     for epsilon in sorted({float(point["epsilon"]) for point in (*certified, *robust)}):
         proved, survived = words.accuracy_at(certified, epsilon), words.accuracy_at(robust, epsilon)
-        rows.append((words.radius(epsilon), _known(proved, "not certified"), _known(survived, "not attacked")))
+        same = words.accuracy_at(metrics.get("certified_accuracy_of_attacked"), epsilon)
+        known = _known(proved, "not certified"), _known(survived, "not attacked"), _known(same, "")
+        rows.append((words.radius(epsilon), *known))
     return rows
 
 
@@ -43,7 +45,7 @@ def summary_table(metrics: Mapping[str, Any]) -> Table:
 
     about = " on ".join(str(metrics[key]) for key in ("model", "dataset") if metrics.get(key))
     table = Table(title=Text(about or "result") if about else "result", title_justify="left", show_edge=False)
-    for heading in ("", "certified", "under attack"):
+    for heading in ("", "certified", "under attack", "certified of these"):
         table.add_column(heading, justify="left" if not heading else "right")
     unharmed = words.accuracy_at(metrics.get("robust_accuracy"), 0.0)
     only_attacked = metrics.get("certified_accuracy") is None and unharmed is not None
@@ -52,9 +54,9 @@ def summary_table(metrics: Mapping[str, Any]) -> Table:
     counts = [metrics.get(name) for name in ("test_images", "attacked_images")]
     if any(counts):
         table.add_row("test images", *("" if n is None else words.count(n) for n in counts))
-    for epsilon, proved, survived in robustness_rows(metrics):
+    for epsilon, proved, survived, same in robustness_rows(metrics):
         if epsilon != "0":
-            table.add_row(f"accuracy, l2 radius {epsilon}", proved, survived)
+            table.add_row(f"accuracy, l2 radius {epsilon}", proved, survived, same)
     table.add_section()
     auc = metrics.get("auc")
     table.add_row("area under the attacked curve", "", "not attacked" if auc is None else f"{auc:.3f}")

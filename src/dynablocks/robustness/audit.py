@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,11 +19,12 @@ from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import UnsoundResult
 from dynablocks.fields import GradientField, MetricField, PreconditionedField, RidgeField, TwoMatrixField
 from dynablocks.integrators import ExactFlow, ExplicitEuler
-from dynablocks.lifting import PaperLift, PixelNormalisation, SpaceToDepth, ZeroLift
-from dynablocks.linear import LinearMap
+from dynablocks.lifting import ChannelMix, PaperLift, PixelNormalisation, SpaceToDepth, ZeroLift
+from dynablocks.linear import Dense, LinearMap
 from dynablocks.linear.convolution import Conv
 from dynablocks.metrics import Channelwise, Whitening
 from dynablocks.models import Network
+from dynablocks.progress import progress_bar
 from dynablocks.robustness.artefact import ledger, normalisation
 from dynablocks.robustness.certificates import ARITHMETICS, certify
 from dynablocks.robustness.evaluation import checked_logits, evaluating, to_pixels
@@ -54,6 +55,10 @@ def singular_range(linear: LinearMap, scales: np.ndarray[Any, Any] | None = None
         >>> [round(value, 5) for value in singular_range(OrthogonalDense(5, 5))]
         [1.0, 1.0]
     """
+    if not isinstance(linear, (Dense, Conv, ChannelMix)):
+        raise AuditFailed(
+            f"the audit does not know the linear map {type(linear).__name__}; extend robustness/audit.py."
+        )
     weight = linear.weight.detach().cpu().double().numpy()
     if scales is not None:
         weight = weight * scales.reshape(-1, *(1,) * (weight.ndim - 1))
@@ -219,6 +224,7 @@ def audit(
     samples: int = 64,
     steps: int = 40,
     seed: int = 0,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> list[str]:
     """Check a certificate against the network, and attack the images it certifies.
 
@@ -229,6 +235,7 @@ def audit(
         samples: how many certified images are attacked, spread over the radii.
         steps: of each attack.
         seed: of the attacks' random starts.
+        say: gets each sentence as soon as its check is passed.
 
     Returns:
         One sentence for each check that was passed.
@@ -242,14 +249,20 @@ def audit(
     if content["norm"] != "l2":
         raise AuditFailed(f"the radii are in {content['norm']}; the audit attacks in l2 only.")
     network = network.to(ARITHMETICS[arithmetic]).eval()
-    said = [_check_normalisation(content, network)]
+    said: list[str] = []
+
+    def passed(sentence: str) -> None:
+        said.append(sentence)
+        say(sentence)
+
+    passed(_check_normalisation(content, network))
     with evaluating(network), plain_arithmetic():
         lipschitz = _check_layers(content, network)
-        said.append(f"bounds: {len(content['layers'])} layers, body constant {lipschitz:.9g} from singular values")
-        said.append(_check_radii(content, network, images, labels, lipschitz))
-    said.append(_check_again(content, network, images, labels, arithmetic))
+        passed(f"bounds: {len(content['layers'])} layers, body constant {lipschitz:.9g} from singular values")
+        passed(_check_radii(content, network, images, labels, lipschitz))
+    passed(_check_again(content, network, images, labels, arithmetic))
     with evaluating(network):
-        said.append(_attack(content, network, images, samples, steps, seed))
+        passed(_attack(content, network, images, samples, steps, seed))
     return said
 
 
@@ -259,7 +272,7 @@ def _check_normalisation(content: dict[str, Any], network: Network) -> str:
         held, stated = normalisation(network, name), content["normalisation"].get(name)
         wanted = described["mean"]
         if name == "scale":
-            scaled = described["config"]["normalise"]
+            scaled = described["config"].get("normalise")
             wanted = [1 / std if std else math.inf for std in described["std"]] if scaled else [1.0] * len(held)
         for source, values in (("states", stated), ("describes a model with", wanted)):
             if not isinstance(values, list) or len(values) != len(held) or not _close(values, held):
@@ -338,7 +351,8 @@ def _check_radii(content: dict[str, Any], network: Network, images: Tensor, labe
 
 def _check_again(content: dict[str, Any], network: Network, images: Tensor, labels: Tensor, arithmetic: str) -> str:
     """The radii again with the rounding bound, as the certificate was made."""
-    again = certify(network, (images, labels), arithmetic=arithmetic)
+    with progress_bar("certifying again") as update:
+        again = certify(network, (images, labels), arithmetic=arithmetic, progress=update)
     stated = torch.tensor([float(row["radius"]) for row in content["images"]], dtype=torch.float64)
     tolerance = 1e-6 if arithmetic == "float64" else 1e-4
     wrong = ((stated - again.radii).abs() > tolerance * (1e-3 + again.radii)).nonzero()

@@ -54,9 +54,11 @@ def model_place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 def to_pixels(images: Tensor, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "n c h w"]:
-    """Images as floats in [0, 1] on ``device``; uint8 is divided by 255."""
+    """Images as floats in [0, 1] on ``device``; uint8 is divided by 255, with one rounding."""
     pixels = images.to(device=device, dtype=dtype)
-    return pixels / 255 if images.dtype == torch.uint8 else pixels
+    if images.dtype != torch.uint8:
+        return pixels
+    return pixels / torch.full((), 255, dtype=dtype, device=device)  # CUDA multiplies by the reciprocal of a number
 
 
 def checked_data(

@@ -34,8 +34,8 @@ from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import Activation, MetricField, RidgeField, TwoMatrixField, VectorField
 from dynablocks.integrators import ExactFlow, ExplicitEuler
-from dynablocks.lifting import Head, PaperLift, PixelNormalisation, SpaceToDepth, ZeroLift
-from dynablocks.linear import LinearMap
+from dynablocks.lifting import ChannelMix, Head, PaperLift, PixelNormalisation, SpaceToDepth, ZeroLift
+from dynablocks.linear import Conv, Dense, LinearMap
 from dynablocks.linear.bounds import linear_norm_bounds
 from dynablocks.metrics import Channelwise, Whitening
 from dynablocks.models import Network
@@ -234,6 +234,8 @@ class _Arithmetic:
         self, linear: LinearMap, value: _Value, *, adjoint: bool = False, bias: float = 0.0, scale: float = 1.0
     ) -> _Value:
         """Ax + b, or scale · Aᵀx with up to three roundings of the scaled weights or entries; ``bias`` is ‖b‖."""
+        if not isinstance(linear, (Dense, Conv, ChannelMix)):
+            raise NoRoundingBound(f"how the linear map {type(linear).__name__} computes is not known.")
         norm, absolute = scale * linear.norm_bounds().upper, scale * _absolute_norm(linear)
         length, entries = _inner_length(linear, adjoint), math.prod(linear.in_shape if adjoint else linear.out_shape)
         fresh = self.gamma(length + 4)

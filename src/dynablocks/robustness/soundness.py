@@ -26,7 +26,7 @@ def check_sound(attack: AttackResult, certificate: CertificateResult) -> None:
         InvalidArgument: the labels differ, so the two were made on different data, or the radii are not in l2.
 
     Source:
-        D2.13 and issue 3 of the project.
+        D2.13.
     """
     if certificate.norm != "l2":
         raise InvalidArgument(f"the attack is in l2 but the radii are in {certificate.norm}; certify in l2 to compare.")

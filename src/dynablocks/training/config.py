@@ -116,6 +116,11 @@ class TrainingConfig:
                 f"batch_size {self.batch_size} cannot be shared by {self.devices} devices; choose a multiple of it."
             )
 
+    @property
+    def adversary_factor(self) -> float:
+        """About how many times as long a step takes as one without an adversary."""
+        return 1.0 if self.adversary == "none" else 1 + 0.7 * self.adversary_steps
+
     def _check_names(self) -> None:
         from dynablocks.training.losses import LOSSES
         from dynablocks.training.optimisers import OPTIMISERS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from dynablocks.files import write_text
 from dynablocks.training.config import TrainingConfig
 
 METRICS = "metrics.jsonl"
-HARMLESS = ("checkpoint_seconds", "max_minutes", "threads", "validate_every", "device", "devices")
+HARMLESS = {"max_minutes"} | {f.name for f in fields(TrainingConfig) if not f.metadata.get("result", True)}
 
 
 def describe_run(config: TrainingConfig, describe: Mapping[str, Any], data: Mapping[str, Any]) -> str:
@@ -35,8 +35,8 @@ def describe_run(config: TrainingConfig, describe: Mapping[str, Any], data: Mapp
 def check_same_run(stored: str, wanted: str, directory: Path) -> None:
     """Refuse to resume a training under settings that would make it another one.
 
-    ``max_minutes``, ``checkpoint_seconds``, ``threads``, ``validate_every``, ``device`` and ``devices`` may change: the
-    result stays a valid training of the same network, though bit-identical only when threads and devices stay too.
+    ``max_minutes`` may change, and the settings of :class:`TrainingConfig` that say how or where to compute: the result
+    stays a valid training of the same network, though bit-identical only when threads, devices and layout stay too.
 
     Raises:
         BadCheckpoint: another setting differs; the sentence names it.
