@@ -426,3 +426,10 @@ def test_markdown_table_for_the_documentation():
         markdown_table(rows, ["cleen"])
     with pytest.raises(InvalidArgument, match="columns is empty"):
         markdown_table(rows, [])
+
+
+@pytest.mark.parametrize(("attacked", "columns"), [(200, 4), (1000, 3)])
+def test_what_is_certified_of_the_attacked_images_is_shown_where_some_were_not(attacked: int, columns: int) -> None:
+    points = [{"epsilon": 0.1, "accuracy": 0.5}]
+    metrics = dict.fromkeys(("certified_accuracy", "robust_accuracy", "certified_accuracy_of_attacked"), points)
+    assert len(summary_table(metrics | {"test_images": 1000, "attacked_images": attacked}).columns) == columns

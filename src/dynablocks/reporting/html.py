@@ -142,6 +142,7 @@ def _meaning(data: ReportData) -> Iterator[str]:
     certified = words.accuracy_at(metrics.get("certified_accuracy"), HEADLINE_EPSILON)
     robust = words.accuracy_at(metrics.get("robust_accuracy"), HEADLINE_EPSILON)
     same = words.accuracy_at(metrics.get("certified_accuracy_of_attacked"), HEADLINE_EPSILON)
+    partly = metrics.get("attacked_images") != metrics.get("test_images")
     yield "<h2>What this means</h2>"
     if clean is not None:
         known = metrics.get("test_images") or metrics.get("attacked_images")
@@ -158,7 +159,7 @@ def _meaning(data: ReportData) -> Iterator[str]:
             f"The attacks tried here (deliberate searches for the worst change) left {words.percent(robust)} correct "
             "at the same ε"
             + (f" on {words.count(metrics.get('attacked_images'))} images" if metrics.get("attacked_images") else "")
-            + (f"; of the same images {words.percent(same)} are certified" if same is not None else "")
+            + (f"; of the same images {words.percent(same)} are certified" if partly and same is not None else "")
             + ". What is certified no attack can break, what an attack broke is lost; what lies between is not known."
         )
     else:

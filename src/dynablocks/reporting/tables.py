@@ -45,18 +45,19 @@ def summary_table(metrics: Mapping[str, Any]) -> Table:
 
     about = " on ".join(str(metrics[key]) for key in ("model", "dataset") if metrics.get(key))
     table = Table(title=Text(about or "result") if about else "result", title_justify="left", show_edge=False)
-    for heading in ("", "certified", "under attack", "certified of these"):
+    counts = [metrics.get(name) for name in ("test_images", "attacked_images")]
+    partly = all(counts) and counts[0] != counts[1]
+    for heading in ("", "certified", "under attack", *["certified of these"] * partly):
         table.add_column(heading, justify="left" if not heading else "right")
     unharmed = words.accuracy_at(metrics.get("robust_accuracy"), 0.0)
     only_attacked = metrics.get("certified_accuracy") is None and unharmed is not None
     clean = "" if only_attacked else words.percent(metrics.get("clean_accuracy"))
     table.add_row("clean accuracy", clean, "" if unharmed is None else words.percent(unharmed))
-    counts = [metrics.get(name) for name in ("test_images", "attacked_images")]
     if any(counts):
         table.add_row("test images", *("" if n is None else words.count(n) for n in counts))
     for epsilon, proved, survived, same in robustness_rows(metrics):
         if epsilon != "0":
-            table.add_row(f"accuracy, l2 radius {epsilon}", proved, survived, same)
+            table.add_row(f"accuracy, l2 radius {epsilon}", proved, survived, *[same] * partly)
     table.add_section()
     auc = metrics.get("auc")
     table.add_row("area under the attacked curve", "", "not attacked" if auc is None else f"{auc:.3f}")
