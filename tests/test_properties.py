@@ -277,6 +277,13 @@ def test_deep_verification_visits_the_parts() -> None:
     assert not found["Sequential"]
 
 
+def test_verify_tells_how_far_it_is() -> None:
+    fractions: list[float] = []
+    result = verify(nn.Flatten(), torch.randn(2, 1, 2), progress=fractions.append)
+    assert fractions == [(k + 1) / len(result.checks) for k in range(len(result.checks))]
+    assert len(fractions) > 1
+
+
 def test_verify_leaves_the_module_alone_and_works_in_float64() -> None:
     dense = Dense(3, 2).train()
     dense.matrix.grad = torch.ones_like(dense.matrix)

@@ -445,6 +445,7 @@ def _audit(arguments: Sequence[str]) -> int:
 
 def _verify(arguments: Sequence[str]) -> int:
     from dynablocks.pipeline import load, load_config, load_splits, with_data
+    from dynablocks.progress import progress_bar
     from dynablocks.properties import verify
 
     parser = _directory_parser("verify", "Measure every declared property of a run's network in float64.")
@@ -458,7 +459,9 @@ def _verify(arguments: Sequence[str]) -> int:
         return _describe(directory, "verify")
     network = load(directory)
     test = load_splits(with_data(load_config(directory), _moved(options))).test
-    result = verify(network, test.images[: options.samples].float() / 255, deep=options.deep)
+    images = test.images[: options.samples].float() / 255
+    with progress_bar("verifying") as update:
+        result = verify(network, images, deep=options.deep, progress=update)
     print(result)
     result.require()
     return 0

@@ -115,6 +115,7 @@ def verify(
     deep: bool = False,
     kinds: tuple[type[Property], ...] | None = None,
     search_steps: int = 30,
+    progress: Callable[[float], None] | None = None,
 ) -> Verification:
     """Measure every declared property of ``module`` around the samples ``x``, in a float64 copy of it.
 
@@ -129,6 +130,7 @@ def verify(
         deep: also every structured part, on the inputs that reach it.
         kinds: only these property types.
         search_steps: how long to search for the worst pair of inputs.
+        progress: called with the fraction of the checks that are done.
 
     Returns:
         The checks, each with residual, tolerance and the sample where the worst residual occurred.
@@ -148,11 +150,17 @@ def verify(
     x = x.detach().double().cpu()
     reference = reference.cpu()
     targets = _targets(reference, x) if deep else [(type(module).__name__, reference, x)]
+    wanted = [
+        (where, part, declared, sample)
+        for where, part, sample in targets
+        for declared in declare(part).properties
+        if kinds is None or type(declared) in kinds
+    ]
     checks: list[Check] = []
-    for where, part, sample in targets:
-        for declared in declare(part).properties:
-            if kinds is None or type(declared) in kinds:
-                checks.append(_check(where, part, declared, sample, search_steps))
+    for where, part, declared, sample in wanted:
+        checks.append(_check(where, part, declared, sample, search_steps))
+        if progress is not None:
+            progress(len(checks) / len(wanted))
     return Verification(tuple(checks))
 
 
