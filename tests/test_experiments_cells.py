@@ -11,6 +11,7 @@ import textwrap
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -208,6 +209,27 @@ def test_processes_share_the_cells_of_a_folder(tmp_path: Path) -> None:
     steps = [line for output in outputs for line in output.splitlines() if line[0].isdigit()]
     assert sorted(steps) == sorted(f"{n} {k}" for n in range(3) for k in range(1, 6))
     assert counting.results() == [{"steps": 5}] * 3
+
+
+def test_the_time_left_counts_what_other_processes_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [SumCell((n,)) for n in range(5)]
+    store, others = Store(tmp_path), Store(tmp_path)
+    clock = iter(range(0, 10_000, 300))
+    clocked = SimpleNamespace(perf_counter=lambda: float(next(clock)), sleep=time.sleep)
+    monkeypatch.setattr("dynablocks.experiments.runner.time", clocked)
+    build = store.build
+
+    def beside_another_process(cell: Cell, *, retry: bool = False) -> str:
+        if cell == cells[0]:
+            others.build(cells[3])
+            others.build(cells[4])
+        return build(cell, retry=retry)
+
+    monkeypatch.setattr(store, "build", beside_another_process)
+    lines: list[str] = []
+    build_cells(cells, store, lines.append)
+    # 600 s for three of five cells: 400 s for the other two.
+    assert "about 6 min 40 s left" in lines[0]
 
 
 def test_a_live_lock_is_respected_and_a_dead_one_is_not(tmp_path: Path) -> None:

@@ -51,9 +51,17 @@ def all_cells(experiments: Sequence[Experiment], scale: Scale) -> list[Cell]:
 
 
 def build_cells(cells: Sequence[Cell], store: Store, say: Say, *, retry: bool = False) -> None:
-    """Build what is missing; wait for cells that other processes build."""
+    """Build what is missing; wait for cells that other processes build.
+
+    The time left follows from what all processes together have built meanwhile.
+    """
     ended: set[Cell] = set()
-    began, spent = time.perf_counter(), 0.0
+    settled = [state for state in ENDED if not (retry and state == "failed")]
+
+    def outstanding() -> float:
+        return sum(cell.cost for cell in cells if cell not in ended and store.state(cell) not in settled)
+
+    began, whole = time.perf_counter(), outstanding()
     while True:
         moved = waiting = False
         for number, cell in enumerate(cells, start=1):
@@ -68,9 +76,8 @@ def build_cells(cells: Sequence[Cell], store: Store, say: Say, *, retry: bool = 
             moved = True
             if before in ENDED and not (before == "failed" and retry):
                 continue
-            spent += cell.cost
-            rest = sum(c.cost for c in cells if c not in ended and store.state(c) not in ENDED)
-            left = (time.perf_counter() - began) / spent * rest
+            rest = outstanding()
+            left = (time.perf_counter() - began) / (whole - rest) * rest
             ending = f", about {duration(left)} left" if left > PATIENCE_SECONDS else ""
             took = duration(time.perf_counter() - started)
             say(f"[{number:>3}/{len(cells)}] {cell.title}: {state} in {took}{ending}")
