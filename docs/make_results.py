@@ -5,8 +5,8 @@
     python docs/make_results.py --check     writes nothing; exits with 1 when docs or README are stale
 
 One file is one table: {"title", "caption", "columns", "rows", "command", "preset", "data", "seed", "hardware",
-"commit", "date"}, all of them needed; an optional "readme": false keeps a table out of the README. Tables are sorted by
-file name.
+"commit", "date"}, all of them needed; an optional "readme": false keeps a table out of the README, and an optional
+"note" is what its readers must know beside the caption. Tables are sorted by file name.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Table:
         c = self.content
         origin = ", ".join(f"{key} {c[key]}" for key in ORIGIN)
         rule = ["---"] * len(c["columns"])
-        lines = [f"{'#' * level} {c['title']}", "", c["caption"], ""]
+        lines = [f"{'#' * level} {c['title']}", "", " ".join(filter(None, (c["caption"], c.get("note")))), ""]
         lines += [row(cells) for cells in (c["columns"], rule, *c["rows"])]
         lines += ["", f"`{c['command']}`", f"({origin}; `results/{self.name}.json`)", ""]
         return "\n".join(lines)

@@ -194,6 +194,15 @@ def test_the_page_says_how_its_rows_were_made() -> None:
     assert "10 test images" in page["caption"]
 
 
+def test_what_was_written_on_a_page_by_hand_stays() -> None:
+    earlier = {"title": "On two cores", "note": "Seed 1 was alone.", "readme": False, "caption": "old", "seed": 7}
+    page = run.as_page([entry("ours-0", 50.0)], 60.0, earlier=earlier)
+    assert (page["title"], page["note"], page["readme"]) == ("On two cores", "Seed 1 was alone.", False)
+    assert page["caption"] != "old"
+    assert page["seed"] == "0"
+    assert "note" not in run.as_page([entry("ours-0", 50.0)], 60.0)
+
+
 def test_the_caption_tells_whose_settings_were_searched_whatever_this_sitting_asks() -> None:
     search = {"chosen": {}, "minutes": 1.0, "tried": [{}] * 4}
     page = run.as_page([entry("ours-0", 50.0), entry("aoc-0", 40.0) | {"search": search}], 60.0)

@@ -9,9 +9,9 @@ other, each trained for the same wall-clock minutes by the same loop with the sa
 our preset), on all CPU threads or the GPU; the loss is offset cross-entropy, its offset and temperature the peer's or
 ours, see SEARCH. Every entry leaves WORK/NAME/result.json and is skipped when that is there; an interrupted training
 goes on. --page FILE holds the results too: with it a table is made in several sittings on machines of one kind,
-whatever became of WORK. With --search, each peer is first trained for so many minutes with each change of SEARCH (in
-WORK/search), on held-out training images, and takes the best one. With --held-out, such images are measured in place of
-the test images: the way to choose settings by hand.
+whatever became of WORK; its "title" and a "note" may be changed by hand and stay. With --search, each peer is first
+trained for so many minutes with each change of SEARCH (in WORK/search), on held-out training images, and takes the best
+one. With --held-out, such images are measured in place of the test images: the way to choose settings by hand.
 
 Needs for the peers (their dependencies would bring another torch and torchvision):
 pip install --no-deps --target PEERS orthogonium==0.0.4 deel-torchlip==1.0.5 einops, and --peers PEERS.
@@ -24,6 +24,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -208,8 +209,13 @@ def table(results: list[dict[str, Any]]) -> str:
 FORMATS = {"32": "float32", "bf16": "mixed bfloat16", "16": "mixed float16"}
 
 
-def as_page(results: list[dict[str, Any]], minutes: float, preset: str = "certified/cpu-1h") -> dict[str, Any]:
-    """What ``docs/make_results.py`` reads: the rows and how they were made."""
+WRITTEN_BY_HAND = ("title", "note", "readme")
+
+
+def as_page(
+    results: list[dict[str, Any]], minutes: float, preset: str = "certified/cpu-1h", earlier: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """What ``docs/make_results.py`` reads: the rows and how they were made; title and note as on the earlier page."""
     images = sorted({f"{r['images']} {r['measured']} images" for r in results})
     formats = sorted({f"{FORMATS[r['precision']]} on {r['device']}" for r in results})
     caption = (
@@ -246,7 +252,7 @@ def as_page(results: list[dict[str, Any]], minutes: float, preset: str = "certif
         "preset": preset,
         **{name: ", ".join(map(str, values)) for name, values in origin.items()},
         "entries": results,
-    }
+    } | {name: earlier[name] for name in WRITTEN_BY_HAND if name in earlier}
 
 
 def kept_entries(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -362,13 +368,20 @@ def main() -> None:
     for name in args.entries:
         if label(name, args) not in kept:
             result_of(name, args)
+            write_page(args, kept)
+    print(table(write_page(args, kept)))
+
+
+def write_page(args: argparse.Namespace, kept: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results so far, those of earlier sittings first, which the page then holds; so after every entry."""
     here = [read_json(path) for path in sorted(args.out.glob("*/result.json"))]
     for result in here:
         require_same(args.out, result, args)
-    results = list((kept | {result["name"]: result for result in here}).values())
-    print(table(results))
+    results = list((dict(kept) | {result["name"]: result for result in here}).values())
     if args.page:
-        write_json(args.page, as_page(results, args.minutes, args.preset))
+        earlier = read_json(args.page) if args.page.exists() else {}
+        write_json(args.page, as_page(results, args.minutes, args.preset, earlier))
+    return results
 
 
 if __name__ == "__main__":
