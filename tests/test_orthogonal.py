@@ -46,6 +46,38 @@ def test_parametrisations_are_differentiable(name: str) -> None:
     assert torch.autograd.gradcheck(ORTHOGONAL[name], free)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 3), (5, 2), (2, 4, 2)])
+def test_derivatives_of_cayley_of_every_order_and_mode(shape: tuple[int, ...]) -> None:
+    free = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+    cubed = lambda free: ORTHOGONAL["cayley"](free) ** 3  # noqa: E731
+    assert torch.autograd.gradcheck(cubed, free, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(cubed, free, check_fwd_over_rev=True, check_batched_grad=True)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_cayley_under_vmap_as_in_a_loop(axis: int) -> None:
+    free = torch.randn(3, 3, 4, 2, dtype=torch.float64)
+    each = torch.stack([ORTHOGONAL["cayley"](part) for part in free.unbind(axis)])
+    torch.testing.assert_close(torch.func.vmap(ORTHOGONAL["cayley"], in_dims=axis)(free), each, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_the_gradient_of_cayley_is_right_for_large_and_small_parameters(scale: float) -> None:
+    free = scale * torch.randn(6, 3, dtype=torch.float64)
+    direction = torch.randn_like(free)
+
+    def by_the_formula(free: Tensor) -> Tensor:
+        upper, lower = free[:3], free[3:]
+        doubled = 2 * torch.linalg.inv(torch.eye(3, dtype=free.dtype) + upper - upper.mT + lower.mT @ lower)
+        return torch.cat([doubled - torch.eye(3, dtype=free.dtype), -lower @ doubled])
+
+    found, expected = (
+        torch.func.grad(lambda free, q=q: (q(free) * direction).sum())(free)
+        for q in (ORTHOGONAL["cayley"], by_the_formula)
+    )
+    assert (found - expected).norm() <= 1e-11 * expected.norm()
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", [(2, 1), (5, 2), (8, 4), (33, 7), (4, 4)])
 @pytest.mark.parametrize("name", sorted(ORTHOGONAL))
@@ -84,6 +116,35 @@ def test_kernels_made_in_a_batch_are_those_made_alone() -> None:
     alone = paraunitary_kernel(bases[1, 3], frames[1, 3])
     torch.testing.assert_close(together[1, 3], alone, rtol=1e-13, atol=1e-13)
     assert alone.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_products_in_bfloat16_round_gradients_alone_and_those_of_float32_alone(dtype: torch.dtype) -> None:
+    linear = OrthogonalDense(24, 6).to(dtype)
+    direction = torch.randn(6, 24, dtype=dtype)
+
+    def weight_and_gradient(arithmetic: torch.dtype | None) -> tuple[Tensor, Tensor]:
+        with shared_weights(linear, gradients=arithmetic):
+            weight = linear.weight
+        return weight.detach(), torch.autograd.grad((weight * direction).sum(), linear.matrix)[0]
+
+    (exact, wanted), (weight, found) = weight_and_gradient(None), weight_and_gradient(torch.bfloat16)
+    assert torch.equal(weight, exact)
+    size = float(direction.norm() * (1 + torch.linalg.matrix_norm(linear.matrix.detach(), ord=2)) ** 2)
+    difference = float((found - wanted).norm())
+    if dtype == torch.float64:
+        assert difference == 0
+    else:
+        assert 0 < difference <= 4 * torch.finfo(torch.bfloat16).eps * size
+    assert torch.equal(linear.compute_weight(), exact), "the format ends with the context"
+
+
+@pytest.mark.parametrize("linear", [OrthogonalDense(9, 4), OrthogonalConv((6, 4, 4), 4, 3), ChannelMix((6, 4, 4), 3)])
+def test_weights_are_made_in_their_own_precision_under_autocast(linear: LinearMap) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        weight = linear.compute_weight()
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, linear.compute_weight())
 
 
 class ScaledConv(OrthogonalConv):
