@@ -2,6 +2,7 @@
 
     python docs/collect_reproduced.py reproduced cpu        pages, pictures and records to docs/results/
     python docs/collect_reproduced.py reproduced paper table1 fig3 fig11
+    python docs/collect_reproduced.py                       the index alone
 
 Each page becomes docs/results/PRESET-NAME.md with a last paragraph from its record: command, data, seed, machines,
 commits, seconds; the record itself (settings, keys and results of every cell) stands beside it as JSON. The index lists
@@ -11,6 +12,7 @@ every page that is there. Numbers come from the cells alone: nothing is typed.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,10 +21,12 @@ from typing import Any
 RESULTS = Path(__file__).resolve().parent / "results"
 INDEX = """# Figures and tables of the paper
 
-Made by [`dynablocks reproduce`](../reproduce.md); each page ends with where and how.
+Made by [`dynablocks reproduce`](../reproduce.md); each page ends with where and how. The checks compare with the paper
+where it has a figure, otherwise with what must hold; the page says which, and why where they differ. Not here are
+experiments that were not run yet.
 
-| page | preset | compared with the paper |
-|---|---|---|
+| in the paper | page | preset | checks |
+|---|---|---|---|
 {rows}
 
 ```{{toctree}}
@@ -37,7 +41,7 @@ def origin(record: dict[str, Any]) -> str:
     """The last paragraph of a page."""
     made = [cell["made"] for cell in record["cells"] if "made" in cell]
     missing = sum("made" not in cell for cell in record["cells"])
-    data = {str(cell["result"]["dataset"]) for cell in record["cells"] if "dataset" in cell.get("result", {})}
+    data = {name for cell in record["cells"] if (name := data_of(cell)) is not None}
     seconds = sum(entry["seconds"] for entry in made)
 
     def several(key: str) -> str:
@@ -56,6 +60,13 @@ def origin(record: dict[str, Any]) -> str:
     if missing:
         parts.append(f"{missing} cells not run")
     return "Where it was made: " + "; ".join(parts) + "."
+
+
+def data_of(cell: dict[str, Any]) -> str | None:
+    """The data set of a cell: as its result names the copy, or as its settings do; ``None`` for generated data."""
+    result, settings = cell.get("result") or {}, cell.get("settings") or {}
+    name = result.get("dataset") or result.get("data") or settings.get("data")
+    return name if isinstance(name, str) else None
 
 
 def checks_table(record: dict[str, Any]) -> str:
@@ -97,21 +108,36 @@ def collect(folder: Path, name: str) -> None:
     )
 
 
+def source(page: Path) -> str:
+    """Where in the paper a page is from, as it says itself."""
+    found = re.search(r"^Source: (.*?)\. Made by", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else ""
+
+
+def place(page: Path) -> tuple[bool, int, str]:
+    """Sorts tables and figures by their numbers, what is of neither behind them."""
+    number = re.search(r"(table|figure) (\d+)", source(page).lower())
+    return number is None, int(number[2]) if number else 0, page.stem
+
+
 def write_index() -> None:
     """The list of all pages."""
-    pages = sorted(path for path in RESULTS.glob("*-*.md"))
+    pages = sorted(RESULTS.glob("*-*.md"), key=place)
     rows = []
     for page in pages:
         record = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
         title = page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         verdicts = [check["verdict"] for check in record["checks"]]
         counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts)) or "nothing to compare"
-        rows.append(f"| [{title}]({page.name}) | {record['preset']} | {counts} |")
+        rows.append(f"| {source(page)} | [{title}]({page.name}) | {record['preset']} | {counts} |")
     text = INDEX.format(rows="\n".join(rows), names="\n".join(page.stem for page in pages))
     (RESULTS / "index.md").write_text(text, encoding="utf-8")
 
 
 def main() -> int:
+    if len(sys.argv) == 1:
+        write_index()
+        return 0
     if len(sys.argv) < 3:
         print(__doc__, file=sys.stderr)
         return 2

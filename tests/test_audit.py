@@ -412,3 +412,63 @@ def test_a_lifts_factor_and_the_norm_at_the_entrance_count() -> None:
     with evaluating(network):
         product = math.prod(bound for _, bound in body_bound(network)) * _entrance(network)
         assert product == pytest.approx(network.certificate_inputs()[0], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        Conv((1, 8, 8), 32, 3),
+        Conv((4, 12, 12), 4, 3, groups=2),
+        OrthogonalConv((16, 8, 8), kernel_size=3, padding="full"),
+        OrthogonalConv((32, 8, 8), 16, kernel_size=3),
+    ],
+    ids=repr,
+)
+def test_the_audit_is_no_looser_than_the_library_where_that_decomposes_the_matrix(conv: Conv) -> None:
+    largest, smallest = singular_range(conv)
+    assert largest <= conv.norm_bounds().upper * (1 + 1e-9)
+    assert smallest >= conv.smallest_singular_value() * (1 - 1e-9)
+
+
+def test_a_leaky_step_with_full_padding_is_audited_as_it_is_declared() -> None:
+    block = DynamicalBlock(
+        GradientField(OrthogonalConv((16, 8, 8), kernel_size=3, padding="full"), leaky_relu(0.5)),
+        ExplicitEuler(),
+        FreeSignal(0.5),
+    ).double()
+    assert _layer_bound(block) == pytest.approx(block.properties.lipschitz, rel=1e-6)
+    assert _layer_bound(block) == pytest.approx(0.75, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda content: content.update(body_lipschitz=10**400), "no valid 'body_lipschitz'"),
+        (lambda content: content["images"][0].update(label=True), "image 0 of .* lacks a label"),
+        (lambda content: content["layers"][1].update(name="other"), "lists a layer 'other' where the network has"),
+        (lambda content: content["layers"][1].update(reason="by grace"), "explains layer .* by 'by grace'"),
+    ],
+)
+def test_edits_that_change_no_radius_are_caught_too(
+    change: Callable[[dict[str, Any]], object], sentence: str, genuine: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DynablocksError, match=sentence):
+        check(changed(genuine, tmp_path, change))
+
+
+@pytest.mark.parametrize("name", ["training.json", "config.yaml", "attack.json", "checkpoint/manifest.json"])
+def test_a_certificate_file_does_not_overwrite_what_the_run_needs(name: str, genuine: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(genuine.parent / "run", tmp_path / "run")
+    before = (run / name).read_bytes()
+    assert main(["certify", str(run), "--json", str(run / name)]) == 2
+    assert (run / name).read_bytes() == before
+
+
+def test_the_audit_takes_the_checkpoint_that_certify_takes(
+    genuine: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    run = shutil.copytree(genuine.parent / "run", tmp_path / "run")
+    shutil.copytree(run / "checkpoint", run / "checkpoint.previous", dirs_exist_ok=True)
+    (run / "checkpoint" / "model.safetensors").write_bytes(b"")
+    assert main(["certify", str(run), "--json", str(tmp_path / "made.json")]) == 0
+    assert check(tmp_path / "made.json", steps=1, samples=2)

@@ -156,6 +156,16 @@ def test_shares_count_only_radii_above() -> None:
     assert run.shares(radii) == {"36": 50.0, "72": 50.0, "108": 25.0, "255": 25.0}
 
 
+OUR_MODEL = {
+    name.removeprefix("model."): value
+    for name, value in run.as_named(
+        run.our_config(
+            run.argparse.Namespace(preset="certified/cpu-1h", minutes=60.0, seed=0, held_out=0, set={}, data_dir=None)
+        )
+    ).items()
+}
+
+
 def entry(name: str, share: float, seed: int = 0) -> dict:
     certified = dict.fromkeys(("36", "72", "108", "255"), share)
     facts = {"name": name, "seed": seed, "clean": 60.0, "certified": certified, "own": certified, "bound": 1.0}
@@ -174,7 +184,13 @@ def entry(name: str, share: float, seed: int = 0) -> dict:
         "commit": "c",
         "hardware": "h",
         "started": "2026-11-26 17:42",
+        "minutes": 60.0,
+        "preset": "certified/cpu-1h",
+        "crop_padding": 3,
+        "source": "dynablocks" if name.startswith("ours") else "orthogonium",
     }
+    if name.startswith("ours"):
+        origin["settings"] = {"config": OUR_MODEL}
     return facts | origin
 
 
@@ -214,7 +230,7 @@ def test_the_caption_tells_whose_settings_were_searched_whatever_this_sitting_as
 def test_a_peer_that_was_not_searched_is_not_taken_for_one_that_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    facts = entry("aoc-0", 40.0) | {"minutes": 60.0, "preset": "certified/cpu-1h", "source": "orthogonium"}
+    facts = entry("aoc-0", 40.0)
     run.write_json(tmp_path / "aoc-0" / "result.json", facts)
     monkeypatch.setattr(sys, "argv", ["run.py", "--data-dir", "nowhere", "--out", str(tmp_path), "--search", "1"])
     with pytest.raises(InvalidArgument, match=r"aoc-0 with search 0\.0, asked for is 1\.0"):
@@ -222,11 +238,48 @@ def test_a_peer_that_was_not_searched_is_not_taken_for_one_that_was(
 
 
 def test_a_page_made_with_another_augmentation_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = entry("ours-0", 50.0) | {"minutes": 60.0, "preset": "certified/cpu-1h", "source": "dynablocks"}
-    run.write_json(tmp_path / "ours-0" / "result.json", facts | {"crop_padding": 7})
+    run.write_json(tmp_path / "ours-0" / "result.json", entry("ours-0", 50.0) | {"crop_padding": 7})
     monkeypatch.setattr(sys, "argv", ["run.py", "--data-dir", "nowhere", "--out", str(tmp_path)])
     with pytest.raises(InvalidArgument, match="with crop_padding 7, asked for is 3"):
         run.result_of("ours", run.parse())
+
+
+def test_a_network_of_an_earlier_preset_is_not_taken_for_that_of_today(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", "--data-dir", "nowhere", "--out", str(tmp_path)])
+    for changed, said in (
+        ({"layers": [4, 4, 3]}, r"model\.layers \[4, 4, 3\]"),
+        ({"dense_rows": None}, "dense_rows None"),
+    ):
+        facts = entry("ours-0", 50.0) | {"settings": {"config": OUR_MODEL | changed}}
+        run.write_json(tmp_path / "ours-0" / "result.json", facts)
+        with pytest.raises(InvalidArgument, match=said):
+            run.result_of("ours", run.parse())
+    facts = {name: value for name, value in entry("ours-0", 50.0).items() if name != "crop_padding"}
+    run.write_json(tmp_path / "ours-0" / "result.json", facts)
+    with pytest.raises(InvalidArgument, match="crop_padding 'not recorded'"):
+        run.result_of("ours", run.parse())
+
+
+def test_a_peer_searched_in_other_settings_is_not_taken_for_one_of_this_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = [{"change": change} for change in run.SEARCH]
+    where = ["run.py", "--data-dir", "nowhere", "--out", str(tmp_path)]
+    for changes, arguments, said in (
+        (tried[:4], ["--search", "1"], "changes searched"),
+        (tried, [], r"search 1\.0, asked for is 0\.0"),
+        (tried, ["--search", "1"], None),
+    ):
+        facts = entry("aoc-0", 40.0) | {"search": {"chosen": {}, "minutes": 1.0, "tried": changes}}
+        run.write_json(tmp_path / "aoc-0" / "result.json", facts)
+        monkeypatch.setattr(sys, "argv", [*where, *arguments])
+        if said is None:
+            assert run.result_of("aoc", run.parse())["clean"] == 60.0
+        else:
+            with pytest.raises(InvalidArgument, match=said):
+                run.result_of("aoc", run.parse())
 
 
 def on_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
@@ -276,7 +329,7 @@ def test_a_page_without_entries_is_not_overwritten(tmp_path: Path, monkeypatch: 
 def test_a_result_made_otherwise_is_not_taken_for_this_one(
     other: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    facts = entry("ours-0", 50.0) | {"minutes": 60.0, "preset": "certified/cpu-1h"}
+    facts = entry("ours-0", 50.0)
     run.write_json(tmp_path / "ours-0" / "result.json", facts)
     monkeypatch.setattr(sys, "argv", ["run.py", "--data-dir", "nowhere", "--out", str(tmp_path)])
     args = run.parse()

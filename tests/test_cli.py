@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -430,3 +431,30 @@ def test_verify_refuses_a_run_that_breaks_its_word(
     monkeypatch.setattr(Network, "declare", lambda self: Declaration.of(Lipschitz(1e-3), reason="hope"))
     assert main(["verify", str(finished), "--samples", "2"]) == 2
     assert "VIOLATED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["report", "attack", "certify", "verify", "explain"])
+def test_two_run_directories_are_one_too_many(command: str, finished: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert main([command, str(finished), "--out", str(tmp_path / "other")]) == 2
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_dry_run_says_that_another_training_is_in_the_way(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *TINY.split(), "--out", str(finished), "--dry-run"]) == 0
+    assert "training (finished)" in capsys.readouterr().out
+    assert main(["run", *TINY.split(), "--lr", "0.5", "--out", str(finished), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "nothing that can be used" in said
+    assert "training.lr" in said
+
+
+def test_metrics_name_the_images_that_they_are_of(finished: Path, tmp_path: Path) -> None:
+    from dynablocks.pipeline import load_config, load_splits
+
+    twin = shutil.copytree(finished, tmp_path / "run")
+    splits = load_splits(load_config(twin))
+    other = replace(splits, test=replace(splits.test, name="other-digits"), fingerprint="f" * 64)
+    assert collect_metrics(twin)["dataset"] == "digits"
+    assert collect_metrics(twin, other)["dataset"] == "other-digits"
+    collect_metrics(twin)

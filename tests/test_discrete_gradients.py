@@ -246,3 +246,25 @@ def test_a_field_whose_energy_has_no_formula_is_refused_and_says_why() -> None:
     assert "arctan" in str(INTEGRATORS["gonzalez"]().why_not(field))
     with pytest.raises(InvalidArgument, match="arctan"):
         DynamicalBlock(field, "gonzalez", FreeSignal(0.1)).declare()
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("far", [0.0, 1e3, 1e6])
+def test_the_energy_is_met_wherever_the_origin_is(kind: str, far: float) -> None:
+    x = torch.tensor([[far + 1.0, 1.0]], dtype=torch.float64)
+    y = x + torch.tensor([[0.5, -0.4]], dtype=torch.float64)
+    energy = lambda z: 0.5 * z[:, 1].square() - torch.cos(z[:, 0])  # noqa: E731
+    mean = discrete_gradient(kind, energy, x, y)
+    defect = float(((mean * (y - x)).sum(1) - (energy(y) - energy(x))).abs())
+    assert defect <= 16 * torch.finfo(torch.float64).eps * (1 + far)
+
+
+@pytest.mark.parametrize("kind", ["gonzalez", "itoh-abe"])
+def test_a_defect_of_zero_still_moves_with_the_parameters(kind: str) -> None:
+    x, y = torch.tensor([[1.0]], dtype=torch.float64), torch.tensor([[3.0]], dtype=torch.float64)
+
+    def value(theta: Tensor) -> Tensor:
+        mean = discrete_gradient(kind, lambda z: 0.5 * z[:, 0].square() + theta * z[:, 0] ** 4, x, y)
+        return mean.sum()
+
+    assert float(torch.func.grad(value)(torch.zeros((), dtype=torch.float64))) == pytest.approx((3.0**4 - 1) / 2)

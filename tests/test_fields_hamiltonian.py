@@ -444,3 +444,10 @@ def test_the_parts_of_a_separable_hamiltonian_fit_its_dimension() -> None:
         SeparableHamiltonian(None, LinearField(3), dimension=4)
     with pytest.raises(InvalidArgument, match="kinetic energy"):
         SeparableHamiltonian(LinearField(3), LinearField(2))
+
+
+def test_a_potential_is_not_taken_for_a_force() -> None:
+    field = PartitionedField(None, nn.Linear(2, 1), (4,))
+    for call in (field, lambda x: field.kick.flow(x, 0.1)):
+        with pytest.raises(InvalidArgument, match=r"the force has shape \(3, 1\), the half that it moves \(3, 2\)"):
+            call(torch.randn(3, 4))

@@ -254,3 +254,16 @@ def test_a_surrogate_that_breaks_its_word_is_told(tmp_path: Path, monkeypatch: p
     assert json.loads((out / "metrics.json").read_text())["verified"] is False
     assert [row["holds"] for row in json.loads((out / "verification.json").read_text())] == [False]
     assert "VIOLATED" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("system", "kept"),
+    [("rigid-body", "energy"), ("lotka-volterra", "positive"), ("pendulum", "symplectic"), ("sir", "mass")],
+)
+def test_an_example_keeps_what_suits_its_system(system: str, kept: str, tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from dynablocks.fitting.commands import _choices
+
+    options = SimpleNamespace(file=None, example=system, preserve=None)
+    assert _choices(options) == (kept, system)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from dynablocks.experiments.orders import exact_solution
 from dynablocks.fields import GradientField
 from dynablocks.fields.mass import CompartmentField
 from dynablocks.fields.sphere import RotationField
-from dynablocks.fitting import FitConfig, Structure, build, fit, load_fit, save_fit
+from dynablocks.fitting import FitConfig, Structure, build, fit, load_fit, regression, save_fit
 from dynablocks.fitting.job import claim, plan, run_stages
 from dynablocks.fitting.objective import Objective
 from dynablocks.fitting.rollout import _starts, noise_level, rollout_residuals, windows
@@ -507,3 +509,22 @@ def test_the_parts_of_surrogates_conform() -> None:
     torch.manual_seed(0)
     check_block(DynamicalBlock(ProductionDestruction.example(), PositiveMidpoint(), FreeSignal(0.5))).require()
     check_block(DynamicalBlock(CoordinateShears.example(), "suzuki4", FreeSignal(0.1))).require()
+
+
+def test_a_limit_that_is_not_reached_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = exponential_data()
+
+    def fitted(seconds_a_call: float, limit: float | None) -> dict[str, Tensor]:
+        clock = itertools.count()
+        monkeypatch.setattr(regression, "time", SimpleNamespace(monotonic=lambda: next(clock) * seconds_a_call))
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+        fit(module, x, y, adam_steps=30, finish=None, max_seconds=limit)
+        return module.state_dict()
+
+    free = fitted(0.0, None)
+    for pace in (1e-6, 1e-3):
+        for name, value in fitted(pace, 1e3).items():
+            assert torch.equal(value, free[name])
+    hurried = fitted(1.0, 20.0)
+    assert any(not torch.equal(value, free[name]) for name, value in hurried.items())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument, NotConverged
 from dynablocks.fields import FieldFacts, GradientField, LinearField, PartitionedField, VectorField, leaky_relu
+from dynablocks.fields.hamiltonian import NeuralHamiltonian
 from dynablocks.integrators.base import INTEGRATORS
 from dynablocks.integrators.implicit import (
     GAUSS4,
@@ -337,3 +338,12 @@ def test_a_tableau_with_a_pole_inside_the_spectrum_has_no_constant() -> None:
     method = ImplicitRungeKutta(ImplicitTableau("t", 1, ((-1.0,),), (1.0,)))
     bound = method.declare(field, 1.0).properties.lipschitz
     assert bound >= 8.0
+
+
+@pytest.mark.parametrize(("entries", "exact"), [(64, True), (130, False)])
+def test_beyond_the_dense_limit_the_form_is_kept_to_the_tolerance_of_the_adjoint(entries: int, exact: bool) -> None:
+    method = ImplicitRungeKutta(IMPLICIT_MIDPOINT, tolerance=1e-6)
+    declared = method.declare(NeuralHamiltonian(entries), 0.1).properties
+    kept = {type(p): p.tolerance for p in declared if isinstance(p, (Symplectic, VolumePreserving))}
+    assert kept
+    assert all((tolerance == 0) == exact for tolerance in kept.values())

@@ -33,10 +33,11 @@ from dynablocks.integrators import (
     ExactFlow,
     ExplicitEuler,
     ExplicitRungeKutta,
+    Integrator,
     Tableau,
     integrator,
 )
-from dynablocks.linear import Dense, OrthogonalConv, OrthogonalDense
+from dynablocks.linear import Conv, Dense, OrthogonalConv, OrthogonalDense
 from dynablocks.properties import (
     ConformalSymplectic,
     Dissipative,
@@ -360,3 +361,13 @@ def test_the_constant_of_a_shear_is_attained() -> None:
             parameter.fill_(2.0)
     exact = np.linalg.norm([[1.0, 0.0], [0.6, 1.0]], 2)
     assert ExactFlow().declare(shear, 0.3).properties.lipschitz == pytest.approx(exact, rel=1e-12)
+
+
+@pytest.mark.parametrize("method", [ExplicitEuler(), ExplicitEuler(2), ExplicitRungeKutta(RK4)], ids=repr)
+@pytest.mark.parametrize("column", [False, True])
+def test_images_may_have_a_step_each(method: Integrator, column: bool) -> None:
+    field = GradientField(Conv((2, 4, 4), 2), "tanh").double()
+    x, h = torch.randn(4, 2, 4, 4, dtype=torch.float64), torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    together = method.step(field, x, h[:, None] if column else h)
+    alone = torch.cat([method.step(field, part[None], float(step)) for part, step in zip(x, h, strict=True)])
+    torch.testing.assert_close(together, alone, rtol=1e-13, atol=1e-13)

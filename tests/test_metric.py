@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -551,3 +552,32 @@ def test_what_is_made_of_a_field_in_another_metric_is_bounded_in_l2() -> None:
     assert ConstrainedField(inner, [(0.0, 1.0)]).facts().lipschitz >= largest / 2
     with pytest.raises(InvalidArgument, match="no gradient field"):
         conservative_field(inner)
+
+
+class Stated(Structured):
+    """A body that says what it is told to."""
+
+    def __init__(self, stated: Lipschitz) -> None:
+        super().__init__()
+        self.stated = stated
+
+    def declare(self) -> Declaration:
+        return Declaration.of(self.stated, reason="given", title="Stated")
+
+
+def test_rows_that_are_close_make_the_whitening_error_count() -> None:
+    """Distances of whitened rows err by the rows' lengths; where rows are close that is more than their distance."""
+    metric = DenseMetric(random_spd(9))
+    network = build(ModelConfig("certified", widths=(1,), layers=(1,)), (1, 8, 8), 3, seed=0)
+    weight = torch.randn(3, 9, dtype=torch.float64)
+
+    def constant(spread: float) -> float:
+        rows = weight[:1] + spread * (weight - weight[:1])
+        stub = SimpleNamespace(
+            input_shape=(1, 8, 8), head=SimpleNamespace(weight=rows), body=Stated(Lipschitz(1.0, EUCLIDEAN, metric))
+        )
+        return type(network).certificate_inputs(stub)[0]
+
+    assert 1 <= constant(1.0) < 1 + 1e-9
+    assert constant(1e-9) > constant(1e-6) > constant(1.0)
+    assert constant(1e-13) == math.inf

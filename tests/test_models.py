@@ -16,13 +16,13 @@ from dynablocks.models import MODELS, ModelConfig, build
 from dynablocks.properties import declare, explain
 from dynablocks.properties.verify import jacobian_norms
 from dynablocks.registry import Registry
-from dynablocks.switching import REGIONS, keep_constraints, project, set_progress
+from dynablocks.switching import REGIONS, NonExpansiveSignal, ScheduledSignal, keep_constraints, project, set_progress
 
 EVERY_MODEL = pytest.mark.parametrize("name", sorted(MODELS))
 TINY = {"widths": (3, 4), "layers": (1, 1)}
 CERTIFIED = {
     "orthogonal": {},
-    "learned step": {"step_end": None},
+    "learned step": {"step_rule": "learned"},
     "preconditioned": {"step": "preconditioned"},
     "exact": {"step": "exact"},
     "exact, network budget": {"step": "exact", "balance": "network"},
@@ -246,3 +246,16 @@ def test_a_name_is_not_taken_over_by_a_class_of_the_same_name() -> None:
     registry.register("square")(type("Square", (), {"__module__": "one"}))
     with pytest.raises(InvalidArgument, match="is taken"):
         registry.register("square")(type("Square", (), {"__module__": "two"}))
+
+
+@pytest.mark.parametrize(("rule", "kind"), [(None, ScheduledSignal), ("learned", NonExpansiveSignal)])
+def test_the_step_rule_decides_between_schedule_and_learning(rule: str | None, kind: type) -> None:
+    network = build(ModelConfig("certified", **TINY, step_rule=rule), (1, 8, 8), 10)
+    assert {type(block.signal) for _, block in network.blocks()} == {kind}
+
+
+@pytest.mark.parametrize(("name", "region"), [("prescribed", "paper-prescribed"), ("flexible", "paper-flexible")])
+def test_a_slope_without_contractive_steps_is_refused(name: str, region: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"slope is 0, for which the region '{region}' holds no contractive step"):
+        build(ModelConfig(name, **TINY, slope=0.0, region=region), (1, 8, 8), 10)
+    build(ModelConfig(name, **TINY, slope=0.0, region="tight"), (1, 8, 8), 10)

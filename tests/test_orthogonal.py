@@ -487,3 +487,8 @@ def test_the_penalty_of_a_grouped_convolution_is_that_of_its_groups() -> None:
     with torch.no_grad():
         conv.kernel[0] = 2.0
     assert float(conv.regularisation()) == 9.0
+
+
+def test_weights_are_made_on_devices_without_autocast() -> None:
+    for linear in (OrthogonalDense(4, 2), OrthogonalConv((4, 3, 3), kernel_size=2)):
+        assert linear.to("meta").weight.is_meta

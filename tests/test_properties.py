@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument, PropertyViolated
+from dynablocks.fields import GradientField
+from dynablocks.integrators import ExplicitEuler
 from dynablocks.lifting import SpaceToDepth, ZeroLift
-from dynablocks.linear import Dense, OrthogonalDense
+from dynablocks.linear import Bounds, Dense, OrthogonalDense
 from dynablocks.properties import (
     ConformalSymplectic,
     Declaration,
@@ -38,6 +41,7 @@ from dynablocks.properties import (
     verify,
 )
 from dynablocks.properties.verify import DENSE_LIMIT, MEASURES, jacobian_norms, jacobians
+from dynablocks.switching import FreeSignal
 
 FINITE = st.floats(0, 1e200, allow_subnormal=True)
 
@@ -348,3 +352,24 @@ def test_the_energies_of_two_modules_are_not_one() -> None:
 
 def test_every_measurement_is_shown_to_reject() -> None:
     assert {type(declared) for declared, *_ in KNOWN} >= set(MEASURES)
+
+
+def test_an_undefined_gradient_hides_no_violation_at_another_sample() -> None:
+    steep = Fixed(lambda x: 5 * x.square().sqrt(), GradientNormPreserving(), Lipschitz(1.0))
+    x = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
+    found = {type(check.declared): check for check in verify(steep, x).checks}
+    assert not found[GradientNormPreserving].passed
+    assert not found[Lipschitz].passed
+
+
+def test_deep_verification_visits_the_linear_maps_of_fields() -> None:
+    class Wrong(OrthogonalDense):
+        def compute_weight(self) -> Tensor:
+            return 1.1 * super().compute_weight()
+
+        def compute_norm_bounds(self) -> Bounds:
+            return Bounds(1.0, 1.0, exact=True, method="wishful thinking")
+
+    block = DynamicalBlock(GradientField(Wrong(4, 4), "relu"), ExplicitEuler(), FreeSignal(0.5))
+    found = {check.where: check.passed for check in verify(block, torch.randn(3, 4), deep=True).checks}
+    assert found["fields.0.linear"] is False

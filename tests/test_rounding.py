@@ -22,6 +22,7 @@ from dynablocks.robustness.evaluation import evaluating, to_pixels
 from dynablocks.robustness.rounding import (
     LogitError,
     NoRoundingBound,
+    full_precision,
     gamma,
     plain_arithmetic,
     rounding_bound,
@@ -363,3 +364,13 @@ def test_errors_pass_through_layers_as_documented() -> None:
         slope, reach = 4 * slope + gamma(2, unit) * 4 * (reach + slope), 4 * reach
     torch.testing.assert_close(bound.features, error, rtol=1e-5, atol=0)
     assert bound.features_slope == pytest.approx(slope, rel=1e-5)
+
+
+def test_full_precision_switches_the_tf32_of_convolutions_off_too() -> None:
+    if not hasattr(torch.backends.cudnn, "conv"):
+        pytest.skip("this torch has no switch for each operation")
+    before = torch.backends.cudnn.conv.fp32_precision
+    with full_precision():
+        assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert torch.backends.cudnn.conv.fp32_precision == before

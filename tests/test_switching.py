@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -315,3 +316,18 @@ def test_a_budget_credits_no_more_than_stored_matrices_contract() -> None:
         low, high = region.first_range
         for first in (low, 0.5 * (low + high), high):
             assert region.pair_constant(first, region.limit(first)) <= 1 + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: TightRegion(0.5, 1.5), "substeps is 1.5"),
+        (lambda: NonExpansiveSignal(math.nan), "start is nan"),
+        (lambda: NonExpansiveSignal(1.0, math.nan), "the step range is"),
+        (lambda: ScheduledSignal(1.0, math.inf), "end is inf"),
+        (lambda: FreeSignal(math.nan), "step is nan"),
+    ],
+)
+def test_unusable_numbers_get_one_sentence(make: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(InvalidArgument, match=sentence):
+        make()

@@ -138,6 +138,9 @@ def main() -> int:
     logging.getLogger("auto-attack").setLevel(logging.DEBUG)
     try:
         facts = measured(options.run, options)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with the attack that was not finished", file=sys.stderr)
+        return 130
     except UnsoundResult as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dynablocks.errors import DynablocksError
 from dynablocks.files import write_json
 from dynablocks.linear import OrthogonalConv
 from dynablocks.linear.bounds import ConvGeometry, conv_norm_bounds, dense_matrix
@@ -169,4 +170,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped; nothing is kept")
+    except (DynablocksError, ModuleNotFoundError) as error:
+        cure = "say where the peers' packages are with --peers PEERS, see run.py"
+        sys.exit(f"error: {error}" + (f"; {cure}" if isinstance(error, ModuleNotFoundError) else ""))

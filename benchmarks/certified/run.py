@@ -25,7 +25,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from dynablocks.data import DataSplits, ImageDataset, load_data, to_unit_range
 from dynablocks.errors import DynablocksError, InvalidArgument, unknown_name
 from dynablocks.experiments.provenance import commit, device_name
 from dynablocks.files import read_json, write_json
-from dynablocks.models import ModelConfig
+from dynablocks.models import MODELS, ModelConfig
 from dynablocks.pipeline import build_for, certify_run, load, train_run
 from dynablocks.progress import progress_bar
 from dynablocks.robustness import certified_radii, certify
@@ -327,22 +327,37 @@ def result_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def require_same(path: Path, result: dict[str, Any], args: argparse.Namespace, **also: Any) -> None:
-    """Refuse a result that was made otherwise than ``args`` ask for.
+    """Refuse a result that was made otherwise than ``args`` ask for, or does not say how.
 
     Raises:
         InvalidArgument: naming the first difference.
     """
     asked = {"minutes": args.minutes, "measured": "held-out" if args.held_out else "test", "preset": args.preset}
     asked |= {"crop_padding": our_settings(args)["training"]["crop_padding"]} | also
-    made = result | {"search": (result.get("search") or {}).get("minutes", 0.0)}
-    if args.search and result.get("source") != "dynablocks":
-        asked["search"] = args.search
+    made = dict(result)
+    if result["source"] == "dynablocks":
+        if "=" not in result["name"]:
+            asked |= as_named(our_config(argparse.Namespace(**vars(args) | {"set": {}})))
+            made |= {f"model.{name}": value for name, value in result["settings"]["config"].items()}
+    elif set(args.entries) - {"ours"}:
+        searched = result.get("search") or {}
+        made |= {
+            "search": searched.get("minutes", 0.0),
+            "changes searched": [t["change"] for t in searched.get("tried", [])],
+        }
+        asked |= {"search": args.search, "changes searched": list(SEARCH) if args.search else []}
     for name, wanted in asked.items():
-        if made.get(name, wanted) != wanted:
+        if made.get(name) != wanted:
             raise InvalidArgument(
-                f"{path} holds {result['name']} with {name} {made[name]!r}, asked for is {wanted!r}; one table "
-                "compares equals, so name another file or folder."
+                f"{path} holds {result['name']} with {name} {made.get(name, 'not recorded')!r}, asked for is "
+                f"{wanted!r}; one table compares equals, so name another file or folder."
             )
+
+
+def as_named(config: RunConfig) -> dict[str, Any]:
+    """The settings of the network as a result has them, by name."""
+    complete = config.model.completed(MODELS[config.model.name].defaults)
+    return {f"model.{name}": value for name, value in json.loads(json.dumps(asdict(complete))).items()}
 
 
 def best_change(name: str, args: argparse.Namespace) -> dict[str, Any]:

@@ -30,9 +30,21 @@ from dynablocks.pipeline import (
 from dynablocks.robustness.artefact import artefact, checked_artefact
 from dynablocks.robustness.audit import AuditFailed, audit
 from dynablocks.switching import set_progress
-from dynablocks.training import load_weights, read_config
+from dynablocks.training import find_checkpoint, load_weights, read_config
 
-WEIGHTS = Path("checkpoint") / "model.safetensors"
+WEIGHTS = "model.safetensors"
+RUN_FILES = (
+    "attack.json",
+    "attack.safetensors",
+    "certificate.json",
+    "certificate.safetensors",
+    "config.yaml",
+    "metrics.json",
+    "metrics.jsonl",
+    "report.html",
+    "training.json",
+)
+"""What a run directory holds beside its checkpoints."""
 
 
 def write_certificate(
@@ -51,8 +63,10 @@ def write_certificate(
     """
     if path.is_dir():
         raise InvalidArgument(f"--json {path} is a folder; name a file in it, such as {path / 'certificate.json'}.")
-    if path.resolve() == (directory / "certificate.json").resolve():
-        raise InvalidArgument(f"{path} is the run's own summary; give --json another name.")
+    whole, run_folder = path.resolve(), directory.resolve()
+    of_run = whole.parent == run_folder and whole.name in RUN_FILES
+    if of_run or whole.parent in (run_folder / "checkpoint", run_folder / "checkpoint.previous"):
+        raise InvalidArgument(f"{path} is the run's own file; give --json another name, such as audited.json.")
     weights = weights_hash(directory)
     result = certify_run(directory, data, arithmetic=arithmetic)
     run = with_data(load_config(directory), data)
@@ -110,11 +124,11 @@ def audit_certificate(
 def _check_description(described: dict[str, Any], directory: Path) -> None:
     """Settings that no check above depends on, such as those of the training, must be the run's all the same."""
     try:
-        own = json.loads(json.dumps(yaml.safe_load(read_config(directory / WEIGHTS.parent))["model"]))
+        own = json.loads(json.dumps(yaml.safe_load(read_config(_checkpoint(directory)))["model"]))
         names = own.keys() | described.keys()
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadData(
-            f"the settings in {directory / WEIGHTS.parent} cannot be read ({type(error).__name__}); say where "
+            f"the settings in {_checkpoint(directory)} cannot be read ({type(error).__name__}); say where "
             "an undamaged copy of the run is with --run DIR."
         ) from error
     for name in sorted(names):
@@ -125,8 +139,13 @@ def _check_description(described: dict[str, Any], directory: Path) -> None:
             )
 
 
+def _checkpoint(directory: Path) -> Path:
+    """The checkpoint that every command takes: the newest that is whole; that named "checkpoint" where none is."""
+    return find_checkpoint(directory) or directory / "checkpoint"
+
+
 def _network(content: dict[str, Any], path: Path, directory: Path) -> Network:
-    weights = directory / WEIGHTS
+    weights = _checkpoint(directory) / WEIGHTS
     if not weights.is_file():
         raise BadData(f"{weights} does not exist; say where the run directory is now with --run DIR.")
     found = sha256(weights)

@@ -334,10 +334,21 @@ def _directory_parser(command: str, summary: str) -> Any:
 
 
 def _directory(options: Any, command: str) -> Path:
-    given = options.directory or options.out
+    given = _given_directory(options)
     if given is None:
         raise InvalidArgument(f"no run directory was given; use: dynablocks {command} DIR")
-    return Path(given)
+    return given
+
+
+def _given_directory(options: Any) -> Path | None:
+    """The run directory, which may be said in two ways but is one."""
+    if None not in (options.directory, options.out) and Path(options.directory) != Path(options.out):
+        raise InvalidArgument(
+            f"two run directories were given, {options.directory} and --out {options.out}; give one: what is made of a "
+            "run is written into it."
+        )
+    given = options.directory or options.out
+    return None if given is None else Path(given)
 
 
 def _moved(options: Any) -> Any:
@@ -480,7 +491,7 @@ def _explain(arguments: Sequence[str]) -> int:
     parser.add_argument("--depth", type=int, default=None, help="how many levels of parts to print")
     parser.add_argument("--dry-run", action="store_true", help="only say which network would be explained")
     options = parser.parse_args(_expand(arguments, "explain"))
-    directory = options.directory or options.out
+    directory = _given_directory(options)
     if options.dry_run:
         print(f"would explain {directory or 'an untrained ' + options.model.name}")
         return 0

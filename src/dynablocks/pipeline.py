@@ -22,6 +22,7 @@ from dynablocks.progress import progress_bar
 from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, Curve, attack, certify, check_sound
 from dynablocks.switching import set_progress
 from dynablocks.training import TrainingSummary, find_checkpoint, fit, load_weights, read_config
+from dynablocks.training.loop import earlier_checkpoint, settings_of
 from dynablocks.training.precision import choose_device, present_device, synchronise
 
 if TYPE_CHECKING:
@@ -141,9 +142,8 @@ def load_config(directory: Path) -> RunConfig:
 def train_run(config: RunConfig, directory: Path, *, overwrite: bool = False) -> TrainingSummary:
     """Train into ``directory``; resume when it holds an unfinished training of the same configuration."""
     splits = load_splits(config)
-    network, description = build_for(config, splits)
+    network, description = _described(config, splits)
     if config.warm_start is not None:
-        description["warm_start"] = weights_hash(config.warm_start)
         require_unseen(config.warm_start, config.training.seed, splits)
         take_body(network, config.warm_start)
     settings = replace(config, data=replace(config.data, name=data_name(config.data)))
@@ -171,6 +171,14 @@ def train_run(config: RunConfig, directory: Path, *, overwrite: bool = False) ->
     write_json(directory / "training.json", facts)
     collect_metrics(directory)
     return summary
+
+
+def _described(config: RunConfig, splits: DataSplits) -> tuple[Network, dict[str, Any]]:
+    """The untrained network, and what decides its training beside the settings of the training."""
+    network, description = build_for(config, splits)
+    if config.warm_start is not None:
+        description["warm_start"] = weights_hash(config.warm_start)
+    return network, description
 
 
 def take_body(network: Network, directory: Path) -> None:
@@ -225,7 +233,7 @@ def attack_run(directory: Path, config: AttackConfig | None = None, data: DataCo
             result = attack(network, splits.test, settings, update)
         _store(directory, "attack", result.summary() | belongs, result.tensors())
     _check_together(directory, splits.fingerprint)
-    collect_metrics(directory, splits.fingerprint)
+    collect_metrics(directory, splits)
     return result
 
 
@@ -247,7 +255,7 @@ def certify_run(directory: Path, data: DataConfig | None = None, *, arithmetic: 
             result = certify(network, splits.test, arithmetic=arithmetic, progress=update)
         _store(directory, "certificate", result.summary(epsilons) | belongs, result.tensors())
     _check_together(directory, splits.fingerprint)
-    collect_metrics(directory, splits.fingerprint)
+    collect_metrics(directory, splits)
     return result
 
 
@@ -279,16 +287,16 @@ def run(config: RunConfig, directory: Path, command: str, say: Say, *, overwrite
     return metrics
 
 
-def collect_metrics(directory: Path, fingerprint: str | None = None) -> dict[str, Any]:
+def collect_metrics(directory: Path, splits: DataSplits | None = None) -> dict[str, Any]:
     """metrics.json from what is there; figures that were not measured are ``None``.
 
     Args:
         directory: the run directory.
-        fingerprint: take figures of these images only; by default of those that the network was trained on.
+        splits: take figures of these images only; by default of those that the network was trained on.
     """
     training = _training_facts(directory)
     config = load_config(directory)
-    images = training.get("fingerprint", "") if fingerprint is None else fingerprint
+    images = training.get("fingerprint", "") if splits is None else splits.fingerprint
     certificate = _current(directory, "certificate", images)
     attacked = _current(directory, "attack", images)
     certified, of_attacked = _certified_curves(directory, certificate, attacked, images)
@@ -306,7 +314,7 @@ def collect_metrics(directory: Path, fingerprint: str | None = None) -> dict[str
         "train_seconds": training["train_seconds"],
         "epochs": training["epochs"],
         "parameters": training["parameters"],
-        "dataset": training["dataset"],
+        "dataset": training["dataset"] if splits is None else splits.test.name,
         "test_images": (certificate or {}).get("samples"),
         "attacked_images": (attacked or {}).get("samples"),
         "device": training["device"],
@@ -391,7 +399,7 @@ def report_data(directory: Path, command: str, data: DataConfig | None = None) -
     return ReportData(
         title=f"{run_config.model.name} on {splits.test.name}",
         command=command,
-        metrics=collect_metrics(directory, splits.fingerprint),
+        metrics=collect_metrics(directory, splits),
         history=_history(directory),
         curves=_curves(attacked, certificate),
         blocks=blocks,
@@ -520,8 +528,11 @@ def estimate(config: RunConfig, directory: Path) -> dict[str, Any]:
 
     from torch.utils.flop_counter import FlopCounterMode
 
+    from dynablocks.reporting.words import duration
+
     splits, device = load_splits(config), torch.device(choose_device(config.training.device))
-    network = build_for(config, splits)[0].to(device)
+    network, description = _described(config, splits)
+    network = network.to(device)
     batch = min(config.training.batch_size, len(splits.train))
     pixels = (splits.train.images[:batch].float() / 255).to(device)
     if config.training.channels_last:
@@ -544,9 +555,19 @@ def estimate(config: RunConfig, directory: Path) -> dict[str, Any]:
         "data": f"{splits.train.name}: {len(splits.train)} training, {len(splits.test)} test images",
         "parameters": sum(p.numel() for p in network.parameters()),
         "cost": f"{counter.get_total_flops() / batch / 1e6:.1f} MFLOP an image and training step",
-        "training time": f"about {max(seconds / 60, 0.01):.2g} min here ({step:.3g} s a step of {batch} images)",
-        "cached": ", ".join(cached_results(directory)) or "nothing",
+        "training time": f"about {duration(seconds)} here ({step:.3g} s a step of {batch} images)",
+        "cached": _cached_for(directory, settings_of(splits, config.training, description)),
     }
+
+
+def _cached_for(directory: Path, settings: str) -> str:
+    """What a run in ``directory`` would take over, or why it would refuse the folder."""
+    try:
+        if directory.is_dir():
+            earlier_checkpoint(directory, settings)
+    except BadCheckpoint as error:
+        return f"nothing that can be used: {error}"
+    return ", ".join(cached_results(directory)) or "nothing"
 
 
 def cached_results(directory: Path) -> list[str]:

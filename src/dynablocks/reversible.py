@@ -395,7 +395,7 @@ class _Plan:
         for k, substep in enumerate(shears):
             rests, moves = substep.sources(state)
             with self.random.recording((number, k), self.chain._draws):
-                rate = substep.shear.force(rests)
+                rate = substep.shear.rate(rests, moves)
             state = substep.state(rests, moves + substep.part * steps[substep.piece] * rate)
         return state
 

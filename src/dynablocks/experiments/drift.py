@@ -13,6 +13,7 @@ from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
 from dynablocks.fields import FieldFacts, PartitionedField, VectorField
 from dynablocks.integrators import integrator
+from dynablocks.progress import track
 from dynablocks.reporting import markdown_table
 from dynablocks.reporting.figures import new_figure, styled
 
@@ -99,7 +100,9 @@ class DriftCell(Cell):
 
     @property
     def cost(self) -> float:
-        return self.steps * (2e-3 if not integrator(self.method).explicit else 2e-4)
+        if integrator(self.method).explicit:
+            return 1e-4 * self.steps
+        return self.steps * (4e-3 if self.method == "gonzalez" else 1.4e-3)
 
     def build(self, directory: Path, store: Store) -> dict[str, Any]:
         problem, method = PROBLEMS[self.problem], integrator(self.method)
@@ -109,7 +112,7 @@ class DriftCell(Cell):
         blocks: list[tuple[float, float, float]] = []
         with torch.no_grad():
             first = float(field.energy(x))
-            for _ in range(self.steps // every):
+            for _ in track(range(self.steps // every), self.title, self.steps // every):
                 states = []
                 for _ in range(every):
                     x = method.step(field, x, problem.step)

@@ -19,6 +19,7 @@ from dynablocks.fields import VectorField
 from dynablocks.fields.hamiltonian import SeparableHamiltonian
 from dynablocks.fitting import fit
 from dynablocks.integrators import integrator
+from dynablocks.progress import track
 from dynablocks.reporting import markdown_table
 from dynablocks.reporting.figures import new_figure, styled
 
@@ -198,7 +199,7 @@ class PublishedCell(Cell):
         verlet, step = integrator("verlet"), system.interval
         adam = torch.optim.Adam(field.parameters(), lr=1e-3, weight_decay=1e-4 if system.noise else 0.0)
         loss = torch.zeros(())
-        for _ in range(self.steps):
+        for _ in track(range(self.steps), self.title, self.steps):
             rows = slice(None) if system.noise else torch.randint(len(before), (200,), generator=generator)
             loss = ((verlet.step(field, before[rows], step) - after[rows]) / step).square().mean()
             adam.zero_grad()

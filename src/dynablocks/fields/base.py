@@ -12,6 +12,13 @@ from dynablocks.properties import EUCLIDEAN, Metric
 from dynablocks.registry import Registry
 
 
+def over_states(step_size: Tensor | float, x: Tensor) -> Tensor | float:
+    """One step a sample as a factor of a batch of states: (batch,) or (batch, 1) ↦ (batch, 1, …); a number as it is."""
+    if isinstance(step_size, Tensor) and step_size.ndim:
+        return step_size.reshape(-1, *(1,) * (x.ndim - 1))
+    return step_size
+
+
 def over_matrices(step_size: Tensor | float) -> Tensor | float:
     """A step that is one number a sample, (batch, 1), shaped to multiply a matrix a sample.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument, require_choice
-from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, over_states
 from dynablocks.fields.gradient import GradientField
 from dynablocks.linear import Dense
 from dynablocks.properties import Equivariant, declare
@@ -68,17 +68,32 @@ class ShearField(VectorField):
     def forward(self, x: Float[Tensor, "batch entries ..."]) -> Float[Tensor, "batch entries ..."]:
         q, p = halves(x, self.split)
         if self.moves == "p":
-            return torch.cat([torch.zeros_like(q), self.force(q)], dim=1)
-        return torch.cat([self.force(p), torch.zeros_like(p)], dim=1)
+            return torch.cat([torch.zeros_like(q), self.rate(q, p)], dim=1)
+        return torch.cat([self.rate(p, q), torch.zeros_like(p)], dim=1)
+
+    def rate(self, rests: Tensor, moves: Tensor) -> Tensor:
+        """The force at the half that rests.
+
+        Raises:
+            InvalidArgument: it is not of the shape of the half that moves.
+        """
+        rate: Tensor = self.force(rests)
+        if rate.shape != moves.shape:
+            raise InvalidArgument(
+                f"the force has shape {tuple(rate.shape)}, the half that it moves {tuple(moves.shape)}; a force has "
+                "an entry for each of these, so give the gradient of a potential (conservative_field), not itself."
+            )
+        return rate
 
     def why_no_flow(self) -> str | None:
         return None
 
     def flow(self, x: Float[Tensor, "batch entries ..."], time: Tensor | float) -> Float[Tensor, "batch entries ..."]:
         q, p = halves(x, self.split)
+        time = over_states(time, x)
         if self.moves == "p":
-            return torch.cat([q, p + time * self.force(q)], dim=1)
-        return torch.cat([q + time * self.force(p), p], dim=1)
+            return torch.cat([q, p + time * self.rate(q, p)], dim=1)
+        return torch.cat([q + time * self.rate(p, q), p], dim=1)
 
     def flow_log_determinant(self, x: Tensor, time: Tensor | float) -> Tensor:
         return x.new_zeros(x.shape[0])
@@ -190,7 +205,7 @@ class PartitionedField(VectorField):
 
     def forward(self, x: Float[Tensor, "batch entries ..."]) -> Float[Tensor, "batch entries ..."]:
         q, p = halves(x, self.kick.split)
-        return torch.cat([self.drift.force(p), self.kick.force(q)], dim=1)
+        return torch.cat([self.drift.rate(p, q), self.kick.rate(q, p)], dim=1)
 
     def terms(self) -> tuple[VectorField, ...]:
         """The kick (0, v(q)) and the drift (u(p), 0)."""

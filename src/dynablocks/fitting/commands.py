@@ -31,7 +31,7 @@ EXAMPLES = """what to preserve:
   mass        a weighted sum of the columns (--weights; by default all 1): reactions, epidemics, compartments;
               columns may become negative
   symplectic  Hamiltonian mechanics: columns are all positions, then all momenta; long-time behaviour is right
-  energy      a learned energy, exactly, for any number of columns; steps solve an equation
+  energy      a learned energy, to the solver's tolerance; an even number of columns is all positions, then all momenta
   volume      of the state space: incompressible flows, rigid bodies, reversible maps
   norm        the Euclidean length of the state: spins, directions, wave functions; where an energy is kept too, as by
               a rigid body, energy is the better choice
@@ -49,7 +49,9 @@ examples:
 An interrupted fit goes on when the same command is given again. The folder gets report.html, metrics.json,
 verification.json, predictions.csv, config.yaml and model.safetensors; in Python: dynablocks.fitting.load_fit(DIR)."""
 
-FIRST_CHOICES = ("mass", "symplectic", "norm", "volume", "energy", "positive")
+FIRST_CHOICES = ("mass", "symplectic", "positive", "energy", "volume", "norm")
+"""What an example keeps: the first of those that its system has. Energy of mechanics, rather than of predator and prey:
+with an even number of columns a learned energy is one of positions and momenta."""
 EXAMPLE_NOISE = 0.01
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 ADAM_SHARE = 0.4
+HURRY_AFTER = 0.1
+"""The part of Adam's time after which its speed is known."""
 PLATEAU_STEPS, PLATEAU_RATE = 20, 1e-3
 PATIENCE_STEPS = 40
 FINISH_STEPS = {"levenberg-marquardt": 200, "lbfgs": 4000}
@@ -145,7 +147,7 @@ def fit(
         if run.phase == "adam":
             _adam(run, adam_steps, lr, batch_size, seed, ADAM_SHARE if finish else 1.0)
         if run.phase == "finish":
-            _finish(run, finish, finish_steps)
+            _finish(run, finish, finish_steps, ADAM_SHARE if adam_steps else 0.0)
         return run.end()
 
 
@@ -208,6 +210,7 @@ class _Run:
         self.best: dict[str, Tensor] = {}
         self.best_record = FitRecord("start", 0, 0.0, math.inf, None)
         self.best_step = 0
+        self.hurried = False
         self._begun = self._written = time.monotonic()
         self._bar: Callable[[float], None] | None = None
         self._stack = contextlib.ExitStack()
@@ -216,6 +219,17 @@ class _Run:
     @property
     def seconds(self) -> float:
         return self.history.seconds + time.monotonic() - self._begun
+
+    def is_hurried(self, steps: int, share: float) -> bool:
+        """Whether the clock decides: from the moment on at which so many steps will not fit into their time.
+
+        Until then nothing depends on the clock, so that equal fits end equal.
+        """
+        if self.max_seconds is not None and not self.hurried:
+            limit = share * self.max_seconds
+            measured = self.seconds > HURRY_AFTER * limit
+            self.hurried = measured and self.seconds * steps > limit * max(self.step, 1)
+        return self.hurried
 
     def time_is_over(self, share: float = 1.0) -> bool:
         return self.max_seconds is not None and self.seconds >= share * self.max_seconds
@@ -278,6 +292,7 @@ class _Run:
             "best": self.best,
             "best_record": asdict(self.best_record),
             "best_step": self.best_step,
+            "hurried": self.hurried,
             "records": [asdict(entry) for entry in self.history.records],
             "stopped": self.history.stopped,
         }
@@ -295,7 +310,7 @@ class _Run:
             self.phase, self.step = str(state["phase"]), int(state["step"])
             self.optimiser_state, self.best = state["optimiser"], dict(state["best"])
             self.best_record = FitRecord(**state["best_record"])
-            self.best_step = int(state["best_step"])
+            self.best_step, self.hurried = int(state["best_step"]), bool(state.get("hurried", False))
             self.history.records = [FitRecord(**entry) for entry in state["records"]]
             self.history.seconds, self.history.stopped = float(state["seconds"]), str(state["stopped"])
         except Exception as error:
@@ -323,7 +338,8 @@ def _adam(run: _Run, steps: int, lr: float, batch_size: int, seed: int, share: f
     every = max(5, steps // 100)
     while run.step < steps:
         progress = run.step / steps
-        if run.max_seconds is not None:
+        if run.is_hurried(steps, share):
+            assert run.max_seconds is not None
             progress = max(progress, run.seconds / (share * run.max_seconds))
         if progress >= 1:
             break
@@ -363,7 +379,8 @@ def _batch(samples: int, size: int, seed: int, step: int) -> Tensor | None:
     return order[start : start + size]
 
 
-def _finish(run: _Run, name: str | None, steps: int | None) -> None:
+def _finish(run: _Run, name: str | None, steps: int | None, begun: float) -> None:
+    """Second-order steps, after a part ``begun`` of the whole."""
     if name is None:
         return
     kind = FINISHES[name]
@@ -386,7 +403,8 @@ def _finish(run: _Run, name: str | None, steps: int | None) -> None:
         run.step += inner
         run.record(method.name, run.step)
         run.save(method)
-        run.show(max(run.step / most, 0.0 if run.max_seconds is None else run.seconds / run.max_seconds))
+        done = max(run.step / most, 0.0 if run.max_seconds is None else run.seconds / run.max_seconds)
+        run.show(begun + (1 - begun) * done)
         reason = _why_stop(run, inner)
         if reason is not None:
             run.history.stopped = reason

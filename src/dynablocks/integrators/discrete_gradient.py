@@ -90,8 +90,8 @@ def discrete_gradient(
     - ``"itoh-abe"``: (H(y₁…yᵢ, xᵢ₊₁…) − H(y₁…yᵢ₋₁, xᵢ…))/(yᵢ − xᵢ) for each entry i. Not symmetric: order 1. It
       needs no derivative but where an increment (nearly) vanishes: there it is ∂ᵢH halfway.
 
-    Where the difference of energies is rounding, the formulas' limits are used, so that values and gradients stay
-    finite. With a known target y a training loss ‖(y − x)/h − S∇̄H(x, y)‖² needs no solve.
+    Where the states are close and the difference of energies is rounding, the formulas' limits are used, so that values
+    and gradients stay finite. With a known target y a training loss ‖(y − x)/h − S∇̄H(x, y)‖² needs no solve.
 
     Args:
         kind: one of the three.
@@ -141,8 +141,14 @@ def _projected_mean(energy: Energy, gradient: Energy, x: Tensor, y: Tensor, node
         eps = torch.finfo(x.dtype).eps
         sizes = x.flatten(1).norm(dim=1) + y.flatten(1).norm(dim=1)
         far = squared > (eps ** (1 / 3) * sizes).square()
-        meant = far & (defect.abs() > 4 * eps * (before.abs() + after.abs()))
-    share = torch.where(meant, defect / torch.where(far, squared, 1.0), 0.0)
+        energies = before.abs() + after.abs()
+        meant = far & (defect.abs() > 4 * eps * energies)
+        # Near as seen from the origin, which says nothing of H: a defect beyond all rounding counts as well.
+        rounding = energies + mean.flatten(1).norm(dim=1) * sizes
+        meant = meant | ((squared > torch.finfo(x.dtype).tiny) & (defect.abs() > 4 * eps * rounding))
+    share = defect / torch.where(far | meant, squared, 1.0)
+    # A defect that is nothing but rounding, or zero, still moves with the parameters of H.
+    share = torch.where(meant, share, torch.where(far, share - share.detach(), 0.0))
     return mean + share.reshape(column) * d
 
 
@@ -158,9 +164,13 @@ def _coordinate_increments(energy: Energy, gradient: Energy, x: Tensor, y: Tenso
     slopes = gradient(halfway.reshape(-1, *x.shape[1:])).reshape(entries, -1, entries)
     limit = slopes.diagonal(dim1=0, dim2=2)
     d = end - start
+    gained = (energies[1:] - energies[:-1]).mT
     with torch.no_grad():
-        near = d.abs() <= torch.finfo(x.dtype).eps ** (1 / 3) * (start.norm(dim=1) + end.norm(dim=1)).unsqueeze(1)
-    quotient = (energies[1:] - energies[:-1]).mT / torch.where(near, 1.0, d)
+        eps, sizes = torch.finfo(x.dtype).eps, (start.norm(dim=1) + end.norm(dim=1)).unsqueeze(1)
+        rounding = (energies[1:].abs() + energies[:-1].abs()).mT + limit.abs() * sizes
+        beyond = (d.abs() > torch.finfo(x.dtype).tiny) & ((gained - limit * d).abs() > 4 * eps * rounding)
+        near = (d.abs() <= eps ** (1 / 3) * sizes) & ~beyond
+    quotient = gained / torch.where(near, 1.0, d)
     return torch.where(near, limit, quotient).reshape(x.shape)
 
 

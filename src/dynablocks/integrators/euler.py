@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import RidgeField, VectorField
+from dynablocks.fields.base import over_states
 from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
 from dynablocks.properties import Declaration, GradientNormPreserving, Property
 
@@ -48,12 +49,13 @@ class ExplicitEuler(Integrator):
             return field.euler_step(x, h)
         if isinstance(field, RidgeField) and field.linear.rows_orthonormal:
             return field.ridge_step(x, lambda u: self._recursion(field, u, h))
+        h = over_states(h, x)
         for _ in range(self.substeps):
             x = x + h * field(x)
         return x
 
     def _recursion(self, field: RidgeField, u: Tensor, h: StepSize) -> Tensor:
-        v = u
+        v, h = u, over_states(h, u)
         for _ in range(self.substeps):
             v = v + h * field.profile(v)
         return v - u

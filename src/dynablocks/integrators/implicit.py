@@ -13,9 +13,10 @@ from torch import Tensor
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import VectorField
 from dynablocks.integrators.base import INTEGRATORS, RUNGE_KUTTA_KEEPS, Integrator, StepSize
-from dynablocks.integrators.solver import Residual, solve
-from dynablocks.properties import Declaration, Invertible, NormPreserving, Property, Symplectic
+from dynablocks.integrators.solver import DENSE_LIMIT, Residual, solve
+from dynablocks.properties import Declaration, Invertible, NormPreserving, Property, Symplectic, VolumePreserving
 
+DERIVATIVE_KEPT = (Symplectic, VolumePreserving)
 ROUNDING_UP = 1 + 2.0**-48
 SOLVES = 8
 """A step and its inverse are two solves; each moves x by up to four times the solver's error (|d₁| + |d₂| < 4)."""
@@ -80,8 +81,9 @@ GAUSS4 = ImplicitTableau("gauss4", 4, ((0.25, 0.25 - ROOT), (0.25 + ROOT, 0.25))
 class ImplicitRungeKutta(Integrator):
     r"""One step of an implicit Runge–Kutta method, its stages solved by Newton's method.
 
-    Implicit midpoint and Gauss–Legendre methods keep the symplectic form exactly (the derivative of the implicit
-    function is a Cayley transform of the field's Jacobian, whatever the solver's error), quadratic invariants to the
+    Implicit midpoint and Gauss–Legendre methods keep the symplectic form and the volume exactly (the derivative of the
+    implicit function is a Cayley transform of the field's Jacobian, whatever the solver's error; beyond
+    128 unknowns, where that transform is iterated, to the solver's tolerance), quadratic invariants to the
     solver's tolerance, and linear ones to rounding.
 
     Lipschitz constant, with hμ for the field's one-sided constant (of −X for h < 0): 1 for B-stable methods where
@@ -150,6 +152,8 @@ class ImplicitRungeKutta(Integrator):
     def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
         constant, reason = self._constant(field, step_size)
         inherited, losses = self.inherited(field, step_size)
+        if math.prod(field.in_shape) * len(self.tableau.b) > DENSE_LIMIT:
+            inherited = [p.within(SOLVES * self.tolerance) if isinstance(p, DERIVATIVE_KEPT) else p for p in inherited]
         kept: list[Property] = [*self.lipschitz(constant, field), *inherited]
         reach = max(sum(map(abs, row)) for row in self.tableau.a)
         if self.symmetric and abs(step_size) * reach * field.facts().lipschitz < 1:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import VectorField
+from dynablocks.fields.base import over_states
 from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
 from dynablocks.properties import Declaration
 
@@ -81,6 +82,7 @@ class ExplicitRungeKutta(Integrator):
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
         slopes: list[Tensor] = []
+        step_size = over_states(step_size, x)
         for row in self.tableau.a:
             slopes.append(field(self._combine(x, step_size, row, slopes)))
         return self._combine(x, step_size, self.tableau.b, slopes)

@@ -90,7 +90,7 @@ class _Cayley(torch.autograd.Function):
 
     @staticmethod
     def forward(free: Tensor, arithmetic: torch.dtype) -> tuple[Tensor, Tensor]:
-        with torch.autocast(free.device.type, enabled=False):
+        with _own_precision(free):
             upper, lower = _parts(free)
             eye = torch.eye(free.shape[-1], dtype=free.dtype, device=free.device)
             doubled = 2 * invert_matrices(eye + (upper - upper.mT) + lower.mT @ lower)
@@ -144,6 +144,13 @@ def expm(free: Float[Tensor, "*batch n p"]) -> Float[Tensor, "*batch n p"]:
     ]
 
 
+def _own_precision(like: Tensor) -> contextlib.AbstractContextManager[None]:
+    """No autocast, where the device has one (the meta device does not)."""
+    kind = like.device.type
+    active = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if active else contextlib.nullcontext()
+
+
 def _parts(free: Tensor) -> tuple[Tensor, Tensor]:
     columns = free.shape[-1]
     return free.narrow(-2, 0, columns), free.narrow(-2, columns, free.shape[-2] - columns)
@@ -172,7 +179,7 @@ def paraunitary_kernel(
 
     Source: Li et al. (2019), "Preventing gradient attenuation in Lipschitz constrained convolutional networks" (BCOP).
     """
-    with torch.autocast(base.device.type, enabled=False):
+    with _own_precision(base):
         return _product_of_factors(base, frames)
 
 

@@ -19,11 +19,15 @@ from dynablocks.switching import FreeSignal, NonExpansiveSignal, PrescribedSigna
 
 
 def step_signal(config: ModelConfig) -> SwitchingSignal:
-    """The scheduled step of a configuration, or the learned one where ``step_end`` is empty."""
+    """The scheduled step of a configuration, or the learned one."""
     start = 1.0 if config.step_start is None else config.step_start
-    if config.step_end is None:
+    if config.step_rule == "learned":
         return NonExpansiveSignal(start, 0.0, 2.0)
-    return ScheduledSignal(start, config.step_end, 0.7 if config.step_until is None else config.step_until)
+    return ScheduledSignal(
+        start,
+        2.0 if config.step_end is None else config.step_end,
+        0.7 if config.step_until is None else config.step_until,
+    )
 
 
 def _block(config: ModelConfig, shape: Shape) -> DynamicalBlock:

@@ -12,6 +12,7 @@ WEIGHTS = ("orthogonal", "penalised", "free")
 PADDINGS = ("same", "full", "circular")
 HEADS = ("rows", "frobenius", "none")
 STEPS = ("orthogonal", "preconditioned", "exact")
+STEP_RULES = ("scheduled", "learned")
 BALANCES = ("pair", "network", "penalty")
 BOUNDS = ("tight", "paper")
 
@@ -30,7 +31,8 @@ class ModelConfig:
         padding: same, full (both with zeros) or circular.
         kernel_size: size of the square kernels.
         rows: the fraction of its channels' directions that an orthogonal step moves; with 0.5 a step costs half.
-        slope: a of the leaky ReLU max(x, ax) in contractive and expansive blocks.
+        slope: a of the leaky ReLU max(x, ax) in contractive and expansive blocks (flexible: in the contractive one,
+            the other has a ReLU).
         substeps: S, each step is taken as S steps.
         region: feasible region of the pair of steps (``dynablocks list regions``).
         balance: pair (each pair of steps in its region), network (one budget for the whole network) or penalty (steps
@@ -39,9 +41,10 @@ class ModelConfig:
         bound: which Lipschitz constants to declare: tight or paper.
         step: what the certified model is built of: orthogonal, preconditioned or exact.
         step_start: step size at the start.
-        step_end: step size reached at the fraction step_until of the training (certified model); empty: learned
-            instead.
+        step_end: step size reached at the fraction step_until of the training (certified model).
         step_until: the fraction of the training over which the step grows.
+        step_rule: scheduled (also when empty: as the three settings before say) or learned, from step_start on within
+            [0, 2].
         stem: space-to-depth factor before the first stage (certified model).
         dense_width: features of the dense orthogonal steps before the head (certified model); 0: all of them.
         dense_layers: how many dense orthogonal steps, of all features that the last stage leaves.
@@ -79,6 +82,7 @@ class ModelConfig:
     step_start: float | None = None
     step_end: float | None = None
     step_until: float | None = None
+    step_rule: str | None = None
     stem: int | None = None
     dense_width: int | None = None
     dense_layers: int | None = None
@@ -92,7 +96,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         choices = {"lift": LIFTS, "weights": WEIGHTS, "padding": PADDINGS, "head": HEADS, "step": STEPS}
-        choices |= {"balance": BALANCES, "bound": BOUNDS}
+        choices |= {"balance": BALANCES, "bound": BOUNDS, "step_rule": STEP_RULES}
         for name, allowed in choices.items():
             if getattr(self, name) is not None:
                 require_choice(name, getattr(self, name), allowed)

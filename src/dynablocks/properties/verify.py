@@ -165,7 +165,10 @@ def verify(
 
 
 def _targets(module: nn.Module, x: Tensor) -> list[tuple[str, nn.Module, Tensor]]:
-    """Every structured part with the inputs that reach it (one input batch a part)."""
+    """Every structured part with the inputs that reach it (one batch a part).
+
+    Fields multiply by their linear maps and adjoints without calling them; such maps get random inputs.
+    """
     seen: dict[str, tuple[nn.Module, Tensor]] = {}
     handles = []
     for name, part in module.named_modules():
@@ -184,6 +187,11 @@ def _targets(module: nn.Module, x: Tensor) -> list[tuple[str, nn.Module, Tensor]
     finally:
         for handle in handles:
             handle.remove()
+    generator = torch.Generator().manual_seed(3)
+    for name, part in module.named_modules():
+        if isinstance(part, Structured) and name not in seen and hasattr(part, "adjoint"):
+            sample = torch.randn(len(x), *part.in_shape, generator=generator, dtype=x.dtype)
+            seen[name] = part, sample
     return [(name, part, sample) for name, (part, sample) in seen.items()]
 
 
@@ -244,11 +252,13 @@ def _products(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Callable[[T
 
 
 def jacobian_norms(module: nn.Module, x: Tensor, iterations: int = 60) -> Tensor:
-    """‖J(x)‖₂ for each sample: dense where small, otherwise power iteration on JᵀJ (a lower bound)."""
+    """‖J(x)‖₂ for each sample: dense where small, otherwise power iteration on JᵀJ (a lower bound); NaN counts as ∞."""
     outputs = module(x[:1]).numel()
     if max(outputs, x[0].numel()) <= DENSE_LIMIT:
         dense = jacobians(module, x)
-        return cast(Tensor, torch.linalg.matrix_norm(dense, ord=2))
+        defined = dense.flatten(1).isfinite().all(1)
+        sizes = cast(Tensor, torch.linalg.matrix_norm(torch.where(defined[:, None, None], dense, 0.0), ord=2))
+        return torch.where(defined, sizes, math.inf)
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(x.shape, generator=generator, dtype=x.dtype)
     norms = torch.zeros(x.shape[0], dtype=x.dtype)
@@ -259,7 +269,7 @@ def jacobian_norms(module: nn.Module, x: Tensor, iterations: int = 60) -> Tensor
         norms = torch.maximum(norms, pushed.detach().flatten(1).norm(dim=1))
         _, _, pull = _products(module, x)
         v = pull(pushed.detach())
-    return norms
+    return norms.nan_to_num(nan=math.inf)
 
 
 def worst_pair(module: nn.Module, x: Tensor, steps: int = 30) -> tuple[float, Tensor]:
@@ -278,12 +288,16 @@ def worst_pair(module: nn.Module, x: Tensor, steps: int = 30) -> tuple[float, Te
         gap, images = EUCLIDEAN.norm(a - b), (module(a), module(b))
         size = sum(EUCLIDEAN.norm(image.detach()) for image in (*images, a, b))
         ratio = (EUCLIDEAN.norm(images[0] - images[1]) - rounding * size) / gap
-        top = int(ratio.argmax())
+        ratio = torch.where(gap > 0, ratio, 0.0)
+        top = int(ratio.nan_to_num(nan=math.inf).argmax())
+        if bool(ratio[top].isnan()):
+            return math.inf, a[top : top + 1].detach().clone()
         if float(ratio[top].detach()) > best:
             best, where = float(ratio[top].detach()), a[top : top + 1].detach().clone()
         for point, grad in zip((a, b), torch.autograd.grad(ratio.sum(), (a, b)), strict=True):
-            length = EUCLIDEAN.norm(grad).reshape(radius.shape).clamp_min(1e-300)
-            point.data += 0.1 * radius * grad / length
+            known = grad.nan_to_num(nan=0.0)
+            length = EUCLIDEAN.norm(known).reshape(radius.shape).clamp_min(1e-300)
+            point.data += 0.1 * radius * known / length
     return best, where
 
 
@@ -328,7 +342,7 @@ def _measure_gradient_norm(module: nn.Module, declared: Property, x: Tensor) -> 
     worst, where = 0.0, x[:1]
     for _ in range(8):
         v = torch.randn(output.shape, generator=generator, dtype=x.dtype)
-        residual = (pull(v).flatten(1).norm(dim=1) / v.flatten(1).norm(dim=1) - 1).abs()
+        residual = (pull(v).flatten(1).norm(dim=1) / v.flatten(1).norm(dim=1) - 1).abs().nan_to_num(nan=math.inf)
         top = int(residual.argmax())
         if float(residual[top]) > worst:
             worst, where = float(residual[top]), x[top : top + 1]

@@ -130,12 +130,12 @@ def checked_artefact(content: Any, path: str) -> dict[str, Any]:
     if content.get("version") != VERSION:
         raise BadData(f"{path} has version {content.get('version')!r}; this version reads {VERSION}: certify again.")
     wrong = [name for name, kind in NEEDED.items() if not isinstance(content.get(name), kind)]
-    if wrong or "body_lipschitz" not in content:
+    if wrong or not (content.get("body_lipschitz", "") is None or _is_number(content.get("body_lipschitz"))):
         raise BadData(f"{path} has no valid {(wrong or ['body_lipschitz'])[0]!r}; it was edited or cut: certify again.")
     for number, image in enumerate(content["images"]):
         if (
             not isinstance(image, dict)
-            or not all(isinstance(image.get(name), int) for name in ("label", "prediction"))
+            or not all(_is_whole(image.get(name)) for name in ("label", "prediction"))
             or not _is_number(image.get("radius"))
         ):
             raise BadData(f"image {number} of {path} lacks a label, prediction or radius; certify again.")
@@ -151,6 +151,10 @@ def checked_artefact(content: Any, path: str) -> dict[str, Any]:
     if not isinstance(content["data"].get("dir"), (str, type(None))):
         raise BadData(f"{path} has data in {content['data']['dir']!r}, which is no folder's name; certify again.")
     return content
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:

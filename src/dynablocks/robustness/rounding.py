@@ -59,7 +59,7 @@ _INFLATION = 1 + 2.0**-30
 _EXP_ROUNDINGS = 4
 _UNDERFLOW = 2.0**32
 """Smallest normal numbers a step may lose to underflow: 2^26 entries in ℓ2 times 2^19 operations each."""
-_PRECISION_SWITCHES = (("cuda", "matmul"), ("mkldnn", "matmul"), ("mkldnn", "conv"))
+_PRECISION_SWITCHES = (("cuda", "matmul"), ("cudnn", "conv"), ("mkldnn", "matmul"), ("mkldnn", "conv"))
 
 
 class NoRoundingBound(InvalidArgument):

@@ -1,4 +1,7 @@
-"""Feasible regions for pairs of steps (h₁ contractive, h₂ expansive) that do not expand when ‖A‖ = 1."""
+"""Feasible regions for pairs of steps (h₁ contractive, h₂ expansive) that do not expand for orthonormal A.
+
+That is A₁ᵀA₁ = I in the contractive field, ‖A₂‖ <= 1 in the expansive one; otherwise the block declares what it has.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +63,8 @@ class Region:
     def __post_init__(self) -> None:
         require_range("slope", self.slope, 0.0, 1.0)
         require_range("substeps", self.substeps, 1)
+        if int(self.substeps) != self.substeps:
+            raise InvalidArgument(f"substeps is {self.substeps!r}; a whole number >= 1 is needed.")
 
     @property
     def first_range(self) -> tuple[float, float]:
@@ -132,7 +137,7 @@ def tight_contraction(step_size: Number, slope: float) -> Number:
 @REGIONS.register("paper-prescribed")
 @dataclass(frozen=True)
 class PaperPrescribedRegion(Region):
-    r"""(1 + h₂/S) √(1 − 2(h₁/S)a + (h₁/S)²) <= 1, 0 <= h₁, h₂ <= S (paper (3.10))."""
+    r"""(1 + h₂/S) √(1 − 2(h₁/S)a + (h₁/S)²) <= 1, 0 <= h₁, h₂ <= S (paper (3.10)); for a = 0 only h₁ = 0 is left."""
 
     @property
     def first_range(self) -> tuple[float, float]:

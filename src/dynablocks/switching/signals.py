@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from dynablocks.errors import InvalidArgument, require_choice, require_range
+from dynablocks.errors import InvalidArgument, require_choice, require_finite, require_range
 from dynablocks.switching.regions import Region
 
 Piece = tuple[int, Tensor]
@@ -55,7 +55,8 @@ class NonExpansiveSignal(SwitchingSignal):
 
     def __init__(self, start: float = 1.0, low: float = 0.0, high: float = 2.0, *, learned: bool = True) -> None:
         super().__init__()
-        if low > high:
+        require_finite("start", float(start))
+        if not low <= high:
             raise InvalidArgument(f"the step range is [{low}, {high}]; low must not exceed high.")
         self.low, self.high = low, high
         self.steps = nn.Parameter(torch.tensor([float(start)]), requires_grad=learned)
@@ -84,7 +85,8 @@ class ScheduledSignal(SwitchingSignal):
     def __init__(self, start: float = 1.0, end: float = 2.0, until: float = 0.7) -> None:
         super().__init__()
         require_range("until", until, 0.0, 1.0, open_low=True)
-        self.start, self.end, self.until = float(start), float(end), float(until)
+        self.start, self.end = require_finite("start", float(start)), require_finite("end", float(end))
+        self.until = float(until)
         self.register_buffer("steps", torch.tensor([self.start]))
 
     def set_progress(self, progress: float) -> None:
@@ -200,7 +202,7 @@ class FreeSignal(SwitchingSignal):
 
     def __init__(self, step: float = 1.0) -> None:
         super().__init__()
-        self.given = float(step)
+        self.given = require_finite("step", float(step))
         self.register_buffer("steps", torch.tensor([self.given]))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

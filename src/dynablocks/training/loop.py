@@ -105,8 +105,7 @@ def fit(
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    data = {"name": splits.train.name, "fingerprint": splits.fingerprint, "train_images": len(splits.train.images)}
-    text = describe_run(config, describe or {}, data)
+    text = settings_of(splits, config, describe)
     with contextlib.ExitStack() as stack:
         if directory is not None and is_first_process():
             stack.enter_context(reserved(directory))
@@ -126,6 +125,12 @@ def fit(
         if not session.fabric.is_global_zero:
             raise SystemExit(0)
         return summary
+
+
+def settings_of(splits: DataSplits, config: TrainingConfig, describe: Mapping[str, Any] | None = None) -> str:
+    """All that decides the result of :func:`fit`, as its checkpoints store it."""
+    data = {"name": splits.train.name, "fingerprint": splits.fingerprint, "train_images": len(splits.train.images)}
+    return describe_run(config, describe or {}, data)
 
 
 def train(
