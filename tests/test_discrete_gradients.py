@@ -268,3 +268,17 @@ def test_a_defect_of_zero_still_moves_with_the_parameters(kind: str) -> None:
         return mean.sum()
 
     assert float(torch.func.grad(value)(torch.zeros((), dtype=torch.float64))) == pytest.approx((3.0**4 - 1) / 2)
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("far", [1e2, 1e6])
+def test_steps_far_from_the_origin_keep_the_energy(kind: str, far: float) -> None:
+    """Of a pendulum in whole turns: the energy there is the one here, but for rounding of the angle."""
+    turns = 2 * torch.pi * round(far / (2 * torch.pi))
+    x = torch.tensor([[turns + 1.0, 1.0], [turns + 0.3, -0.7]], dtype=torch.float64)
+    field = Pendulum().requires_grad_(False)
+    before = field.energy(x)
+    for _ in range(20):
+        x = INTEGRATORS[kind]().step(field, x, 0.5)
+        # The solver's tolerance is relative to the state.
+        assert (field.energy(x) - before).abs().max() <= 20 * 4e-13 * far

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import yaml
 
 from dynablocks.config import DataConfig
 from dynablocks.data import DataSplits, load_data
-from dynablocks.errors import BadData, InvalidArgument
+from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument
 from dynablocks.files import read_json, sha256, write_json
 from dynablocks.models import Network
 from dynablocks.pipeline import (
@@ -117,18 +118,18 @@ def audit_certificate(
     splits = _splits(content, data)
     say(f"data: {content['data'].get('name')}, {len(splits.test)} test images, the fingerprint agrees")
     audit(content, network, splits.test.images, splits.test.labels, samples=samples, steps=steps, say=say)
-    _check_description(content["model"], directory)
+    _check_description(content["model"], _checkpoint(directory, content["weights"]))
     say("network: described as in the run directory")
 
 
-def _check_description(described: dict[str, Any], directory: Path) -> None:
+def _check_description(described: dict[str, Any], checkpoint: Path) -> None:
     """Settings that no check above depends on, such as those of the training, must be the run's all the same."""
     try:
-        own = json.loads(json.dumps(yaml.safe_load(read_config(_checkpoint(directory)))["model"]))
+        own = json.loads(json.dumps(yaml.safe_load(read_config(checkpoint))["model"]))
         names = own.keys() | described.keys()
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadData(
-            f"the settings in {_checkpoint(directory)} cannot be read ({type(error).__name__}); say where "
+            f"the settings in {checkpoint} cannot be read ({type(error).__name__}); say where "
             "an undamaged copy of the run is with --run DIR."
         ) from error
     for name in sorted(names):
@@ -139,13 +140,18 @@ def _check_description(described: dict[str, Any], directory: Path) -> None:
             )
 
 
-def _checkpoint(directory: Path) -> Path:
-    """The checkpoint that every command takes: the newest that is whole; that named "checkpoint" where none is."""
-    return find_checkpoint(directory) or directory / "checkpoint"
+def _checkpoint(directory: Path, weights: str) -> Path:
+    """The newest checkpoint; where its weights are not the certified ones and it is damaged, the one before."""
+    newest = directory / "checkpoint"
+    file = newest / WEIGHTS
+    if not (file.is_file() and sha256(file) == weights):
+        with contextlib.suppress(BadCheckpoint):
+            return find_checkpoint(directory) or newest
+    return newest
 
 
 def _network(content: dict[str, Any], path: Path, directory: Path) -> Network:
-    weights = _checkpoint(directory) / WEIGHTS
+    weights = _checkpoint(directory, content["weights"]) / WEIGHTS
     if not weights.is_file():
         raise BadData(f"{weights} does not exist; say where the run directory is now with --run DIR.")
     found = sha256(weights)

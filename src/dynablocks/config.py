@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dynablocks.errors import InvalidArgument, require_choice
+from dynablocks.files import plain_data
 from dynablocks.models import ModelConfig
 from dynablocks.robustness import AttackConfig
 from dynablocks.training import TrainingConfig
@@ -194,7 +195,7 @@ def to_yaml(config: RunConfig) -> str:
     """The configuration as YAML that ``--config`` reads again."""
     import yaml
 
-    return str(yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True))
+    return str(yaml.safe_dump(plain_data(asdict(config)), sort_keys=False, allow_unicode=True))
 
 
 def from_yaml(text: str, where: str) -> RunConfig:
@@ -220,14 +221,6 @@ def from_yaml(text: str, where: str) -> RunConfig:
     except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise InvalidArgument(f"{where} is not a configuration of this version ({first}); make it again.") from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def _tuples(content: dict[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,14 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynablocks.errors import DynablocksError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -59,6 +62,36 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as indented JSON to ``path`` atomically; NaN and infinity are refused."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write ``tensors`` as safetensors to ``path`` atomically; the SHA-256 of what this process wrote."""
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    written = ""
+
+    def write(temporary: Path) -> None:
+        nonlocal written
+        save_file(plain, temporary)
+        written = sha256(temporary)  # of the own file: another process may rename its own into the place of this one
+
+    write_atomically(path, write)
+    return written
+
+
+def plain_data(value: Any) -> Any:
+    """The same as JSON and YAML have it: lists for tuples, text for paths.
+
+    Example:
+        >>> plain_data({"sizes": (1, 2), "dir": Path("a")})
+        {'sizes': [1, 2], 'dir': 'a'}
+    """
+    if isinstance(value, dict):
+        return {key: plain_data(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_data(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def read_json(path: Path) -> Any:

@@ -16,7 +16,7 @@ import dynablocks
 from dynablocks.config import DataConfig, RunConfig, from_yaml, to_yaml
 from dynablocks.data import DataSplits, ImageDataset, infer_name, load_data
 from dynablocks.errors import BadCheckpoint, BadData, DynablocksError, InvalidArgument
-from dynablocks.files import read_json, sha256, write_atomically, write_json, write_text
+from dynablocks.files import read_json, sha256, write_json, write_tensors, write_text
 from dynablocks.models import ModelConfig, Network, build
 from dynablocks.progress import progress_bar
 from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, Curve, attack, certify, check_sound
@@ -345,10 +345,7 @@ def _certified_curves(
     if result is None:
         return points, None
     known, asked = ({p["epsilon"] for p in some} for some in (points, attacked["robust_accuracy"]))
-    first = slice(attacked["samples"])
-    same = replace(
-        result, radii=result.radii[first], predictions=result.predictions[first], labels=result.labels[first]
-    )
+    same = result.first(attacked["samples"])
     return result.curve(_radii(known | asked)).points(), same.curve(sorted(asked)).points()
 
 
@@ -453,17 +450,7 @@ def with_data(config: RunConfig, data: DataConfig | None) -> RunConfig:
 
 def _store(directory: Path, name: str, summary: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write both files; the summary names the hash of the other, for a kill between the two."""
-    from safetensors.torch import save_file
-
-    plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    written = ""
-
-    def write(path: Path) -> None:
-        nonlocal written
-        save_file(plain, path)
-        written = sha256(path)  # of the own file: another process may rename its own into the place of this one
-
-    write_atomically(directory / f"{name}.safetensors", write)
+    written = write_tensors(directory / f"{name}.safetensors", tensors)
     write_json(directory / f"{name}.json", summary | {"tensors": written})
 
 

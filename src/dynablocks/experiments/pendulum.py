@@ -29,9 +29,9 @@ from dynablocks.blocks import DynamicalBlock
 from dynablocks.data.seeding import mixed_seed, seeded_generator
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
-from dynablocks.experiments.runs import save
 from dynablocks.fields import GradientField, PartitionedField, VectorField
 from dynablocks.fields.odd import OddField
+from dynablocks.files import write_tensors
 from dynablocks.fitting import fit
 from dynablocks.linear import Dense
 from dynablocks.properties import Symplectic, VolumePreserving, verify
@@ -151,7 +151,7 @@ class PendulumCell(Cell):
         history = fit(block, *(states[part] for part in train), adam_steps=0, finish_steps=self.steps)
         seconds = time.perf_counter() - started
         rolled = rollout(block, self.horizon)
-        save(directory / ROLLOUT, {"states": rolled})
+        write_tensors(directory / ROLLOUT, {"states": rolled})
         return {
             "parameters": sum(p.numel() for p in block.parameters()),
             "fitted": history.unknowns,

@@ -15,7 +15,7 @@ from dynablocks.config import preset_settings
 from dynablocks.experiments.base import Check, Scale
 from dynablocks.experiments.cells import Cell, Store
 from dynablocks.experiments.reference import paper_curve
-from dynablocks.experiments.runs import AttackCell, CertificateCell, TrainingCell
+from dynablocks.experiments.runs import AttackCell, CertificateCell, TrainingCell, stored_certificate
 from dynablocks.models import ModelConfig
 from dynablocks.reporting.tables import markdown_table
 from dynablocks.reporting.words import accuracy_at, percent
@@ -87,6 +87,13 @@ class Row:
         """Certified accuracy, on the whole test set; ``None`` when not run."""
         summary = store.result(self.certificate)
         return None if summary is None else _curve(summary["certified_accuracy"], summary["samples"])
+
+    def certified_of_attacked(self, store: Store) -> Curve | None:
+        """Certified accuracy on the images that were attacked, at the attack's radii; ``None`` when not run."""
+        attacked, summary = self.attacked(store), store.result(self.certificate)
+        if attacked is None or summary is None:
+            return None
+        return stored_certificate(self.certificate, store).first(attacked.samples).curve(attacked.epsilons)
 
     def certified_at(self, store: Store, epsilon: float = CERTIFIED_EPSILON) -> float | None:
         """Certified accuracy at one radius; ``None`` when not run."""

@@ -40,7 +40,10 @@ def attacked_figure(rows: Sequence[Row], store: Store, *, watermark: str | None 
 
 @styled
 def gap_figure(rows: Sequence[Row], store: Store, *, watermark: str | None = None) -> Figure:
-    """For each network what the paper's attack and the stronger one leave, what is proved, and the gap between."""
+    """For each network what the paper's attack and the stronger one leave, what is proved, and the gap between.
+
+    The gap is one of the images that were attacked; the curve of what is proved, of all.
+    """
     columns = min(4, len(rows))
     lines = -(-len(rows) // columns)
     figure = new_figure(2.9 * columns, 2.9 * lines + 0.5, watermark)
@@ -52,10 +55,11 @@ def gap_figure(rows: Sequence[Row], store: Store, *, watermark: str | None = Non
         _draw(axes, row.attacked(store, "ce"), INK, DOTTED, label="paper's attack")
         _draw(axes, worst, VERMILION, DASHED, label="worst of attacks")
         _draw(axes, certified, BLUE, "-", label="certified")
-        if worst is not None and certified is not None:
-            shared = [e for e in worst.epsilons if e in certified.epsilons]
-            low, high = certified.at(shared).accuracies, worst.at(shared).accuracies
-            axes.fill_between(shared, [100 * v for v in low], [100 * v for v in high], color=ORANGE, alpha=0.2, lw=0)
+        proved = row.certified_of_attacked(store)
+        if worst is not None and proved is not None:
+            low, high = proved.accuracies, worst.accuracies
+            radii = list(worst.epsilons)
+            axes.fill_between(radii, [100 * v for v in low], [100 * v for v in high], color=ORANGE, alpha=0.2, lw=0)
         bound = (store.result(row.certificate) or {}).get("body_lipschitz")
         note = "not run" if certified is None else f"bound {bound:.3g}" if bound is not None else "bound infinite"
         axes.set_title(f"{row.label}{'' if row.margin is None else f', {row.margin:g}'}: {note}", fontsize=8.5)

@@ -12,6 +12,7 @@ from dynablocks.config import DataConfig, RunConfig
 from dynablocks.data import DataSplits
 from dynablocks.errors import DynablocksError
 from dynablocks.experiments.cells import Cell, Store
+from dynablocks.files import write_tensors
 from dynablocks.models import MODELS, ModelConfig
 from dynablocks.pipeline import load, load_splits, train_run
 from dynablocks.progress import progress_bar
@@ -134,7 +135,7 @@ class CertificateCell(Cell):
         test = images(self.training.data, self.training.data_dir).test
         with progress_bar(self.title) as update:
             result = certify(network, test, progress=update)
-        save(directory / CERTIFICATE, result.tensors())
+        write_tensors(directory / CERTIFICATE, result.tensors())
         return result.summary(AttackConfig().epsilons)
 
 
@@ -167,7 +168,7 @@ class AttackCell(Cell):
         test = images(self.training.data, self.training.data_dir).test
         with progress_bar(self.title) as update:
             result = attack(network, test, self.config, update)
-        save(directory / ATTACK, result.tensors())
+        write_tensors(directory / ATTACK, result.tensors())
         check_sound(result, stored_certificate(self.certificate, store))
         return result.summary()
 
@@ -175,16 +176,6 @@ class AttackCell(Cell):
 def finite(value: float) -> float | None:
     """A number that JSON has, or ``None``."""
     return value if math.isfinite(value) else None
-
-
-def save(path: Path, tensors: dict[str, Any]) -> None:
-    """Write tensors as safetensors, atomically."""
-    from safetensors.torch import save_file
-
-    from dynablocks.files import write_atomically
-
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(plain, temporary))
 
 
 def stored_certificate(cell: CertificateCell, store: Store) -> CertificateResult:

@@ -36,7 +36,7 @@ from dynablocks.experiments.cells import Cell, Store
 from dynablocks.experiments.ensembles import EnsembleTraining, ensemble_forward, train_ensemble
 from dynablocks.experiments.planar_networks import FAMILIES, PlanarNetwork, StandardisedTraining
 from dynablocks.experiments.reference import paper_results
-from dynablocks.experiments.runs import save
+from dynablocks.files import write_tensors
 from dynablocks.progress import progress_bar
 from dynablocks.reporting.tables import markdown_table
 
@@ -132,7 +132,7 @@ class EnsembleCell(Cell):
         started = time.perf_counter()
         parameters = self.train()
         seconds = time.perf_counter() - started
-        save(directory / WEIGHTS, parameters)
+        write_tensors(directory / WEIGHTS, parameters)
         return self.measure(parameters) | {"seconds": seconds}
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument, NotConverged, require_choice, require_range
-from dynablocks.files import write_atomically, write_text
+from dynablocks.files import plain_data, write_atomically, write_text
 from dynablocks.fitting.objective import flow_map_residuals
 from dynablocks.fitting.regression import FitHistory, FitRecord, fit
 from dynablocks.fitting.rollout import noise_level, rollout_residuals, windows
@@ -347,7 +347,7 @@ def claim(directory: Path, config: FitConfig, structure: Structure, source: dict
     if directory.exists() and not directory.is_dir():
         raise InvalidArgument(f"--out {directory} is a file; give a folder.")
     content = {"fit": asdict(config), "structure": asdict(structure), "data": source}
-    plain = yaml.safe_load(yaml.safe_dump(_plain(content), allow_unicode=True))
+    plain = yaml.safe_load(yaml.safe_dump(plain_data(content), allow_unicode=True))
     if overwrite and (directory / CONFIG).exists():
         read_config(directory)  # refuses the folder of anything but a fit
         _forget(directory)
@@ -364,12 +364,6 @@ def claim(directory: Path, config: FitConfig, structure: Structure, source: dict
         raise InvalidArgument(f"--out {directory} holds other files; give an empty or a new folder.")
     write_text(directory / CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
     return False
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def _differing(stored: dict[str, Any], wanted: dict[str, Any]) -> str | None:

@@ -118,12 +118,21 @@ def discrete_gradient(
     if not isinstance(nodes, int) or nodes < 1:
         raise InvalidArgument(f"nodes is {nodes!r}; a whole number >= 1 is needed.")
     slope = torch.func.grad(lambda z: energy(z).sum()) if gradient is None else gradient
+    return _with_length(kind, energy, slope, x, y, nodes)[0]
+
+
+def _with_length(
+    kind: str, energy: Energy, gradient: Energy, x: Tensor, y: Tensor, nodes: int
+) -> tuple[Tensor, Float[Tensor, " batch"]]:
+    """∇̄H, and the least length by which a difference of energies was divided in it; ∞ where none was."""
     if kind == "itoh-abe":
-        return _coordinate_increments(energy, slope, x, y)
-    return _projected_mean(energy, slope, x, y, 1 if kind == "gonzalez" else nodes)
+        return _coordinate_increments(energy, gradient, x, y)
+    return _projected_mean(energy, gradient, x, y, 1 if kind == "gonzalez" else nodes)
 
 
-def _projected_mean(energy: Energy, gradient: Energy, x: Tensor, y: Tensor, nodes: int) -> Tensor:
+def _projected_mean(
+    energy: Energy, gradient: Energy, x: Tensor, y: Tensor, nodes: int
+) -> tuple[Tensor, Float[Tensor, " batch"]]:
     """The quadrature of ∇H along the segment, with its energy defect put along d; one node is Gonzalez' choice."""
     d = y - x
     column = (-1,) + (1,) * (x.ndim - 1)
@@ -146,13 +155,16 @@ def _projected_mean(energy: Energy, gradient: Energy, x: Tensor, y: Tensor, node
         # Near as seen from the origin, which says nothing of H: a defect beyond all rounding counts as well.
         rounding = energies + mean.flatten(1).norm(dim=1) * sizes
         meant = meant | ((squared > torch.finfo(x.dtype).tiny) & (defect.abs() > 4 * eps * rounding))
+        length = torch.where(far | meant, squared.sqrt(), math.inf)
     share = defect / torch.where(far | meant, squared, 1.0)
     # A defect that is nothing but rounding, or zero, still moves with the parameters of H.
     share = torch.where(meant, share, torch.where(far, share - share.detach(), 0.0))
-    return mean + share.reshape(column) * d
+    return mean + share.reshape(column) * d, length
 
 
-def _coordinate_increments(energy: Energy, gradient: Energy, x: Tensor, y: Tensor) -> Tensor:
+def _coordinate_increments(
+    energy: Energy, gradient: Energy, x: Tensor, y: Tensor
+) -> tuple[Tensor, Float[Tensor, " batch"]]:
     start, end = x.flatten(1), y.flatten(1)
     entries = start.shape[1]
     moved = torch.ones(entries + 1, entries, dtype=torch.bool, device=x.device).tril(-1).unsqueeze(1)
@@ -170,8 +182,9 @@ def _coordinate_increments(energy: Energy, gradient: Energy, x: Tensor, y: Tenso
         rounding = (energies[1:].abs() + energies[:-1].abs()).mT + limit.abs() * sizes
         beyond = (d.abs() > torch.finfo(x.dtype).tiny) & ((gained - limit * d).abs() > 4 * eps * rounding)
         near = (d.abs() <= eps ** (1 / 3) * sizes) & ~beyond
+        length = torch.where(near, math.inf, d.abs()).amin(1)
     quotient = gained / torch.where(near, 1.0, d)
-    return torch.where(near, limit, quotient).reshape(x.shape)
+    return torch.where(near, limit, quotient).reshape(x.shape), length
 
 
 class DiscreteGradient(Integrator):
@@ -234,13 +247,12 @@ class DiscreteGradient(Integrator):
 
     def _rounding(self, form: EnergyForm, z: Tensor, x: Tensor, h: StepSize) -> Tensor:
         """What rounding of H does to h S∇̄H: ∇̄H has a component (H(z) − H(x))/‖d‖ along d."""
-        d = (z - x).flatten(1)
-        smallest = d.norm(dim=1) if self.symmetric else d.abs().amin(1)
+        length = _with_length(self.kind, form.energy, form.gradient, x, z, self.nodes)[1]
+        # Where no difference was divided another iterate may do so, at this length or beyond.
         near = torch.finfo(x.dtype).eps ** (1 / 3) * (x.flatten(1).norm(dim=1) + z.flatten(1).norm(dim=1))
-        noise = (
-            8 * torch.finfo(x.dtype).eps * (form.energy(x).abs() + form.energy(z).abs()) / torch.maximum(smallest, near)
-        )
-        unit = torch.ones_like(z) / math.sqrt(d.shape[1])
+        length = torch.where(length.isinf(), near, length)
+        noise = 8 * torch.finfo(x.dtype).eps * (form.energy(x).abs() + form.energy(z).abs()) / length
+        unit = torch.ones_like(z) / math.sqrt(z[0].numel())
         image = h * form.structure((x + z) / 2, unit)
         return torch.nan_to_num(noise * image.flatten(1).norm(dim=1), nan=0.0, posinf=0.0)
 

@@ -75,8 +75,8 @@ def pair_block(
     region = REGIONS.get_known(region_name)(slope, substeps)
     if region.first_range[1] == 0:
         raise InvalidArgument(
-            f"slope is {slope:g}, for which the region {region_name!r} holds no contractive step but 0; take a slope > 0 "
-            "or --model.region tight."
+            f"slope is {slope:g}, for which the region {region_name!r} holds no contractive step but 0; take a "
+            "slope > 0 or --model.region tight."
         )
     method: Integrator = ExactFlow() if region_name == "exact" else ExplicitEuler()
     start = (1.0 if config.step_start is None else config.step_start, 0.1)

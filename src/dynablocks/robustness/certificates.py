@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -206,6 +206,18 @@ class CertificateResult:
         """
         values = checked_epsilons(epsilons)
         return tuple(float((self.correct & (self.radii > value)).double().mean()) for value in values)
+
+    def first(self, count: int) -> CertificateResult:
+        """The same of the first samples alone, such as those that were attacked.
+
+        Example:
+            >>> labels = torch.tensor([0, 1])
+            >>> result = CertificateResult(torch.tensor([0.3, 0.0]).double(), labels, labels, body_lipschitz=1.0)
+            >>> result.first(1).certified_accuracy([0.2])
+            (1.0,)
+        """
+        some = slice(count)
+        return replace(self, radii=self.radii[some], predictions=self.predictions[some], labels=self.labels[some])
 
     def curve(self, epsilons: Sequence[float]) -> Curve:
         """Certified accuracy against epsilon."""
