@@ -133,6 +133,7 @@ def test_tampered_weights_are_caught_by_their_hash(
     genuine: Path, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], object]
 ) -> None:
     path = with_weights(changed(genuine, tmp_path, nothing), change, claim=False)
+    shutil.rmtree(tmp_path / "run" / "checkpoint.previous", ignore_errors=True)
     with pytest.raises(AuditFailed, match="the weights were changed"):
         check(path)
 
@@ -456,7 +457,7 @@ def test_edits_that_change_no_radius_are_caught_too(
         check(changed(genuine, tmp_path, change))
 
 
-@pytest.mark.parametrize("name", ["training.json", "config.yaml", "attack.json", "checkpoint/manifest.json"])
+@pytest.mark.parametrize("name", ["training.json", "config.yaml", "metrics.json", "checkpoint/manifest.json"])
 def test_a_certificate_file_does_not_overwrite_what_the_run_needs(name: str, genuine: Path, tmp_path: Path) -> None:
     run = shutil.copytree(genuine.parent / "run", tmp_path / "run")
     before = (run / name).read_bytes()

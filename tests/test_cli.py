@@ -443,7 +443,7 @@ def test_two_run_directories_are_one_too_many(command: str, finished: Path, tmp_
 def test_dry_run_says_that_another_training_is_in_the_way(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", *TINY.split(), "--out", str(finished), "--dry-run"]) == 0
     assert "training (finished)" in capsys.readouterr().out
-    assert main(["run", *TINY.split(), "--lr", "0.5", "--out", str(finished), "--dry-run"]) == 0
+    assert main(["run", *TINY.split(), "--training.lr", "0.5", "--out", str(finished), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "nothing that can be used" in said
     assert "training.lr" in said

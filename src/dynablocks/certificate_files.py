@@ -37,15 +37,18 @@ WEIGHTS = "model.safetensors"
 RUN_FILES = (
     "attack.json",
     "attack.safetensors",
+    "autoattack.json",
+    "cell.json",
     "certificate.json",
     "certificate.safetensors",
     "config.yaml",
     "metrics.json",
     "metrics.jsonl",
     "report.html",
+    "result.json",
     "training.json",
 )
-"""What a run directory holds beside its checkpoints."""
+"""What a run directory, also as a cell of ``reproduce``, holds beside its checkpoints."""
 
 
 def write_certificate(
@@ -66,7 +69,7 @@ def write_certificate(
         raise InvalidArgument(f"--json {path} is a folder; name a file in it, such as {path / 'certificate.json'}.")
     whole, run_folder = path.resolve(), directory.resolve()
     of_run = whole.parent == run_folder and whole.name in RUN_FILES
-    if of_run or whole.parent in (run_folder / "checkpoint", run_folder / "checkpoint.previous"):
+    if of_run or {run_folder / "checkpoint", run_folder / "checkpoint.previous"} & set(whole.parents):
         raise InvalidArgument(f"{path} is the run's own file; give --json another name, such as audited.json.")
     weights = weights_hash(directory)
     result = certify_run(directory, data, arithmetic=arithmetic)

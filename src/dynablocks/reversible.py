@@ -465,7 +465,7 @@ class _Plan:
             source = rests.detach().requires_grad_(True)
             self.random.restore((number, k))
             with torch.enable_grad(), self.autocast():
-                rate = substep.shear.force(source)
+                rate = substep.shear.rate(source, moves)
             time, known = substep.part * steps[substep.piece].detach(), rate.detach()
             state = substep.state(rests, moves - time * known)
             pull = pull_moves.to(rate.dtype)

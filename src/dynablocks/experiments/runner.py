@@ -77,7 +77,7 @@ def build_cells(cells: Sequence[Cell], store: Store, say: Say, *, retry: bool = 
             if before in ENDED and not (before == "failed" and retry):
                 continue
             rest = outstanding()
-            left = (time.perf_counter() - began) / (whole - rest) * rest
+            left = (time.perf_counter() - began) / max(whole - rest, cell.cost, 1e-9) * rest
             ending = f", about {duration(left)} left" if left > PATIENCE_SECONDS else ""
             took = duration(time.perf_counter() - started)
             say(f"[{number:>3}/{len(cells)}] {cell.title}: {state} in {took}{ending}")

@@ -200,7 +200,7 @@ class SeparableHamiltonian(PartitionedField):
     def gradient(self, x: Float[Tensor, "batch entries ..."]) -> Float[Tensor, "batch entries ..."]:
         """∇H = (∇V(q), ∇T(p)) per sample."""
         q, p = halves(x, self.kick.split)
-        return torch.cat([-self.kick.force(q), self.drift.force(p)], dim=1)
+        return torch.cat([-self.kick.rate(q, p), self.drift.rate(p, q)], dim=1)
 
     def structure(self, x: Tensor, v: Tensor) -> Tensor:
         """𝕁v = (v_p, −v_q)."""

@@ -154,7 +154,7 @@ def _projected_mean(
         meant = far & (defect.abs() > 4 * eps * energies)
         # Near as seen from the origin, which says nothing of H: a defect beyond all rounding counts as well.
         rounding = energies + mean.flatten(1).norm(dim=1) * sizes
-        meant = meant | ((squared > torch.finfo(x.dtype).tiny) & (defect.abs() > 4 * eps * rounding))
+        meant = meant | ((squared > eps * sizes.square()) & (defect.abs() > 4 * eps * rounding))
         length = torch.where(far | meant, squared.sqrt(), math.inf)
     share = defect / torch.where(far | meant, squared, 1.0)
     # A defect that is nothing but rounding, or zero, still moves with the parameters of H.
@@ -180,7 +180,7 @@ def _coordinate_increments(
     with torch.no_grad():
         eps, sizes = torch.finfo(x.dtype).eps, (start.norm(dim=1) + end.norm(dim=1)).unsqueeze(1)
         rounding = (energies[1:].abs() + energies[:-1].abs()).mT + limit.abs() * sizes
-        beyond = (d.abs() > torch.finfo(x.dtype).tiny) & ((gained - limit * d).abs() > 4 * eps * rounding)
+        beyond = (d.abs() > eps**0.5 * sizes) & ((gained - limit * d).abs() > 4 * eps * rounding)
         near = (d.abs() <= eps ** (1 / 3) * sizes) & ~beyond
         length = torch.where(near, math.inf, d.abs()).amin(1)
     quotient = gained / torch.where(near, 1.0, d)

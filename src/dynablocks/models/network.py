@@ -88,7 +88,8 @@ class Network(Structured):
         # M^{−1/2} multiplies the weight's rounding by at most its condition number; its own is one of the rows, where
         # distances of rows are asked for.
         slack = 1 + 2.0**-40 * (stated.image.condition - 1)
-        error = 2 * stated.image.whitening_error * stated.image.condition * _largest_row_in_distances(weight)
+        error = 2 * stated.image.whitening_error * stated.image.condition
+        error = error * _largest_row_in_distances(weight) if error else 0.0
         slack = slack / (1 - error) if error < 0.5 else math.inf
         return stated.constant * stated.metric.bounded_by(metric) * slack, stated.image.dual(weight)
 

@@ -189,8 +189,9 @@ def _targets(module: nn.Module, x: Tensor) -> list[tuple[str, nn.Module, Tensor]
             handle.remove()
     generator = torch.Generator().manual_seed(3)
     for name, part in module.named_modules():
-        if isinstance(part, Structured) and name not in seen and hasattr(part, "adjoint"):
-            sample = torch.randn(len(x), *part.in_shape, generator=generator, dtype=x.dtype)
+        if name and isinstance(part, Structured) and name not in seen and hasattr(part, "adjoint"):
+            shape = cast(Any, part).in_shape
+            sample = torch.randn(len(x), *shape, generator=generator, dtype=x.dtype)
             seen[name] = part, sample
     return [(name, part, sample) for name, (part, sample) in seen.items()]
 
@@ -289,9 +290,12 @@ def worst_pair(module: nn.Module, x: Tensor, steps: int = 30) -> tuple[float, Te
         size = sum(EUCLIDEAN.norm(image.detach()) for image in (*images, a, b))
         ratio = (EUCLIDEAN.norm(images[0] - images[1]) - rounding * size) / gap
         ratio = torch.where(gap > 0, ratio, 0.0)
-        top = int(ratio.nan_to_num(nan=math.inf).argmax())
-        if bool(ratio[top].isnan()):
+        undefined = torch.stack([~image.flatten(1).isfinite().all(1) for image in images]).any(0)
+        if bool(undefined.any()):
+            top = int(undefined.int().argmax())
             return math.inf, a[top : top + 1].detach().clone()
+        ratio = ratio.nan_to_num(nan=0.0)
+        top = int(ratio.argmax())
         if float(ratio[top].detach()) > best:
             best, where = float(ratio[top].detach()), a[top : top + 1].detach().clone()
         for point, grad in zip((a, b), torch.autograd.grad(ratio.sum(), (a, b)), strict=True):
