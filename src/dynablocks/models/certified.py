@@ -12,6 +12,7 @@ from dynablocks.fields import GradientField, PreconditionedField, leaky_relu
 from dynablocks.integrators import ExplicitEuler
 from dynablocks.lifting import ChannelMix, SpaceToDepth, ZeroLift
 from dynablocks.linear import Conv, LinearMap, OrthogonalConv, OrthogonalDense
+from dynablocks.linear.unit import UnitConv, UnitDense
 from dynablocks.models.config import ModelConfig
 from dynablocks.models.network import MODELS, ModelKind
 from dynablocks.models.paper import Shape, pair_block
@@ -39,6 +40,9 @@ def _block(config: ModelConfig, shape: Shape) -> DynamicalBlock:
         sigma = leaky_relu(0.5 if config.slope is None else config.slope)
         return pair_block(replace(config, region="exact"), shape, sigma, PrescribedSignal, "exact")
     rows = max(1, round((config.rows or 1.0) * shape[0]))
+    if config.step == "potential":
+        free: LinearMap = UnitConv(shape, rows, size, padding)
+        return DynamicalBlock(GradientField(free, "relu"), ExplicitEuler(), step_signal(config), bound=config.bound)
     linear = OrthogonalConv(shape, rows, kernel_size=size, padding=padding, method=config.method or "cayley")
     return DynamicalBlock(GradientField(linear, "relu"), ExplicitEuler(), step_signal(config), bound=config.bound)
 
@@ -75,7 +79,8 @@ def dense_steps(config: ModelConfig, features: int) -> tuple[list[nn.Module], in
         features = width
     rows = max(1, round((config.dense_rows or 1.0) * features))
     for _ in range(config.dense_layers):
-        linear: LinearMap = OrthogonalDense(features, rows, method)
+        potential = config.dense_step == "potential"
+        linear: LinearMap = UnitDense(features, rows) if potential else OrthogonalDense(features, rows, method)
         field = GradientField(linear, "relu")
         parts.append(DynamicalBlock(field, ExplicitEuler(), step_signal(config), bound=config.bound))
     return parts, features

@@ -11,7 +11,8 @@ LIFTS = ("isometric", "paper")
 WEIGHTS = ("orthogonal", "penalised", "free")
 PADDINGS = ("same", "full", "circular")
 HEADS = ("rows", "frobenius", "none")
-STEPS = ("orthogonal", "preconditioned", "exact")
+STEPS = ("orthogonal", "preconditioned", "exact", "potential")
+DENSE_STEPS = ("orthogonal", "potential")
 STEP_RULES = ("scheduled", "learned")
 BALANCES = ("pair", "network", "penalty")
 BOUNDS = ("tight", "paper")
@@ -39,7 +40,8 @@ class ModelConfig:
             free within their range, with a penalty on the logarithm of each pair's constant where it exceeds 1).
         step_penalty: weight of that penalty.
         bound: which Lipschitz constants to declare: tight or paper.
-        step: what the certified model is built of: orthogonal, preconditioned or exact.
+        step: what the certified model is built of: orthogonal, preconditioned, exact or potential (convolutions divided
+            by their norm).
         step_start: step size at the start.
         step_end: step size reached at the fraction step_until of the training (certified model).
         step_until: the fraction of the training over which the step grows.
@@ -48,6 +50,7 @@ class ModelConfig:
         stem: space-to-depth factor before the first stage (certified model).
         dense_width: features of the dense orthogonal steps before the head (certified model); 0: all of them.
         dense_layers: how many dense orthogonal steps, of all features that the last stage leaves.
+        dense_step: orthogonal (also when empty) or potential (matrices divided by their norm).
         dense_rows: the fraction of the features' directions that a dense step moves; 0.25 costs a quarter.
         penalty: weight of the orthogonality penalty of penalised convolutions.
         expansive_penalty: the same for the expansive field's map alone; empty (null): as penalty.
@@ -87,6 +90,7 @@ class ModelConfig:
     dense_width: int | None = None
     dense_layers: int | None = None
     dense_rows: float | None = None
+    dense_step: str | None = None
     penalty: float | None = None
     expansive_penalty: float | None = None
     metric_smooth: float | None = None
@@ -96,7 +100,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         choices = {"lift": LIFTS, "weights": WEIGHTS, "padding": PADDINGS, "head": HEADS, "step": STEPS}
-        choices |= {"balance": BALANCES, "bound": BOUNDS, "step_rule": STEP_RULES}
+        choices |= {"balance": BALANCES, "bound": BOUNDS, "step_rule": STEP_RULES, "dense_step": DENSE_STEPS}
         for name, allowed in choices.items():
             if getattr(self, name) is not None:
                 require_choice(name, getattr(self, name), allowed)
