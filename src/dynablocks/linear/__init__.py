@@ -6,6 +6,7 @@ from dynablocks.linear.dense import Dense, OrthogonalDense
 from dynablocks.linear.maps import LinearMap, frozen_weights, shared_weights
 from dynablocks.linear.orthogonal import ORTHOGONAL, cayley, expm, paraunitary_kernel
 from dynablocks.linear.regularisers import ocnn_penalty
+from dynablocks.linear.unit import UnitConv, UnitDense, UnitNorm
 
 __all__ = [
     "ORTHOGONAL",
@@ -17,6 +18,9 @@ __all__ = [
     "NormalisedConv",
     "OrthogonalConv",
     "OrthogonalDense",
+    "UnitConv",
+    "UnitDense",
+    "UnitNorm",
     "cayley",
     "conv_norm_bounds",
     "expm",

@@ -16,20 +16,24 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 TINY = 1e-30
+"""In place of the norm of a weight of zeros."""
 
 
 class UnitNorm(LinearMap):
-    r"""A = K/‖K‖ for a free K: x ↦ x − hAᵀσ(Ax + b) does not expand for 0 <= h <= 2, whatever K is.
+    r"""A = K/‖K‖ for a free K: the step x ↦ x − hAᵀσ(Ax + b) does not expand for 0 <= h <= 2, whatever K is.
 
-    In training ‖K‖ is one step of power iteration a training step, from the last leading vector (a lower bound, whose
-    error vanishes as K moves slowly); in evaluation it is a sound upper bound in float64, so that ‖A‖ <= 1. What is
-    declared is always the bound of the weight in use.
+    Unlike orthogonal rows, A may treat directions differently: those of small singular values stay as they are.
+
+    While gradients are taken in training mode, ‖K‖ is power iteration, one more step at each use, from the leading
+    vector of the last: a lower bound that stays close as long as K moves slowly. In evaluation it is a sound upper
+    bound in float64, kept until K changes, so that ‖A‖ <= 1. What is declared is the bound of the weight in use.
 
     Source: Meunier et al. (2022), "A dynamical system perspective for Lipschitz neural networks" (convex potential
         layers), with a sound norm in place of their hundred iterations.
     """
 
     leading: Tensor
+    _held_norm: tuple[object, float] | None = None
 
     def free_weight(self) -> Tensor:
         """K."""
@@ -50,7 +54,14 @@ class UnitNorm(LinearMap):
         image = self.multiply_adjoint(weight, self.multiply(weight, self.leading))
         length = image.norm()
         # A weight of zeros says nothing of directions; the next one needs a vector to start from.
-        self.leading.copy_(torch.where(length > 0, image / length.clamp_min(TINY), self.leading))
+        self.leading.copy_(torch.where(length > TINY, image / length.clamp_min(TINY), self.leading))
+
+    def _norm(self, weight: Tensor) -> float:
+        """The upper bound of ‖K‖; a stale one would only scale A, whose own norm is what is declared."""
+        state = id(weight), weight._version, weight.data_ptr(), weight.dtype
+        if self._held_norm is None or self._held_norm[0] != state:
+            self._held_norm = state, self.free_norm_bounds().upper
+        return self._held_norm[1]
 
     def compute_weight(self) -> Tensor:
         """K/‖K‖."""
@@ -58,11 +69,11 @@ class UnitNorm(LinearMap):
         if self.training and torch.is_grad_enabled():
             self._iterate(weight)
             return weight / self.multiply(weight, self.leading).norm().clamp_min(TINY)
-        return weight / max(self.free_norm_bounds().upper, TINY)
+        return weight / max(self._norm(weight), TINY)
 
 
 class UnitConv(UnitNorm, Conv):
-    r"""A convolution divided by its norm.
+    r"""A convolution divided by its norm; see :class:`UnitNorm` and :class:`Conv`.
 
     Example:
         >>> conv = UnitConv((2, 5, 5), 3, 3, "circular").eval()
@@ -82,7 +93,7 @@ class UnitConv(UnitNorm, Conv):
 
 
 class UnitDense(UnitNorm, Dense):
-    r"""A matrix divided by its norm.
+    r"""A matrix divided by its norm; see :class:`UnitNorm`.
 
     Example:
         >>> linear = UnitDense(4, 3).eval()

@@ -11,8 +11,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields import GradientField, PreconditionedField, leaky_relu
 from dynablocks.integrators import ExplicitEuler
 from dynablocks.lifting import ChannelMix, SpaceToDepth, ZeroLift
-from dynablocks.linear import Conv, LinearMap, OrthogonalConv, OrthogonalDense
-from dynablocks.linear.unit import UnitConv, UnitDense
+from dynablocks.linear import Conv, LinearMap, OrthogonalConv, OrthogonalDense, UnitConv, UnitDense
 from dynablocks.models.config import ModelConfig
 from dynablocks.models.network import MODELS, ModelKind
 from dynablocks.models.paper import Shape, pair_block

@@ -50,8 +50,8 @@ class ModelConfig:
         stem: space-to-depth factor before the first stage (certified model).
         dense_width: features of the dense orthogonal steps before the head (certified model); 0: all of them.
         dense_layers: how many dense orthogonal steps, of all features that the last stage leaves.
-        dense_step: orthogonal (also when empty) or potential (matrices divided by their norm).
         dense_rows: the fraction of the features' directions that a dense step moves; 0.25 costs a quarter.
+        dense_step: orthogonal (also when empty) or potential (matrices divided by their norm, which take no inverse).
         penalty: weight of the orthogonality penalty of penalised convolutions.
         expansive_penalty: the same for the expansive field's map alone; empty (null): as penalty.
         metric_smooth: weight of a constant change of the image, relative to pixel noise, in the norm that the metric

@@ -1,0 +1,154 @@
+"""Maps divided by their norm against dense float64 matrices: at the start, after training, and for hostile weights."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynablocks.blocks import DynamicalBlock
+from dynablocks.fields import GradientField
+from dynablocks.integrators import ExplicitEuler
+from dynablocks.linear import LinearMap, UnitConv, UnitDense, frozen_weights, shared_weights
+from dynablocks.properties import verify
+from dynablocks.robustness.audit import singular_range
+from dynablocks.switching import FreeSignal
+
+MAKERS = {
+    "dense, wide": lambda: UnitDense(9, 4),
+    "dense, tall": lambda: UnitDense(4, 9),
+    "circular": lambda: UnitConv((3, 4, 4), 5, 3, "circular"),
+    "same": lambda: UnitConv((3, 4, 4), 2, 3),
+    "full": lambda: UnitConv((2, 3, 4), 2, 2, "full"),
+}
+EVERY_MAP = pytest.mark.parametrize("name", MAKERS)
+
+
+def largest(linear: LinearMap) -> float:
+    """The norm of the map as it is, by a dense SVD."""
+    with torch.no_grad():
+        return float(np.linalg.svd(linear.dense_matrix().numpy(), compute_uv=False)[0])
+
+
+def free(linear: LinearMap) -> nn.Parameter:
+    return next(p for p in linear.parameters() if p.ndim > 1)
+
+
+@EVERY_MAP
+@pytest.mark.parametrize("scale", [1.0, 1e3, 1e-6])
+def test_the_norm_is_one_in_evaluation_whatever_the_weight(name: str, scale: float) -> None:
+    linear = MAKERS[name]().double().eval()
+    with torch.no_grad():
+        free(linear).mul_(scale).add_(0.3 * scale * torch.randn_like(free(linear)))
+    # With "same" padding the bound is that of a larger torus.
+    least = 0.8 if name == "same" else 1 - 1e-9
+    assert least <= largest(linear) <= 1 + 1e-12
+    assert largest(linear) <= linear.norm_bounds().upper
+    assert singular_range(linear)[0] <= 1 + 1e-9 or name == "same"
+
+
+@EVERY_MAP
+def test_a_weight_of_zeros_and_one_of_rank_one(name: str) -> None:
+    linear = MAKERS[name]().double()
+    with torch.no_grad():
+        free(linear).zero_()
+    for mode in (linear.train(), linear.eval()):
+        assert largest(mode) == 0
+        assert bool(mode.compute_weight().isfinite().all())
+    with torch.no_grad():
+        free(linear)[0, 0] = 2.0
+    linear.train()
+    for _ in range(60):
+        linear.compute_weight()
+    assert largest(linear.eval()) <= 1 + 1e-12
+    assert float(linear.train().compute_weight().detach().abs().max()) > 0
+
+
+@EVERY_MAP
+def test_training_divides_by_power_iteration_which_gets_close_from_below(name: str) -> None:
+    linear = MAKERS[name]().double().train()
+    for _ in range(300):
+        weight = linear.compute_weight()
+    norm = float(np.linalg.svd(linear.eval().dense_matrix().detach().numpy(), compute_uv=False)[0])
+    scale = float(weight.detach().norm() / linear.compute_weight().norm())
+    assert 1 - 1e-9 <= scale * norm <= 1 + 1e-3
+
+
+@EVERY_MAP
+def test_the_gradient_is_that_of_the_quotient_with_its_norm(name: str) -> None:
+    torch.manual_seed(0)
+    linear = MAKERS[name]().double().train()
+    with torch.no_grad():
+        # An orthogonal start has many leading vectors, and its norm no gradient.
+        free(linear).normal_()
+    for _ in range(2000):
+        linear.compute_weight()
+    direction = torch.randn_like(free(linear))
+    (found,) = torch.autograd.grad((linear.compute_weight() * direction).sum(), free(linear))
+    twin = copy.deepcopy(linear)
+
+    def quotient(weight: Tensor) -> Tensor:
+        units = torch.eye(int(np.prod(twin.in_shape)), dtype=torch.float64).reshape(-1, *twin.in_shape)
+        matrix = twin.multiply(weight, units).flatten(1)
+        return (weight / torch.linalg.matrix_norm(matrix, ord=2) * direction).sum()
+
+    expected = torch.func.grad(quotient)(free(linear).detach())
+    assert (found - expected).norm() <= 2e-3 * expected.norm()
+
+
+@EVERY_MAP
+def test_steps_do_not_expand_after_training(name: str) -> None:
+    torch.manual_seed(1)
+    block = DynamicalBlock(GradientField(MAKERS[name](), "relu"), ExplicitEuler(), FreeSignal(2.0))
+    optimiser = torch.optim.Adam(block.parameters(), lr=0.05)
+    x = torch.randn(16, *block.in_shape)
+    for _ in range(10):
+        optimiser.zero_grad()
+        with shared_weights(block):
+            (block(x) + x).square().mean().backward()
+        optimiser.step()
+    block.eval()
+    assert block.properties.lipschitz <= 1 + 1e-5
+    assert verify(block, x[:4], deep=True).passed
+
+
+def test_the_norm_is_kept_until_the_weight_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = UnitDense(5, 3).eval()
+    counted: list[int] = []
+    original = UnitDense.free_norm_bounds
+    monkeypatch.setattr(UnitDense, "free_norm_bounds", lambda self: counted.append(1) or original(self))
+    for _ in range(3):
+        linear(torch.ones(1, 5))
+    with frozen_weights(linear):
+        linear(torch.ones(1, 5))
+    assert len(counted) == 1
+    with torch.no_grad():
+        linear.matrix.mul_(5.0)
+    assert largest(linear) <= 1 + 1e-6
+    assert len(counted) == 2
+    linear.load_state_dict(UnitDense(5, 3).state_dict())
+    assert largest(linear) <= 1 + 1e-6
+    assert len(counted) == 3
+    assert largest(copy.deepcopy(linear).double()) <= 1 + 1e-12
+
+
+def test_the_iteration_goes_on_from_the_stored_vector() -> None:
+    one, other = UnitConv((2, 4, 4), 3, 3, "circular").train(), UnitConv((2, 4, 4), 3, 3, "circular").train()
+    for _ in range(5):
+        one.compute_weight()
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(one.compute_weight(), other.compute_weight())
+
+
+def test_a_step_that_trusts_too_small_a_norm_is_caught() -> None:
+    """The broken twin: divided by half the norm."""
+
+    class Halved(UnitDense):
+        def compute_weight(self) -> Tensor:
+            return 2 * super().compute_weight()
+
+    block = DynamicalBlock(GradientField(Halved(4, 4), "relu"), ExplicitEuler(), FreeSignal(2.0)).eval()
+    assert block.properties.lipschitz > 2
