@@ -261,33 +261,3 @@ def test_a_slope_without_contractive_steps_is_refused(name: str, region: str) ->
     with pytest.raises(InvalidArgument, match=f"slope is 0, for which the region '{region}' holds no contractive step"):
         build(ModelConfig(name, **TINY, slope=0.0, region=region), (1, 8, 8), 10)
     build(ModelConfig(name, **TINY, slope=0.0, region="tight"), (1, 8, 8), 10)
-
-
-@EVERY_MODEL
-@pytest.mark.parametrize("stem", [1, 2, 4])
-def test_folds_in_training_are_convolutions_with_the_same_result(name: str, stem: int) -> None:
-    config = ModelConfig(name, widths=(16, 20), layers=(1, 1), stem=stem if name in ("certified", "metric") else None)
-    network = build(config, (1, 8, 8), 10, seed=0).double().train()
-    pixels = torch.rand(3, 1, 8, 8, dtype=torch.float64)
-    called: list[str] = []
-    original = torch.nn.functional.pixel_unshuffle
-    torch.nn.functional.pixel_unshuffle = lambda *given: called.append("unshuffle") or original(*given)
-    try:
-        found = network(pixels)
-    finally:
-        torch.nn.functional.pixel_unshuffle = original
-    assert not called
-    expected = network.head(network.body(pixels))
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    slopes, wanted = (torch.autograd.grad(z.square().sum(), parameters, allow_unused=True) for z in (found, expected))
-    torch.testing.assert_close(slopes, wanted, rtol=1e-10, atol=1e-10)
-
-
-def test_parts_with_hooks_are_called_in_training_too() -> None:
-    network = build(ModelConfig("certified", **TINY), (1, 8, 8), 10, seed=0).train()
-    seen: list[str] = []
-    for part in network.body:
-        part.register_forward_hook(lambda part, inputs, output: seen.append(type(part).__name__))
-    network(torch.rand(2, 1, 8, 8))
-    assert seen == [type(part).__name__ for part in network.body]

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
-from dynablocks.lifting import ChannelMix, Head, PixelNormalisation, SpaceToDepth, ZeroLift
+from dynablocks.lifting import Head, PixelNormalisation
 from dynablocks.metrics import Channelwise, SpectralMetric
 from dynablocks.models.config import ModelConfig
 from dynablocks.properties import EUCLIDEAN, Declaration, Lipschitz, Metric, Properties, Structured, compose, declare
@@ -49,8 +48,7 @@ class Network(Structured):
         if x.ndim != 4 or tuple(x.shape[1:]) != self.input_shape:
             taken = ", ".join(map(str, self.input_shape))
             raise InvalidArgument(f"the images have shape {tuple(x.shape)}; the network takes (batch, {taken}).")
-        features = _with_strides(self.body, x) if self.training else self.body(x)
-        logits: Tensor = self.head(features)
+        logits: Tensor = self.head(self.body(x))
         return logits
 
     def declare(self) -> Declaration:
@@ -98,26 +96,6 @@ class Network(Structured):
     def blocks(self) -> list[tuple[str, DynamicalBlock]]:
         """The dynamical blocks in order, with their names."""
         return [(name, m) for name, m in self.named_modules() if isinstance(m, DynamicalBlock)]
-
-
-def _with_strides(body: nn.Sequential, x: Tensor) -> Tensor:
-    """The body's map, in which space to depth, zeros appended and the mix of channels are one convolution with stride.
-
-    For training: the same products, without the copies in between. Parts with hooks are called themselves.
-    """
-    parts = list(body)
-    while parts:
-        count = 3 if len(parts) > 2 and type(parts[1]) is ZeroLift else 2
-        fold, mix = parts[0], parts[:count][-1]
-        hooked = any(part._forward_hooks or part._forward_pre_hooks for part in parts[:count])
-        if type(fold) is SpaceToDepth and type(mix) is ChannelMix and not hooked:
-            kernel = mix.weight[:, : x.shape[1] * fold.factor**2].reshape(-1, x.shape[1], fold.factor, fold.factor)
-            x = functional.conv2d(x, kernel, None, fold.factor)
-            parts = parts[count:]
-        else:
-            x = parts[0](x)
-            parts = parts[1:]
-    return x
 
 
 def _largest_row_in_distances(weight: Tensor) -> float:
