@@ -118,27 +118,6 @@ def test_kernels_made_in_a_batch_are_those_made_alone() -> None:
     assert alone.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_products_in_bfloat16_round_gradients_alone_and_those_of_float32_alone(dtype: torch.dtype) -> None:
-    linear = OrthogonalDense(24, 6).to(dtype)
-    direction = torch.randn(6, 24, dtype=dtype)
-
-    def weight_and_gradient(arithmetic: torch.dtype | None) -> tuple[Tensor, Tensor]:
-        with shared_weights(linear, gradients=arithmetic):
-            weight = linear.weight
-        return weight.detach(), torch.autograd.grad((weight * direction).sum(), linear.matrix)[0]
-
-    (exact, wanted), (weight, found) = weight_and_gradient(None), weight_and_gradient(torch.bfloat16)
-    assert torch.equal(weight, exact)
-    size = float(direction.norm() * (1 + torch.linalg.matrix_norm(linear.matrix.detach(), ord=2)) ** 2)
-    difference = float((found - wanted).norm())
-    if dtype == torch.float64:
-        assert difference == 0
-    else:
-        assert 0 < difference <= 4 * torch.finfo(torch.bfloat16).eps * size
-    assert torch.equal(linear.compute_weight(), exact), "the format ends with the context"
-
-
 @pytest.mark.parametrize("linear", [OrthogonalDense(9, 4), OrthogonalConv((6, 4, 4), 4, 3), ChannelMix((6, 4, 4), 3)])
 def test_weights_are_made_in_their_own_precision_under_autocast(linear: LinearMap) -> None:
     with torch.autocast("cpu", torch.bfloat16):

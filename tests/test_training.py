@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from dataclasses import replace
@@ -16,7 +15,6 @@ from torch import nn
 import dynablocks.training.loop as loop_module
 from dynablocks.data import DataSplits, ImageDataset
 from dynablocks.errors import BadCheckpoint, BadData, DynablocksError, InvalidArgument
-from dynablocks.linear import shared_weights
 from dynablocks.models import ModelConfig, build
 from dynablocks.training import (
     LOSSES,
@@ -306,21 +304,6 @@ def test_bf16_trains_on_a_cpu() -> None:
     summary = fit(small_model(), quadrants(), config)
     assert summary.precision == "bf16"
     assert summary.metrics["accuracy"] > 0.7
-
-
-@pytest.mark.parametrize(("precision", "expected"), [("32", None), ("bf16", torch.bfloat16)])
-def test_orthogonal_weights_have_gradients_in_the_arithmetic_of_the_training(
-    precision: str, expected: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    formats: list[torch.dtype | None] = []
-
-    def noted(*modules: nn.Module, gradients: torch.dtype | None = None) -> contextlib.AbstractContextManager[None]:
-        formats.append(gradients)
-        return shared_weights(*modules, gradients=gradients)
-
-    monkeypatch.setattr(loop_module, "shared_weights", noted)
-    fit(small_model(), quadrants(), TrainingConfig(epochs=1, batch_size=16, precision=precision, device="cpu"))
-    assert set(formats) == {expected}
 
 
 def test_choose_precision_takes_the_faster_and_leaves_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

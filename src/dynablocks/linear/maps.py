@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.linear.bounds import Bounds
-from dynablocks.linear.orthogonal import gradient_products
 from dynablocks.properties import Declaration, Equivariant, GradientNormPreserving, Lipschitz, Property, Structured
 
 if TYPE_CHECKING:
@@ -166,28 +165,23 @@ def require_shape(module: object, shape: tuple[int, ...], x: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def shared_weights(*modules: nn.Module, gradients: torch.dtype | None = None) -> Iterator[None]:
+def shared_weights(*modules: nn.Module) -> Iterator[None]:
     """Within the context every linear map of ``modules`` computes its weight once, with gradients.
 
     Maps of one :meth:`LinearMap.weight_group` compute theirs together.
-
-    Args:
-        modules: what is to be called in the context.
-        gradients: see :func:`dynablocks.linear.orthogonal.gradient_products`.
     """
     held = [m for module in modules for m in module.modules() if isinstance(m, LinearMap) and m._held is None]
     groups: dict[Hashable, list[LinearMap]] = {}
     try:
-        with gradient_products(gradients):
-            for linear in held:
-                group = linear.weight_group()
-                if group is None:
-                    linear.hold(linear.compute_weight())
-                else:
-                    groups.setdefault(group, []).append(linear)
-            for alike in groups.values():
-                for linear, weight in zip(alike, alike[0].compute_weights(alike), strict=True):
-                    linear.hold(weight)
+        for linear in held:
+            group = linear.weight_group()
+            if group is None:
+                linear.hold(linear.compute_weight())
+            else:
+                groups.setdefault(group, []).append(linear)
+        for alike in groups.values():
+            for linear, weight in zip(alike, alike[0].compute_weights(alike), strict=True):
+                linear.hold(weight)
         yield
     finally:
         for linear in held:

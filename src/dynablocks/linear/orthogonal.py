@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,33 +26,6 @@ made from the skew-symmetric
 
 For p = n that is S = W − Wᵀ."""
 
-_arithmetic: ContextVar[torch.dtype | None] = ContextVar("arithmetic", default=None)
-
-
-@contextlib.contextmanager
-def gradient_products(arithmetic: torch.dtype | None) -> Iterator[None]:
-    """Within the context frames of float32 parameters get gradients whose large products are made in this format.
-
-    The frames themselves are made in full precision all the same. For mixed training, where the gradient of a frame
-    comes from products in bfloat16 already.
-
-    Args:
-        arithmetic: the format; ``None`` for that of the parameters.
-
-    Example:
-        >>> free = torch.randn(8, 3, requires_grad=True)
-        >>> with gradient_products(torch.bfloat16):
-        ...     rounded = torch.autograd.grad(cayley(free).sum(), free)[0]
-        >>> exact = torch.autograd.grad(cayley(free).sum(), free)[0]
-        >>> 0 < float((rounded - exact).norm() / exact.norm()) < 0.05
-        True
-    """
-    token = _arithmetic.set(arithmetic)
-    try:
-        yield
-    finally:
-        _arithmetic.reset(token)
-
 
 @ORTHOGONAL.register("cayley")
 def cayley(free: Float[Tensor, "*batch n p"]) -> Float[Tensor, "*batch n p"]:
@@ -71,61 +43,11 @@ def cayley(free: Float[Tensor, "*batch n p"]) -> Float[Tensor, "*batch n p"]:
         >>> bool(torch.allclose(q.mT @ q, torch.eye(2, dtype=torch.float64)))
         True
     """
-    arithmetic = _arithmetic.get() if free.dtype == torch.float32 else None
-    return _Cayley.of(free, arithmetic or free.dtype)[0]
-
-
-class _Cayley(torch.autograd.Function):
-    r"""Q = (D − I; −BD) and D = 2M⁻¹ with M = I + A − Aᵀ + BᵀB: dD = −½ D dM D, dM = dA − dAᵀ + dBᵀB + BᵀdB.
-
-    A gradient takes three products as large as BᵀB, where autograd through the formula takes four, and their sums. They
-    are made in the format ``arithmetic``.
-    """
-
-    @classmethod
-    def of(cls, free: Tensor, arithmetic: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The map, recorded by autograd."""
-        frame, doubled = cls.apply(free, arithmetic)  # type: ignore[no-untyped-call]
-        return frame, doubled
-
-    @staticmethod
-    def forward(free: Tensor, arithmetic: torch.dtype) -> tuple[Tensor, Tensor]:
-        with _own_precision(free):
-            upper, lower = _parts(free)
-            eye = torch.eye(free.shape[-1], dtype=free.dtype, device=free.device)
-            doubled = 2 * invert_matrices(eye + (upper - upper.mT) + lower.mT @ lower)
-            return torch.cat([doubled - eye, lower @ -doubled], -2), doubled
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, torch.dtype], output: tuple[Tensor, Tensor]) -> None:
-        free, ctx.arithmetic = inputs
-        ctx.save_for_backward(free, output[1])
-        ctx.save_for_forward(free, output[1])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        free, doubled = ctx.saved_tensors
-        above, below = _parts(gradients[0])
-        lower, below = _parts(free)[1].to(ctx.arithmetic), below.to(ctx.arithmetic)
-        onto_doubled = gradients[1] + above - lower.mT @ below
-        onto_matrix = doubled.mT @ (-0.5 * onto_doubled) @ doubled.mT
-        through_square = lower @ (onto_matrix + onto_matrix.mT).to(ctx.arithmetic)
-        onto_lower = (through_square - below @ doubled.mT.to(ctx.arithmetic)).to(free.dtype)
-        return torch.cat([onto_matrix - onto_matrix.mT, onto_lower], -2), None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
-        free, doubled = ctx.saved_tensors
-        lower, (upper_moves, lower_moves) = _parts(free)[1], _parts(tangents[0])
-        product = lower_moves.mT @ lower
-        moves = doubled @ (-0.5 * (upper_moves - upper_moves.mT + product + product.mT)) @ doubled
-        return torch.cat([moves, -(lower_moves @ doubled + lower @ moves)], -2), moves
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int, None], free: Tensor, arithmetic: torch.dtype
-    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        return _Cayley.of(free.movedim(in_dims[0], 0), arithmetic), (0, 0)
+    with _own_precision(free):
+        upper, lower = _parts(free)
+        eye = torch.eye(free.shape[-1], dtype=free.dtype, device=free.device)
+        doubled = 2 * invert_matrices(eye + (upper - upper.mT) + lower.mT @ lower)
+        return torch.cat([doubled - eye, -(lower @ doubled)], -2)
 
 
 @ORTHOGONAL.register("expm")

@@ -26,7 +26,7 @@ from dynablocks.training.checkpoint import find_checkpoint, load_weights, read_c
 from dynablocks.training.config import TrainingConfig
 from dynablocks.training.display import Display
 from dynablocks.training.losses import logit_scale
-from dynablocks.training.precision import choose_device, gradient_arithmetic
+from dynablocks.training.precision import choose_device
 from dynablocks.training.record import METRICS, append_metrics, check_same_run, cut_metrics, describe_run
 from dynablocks.training.schedules import learning_rate_factor
 from dynablocks.training.session import Session, Tally, diverged, require_finite_weights
@@ -177,7 +177,7 @@ def take_step(session: Session) -> None:
         group["lr"] = learning_rate
     set_progress(model, plan.progress(session.step + 1))
     pixels, labels = session.batch()
-    with shared_weights(model, gradients=gradient_arithmetic(session.precision)):
+    with shared_weights(model):
         loss, logits = training_loss(session, pixels, labels)
         penalty = regularisation(model) if config.regularisation else None
         if penalty is not None:

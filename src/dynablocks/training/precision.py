@@ -54,22 +54,12 @@ def choose_precision(model: nn.Module, sample_batch: Tensor, device: torch.devic
     return "bf16" if fastest["32"] > NEEDED_GAIN * fastest["bf16"] else "32"
 
 
-def gradient_arithmetic(precision: str) -> torch.dtype | None:
-    """What :func:`dynablocks.linear.shared_weights` makes the gradients of weights in, beside this precision.
-
-    Example:
-        >>> gradient_arithmetic("bf16"), gradient_arithmetic("16")
-        (torch.bfloat16, None)
-    """
-    return torch.bfloat16 if precision == "bf16" else None
-
-
 def timed_step(model: nn.Module, batch: Tensor, device: torch.device, precision: str) -> float:
     """Seconds that one forward and backward pass takes."""
     synchronise(device)
     start = time.perf_counter()
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-    with shared_weights(model, gradients=gradient_arithmetic(precision)), autocast:
+    with shared_weights(model), autocast:
         logits = model(batch)
     logits.float().square().mean().backward()
     model.zero_grad(set_to_none=True)
