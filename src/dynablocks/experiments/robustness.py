@@ -89,11 +89,12 @@ class Row:
         return None if summary is None else _curve(summary["certified_accuracy"], summary["samples"])
 
     def certified_of_attacked(self, store: Store) -> Curve | None:
-        """Certified accuracy on the images that were attacked, at the attack's radii; ``None`` when not run."""
-        attacked, summary = self.attacked(store), store.result(self.certificate)
-        if attacked is None or summary is None:
+        """Certified accuracy on the images that were attacked, at the attack's and the certificate's radii."""
+        attacked, certified = self.attacked(store), self.certified(store)
+        if attacked is None or certified is None:
             return None
-        return stored_certificate(self.certificate, store).first(attacked.samples).curve(attacked.epsilons)
+        radii = sorted({*attacked.epsilons, *(e for e in certified.epsilons if e <= attacked.epsilons[-1])})
+        return stored_certificate(self.certificate, store).first(attacked.samples).curve(radii)
 
     def certified_at(self, store: Store, epsilon: float = CERTIFIED_EPSILON) -> float | None:
         """Certified accuracy at one radius; ``None`` when not run."""

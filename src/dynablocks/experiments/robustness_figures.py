@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dynablocks.experiments.robustness import Row
 from dynablocks.reporting.figures import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILION, new_figure, styled
 from dynablocks.robustness import Curve
@@ -57,9 +59,9 @@ def gap_figure(rows: Sequence[Row], store: Store, *, watermark: str | None = Non
         _draw(axes, certified, BLUE, "-", label="certified")
         proved = row.certified_of_attacked(store)
         if worst is not None and proved is not None:
-            low, high = proved.accuracies, worst.accuracies
-            radii = list(worst.epsilons)
-            axes.fill_between(radii, [100 * v for v in low], [100 * v for v in high], color=ORANGE, alpha=0.2, lw=0)
+            high = np.interp(proved.epsilons, worst.epsilons, worst.accuracies)
+            low = np.asarray(proved.accuracies)
+            axes.fill_between(proved.epsilons, 100 * low, 100 * high, color=ORANGE, alpha=0.2, lw=0)
         bound = (store.result(row.certificate) or {}).get("body_lipschitz")
         note = "not run" if certified is None else f"bound {bound:.3g}" if bound is not None else "bound infinite"
         axes.set_title(f"{row.label}{'' if row.margin is None else f', {row.margin:g}'}: {note}", fontsize=8.5)
