@@ -172,12 +172,8 @@ class NormalisedConv(Conv):
         """Divide the kernel by max(1, ‖W‖), ‖W‖ from power iteration started at the last leading vector."""
         if not self.project:
             return
-        v = self.leading
         for _ in range(iterations):
-            image = self.multiply_adjoint(self.kernel, self.multiply(self.kernel, v / v.norm()))
-            # A kernel of zeros says nothing about directions; the next one needs a vector to start from.
-            v = torch.where(image.norm() > 0, image, v)
-        self.leading.copy_(v / v.norm())
+            self.leading.copy_(self.power_step(self.kernel, self.leading / self.leading.norm()))
         self.kernel.div_(self.multiply(self.kernel, self.leading).norm().clamp_min(1.0))
 
     def regularisation(self) -> Tensor | None:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["Bounds", "LinearMap", "frozen_weights", "shared_weights"]
 
 
+TINY = 1e-30
+"""Divides in place of a norm that is zero."""
+
+
 class LinearMap(Structured):
     """x ↦ Ax between spaces of declared shapes, with the adjoint y ↦ Aᵀy.
 
@@ -122,6 +126,13 @@ class LinearMap(Structured):
     def adjoint(self, y: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """Aᵀ y for a batch."""
         return self.multiply_adjoint(self.weight, y)
+
+    @torch.no_grad()
+    def power_step(self, weight: Tensor, vector: Tensor) -> Tensor:
+        """AᵀAv/‖AᵀAv‖, a step of power iteration; v itself where that is zero, which says nothing of directions."""
+        image = self.multiply_adjoint(weight, self.multiply(weight, vector))
+        length = image.norm()
+        return torch.where(length > TINY, image / length.clamp_min(TINY), vector)
 
     def dense_matrix(self) -> Float[Tensor, "outputs inputs"]:
         """The matrix of the map in float64, by applying it to the unit vectors: the oracle for every bound."""

@@ -10,13 +10,10 @@ from torch import Tensor
 from dynablocks.linear.bounds import Bounds, conv_norm_bounds, linear_norm_bounds
 from dynablocks.linear.convolution import Conv
 from dynablocks.linear.dense import Dense
-from dynablocks.linear.maps import LinearMap
+from dynablocks.linear.maps import TINY, LinearMap
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-
-TINY = 1e-30
-"""In place of the norm of a weight of zeros."""
 
 
 class UnitNorm(LinearMap):
@@ -47,14 +44,7 @@ class UnitNorm(LinearMap):
         """Register the leading vector and bring it near."""
         self.register_buffer("leading", torch.randn(1, *self.in_shape))
         for _ in range(steps):
-            self._iterate(self.free_weight())
-
-    @torch.no_grad()
-    def _iterate(self, weight: Tensor) -> None:
-        image = self.multiply_adjoint(weight, self.multiply(weight, self.leading))
-        length = image.norm()
-        # A weight of zeros says nothing of directions; the next one needs a vector to start from.
-        self.leading.copy_(torch.where(length > TINY, image / length.clamp_min(TINY), self.leading))
+            self.leading.copy_(self.power_step(self.free_weight(), self.leading))
 
     def _norm(self, weight: Tensor) -> float:
         """The upper bound of ‖K‖; a stale one would only scale A, whose own norm is what is declared."""
@@ -67,7 +57,7 @@ class UnitNorm(LinearMap):
         """K/‖K‖."""
         weight = self.free_weight()
         if self.training and torch.is_grad_enabled():
-            self._iterate(weight)
+            self.leading.copy_(self.power_step(weight, self.leading))
             return weight / self.multiply(weight, self.leading).norm().clamp_min(TINY)
         return weight / max(self._norm(weight), TINY)
 
