@@ -95,6 +95,7 @@ CASES: dict[str, tuple[str, Prepare]] = {
     "even kernel with same padding": ("train --preset smoke --model.padding same --model.kernel_size 2", _nothing),
     "slope above 1": ("train --preset smoke --model.slope 1.5", _nothing),
     "unknown region": ("train --model prescribed --preset smoke --model.region tigt", _nothing),
+    "a setting of other models": ("train --preset smoke --model.lift paper", _nothing),
     "exact flow without orthogonal rows": ("train --model prescribed --preset smoke --model.region exact", _nothing),
     "negative epsilon": ("train --preset smoke --attack.epsilons [-0.1]", _nothing),
     "unknown attack loss": ("train --preset smoke --attack.losses [cw]", _nothing),

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,6 +17,8 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.linear import ORTHOGONAL
 from dynablocks.metrics import DenseMetric, SpectralMetric, _spectral_factors
 from dynablocks.models import MODELS, ModelConfig, build
+from dynablocks.models.config import DENSE_STEPS, STEPS, WEIGHTS
+from dynablocks.models.network import SHARED
 from dynablocks.properties import declare, explain
 from dynablocks.properties.verify import jacobian_norms
 from dynablocks.registry import Registry
@@ -230,6 +236,61 @@ def test_pixel_normalisation_counts_in_the_certificate() -> None:
 def test_bad_configurations_get_one_sentence(make, sentence: str) -> None:
     with pytest.raises(InvalidArgument, match=sentence):
         make()
+
+
+ELSEWHERE = {
+    "lift": "paper",
+    "rows": 0.5,
+    "slope": 0.25,
+    "substeps": 3,
+    "region": "tight",
+    "balance": "network",
+    "step_penalty": 2.0,
+    "step": "exact",
+    "step_start": 0.7,
+    "step_end": 1.5,
+    "step_until": 0.5,
+    "step_rule": "learned",
+    "stem": 4,
+    "dense_width": 4,
+    "dense_layers": 1,
+    "dense_rows": 0.5,
+    "dense_step": "potential",
+    "expansive_penalty": 0.5,
+    "metric_smooth": 0.5,
+    "metric_wavelength": 4.0,
+}
+"""A value, not the default, of each setting that some model does not have."""
+
+
+class Recorded(ModelConfig):
+    """A configuration that notes which settings the functions that build bodies read."""
+
+    read: ClassVar[set[str]] = set()
+
+    def __getattribute__(self, name: str) -> Any:
+        if Path(sys._getframe(1).f_code.co_filename).name in ("paper.py", "certified.py", "metric.py"):
+            self.read.add(name)
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_model_has_the_settings_that_it_reads_and_refuses_others(name: str) -> None:
+    kind, settings = MODELS[name], {field.name for field in fields(ModelConfig)}
+    Recorded.read.clear()
+    ways: list[dict[str, Any]] = [{"weights": weights} for weights in WEIGHTS]
+    ways += [{"step": step} for step in STEPS] if "step" in kind.settings else []
+    ways += [{"dense_layers": 1, "dense_step": step} for step in DENSE_STEPS] if "step" in kind.settings else []
+    for way in ways:
+        build(Recorded(name, **TINY, **way), (1, 8, 8), 3)
+    # Pairs of exact steps have the region of that name, whatever the configuration says.
+    own = {"region"} if "step" in kind.settings else set()
+    assert Recorded.read & settings - SHARED - own == kind.settings
+    for other in settings - kind.settings - SHARED:
+        value = ELSEWHERE[other]
+        with pytest.raises(InvalidArgument, match=f"{other} is {value!r}, but model {name} has no such setting; leave"):
+            build(ModelConfig(name, **TINY, **{other: value}), (1, 8, 8), 3)
+    build(kind.defaults, (3, 32, 32), 3)
 
 
 def test_every_part_takes_the_settings_of_the_model() -> None:

@@ -260,13 +260,14 @@ def _parse_run(command: str, summary: str, arguments: Sequence[str]) -> tuple[Ru
     if "-h" in arguments or "--help" in arguments:
         parser.parse_args(["--help"])
     preset, model, data = _given(arguments)
-    MODELS.get_known(model)
+    kind = MODELS.get_known(model)
     settings = preset_settings(preset, model, data)
     parser.set_defaults({f"{g}.{k}": v for g, values in settings.items() for k, v in values.items()})
     parser.set_defaults({"preset": preset, "model.name": model, "data.name": data})
     options = parser.parse_args(arguments)
     built = parser.instantiate(options)
     config = RunConfig(**{field.name: getattr(built, field.name) for field in fields(RunConfig)})
+    kind.require_settings(config.model)
     out = options.out or Path("runs") / f"{data}-{model}-{preset.replace('/', '-')}"
     options.out = out
     return config, options
@@ -479,7 +480,7 @@ def _verify(arguments: Sequence[str]) -> int:
 
 
 def _explain(arguments: Sequence[str]) -> int:
-    from dynablocks.models import MODELS, ModelConfig, build
+    from dynablocks.models import ModelConfig, build
     from dynablocks.pipeline import load
     from dynablocks.properties import explain
 
@@ -499,7 +500,6 @@ def _explain(arguments: Sequence[str]) -> int:
         network = load(directory)
     else:
         model = parser.instantiate(options).model
-        MODELS.get_known(model.name)
         network = build(model, (3, 32, 32), 10, seed=0)
     print(explain(network, options.depth))
     return 0

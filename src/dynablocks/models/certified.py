@@ -14,7 +14,7 @@ from dynablocks.lifting import ChannelMix, SpaceToDepth, ZeroLift
 from dynablocks.linear import Conv, LinearMap, OrthogonalConv, OrthogonalDense, UnitConv, UnitDense
 from dynablocks.models.config import ModelConfig
 from dynablocks.models.network import MODELS, ModelKind
-from dynablocks.models.paper import Shape, pair_block
+from dynablocks.models.paper import PAIR, Shape, pair_block
 from dynablocks.switching import FreeSignal, NonExpansiveSignal, PrescribedSignal, ScheduledSignal, SwitchingSignal
 
 
@@ -100,6 +100,8 @@ def build_body(config: ModelConfig, shape: Shape) -> tuple[nn.Sequential, int]:
     return nn.Sequential(*parts, *dense), features
 
 
+STEP = {"step", "step_start", "step_end", "step_until", "step_rule", "rows", "stem"}
+DENSE = {"dense_width", "dense_layers", "dense_rows", "dense_step"}
 MODELS["certified"] = ModelKind(
     "isometric stem, orthogonal steps whose size grows from 1 to 2, row-normalised head",
     ModelConfig(
@@ -126,4 +128,5 @@ MODELS["certified"] = ModelKind(
         normalise=False,
     ),
     build_body,
+    PAIR | STEP | DENSE,
 )

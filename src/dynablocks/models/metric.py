@@ -61,5 +61,6 @@ MODELS["metric"] = ModelKind(
         metric_smooth=0.1,
     ),
     build_body,
+    MODELS["certified"].settings | {"metric_smooth", "metric_wavelength"},
     image_metric,
 )

@@ -105,6 +105,9 @@ def _largest_row_in_distances(weight: Tensor) -> float:
     return float(weight.norm(dim=1).max() / distances.min()) if len(distances) else 0.0
 
 
+SHARED = frozenset({"name", "widths", "layers", "bound", "head", "normalise"})
+"""The settings that every model has."""
+
 BodyBuilder = Callable[[ModelConfig, tuple[int, int, int]], tuple[nn.Sequential, int]]
 
 
@@ -112,13 +115,29 @@ BodyBuilder = Callable[[ModelConfig, tuple[int, int, int]], tuple[nn.Sequential,
 class ModelKind:
     """A named family of networks: its defaults, and the function that builds everything between pixels and head.
 
-    ``metric`` gives the norm on images in which the body's constant is stated; ℓ2 when ``None``.
+    ``settings`` names what the family reads of a configuration, besides :data:`SHARED`. ``metric`` gives the norm on
+    images in which the body's constant is stated; ℓ2 when ``None``.
     """
 
     summary: str
     defaults: ModelConfig
     build_body: BodyBuilder
+    settings: frozenset[str]
     metric: Callable[[ModelConfig, tuple[int, int, int]], SpectralMetric] | None = None
+
+    def require_settings(self, config: ModelConfig) -> None:
+        """Refuse a setting that would change nothing.
+
+        Raises:
+            InvalidArgument: a setting that these networks do not have is given, and not as in ``defaults``.
+        """
+        taken = sorted(self.settings | SHARED)
+        for name, value in vars(config).items():
+            if name not in taken and value is not None and value != getattr(self.defaults, name):
+                raise InvalidArgument(
+                    f"{name} is {value!r}, but model {config.name} has no such setting; leave it out. It has "
+                    f"{', '.join(taken)}."
+                )
 
 
 MODELS: Registry[ModelKind] = Registry("model")
@@ -143,7 +162,7 @@ def build(
         seed: start the random weights from this seed, without touching the global random state.
 
     Raises:
-        InvalidArgument: an unknown name, or the image does not fit the stages.
+        InvalidArgument: an unknown name, a setting that the model does not have, or the image does not fit the stages.
 
     Example:
         >>> network = build(ModelConfig("certified", widths=(8, 8), layers=(1, 1)), (1, 8, 8), 10)
@@ -151,6 +170,7 @@ def build(
         torch.Size([2, 10])
     """
     kind = MODELS.get_known(config.name)
+    kind.require_settings(config)
     full = config.completed(kind.defaults)
     channels = input_shape[0]
     mean = mean or (0.5,) * channels

@@ -144,12 +144,46 @@ PAPER = ModelConfig(
 )
 
 
-def _file(name: str, summary: str, block: BlockBuilder, **changes: object) -> None:
-    MODELS[name] = ModelKind(summary, replace(PAPER, name=name, **changes), stages(block))  # type: ignore[arg-type]
+CONVOLUTION = frozenset({"kernel_size", "padding", "weights", "method", "penalty"})
+"""What :func:`convolution` reads."""
+
+PAIR = CONVOLUTION | {"slope", "step_start", "balance", "step_penalty", "expansive_penalty"}
+"""What :func:`pair_block` reads, besides the region and its substeps."""
 
 
-_file("resnet", "x + AᵀReLU(Bx + b), unconstrained: the reference", _resnet, weights="free", lift="paper", head="none")
-_file("naive", "½(x + AᵀReLU(Bx + b)) with ‖A‖, ‖B‖ <= 1", _naive, penalty=0.01, head="none")
-_file("non_expansive", "x − hAᵀReLU(Ax + b), 0 <= h <= 2 learned: (3.5)", _non_expansive, penalty=0.1)
-_file("prescribed", "contractive and expansive steps in turn: (3.11)", _prescribed, penalty=0.1)
-_file("flexible", "an expansive step of either sign, then a contractive one: (3.12)", _flexible, penalty=0.01)
+def _file(name: str, summary: str, block: BlockBuilder, settings: frozenset[str], **changes: object) -> None:
+    defaults = replace(PAPER, name=name, **changes)  # type: ignore[arg-type]
+    MODELS[name] = ModelKind(summary, defaults, stages(block), settings | {"lift"})
+
+
+_file(
+    "resnet",
+    "x + AᵀReLU(Bx + b), unconstrained: the reference",
+    _resnet,
+    CONVOLUTION,
+    weights="free",
+    lift="paper",
+    head="none",
+)
+_file("naive", "½(x + AᵀReLU(Bx + b)) with ‖A‖, ‖B‖ <= 1", _naive, CONVOLUTION, penalty=0.01, head="none")
+_file(
+    "non_expansive",
+    "x − hAᵀReLU(Ax + b), 0 <= h <= 2 learned: (3.5)",
+    _non_expansive,
+    CONVOLUTION | {"step_start"},
+    penalty=0.1,
+)
+_file(
+    "prescribed",
+    "contractive and expansive steps in turn: (3.11)",
+    _prescribed,
+    PAIR | {"region", "substeps"},
+    penalty=0.1,
+)
+_file(
+    "flexible",
+    "an expansive step of either sign, then a contractive one: (3.12)",
+    _flexible,
+    PAIR | {"region"},
+    penalty=0.01,
+)
