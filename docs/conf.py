@@ -23,7 +23,6 @@ extensions = [
     "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
-    "catalogue_tables",
     "plain_docstrings",
 ]
 exclude_patterns = ["_build", "generated", "gallery"]

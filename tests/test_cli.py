@@ -21,7 +21,17 @@ from dynablocks.data import DataSplits, ImageDataset
 from dynablocks.errors import BadCheckpoint, UnsoundResult
 from dynablocks.files import sha256
 from dynablocks.models import ModelConfig
-from dynablocks.pipeline import attack_run, certify_run, collect_metrics, pixel_statistics
+from dynablocks.pipeline import (
+    attack_run,
+    build_described,
+    build_for,
+    certify_run,
+    collect_metrics,
+    load,
+    load_config,
+    load_splits,
+    pixel_statistics,
+)
 from dynablocks.properties import Lipschitz
 
 TINY = (
@@ -189,6 +199,26 @@ def test_a_warm_start_may_come_from_a_run_that_held_out_the_same_images_and_more
     assert main(["train", *TINY.split(), "--warm_start", first, "--data.validation", "30", "--out", second]) == 0
     third = ["--data.validation", "30", "--seed", "1", "--out", f"{tmp_path}/third"]
     assert main(["train", *TINY.split(), "--warm_start", first, *third]) == 2
+    assert main(["train", *TINY.split(), "--warm_start", first, "--overwrite", "--out", first]) == 2
+    assert main(["explain", first]) == 0
+
+
+def test_a_warm_start_normalises_its_own_images_and_its_certificate_holds(tmp_path: Path) -> None:
+    first, second, file = (f"{tmp_path}/{name}" for name in ("first", "second", "c.json"))
+    tiny = [*TINY.split(), "--model.normalise", "true"]
+    # So many images are held out that the mean of the others is another number.
+    assert main(["train", *tiny, "--data.validation", "900", "--out", first]) == 0
+    assert main(["train", *tiny, "--warm_start", first, "--data.validation", "800", "--out", second]) == 0
+    assert not torch.equal(load(first).body[0].mean, load(second).body[0].mean)
+    assert main(["certify", second, "--json", file]) == 0
+    assert main(["audit", file, "--samples", "4"]) == 0
+    assert main(["audit", second]) == 2
+
+
+def test_a_run_with_a_setting_that_was_once_ignored_is_loaded(finished: Path) -> None:
+    description = build_for(load_config(finished), load_splits(load_config(finished)))[1]
+    description["config"]["lift"] = "paper"
+    assert build_described(description).config.lift == "isometric"
 
 
 def test_without_a_preset_cifar_images_take_the_quarter_of_an_hour() -> None:

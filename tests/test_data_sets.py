@@ -163,6 +163,19 @@ def test_copies_that_overlap_are_refused(extra: str, tmp_path: Path) -> None:
         load_data("cifar10", tmp_path)
 
 
+def test_shards_with_a_hash_are_counted_and_two_sets_without_numbers_are_refused(tmp_path: Path) -> None:
+    content = [_encode(p) for p in np.zeros((3, 32, 32, 3), dtype=np.uint8)]
+    for name in ("train-00000-of-00002-3f2ab.parquet", "test.parquet"):
+        _write_parquet(tmp_path / name, content, [0] * 3, image_column="image")
+    with pytest.raises(BadData, match="lacks shard 1 of the 2"):
+        load_data("cifar10", tmp_path)
+    (tmp_path / "train-00000-of-00002-3f2ab.parquet").unlink()
+    for name in ("train.parquet", "train-old.parquet"):
+        _write_parquet(tmp_path / name, content, [0] * 3, image_column="image")
+    with pytest.raises(BadData, match="would count twice"):
+        load_data("cifar10", tmp_path)
+
+
 def test_shards_are_joined_in_order_and_the_column_may_be_image(tmp_path: Path) -> None:
     pixels = _pixels(6)
     for shard in range(2):

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynablocks.data.planar import planar
 from dynablocks.errors import InvalidArgument
@@ -151,6 +151,8 @@ def test_a_coupling_moves_q_or_p() -> None:
         AffineCoupling(3, 8, moves="P")
 
 
-def test_an_affine_map_refuses_states_of_another_size() -> None:
+@pytest.mark.parametrize("part", [AffineMap(2), AffineCoupling(3, 8)])
+@pytest.mark.parametrize("method", ["forward", "inverse", "log_determinant"])
+def test_an_affine_part_refuses_states_of_another_size(part: nn.Module, method: str) -> None:
     with pytest.raises(InvalidArgument, match="was built for"):
-        AffineMap(2)(torch.rand(3, 1))
+        getattr(part, method)(torch.rand(3, 1))

@@ -50,6 +50,7 @@ from dynablocks.properties import (
     Positive,
     Symplectic,
     VolumePreserving,
+    verify,
 )
 from dynablocks.switching import FreeSignal
 
@@ -340,6 +341,24 @@ def test_the_table_of_what_is_kept_is_what_blocks_declare(kind: type, field: str
     """The table in docs/structured_dynamics.md."""
     block = DynamicalBlock(FIELDS[field].example(), method, FreeSignal(0.1))
     assert block.properties.of(kind) is not None
+    x = 0.1 + torch.rand(3, *(block.in_shape or (3,)), dtype=torch.float64)
+    assert len(verify(block, x, kinds=(kind,)).require()) >= 1
+
+
+class Driven(GradientField):
+    """A ridge field with a forward pass of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+@pytest.mark.parametrize("substeps", [1, 2])
+def test_a_field_with_its_own_forward_pass_is_stepped_by_it(substeps: int) -> None:
+    field, x = Driven(OrthogonalDense(3, 3)).double(), torch.randn(2, 3, dtype=torch.float64)
+    expected = x
+    for _ in range(substeps):
+        expected = expected + 0.4 / substeps * field(expected)
+    torch.testing.assert_close(ExplicitEuler(substeps).step(field, x, 0.4), expected)
 
 
 GROWING = [m for m in explicit_methods() if min((*m.tableau.b, *(a for row in m.tableau.a for a in row))) >= 0]
@@ -361,6 +380,29 @@ def test_the_constant_of_a_shear_is_attained() -> None:
             parameter.fill_(2.0)
     exact = np.linalg.norm([[1.0, 0.0], [0.6, 1.0]], 2)
     assert ExactFlow().declare(shear, 0.3).properties.lipschitz == pytest.approx(exact, rel=1e-12)
+
+
+def fitting_field(method: Integrator) -> VectorField | None:
+    """A registered field that the method takes, of images where there is one."""
+    images: list[VectorField] = [GradientField(Conv((2, 4, 4), 2), "tanh"), GradientField(OrthogonalConv((2, 4, 4)))]
+    every = [*images, *(kind.example() for kind in FIELDS.values())]
+    return next((field for field in every if method.why_not(field) is None), None)
+
+
+@pytest.mark.parametrize("name", sorted(INTEGRATORS))
+@pytest.mark.parametrize("column", [False, True])
+def test_states_may_have_a_step_each(name: str, column: bool) -> None:
+    method = INTEGRATORS[name]()
+    field = fitting_field(method)
+    assert field is not None
+    field = field.double()
+    shape = field.in_shape or (4,)
+    # As many samples as entries along the last axis, so that a step an entry would go unseen by shapes.
+    x = 0.5 + torch.rand(shape[-1], *shape, dtype=torch.float64)
+    h = torch.linspace(0.05, 0.2, len(x), dtype=torch.float64)
+    together = method.step(field, x, h[:, None] if column else h)
+    alone = torch.cat([method.step(field, part[None], float(step)) for part, step in zip(x, h, strict=True)])
+    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("method", [ExplicitEuler(), ExplicitEuler(2), ExplicitRungeKutta(RK4)], ids=repr)

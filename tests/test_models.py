@@ -63,7 +63,8 @@ def test_models_build_for_digits_and_cifar(name: str, shape: tuple[int, int, int
 
 @pytest.mark.parametrize("options", CERTIFIED.values(), ids=CERTIFIED)
 def test_the_certified_model_is_non_expansive_at_every_progress(options: dict) -> None:
-    model = build(ModelConfig("certified", **TINY | options), (1, 8, 8), 5)
+    # In training mode maps divided by their norm take it from power iteration, and declare what that is off by.
+    model = build(ModelConfig("certified", **TINY | options), (1, 8, 8), 5).eval()
     for progress in (0.0, 0.5, 1.0):
         set_progress(model, progress)
         project(model)
@@ -229,6 +230,7 @@ def test_pixel_normalisation_counts_in_the_certificate() -> None:
             lambda: build(ModelConfig("certified", **TINY, dense_layers=1, dense_width=99), (1, 8, 8), 3),
             "at most the 16 features",
         ),
+        (lambda: build(ModelConfig("certified", **TINY, dense_width=9), (1, 8, 8), 3), "give dense_layers, too"),
         (lambda: ModelConfig("certified", padding="sames"), "did you mean 'same'"),
         (lambda: build(ModelConfig("prescribed", **TINY, region="tihgt"), (1, 8, 8), 3), "did you mean 'tight'"),
     ],
@@ -256,6 +258,8 @@ ELSEWHERE = {
     "dense_layers": 1,
     "dense_rows": 0.5,
     "dense_step": "potential",
+    "weights": "free",
+    "penalty": 0.5,
     "expansive_penalty": 0.5,
     "metric_smooth": 0.5,
     "metric_wavelength": 4.0,
@@ -278,13 +282,13 @@ class Recorded(ModelConfig):
 def test_a_model_has_the_settings_that_it_reads_and_refuses_others(name: str) -> None:
     kind, settings = MODELS[name], {field.name for field in fields(ModelConfig)}
     Recorded.read.clear()
-    ways: list[dict[str, Any]] = [{"weights": weights} for weights in WEIGHTS]
+    ways: list[dict[str, Any]] = [{"weights": weights} for weights in WEIGHTS if "weights" in kind.settings]
     ways += [{"step": step} for step in STEPS] if "step" in kind.settings else []
     ways += [{"dense_layers": 1, "dense_step": step} for step in DENSE_STEPS] if "step" in kind.settings else []
     for way in ways:
         build(Recorded(name, **TINY, **way), (1, 8, 8), 3)
-    # Pairs of exact steps have the region of that name, whatever the configuration says.
-    own = {"region"} if "step" in kind.settings else set()
+    # Pairs of exact steps have the region of that name and orthonormal rows, whatever the configuration says.
+    own = {"region", "weights", "penalty", "expansive_penalty"} if "step" in kind.settings else set()
     assert Recorded.read & settings - SHARED - own == kind.settings
     for other in settings - kind.settings - SHARED:
         value = ELSEWHERE[other]
@@ -293,12 +297,24 @@ def test_a_model_has_the_settings_that_it_reads_and_refuses_others(name: str) ->
     build(kind.defaults, (3, 32, 32), 3)
 
 
-def test_every_part_takes_the_settings_of_the_model() -> None:
-    config = ModelConfig("certified", widths=(4,), layers=(1,), dense_layers=1, bound="paper", method="expm")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("certified", {"dense_layers": 1}),
+        ("metric", {"widths": (1, 4), "layers": (1, 1)}),
+        ("prescribed", {"weights": "orthogonal"}),
+        ("prescribed", {"weights": "orthogonal", "widths": (1,)}),
+    ],
+)
+def test_every_part_takes_the_settings_of_the_model(name: str, options: dict[str, Any]) -> None:
+    config = ModelConfig(name, **{"widths": (4,), "layers": (1,)} | options, bound="paper", method="expm")
     network = build(config, (1, 8, 8), 10)
     assert {block.bound for _, block in network.blocks()} == {"paper"}
     methods = {m.parametrisation for m in network.modules() if hasattr(m, "parametrisation")}
     assert methods == {ORTHOGONAL["expm"]}
+
+
+def test_a_schedule_needs_a_time() -> None:
     with pytest.raises(InvalidArgument, match="until"):
         build(ModelConfig("certified", widths=(4,), layers=(1,), step_until=0.0), (1, 8, 8), 10)
 

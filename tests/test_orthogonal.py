@@ -118,7 +118,15 @@ def test_kernels_made_in_a_batch_are_those_made_alone() -> None:
     assert alone.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("linear", [OrthogonalDense(9, 4), OrthogonalConv((6, 4, 4), 4, 3), ChannelMix((6, 4, 4), 3)])
+@pytest.mark.parametrize(
+    "linear",
+    [
+        OrthogonalDense(9, 4),
+        OrthogonalDense(40, 40, "expm"),
+        OrthogonalConv((6, 4, 4), 4, 3),
+        ChannelMix((6, 4, 4), 3),
+    ],
+)
 def test_weights_are_made_in_their_own_precision_under_autocast(linear: LinearMap) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         weight = linear.compute_weight()
@@ -315,6 +323,19 @@ def test_the_penalty_vanishes_exactly_at_orthogonal_kernels() -> None:
     assert float(ocnn_penalty(conv.weight.detach())) == pytest.approx(float(gram.square().sum().detach()) / 25)
 
 
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (2, 2), (3, 2)])
+def test_the_penalty_of_a_tall_kernel_is_that_of_its_columns(size: int, stride: int) -> None:
+    """Far from the border every pixel of the image sees all shifts: the Gram matrix's columns of one pixel a phase."""
+    channels = 2 * stride**2 + 1
+    conv = Conv((2, 12, 12), channels, size, "full", stride=stride).double()
+    gram = conv.dense_matrix().detach()
+    gram = gram.mT @ gram - torch.eye(288, dtype=torch.float64)
+    columns = gram.reshape(288, 2, 12, 12)[:, :, 4 : 4 + stride, 4 : 4 + stride]
+    assert float(ocnn_penalty(conv.weight.detach(), stride)) == pytest.approx(float(columns.square().sum()))
+    orthonormal = torch.linalg.qr(torch.randn(5, 4, dtype=torch.float64))[0].reshape(5, 1, 2, 2)
+    assert float(ocnn_penalty(orthonormal, 2)) < 1e-25
+
+
 def weight_of(linear: LinearMap) -> Tensor:
     return linear.weight.detach().clone()
 
@@ -459,13 +480,13 @@ def test_bounds_follow_a_weight_that_is_changed_while_it_is_held() -> None:
 
 
 def test_the_penalty_of_a_grouped_convolution_is_that_of_its_groups() -> None:
-    conv = NormalisedConv((2, 4, 4), 2, 1, penalty=1.0, project=False, groups=2)
+    conv = NormalisedConv((2, 4, 4), 2, 1, penalty=0.5, project=False, groups=2)
     with torch.no_grad():
         conv.kernel.fill_(1.0)
     assert float(conv.regularisation()) == 0.0
     with torch.no_grad():
         conv.kernel[0] = 2.0
-    assert float(conv.regularisation()) == 9.0
+    assert float(conv.regularisation()) == 4.5
 
 
 def test_weights_are_made_on_devices_without_autocast() -> None:

@@ -223,6 +223,7 @@ KNOWN = [
     (EnergyPreserving(), lambda x: x @ ROTATION, lambda x: 1.0001 * x @ ROTATION),
     (ConformalSymplectic(0.81), lambda x: 0.9 * x, lambda x: 0.9001 * x),
     (Positive(), torch.abs, lambda x: 0 * x - 1e-6),
+    (Positive(), torch.abs, lambda x: x - 1e-4),
     (Lipschitz(2.0), lambda x: 2 * x, lambda x: 2.0001 * x),
     (GradientNormPreserving(), lambda x: x @ ROTATION, lambda x: 1.0001 * x @ ROTATION),
     (NormPreserving(), lambda x: x @ ROTATION, lambda x: x @ SHEAR),
@@ -330,9 +331,40 @@ def test_a_map_that_is_singular_in_floating_point_is_not_taken_for_another(small
 
 
 def test_a_map_without_values_holds_nothing() -> None:
-    for declared in (Lipschitz(1.0), NormPreserving(), LinearInvariant()):
-        (held,) = verify(Fixed(lambda x: x * math.nan, declared), torch.randn(3, 2, dtype=torch.float64))
-        assert not held.passed
+    for value in (math.nan, math.inf):
+        for declared in (Lipschitz(1.0), NormPreserving(), LinearInvariant(), VolumePreserving(), Equivariant()):
+            (held,) = verify(Fixed(lambda x, v=value: x * v, declared), torch.randn(3, 2, dtype=torch.float64))
+            assert not held.passed
+
+
+def test_one_sample_that_overflows_excuses_no_other() -> None:
+    x = torch.tensor([[1.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
+    twin = Fixed(lambda x: torch.where(x > 1.5, math.inf, 1.01 * x), NormPreserving())
+    (held,) = verify(twin, x)
+    assert held.tolerance < 1e-12
+    assert not verify(Fixed(lambda x: 1.01 * x, NormPreserving()), x[:1]).passed
+    assert not held.passed
+
+
+def test_what_a_part_says_of_its_own_method_does_not_outlive_it() -> None:
+    part = WithExtras(lambda x: 0.5 * x, Dissipative())
+    network = nn.Sequential(part)
+    assert declare(network).properties.of(Dissipative) is None
+    assert any("no method potential" in loss for loss in declare(network).losses)
+    assert verify(network, torch.randn(3, 2)).passed
+
+
+def test_each_group_has_a_symmetry_of_its_own() -> None:
+    part = Fixed(torch.relu, Equivariant("permutations"))
+    both = Properties([Equivariant("permutations"), Equivariant()])
+    assert not declare(part).properties.odd
+    assert both.odd
+    assert len({p.slot for p in both}) == 2
+
+
+def test_flattening_from_a_dimension_counted_from_the_end_declares_nothing() -> None:
+    assert not declare(nn.Flatten(-2)).properties
+    assert declare(nn.Flatten(2)).properties.lipschitz == 1
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1.0, 1e12])

@@ -66,7 +66,7 @@ def write_certificate(
         What the file holds.
     """
     if path.is_dir():
-        raise InvalidArgument(f"--json {path} is a folder; name a file in it, such as {path / 'certificate.json'}.")
+        raise InvalidArgument(f"--json {path} is a folder; name a file in it, such as {path / 'audited.json'}.")
     whole, run_folder = path.resolve(), directory.resolve()
     of_run = whole.parent == run_folder and whole.name in RUN_FILES
     if of_run or {run_folder / "checkpoint", run_folder / "checkpoint.previous"} & set(whole.parents):

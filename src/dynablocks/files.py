@@ -98,13 +98,17 @@ def read_json(path: Path) -> Any:
     """The JSON content of ``path``.
 
     Raises:
-        DynablocksError: the file is missing or is not JSON.
+        DynablocksError: the file is missing, cannot be read, or is not JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DynablocksError(f"{path} does not exist; run the command that makes it first.") from error
-    except (OSError, ValueError) as error:
+    except IsADirectoryError as error:
+        raise DynablocksError(f"{path} is a folder; name a JSON file in it.") from error
+    except OSError as error:
+        raise DynablocksError(f"{path} cannot be read ({error.strerror or error}); check its permissions.") from error
+    except (ValueError, RecursionError) as error:
         raise DynablocksError(f"{path} cannot be read as JSON ({error}); remove it and make it again.") from error
 
 

@@ -17,7 +17,8 @@ from dynablocks.config import DataConfig, RunConfig, from_yaml, to_yaml
 from dynablocks.data import DataSplits, ImageDataset, infer_name, load_data
 from dynablocks.errors import BadCheckpoint, BadData, DynablocksError, InvalidArgument
 from dynablocks.files import read_json, sha256, write_json, write_tensors, write_text
-from dynablocks.models import ModelConfig, Network, build
+from dynablocks.models import MODELS, ModelConfig, Network, build
+from dynablocks.models.network import SHARED
 from dynablocks.progress import progress_bar
 from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, Curve, attack, certify, check_sound
 from dynablocks.switching import set_progress
@@ -114,6 +115,9 @@ def load(directory: str | Path) -> Network:
 def build_described(description: Mapping[str, Any]) -> Network:
     """The network that :func:`build_for` described, with new weights."""
     options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description["config"].items()}
+    # A setting that the model does not have was once ignored, and stored.
+    settings = MODELS.get_known(str(options["name"])).settings | SHARED
+    options = {name: value for name, value in options.items() if name in settings}
     channels, height, width = (int(n) for n in description["input_shape"])
     shape, classes = (channels, height, width), int(description["num_classes"])
     return build(ModelConfig(**options), shape, classes, mean=tuple(description["mean"]), std=tuple(description["std"]))
@@ -141,6 +145,8 @@ def load_config(directory: Path) -> RunConfig:
 
 def train_run(config: RunConfig, directory: Path, *, overwrite: bool = False) -> TrainingSummary:
     """Train into ``directory``; resume when it holds an unfinished training of the same configuration."""
+    if config.warm_start is not None and config.warm_start.resolve() == directory.resolve():
+        raise InvalidArgument(f"--warm_start and --out are both {directory}; give another --out.")
     splits = load_splits(config)
     network, description = _described(config, splits)
     if config.warm_start is not None:
@@ -182,14 +188,15 @@ def _described(config: RunConfig, splits: DataSplits) -> tuple[Network, dict[str
 
 
 def take_body(network: Network, directory: Path) -> None:
-    """Give ``network`` the trained weights of a run, but for the last layer.
+    """Give ``network`` the trained weights of a run, but for the last layer and the normalisation of its own images.
 
     Raises:
         InvalidArgument: the run's network has another body.
     """
     trained = load(directory)
+    own = {f"0.{name}": value for name, value in network.body[0].state_dict().items()}
     try:
-        network.body.load_state_dict(trained.body.state_dict())
+        network.body.load_state_dict(trained.body.state_dict() | own)
     except RuntimeError as error:
         raise InvalidArgument(
             f"the network in {directory} has another body than {network.config.name} with these settings; "
@@ -518,6 +525,8 @@ def estimate(config: RunConfig, directory: Path) -> dict[str, Any]:
     from dynablocks.reporting.words import duration
 
     splits, device = load_splits(config), torch.device(choose_device(config.training.device))
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
     network, description = _described(config, splits)
     network = network.to(device)
     batch = min(config.training.batch_size, len(splits.train))

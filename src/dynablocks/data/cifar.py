@@ -149,7 +149,10 @@ def load_cifar(cifar: Cifar, data_dir: Path | None) -> tuple[ImageDataset, Image
     train, test, digest = cached(cifar.name, root, copy.files, copy.read)
     for part in (train, test):
         if part.image_shape != _SHAPE:
-            raise BadData(f"the images in {copy.place} have shape {part.image_shape}; {cifar.title} has {_SHAPE}.")
+            raise BadData(
+                f"the images in {copy.place} have shape {part.image_shape}; {cifar.title} has {_SHAPE}. Resize them, "
+                "or take them as your own images with --data folder."
+            )
     if (len(train), len(test)) != _FULL_SIZE:
         print(
             f"note: the copy in {copy.place} has {len(train):,} training and {len(test):,} test images; "

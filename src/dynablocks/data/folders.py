@@ -131,5 +131,14 @@ def read_class_folders(
 
 
 def read_folder_dataset(listed: ClassFolders) -> tuple[ImageDataset, ImageDataset]:
-    """A user's own class folders as the data set ``folder``; the classes are the training folders in sorted order."""
+    """A user's own class folders as the data set ``folder``; the classes are the training folders in sorted order.
+
+    Raises:
+        BadData: there are fewer than two classes, or an image cannot be used.
+    """
+    if len(listed.train) < 2:
+        raise BadData(
+            f"{listed.root / 'train'} has the one class {next(iter(listed.train))!r}; two or more are needed, each "
+            "in a folder."
+        )
     return read_class_folders(listed, "folder", sorted(listed.train))

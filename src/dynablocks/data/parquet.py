@@ -19,7 +19,7 @@ from dynablocks.errors import BadData
 
 IMAGE_COLUMNS = ("img", "image")
 _SPLIT = re.compile(r"(train|test)(?:[-_.].*)?\.parquet", re.IGNORECASE)
-_SHARD = re.compile(r"-(\d+)-of-(\d+)\.parquet$")
+_SHARD = re.compile(r"-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet$")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ def _group(folder: Path, files: Sequence[Path]) -> ParquetFiles | None:
 def _require_all_shards(files: Sequence[Path]) -> None:
     shards = [match for file in files if (match := _SHARD.search(file.name))]
     totals = {int(shard[2]) for shard in shards}
-    if len(totals) > 1 or len({int(shard[1]) for shard in shards}) < len(shards) or 0 < len(shards) < len(files):
+    others = len(files) - len(shards)
+    repeated = len({int(shard[1]) for shard in shards}) < len(shards)
+    if len(totals) > 1 or repeated or (others and len(files) > 1):
         raise BadData(
             f"{files[0].parent} holds {files[0].name} and {files[-1].name}, copies that overlap: images would count "
             "twice; leave one complete set of shards there."

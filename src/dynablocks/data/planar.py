@@ -57,7 +57,7 @@ def planar(
 
     - ``moons``: two interleaved half circles of radius 1, centred at (0, 0) and (1, 1/2) (``make_moons``);
     - ``circles``: circles of radius 1 (class 0) and 1/2 (class 1) about the origin (``make_circles``);
-    - ``spirals``: r·(cos(3πr + πk), sin(3πr + πk)) for class k, r² uniform in [0.01, 1]: arms of 1.5 turns.
+    - ``spirals``: r·(cos(3πr + πk), sin(3πr + πk)) for class k, r² uniform in [0.01, 1]: arms of 1.35 turns.
 
     Args:
         num_samples: at least 2.

@@ -161,12 +161,17 @@ class VectorField(nn.Module):
             return math.inf, "no Lipschitz constant is known"
         if facts.spectrum is not None and bound == "tight":
             low, high = facts.spectrum
-            return max(abs(1 + h * low), abs(1 + h * high)), f"max|1+hλ|, λ in [{low:.4g}, {high:.4g}]"
-        general = 1 + abs(h) * facts.lipschitz
+            ends = sorted((abs(1 + h * low), abs(1 + h * high)))
+            # 1 itself is exact where an eigenvalue may be 0 and no other factor is larger.
+            exact = 0.0 in (low, high) and ends[0] < 1 == ends[1]
+            constant = 1.0 if exact else math.nextafter(ends[1], math.inf)
+            return constant, f"max|1+hλ|, λ in [{low:.4g}, {high:.4g}]"
+        general = math.nextafter(1 + abs(h) * facts.lipschitz, math.inf)
         if h < 0 and facts.spectrum is None:
             return general, f"1+|h|L, L={facts.lipschitz:.4g}"
         one_sided = facts.one_sided if h >= 0 or facts.spectrum is None else -facts.spectrum[0]
         inner = math.sqrt(max(0.0, 1 + 2 * abs(h) * one_sided + (h * facts.lipschitz) * (h * facts.lipschitz)))
+        inner = math.nextafter(inner, math.inf)
         return min(general, inner), f"min(1+|h|L, √(1+2|h|μ+h²L²)), L={facts.lipschitz:.4g}, μ={one_sided:.4g}"
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dynablocks.errors import InvalidArgument, require_range
+from dynablocks.errors import InvalidArgument, require_finite, require_range
 from dynablocks.fields.activations import Activation
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
 from dynablocks.fields.hamiltonian import EnergyField, SeparableHamiltonian, canonical, even_size
@@ -124,7 +124,7 @@ class Damping(VectorField):
 
     def rate(self) -> float:
         """γ as a number."""
-        return float(torch.as_tensor(self.gamma()).detach())
+        return require_finite("gamma", float(torch.as_tensor(self.gamma()).detach()))
 
     def forward(self, x: Float[Tensor, "batch entries ..."]) -> Float[Tensor, "batch entries ..."]:
         q, p = halves(x, self.split)
@@ -139,7 +139,7 @@ class Damping(VectorField):
 
     def flow_log_determinant(self, x: Tensor, time: Tensor | float) -> Tensor:
         """−γt for each entry of p."""
-        return (self._exponent(x, time) * x[:, self.split :].shape[1:].numel()).expand(x.shape[0])
+        return (self._exponent(x, time).flatten() * x[:, self.split :].shape[1:].numel()).expand(x.shape[0])
 
     def _exponent(self, x: Tensor, time: Tensor | float) -> Tensor:
         return torch.as_tensor(-self.gamma() * time, dtype=x.dtype, device=x.device)

@@ -23,7 +23,7 @@ from dynablocks.fields.symmetric import (
 )
 from dynablocks.linear import Dense
 from dynablocks.linear.rounding import EPS
-from dynablocks.properties import Equivariant, declare
+from dynablocks.properties import declare
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -266,10 +266,7 @@ class HamiltonianEmbedding(EnergyField):
         return canonical(v)
 
     def facts(self) -> FieldFacts:
-        if isinstance(self.field, VectorField):
-            odd = self.field.facts().odd
-        else:
-            odd = declare(self.field).properties.of(Equivariant) is not None
+        odd = self.field.facts().odd if isinstance(self.field, VectorField) else declare(self.field).properties.odd
         return FieldFacts(
             lipschitz=math.inf,
             odd=odd,

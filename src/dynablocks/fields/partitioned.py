@@ -12,7 +12,7 @@ from dynablocks.errors import InvalidArgument, require_choice
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, over_states
 from dynablocks.fields.gradient import GradientField
 from dynablocks.linear import Dense
-from dynablocks.properties import Equivariant, declare
+from dynablocks.properties import declare
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -115,7 +115,7 @@ class ShearField(VectorField):
         return FieldFacts(
             lipschitz=lipschitz,
             one_sided=lipschitz / 2,
-            odd=known.of(Equivariant) is not None if declared is None else declared.odd,
+            odd=known.odd if declared is None else declared.odd,
             divergence_free=True,
             hamiltonian=declared is not None and declared.conservative and 2 * self.split == self.in_shape[0],
             reason="nilpotent Jacobian" + (f", {declared.reason}" if declared and declared.reason else ""),

@@ -12,6 +12,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation, activation, leaky_relu
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
 from dynablocks.linear import Dense, LinearMap, OrthogonalDense
+from dynablocks.linear.rounding import checked_float64
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -63,7 +64,7 @@ class PlanarField(VectorField):
 
     def corner_jacobians(self) -> Float[Tensor, "corners n n"]:
         """The Jacobians sDA of X for D at the corners of [σ'₋, σ'₊]ⁿ, in float64."""
-        matrix = self.linear.dense_matrix()
+        matrix = checked_float64(self.linear.dense_matrix(), "weight", 2)
         ends = (self.sigma.slope_min, self.sigma.slope_max)
         corners = torch.tensor(list(itertools.product(ends, repeat=matrix.shape[0])), dtype=torch.float64)
         return self.sign * corners.unsqueeze(-1) * matrix

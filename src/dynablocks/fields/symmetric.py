@@ -83,7 +83,7 @@ class LinearField(VectorField):
         return (x * (image if self.bias is None else image + self.bias)).sum(1)
 
     def facts(self) -> FieldFacts:
-        ends = torch.linalg.eigvalsh(self.symmetric().detach().double().cpu())
+        ends = torch.linalg.eigvalsh(checked_float64(self.symmetric(), "matrix", 2))
         slack = 16 * EPS * self.in_shape[0] * float(ends.abs().max())
         low, high = float(ends[0]) - slack, float(ends[-1]) + slack
         return FieldFacts(
@@ -198,7 +198,7 @@ class GradientOf(VectorField):
 
 
 class PotentialSum(VectorField):
-    r"""X = s(∇V₁ + … + ∇V_k), s = ±1, for conservative fields ∇Vᵢ; the Jacobians' spectra add up.
+    r"""X = s(∇V₁ + … + ∇V_k), s = ±1, for fields ∇Vᵢ, conservative where all are; the Jacobians' spectra add up.
 
     Example:
         >>> total = PotentialSum(LinearField(2), DiagonalField(2))
@@ -223,7 +223,9 @@ class PotentialSum(VectorField):
         spectra = [facts.spectrum for facts in known if facts.spectrum is not None]
         odd = all(facts.odd for facts in known)
         if len(spectra) < len(known):
-            return FieldFacts(sum(f.lipschitz for f in known), conservative=True, odd=odd, reason="sum of gradients")
+            conservative = all(facts.conservative for facts in known)
+            lipschitz = math.nextafter(sum(f.lipschitz for f in known), math.inf)
+            return FieldFacts(lipschitz, conservative=conservative, odd=odd, reason="sum of fields")
         low, high = _widened(sum(s[0] for s in spectra), sum(s[1] for s in spectra))
         return conservative_facts(*sorted((self.sign * low, self.sign * high)), odd=odd, reason=known[0].reason)
 
@@ -253,7 +255,8 @@ class EvenPotential(VectorField):
     def facts(self) -> FieldFacts:
         known = self.field.facts().euclidean()
         if known.spectrum is None:
-            return FieldFacts(2 * known.lipschitz, conservative=True, odd=True, reason="even potential")
+            kept = known.conservative
+            return FieldFacts(2 * known.lipschitz, conservative=kept, odd=True, reason="even potential")
         return conservative_facts(2 * known.spectrum[0], 2 * known.spectrum[1], odd=True, reason=known.reason)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dynablocks.errors import InvalidArgument, require_choice
 from dynablocks.fields import VectorField
+from dynablocks.fields.base import over_states
 from dynablocks.fields.hamiltonian import canonical
 from dynablocks.fields.partitioned import potential_of
 from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
@@ -229,6 +230,7 @@ class DiscreteGradient(Integrator):
         form = energy_form(field)
         if isinstance(form, str):
             raise InvalidArgument(f"{form}.")
+        step_size = over_states(step_size, x)
 
         def residual(z: Tensor, x: Tensor, h: StepSize) -> Tensor:
             mean = discrete_gradient(self.kind, form.energy, x, z, gradient=form.gradient, nodes=self.nodes)

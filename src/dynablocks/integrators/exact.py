@@ -7,6 +7,7 @@ import math
 from torch import Tensor
 
 from dynablocks.fields import VectorField
+from dynablocks.fields.base import over_states
 from dynablocks.integrators.base import FLOW_PROPERTIES, INTEGRATORS, Integrator, StepSize
 from dynablocks.properties import Declaration, Invertible
 
@@ -40,11 +41,11 @@ class ExactFlow(Integrator):
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
         self.require(field)
-        return field.flow(x, step_size)
+        return field.flow(x, over_states(step_size, x))
 
     def log_determinant(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
         self.require(field)
-        return field.flow_log_determinant(x, step_size)
+        return field.flow_log_determinant(x, over_states(step_size, x))
 
     def why_not(self, field: VectorField) -> str | None:
         return field.why_no_flow()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import VectorField
+from dynablocks.fields.base import over_states
 from dynablocks.integrators.base import INTEGRATORS, RUNGE_KUTTA_KEEPS, Integrator, StepSize
 from dynablocks.integrators.solver import DENSE_LIMIT, Residual, solve
 from dynablocks.properties import Declaration, Invertible, NormPreserving, Property, Symplectic, VolumePreserving
@@ -121,7 +122,7 @@ class ImplicitRungeKutta(Integrator):
         self.keeps = RUNGE_KUTTA_KEEPS | ({Symplectic, NormPreserving} if tableau.symplectic else set())
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
-        a, d = self.tableau.a, self.tableau.stage_weights
+        a, d, step_size = self.tableau.a, self.tableau.stage_weights, over_states(step_size, x)
 
         def one_stage(z: Tensor, x: Tensor, h: StepSize) -> Tensor:
             return z - x - (h * a[0][0]) * field(z)
@@ -230,6 +231,7 @@ class Trapezoidal(Integrator):
         self.tolerance, self.max_iterations = tolerance, max_iterations
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
+        step_size = over_states(step_size, x)
         half = x + 0.5 * step_size * field(x)
         return solve(
             lambda z, half, h: z - half - 0.5 * h * field(z),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dynablocks.fields import VectorField
+from dynablocks.fields.base import over_states
 from dynablocks.fields.sphere import TangentField, keep_norm, rotate_in_plane
 from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
 from dynablocks.properties import Declaration, Equivariant, NormPreserving, Property
@@ -57,6 +58,7 @@ class CalvoEulerHeun(NormPreservingMethod):
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
         self.require(field)
+        step_size = over_states(step_size, x)
         first = field(x)
         euler = x + step_size * first
         line = (0.5 * step_size * (field(euler) - first)).flatten(1)
@@ -106,6 +108,7 @@ class LieMethod(NormPreservingMethod):
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
         self.require(field)
+        step_size = over_states(step_size, x)
         at = self._rotate(field, x, x, 0.5 * step_size) if self.scheme.midpoint else x
         return self._rotate(field, at, x, step_size)
 

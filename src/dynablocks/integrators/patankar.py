@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import VectorField
-from dynablocks.fields.base import over_matrices
+from dynablocks.fields.base import over_matrices, over_states
 from dynablocks.fields.mass import MassPreservingField
 from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
 from dynablocks.linear.solving import solve_systems
@@ -54,7 +54,7 @@ class ModifiedPatankar(Integrator):
         self.order = order
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
-        field = self._with_rates(field)
+        field, step_size = self._with_rates(field), over_states(step_size, x)
         weights = x.new_tensor(field.weights)
         masses, rates = weights * x, field.rates(x)
         moved = exchange(masses, rates, step_size)

@@ -174,7 +174,8 @@ class NormalisedConv(Conv):
             return
         for _ in range(iterations):
             self.leading.copy_(self.power_step(self.kernel, self.leading / self.leading.norm()))
-        self.kernel.div_(self.multiply(self.kernel, self.leading).norm().clamp_min(1.0))
+        norm = self.multiply(self.kernel, self.leading).norm()
+        self.kernel.div_(torch.where(norm.isfinite(), norm, 1.0).clamp_min(1.0))
 
     def regularisation(self) -> Tensor | None:
         """``penalty`` · ‖W ⋆ W − δI‖², or ``None`` when the penalty is 0."""
@@ -238,7 +239,7 @@ class OrthogonalConv(Conv):
         if type(self).compute_weight is not OrthogonalConv.compute_weight:
             return None
         base, frames = self.base, self.frames
-        return OrthogonalConv, self.parametrisation, base.shape, frames.shape, base.dtype, base.device
+        return type(self).compute_weights, self.parametrisation, base.shape, frames.shape, base.dtype, base.device
 
     def compute_weights(self, alike: Sequence[LinearMap]) -> Sequence[Float[Tensor, "out in k k"]]:
         convs = [linear for linear in alike if isinstance(linear, OrthogonalConv)]

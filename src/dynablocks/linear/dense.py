@@ -82,7 +82,7 @@ class OrthogonalDense(Dense):
             return None
         matrix = self.matrix
         wide = self.out_shape[0] < self.in_shape[0]
-        return OrthogonalDense, self.parametrisation, wide, matrix.shape, matrix.dtype, matrix.device
+        return type(self).compute_weights, self.parametrisation, wide, matrix.shape, matrix.dtype, matrix.device
 
     def compute_weights(self, alike: Sequence[LinearMap]) -> Sequence[Float[Tensor, "out in"]]:
         frames = self.parametrisation(torch.stack([m.matrix for m in alike if isinstance(m, OrthogonalDense)]))

@@ -24,6 +24,13 @@ TINY = 1e-30
 """Divides in place of a norm that is zero."""
 
 
+def own_precision(like: Tensor) -> contextlib.AbstractContextManager[None]:
+    """No autocast, where the device has one (the meta device does not)."""
+    kind = like.device.type
+    active = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if active else contextlib.nullcontext()
+
+
 class LinearMap(Structured):
     """x ↦ Ax between spaces of declared shapes, with the adjoint y ↦ Aᵀy.
 
@@ -129,10 +136,12 @@ class LinearMap(Structured):
 
     @torch.no_grad()
     def power_step(self, weight: Tensor, vector: Tensor) -> Tensor:
-        """AᵀAv/‖AᵀAv‖, a step of power iteration; v itself where that is zero, which says nothing of directions."""
-        image = self.multiply_adjoint(weight, self.multiply(weight, vector))
+        """AᵀAv/‖AᵀAv‖, a step of power iteration; v itself where that is 0 or no number, which says nothing."""
+        # Normalised in between: A Aᵀ v of large weights would overflow.
+        image = self.multiply(weight, vector)
+        image = self.multiply_adjoint(weight, image / image.norm().clamp_min(TINY))
         length = image.norm()
-        return torch.where(length > TINY, image / length.clamp_min(TINY), vector)
+        return torch.where((length > TINY) & length.isfinite(), image / length.clamp_min(TINY), vector)
 
     def dense_matrix(self) -> Float[Tensor, "outputs inputs"]:
         """The matrix of the map in float64, by applying it to the unit vectors: the oracle for every bound."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dynablocks.linear.maps import own_precision
 from dynablocks.linear.solving import invert_matrices
 from dynablocks.registry import Registry
 
@@ -43,7 +43,7 @@ def cayley(free: Float[Tensor, "*batch n p"]) -> Float[Tensor, "*batch n p"]:
         >>> bool(torch.allclose(q.mT @ q, torch.eye(2, dtype=torch.float64)))
         True
     """
-    with _own_precision(free):
+    with own_precision(free):
         upper, lower = _parts(free)
         eye = torch.eye(free.shape[-1], dtype=free.dtype, device=free.device)
         doubled = 2 * invert_matrices(eye + (upper - upper.mT) + lower.mT @ lower)
@@ -59,18 +59,11 @@ def expm(free: Float[Tensor, "*batch n p"]) -> Float[Tensor, "*batch n p"]:
         >>> round(float(torch.linalg.det(q)), 12)
         1.0
     """
-    upper, lower = _parts(free)
-    above = functional.pad(-lower.mT, (0, 0, 0, lower.shape[-2]))
-    return torch.linalg.matrix_exp(torch.cat([torch.cat([upper - upper.mT, lower], -2), above], -1))[
-        ..., : free.shape[-1]
-    ]
-
-
-def _own_precision(like: Tensor) -> contextlib.AbstractContextManager[None]:
-    """No autocast, where the device has one (the meta device does not)."""
-    kind = like.device.type
-    active = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if active else contextlib.nullcontext()
+    with own_precision(free):
+        upper, lower = _parts(free)
+        above = functional.pad(-lower.mT, (0, 0, 0, lower.shape[-2]))
+        skew = torch.cat([torch.cat([upper - upper.mT, lower], -2), above], -1)
+        return torch.linalg.matrix_exp(skew)[..., : free.shape[-1]]
 
 
 def _parts(free: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,7 +94,7 @@ def paraunitary_kernel(
 
     Source: Li et al. (2019), "Preventing gradient attenuation in Lipschitz constrained convolutional networks" (BCOP).
     """
-    with _own_precision(base):
+    with own_precision(base):
         return _product_of_factors(base, frames)
 
 

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 
 
 def ocnn_penalty(kernel: Float[Tensor, "out in k k"], stride: int = 1) -> Float[Tensor, ""]:
-    r"""‖W ⋆ W − δI‖²_F: how far the convolution is from row-orthogonal (from column-orthogonal when out > in).
+    r"""‖W ⋆ W − δI‖²_F: how far the convolution is from row-orthogonal (from column-orthogonal where
+    out > in · stride²).
 
-    W ⋆ W is the kernel's correlation with itself over all shifts that are multiples of the stride.
+    W ⋆ W is the kernel's correlation with itself over all shifts that are multiples of the stride; for columns, that of
+    the kernel's phases, the kernels of stride 1 from the image's pixels of one position modulo the stride.
 
     Args:
         kernel: the kernel W.
@@ -28,7 +30,9 @@ def ocnn_penalty(kernel: Float[Tensor, "out in k k"], stride: int = 1) -> Float[
         0.0
     """
     if kernel.shape[0] > kernel.shape[1] * stride**2:
-        kernel = kernel.transpose(0, 1)
+        spare = -kernel.shape[-1] % stride
+        kernel = functional.pixel_unshuffle(functional.pad(kernel, (0, spare, 0, spare)), stride).transpose(0, 1)
+        stride = 1
     size = kernel.shape[-1]
     padding = (size - 1) // stride * stride
     correlation = functional.conv2d(kernel, kernel, stride=stride, padding=padding)

@@ -10,10 +10,14 @@ from torch import Tensor
 from dynablocks.linear.bounds import Bounds, conv_norm_bounds, linear_norm_bounds
 from dynablocks.linear.convolution import Conv
 from dynablocks.linear.dense import Dense
-from dynablocks.linear.maps import TINY, LinearMap
+from dynablocks.linear.maps import TINY, LinearMap, own_precision
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+
+GRADIENT_STEPS = 30
+"""Steps of power iteration for a gradient in evaluation mode, where the stored vector stays as it is."""
 
 
 class UnitNorm(LinearMap):
@@ -21,16 +25,18 @@ class UnitNorm(LinearMap):
 
     Unlike orthogonal rows, A may treat directions differently: those of small singular values stay as they are.
 
-    While gradients are taken in training mode, ‖K‖ is power iteration, one more step at each use, from the leading
-    vector of the last: a lower bound that stays close as long as K moves slowly. In evaluation it is a sound upper
-    bound in float64, kept until K changes, so that ‖A‖ <= 1. What is declared is the bound of the weight in use.
+    In training mode ‖K‖ is power iteration, one more step at each use with gradients, from the leading vector of the
+    last: a lower bound that stays close as long as K moves slowly. In evaluation mode it is a sound upper bound in
+    float64, kept until K changes, so that ‖A‖ <= 1. What is declared is a sound bound of the weight of the mode: a
+    little above 1 in training. Gradients are those of K/‖K‖ ("same" padding: with the norm of the padded torus taken
+    for that of the map), as near as the leading vector is.
 
     Source: Meunier et al. (2022), "A dynamical system perspective for Lipschitz neural networks" (convex potential
         layers), with a sound norm in place of their hundred iterations.
     """
 
     leading: Tensor
-    _held_norm: tuple[object, float] | None = None
+    _held_norm: tuple[Tensor, float] | None = None
 
     def free_weight(self) -> Tensor:
         """K."""
@@ -47,19 +53,29 @@ class UnitNorm(LinearMap):
             self.leading.copy_(self.power_step(self.free_weight(), self.leading))
 
     def _norm(self, weight: Tensor) -> float:
-        """The upper bound of ‖K‖; a stale one would only scale A, whose own norm is what is declared."""
-        state = id(weight), weight._version, weight.data_ptr(), weight.dtype
-        if self._held_norm is None or self._held_norm[0] != state:
-            self._held_norm = state, self.free_norm_bounds().upper
-        return self._held_norm[1]
+        """The upper bound of ‖K‖ of evaluation."""
+        now, kept = weight.detach(), self._held_norm
+        if kept is None or (kept[0].dtype, kept[0].device) != (now.dtype, now.device) or not torch.equal(kept[0], now):
+            kept = self._held_norm = now.clone(), self.free_norm_bounds().upper
+        return kept[1]
 
     def compute_weight(self) -> Tensor:
         """K/‖K‖."""
         weight = self.free_weight()
-        if self.training and torch.is_grad_enabled():
-            self.leading.copy_(self.power_step(weight, self.leading))
-            return weight / self.multiply(weight, self.leading).norm().clamp_min(TINY)
-        return weight / max(self._norm(weight), TINY)
+        learning = torch.is_grad_enabled()
+        with own_precision(weight):
+            if not self.training and not (learning and weight.requires_grad):
+                return weight / max(self._norm(weight), TINY)
+            vector = self.leading
+            for _ in range(int(learning) if self.training else GRADIENT_STEPS):
+                vector = self.power_step(weight, vector)
+            length = self.multiply(weight, vector).norm().clamp_min(TINY)
+            if not self.training:
+                return weight * (length.detach() / length / max(self._norm(weight), TINY))
+            # The stored vector is a copy: the graph needs this one as it is, and functorch allows no writing.
+            if learning and not torch._C._are_functorch_transforms_active():
+                self.leading.copy_(vector)
+            return weight / length
 
 
 class UnitConv(UnitNorm, Conv):

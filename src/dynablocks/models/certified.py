@@ -68,6 +68,8 @@ def dense_steps(config: ModelConfig, features: int) -> tuple[list[nn.Module], in
         InvalidArgument: they are asked to be wider than what the last stage leaves.
     """
     if not config.dense_layers:
+        if config.dense_width:
+            raise InvalidArgument(f"dense_width is {config.dense_width} with dense_layers 0; give dense_layers, too.")
         return [], features
     if (config.dense_width or 0) > features:
         raise InvalidArgument(f"dense_width is {config.dense_width}; at most the {features} features are possible.")
@@ -100,6 +102,8 @@ def build_body(config: ModelConfig, shape: Shape) -> tuple[nn.Sequential, int]:
     return nn.Sequential(*parts, *dense), features
 
 
+# Exact flows need orthonormal rows, so that nothing is penalised.
+EXACT = PAIR - {"weights", "penalty", "expansive_penalty"}
 STEP = {"step", "step_start", "step_end", "step_until", "step_rule", "rows", "stem"}
 DENSE = {"dense_width", "dense_layers", "dense_rows", "dense_step"}
 MODELS["certified"] = ModelKind(
@@ -128,5 +132,5 @@ MODELS["certified"] = ModelKind(
         normalise=False,
     ),
     build_body,
-    PAIR | STEP | DENSE,
+    EXACT | STEP | DENSE,
 )

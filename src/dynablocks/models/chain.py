@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
-from dynablocks.properties import Declaration, Structured, compose
+from dynablocks.properties import Declaration, Structured, compose, without_missing_methods
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -77,7 +77,7 @@ class Chain(Structured):
     def declare(self) -> Declaration:
         # named_children would leave out the second use of a part.
         parts = [(str(position), part) for position, part in enumerate(self.parts)]
-        return compose(parts, title=type(self).__name__)
+        return without_missing_methods(self, compose(parts, title=type(self).__name__))
 
     def __len__(self) -> int:
         return len(self.parts)

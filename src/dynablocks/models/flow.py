@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument, require_choice, require_range
 from dynablocks.fields import GradientField, PartitionedField, leaky_relu
-from dynablocks.linear import Dense, OrthogonalDense
+from dynablocks.linear import Dense, OrthogonalDense, shared_weights
 from dynablocks.linear.maps import require_shape
 from dynablocks.properties import Declaration, Invertible, Lipschitz, Structured
 from dynablocks.registry import Registry
@@ -103,9 +103,10 @@ class DensityFlow(Structured):
 
     def _transform(self, x: Tensor) -> tuple[Tensor, Tensor]:
         total = x.new_zeros(x.shape[0])
-        for block in self.chain.blocks:
-            total = total + cast(Any, block).log_determinant(x)
-            x = block(x)
+        with shared_weights(self.chain):
+            for block in self.chain.blocks:
+                total = total + cast(Any, block).log_determinant(x)
+                x = block(x)
         return x, total
 
 
@@ -156,10 +157,12 @@ class AffineMap(Structured):
 
     def inverse(self, y: Float[Tensor, "batch dimension"]) -> Float[Tensor, "batch dimension"]:
         """The x with ``map(x) == y``."""
+        require_shape(self, self.in_shape, y)
         return (y - self.shift) * (-self._bounded()).exp()
 
     def log_determinant(self, x: Float[Tensor, "batch dimension"]) -> Float[Tensor, " batch"]:
         """Σs for each sample."""
+        require_shape(self, self.in_shape, x)
         return self._bounded().sum().expand(x.shape[0])
 
     def declare(self) -> Declaration:
@@ -219,6 +222,7 @@ class AffineCoupling(Structured):
         return Declaration.of(Invertible(), reason="affine in the part that moves", title="AffineCoupling")
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        require_shape(self, self.in_shape, x)
         q, p = x[:, : self.split], x[:, self.split :]
         return (q, p) if self.moves == "p" else (p, q)
 

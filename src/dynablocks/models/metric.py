@@ -33,11 +33,11 @@ def build_body(config: ModelConfig, shape: Shape) -> tuple[nn.Sequential, int]:
     assert config.layers is not None
     width, height, columns = config.widths[0], *shape[1:]
     entrance = image_metric(config, shape)
-    lift = ZeroLift(shape[0], width) if width > shape[0] else ChannelMix(shape, width)
+    padding, method = config.padding or "circular", config.method or "cayley"
+    lift = ZeroLift(shape[0], width) if width > shape[0] else ChannelMix(shape, width, method)
     metric, shape = entrance.with_channels(width), (width, height, columns)
     parts: list[nn.Module] = [Channelwise(lift, entrance, width)]
     for _ in range(config.layers[0]):
-        padding, method = config.padding or "circular", config.method or "cayley"
         linear = OrthogonalConv(shape, kernel_size=config.kernel_size or 3, padding=padding, method=method)
         field = MetricField(linear, metric, "relu", whitened=True)
         parts.append(DynamicalBlock(field, ExplicitEuler(), certified.step_signal(config), bound=config.bound))

@@ -96,13 +96,14 @@ def _flexible(config: ModelConfig, shape: Shape) -> DynamicalBlock:
 
 def lift(config: ModelConfig, shape: Shape, width: int) -> tuple[nn.Module, Shape]:
     """The map to ``width`` channels: inside the guarantee, or the paper's."""
+    method, lifted = config.method or "cayley", (width, *shape[1:])
     if config.lift == "paper":
-        return PaperLift(shape, width), (width, *shape[1:])
+        return PaperLift(shape, width), lifted
     if width < shape[0]:
-        return ChannelMix(shape, width), (width, *shape[1:])
+        return ChannelMix(shape, width, method), lifted
     if width == shape[0]:
         return nn.Identity(), shape
-    return nn.Sequential(ZeroLift(shape[0], width), ChannelMix((width, *shape[1:]), width)), (width, *shape[1:])
+    return nn.Sequential(ZeroLift(shape[0], width), ChannelMix(lifted, width, method)), lifted
 
 
 def stages(block: BlockBuilder) -> Callable[[ModelConfig, Shape], tuple[nn.Sequential, int]]:

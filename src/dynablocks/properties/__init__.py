@@ -18,7 +18,16 @@ from dynablocks.properties.declarations import (
     Symplectic,
     VolumePreserving,
 )
-from dynablocks.properties.structure import Declaration, Explanation, Structured, compose, declare, explain, rule
+from dynablocks.properties.structure import (
+    Declaration,
+    Explanation,
+    Structured,
+    compose,
+    declare,
+    explain,
+    rule,
+    without_missing_methods,
+)
 from dynablocks.properties.verify import Check, verify
 
 __all__ = [
@@ -47,4 +56,5 @@ __all__ = [
     "explain",
     "rule",
     "verify",
+    "without_missing_methods",
 ]

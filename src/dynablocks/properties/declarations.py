@@ -246,6 +246,10 @@ class Equivariant(Property):
 
     group: str = "sign"
 
+    @property
+    def slot(self) -> tuple[object, ...]:
+        return type(self), self.group
+
 
 class Properties(tuple[Property, ...]):
     """The guarantees of one module.
@@ -258,6 +262,11 @@ class Properties(tuple[Property, ...]):
     def of(self, kind: type[P]) -> P | None:
         """The guarantee of type ``kind``, or ``None``."""
         return next((p for p in self if isinstance(p, kind)), None)
+
+    @property
+    def odd(self) -> bool:
+        """Whether f(−x) = −f(x) is declared."""
+        return any(isinstance(p, Equivariant) and p.group == "sign" for p in self)
 
     @property
     def lipschitz(self) -> float:

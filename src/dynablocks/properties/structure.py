@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from dynablocks.properties.declarations import (
+    Dissipative,
+    EnergyPreserving,
     Equivariant,
     GradientNormPreserving,
     Invertible,
@@ -144,10 +146,27 @@ def _identity(module: nn.Module) -> Declaration:
 
 @rule(nn.Flatten)
 def _flatten(module: nn.Flatten) -> Declaration:
-    if module.start_dim == 0:
-        return Declaration.of(reason="it flattens the batch too", title="Flatten")
+    if module.start_dim < 1:
+        # Counted from the end, the first dimension depends on the input.
+        return Declaration.of(reason="it may flatten the batch too", title="Flatten")
     isometry = (Lipschitz(1.0), GradientNormPreserving(), NormPreserving(), LinearInvariant(), Equivariant())
     return Declaration.of(*isometry, reason="reshaping", title="Flatten")
+
+
+METHODS = {Invertible: "inverse", EnergyPreserving: "energy", Dissipative: "potential"}
+"""What these properties of a module are about, unless they name a function of their own."""
+
+
+def without_missing_methods(module: nn.Module, declared: Declaration) -> Declaration:
+    """A composition's declaration without what is about a method of its parts that it does not have."""
+    losses = [
+        f"{type(p).__name__} is lost at {type(module).__name__} (it has no method {METHODS[type(p)]})"
+        for p in declared.properties
+        if type(p) in METHODS and getattr(p, "function", None) is None and not hasattr(module, METHODS[type(p)])
+    ]
+    lost = {sentence.split()[0] for sentence in losses}
+    kept = Properties(p for p in declared.properties if type(p).__name__ not in lost)
+    return replace(declared, properties=kept, losses=(*declared.losses, *losses)) if lost else declared
 
 
 @rule(nn.Sequential)
@@ -155,11 +174,7 @@ def _sequential(module: nn.Sequential) -> Declaration:
     # named_children() would name a module that stands twice only once.
     parts = [(name, part) for name, part in module._modules.items() if part is not None]
     declared = compose(parts, title="Sequential")
-    if hasattr(module, "inverse") or declared.properties.of(Invertible) is None:
-        return declared
-    kept = Properties(p for p in declared.properties if not isinstance(p, Invertible))
-    loss = "Invertible is lost at Sequential (it has no method inverse)"
-    return replace(declared, properties=kept, losses=(*declared.losses, loss))
+    return without_missing_methods(module, declared)
 
 
 @rule(nn.ReLU)

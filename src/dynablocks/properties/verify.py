@@ -120,9 +120,11 @@ def verify(
     """Measure every declared property of ``module`` around the samples ``x``, in a float64 copy of it.
 
     A Lipschitz constant is measured from below, in the metric it is declared in: the largest Jacobian norm at the
-    samples and at pairs found by gradient ascent on ‖f(x) − f(y)‖ / ‖x − y‖. The tolerance is eps · (number of entries
-    of x) · magnitude, with a factor of 16 (times the condition of the metrics' coordinates) for a Lipschitz constant
-    and 64 for a residual: float64 rounding and nothing else.
+    samples and at pairs found by gradient ascent on ‖f(x) − f(y)‖ / ‖x − y‖. The tolerance is float64 rounding and
+    nothing else: eps · (number of entries of x), times 16, the constant and the condition of the metrics' coordinates
+    for a Lipschitz constant, and times 64, the largest entry of x and f(x) and the largest parameter (orthogonal
+    parametrisations multiply rounding by it) for a residual, where these exceed 1. Outputs that are not finite hold
+    nothing.
 
     Args:
         module: the module; it is copied, converted to float64 and set to eval mode.
@@ -215,13 +217,18 @@ def _tolerance(module: nn.Module, declared: Property, x: Tensor) -> float:
         entries *= declared.metric.condition * declared.image.condition
         return 16 * entries * (max(1.0, declared.constant) if math.isfinite(declared.constant) else 1.0)
     with torch.no_grad():
-        magnitude = max(1.0, float(x.abs().max()), float(module(x).abs().max()))
+        magnitude = max(1.0, largest_finite(x), largest_finite(module(x)))
     # An orthogonal parametrisation multiplies rounding by the size of its parameters.
     return 64 * entries * magnitude * max(1.0, _largest_parameter(module))
 
 
+def largest_finite(values: Tensor) -> float:
+    """The largest |entry| that is finite; 0 without any."""
+    return float(values.detach().abs().nan_to_num(nan=0.0, posinf=0.0).max()) if values.numel() else 0.0
+
+
 def _largest_parameter(module: nn.Module) -> float:
-    return max((float(p.detach().abs().max()) for p in module.parameters() if p.numel()), default=0.0)
+    return max(map(largest_finite, module.parameters()), default=0.0)
 
 
 def jacobians(module: nn.Module, x: Tensor) -> Tensor:
@@ -346,7 +353,8 @@ def _measure_gradient_norm(module: nn.Module, declared: Property, x: Tensor) -> 
     worst, where = 0.0, x[:1]
     for _ in range(8):
         v = torch.randn(output.shape, generator=generator, dtype=x.dtype)
-        residual = (pull(v).flatten(1).norm(dim=1) / v.flatten(1).norm(dim=1) - 1).abs().nan_to_num(nan=math.inf)
+        residual = (pull(v).flatten(1).norm(dim=1) / v.flatten(1).norm(dim=1) - 1).abs()
+        residual = torch.where(residual.isnan(), math.inf, residual)
         top = int(residual.argmax())
         if float(residual[top]) > worst:
             worst, where = float(residual[top]), x[top : top + 1]
@@ -354,7 +362,7 @@ def _measure_gradient_norm(module: nn.Module, declared: Property, x: Tensor) -> 
 
 
 def _worst(residual: Tensor, x: Tensor) -> Measurement:
-    residual = residual.nan_to_num(nan=math.inf)
+    residual = torch.where(residual.isnan(), math.inf, residual)
     top = int(residual.argmax())
     return Measurement(float(residual[top]), x[top : top + 1])
 
@@ -377,8 +385,9 @@ def _measure_inverse(module: nn.Module, declared: Property, x: Tensor) -> Measur
 
 
 def _condition(matrices: Tensor) -> Tensor:
-    """By how much rounding grows: the condition number, but 1 for singular matrices, which excuse nothing."""
-    condition = torch.linalg.cond(matrices).clamp_min(1.0)
+    """By how much rounding grows: the condition number, but 1 for singular and undefined matrices, no excuse."""
+    defined = matrices.flatten(1).isfinite().all(1)
+    condition = torch.linalg.cond(torch.where(defined[:, None, None], matrices, 0.0)).clamp_min(1.0)
     return torch.where(condition.isfinite(), condition, 1.0)
 
 
@@ -449,7 +458,10 @@ def _measure_dissipation(module: nn.Module, declared: Dissipative, x: Tensor) ->
 
 @measures(Positive)
 def _measure_positivity(module: nn.Module, declared: Property, x: Tensor) -> Measurement:
-    inside = x.abs()
+    """At the samples, near and on the boundary: with half of the entries 0, all near it, all 0."""
+    inside, generator = x.abs(), torch.Generator().manual_seed(4)
+    half = inside * (torch.rand(x.shape, generator=generator, dtype=x.dtype) < 0.5)
+    inside = torch.cat([inside, half, 1e-6 * inside, torch.zeros_like(inside[:1])])
     with torch.no_grad():
         return _worst((-module(inside)).clamp_min(0.0).flatten(1).amax(1), inside)
 

@@ -65,6 +65,7 @@ class Region:
         require_range("substeps", self.substeps, 1)
         if int(self.substeps) != self.substeps:
             raise InvalidArgument(f"substeps is {self.substeps!r}; a whole number >= 1 is needed.")
+        object.__setattr__(self, "substeps", int(self.substeps))
 
     @property
     def first_range(self) -> tuple[float, float]:

@@ -45,13 +45,15 @@ class TrainingConfig:
         flip: mirror images left-right at random.
         ema_decay: decay of the exponential average of the weights that is evaluated and kept; 0 turns it off.
         gradient_clip: largest gradient norm; empty (null) turns it off.
-        precision: 32, bf16 or 16 (mixed), or auto, which measures and takes bf16 when it is 10 % faster.
+        precision: 32, bf16 or 16 (mixed), or auto, which takes bf16 when it measures it as 10 % faster (on
+            several devices: where they support it).
         channels_last: lay images out with the channels last, which is faster for convolutions.
         max_minutes: time budget of the training; the schedule is fitted to it.
         device: cpu, cuda, or auto, which takes a GPU when there is one.
         devices: how many of them to train on together.
         threads: CPU threads; empty (null) leaves torch's choice.
-        seed: seed of the batch order and the augmentation.
+        seed: seed of everything random: first weights, held-out images, batch order, augmentation, attacks while
+            training.
         checkpoint_seconds: write a checkpoint this often, and at an epoch's end when a tenth of this has passed.
         validate_every: measure the validation images every so many epochs, and at the end.
 
@@ -119,7 +121,9 @@ class TrainingConfig:
     @property
     def adversary_factor(self) -> float:
         """About how many times as long a step takes as one without an adversary."""
-        return 1.0 if self.adversary == "none" else 1 + 0.7 * self.adversary_steps
+        # TRADES trains on the images as well, and takes their predictions for the attack.
+        without = {"none": 1.0, "pgd": 1.0, "trades": 2.3}[self.adversary]
+        return without if self.adversary == "none" else without + 0.7 * self.adversary_steps
 
     def _check_names(self) -> None:
         from dynablocks.training.losses import LOSSES

@@ -393,8 +393,11 @@ def finished_before(
 
 def is_repeated_interrupt() -> bool:
     """Whether another interrupt came just before: a worker of ``reproduce`` gets the terminal's and its command's."""
-    before, _latest_interrupt[0] = _latest_interrupt[0], time.monotonic()
-    return _latest_interrupt[0] - before <= REPEAT_SECONDS
+    now = time.monotonic()
+    if now - _latest_interrupt[0] <= REPEAT_SECONDS:
+        return True
+    _latest_interrupt[0] = now
+    return False
 
 
 @contextlib.contextmanager

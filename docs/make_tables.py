@@ -1,7 +1,10 @@
-"""Tables of the registries and of the settings, written from the code when the docs are built.
+"""Write the tables of the registries and of the settings into the pages of docs/, from the code.
 
-``{catalogue} fields`` (or integrators, regions, models, or any other kind of ``dynablocks list``) and
-``{settings} dynablocks.training.TrainingConfig``.
+    python docs/make_tables.py             writes them
+    python docs/make_tables.py --check     writes nothing; exits with 1 when a page is stale
+
+A table stands between ``<!-- table: fields -->`` (or integrators, regions, models, any other kind of ``dynablocks
+list``; ``settings dynablocks.training.TrainingConfig`` for a class of settings) and ``<!-- table: end -->``.
 """
 
 from __future__ import annotations
@@ -10,13 +13,10 @@ import dataclasses
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
-
-from docutils import nodes
-from docutils.parsers.rst import Directive
-from plain_docstrings import escape
-from sphinx.application import Sphinx
 
 from dynablocks.catalogue import catalogue
 from dynablocks.fields import FIELDS
@@ -24,12 +24,22 @@ from dynablocks.integrators import INTEGRATORS
 from dynablocks.models import MODELS
 from dynablocks.switching import REGIONS
 
+DOCS = Path(__file__).resolve().parent
+TABLE = re.compile(r"(<!-- table: (?!end)(.+?) -->\n)(.*?)(<!-- table: end -->)", re.DOTALL)
 Rows = list[tuple[str, ...]]
 
 
 def summary(thing: Any) -> str:
     """The first paragraph of a docstring, on one line."""
     return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+
+
+def escaped(text: str) -> str:
+    """Text for a cell: what Markdown would take for markup or for the cell's end is escaped, outside code."""
+    parts = re.split(r"(``.*?``|`.*?`)", re.sub(r":\w+:`~?(.*?)`", r"`\1`", text))
+    plain = [re.sub(r"([|*_<\\$])", r"\\\1", part) for part in parts[::2]]
+    code = [part.replace("``", "`").replace("|", "\\|") for part in parts[1::2]]
+    return "".join(a + b for a, b in zip(plain, [*code, ""], strict=True))
 
 
 def number(value: float | None) -> str:
@@ -46,7 +56,7 @@ def fields() -> tuple[tuple[str, ...], Rows]:
         words = [name.replace("_", " ") for name, value in vars(facts).items() if value and name not in NUMBERS]
         symmetric = ["symmetric Jacobian"] if facts.spectrum is not None else []
         held = ", ".join([*symmetric, *words]) or "none"
-        rows.append((f"``{name}``", escape(summary(kind)), held, escape(facts.reason)))
+        rows.append((f"`{name}`", escaped(summary(kind)), held, escaped(facts.reason)))
     return ("name", "field", "facts of its example", "constants from"), rows
 
 
@@ -56,7 +66,7 @@ def integrators() -> tuple[tuple[str, ...], Rows]:
         method = make()
         kind = "explicit" if method.explicit else "implicit"
         kept = ", ".join(sorted(kind.__name__ for kind in method.keeps))
-        rows.append((f"``{name}``", repr(method), number(method.order), kind, kept))
+        rows.append((f"`{name}`", repr(method), number(method.order), kind, kept))
     return ("name", "integrator", "order", "kind", "preserves"), rows
 
 
@@ -65,7 +75,7 @@ def regions() -> tuple[tuple[str, ...], Rows]:
     for name, kind in REGIONS.items():
         region = kind()
         low, high = region.first_range
-        rows.append((f"``{name}``", escape(summary(kind)), f"[{low:.4g}, {high:.4g}]", number(region.limit(0.5))))
+        rows.append((f"`{name}`", escaped(summary(kind)), f"[{low:.4g}, {high:.4g}]", number(region.limit(0.5))))
     return ("name", "feasible (h₁, h₂)", "range of h₁", "largest h₂ at h₁ = 1/2"), rows
 
 
@@ -73,7 +83,7 @@ def models() -> tuple[tuple[str, ...], Rows]:
     rows = []
     for name, kind in MODELS.items():
         usual = kind.defaults
-        rows.append((f"``{name}``", escape(kind.summary), str(usual.widths), str(usual.layers), str(usual.lift)))
+        rows.append((f"`{name}`", escaped(kind.summary), str(usual.widths), str(usual.layers), str(usual.lift)))
     return ("name", "network", "widths", "layers", "lift"), rows
 
 
@@ -94,7 +104,7 @@ def settings(path: str) -> tuple[tuple[str, ...], Rows]:
     for entry in dataclasses.fields(kind):
         has_factory = entry.default is dataclasses.MISSING
         default = "see below" if has_factory else "empty" if entry.default is None else str(entry.default)
-        rows.append((f"``{entry.name}``", f"``{default}``", escape(meanings[entry.name])))
+        rows.append((f"`{entry.name}`", f"`{default}`", escaped(meanings[entry.name])))
     return ("setting", "default", "meaning"), rows
 
 
@@ -111,44 +121,31 @@ def arguments(docstring: str) -> dict[str, str]:
     return entries
 
 
-def list_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
-    lines = [".. list-table::", "   :header-rows: 1", ""]
-    for row in (header, *rows):
-        lines += [f"   {'* ' if i == 0 else '  '}- {cell}" for i, cell in enumerate(row)]
-    return lines
+def table(name: str) -> str:
+    """The Markdown of a table; of a kind with names alone, the names."""
+    kind, _, path = name.partition(" ")
+    if kind != "settings" and kind not in TABLES:
+        return ", ".join(f"`{entry}`" for entry in sorted(catalogue()[name]))
+    header, rows = settings(path) if kind == "settings" else TABLES[kind]()
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, ("---",) * len(header), *rows)]
+    return "\n".join(lines)
 
 
-class Table(Directive):
-    """Parses the list table that :meth:`lines` gives."""
-
-    required_arguments = 1
-
-    def lines(self) -> list[str]:
-        raise NotImplementedError
-
-    def run(self) -> list[nodes.Node]:
-        from docutils.parsers.rst import Parser
-        from docutils.utils import new_document
-
-        document = new_document("catalogue", self.state.document.settings)
-        Parser().parse("\n".join(self.lines()), document)
-        return list(document.children)
+def updated(text: str) -> str:
+    """A page with its tables written again."""
+    return TABLE.sub(lambda match: f"{match[1]}\n{table(match[2])}\n\n{match[4]}", text)
 
 
-class Catalogue(Table):
-    def lines(self) -> list[str]:
-        kind = self.arguments[0]
-        if kind in TABLES:
-            return list_table(*TABLES[kind]())
-        return [", ".join(f"``{name}``" for name in sorted(catalogue()[kind]))]
+def main(arguments: list[str]) -> int:
+    stale = [page for page in sorted(DOCS.glob("*.md")) if updated(page.read_text()) != page.read_text()]
+    for page in stale:
+        if "--check" in arguments:
+            print(f"docs/{page.name} is stale; run: python docs/make_tables.py", file=sys.stderr)
+        else:
+            page.write_text(updated(page.read_text()))
+            print(f"wrote docs/{page.name}")
+    return int("--check" in arguments and bool(stale))
 
 
-class Settings(Table):
-    def lines(self) -> list[str]:
-        return list_table(*settings(self.arguments[0]))
-
-
-def setup(app: Sphinx) -> dict[str, bool]:
-    app.add_directive("catalogue", Catalogue)
-    app.add_directive("settings", Settings)
-    return {"parallel_read_safe": True}
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
