@@ -26,7 +26,7 @@ extensions = [
     "plain_docstrings",
 ]
 exclude_patterns = ["_build", "generated", "gallery"]
-myst_enable_extensions = ["dollarmath", "deflist"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 suppress_warnings = ["myst.strikethrough"]
 
