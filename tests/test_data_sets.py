@@ -252,6 +252,11 @@ def test_class_folders_of_cifar100_and_of_the_user(tmp_path: Path) -> None:
     assert splits.train.class_names == ("cat", "dog")
 
 
+def test_a_single_class_is_refused_before_the_training(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="has the one class 'cat'; two or more are needed"):
+        load_data("folder", _folder_copy(tmp_path / "own", ("cat",), "jpg", size=8))
+
+
 def test_grey_images_keep_one_channel_and_are_widened_beside_colour(tmp_path: Path) -> None:
     grey = _folder_copy(tmp_path / "grey", ("a", "b"), grey=True, size=8)
     assert load_data("folder", grey).train.image_shape == (1, 8, 8)

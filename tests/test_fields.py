@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import itertools
 import math
 
@@ -17,17 +19,22 @@ from dynablocks.fields import (
     Activation,
     DiagonalField,
     GradientField,
+    GradientOf,
+    LinearField,
     PartitionedField,
     PlanarField,
     PreconditionedField,
+    ShearField,
     TwoMatrixField,
     VectorField,
     activation,
     leaky_relu,
     smooth_leaky_relu,
 )
+from dynablocks.fields.symmetric import EvenPotential, PotentialSum
 from dynablocks.integrators import ExplicitEuler
 from dynablocks.linear import Conv, Dense, OrthogonalConv, OrthogonalDense
+from dynablocks.properties import Declaration, Equivariant, Structured
 from dynablocks.switching import FreeSignal
 
 FIELD_MAKERS = {name: FIELDS[name].example for name in sorted(FIELDS)} | {
@@ -267,6 +274,42 @@ def test_a_scale_that_is_no_number_has_no_facts() -> None:
     for field in (diagonal, preconditioned):
         with pytest.raises(InvalidArgument, match="nan or inf"):
             field.facts()
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_no_field_states_facts_of_parameters_that_are_no_numbers(name: str) -> None:
+    """One clear sentence, or facts that promise nothing false: an undefined map has no finite constant."""
+    pristine = FIELDS[name].example()
+    for parameter, _ in pristine.named_parameters():
+        field = copy.deepcopy(pristine)
+        with torch.no_grad():
+            field.get_parameter(parameter).fill_(torch.nan)
+        with contextlib.suppress(InvalidArgument):
+            # Biases and what only moves the field leave the constants as they are.
+            facts = field.facts()
+            assert not math.isnan(facts.lipschitz)
+            assert facts.damping is None or math.isfinite(facts.damping)
+
+
+def test_a_sum_with_a_part_that_is_no_gradient_is_none() -> None:
+    rotation = PlanarField(Dense(2, 2))
+    for field in (PotentialSum(LinearField(2), rotation), EvenPotential(rotation)):
+        assert not field.facts().conservative
+    assert PotentialSum(LinearField(2), GradientOf(nn.Linear(2, 1), (2,))).facts().conservative
+    assert EvenPotential(GradientOf(nn.Linear(2, 1), (2,))).facts().conservative
+
+
+def test_a_symmetry_under_another_group_makes_no_shear_odd() -> None:
+    class Permuted(Structured):
+        in_shape = out_shape = (2,)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(x)
+
+        def declare(self) -> Declaration:
+            return Declaration.of(Equivariant("permutations"), reason="entrywise")
+
+    assert not ShearField(Permuted(), (4,)).facts().odd
 
 
 def test_constants_beyond_all_numbers_are_infinite() -> None:

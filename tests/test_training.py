@@ -389,6 +389,36 @@ def test_a_plain_console_gets_a_line_an_epoch() -> None:
     assert "left" in terminal.getvalue()
 
 
+def test_only_an_interrupt_that_counted_makes_the_next_one_a_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.5, 1.2, 1.3])
+    monkeypatch.setattr(loop_module.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(loop_module, "_latest_interrupt", [-math.inf])
+    monkeypatch.setattr(loop_module, "REPEAT_SECONDS", 1.0)
+    assert [loop_module.is_repeated_interrupt() for _ in range(4)] == [False, True, False, True]
+
+
+def test_the_average_meets_the_constraints_and_has_the_present_buffers() -> None:
+    class Sphere(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([1.0, 0.0]))
+            self.register_buffer("seen", torch.zeros(()))
+
+        @torch.no_grad()
+        def project_(self) -> None:
+            self.weight.div_(self.weight.norm())
+
+    model = Sphere()
+    average = ExponentialAverage(model, 0.5)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([0.0, 1.0]))
+        model.seen.fill_(3.0)
+    average.update(model, 100)
+    assert float(average.copy.weight.norm()) < 0.9
+    assert float(average.model().weight.norm()) == pytest.approx(1)
+    assert float(average.model().seen) == 3
+
+
 def test_interrupt_writes_a_checkpoint_and_the_training_goes_on(tmp_path: Path) -> None:
     import os
     import signal
