@@ -373,6 +373,18 @@ def test_the_declared_growth_is_attained_by_a_linear_field(method: ExplicitRunge
     assert method.declare(field, 0.7).properties.lipschitz == pytest.approx(slope, rel=1e-12)
 
 
+def test_the_constant_of_a_step_that_cancels_is_rounded_up() -> None:
+    from fractions import Fraction
+
+    class Steep(LinearField):
+        def facts(self) -> FieldFacts:
+            return FieldFacts(9.9, -9.9, (-9.9, -9.9), reason="exact")
+
+    stated = Fraction(Steep(2).euler_constant(0.1)[0])
+    assert stated >= abs(1 + Fraction(0.1) * Fraction(-9.9))
+    assert Steep(2).euler_constant(0.1)[0] == pytest.approx(0.01, rel=1e-12)
+
+
 def test_the_constant_of_a_shear_is_attained() -> None:
     shear = ShearField(LinearField(1)).double()
     with torch.no_grad():

@@ -124,6 +124,14 @@ def test_the_norm_is_taken_in_full_precision_under_autocast(name: str) -> None:
     assert torch.equal(weight, twin.compute_weight())
 
 
+@EVERY_MAP
+def test_in_evaluation_the_weight_is_the_same_with_and_without_gradients(name: str) -> None:
+    linear = MAKERS[name]().eval()
+    with torch.no_grad():
+        expected = linear.compute_weight()
+    assert torch.equal(linear.compute_weight(), expected)
+
+
 def test_what_is_declared_in_training_is_the_bound_of_the_weight_in_training() -> None:
     linear = UnitDense(2, 2).double().train()
     with torch.no_grad():

@@ -230,7 +230,7 @@ def test_pixel_normalisation_counts_in_the_certificate() -> None:
             lambda: build(ModelConfig("certified", **TINY, dense_layers=1, dense_width=99), (1, 8, 8), 3),
             "at most the 16 features",
         ),
-        (lambda: build(ModelConfig("certified", **TINY, dense_width=9), (1, 8, 8), 3), "give dense_layers, too"),
+        (lambda: build(ModelConfig("certified", **TINY, dense_width=9), (1, 8, 8), 3), "give dense_layers >= 1"),
         (lambda: ModelConfig("certified", padding="sames"), "did you mean 'same'"),
         (lambda: build(ModelConfig("prescribed", **TINY, region="tihgt"), (1, 8, 8), 3), "did you mean 'tight'"),
     ],

@@ -337,6 +337,13 @@ def test_a_map_without_values_holds_nothing() -> None:
             assert not held.passed
 
 
+def test_values_that_are_not_finite_hold_nothing_whatever_their_derivatives() -> None:
+    x = 1 + torch.rand(3, 2, dtype=torch.float64)
+    for kind in (VolumePreserving(), Symplectic(), GradientNormPreserving()):
+        assert not verify(Fixed(lambda x: x + math.inf, kind), x).passed
+    assert not verify(Fixed(lambda x: (1000 * x).exp(), Positive()), x).passed
+
+
 def test_one_sample_that_overflows_excuses_no_other() -> None:
     x = torch.tensor([[1.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
     twin = Fixed(lambda x: torch.where(x > 1.5, math.inf, 1.01 * x), NormPreserving())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,9 +115,12 @@ def load(directory: str | Path) -> Network:
 def build_described(description: Mapping[str, Any]) -> Network:
     """The network that :func:`build_for` described, with new weights."""
     options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description["config"].items()}
-    # A setting that the model does not have was once ignored, and stored.
+    # What changed nothing was once ignored, and stored; a setting of a later version is refused.
+    known = {field.name for field in fields(ModelConfig)}
     settings = MODELS.get_known(str(options["name"])).settings | SHARED
-    options = {name: value for name, value in options.items() if name in settings}
+    options = {name: value for name, value in options.items() if name in settings or name not in known}
+    if not options.get("dense_layers"):
+        options.pop("dense_width", None)
     channels, height, width = (int(n) for n in description["input_shape"])
     shape, classes = (channels, height, width), int(description["num_classes"])
     return build(ModelConfig(**options), shape, classes, mean=tuple(description["mean"]), std=tuple(description["std"]))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
+from dynablocks.linear.rounding import EPS
 from dynablocks.properties import EUCLIDEAN, Metric
 from dynablocks.registry import Registry
 
@@ -164,14 +165,17 @@ class VectorField(nn.Module):
             ends = sorted((abs(1 + h * low), abs(1 + h * high)))
             # 1 itself is exact where an eigenvalue may be 0 and no other factor is larger.
             exact = 0.0 in (low, high) and ends[0] < 1 == ends[1]
-            constant = 1.0 if exact else math.nextafter(ends[1], math.inf)
+            # Rounding is that of hλ, which may be large where 1 + hλ is small.
+            slack = 2 * EPS * (1 + abs(h) * max(abs(low), abs(high)))
+            constant = 1.0 if exact else math.nextafter(ends[1] + slack, math.inf)
             return constant, f"max|1+hλ|, λ in [{low:.4g}, {high:.4g}]"
         general = math.nextafter(1 + abs(h) * facts.lipschitz, math.inf)
         if h < 0 and facts.spectrum is None:
             return general, f"1+|h|L, L={facts.lipschitz:.4g}"
         one_sided = facts.one_sided if h >= 0 or facts.spectrum is None else -facts.spectrum[0]
-        inner = math.sqrt(max(0.0, 1 + 2 * abs(h) * one_sided + (h * facts.lipschitz) * (h * facts.lipschitz)))
-        inner = math.nextafter(inner, math.inf)
+        linear, square = 2 * abs(h) * one_sided, (h * facts.lipschitz) * (h * facts.lipschitz)
+        slack = 8 * EPS * (1 + abs(linear) + square)
+        inner = math.nextafter(math.sqrt(max(0.0, 1 + linear + square + slack)), math.inf)
         return min(general, inner), f"min(1+|h|L, √(1+2|h|μ+h²L²)), L={facts.lipschitz:.4g}, μ={one_sided:.4g}"
 
 

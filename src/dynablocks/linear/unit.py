@@ -71,7 +71,7 @@ class UnitNorm(LinearMap):
                 vector = self.power_step(weight, vector)
             length = self.multiply(weight, vector).norm().clamp_min(TINY)
             if not self.training:
-                return weight * (length.detach() / length / max(self._norm(weight), TINY))
+                return weight * (length.detach() / length) / max(self._norm(weight), TINY)
             # The stored vector is a copy: the graph needs this one as it is, and functorch allows no writing.
             if learning and not torch._C._are_functorch_transforms_active():
                 self.leading.copy_(vector)

@@ -69,7 +69,9 @@ def dense_steps(config: ModelConfig, features: int) -> tuple[list[nn.Module], in
     """
     if not config.dense_layers:
         if config.dense_width:
-            raise InvalidArgument(f"dense_width is {config.dense_width} with dense_layers 0; give dense_layers, too.")
+            raise InvalidArgument(
+                f"dense_width is {config.dense_width} with dense_layers 0; give dense_layers >= 1, or no dense_width."
+            )
         return [], features
     if (config.dense_width or 0) > features:
         raise InvalidArgument(f"dense_width is {config.dense_width}; at most the {features} features are possible.")

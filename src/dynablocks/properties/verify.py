@@ -205,7 +205,9 @@ def _check(where: str, module: nn.Module, declared: Property, x: Tensor, search_
     if isinstance(declared, Lipschitz):
         found = _search_lipschitz(module, declared, x, search_steps)
     else:
-        found = measure(module, declared, x)
+        with torch.no_grad():
+            undefined = ~module(x).flatten(1).isfinite().all(1)
+        found = Measurement(math.inf, x[undefined][:1]) if bool(undefined.any()) else measure(module, declared, x)
     tolerance = _tolerance(module, declared, x) + declared.tolerance
     return Check(where, declared, found.value, found.residual, tolerance, found.counterexample)
 
@@ -463,7 +465,8 @@ def _measure_positivity(module: nn.Module, declared: Property, x: Tensor) -> Mea
     half = inside * (torch.rand(x.shape, generator=generator, dtype=x.dtype) < 0.5)
     inside = torch.cat([inside, half, 1e-6 * inside, torch.zeros_like(inside[:1])])
     with torch.no_grad():
-        return _worst((-module(inside)).clamp_min(0.0).flatten(1).amax(1), inside)
+        y = module(inside).flatten(1)
+        return _worst(torch.where(y.isfinite(), (-y).clamp_min(0.0), math.inf).amax(1), inside)
 
 
 @measures(Equivariant)
