@@ -202,24 +202,27 @@ def _check(where: str, module: nn.Module, declared: Property, x: Tensor, search_
     measure = MEASURES.get(type(declared))
     if measure is None:
         raise InvalidArgument(f"no measurement is known for {declared}; file one with properties.verify.measures.")
-    if isinstance(declared, Lipschitz):
+    with torch.no_grad():
+        output = module(x)
+    undefined = ~output.flatten(1).isfinite().all(1)
+    if bool(undefined.any()) and not (isinstance(declared, Lipschitz) and math.isinf(declared.constant)):
+        value = math.inf if isinstance(declared, Lipschitz) else math.nan
+        found = Measurement(math.inf, x[undefined][:1], value)
+    elif isinstance(declared, Lipschitz):
         found = _search_lipschitz(module, declared, x, search_steps)
     else:
-        with torch.no_grad():
-            undefined = ~module(x).flatten(1).isfinite().all(1)
-        found = Measurement(math.inf, x[undefined][:1]) if bool(undefined.any()) else measure(module, declared, x)
-    tolerance = _tolerance(module, declared, x) + declared.tolerance
+        found = measure(module, declared, x)
+    tolerance = _tolerance(module, declared, x, output) + declared.tolerance
     return Check(where, declared, found.value, found.residual, tolerance, found.counterexample)
 
 
-def _tolerance(module: nn.Module, declared: Property, x: Tensor) -> float:
+def _tolerance(module: nn.Module, declared: Property, x: Tensor, output: Tensor) -> float:
     """What float64 rounding can do to a residual: eps × entries × magnitude, with a constant factor."""
     entries = EPSILON * x[0].numel()
     if isinstance(declared, Lipschitz):
         entries *= declared.metric.condition * declared.image.condition
         return 16 * entries * (max(1.0, declared.constant) if math.isfinite(declared.constant) else 1.0)
-    with torch.no_grad():
-        magnitude = max(1.0, largest_finite(x), largest_finite(module(x)))
+    magnitude = max(1.0, largest_finite(x), largest_finite(output))
     # An orthogonal parametrisation multiplies rounding by the size of its parameters.
     return 64 * entries * magnitude * max(1.0, _largest_parameter(module))
 
@@ -334,10 +337,6 @@ def _search_lipschitz(module: nn.Module, declared: Lipschitz, x: Tensor, search_
     if math.isinf(declared.constant):
         return Measurement(0.0, None)
     # In coordinates both norms are Euclidean: the Jacobian there is R_image J R⁻¹, its norm that of J from M to M.
-    with torch.no_grad():
-        undefined = ~module(x).flatten(1).isfinite().all(1)
-    if bool(undefined.any()):
-        return Measurement(math.inf, x[undefined][:1], math.inf)
     module, x = _InCoordinates(module, declared), declared.metric.whiten(x)
     pair, where = worst_pair(module, x, search_steps)
     points = torch.cat([x, where])
