@@ -238,10 +238,13 @@ def test_a_peer_that_was_not_searched_is_not_taken_for_one_that_was(
 
 
 def test_a_page_made_with_another_augmentation_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.write_json(tmp_path / "ours-0" / "result.json", entry("ours-0", 50.0) | {"crop_padding": 7})
     monkeypatch.setattr(sys, "argv", ["run.py", "--data-dir", "nowhere", "--out", str(tmp_path)])
-    with pytest.raises(InvalidArgument, match="with crop_padding 7, asked for is 3"):
-        run.result_of("ours", run.parse())
+    wanted = run.crop(run.parse())
+    for other in ({"crop_padding": 7}, {"crop_fill": "other"}):
+        run.write_json(tmp_path / "ours-0" / "result.json", entry("ours-0", 50.0) | wanted | other)
+        ((name, value),) = other.items()
+        with pytest.raises(InvalidArgument, match=f"with {name} {value!r}, asked for is {wanted[name]!r}"):
+            run.result_of("ours", run.parse())
 
 
 def test_a_network_of_an_earlier_preset_is_not_taken_for_that_of_today(

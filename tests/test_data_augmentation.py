@@ -16,11 +16,13 @@ def _images(count: int = 16, channels: int = 3, height: int = 12, width: int = 1
     return torch.randint(256, (count, channels, height, width), generator=generator).to(torch.uint8)
 
 
-def _slow_augment(images: torch.Tensor, offsets: torch.Tensor, mirrored: torch.Tensor, padding: int) -> torch.Tensor:
+def _slow_augment(
+    images: torch.Tensor, offsets: torch.Tensor, mirrored: torch.Tensor, padding: int, mode: str = "constant"
+) -> torch.Tensor:
     """Image by image with NumPy: pad, cut, mirror, divide."""
     result = []
     for image, (down, right), mirror in zip(images.numpy(), offsets.tolist(), mirrored.flatten().tolist(), strict=True):
-        padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
+        padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)), mode=mode)  # type: ignore[call-overload]
         cut = padded[:, down : down + image.shape[1], right : right + image.shape[2]]
         result.append((cut[:, :, ::-1] if mirror else cut).astype(np.float32) / np.float32(255))
     return torch.from_numpy(np.stack(result))
@@ -42,6 +44,17 @@ def test_augment_equals_the_slow_reference(
     assert result.is_contiguous(memory_format=memory_format)
     broken = _slow_augment(images, offsets.flip(1), mirrored & flip, padding)
     assert padding == 0 or not torch.equal(result, broken)
+
+
+@pytest.mark.parametrize("padding", [1, 4, 9])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_reflected_padding_equals_that_of_numpy(padding: int, memory_format: torch.memory_format) -> None:
+    images = _images().contiguous(memory_format=memory_format)
+    offsets, mirrored = _draws(len(images), 3, 5, 7, padding)
+    result = augment(images, 3, 5, 7, crop_padding=padding, crop_fill="reflect")
+    assert torch.equal(result, _slow_augment(images, offsets, mirrored, padding, "reflect"))
+    assert result.is_contiguous(memory_format=memory_format)
+    assert not torch.equal(result, _slow_augment(images, offsets, mirrored, padding, "symmetric"))
 
 
 def test_a_view_that_is_neither_contiguous_nor_channels_last_is_augmented_alike() -> None:
@@ -125,6 +138,11 @@ def test_mixed_seeds_do_not_collide_on_a_grid() -> None:
         (lambda: augment(_images(), 0, -1, 0), "epoch is -1"),
         (lambda: augment(_images(), 0, 0, -1), "step is -1"),
         (lambda: augment(_images(), 0, 0, 0, crop_padding=-1), "crop_padding is -1"),
+        (lambda: augment(_images(), 0, 0, 0, crop_fill="edge"), "crop_fill 'edge'"),
+        (
+            lambda: augment(_images(), 0, 0, 0, crop_padding=10, crop_fill="reflect"),
+            "0 to 9 is allowed",
+        ),
         (lambda: augment(_images(), 0.5, 0, 0), "seed is 0.5"),  # type: ignore[arg-type]
         (lambda: to_unit_range(_images().float()), "uint8"),
         (lambda: batch_indices(0, 1, 0, 0), "num_samples is 0"),

@@ -89,8 +89,8 @@ def train_peer(
     if "depth" in sizes:
         sizes["depth"] = tuple(sizes["depth"])
     family = replace(family, **sizes)
-    ours = our_settings(args)["training"]
-    settings = COMMON | family.settings() | {name: ours[name] for name in ("crop_padding", "flip")} | changes
+    augmentation = crop(args) | {"flip": our_settings(args)["training"]["flip"]}
+    settings = COMMON | family.settings() | augmentation | changes
     mean = (splits.train.images[:10000].double().mean((0, 2, 3)) / 255).float()
     model = family.build(splits.train.image_shape, splits.train.num_classes, mean, args.seed)
     config = TrainingConfig(**settings, epochs=None, max_minutes=args.minutes, seed=args.seed, validate_every=10**6)
@@ -317,7 +317,7 @@ def result_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
         result = (train_ours if name == "ours" else train_peer)(name, splits, measured, chosen, path.parent)
         facts = {"name": label(name, args), "seed": args.seed, "minutes": args.minutes, "data": splits.train.name}
         facts |= {"measured": "held-out" if args.held_out else "test", "images": len(measured), "started": started}
-        facts |= {"crop_padding": our_settings(args)["training"]["crop_padding"]}
+        facts |= crop(args)
         facts |= {"preset": args.preset, "search": searched, "commit": commit(), "hardware": device_name()}
         write_json(path, facts | result)
         print(table([read_json(path)]), flush=True)
@@ -335,8 +335,8 @@ def require_same(path: Path, result: dict[str, Any], args: argparse.Namespace, *
         InvalidArgument: naming the first difference.
     """
     asked = {"minutes": args.minutes, "measured": "held-out" if args.held_out else "test", "preset": args.preset}
-    asked |= {"crop_padding": our_settings(args)["training"]["crop_padding"]} | also
-    made = dict(result)
+    asked |= crop(args) | also
+    made = {"crop_fill": "zeros"} | result  # there was no other when the first results were written
     if result["source"] == "dynablocks":
         if "=" not in result["name"]:
             asked |= as_named(our_config(argparse.Namespace(**vars(args) | {"set": {}})))
@@ -354,6 +354,12 @@ def require_same(path: Path, result: dict[str, Any], args: argparse.Namespace, *
                 f"{path} holds {result['name']} with {name} {made.get(name, 'not recorded')!r}, asked for is "
                 f"{wanted!r}; one table compares equals, so name another file or folder."
             )
+
+
+def crop(args: argparse.Namespace) -> dict[str, Any]:
+    """The random crop of the preset, which is that of every entry."""
+    training = our_config(argparse.Namespace(**vars(args) | {"set": {}})).training
+    return {"crop_padding": training.crop_padding, "crop_fill": training.crop_fill}
 
 
 def as_named(config: RunConfig) -> dict[str, Any]:

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from dynablocks.data.seeding import require_integer, seeded_generator
-from dynablocks.errors import InvalidArgument
+from dynablocks.errors import InvalidArgument, require_choice
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int64, UInt8
 
 _BATCH_STREAM = 0x424154
 _AUGMENT_STREAM = 0x415547
+
+CROP_FILLS = ("zeros", "reflect")
 
 
 def batch_indices(num_samples: int, batch_size: int, seed: int, epoch: int) -> list[Int64[Tensor, "batch"]]:
@@ -70,12 +72,14 @@ def augment(
     step: int,
     crop_padding: int = 4,
     flip: bool = True,
+    crop_fill: str = "zeros",
 ) -> Float32[Tensor, "batch channel height width"]:
-    """Random crop with zero padding and random horizontal flip of each image, as float32 in [0, 1].
+    """Random crop of the padded image and random horizontal flip of each image, as float32 in [0, 1].
 
-    Each image is padded by ``crop_padding`` zeros on every side and cut back to its size at a uniform offset in
-    {0..2·crop_padding}²; then it is mirrored with probability 1/2. The draws are made on the CPU by a generator seeded
-    with a hash of (seed, epoch, step), so they are the same on every device and leave the global random state alone.
+    Each image is padded by ``crop_padding`` pixels on every side, black ones or its own mirrored at the edge, and cut
+    back to its size at a uniform offset in {0..2·crop_padding}²; then it is mirrored with probability 1/2. Draws are
+    made on the CPU by a generator seeded with a hash of (seed, epoch, step), so they are the same on every device and
+    leave the global random state alone.
 
     Args:
         images: a uint8 batch on any device; its memory format (contiguous or channels_last) is kept.
@@ -84,6 +88,8 @@ def augment(
         step: the batch's number within its epoch, at least 0.
         crop_padding: at least 0; 0 switches cropping off.
         flip: whether to mirror.
+        crop_fill: what the padding holds: ``"zeros"``, or ``"reflect"``, the image mirrored at its edge, without the
+            edge itself (as in ``torch.nn.functional.pad``), which needs ``crop_padding`` below height and width.
 
     Raises:
         InvalidArgument: images are not a uint8 batch, or a number is out of range.
@@ -100,13 +106,20 @@ def augment(
     require_integer("crop_padding", crop_padding, low=0)
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise InvalidArgument(f"images are {images.dtype} {tuple(images.shape)}; a uint8 batch (N, C, H, W) is needed.")
+    require_choice("crop_fill", crop_fill, CROP_FILLS)
+    most = min(images.shape[-2:]) - 1
+    if crop_fill == "reflect" and crop_padding > most:
+        size = f"{images.shape[-2]}x{images.shape[-1]}"
+        raise InvalidArgument(
+            f"crop_padding is {crop_padding} with crop_fill reflect; of images of {size} pixels 0 to {most} is allowed."
+        )
     if crop_padding == 0 and not flip:
         return to_unit_range(images)
     offsets, mirrored = _draws(len(images), seed, epoch, step, crop_padding)
     if not flip:
         mirrored = torch.zeros_like(mirrored)
     offsets, mirrored = offsets.to(images.device, non_blocking=True), mirrored.to(images.device, non_blocking=True)
-    return to_unit_range(_crop(images, offsets, mirrored, crop_padding))
+    return to_unit_range(_crop(images, offsets, mirrored, crop_padding, crop_fill))
 
 
 def _draws(count: int, seed: int, epoch: int, step: int, padding: int) -> tuple[Tensor, Tensor]:
@@ -116,17 +129,24 @@ def _draws(count: int, seed: int, epoch: int, step: int, padding: int) -> tuple[
     return offsets, mirrored
 
 
-def _crop(images: Tensor, offsets: Tensor, mirrored: Tensor, padding: int) -> Tensor:
+def _crop(images: Tensor, offsets: Tensor, mirrored: Tensor, padding: int, fill: str) -> Tensor:
     count, channels, height, width = images.shape
-    padded = torch.nn.functional.pad(images, (padding, padding, padding, padding))
-    stride = width + 2 * padding
     rows = offsets[:, :1] + torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device).expand(count, width)
     columns = torch.where(mirrored, width - 1 - columns, columns) + offsets[:, 1:]
+    if fill == "reflect":
+        source, rows, columns = images, _reflected(rows - padding, height), _reflected(columns - padding, width)
+    else:
+        source = torch.nn.functional.pad(images, (padding, padding, padding, padding))
+    area, stride = source.shape[2] * source.shape[3], source.shape[3]
     pixels = (rows[:, :, None] * stride + columns[:, None, :]).view(count, 1, height * width)
     if images.is_contiguous():
-        flat = padded.reshape(count, channels, -1)
+        flat = source.reshape(count, channels, -1)
         return flat.gather(2, pixels.expand(count, channels, -1)).view(images.shape)
-    first = torch.arange(count, device=images.device).view(count, 1, 1) * ((height + 2 * padding) * stride)
-    flat = padded.permute(0, 2, 3, 1).reshape(-1, channels)
+    first = torch.arange(count, device=images.device).view(count, 1, 1) * area
+    flat = source.permute(0, 2, 3, 1).reshape(-1, channels)
     return flat.index_select(0, (pixels + first).view(-1)).view(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _reflected(index: Tensor, size: int) -> Tensor:
+    return (size - 1) - ((size - 1) - index.abs()).abs()

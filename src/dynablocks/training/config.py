@@ -42,6 +42,7 @@ class TrainingConfig:
         adversary_step_size: step length divided by adversary_epsilon; empty (null): 1 for one step, else 2 / steps.
         trades_beta: weight of the divergence in trades.
         crop_padding: pixels of padding for the random crop; 0 turns it off.
+        crop_fill: what that padding holds: zeros (black), or reflect (the image mirrored at its edge).
         flip: mirror images left-right at random.
         ema_decay: decay of the exponential average of the weights that is evaluated and kept; 0 turns it off.
         gradient_clip: largest gradient norm; empty (null) turns it off.
@@ -88,6 +89,7 @@ class TrainingConfig:
     adversary_step_size: float | None = None
     trades_beta: float = 6.0
     crop_padding: int = 0
+    crop_fill: str = "zeros"
     flip: bool = False
     ema_decay: float = 0.0
     gradient_clip: float | None = None
@@ -126,6 +128,7 @@ class TrainingConfig:
         return without if self.adversary == "none" else without + 0.7 * self.adversary_steps
 
     def _check_names(self) -> None:
+        from dynablocks.data.augmentation import CROP_FILLS
         from dynablocks.training.losses import LOSSES
         from dynablocks.training.optimisers import OPTIMISERS
         from dynablocks.training.schedules import SCHEDULES
@@ -135,6 +138,7 @@ class TrainingConfig:
         LOSSES.get_known(self.loss)
         require_choice("precision", self.precision, PRECISIONS)
         require_choice("device", self.device, DEVICES)
+        require_choice("crop_fill", self.crop_fill, CROP_FILLS)
         require_choice("adversary", self.adversary, ADVERSARIES)
 
     def _check_numbers(self) -> None:

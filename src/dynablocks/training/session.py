@@ -158,7 +158,8 @@ class Session:
         epoch, position = divmod(self.step, self.steps_per_epoch)
         chosen = self._batches_of(epoch)[position]
         config = self.config
-        pixels = augment(self.images[chosen], config.seed, epoch, position, config.crop_padding, config.flip)
+        crops = (config.crop_padding, config.flip, config.crop_fill)
+        pixels = augment(self.images[chosen], config.seed, epoch, position, *crops)
         share = slice(self.fabric.global_rank, None, self.fabric.world_size)
         return self._laid_out(pixels[share]), self.labels[chosen][share]
 
