@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.certificate_files import audit_certificate
 from dynablocks.cli import main
+from dynablocks.data import load_data
 from dynablocks.errors import BadData, DynablocksError
 from dynablocks.fields import GradientField, leaky_relu
 from dynablocks.files import sha256
@@ -31,6 +33,7 @@ from dynablocks.robustness.audit import (
     AuditFailed,
     _ascend,
     _attack,
+    _check_radii,
     _entrance,
     _layer_bound,
     _step_bound,
@@ -38,6 +41,7 @@ from dynablocks.robustness.audit import (
     singular_range,
 )
 from dynablocks.robustness.evaluation import evaluating
+from dynablocks.robustness.rounding import plain_arithmetic
 from dynablocks.switching import FreeSignal
 
 TRAIN = "--preset smoke --model.widths [4,4] --model.layers [1,1] --training.epochs 2 --training.threads 1"
@@ -441,6 +445,38 @@ def test_a_leaky_step_with_full_padding_is_audited_as_it_is_declared() -> None:
     assert _layer_bound(block) == pytest.approx(0.75, rel=1e-6)
 
 
+def _halve_a_number(layers: list[dict[str, Any]]) -> None:
+    layer = next(layer for layer in layers if re.search(r"\d\.\d", layer["reason"]))
+    layer["reason"] = re.sub(r"\d+\.\d+", "0.5", layer["reason"], count=1)
+
+
+@pytest.mark.parametrize("stated", ["another", 11, -3])
+def test_predictions_are_compared_also_where_nothing_can_be_certified(stated: Any, genuine: Path) -> None:
+    content = json.loads(genuine.read_text())
+    network, digits = load(genuine.parent / "run").double(), load_data("digits").test
+    for row in content["images"]:
+        row["radius"] = 0.0
+    with evaluating(network), plain_arithmetic():
+        assert "agree" in _check_radii(content, network, digits.images, digits.labels, 1e9)
+        first = content["images"][0]
+        first["prediction"] = (first["prediction"] + 1) % 10 if stated == "another" else stated
+        content["clean_accuracy"] = sum(r["label"] == r["prediction"] for r in content["images"]) / len(digits)
+        with pytest.raises(AuditFailed, match="image 0 is classified as"):
+            _check_radii(content, network, digits.images, digits.labels, 1e9)
+
+
+def test_a_float32_radius_just_above_the_proved_one_is_caught(genuine: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(genuine.parent / "run", tmp_path / "run")
+    path = tmp_path / "single.json"
+    assert main(["certify", str(run), "--json", str(path), "--arithmetic", "float32"]) == 0
+    content = json.loads(path.read_text())
+    largest = max(content["images"], key=lambda row: row["radius"])
+    largest["radius"] *= 1.00009
+    path.write_text(json.dumps(content))
+    with pytest.raises(AuditFailed, match="recomputed from the weights"):
+        check(path)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -448,6 +484,7 @@ def test_a_leaky_step_with_full_padding_is_audited_as_it_is_declared() -> None:
         (lambda content: content["images"][0].update(label=True), "image 0 of .* lacks a label"),
         (lambda content: content["layers"][1].update(name="other"), "lists a layer 'other' where the network has"),
         (lambda content: content["layers"][1].update(reason="by grace"), "explains layer .* by 'by grace'"),
+        (lambda content: _halve_a_number(content["layers"]), "explains layer"),
     ],
 )
 def test_edits_that_change_no_radius_are_caught_too(

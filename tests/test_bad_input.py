@@ -186,7 +186,14 @@ def test_settings_of_another_training_leave_it_as_it_was(finished_run: Path) -> 
     assert {p: p.read_bytes() for p in finished_run.rglob("*") if p.is_file()} == before
 
 
-@pytest.mark.parametrize("change", ["--max-minutes 60", "--device cuda"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "--max-minutes 60",
+        "--device cuda",
+        "--overwrite --training.crop_fill reflect --training.crop_padding 8",
+    ],
+)
 def test_a_refused_training_leaves_the_settings_of_the_run(finished_run: Path, change: str) -> None:
     if change == "--device cuda" and torch.cuda.is_available():
         pytest.skip("here is a GPU")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -131,8 +133,9 @@ def test_a_broken_certificate_is_a_hard_error(finished: Path, tmp_path: Path) ->
     summary = json.loads((twin / "certificate.json").read_text())
     summary["tensors"] = sha256(twin / "certificate.safetensors")
     (twin / "certificate.json").write_text(json.dumps(summary))
-    with pytest.raises(UnsoundResult, match="certified at radius"):
-        certify_run(twin)
+    for report in (certify_run, collect_metrics, pipeline.stored_curves):
+        with pytest.raises(UnsoundResult, match="certified at radius"):
+            report(twin)
     assert main(["attack", str(twin)]) == 2
 
 
@@ -201,6 +204,24 @@ def test_a_warm_start_may_come_from_a_run_that_held_out_the_same_images_and_more
     assert main(["train", *TINY.split(), "--warm_start", first, *third]) == 2
     assert main(["train", *TINY.split(), "--warm_start", first, "--overwrite", "--out", first]) == 2
     assert main(["explain", first]) == 0
+
+
+def test_images_held_out_now_may_not_come_in_through_two_warm_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    other = tmp_path / "other"
+    for part, name, k in itertools.product(("train", "test"), "abcdefghij", range(4)):
+        (other / part / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 20 * ord(name) % 200 + k, np.uint8)).save(other / part / name / f"{k}.png")
+    first, second, third = (f"{tmp_path}/{name}" for name in ("first", "second", "third"))
+    assert main(["train", *TINY.split(), "--out", first]) == 0
+    assert main(["train", *TINY.split(), "--data-dir", str(other), "--warm_start", first, "--out", second]) == 0
+    last = ["train", *TINY.split(), "--warm_start", second, "--data.validation", "9", "--out", third]
+    assert main(last) == 2
+    assert "held out here" in capsys.readouterr().err
+    assert main([word for word in last if word not in ("--data.validation", "9")]) == 0
 
 
 def test_a_warm_start_normalises_its_own_images_and_its_certificate_holds(tmp_path: Path) -> None:
@@ -477,6 +498,10 @@ def test_dry_run_says_that_another_training_is_in_the_way(finished: Path, capsys
     said = capsys.readouterr().out
     assert "nothing that can be used" in said
     assert "training.lr" in said
+    assert main(["run", *TINY.split(), "--max-minutes", "60", "--out", str(finished), "--dry-run"]) == 0
+    assert "finished training with max_minutes None, this one has 60" in " ".join(capsys.readouterr().out.split())
+    assert main(["run", *TINY.split(), "--overwrite", "--out", str(finished), "--dry-run"]) == 0
+    assert "nothing: --overwrite starts anew" in capsys.readouterr().out
 
 
 def test_metrics_name_the_images_that_they_are_of(finished: Path, tmp_path: Path) -> None:

@@ -93,6 +93,16 @@ def test_a_hamiltonian_field_is_the_rotated_gradient(name: str) -> None:
     torch.testing.assert_close(system.vector_field(x), expected, rtol=0, atol=1e3 * EPS)
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if issubclass(SYSTEMS[n], HamiltonianSystem)])
+def test_an_energy_is_separable_where_its_mixed_derivatives_vanish(name: str) -> None:
+    system = SYSTEMS[name]()
+    assert isinstance(system, HamiltonianSystem)
+    half = system.dimension // 2
+    hessians = torch.func.vmap(torch.func.hessian(lambda row: system.hamiltonian(row[None])[0]))(_states(system))
+    mixed = float(hessians[:, :half, half:].abs().max())
+    assert mixed == 0 if system.separable else mixed > 1e-3
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_divergence_is_zero_exactly_where_volume_is_claimed(name: str) -> None:
     system = SYSTEMS[name]()

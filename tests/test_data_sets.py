@@ -593,6 +593,13 @@ def test_infer_name_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     assert load_data("cifar100", tmp_path).train.num_classes == 100
 
 
+def test_parquet_files_of_other_classes_are_not_taken_for_cifar10(tmp_path: Path) -> None:
+    _parquet_copy(tmp_path, class_names=[str(digit) for digit in range(10)])
+    with pytest.raises(BadData, match=r"classes 0, 1, 2, …, which is not CIFAR-10"):
+        infer_name(tmp_path)
+    assert load_data("cifar10", tmp_path).train.class_names[0] == "0"
+
+
 GREY = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
 
 

@@ -107,13 +107,63 @@ def test_pairs_are_fitted_without_rollouts(tmp_path: Path) -> None:
 
 def test_a_poor_surrogate_is_not_sold_as_a_good_one() -> None:
     good = {"train_mse": 1e-6, "test_mse": 2e-6, "test_relative_error": 1e-3, "noise_level": 0.0}
-    good["rollout_relative_error"] = 0.02
+    good |= {"rollout_relative_error": 0.02, "rollouts": 4, "rollouts_ended_early": 0}
     assert warnings(good) == []
     (overfitted,) = warnings(good | {"test_mse": 1e-4, "test_relative_error": 1e-2})
     assert "100 times the training one" in overfitted
     assert warnings(good | {"test_mse": 1e-4, "test_relative_error": 1e-2, "noise_level": 0.01}) == []
     (far,) = warnings(good | {"rollout_relative_error": 0.4})
     assert "40.0 %" in far
+    (early,) = warnings(good | {"rollouts_ended_early": 3})
+    assert "3 of 4 rollouts" in early
+    unknown = {"test_mse": None, "test_relative_error": None, "rollout_relative_error": None}
+    (unsolved,) = warnings(good | unknown)
+    assert "not solved" in unsolved
+
+
+def test_a_surrogate_with_unsolved_steps_is_reported_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dynablocks.errors import NotConverged
+    from dynablocks.fitting.surrogates import FlowMap
+
+    whole = FlowMap.forward
+
+    def forward(self: FlowMap, x: torch.Tensor, step: object = None) -> torch.Tensor:
+        if not self.training and bool((x[:, 0] > 0).any()):
+            raise NotConverged("the step is not solved for 1 sample; take a smaller step.")
+        return whole(self, x, step)
+
+    monkeypatch.setattr(FlowMap, "forward", forward)
+    out, file = tmp_path / "out", write_csv(tmp_path / "d.csv")
+    command = ["fit", str(file), "--preserve", "energy", "--preset", "smoke", "--width", "2", "--out", str(out)]
+    assert main(command) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["test_mse"] is None
+    assert metrics["rollouts_ended_early"] > 0
+    assert "not solved" in (out / "report.html").read_text()
+
+
+def test_negative_weights_may_be_given_as_a_word_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_csv(tmp_path / "d.csv")
+    assert main(["fit", str(file), "--preserve", "mass", "--weights", "-1,1", "--dry-run"]) == 0
+    assert "(-1.0, 1.0)" in capsys.readouterr().out
+
+
+def test_the_median_error_is_taken_at_equal_times() -> None:
+    from dynablocks.fitting.figures import median_error
+    from dynablocks.fitting.rollout import Rollout
+
+    rollouts = []
+    for step, count in ((0.1, 50), (1.0, 6), (0.5, 20)):
+        times = 7 + step * torch.arange(count, dtype=torch.float64)
+        measured = torch.zeros(count, 1, dtype=torch.float64)
+        rollouts.append(Rollout(times, measured, measured + (times - 7)[:, None]))
+    times, median = median_error(rollouts)
+    assert float(times[-1]) == pytest.approx(4.9)
+    assert torch.allclose(median, times, rtol=1e-12)
 
 
 def test_an_example_needs_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,3 +317,13 @@ def test_an_example_keeps_what_suits_its_system(system: str, kept: str, tmp_path
 
     options = SimpleNamespace(file=None, example=system, preserve=None)
     assert _choices(options) == (kept, system)
+
+
+@pytest.mark.parametrize(
+    ("system", "field"), [("double-pendulum", "NeuralHamiltonian"), ("kepler", "SeparableHamiltonian")]
+)
+def test_the_learned_energy_of_an_example_is_of_its_form(
+    system: str, field: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["fit", "--example", system, "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    assert field in capsys.readouterr().out

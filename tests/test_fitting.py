@@ -24,7 +24,9 @@ from dynablocks.fields.sphere import RotationField
 from dynablocks.fitting import FitConfig, Structure, build, fit, load_fit, regression, save_fit
 from dynablocks.fitting.job import claim, plan, run_stages
 from dynablocks.fitting.objective import Objective
+from dynablocks.fitting.regression import FitRecord
 from dynablocks.fitting.rollout import _starts, noise_level, rollout_residuals, windows
+from dynablocks.fitting.second_order import LevenbergMarquardt, LimitedMemoryBFGS
 from dynablocks.fitting.structures import CoordinateShears, FreeField, PositiveMidpoint, ProductionDestruction, _frozen
 from dynablocks.fitting.surrogates import SURROGATES, FlowMap, training_residuals
 from dynablocks.integrators import integrator
@@ -157,6 +159,43 @@ def test_an_interrupted_fit_goes_on_to_the_same_result(tmp_path: Path) -> None:
     again = Exponentials()
     assert fit(again, x, y, **options).loss == history.loss
     assert torch.equal(again.theta, resumed.theta)
+
+
+@pytest.mark.parametrize("finish", ["levenberg-marquardt", "lbfgs"])
+def test_a_fit_interrupted_in_its_finish_goes_on_to_the_same_bits(
+    finish: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = exponential_data()
+    options = {"adam_steps": 20, "finish": finish, "finish_steps": 40, "checkpoint_seconds": 0.0}
+    straight = Exponentials()
+    history = fit(straight, x, y, **options)
+    losses = {record.step: record.loss for record in history.records if record.phase == finish}
+
+    def resumed(path: Path) -> tuple[Tensor, dict[int, float]]:
+        seen = 0
+
+        def interrupt(record: FitRecord) -> None:
+            nonlocal seen
+            seen += record.phase == finish
+            if seen == 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fit(Exponentials(), x, y, callback=interrupt, checkpoint=path, **options)
+        later: list[FitRecord] = []
+        module = Exponentials()
+        fit(module, x, y, callback=later.append, checkpoint=path, **options)
+        assert {record.phase for record in later} == {finish}
+        return module.theta.detach(), {record.step: record.loss for record in later}
+
+    theta, later = resumed(tmp_path / "state.pt")
+    assert torch.equal(theta, straight.theta)
+    assert later
+    assert later.items() <= losses.items()
+    second_order = {"levenberg-marquardt": LevenbergMarquardt, "lbfgs": LimitedMemoryBFGS}[finish]
+    monkeypatch.setattr(second_order, "load_state_dict", lambda self, state: None)
+    _, forgetful = resumed(tmp_path / "forgetful.pt")
+    assert not forgetful.items() <= losses.items()
 
 
 def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -348,6 +387,39 @@ def test_data_that_cannot_be_learned_gets_a_sentence() -> None:
         plan(still, FitConfig("none"))
     with pytest.raises(BadData, match="negative values"):
         plan(spirals(), FitConfig("positive"))
+    decay = torch.linspace(1, 0.1, 40, dtype=F64)[:, None]
+    decay[-2:] = -0.01  # in the test part
+    times = torch.linspace(0, 1, 40, dtype=F64)
+    with pytest.raises(BadData, match="negative values"):
+        plan(Trajectories((times,), (decay,), ("c",)), FitConfig("positive"))
+    moving = Trajectories((t, t), (torch.ones(20, 2, dtype=F64), spirals(1).states[0][:20]), ("q", "p"))
+    with pytest.raises(BadData, match="training part"):
+        [plan(moving, FitConfig("none", seed=seed)) for seed in range(8)]
+
+
+def test_several_steps_in_a_row_are_as_many_as_most_of_the_data_has() -> None:
+    t, noise = torch.linspace(0, 3, 31, dtype=F64), torch.Generator().manual_seed(0)
+
+    def rotation(states: int) -> Tensor:
+        x = torch.stack([t[:states].cos(), t[:states].sin()], 1)
+        return x + 0.05 * torch.randn(x.shape, generator=noise, dtype=F64)
+
+    lengths = (8,) * 40 + (12,) * 6
+    data = Trajectories(tuple(t[:n] for n in lengths), tuple(map(rotation, lengths)), ("q", "p"))
+    planned = plan(data, FitConfig(noise="yes"))
+    assert planned.horizon == 7
+    starts, _, _ = windows(planned.parts.train, planned.horizon, 3)
+    assert len(starts) >= len(planned.parts.train)
+    short = Trajectories((t[:2],) * 9, tuple(rotation(2) for _ in range(9)), ("q", "p"))
+    with pytest.raises(InvalidArgument, match="--noise yes"):
+        plan(short, FitConfig(noise="yes"))
+
+
+def test_windows_reach_the_end_of_their_trajectory() -> None:
+    t = torch.arange(15, dtype=F64)
+    starts, ends, _ = windows(Trajectories((t,), (t[:, None],), ("q",)), 10, stride=5)
+    assert starts.flatten().tolist() == [0, 4]
+    assert float(ends.max()) == 14
 
 
 def flow_of(field: nn.Module, method: str, names: str) -> FlowMap:
@@ -484,6 +556,19 @@ def test_one_short_trajectory_does_not_switch_the_horizon_off() -> None:
     pairs = Pairs(long[0][:-1], long[0][1:], t.diff(), ("q", "p"))
     with pytest.raises(InvalidArgument, match="file of pairs"):
         plan(pairs, config)
+
+
+def test_the_positive_midpoint_takes_a_step_a_sample() -> None:
+    field, x = ProductionDestruction(2, 4).double(), torch.rand(2, 2, dtype=F64)
+    both = PositiveMidpoint().step(field, x, torch.tensor([0.1, 0.4], dtype=F64))
+    for row, (start, h) in enumerate(zip(x, (0.1, 0.4), strict=True)):
+        assert torch.allclose(both[row], PositiveMidpoint().step(field, start[None], h)[0], rtol=1e-14, atol=0)
+
+
+def test_a_surrogate_says_for_which_steps_it_keeps_what_it_keeps() -> None:
+    assert surrogate("positive").scope() == "every step size >= 0"
+    assert "every step size >= 0" in surrogate("positive").declare().reason
+    assert surrogate("symplectic").scope() == surrogate("mass").scope() == "every step size"
 
 
 def test_a_negative_step_of_the_positive_midpoint_is_its_formula() -> None:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.fields import GradientField
+from dynablocks.integrators import ExplicitEuler
 from dynablocks.lifting import Head, PixelNormalisation
-from dynablocks.linear import Bounds, Dense, LinearMap, frozen_weights
+from dynablocks.linear import Bounds, Dense, LinearMap, OrthogonalDense, frozen_weights
 from dynablocks.models import MODELS, ModelConfig, Network, build
 from dynablocks.robustness import certified_radii, certify
-from dynablocks.robustness.audit import AuditFailed, singular_range
+from dynablocks.robustness.audit import AuditFailed, _layer_bound, singular_range
 from dynablocks.robustness.certificates import _logit_error
 from dynablocks.robustness.evaluation import evaluating, to_pixels
 from dynablocks.robustness.rounding import (
@@ -269,6 +270,51 @@ def test_a_linear_map_of_the_users_own_is_measured_and_not_audited() -> None:
     assert not certify(network, (images, torch.zeros(4, dtype=torch.long))).proved
     with pytest.raises(AuditFailed, match="does not know the linear map Reflection"):
         singular_range(body[1])
+
+
+class Shifted(GradientField):
+    """The same up to rounding, which is large: what is added and taken away again swallows digits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (super().forward(x) + 2.0**20) - 2.0**20
+
+
+class Amplified(GradientField):
+    def forward(self, x: Tensor) -> Tensor:
+        return 8 * super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Shifted, Amplified])
+def test_a_field_with_a_forward_pass_of_its_own_is_measured_and_not_audited(kind: type[GradientField]) -> None:
+    block = DynamicalBlock(kind(OrthogonalDense(64, 64), "relu"), ExplicitEuler(), FreeSignal(1.0))
+    network = Network(nn.Sequential(nn.Flatten(), block), Head(64, 3), (1, 8, 8), ModelConfig()).eval()
+    images = torch.rand(4, 1, 8, 8)
+    with pytest.raises(NoRoundingBound, match="forward of its own"), evaluating(network), plain_arithmetic():
+        rounding_bound(network, images)
+    assert not certify(network, (images, torch.zeros(4, dtype=torch.long)), arithmetic="float32").proved
+    with pytest.raises(AuditFailed, match="forward of its own"):
+        _layer_bound(block)
+
+
+@pytest.mark.parametrize("name", ["ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"])
+def test_nothing_is_proved_of_float32_where_products_may_be_rounded_further(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, pixels = network_of("certified"), images()
+    data = (pixels, torch.zeros(len(pixels), dtype=torch.int64))
+    monkeypatch.setenv(name, "BF16")
+    assert not certify(network, data, arithmetic="float32").proved
+    assert certify(network, data).proved
+    monkeypatch.setenv(name, "strict")
+    assert certify(network, data, arithmetic="float32").proved
+
+
+def test_full_precision_of_an_older_torch_switches_tf32_of_cudnn_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynablocks.robustness.rounding._PRECISION_SWITCHES", ())
+    before = torch.backends.cudnn.allow_tf32
+    with full_precision():
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before
 
 
 def test_pixels_are_within_one_rounding_of_their_value() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import dynablocks.training.loop as loop_module
-from dynablocks.data import DataSplits, ImageDataset
+from dynablocks.data import DataSplits, ImageDataset, augment, batch_indices
 from dynablocks.errors import BadCheckpoint, BadData, DynablocksError, InvalidArgument
 from dynablocks.models import ModelConfig, build
 from dynablocks.training import (
@@ -21,6 +21,7 @@ from dynablocks.training import (
     OPTIMISERS,
     SCHEDULES,
     TrainingConfig,
+    choose_device,
     choose_precision,
     fit,
     hinge,
@@ -174,6 +175,9 @@ def test_every_optimiser_descends(name: str) -> None:
         ({"threads": 0}, "threads is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"crop_padding": -1}, "crop_padding is -1"),
+        ({"crop_padding": 1, "crop_fill": "edge"}, "crop_fill 'edge'"),
+        ({"crop_fill": "reflect"}, "crop_padding 0"),
+        ({"power": 0.5, "loss": "hinge"}, "power belongs to loss offset-cross-entropy"),
         ({"max_minutes": -3.0}, "max_minutes is -3.0"),
         ({"batch_size": 9, "devices": 2}, "multiple"),
         ({"optimiser": "nesterov", "momentum": 0.0}, "nesterov"),
@@ -297,6 +301,31 @@ def test_data_that_does_not_fit_the_model() -> None:
 def test_sixteen_bits_on_a_cpu_are_refused() -> None:
     with pytest.raises(InvalidArgument, match="bf16 or 32"):
         fit(small_model(), quadrants(), TrainingConfig(precision="16", device="cpu"))
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_a_step_trains_on_the_augmented_float32_images_of_its_batch(precision: str) -> None:
+    seen: list[torch.Tensor] = []
+    model, splits = small_model(), quadrants()
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
+    crops = {"crop_padding": 2, "crop_fill": "reflect", "flip": True}
+    config = TrainingConfig(epochs=1 / 6, batch_size=16, seed=5, precision=precision, device="cpu", **crops)
+    fit(model, splits, config)
+    chosen = batch_indices(96, 16, 5, 0)[0]
+    (first,) = seen
+    assert first.dtype == torch.float32
+    assert torch.equal(first, augment(splits.train.images[chosen], 5, 0, 0, 2, True, "reflect"))
+    assert not torch.equal(first, augment(splits.train.images[chosen], 5, 0, 0, 2, True, "zeros"))
+
+
+def test_more_devices_than_there_are_get_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert choose_device("auto", 1) == "cuda"
+    assert choose_device("cpu", 4) == "cpu"
+    for name in ("auto", "cuda"):
+        with pytest.raises(InvalidArgument, match="devices is 4, but torch sees 1 GPU"):
+            choose_device(name, 4)
 
 
 def test_bf16_trains_on_a_cpu() -> None:

@@ -40,6 +40,7 @@ SETTINGS = {
     "adam": {"optimiser": "adam", "loss": "hinge", "schedule": "step", "step_epochs": 1.0, "gradient_clip": 0.5},
     "nadam": {"optimiser": "nadam", "weight_decay": 0.01, "schedule": "one-cycle-linear"},
     "ema": {"optimiser": "adamw", "ema_decay": 0.9, "flip": True},
+    "bf16": {"optimiser": "adam", "precision": "bf16", "device": "cpu", "crop_padding": 2, "crop_fill": "reflect"},
 }
 
 

@@ -359,7 +359,7 @@ def require_same(path: Path, result: dict[str, Any], args: argparse.Namespace, *
 def crop(args: argparse.Namespace) -> dict[str, Any]:
     """The random crop of the preset, which is that of every entry."""
     training = our_config(argparse.Namespace(**vars(args) | {"set": {}})).training
-    return {"crop_padding": training.crop_padding, "crop_fill": training.crop_fill}
+    return {"crop_padding": training.crop_padding, "crop_fill": training.crop_fill or "zeros"}
 
 
 def as_named(config: RunConfig) -> dict[str, Any]:

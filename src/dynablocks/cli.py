@@ -287,10 +287,10 @@ def _show(metrics: dict[str, Any]) -> None:
     Console(width=None if sys.stdout.isatty() else 100).print(summary_table(metrics))
 
 
-def _dry_run(config: RunConfig, out: Path) -> int:
+def _dry_run(config: RunConfig, out: Path, *, overwrite: bool) -> int:
     from dynablocks.pipeline import estimate
 
-    facts = estimate(config, out)
+    facts = estimate(config, out, overwrite=overwrite)
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name:<{width}}  {value}")
@@ -303,7 +303,7 @@ def _run(arguments: Sequence[str]) -> int:
     config, options = _parse_run("run", "Train, certify, attack and report in one directory.", arguments)
     out = require_out(options.out)
     if options.dry_run:
-        return _dry_run(config, out)
+        return _dry_run(config, out, overwrite=options.overwrite)
     command = "dynablocks run " + shlex.join(arguments)
     _show(run(config, out, command.strip(), _say, overwrite=options.overwrite))
     return 0
@@ -315,7 +315,7 @@ def _train(arguments: Sequence[str]) -> int:
     config, options = _parse_run("train", "Train a network; an unfinished training in --out goes on.", arguments)
     out = require_out(options.out)
     if options.dry_run:
-        return _dry_run(config, out)
+        return _dry_run(config, out, overwrite=options.overwrite)
     summary = train_run(config, out, overwrite=options.overwrite)
     _say(
         f"trained {summary.epochs:.4g} epochs in {summary.train_seconds:.0f} s "
@@ -520,11 +520,11 @@ def _report(arguments: Sequence[str]) -> int:
 
 
 def _fit(arguments: Sequence[str]) -> int:
-    from dynablocks.fitting.commands import EXAMPLES, SUMMARY, add_arguments, fit_command
+    from dynablocks.fitting.commands import EXAMPLES, SUMMARY, add_arguments, fit_command, joined_values
 
     parser = _parser("fit", SUMMARY, EXAMPLES)
     add_arguments(parser)
-    return fit_command(parser.parse_args(list(arguments)), list(arguments), _say)
+    return fit_command(parser.parse_args(joined_values(arguments)), list(arguments), _say)
 
 
 def _reproduce(arguments: Sequence[str]) -> int:

@@ -22,8 +22,9 @@ from dynablocks.models.network import SHARED
 from dynablocks.progress import progress_bar
 from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, Curve, attack, certify, check_sound
 from dynablocks.switching import set_progress
-from dynablocks.training import TrainingSummary, find_checkpoint, fit, load_weights, read_config
-from dynablocks.training.loop import earlier_checkpoint, settings_of
+from dynablocks.training import TrainingConfig, TrainingSummary, find_checkpoint, fit, load_weights, read_config
+from dynablocks.training.checkpoint import read_state
+from dynablocks.training.loop import earlier_checkpoint, require_budget, settings_of
 from dynablocks.training.precision import choose_device, present_device, synchronise
 
 if TYPE_CHECKING:
@@ -187,6 +188,7 @@ def _described(config: RunConfig, splits: DataSplits) -> tuple[Network, dict[str
     network, description = build_for(config, splits)
     if config.warm_start is not None:
         description["warm_start"] = weights_hash(config.warm_start)
+        description["seen"] = seen_by(config.warm_start)
     return network, description
 
 
@@ -207,25 +209,33 @@ def take_body(network: Network, directory: Path) -> None:
         ) from error
 
 
+def seen_by(directory: Path) -> list[dict[str, Any]]:
+    """What the weights of a run were trained on, over all its warm starts: copy, images, seed; latest last."""
+    import yaml
+
+    stored = yaml.safe_load(read_config(require_checkpoint(directory)))
+    data, earlier = stored["data"], stored["model"].get("seen", [])
+    own = {name: data[name] for name in ("fingerprint", "train_images")} | {"seed": stored["training"]["seed"]}
+    return [*earlier, own]
+
+
 def require_unseen(directory: Path, seed: int, splits: DataSplits) -> None:
     """Refuse weights that were trained on images held out now: they would be no judge of the training that follows.
 
     Raises:
-        InvalidArgument: the run trained on such images of the same copy.
+        InvalidArgument: the run, or one that it started from, trained on such images of the same copy.
     """
-    import yaml
-
     if splits.validation is None:
         return
-    stored = yaml.safe_load(read_config(require_checkpoint(directory)))
-    data, earlier = stored["data"], stored["training"]["seed"]
-    # Of one seed, a larger validation set contains a smaller one.
-    nested = earlier == seed and data["train_images"] <= len(splits.train)
-    if data["fingerprint"] == splits.fingerprint and not nested:
-        raise InvalidArgument(
-            f"--warm_start {directory} was trained on images that are held out here; train it with --data.validation "
-            f"{len(splits.validation)} and --training.seed {seed} too, or start from new weights."
-        )
+    for data in seen_by(directory):
+        # Of one seed, a larger validation set contains a smaller one.
+        nested = data["seed"] == seed and data["train_images"] <= len(splits.train)
+        if data["fingerprint"] == splits.fingerprint and not nested:
+            raise InvalidArgument(
+                f"--warm_start {directory} was trained on images that are held out here; train it (and what it started "
+                f"from) with --data.validation {len(splits.validation)} and --training.seed {seed} too, or start from "
+                "new weights."
+            )
 
 
 def attack_run(directory: Path, config: AttackConfig | None = None, data: DataConfig | None = None) -> AttackResult:
@@ -242,7 +252,6 @@ def attack_run(directory: Path, config: AttackConfig | None = None, data: DataCo
         with progress_bar(f"attacking {settings.samples} images") as update:
             result = attack(network, splits.test, settings, update)
         _store(directory, "attack", result.summary() | belongs, result.tensors())
-    _check_together(directory, splits.fingerprint)
     collect_metrics(directory, splits)
     return result
 
@@ -264,7 +273,6 @@ def certify_run(directory: Path, data: DataConfig | None = None, *, arithmetic: 
         with progress_bar(f"certifying {len(splits.test)} images") as update:
             result = certify(network, splits.test, arithmetic=arithmetic, progress=update)
         _store(directory, "certificate", result.summary(epsilons) | belongs, result.tensors())
-    _check_together(directory, splits.fingerprint)
     collect_metrics(directory, splits)
     return result
 
@@ -303,10 +311,14 @@ def collect_metrics(directory: Path, splits: DataSplits | None = None) -> dict[s
     Args:
         directory: the run directory.
         splits: take figures of these images only; by default of those that the network was trained on.
+
+    Raises:
+        UnsoundResult: the attack broke an image that is certified; neither result may be reported.
     """
     training = _training_facts(directory)
     config = load_config(directory)
     images = training.get("fingerprint", "") if splits is None else splits.fingerprint
+    _check_together(directory, images)
     certificate = _current(directory, "certificate", images)
     attacked = _current(directory, "attack", images)
     certified, of_attacked = _certified_curves(directory, certificate, attacked, images)
@@ -387,6 +399,7 @@ def _curves(attacked: AttackResult | None, certificate: CertificateResult | None
 def stored_curves(directory: Path) -> dict[str, Curve]:
     """The curves of a run's stored certificate and attack, on the images it was trained with."""
     images = _training_facts(directory).get("fingerprint", "")
+    _check_together(directory, images)
     attacked = _restore(directory, "attack", AttackResult.restore, images)
     return _curves(attacked, _restore(directory, "certificate", CertificateResult.restore, images))
 
@@ -519,7 +532,7 @@ def _check_together(directory: Path, fingerprint: str) -> None:
         check_sound(attacked, certificate)
 
 
-def estimate(config: RunConfig, directory: Path) -> dict[str, Any]:
+def estimate(config: RunConfig, directory: Path, *, overwrite: bool = False) -> dict[str, Any]:
     """What ``--dry-run`` says: parameters, cost of a training step, time estimate, what is cached."""
     import time
 
@@ -555,15 +568,18 @@ def estimate(config: RunConfig, directory: Path) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in network.parameters()),
         "cost": f"{counter.get_total_flops() / batch / 1e6:.1f} MFLOP an image and training step",
         "training time": f"about {duration(seconds)} here ({step:.3g} s a step of {batch} images)",
-        "cached": _cached_for(directory, settings_of(splits, config.training, description)),
+        "cached": _cached_for(directory, config.training, settings_of(splits, config.training, description), overwrite),
     }
 
 
-def _cached_for(directory: Path, settings: str) -> str:
+def _cached_for(directory: Path, config: TrainingConfig, settings: str, overwrite: bool) -> str:
     """What a run in ``directory`` would take over, or why it would refuse the folder."""
+    if overwrite:
+        return "nothing: --overwrite starts anew"
     try:
-        if directory.is_dir():
-            earlier_checkpoint(directory, settings)
+        checkpoint = earlier_checkpoint(directory, settings) if directory.is_dir() else None
+        if checkpoint is not None and (state := read_state(checkpoint)).get("summary"):
+            require_budget(config, checkpoint, state)
     except BadCheckpoint as error:
         return f"nothing that can be used: {error}"
     return ", ".join(cached_results(directory)) or "nothing"

@@ -106,13 +106,7 @@ def augment(
     require_integer("crop_padding", crop_padding, low=0)
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise InvalidArgument(f"images are {images.dtype} {tuple(images.shape)}; a uint8 batch (N, C, H, W) is needed.")
-    require_choice("crop_fill", crop_fill, CROP_FILLS)
-    most = min(images.shape[-2:]) - 1
-    if crop_fill == "reflect" and crop_padding > most:
-        size = f"{images.shape[-2]}x{images.shape[-1]}"
-        raise InvalidArgument(
-            f"crop_padding is {crop_padding} with crop_fill reflect; of images of {size} pixels 0 to {most} is allowed."
-        )
+    require_crop(images.shape[-2:], crop_padding, crop_fill)
     if crop_padding == 0 and not flip:
         return to_unit_range(images)
     offsets, mirrored = _draws(len(images), seed, epoch, step, crop_padding)
@@ -120,6 +114,20 @@ def augment(
         mirrored = torch.zeros_like(mirrored)
     offsets, mirrored = offsets.to(images.device, non_blocking=True), mirrored.to(images.device, non_blocking=True)
     return to_unit_range(_crop(images, offsets, mirrored, crop_padding, crop_fill))
+
+
+def require_crop(size: tuple[int, ...], crop_padding: int, crop_fill: str) -> None:
+    """Refuse a padding that an image of this height and width cannot be reflected into.
+
+    Raises:
+        InvalidArgument: as said, or an unknown fill.
+    """
+    require_choice("crop_fill", crop_fill, CROP_FILLS)
+    if crop_fill == "reflect" and crop_padding >= min(size):
+        raise InvalidArgument(
+            f"crop_padding is {crop_padding} with crop_fill reflect; of images of {size[0]}x{size[1]} pixels 0 to "
+            f"{min(size) - 1} is allowed."
+        )
 
 
 def _draws(count: int, seed: int, epoch: int, step: int, padding: int) -> tuple[Tensor, Tensor]:

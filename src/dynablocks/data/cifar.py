@@ -21,7 +21,7 @@ from dynablocks.data.folders import (
     subfolders,
 )
 from dynablocks.data.hub import fetch_parquet
-from dynablocks.data.parquet import find_parquet, read_parquet
+from dynablocks.data.parquet import find_parquet, read_parquet, stored_class_names
 from dynablocks.errors import BadData
 
 _SHAPE = (3, 32, 32)
@@ -107,6 +107,16 @@ def _parquet_copies(cifar: Cifar, root: Path) -> list[Copy]:
         for found in find_parquet(root)
         if cifar.label_column in found.columns
     ]
+
+
+def foreign_classes(cifar: Cifar, root: Path) -> tuple[str, ...] | None:
+    """The classes that a parquet copy names itself, where they are not those of ``cifar``: it holds something else."""
+    for found in find_parquet(root):
+        if cifar.label_column in found.columns:
+            names = stored_class_names(found.train[0], cifar.label_column)
+            if names is not None and set(names) != set(cifar.class_names):
+                return names
+    return None
 
 
 def _batch_copies(cifar: Cifar, root: Path) -> list[Copy]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dynablocks.data.cache import cached
-from dynablocks.data.cifar import CIFAR10, CIFAR100, Copy, find_copy, load_cifar
+from dynablocks.data.cifar import CIFAR10, CIFAR100, Copy, find_copy, foreign_classes, load_cifar
 from dynablocks.data.datasets import ImageDataset, fingerprint
 from dynablocks.data.digits import load_digits
 from dynablocks.data.folders import has_class_folders, list_class_folders, read_folder_dataset, require_folder
@@ -87,6 +87,12 @@ def infer_name(data_dir: Path) -> str:
         copy = find_copy(cifar, root)
         if copy is not None:
             found[cifar.name] = copy
+            foreign = foreign_classes(cifar, root)
+            if foreign is not None:
+                raise BadData(
+                    f"{copy.place} has parquet files with the classes {', '.join(foreign[:3])}, …, which is not "
+                    f"{cifar.title}; give your own images as class folders, or --data {cifar.name} to take them for it."
+                )
     if len(found) > 1:
         raise BadData(f"{root} holds both CIFAR-10 and CIFAR-100; choose one with --data.")
     if found:

@@ -152,11 +152,16 @@ def _read_file(file: Path, label_column: str) -> tuple[list[bytes], list[int]]:
     return contents.to_pylist(), labels
 
 
-def _class_names(file: Path, label_column: str, default: tuple[str, ...]) -> tuple[str, ...]:
+def stored_class_names(file: Path, label_column: str) -> tuple[str, ...] | None:
+    """The names of the classes that the file itself gives, as files of the Hub do."""
     try:
         about = json.loads((_open(file).schema_arrow.metadata or {})[b"huggingface"])
         names = about["info"]["features"][label_column]["names"]
     except (KeyError, ValueError, TypeError):
-        return default
-    usable = isinstance(names, list) and len(set(map(str, names))) == len(default)
-    return tuple(map(str, names)) if usable and len(names) == len(default) else default
+        return None
+    return tuple(map(str, names)) if isinstance(names, list) else None
+
+
+def _class_names(file: Path, label_column: str, default: tuple[str, ...]) -> tuple[str, ...]:
+    names = stored_class_names(file, label_column)
+    return names if names is not None and len(names) == len(set(names)) == len(default) else default

@@ -30,6 +30,7 @@ class PhysicalSystem:
         state_names: one name a component, positions before momenta.
         preserves: what the flow keeps, words of :data:`PRESERVED`; "energy", "mass" and "norm" are invariants too.
         stiff: whether an explicit reference solver would be hopeless.
+        separable: whether there is an energy of the form T(p) + V(q).
         open_low: every constant must be larger than this.
 
     Raises:
@@ -40,6 +41,7 @@ class PhysicalSystem:
     state_names: ClassVar[tuple[str, ...]]
     preserves: ClassVar[tuple[str, ...]]
     stiff: ClassVar[bool] = False
+    separable: ClassVar[bool] = False
     open_low: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
@@ -69,6 +71,7 @@ class HamiltonianSystem(PhysicalSystem):
     """q' = ∂H/∂p, p' = −∂H/∂q in canonical coordinates x = (q, p)."""
 
     preserves = ("energy", "symplectic", "volume")
+    separable = True
 
     def hamiltonian(self, x: Float64[Tensor, "batch n"]) -> Float64[Tensor, "batch"]:
         """H(x) row by row."""
@@ -181,6 +184,7 @@ class DoublePendulum(HamiltonianSystem):
 
     name = "double-pendulum"
     state_names = ("q1", "q2", "p1", "p2")
+    separable = False
 
     def _kinetic_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Numerator and denominator of the kinetic energy."""

@@ -84,6 +84,15 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds another fit")
 
 
+def joined_values(arguments: Sequence[str]) -> list[str]:
+    """``--weights -1,1`` as one word, since -1,1 would be taken for an option."""
+    words = list(arguments)
+    if "--weights" in words[:-1]:
+        place = words.index("--weights")
+        words[place : place + 2] = ["=".join(words[place : place + 2])]
+    return words
+
+
 def fit_command(options: Any, arguments: Sequence[str], say: Callable[[str], None]) -> int:
     """Read, fit, verify, roll out, report."""
     preserve, name = _choices(options)
@@ -163,12 +172,21 @@ def _config(options: Any, preserve: str) -> FitConfig:
         preserve=preserve,
         weights=_weights(options.weights),
         odd=options.odd,
-        separable=not options.coupled,
+        separable=not (options.coupled or _couples(options, preserve)),
         substeps=options.substeps,
         noise=options.noise,
         seed=options.seed,
         **settings,
     )
+
+
+def _couples(options: Any, preserve: str) -> bool:
+    """Whether the energy of the example is known not to be T(p) + V(q)."""
+    if options.example is None or preserve != "symplectic":
+        return False
+    from dynablocks.data.systems import require_system
+
+    return not require_system(options.example).separable
 
 
 def _weights(text: str | None) -> tuple[float, ...] | None:

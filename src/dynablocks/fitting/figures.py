@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,14 +86,25 @@ def error_figure(rollouts: Sequence[Rollout]) -> Figure:
         times = (rollout.times - rollout.times[0])[1 : len(error) + 1]
         label = "a test trajectory" if k == 0 else None
         axes.plot(times, error.clamp_min(1e-17), color=BLUE, alpha=0.5, linewidth=1.2, label=label)
-    length = min(len(rollout.predicted) for rollout in rollouts)
-    if len(rollouts) > 2 and length > 1:
-        median = torch.stack([r.errors[1:length].sqrt() for r in rollouts]).median(0).values
-        times = (rollouts[0].times - rollouts[0].times[0])[1:length]
+    times, median = median_error(rollouts)
+    if len(rollouts) > 2 and len(times):
         axes.plot(times, median.clamp_min(1e-17), color=VERMILION, label="median")
     axes.set(yscale="log", xlabel="time since the start of the prediction", title="root mean squared error")
     axes.legend(frameon=False, fontsize=8.5)
     return figure
+
+
+def median_error(rollouts: Sequence[Rollout]) -> tuple[Tensor, Tensor]:
+    """Times since the start, and the median of the errors (root mean squared) there, as far as all rollouts have them.
+
+    A rollout's error between its samples is interpolated linearly.
+    """
+    own = [(r.times - r.times[0])[: len(r.predicted)] for r in rollouts]
+    end = min(float(times[-1]) for times in own)
+    times = max(own, key=lambda t: int((t <= end).sum()))
+    times = times[(times > 0) & (times <= end)]
+    errors = [np.interp(times, t, r.errors.sqrt()) for t, r in zip(own, rollouts, strict=True)]
+    return times, torch.from_numpy(np.median(errors, axis=0))
 
 
 @styled

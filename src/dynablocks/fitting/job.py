@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -103,13 +103,19 @@ def plan(data: Trajectories | Pairs, config: FitConfig) -> Plan:
     """
     parts = split(data, config.seed)
     x, y, h = pairs_of(parts.train)
-    _require_states(torch.cat([x, y]), config.preserve, data.names)
+    for part in (data, parts.train):
+        _require_states(torch.cat(pairs_of(part)[:2]), config.preserve, data.names)
     noise = noise_level(parts.train) if isinstance(parts.train, Trajectories) else 0.0
     noisy = config.noise == "yes" or (config.noise == "auto" and noise > NOISY)
     horizon = 1
     if isinstance(parts.train, Trajectories):
-        longest = [max(map(len, p.times)) for p in (parts.train, parts.validation) if isinstance(p, Trajectories)]
-        horizon = min(config.horizon or (10 if noisy else 1), min(longest) - 1)
+        fitted = [p for p in (parts.train, parts.validation) if isinstance(p, Trajectories)]
+        horizon = longest_horizon(fitted, config.horizon or (10 if noisy else 1))
+        if config.noise == "yes" and horizon == 1 and config.horizon != 1:
+            raise InvalidArgument(
+                "--noise yes fits several steps in a row; too many trajectories of the training or validation part are "
+                "too short for that: give longer ones, or leave it out."
+            )
     elif config.noise == "yes":
         raise InvalidArgument(
             "--noise yes fits several steps in a row, which a file of pairs does not hold; give trajectories, or leave "
@@ -130,10 +136,18 @@ def plan(data: Trajectories | Pairs, config: FitConfig) -> Plan:
     return Plan(structure, parts, noise, horizon)
 
 
+def longest_horizon(parts: Sequence[Trajectories], wanted: int) -> int:
+    """At most ``wanted`` steps in a row, so that trajectories which have them hold half of the steps of every part."""
+    for horizon in range(wanted, 1, -1):
+        lengths = [[len(times) - 1 for times in part.times] for part in parts]
+        if all(2 * sum(steps for steps in each if steps >= horizon) >= sum(each) for each in lengths):
+            return horizon
+    return 1
+
+
 def _require_states(states: Tensor, preserve: str, names: tuple[str, ...]) -> None:
-    constant = bool((states == states[0]).all())
-    if constant:
-        raise BadData("every state in the file is the same; there is no motion to learn from.")
+    if bool((states == states[0]).all()):
+        raise BadData("every state to learn from is the same; there is no motion in the file, or in its training part.")
     largest = states.abs().amax(0)
     if not math.isfinite(float((2 * largest).square().sum() * len(states))):
         place = int(largest.argmax())

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from dynablocks.data.trajectories import Trajectories
+from dynablocks.errors import NotConverged
 from dynablocks.files import write_json, write_text
 from dynablocks.fitting import figures
 from dynablocks.fitting.job import METRICS, Fitted, one_step_error, pairs_of
 from dynablocks.fitting.rollout import Drift, Rollout, drifts, roll_out, safe_rollout
+from dynablocks.fitting.surrogates import FlowMap
 from dynablocks.properties import explain, verify
 from dynablocks.properties.verify import Verification
 from dynablocks.reporting import html, words
@@ -43,7 +45,7 @@ class Outcome:
     """A fit with everything that was measured of it."""
 
     fitted: Fitted
-    verification: Verification
+    verification: Verification | None
     rollouts: list[Rollout]
     long_times: Tensor
     long_states: Tensor
@@ -61,7 +63,7 @@ def measure(
     """
     flow, parts = fitted.flow, fitted.plan.parts
     x, _, _ = pairs_of(parts.test)
-    verification = verify(flow, x[torch.linspace(0, len(x) - 1, min(VERIFY_SAMPLES, len(x))).long()])
+    verification = verified(flow, x[torch.linspace(0, len(x) - 1, min(VERIFY_SAMPLES, len(x))).long()])
     progress(0.2)
     rollouts = roll_out(flow, parts.test) if isinstance(parts.test, Trajectories) else []
     progress(0.4)
@@ -82,8 +84,22 @@ def measure(
     )
 
 
+def verified(flow: FlowMap, x: Tensor) -> Verification | None:
+    """The checks at those states from which a step exists; ``None`` where no step's equation is solved."""
+    step = torch.tensor([flow.structure.step], dtype=torch.float64)
+    solved = [len(safe_rollout(flow, state[None], step)[0]) > 1 for state in x]
+    try:
+        return verify(flow, x[torch.tensor(solved)]) if any(solved) else None
+    except NotConverged:
+        return None
+
+
 def _metrics(
-    fitted: Fitted, verification: Verification, rollouts: Sequence[Rollout], moved: Sequence[Drift], long_steps: int
+    fitted: Fitted,
+    verification: Verification | None,
+    rollouts: Sequence[Rollout],
+    moved: Sequence[Drift],
+    long_steps: int,
 ) -> dict[str, Any]:
     flow, planned = fitted.flow, fitted.plan
     parts = planned.parts
@@ -101,10 +117,11 @@ def _metrics(
         "horizon": planned.horizon,
         "rollout_mse": rollout,
         "rollout_relative_error": math.sqrt(rollout / spread) if rollout is not None and spread > 0 else None,
+        "rollouts": len(rollouts),
         "rollouts_ended_early": sum(r.stopped is not None for r in rollouts),
         "long_steps": long_steps,
         "drift": {drift.what: float(drift.values.max()) for drift in moved},
-        "verified": verification.passed,
+        "verified": None if verification is None else verification.passed,
         "properties": [str(kept) for kept in flow.properties],
         "seconds": sum(history.seconds for history in fitted.stages.values()),
         "stopped": fitted.history.stopped,
@@ -131,7 +148,7 @@ def write_outputs(directory: Path, outcome: Outcome, source: dict[str, Any], com
             "tolerance": _finite(check.tolerance),
             "holds": check.passed,
         }
-        for check in outcome.verification
+        for check in outcome.verification or ()
     ]
     write_json(directory / "verification.json", checks)
     if outcome.rollouts:
@@ -182,16 +199,17 @@ def headline_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("relative error of one step", _share(metrics["test_relative_error"]), over + noisy),
     ]
     if metrics["rollout_mse"] is not None:
-        meaning = "mean squared, from the first state on"
+        ended = metrics["rollouts_ended_early"]
+        early = f"; {ended} of {metrics['rollouts']} ended early and count to their end" if ended else ""
+        meaning = f"mean squared, from the first state on{early}"
         rows.append(("error of whole rollouts", _number(metrics["rollout_mse"]), meaning))
         rows.append(("relative error of whole rollouts", _share(metrics["rollout_relative_error"]), over))
     if metrics["horizon"] > 1:
         rows.append(("noise in the data", _number(metrics["noise_level"]), "estimate, over the spread of the states"))
     for what, value in metrics["drift"].items():
         rows.append((what, _number(value), f"largest along {metrics['long_steps']} steps"))
-    rows.append(
-        ("declared properties", "hold" if metrics["verified"] else "VIOLATED", ", ".join(metrics["properties"]))
-    )
+    verdict = {True: "hold", False: "VIOLATED", None: "not measured"}[metrics["verified"]]
+    rows.append(("declared properties", verdict, ", ".join(metrics["properties"])))
     rows.append(("parameters", words.count(metrics["parameters"]), "numbers that were learned"))
     rows.append(("time of the fit", words.duration(metrics["seconds"]), metrics["stopped"]))
     return rows
@@ -202,7 +220,7 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
 
     Example:
         >>> poor = {"train_mse": 1e-9, "test_mse": 1e-6, "test_relative_error": 0.01, "noise_level": 0.0}
-        >>> warnings(poor | {"rollout_relative_error": 0.3})[0][:46]
+        >>> warnings(poor | {"rollout_relative_error": 0.3, "rollouts_ended_early": 0})[0][:46]
         'The test error is 1000 times the training one:'
     """
     found = []
@@ -212,6 +230,16 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
         found.append(
             f"The test error is {test / train:.0f} times the training one: the training data does not cover the test "
             "data. More trajectories help, or a smaller --width."
+        )
+    if test is None:
+        found.append(
+            "Steps from test states are not solved, or leave the range of numbers: the surrogate is not to be used "
+            "there. Samples that lie closer, more data, or a structure whose steps solve no equation help."
+        )
+    if metrics["rollouts_ended_early"]:
+        found.append(
+            f"{metrics['rollouts_ended_early']} of {metrics['rollouts']} rollouts from test states ended early; errors "
+            "of rollouts are of what was reached."
         )
     rollout = metrics["rollout_relative_error"]
     if rollout is not None and rollout > FAR:
@@ -253,8 +281,8 @@ def _model(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
     steps = f"{flow.structure.substeps} step{'s' if flow.structure.substeps > 1 else ''}"
     yield html._p(
         f"A learned {type(flow.field).__name__} moved by {flow.method!r}, {steps} between two samples (times in the "
-        "derivation are in the surrogate's own unit). The guarantees hold for every state, every parameter and every "
-        "step size, by construction; the fit chooses among maps that have them."
+        "derivation are in the surrogate's own unit). The guarantees hold for every state, every parameter and "
+        f"{flow.scope()}, by construction; the fit chooses among maps that have them."
     )
     yield f"<pre>{escape(str(explain(flow)))}</pre>"
 
@@ -263,9 +291,11 @@ def _verification(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
     yield "<h2>Verification</h2>"
     rows = [
         (str(c.declared), f"{c.residual:.2e}", f"{c.tolerance:.2e}", "holds" if c.passed else "VIOLATED")
-        for c in outcome.verification
+        for c in outcome.verification or ()
     ]
-    if rows:
+    if outcome.verification is None:
+        yield html._p("Not measured: the equation of a step is not solved at the test states.")
+    elif rows:
         yield html._p("Each declared property, measured in float64 at test states; the tolerance is rounding.")
         yield html._table(("property", "residual", "tolerance", "verdict"), rows, numeric=(1, 2))
     else:

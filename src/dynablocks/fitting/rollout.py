@@ -23,6 +23,8 @@ NOISE_DIFFERENCES = (2, 4, 6)
 def windows(data: Trajectories, horizon: int, stride: int = 1) -> Windows:
     """x (N, n), the ``horizon`` states that follow it (N, horizon · n), and the steps between them (N, horizon).
 
+    A window starts at every ``stride``-th state, and so late that the last one ends with the trajectory.
+
     Example:
         >>> t = torch.arange(4.0, dtype=torch.float64)
         >>> x, y, h = windows(Trajectories((t,), (t[:, None],), ("q",)), 2)
@@ -31,7 +33,8 @@ def windows(data: Trajectories, horizon: int, stride: int = 1) -> Windows:
     """
     starts, ends, steps = [], [], []
     for times, states in zip(data.times, data.states, strict=True):
-        for first in range(0, len(times) - horizon, stride):
+        latest = len(times) - 1 - horizon
+        for first in sorted({*range(0, latest + 1, stride), latest} if latest >= 0 else ()):
             last = first + horizon
             starts.append(states[first])
             ends.append(states[first + 1 : last + 1].flatten())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import FieldFacts, VectorField
+from dynablocks.fields.base import over_states
 from dynablocks.fields.hamiltonian import EnergyField
 from dynablocks.fields.partitioned import potential_of
 from dynablocks.fields.sphere import skew_matrix
@@ -229,6 +230,7 @@ class PositiveMidpoint(Integrator):
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
         self.require(field)
         assert isinstance(field, ProductionDestruction)
+        step_size = over_states(step_size, x)
         half = _frozen(x, *field.production_destruction(x), 0.5 * step_size)
         return _frozen(x, *field.production_destruction(half), step_size)
 

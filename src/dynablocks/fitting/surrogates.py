@@ -35,6 +35,7 @@ from dynablocks.properties import (
     Dissipative,
     EnergyPreserving,
     Equivariant,
+    Invertible,
     Lipschitz,
     NormPreserving,
     Positive,
@@ -176,18 +177,30 @@ class FlowMap(Structured):
         declared = tuple((f"substep{k}", one) for k in range(self.structure.substeps))
         kept, losses = fold(declared)
         name = type(self.field).__name__
-        reason = f"{self.structure.substeps} steps on {name} between changes of units; the same for every step size"
         # A shift moves the point about which a map is odd, the sphere it keeps, and the orthant.
         lost = (Lipschitz, Equivariant, NormPreserving, Positive) if bool(self.centre.any()) else (Lipschitz,)
         properties = Properties(self._in_data_units(p) for p in kept if not isinstance(p, lost))
+        scope = _scope(properties, self.method)
+        reason = f"{self.structure.substeps} steps on {name} between changes of units; the same for {scope}"
         title = f"FlowMap(h={self.structure.step:.5g})"
         return Declaration(properties, reason, declared[:1], losses, title)
+
+    def scope(self) -> str:
+        """For which steps the declared properties hold, in words."""
+        return _scope(self.properties, self.method)
 
     def _in_data_units(self, kept: Property) -> Property:
         return replace(kept, function=self.energy) if isinstance(kept, (EnergyPreserving, Dissipative)) else kept
 
     def extra_repr(self) -> str:
         return f"{self.method!r}, {self.structure.substeps} substeps, preserve {self.structure.preserve}"
+
+
+def _scope(kept: Iterable[Property], method: Integrator) -> str:
+    kinds = {type(p) for p in kept}
+    sign = " >= 0" if kinds & {Positive, Dissipative} else ""
+    usual = " (Invertible: this one)" if Invertible in kinds and not method.explicit else ""
+    return f"every step size{sign}{usual}"
 
 
 def build(structure: Structure) -> FlowMap:

@@ -70,7 +70,7 @@ def artefact(
         weights: SHA-256 of model.safetensors.
         run: the run directory.
         splits: the data; the test images are the certified ones.
-        data: what to load them with: name, validation, seed.
+        data: what to load them with: name and folder.
     """
     import dynablocks
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ _INFLATION = 1 + 2.0**-30
 _EXP_ROUNDINGS = 4
 _UNDERFLOW = 2.0**32
 """Smallest normal numbers a step may lose to underflow: 2^26 entries in ℓ2 times 2^19 operations each."""
+_FPMATH_VARIABLES = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 _PRECISION_SWITCHES = (("cuda", "matmul"), ("cudnn", "conv"), ("mkldnn", "matmul"), ("mkldnn", "conv"))
 
 
@@ -93,7 +95,8 @@ def plain_arithmetic() -> Iterator[None]:
     """Within the context convolutions and products are sums of products in the format of their inputs.
 
     NNPACK (small batches of 3 × 3 convolutions on one CPU thread: Winograd), cuDNN (Winograd, FFT, TF32), products in
-    TF32 or bfloat16 and autocast are switched off; oneDNN is asked for its direct algorithm by torch and stays.
+    TF32 or bfloat16 and autocast are switched off; oneDNN is asked for its direct algorithm by torch and stays. What an
+    environment variable makes of oneDNN's products is not undone; :func:`rounding_bound` proves nothing then.
 
     Example:
         >>> with plain_arithmetic():
@@ -118,18 +121,20 @@ def full_precision() -> Iterator[None]:
     held: list[tuple[Any, str]] = [
         (s, s.fp32_precision) for s in found if s is not None and hasattr(s, "fp32_precision")
     ]
-    before = None if held else torch.get_float32_matmul_precision()
+    before = None if held else (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
     try:
         for switch, _ in held:
             switch.fp32_precision = "ieee"
         if before is not None:
             torch.set_float32_matmul_precision("highest")
+            torch.backends.cudnn.allow_tf32 = False
         yield
     finally:
         for switch, value in held:
             switch.fp32_precision = value
         if before is not None:
-            torch.set_float32_matmul_precision(before)
+            torch.set_float32_matmul_precision(before[0])
+            torch.backends.cudnn.allow_tf32 = before[1]
 
 
 @dataclass(frozen=True)
@@ -323,6 +328,7 @@ def _ridge_change(field: RidgeField, slope: float, growth: float, roundings: int
 
 def _euler(method: ExplicitEuler, field: VectorField, h: Tensor, arithmetic: _Arithmetic) -> list[_Step]:
     """The substeps, or the one step of an elementwise recursion."""
+    _require_own_code(field, "forward")
     if isinstance(field, RidgeField) and method.substeps > 1 and field.linear.rows_orthonormal:
         return [_recursion(method, field, h, arithmetic)]
     part, number = h / method.substeps, float(h.detach()) / method.substeps
@@ -341,6 +347,17 @@ def _euler(method: ExplicitEuler, field: VectorField, h: Tensor, arithmetic: _Ar
     if method.substeps == 1:
         return [_Step(lambda x: method.step(field, x, h), stated, local, near)]
     return [_Step(lambda x: x + part * field(x), stated, local, near)] * method.substeps
+
+
+def _require_own_code(field: VectorField, method: str) -> None:
+    """Refuse a field with a method of its own: what was proved is how the library's computes.
+
+    Raises:
+        NoRoundingBound: it has one.
+    """
+    known = next((kind for kind in (RidgeField, TwoMatrixField, MetricField) if isinstance(field, kind)), None)
+    if known is not None and getattr(type(field), method) is not getattr(known, method):
+        raise NoRoundingBound(f"{type(field).__name__} has a {method} of its own, whose rounding has no proved bound.")
 
 
 def _recursion(method: ExplicitEuler, field: RidgeField, h: Tensor, arithmetic: _Arithmetic) -> _Step:
@@ -386,6 +403,7 @@ def _flow(method: ExactFlow, field: VectorField, time: Tensor, arithmetic: _Arit
     number = float(time.detach())
     if not isinstance(field, RidgeField) or field.sigma.negative_slope is None:
         raise NoRoundingBound(f"the rounding of the exact flow of {type(field).__name__} has no proved bound.")
+    _require_own_code(field, "flow")
     exponents = [number * scale for scale in field.scale_range()]
     largest = max(map(abs, exponents))
     if largest > 80:
@@ -465,7 +483,7 @@ def rounding_bound(
         metric: the norm of the radius.
 
     Raises:
-        NoRoundingBound: a layer has no proved bound.
+        NoRoundingBound: a layer has no proved bound, or the environment lets float32 products be less than that.
 
     Example:
         >>> from dynablocks.linear import frozen_weights
@@ -476,11 +494,19 @@ def rounding_bound(
         >>> bool(error.features.max() < 1e-3)
         True
     """
+    if pixels.dtype == torch.float32:
+        _require_strict_environment()
     arithmetic = _Arithmetic(pixels)
     chain = _Chain(pixels, network.metric, metric, arithmetic)
     for step in _steps(network.body, arithmetic):
         chain.take(step)
     return chain.through_head(network.head, arithmetic)
+
+
+def _require_strict_environment() -> None:
+    for name in _FPMATH_VARIABLES:
+        if os.environ.get(name, "strict").lower() != "strict":
+            raise NoRoundingBound(f"{name} is {os.environ[name]!r}: oneDNN may round float32 factors; unset it.")
 
 
 class _Chain:

@@ -159,6 +159,11 @@ def what_is_wrong(checkpoint: Path) -> str | None:
     return None
 
 
+def has_checkpoint(directory: Path | None) -> bool:
+    """Whether a run directory holds a checkpoint, whole or not."""
+    return directory is not None and any((directory / name).exists() for name in (NEWEST, PREVIOUS))
+
+
 def find_checkpoint(directory: Path) -> Path | None:
     """The newest whole checkpoint in a run directory; ``None`` when there never was one.
 

@@ -38,11 +38,12 @@ class TrainingConfig:
         adversary: none; pgd trains on the images an attack found in place of the images; trades adds the divergence
             between the logits of both.
         adversary_epsilon: l2 radius of the training's attack, in pixel units [0, 1].
-        adversary_steps: gradient steps of the training's attack; each costs about as much as a training step.
+        adversary_steps: gradient steps of the training's attack; each costs about 0.7 of a training step.
         adversary_step_size: step length divided by adversary_epsilon; empty (null): 1 for one step, else 2 / steps.
         trades_beta: weight of the divergence in trades.
         crop_padding: pixels of padding for the random crop; 0 turns it off.
-        crop_fill: what that padding holds: zeros (black), or reflect (the image mirrored at its edge).
+        crop_fill: what that padding holds: zeros (black; also when empty), or reflect (the image mirrored at its edge,
+            for paddings below its height and width).
         flip: mirror images left-right at random.
         ema_decay: decay of the exponential average of the weights that is evaluated and kept; 0 turns it off.
         gradient_clip: largest gradient norm; empty (null) turns it off.
@@ -89,7 +90,7 @@ class TrainingConfig:
     adversary_step_size: float | None = None
     trades_beta: float = 6.0
     crop_padding: int = 0
-    crop_fill: str = "zeros"
+    crop_fill: str | None = None
     flip: bool = False
     ema_decay: float = 0.0
     gradient_clip: float | None = None
@@ -138,7 +139,8 @@ class TrainingConfig:
         LOSSES.get_known(self.loss)
         require_choice("precision", self.precision, PRECISIONS)
         require_choice("device", self.device, DEVICES)
-        require_choice("crop_fill", self.crop_fill, CROP_FILLS)
+        if self.crop_fill is not None:
+            require_choice("crop_fill", self.crop_fill, CROP_FILLS)
         require_choice("adversary", self.adversary, ADVERSARIES)
 
     def _check_numbers(self) -> None:
@@ -153,6 +155,12 @@ class TrainingConfig:
             require_range("power", self.power, 0, 1, open_low=True)
         for name in ("momentum", "warmup", "ema_decay"):
             require_range(name, getattr(self, name), 0, 0.999999)
+        if self.power is not None and self.loss != "offset-cross-entropy":
+            raise InvalidArgument(f"power belongs to loss offset-cross-entropy; got loss {self.loss}; leave power out.")
+        if self.crop_fill is not None and self.crop_padding == 0:
+            raise InvalidArgument(
+                f"crop_fill is {self.crop_fill!r} with crop_padding 0: nothing is cropped; give both."
+            )
         if self.optimiser == "nesterov" and self.momentum == 0:
             raise InvalidArgument("optimiser nesterov needs momentum above 0; choose sgd, or a momentum such as 0.9.")
 

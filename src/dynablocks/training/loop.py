@@ -378,17 +378,26 @@ def finished_before(
     Raises:
         BadCheckpoint: the time budget was another one: the result would differ.
     """
-    stored = dict(state["summary"])
-    budget = stored.pop("max_minutes")
+    require_budget(config, checkpoint, state)
+    stored = {name: value for name, value in state["summary"].items() if name != "max_minutes"}
+    load_weights(checkpoint, model)
+    set_progress(model, 1.0)
+    model.to(choose_device(config.device)).eval()
+    return TrainingSummary(**stored)
+
+
+def require_budget(config: TrainingConfig, checkpoint: Path, state: dict[str, Any]) -> None:
+    """Refuse a finished training that had another time budget.
+
+    Raises:
+        BadCheckpoint: it had.
+    """
+    budget = state["summary"]["max_minutes"]
     if budget != config.max_minutes:
         raise BadCheckpoint(
             f"{checkpoint.parent} holds a finished training with max_minutes {budget}, this one has "
             f"{config.max_minutes}; choose another --out, or --overwrite to train from the start."
         )
-    load_weights(checkpoint, model)
-    set_progress(model, 1.0)
-    model.to(choose_device(config.device)).eval()
-    return TrainingSummary(**stored)
 
 
 def is_repeated_interrupt() -> bool:

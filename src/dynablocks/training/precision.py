@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from dynablocks.errors import InvalidArgument
 from dynablocks.linear import shared_weights
 
-FABRIC_PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
-    "32": "32-true",
-    "bf16": "bf16-mixed",
-    "16": "16-mixed",
-}
+if TYPE_CHECKING:
+    from lightning_fabric.plugins import Precision
+
+MIXED: dict[str, Literal["bf16-mixed", "16-mixed"]] = {"bf16": "bf16-mixed", "16": "16-mixed"}
 NEEDED_GAIN = 1.1
 SECONDS_EACH = 1.0
 
@@ -80,11 +79,11 @@ def supports_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def choose_device(name: str) -> str:
-    """``"cpu"`` or ``"cuda"`` for the configured name.
+def choose_device(name: str, count: int = 1) -> str:
+    """``"cpu"`` or ``"cuda"`` for the configured name; of the latter ``count`` are needed.
 
     Raises:
-        InvalidArgument: a GPU is asked for and there is none.
+        InvalidArgument: a GPU is asked for and there is none, or there are fewer than asked for.
 
     Example:
         >>> choose_device("cpu")
@@ -95,7 +94,11 @@ def choose_device(name: str) -> str:
         raise InvalidArgument(
             "device is 'cuda' but torch sees no GPU; use --training.device cpu, or install a CUDA build of torch."
         )
-    return "cuda" if name == "cuda" or (name == "auto" and available) else "cpu"
+    if name == "cpu" or not available:
+        return "cpu"
+    if count > torch.cuda.device_count():
+        raise InvalidArgument(f"devices is {count}, but torch sees {torch.cuda.device_count()} GPUs; give that many.")
+    return "cuda"
 
 
 def present_device(name: str) -> str:
@@ -111,3 +114,18 @@ def check_precision(precision: str, device: str) -> None:
     """
     if precision == "16" and device == "cpu":
         raise InvalidArgument("precision is '16' but the device is a CPU; use bf16 or 32 there.")
+
+
+def precision_plugin(precision: str, device: str) -> Precision:
+    """Fabric's plugin for a precision, which leaves the pixels as they are.
+
+    Fabric's own casts every input to the short type. The first linear map does that after the mean is taken off, and an
+    attack searches at float32 pixels: the images that it finds are to be those trained on.
+    """
+    from lightning_fabric.plugins import MixedPrecision, Precision
+
+    class UncastMixedPrecision(MixedPrecision):
+        def convert_input(self, data: Any) -> Any:
+            return data
+
+    return Precision() if precision == "32" else UncastMixedPrecision(MIXED[precision], device)

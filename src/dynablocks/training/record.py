@@ -14,7 +14,10 @@ from dynablocks.files import write_text
 from dynablocks.training.config import TrainingConfig
 
 METRICS = "metrics.jsonl"
-HARMLESS = {"max_minutes"} | {f.name for f in fields(TrainingConfig) if not f.metadata.get("result", True)}
+HARMLESS = {"training.max_minutes", "model.seen"} | {
+    f"training.{f.name}" for f in fields(TrainingConfig) if not f.metadata.get("result", True)
+}
+"""Settings that may change between a training and its resume; what a warm start saw follows from its weights."""
 
 
 def describe_run(config: TrainingConfig, describe: Mapping[str, Any], data: Mapping[str, Any]) -> str:
@@ -50,7 +53,7 @@ def check_same_run(stored: str, wanted: str, directory: Path) -> None:
             f"the settings stored in {directory} cannot be read; train again with --overwrite."
         ) from error
     differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    differing = [name for name in differing if name not in {f"training.{harmless}" for harmless in HARMLESS}]
+    differing = [name for name in differing if name not in HARMLESS]
     if not differing:
         return
     name = differing[0]

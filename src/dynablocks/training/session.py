@@ -13,19 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.data import augment, batch_indices, to_unit_range
+from dynablocks.data.augmentation import require_crop
 from dynablocks.errors import BadData, DynablocksError
 from dynablocks.switching.constraints import keep_constraints
 from dynablocks.training.averaging import ExponentialAverage
 from dynablocks.training.budget import StepPlan
-from dynablocks.training.checkpoint import load_weights, save_checkpoint
+from dynablocks.training.checkpoint import has_checkpoint, load_weights, save_checkpoint
 from dynablocks.training.config import TrainingConfig
 from dynablocks.training.losses import make_loss
 from dynablocks.training.optimisers import make_optimiser
 from dynablocks.training.precision import (
-    FABRIC_PRECISION,
     check_precision,
     choose_device,
     choose_precision,
+    precision_plugin,
     supports_bf16,
 )
 
@@ -103,14 +104,17 @@ class Session:
         from lightning_fabric import Fabric
 
         check_data(model, splits.train)
+        require_crop(splits.train.image_shape[1:], config.crop_padding, config.crop_fill or "zeros")
         self.config, self.directory, self.config_text = config, directory, config_text
-        device = choose_device(config.device)
+        device = choose_device(config.device, config.devices)
         self.model = model.to(device)
         if config.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.precision = state.get("precision") or self._choose_precision(splits.train, device)
         check_precision(self.precision, device)
-        self.fabric = Fabric(accelerator=device, devices=config.devices, precision=FABRIC_PRECISION[self.precision])
+        self.fabric = Fabric(
+            accelerator=device, devices=config.devices, plugins=precision_plugin(self.precision, device)
+        )
         self.fabric.launch()
         self.optimiser = make_optimiser(model, config)
         keep_constraints(model, self.optimiser)
@@ -158,7 +162,7 @@ class Session:
         epoch, position = divmod(self.step, self.steps_per_epoch)
         chosen = self._batches_of(epoch)[position]
         config = self.config
-        crops = (config.crop_padding, config.flip, config.crop_fill)
+        crops = (config.crop_padding, config.flip, config.crop_fill or "zeros")
         pixels = augment(self.images[chosen], config.seed, epoch, position, *crops)
         share = slice(self.fabric.global_rank, None, self.fabric.world_size)
         return self._laid_out(pixels[share]), self.labels[chosen][share]
@@ -267,7 +271,7 @@ def require_finite_weights(session: Session) -> None:
 def diverged(session: Session, step: int, what: str) -> DynablocksError:
     """The error for a training that left the finite numbers at ``step``."""
     lr = session.optimiser.param_groups[0]["lr"]
-    kept = "" if session.directory is None else f" The last good checkpoint in {session.directory} is kept."
+    kept = f" The last good checkpoint in {session.directory} is kept." if has_checkpoint(session.directory) else ""
     return DynablocksError(
         f"{what} is not finite after step {step} (learning rate {lr:.3g}); train again with a smaller "
         f"--training.lr or a --training.gradient_clip such as 1, into another --out or with --overwrite.{kept}"
