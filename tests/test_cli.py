@@ -19,8 +19,8 @@ import dynablocks
 from dynablocks import pipeline
 from dynablocks.cli import _given, main
 from dynablocks.config import RunConfig, from_yaml, preset_settings, to_yaml
-from dynablocks.data import DataSplits, ImageDataset
-from dynablocks.errors import BadCheckpoint, UnsoundResult
+from dynablocks.data import DataSplits, ImageDataset, load_data
+from dynablocks.errors import BadCheckpoint, InvalidArgument, UnsoundResult
 from dynablocks.files import sha256
 from dynablocks.models import ModelConfig
 from dynablocks.pipeline import (
@@ -222,6 +222,21 @@ def test_images_held_out_now_may_not_come_in_through_two_warm_starts(
     assert main(last) == 2
     assert "held out here" in capsys.readouterr().err
     assert main([word for word in last if word not in ("--data.validation", "9")]) == 0
+
+
+def test_a_warm_start_of_unknown_descent_is_no_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = {
+        "model": {"warm_start": "0" * 64},
+        "data": {"fingerprint": "other", "train_images": 9},
+        "training": {"seed": 0},
+    }
+    monkeypatch.setattr(pipeline, "require_checkpoint", lambda directory: directory)
+    monkeypatch.setattr(pipeline, "read_config", lambda checkpoint: json.dumps(old))
+    splits = load_data("digits", validation=9)
+    with pytest.raises(InvalidArgument, match="does not say what it was trained on"):
+        pipeline.require_unseen(tmp_path, 0, splits)
+    del old["model"]["warm_start"]
+    pipeline.require_unseen(tmp_path, 0, splits)
 
 
 def test_a_warm_start_normalises_its_own_images_and_its_certificate_holds(tmp_path: Path) -> None:

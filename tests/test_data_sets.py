@@ -598,6 +598,8 @@ def test_parquet_files_of_other_classes_are_not_taken_for_cifar10(tmp_path: Path
     with pytest.raises(BadData, match=r"classes 0, 1, 2, …, which is not CIFAR-10"):
         infer_name(tmp_path)
     assert load_data("cifar10", tmp_path).train.class_names[0] == "0"
+    names = ["cra" if name == "crab" else name for name in CIFAR100_CLASSES]
+    assert infer_name(_parquet_copy(tmp_path / "hundred", "cifar100", class_names=names)) == "cifar100"
 
 
 GREY = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)

@@ -165,6 +165,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_result(tmp_path: Path) -> None:
 def test_a_fit_interrupted_in_its_finish_goes_on_to_the_same_bits(
     finish: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(LimitedMemoryBFGS, "inner_steps", 3)  # so that it takes several turns
     x, y = exponential_data()
     options = {"adam_steps": 20, "finish": finish, "finish_steps": 40, "checkpoint_seconds": 0.0}
     straight = Exponentials()

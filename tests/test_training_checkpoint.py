@@ -40,13 +40,13 @@ SETTINGS = {
     "adam": {"optimiser": "adam", "loss": "hinge", "schedule": "step", "step_epochs": 1.0, "gradient_clip": 0.5},
     "nadam": {"optimiser": "nadam", "weight_decay": 0.01, "schedule": "one-cycle-linear"},
     "ema": {"optimiser": "adamw", "ema_decay": 0.9, "flip": True},
-    "bf16": {"optimiser": "adam", "precision": "bf16", "device": "cpu", "crop_padding": 2, "crop_fill": "reflect"},
+    "bf16": {"optimiser": "adam", "precision": "bf16", "crop_padding": 2, "crop_fill": "reflect"},
 }
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_resumed_training_ends_with_the_very_bits(name: str, tmp_path: Path) -> None:
-    config = TrainingConfig(epochs=3.5, batch_size=16, checkpoint_seconds=0.0, **SETTINGS[name], **QUIET)
+    config = TrainingConfig(epochs=3.5, batch_size=16, checkpoint_seconds=0.0, **(QUIET | SETTINGS[name]))
     calm, rough = tmp_path / "calm", tmp_path / "rough"
     expected = small_model(dropout=0.2)
     fit(expected, quadrants(validation=True), config, calm)

@@ -214,7 +214,9 @@ def seen_by(directory: Path) -> list[dict[str, Any]]:
     import yaml
 
     stored = yaml.safe_load(read_config(require_checkpoint(directory)))
-    data, earlier = stored["data"], stored["model"].get("seen", [])
+    data, model = stored["data"], stored["model"]
+    # Not recorded before there was a "seen".
+    earlier = model.get("seen", [{"fingerprint": None}] if "warm_start" in model else [])
     own = {name: data[name] for name in ("fingerprint", "train_images")} | {"seed": stored["training"]["seed"]}
     return [*earlier, own]
 
@@ -228,6 +230,11 @@ def require_unseen(directory: Path, seed: int, splits: DataSplits) -> None:
     if splits.validation is None:
         return
     for data in seen_by(directory):
+        if data["fingerprint"] is None:
+            raise InvalidArgument(
+                f"--warm_start {directory} started from a run of which it does not say what it was trained on; it may "
+                "have been the images that are held out here. Train it again, or start from new weights."
+            )
         # Of one seed, a larger validation set contains a smaller one.
         nested = data["seed"] == seed and data["train_images"] <= len(splits.train)
         if data["fingerprint"] == splits.fingerprint and not nested:
@@ -318,10 +325,10 @@ def collect_metrics(directory: Path, splits: DataSplits | None = None) -> dict[s
     training = _training_facts(directory)
     config = load_config(directory)
     images = training.get("fingerprint", "") if splits is None else splits.fingerprint
-    _check_together(directory, images)
+    _, result = _results(directory, images)
     certificate = _current(directory, "certificate", images)
     attacked = _current(directory, "attack", images)
-    certified, of_attacked = _certified_curves(directory, certificate, attacked, images)
+    certified, of_attacked = _certified_curves(certificate, attacked, result)
     clean = (certificate or attacked or {}).get("clean_accuracy")
     metrics = {
         "model": config.model.name,
@@ -352,7 +359,7 @@ Points = list[dict[str, float]]
 
 
 def _certified_curves(
-    directory: Path, certificate: dict[str, Any] | None, attacked: dict[str, Any] | None, fingerprint: str
+    certificate: dict[str, Any] | None, attacked: dict[str, Any] | None, result: CertificateResult | None
 ) -> tuple[Points | None, Points | None]:
     """The certificate's curve, also at radii that were attacked after it was made; that of the attacked images alone.
 
@@ -361,10 +368,7 @@ def _certified_curves(
     if certificate is None:
         return None, None
     points: Points = certificate["certified_accuracy"]
-    if attacked is None:
-        return points, None
-    result: CertificateResult | None = _restore(directory, "certificate", CertificateResult.restore, fingerprint)
-    if result is None:
+    if attacked is None or result is None:
         return points, None
     known, asked = ({p["epsilon"] for p in some} for some in (points, attacked["robust_accuracy"]))
     same = result.first(attacked["samples"])
@@ -399,9 +403,7 @@ def _curves(attacked: AttackResult | None, certificate: CertificateResult | None
 def stored_curves(directory: Path) -> dict[str, Curve]:
     """The curves of a run's stored certificate and attack, on the images it was trained with."""
     images = _training_facts(directory).get("fingerprint", "")
-    _check_together(directory, images)
-    attacked = _restore(directory, "attack", AttackResult.restore, images)
-    return _curves(attacked, _restore(directory, "certificate", CertificateResult.restore, images))
+    return _curves(*_results(directory, images))
 
 
 def report_data(directory: Path, command: str, data: DataConfig | None = None) -> ReportData:
@@ -411,9 +413,7 @@ def report_data(directory: Path, command: str, data: DataConfig | None = None) -
 
     run_config = with_data(load_config(directory), data)
     splits, network = load_splits(run_config), load(directory)
-    _check_together(directory, splits.fingerprint)
-    attacked = _restore(directory, "attack", AttackResult.restore, splits.fingerprint)
-    certificate = _restore(directory, "certificate", CertificateResult.restore, splits.fingerprint)
+    attacked, certificate = _results(directory, splits.fingerprint)
     with progress_bar("measuring the blocks") as update:
         blocks = block_rows(network, splits.test.images[:4].float() / 255, progress=update)
     return ReportData(
@@ -525,11 +525,17 @@ def _restore(directory: Path, name: str, restore: Callable[..., Any], fingerprin
         return None
 
 
-def _check_together(directory: Path, fingerprint: str) -> None:
-    attacked = _restore(directory, "attack", AttackResult.restore, fingerprint)
-    certificate = _restore(directory, "certificate", CertificateResult.restore, fingerprint)
+def _results(directory: Path, fingerprint: str) -> tuple[AttackResult | None, CertificateResult | None]:
+    """The stored attack and certificate of the present weights and these images, which must not contradict each other.
+
+    Raises:
+        UnsoundResult: the attack broke an image that is certified; neither result may be reported.
+    """
+    attacked: AttackResult | None = _restore(directory, "attack", AttackResult.restore, fingerprint)
+    certificate: CertificateResult | None = _restore(directory, "certificate", CertificateResult.restore, fingerprint)
     if attacked is not None and certificate is not None:
         check_sound(attacked, certificate)
+    return attacked, certificate
 
 
 def estimate(config: RunConfig, directory: Path, *, overwrite: bool = False) -> dict[str, Any]:

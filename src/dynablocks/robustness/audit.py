@@ -372,7 +372,8 @@ def _check_radii(content: dict[str, Any], network: Network, images: Tensor, labe
         raise AuditFailed(
             f"the certificate states accuracy {content.get('clean_accuracy')!r}; its images: {accuracy!r}."
         )
-    return f"radii: {len(stated)} labels and predictions agree, no radius exceeds what its margin allows"
+    ties = f" ({moved} predictions of near ties do not)" if moved else ""
+    return f"radii: {len(stated)} labels and predictions agree{ties}, no radius exceeds what its margin allows"
 
 
 def _near_tie(logits: Tensor, prediction: Any) -> bool:
@@ -390,8 +391,8 @@ def _check_again(content: dict[str, Any], network: Network, images: Tensor, labe
     stated = torch.tensor([float(row["radius"]) for row in content["images"]], dtype=torch.float64)
     # Logits of another machine differ in their last places whatever the radius is.
     tolerance, least = (1e-6, 1e-3) if arithmetic == "float64" else (1e-4, 0.1)
-    allowed = tolerance * (least + again.radii)
-    different = (stated < again.radii - allowed) | (stated > again.radii + 0.1 * allowed)
+    low, high = (tolerance * (least + share * again.radii) for share in (1.0, 0.1))
+    different = (stated < again.radii - low) | (stated > again.radii + high)
     wrong = (different | ((again.radii == 0) & (stated > 1e-7))).nonzero()
     if len(wrong):
         first = int(wrong[0, 0])

@@ -157,6 +157,8 @@ class TrainingConfig:
             require_range(name, getattr(self, name), 0, 0.999999)
         if self.power is not None and self.loss != "offset-cross-entropy":
             raise InvalidArgument(f"power belongs to loss offset-cross-entropy; got loss {self.loss}; leave power out.")
+        if self.crop_fill == "zeros":
+            object.__setattr__(self, "crop_fill", None)  # one training, however it is spelled
         if self.crop_fill is not None and self.crop_padding == 0:
             raise InvalidArgument(
                 f"crop_fill is {self.crop_fill!r} with crop_padding 0: nothing is cropped; give both."
