@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dynablocks.experiments.provenance import where_made
+
 RESULTS = Path(__file__).resolve().parent / "results"
 INDEX = """# Figures and tables of the paper
 
@@ -35,38 +37,6 @@ experiments that were not run yet.
 {names}
 ```
 """
-
-
-def origin(record: dict[str, Any]) -> str:
-    """The last paragraph of a page."""
-    made = [cell["made"] for cell in record["cells"] if "made" in cell]
-    missing = sum("made" not in cell for cell in record["cells"])
-    data = {name for cell in record["cells"] if (name := data_of(cell)) is not None}
-    seconds = sum(entry["seconds"] for entry in made)
-
-    def several(key: str) -> str:
-        return ", ".join(sorted({str(entry[key]) for entry in made if entry[key] is not None})) or "unknown"
-
-    parts = [
-        f"preset {record['preset']}",
-        f"data {', '.join(sorted(data))}" if data else "generated data",
-        f"seed {record['seed']}",
-        f"hardware {several('device')}, {several('threads')} thread(s) a cell",
-        f"torch {several('torch')}",
-        f"commit {several('commit')}",
-        f"date {several('date')}",
-        f"{len(made)} cells in {seconds / 60:.1f} min of cell time",
-    ]
-    if missing:
-        parts.append(f"{missing} cells not run")
-    return "Where it was made: " + "; ".join(parts) + "."
-
-
-def data_of(cell: dict[str, Any]) -> str | None:
-    """The data set of a cell: as its result names the copy, or as its settings do; ``None`` for generated data."""
-    result, settings = cell.get("result") or {}, cell.get("settings") or {}
-    name = result.get("dataset") or result.get("data") or settings.get("data")
-    return name if isinstance(name, str) else None
 
 
 def checks_table(record: dict[str, Any]) -> str:
@@ -93,7 +63,7 @@ def collect(folder: Path, name: str) -> None:
     """One page with its pictures and its record."""
     preset = folder.name
     record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    text = (folder / f"{name}.md").read_text(encoding="utf-8").rstrip()
+    text = (folder / f"{name}.md").read_text(encoding="utf-8").replace(where_made(record), "").rstrip()
     for picture in sorted(folder.glob("*.png")):
         if f"({picture.name})" in text:
             target = f"{preset}-{picture.name}"
@@ -101,7 +71,7 @@ def collect(folder: Path, name: str) -> None:
             text = text.replace(f"({picture.name})", f"({target})")
     notes = RESULTS / f"{preset}-{name}.notes"
     words = "\n## What agrees, what does not, and why\n\n" + notes.read_text(encoding="utf-8") if notes.exists() else ""
-    page = f"{text}\n{checks_table(record)}{words}\n{origin(record)}\n"
+    page = f"{text}\n{checks_table(record)}{words}\n{where_made(record)}\n"
     (RESULTS / f"{preset}-{name}.md").write_text(page, encoding="utf-8")
     (RESULTS / f"{preset}-{name}.json").write_text(
         json.dumps(shortened(record), separators=(",", ":")) + "\n", encoding="utf-8"

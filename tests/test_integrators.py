@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -350,6 +351,35 @@ class Driven(GradientField):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + 1
+
+
+class Raised(GradientField):
+    """A ridge field with a profile of its own."""
+
+    def profile(self, u: Tensor) -> Tensor:
+        return super().profile(u) + 1
+
+
+@pytest.mark.parametrize("substeps", [1, 2])
+@pytest.mark.parametrize("kind", [Driven, Raised])
+def test_no_step_takes_a_field_for_that_of_its_base_class(kind: type[GradientField], substeps: int) -> None:
+    field, x = kind(OrthogonalDense(3, 3), "relu").double(), torch.randn(2, 3, dtype=torch.float64)
+    expected = x
+    for _ in range(substeps):
+        expected = expected + 0.4 / substeps * field(expected)
+    torch.testing.assert_close(ExplicitEuler(substeps).step(field, x, 0.4), expected)
+    with pytest.raises(InvalidArgument, match="of its own, and no flow"):
+        DynamicalBlock(field, ExactFlow(), FreeSignal(0.4))
+
+
+@pytest.mark.parametrize("step", [1.0, -1.0])
+@pytest.mark.parametrize("substeps", [10, 100, 1000])
+def test_the_constant_of_many_elementwise_substeps_is_no_lower_than_their_product(substeps: int, step: float) -> None:
+    field = GradientField(OrthogonalDense(2, 2), leaky_relu(0.5), expansive=True).double()
+    declared = ExplicitEuler(substeps).declare(field, step).properties.lipschitz
+    exact = max(abs((1 + Fraction(step) * slope / substeps) ** substeps) for slope in (Fraction(1), Fraction(1, 2)))
+    assert exact <= Fraction(declared) <= exact * (1 + Fraction(1, 10**9))
+    verify(DynamicalBlock(field, ExplicitEuler(substeps), FreeSignal(step)), torch.randn(3, 2)).require()
 
 
 @pytest.mark.parametrize("substeps", [1, 2])

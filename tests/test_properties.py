@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument, PropertyViolated
-from dynablocks.fields import GradientField
+from dynablocks.fields import GradientField, PartitionedField
 from dynablocks.integrators import ExplicitEuler
 from dynablocks.lifting import SpaceToDepth, ZeroLift
-from dynablocks.linear import Bounds, Dense, OrthogonalDense
+from dynablocks.linear import Bounds, Dense, OrthogonalConv, OrthogonalDense
 from dynablocks.properties import (
     ConformalSymplectic,
     Declaration,
@@ -42,6 +42,7 @@ from dynablocks.properties import (
 )
 from dynablocks.properties.verify import DENSE_LIMIT, MEASURES, jacobian_norms, jacobians
 from dynablocks.switching import FreeSignal
+from dynablocks.testing import check_block
 
 FINITE = st.floats(0, 1e200, allow_subnormal=True)
 
@@ -412,3 +413,48 @@ def test_deep_verification_visits_the_linear_maps_of_fields() -> None:
     block = DynamicalBlock(GradientField(Wrong(4, 4), "relu"), ExplicitEuler(), FreeSignal(0.5))
     found = {check.where: check.passed for check in verify(block, torch.randn(3, 4), deep=True).checks}
     assert found["fields.0.linear"] is False
+
+
+@pytest.mark.parametrize("quiet", [torch.no_grad, torch.inference_mode])
+def test_properties_are_measured_also_where_gradients_are_off(quiet: type[torch.no_grad]) -> None:
+    verlet = DynamicalBlock(PartitionedField.example(), "verlet", FreeSignal(0.1))
+    reflecting = DynamicalBlock(GradientField(OrthogonalDense(4, 4), "relu"), ExplicitEuler(), FreeSignal(2.0))
+    with quiet():
+        for block in (verlet, reflecting):
+            x = torch.randn(3, *block.fields[0].in_shape)
+            verify(block, x).require()
+            check_block(block).require()
+    liar = Fixed(nn.Linear(4, 4), Symplectic())
+    with quiet():
+        assert not verify(liar, torch.randn(3, 4)).passed
+
+
+def test_a_compiled_module_is_what_it_was() -> None:
+    block = DynamicalBlock(GradientField(OrthogonalDense(4, 4), "relu"), ExplicitEuler(), FreeSignal(2.0))
+    compiled = torch.compile(block)
+    assert declare(compiled).properties == block.properties
+    assert declare(nn.Sequential(compiled, block)).properties == declare(nn.Sequential(block, block)).properties
+    assert len(verify(compiled, torch.randn(3, 4))) == len(block.properties)
+    liar = torch.compile(Fixed(nn.Linear(4, 4), Symplectic()))
+    assert not verify(liar, torch.randn(3, 4)).passed
+
+
+class Size(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1).norm(dim=1)
+
+
+def test_a_module_may_give_one_number_a_sample() -> None:
+    x = torch.randn(5, 3)
+    verify(Fixed(Size(), Lipschitz(1.0)), x).require()
+    assert not verify(Fixed(Size(), Lipschitz(0.99)), x).passed
+
+
+def test_images_behind_implicit_steps_are_measured_without_forward_derivatives() -> None:
+    block = DynamicalBlock(GradientField(OrthogonalConv((3, 16, 16)), "tanh"), "implicit-euler", FreeSignal(0.5))
+    x = torch.randn(2, 3, 16, 16)
+    assert x[0].numel() > DENSE_LIMIT
+    (stated,) = (p for p in block.properties if isinstance(p, Lipschitz))
+    verify(block, x, kinds=(Lipschitz,), search_steps=2).require()
+    low = Fixed(block, Lipschitz(0.5 * stated.constant))
+    assert not verify(low, x, kinds=(Lipschitz,), search_steps=2).passed

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from dynablocks.errors import BadData
 from dynablocks.experiments import EXPERIMENTS, Scale, Store, runs
 from dynablocks.experiments.cells import Cell, in_order
 from dynablocks.experiments.robustness import order_checks, paper_rows, warm_row
-from dynablocks.experiments.runner import all_cells, chosen, interrupt_once, write_outputs
+from dynablocks.experiments.runner import all_cells, chosen, interrupt_once, page, time_limit, write_outputs
 from dynablocks.experiments.runs import AttackCell
 from dynablocks.robustness import PAPER_EPSILONS
 from dynablocks.training import loop
@@ -34,9 +35,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tables(out: Path) -> dict[str, bytes]:
-    return {
-        path.name: path.read_bytes() for path in sorted((out / "smoke").iterdir()) if path.suffix in (".md", ".png")
-    }
+    paths = sorted((out / "smoke").iterdir())
+    return {path.name: path.read_bytes() for path in paths if path.suffix in (".md", ".png", ".svg")}
 
 
 def test_a_page_a_record_and_pictures_are_written(made: Path) -> None:
@@ -274,6 +274,36 @@ def test_one_folder_may_hold_both_cifars(tmp_path: Path, monkeypatch: pytest.Mon
     folders = ["--data-dir", str(tmp_path), "--cifar100-dir", str(tmp_path)]
     assert main(["reproduce", "table1", "--dry-run", *folders, "--out", str(tmp_path / "out")]) == 0
     assert asked == ["cifar10", "cifar100"]
+
+
+def test_check_ends_with_one_where_a_cell_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["reproduce", "fig5", "--preset", "smoke", "--out", str(tmp_path), "--check"]
+    assert main(command) == 0
+    monkeypatch.setattr(Store, "state", lambda self, cell: "failed")
+    monkeypatch.setattr(Store, "failure", lambda self, cell: "a certificate is broken.")
+    assert main(command) == 1
+    assert "failed: train" in capsys.readouterr().err
+
+
+def test_a_page_beyond_smoke_says_where_it_was_made(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = json.loads((made / "smoke" / "fig5.json").read_text())
+    monkeypatch.setattr("dynablocks.experiments.runner.provenance", lambda *_: record | {"preset": "cpu"})
+    text = page(chosen(["fig5"])[0], Scale("cpu"), Store(made / "cells"), [])
+    assert "Where it was made: preset cpu; data digits; seed 0; hardware " in text
+    assert "Where it was made" not in (made / "smoke" / "fig5.md").read_text()
+
+
+def test_a_time_limit_interrupts_where_interrupts_were_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt), time_limit(0.05 / 3600) as is_over:
+            time.sleep(5)
+        assert is_over()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_check_ends_with_one_where_a_result_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

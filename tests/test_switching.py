@@ -17,6 +17,8 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields import GradientField, leaky_relu
 from dynablocks.integrators import ExactFlow, ExplicitEuler
 from dynablocks.linear import NormalisedConv, OrthogonalDense
+from dynablocks.models import ModelConfig, Network, build
+from dynablocks.properties import declare
 from dynablocks.switching import (
     REGIONS,
     ExactFlowRegion,
@@ -331,3 +333,20 @@ def test_a_budget_credits_no_more_than_stored_matrices_contract() -> None:
 def test_unusable_numbers_get_one_sentence(make: Callable[[], object], sentence: str) -> None:
     with pytest.raises(InvalidArgument, match=sentence):
         make()
+
+
+def test_the_budget_of_a_network_counts_a_block_as_often_as_it_acts() -> None:
+    torch.manual_seed(0)
+    config = ModelConfig("certified", widths=(4,), layers=(1,), step="exact", balance="network")
+    built = build(config, (1, 8, 8), 10)
+    (place,) = (i for i, part in enumerate(built.body) if isinstance(part, DynamicalBlock))
+    block, other = built.body[place], copy.deepcopy(built.body[place])
+    with torch.no_grad():
+        block.signal.steps.copy_(torch.tensor([0.5, 2.0]))
+        other.signal.steps.copy_(torch.tensor([1.0, 0.0]))
+    body = nn.Sequential(*built.body[:place], block, block, other, block, *built.body[place + 1 :])
+    network = Network(body, built.head, built.input_shape, built.config)
+    assert declare(network.body).properties.lipschitz > 1.1
+    project(network)
+    assert declare(network.body).properties.lipschitz <= 1 + 1e-5
+    assert float(block.signal.steps[1]) > 0

@@ -328,6 +328,11 @@ def test_more_devices_than_there_are_get_a_sentence(monkeypatch: pytest.MonkeyPa
             choose_device(name, 4)
 
 
+def test_images_that_the_devices_cannot_share_equally_get_a_sentence() -> None:
+    with pytest.raises(InvalidArgument, match="15 training images make one batch, which 2 devices"):
+        fit(small_model(), quadrants(15), TrainingConfig(batch_size=16, devices=2, device="cpu"))
+
+
 def test_bf16_trains_on_a_cpu() -> None:
     config = TrainingConfig(epochs=6, batch_size=16, optimiser="adam", precision="bf16", device="cpu")
     summary = fit(small_model(), quadrants(), config)

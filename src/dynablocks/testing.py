@@ -23,7 +23,7 @@ from dynablocks.properties import (
     explain,
     verify,
 )
-from dynablocks.properties.verify import jacobians, largest_finite
+from dynablocks.properties.verify import jacobians, largest_finite, with_gradients
 from dynablocks.switching import keep_constraints, project
 
 EPSILON = torch.finfo(torch.float64).eps
@@ -112,6 +112,7 @@ def check(name: str) -> Callable[[Test], Test]:
     return file_under
 
 
+@with_gradients
 def check_block(block: nn.Module, sample: Tensor | None = None, *, seed: int = 0) -> ConformanceReport:
     """Run the conformance suite on a module; works on copies, so the module and the random state stay as they are.
 

@@ -85,7 +85,7 @@ def reproduce(options: Any, arguments: Sequence[str], say: Callable[[str], None]
     if options.dry_run:
         return _dry_run(cells, store)
     if options.check:
-        return _check(experiments, scale, store)
+        return _check(experiments, scale, cells, store, say)
     return _build(options, arguments, experiments, scale, cells, store, say)
 
 
@@ -130,15 +130,19 @@ def _write(
 
 
 def _sum_up(cells: Sequence[Cell], states: Sequence[str], store: Store, say: Callable[[str], None]) -> None:
-    for cell, state in zip(cells, states, strict=True):
-        if state == "failed":
-            say(f"failed: {cell.title}: {store.failure(cell)} (--retry tries again)")
+    _say_failures(cells, states, store, say)
     impossible = [cell for cell, state in zip(cells, states, strict=True) if state == "impossible"]
     if impossible:
         say(f"not run: {len(impossible)} cells, such as {impossible[0].title}: {store.obstacle(impossible[0])}")
     unfinished = sum(state in ("running", "partial", "waiting") for state in states)
     if unfinished and "failed" not in states:
         say(f"{unfinished} of {len(cells)} cells are not built yet; the same command goes on")
+
+
+def _say_failures(cells: Sequence[Cell], states: Sequence[str], store: Store, say: Callable[[str], None]) -> None:
+    for cell, state in zip(cells, states, strict=True):
+        if state == "failed":
+            say(f"failed: {cell.title}: {store.failure(cell)} (--retry tries again)")
 
 
 def _dry_run(cells: Sequence[Cell], store: Store) -> int:
@@ -152,10 +156,14 @@ def _dry_run(cells: Sequence[Cell], store: Store) -> int:
     return DONE
 
 
-def _check(experiments: Sequence[Experiment], scale: Scale, store: Store) -> int:
-    checks = gather_checks(experiments, scale, store)
+def _check(
+    experiments: Sequence[Experiment], scale: Scale, cells: Sequence[Cell], store: Store, say: Callable[[str], None]
+) -> int:
+    checks, states = gather_checks(experiments, scale, store), [store.state(cell) for cell in cells]
     _show(check_table(checks))
-    return DIFFERS if any(check.verdict == "differs" for _, check in checks) else DONE
+    _say_failures(cells, states, store, say)
+    differs = "failed" in states or any(check.verdict == "differs" for _, check in checks)
+    return DIFFERS if differs else DONE
 
 
 def check_table(checks: Sequence[tuple[str, Check]]) -> Table:

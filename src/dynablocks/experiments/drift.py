@@ -146,7 +146,7 @@ class Drift(Experiment):
     """Symplectic and energy-preserving methods keep the energy over 10⁵ steps; Runge–Kutta methods lose it."""
 
     name = "drift"
-    title = "Energy over 100,000 steps of the pendulum and of the Kepler problem"
+    title = "Energy over many steps of the pendulum and of the Kepler problem"
     source = "Section 4.1"
 
     def drift_cells(self, scale: Scale) -> list[DriftCell]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
 from dynablocks.experiments.robustness import (
+    attack_config,
     auc_checks,
     curve_table,
     order_checks,
@@ -14,14 +15,25 @@ from dynablocks.experiments.robustness import (
     row_cells,
     summary_table,
 )
+from dynablocks.robustness import PAPER_EPSILONS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NOTE = """The attack of the paper is ℓ2-PGD on the cross-entropy, ten steps of 0.025 ε, on the first test images;
-"worst" adds PGD on the margin with steps of 0.4 ε. "Certified" and "clean" are of the whole test set; the bound of the
-body is an upper bound in float64 and counts the lifts, which the paper leaves free, and the division of the pixels by
-their standard deviation. The AUC is the area at the paper's nine radii."""
+NOTE = """The attack of the paper is ℓ2-PGD on the cross-entropy, {steps} steps of 0.025 ε, on the first test images;
+"worst" adds PGD on the margin with steps of {longer:.2g} ε. "Certified" and "clean" are of the whole test set; the
+bound of the body is an upper bound in float64 and counts the lifts, which the paper leaves free, and the division of
+the pixels by their standard deviation. The AUC is the area at {radii} radii of the paper.{dropped}"""
+DROPPED = """ A sample that a loss broke is attacked no further at
+larger radii, so that accuracies are at most those of the paper's attack."""
+
+
+def attack_note(scale: Scale) -> str:
+    """What was attacked and how, for the tables."""
+    config = attack_config(scale)
+    radii = sum(epsilon in PAPER_EPSILONS for epsilon in config.epsilons)
+    dropped = DROPPED if config.early_drop else ""
+    return NOTE.format(steps=config.steps, longer=4 / config.steps, radii=radii, dropped=dropped)
 
 
 class Attacked(Experiment):
@@ -38,9 +50,11 @@ class Attacked(Experiment):
 
     def tables(self, scale: Scale, store: Store) -> str:
         rows = paper_rows(scale, self.margins)
-        missing = "" if scale.cifar100_dir else "\nCIFAR-100: not run, no copy was given (`--cifar100-dir`).\n"
+        without = "no copy was given (`--cifar100-dir`)" if scale.cifar100_dir is None else "this preset takes digits"
+        large = any(row.training.data == "cifar100" for row in rows)
+        missing = "" if large else f"\nCIFAR-100: not run, {without}.\n"
         curves = f"Under the paper's attack:\n\n{curve_table(rows, store)}"
-        return f"{NOTE}\n{missing}\n{summary_table(rows, store)}\n\n{curves}"
+        return f"{attack_note(scale)}\n{missing}\n{summary_table(rows, store)}\n\n{curves}"
 
     def figures(self, scale: Scale, store: Store) -> dict[str, Figure]:
         from dynablocks.experiments.robustness_figures import attacked_figure, gap_figure

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TIME = 1.0
-TOLERANCE = 0.15
+TOLERANCE = 0.1
 
 
 def smooth_problems(seed: int = 0) -> list[VectorField]:

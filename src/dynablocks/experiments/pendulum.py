@@ -255,7 +255,8 @@ class PendulumFlowMap(Experiment):
             values = [result[key] for result in self.results(scale, store, odd)]
             got = statistics.median(values) if values else None
             agrees = None if got is None or scale.preset == "smoke" else got <= limit
-            what = f"median {'test MSE' if key == 'test' else 'MSE of 1000 steps'}, {KINDS[odd]} field"
+            horizon = self.runs(scale, odd)[0].horizon
+            what = f"median {'test MSE' if key == 'test' else f'MSE of {horizon} steps'}, {KINDS[odd]} field"
             public = f"{PUBLIC['SympNet LA, public code'][key]:.1e} (public SympNet LA)"
             text = None if got is None else f"{got:.1e}"
             checks.append(Check.of(what, public, f"at most {limit:.0e}", text, agrees))

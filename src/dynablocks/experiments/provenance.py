@@ -73,3 +73,35 @@ def commit() -> str | None:
     except OSError:
         return None
     return found.stdout.strip() + ("+" if changed.returncode == 1 else "")
+
+
+def where_made(record: dict[str, Any]) -> str:
+    """The last paragraph of a page: data copies, seed, machines, commits and time of the cells that are built."""
+    made = [cell["made"] for cell in record["cells"] if "made" in cell]
+    missing = sum("made" not in cell for cell in record["cells"])
+    data = {name for cell in record["cells"] if (name := data_of(cell)) is not None}
+    seconds = sum(entry["seconds"] for entry in made)
+
+    def several(key: str) -> str:
+        return ", ".join(sorted({str(entry[key]) for entry in made if entry[key] is not None})) or "unknown"
+
+    parts = [
+        f"preset {record['preset']}",
+        f"data {', '.join(sorted(data))}" if data else "generated data",
+        f"seed {record['seed']}",
+        f"hardware {several('device')}, {several('threads')} thread(s) a cell",
+        f"torch {several('torch')}",
+        f"commit {several('commit')}",
+        f"date {several('date')}",
+        f"{len(made)} cells in {seconds / 60:.1f} min of cell time",
+    ]
+    if missing:
+        parts.append(f"{missing} cells not run")
+    return "Where it was made: " + "; ".join(parts) + "."
+
+
+def data_of(cell: dict[str, Any]) -> str | None:
+    """The data set of a cell: as its result names the copy, or as its settings do; ``None`` for generated data."""
+    result, settings = cell.get("result") or {}, cell.get("settings") or {}
+    name = result.get("dataset") or result.get("data") or settings.get("data")
+    return name if isinstance(name, str) else None

@@ -15,11 +15,11 @@ from dynablocks.config import preset_settings
 from dynablocks.experiments.base import Check, Scale
 from dynablocks.experiments.cells import Cell, Store
 from dynablocks.experiments.reference import paper_curve
-from dynablocks.experiments.runs import AttackCell, CertificateCell, TrainingCell, stored_certificate
+from dynablocks.experiments.runs import AttackCell, CertificateCell, TrainingCell, stored_attack, stored_certificate
 from dynablocks.models import ModelConfig
 from dynablocks.reporting.tables import markdown_table
 from dynablocks.reporting.words import accuracy_at, percent
-from dynablocks.robustness import PAPER_EPSILONS, AttackConfig, Curve
+from dynablocks.robustness import PAPER_EPSILONS, AttackConfig, Curve, check_sound
 from dynablocks.robustness.attacks import DEFAULT_EPSILONS
 from dynablocks.training import TrainingConfig
 
@@ -83,22 +83,36 @@ class Row:
         points = summary["robust_accuracy"] if loss is None else summary["robust_accuracy_by_loss"][loss]
         return _curve(points, summary["samples"])
 
+    def certificate_summary(self, store: Store) -> dict[str, Any] | None:
+        """What was certified; ``None`` when not run, and when the attack failed, as one does that breaks it."""
+        return None if self.failed(store) else store.result(self.certificate)
+
+    def failed(self, store: Store) -> bool:
+        """Whether the attack failed."""
+        return store.failure(self.attack) is not None
+
     def certified(self, store: Store) -> Curve | None:
         """Certified accuracy, on the whole test set; ``None`` when not run."""
-        summary = store.result(self.certificate)
+        summary = self.certificate_summary(store)
         return None if summary is None else _curve(summary["certified_accuracy"], summary["samples"])
 
     def certified_of_attacked(self, store: Store) -> Curve | None:
-        """Certified accuracy on the images that were attacked, at the attack's and the certificate's radii."""
+        """Certified accuracy on the images that were attacked, at the attack's and the certificate's radii.
+
+        Raises:
+            UnsoundResult: the stored attack breaks the stored certificate, which may be the later one.
+        """
         attacked, certified = self.attacked(store), self.certified(store)
         if attacked is None or certified is None:
             return None
         radii = sorted({*attacked.epsilons, *(e for e in certified.epsilons if e <= attacked.epsilons[-1])})
-        return stored_certificate(self.certificate, store).first(attacked.samples).curve(radii)
+        certificate = stored_certificate(self.certificate, store)
+        check_sound(stored_attack(self.attack, store), certificate)
+        return certificate.first(attacked.samples).curve(radii)
 
     def certified_at(self, store: Store, epsilon: float = CERTIFIED_EPSILON) -> float | None:
         """Certified accuracy at one radius; ``None`` when not run."""
-        summary = store.result(self.certificate)
+        summary = self.certificate_summary(store)
         return None if summary is None else accuracy_at(summary["certified_accuracy"], epsilon)
 
     def paper_auc(self, store: Store, loss: str | None = "ce") -> float | None:
@@ -189,6 +203,7 @@ def row_cells(rows: Iterable[Row]) -> list[Cell]:
 def summary_table(rows: Iterable[Row], store: Store) -> str:
     """One line a network: clean, attacked, certified, honest bound; the paper's clean accuracy and AUC beside."""
     headings = (
+        "data",
         "network",
         "margin",
         "clean",
@@ -204,10 +219,11 @@ def summary_table(rows: Iterable[Row], store: Store) -> str:
     )
     lines = []
     for row in rows:
-        paper, certificate = row.paper(), store.result(row.certificate)
+        paper, certificate = row.paper(), row.certificate_summary(store)
         if certificate is None:
             known = [percent(paper.accuracies[0]), f"{paper.auc:.3f}"] if paper else ["", ""]
-            lines.append([row.label, _margin(row), "not run", known[0], "", known[1], *[""] * 6])
+            state = "failed" if row.failed(store) else "not run"
+            lines.append([row.training.data, row.label, _margin(row), state, known[0], "", known[1], *[""] * 6])
             continue
         ce, worst = row.paper_auc(store), row.paper_auc(store, None)
         attacked, training = row.attacked(store), store.result(row.training) or {}
@@ -215,6 +231,7 @@ def summary_table(rows: Iterable[Row], store: Store) -> str:
         bound = certificate["body_lipschitz"]
         lines.append(
             [
+                row.training.data,
                 row.label,
                 _margin(row),
                 percent(certificate["clean_accuracy"]),
@@ -238,14 +255,15 @@ def curve_table(rows: Iterable[Row], store: Store, loss: str = "ce") -> str:
     found = [row.attacked(store, loss) for row in rows]
     epsilons = next((c.epsilons for c in found if c is not None), PAPER_EPSILONS)
     epsilons = tuple(e for e in epsilons if e in PAPER_EPSILONS)
-    headings = ("network", "margin", "from", *(f"{e:.3g}" for e in epsilons))
+    headings = ("data", "network", "margin", "from", *(f"{e:.3g}" for e in epsilons))
     lines = []
     for row, curve in zip(rows, found, strict=True):
         values = ["not run"] * len(epsilons) if curve is None else [percent(a) for a in curve.at(epsilons).accuracies]
-        lines.append([row.label, _margin(row), "here", *values])
+        named = [row.training.data, row.label, _margin(row)]
+        lines.append([*named, "here", *values])
         paper = row.paper()
         if paper is not None:
-            lines.append([row.label, _margin(row), "paper", *[percent(a) for a in paper.at(epsilons).accuracies]])
+            lines.append([*named, "paper", *[percent(a) for a in paper.at(epsilons).accuracies]])
     return markdown_table([dict(zip(headings, line, strict=True)) for line in lines], headings)
 
 
@@ -286,9 +304,11 @@ def order_checks(scale: Scale, margin: float, rows: Iterable[Row], store: Store)
         full = all(v is not None for v in high + low)
         values = [v for v in high if v is not None], [v for v in low if v is not None]
         holds = full and min(values[0]) > max(values[1])
-        agrees = None if scale.preset == "smoke" else holds
+        lacking = min(c.auc for c in known[0] if c) <= max(c.auc for c in known[1] if c)
+        agrees = None if scale.preset == "smoke" or lacking else holds
+        wanted = "the paper says the first, its numbers do not" if lacking else "the first larger"
         got = _least_most(*values) if full else None
-        checks.append(Check.of(f"AUC, margin {margin:g}: {what}", paper, "the first larger", got, agrees))
+        checks.append(Check.of(f"AUC, margin {margin:g}: {what}", paper, wanted, got, agrees))
     return checks
 
 

@@ -35,7 +35,7 @@ def attacked_figure(rows: Sequence[Row], store: Store, *, watermark: str | None 
             _draw(axes, row.paper(), colour, DOTTED)
         axes.set(xlim=(0, 1), ylim=(0, 100), xlabel="ε: ℓ2 norm, pixels in [0, 1]")
         axes.set_title(f"margin {margin:g}" if margin is not None else "")
-    panels[0].set_ylabel("accuracy under 10-step CE-PGD in %")
+    panels[0].set_ylabel(f"accuracy under {rows[0].attack.config.steps}-step CE-PGD in %")
     _legend(panels[-1], loc="center left", bbox_to_anchor=(1.0, 0.5), title="solid: here\ndotted: paper")
     return figure
 
@@ -63,7 +63,8 @@ def gap_figure(rows: Sequence[Row], store: Store, *, watermark: str | None = Non
             low = np.asarray(proved.accuracies)
             axes.fill_between(proved.epsilons, 100 * low, 100 * high, color=ORANGE, alpha=0.2, lw=0)
         bound = (store.result(row.certificate) or {}).get("body_lipschitz")
-        note = "not run" if certified is None else f"bound {bound:.3g}" if bound is not None else "bound infinite"
+        lacking = "failed" if row.failed(store) else "not run"
+        note = lacking if certified is None else f"bound {bound:.3g}" if bound is not None else "bound infinite"
         axes.set_title(f"{row.label}{'' if row.margin is None else f', {row.margin:g}'}: {note}", fontsize=8.5)
         axes.set(xlim=(0, 1), ylim=(0, 100))
     _legend(panels[0], fontsize=7.5)
@@ -76,28 +77,29 @@ def gap_figure(rows: Sequence[Row], store: Store, *, watermark: str | None = Non
 def steps_figure(rows: Sequence[Row], store: Store, *, watermark: str | None = None) -> Figure:
     """The paper's Figures 5 and 12: learned (h₁, h₂) of each pair as segments on the t axis, one line a network.
 
-    A contractive step ends in a dot, the other one in a diamond; where the step is negative its segment is dashed and
-    drawn with its length.
+    A step begins at its dot and ends at its diamond, to the left of it where it is negative; h₂ is taken first (3.12).
     """
     figure = new_figure(8.4, 0.9 + 0.62 * len(rows), watermark)
     axes = figure.add_subplot()
     for height, row in enumerate(reversed(rows)):
         result, time = store.result(row.training), 0.0
         for block in (result or {}).get("steps", []):
-            for name, colour, marker in (("h1", BLUE, "o"), ("h2", VERMILION, "D")):
+            for name, colour in (("h2", VERMILION), ("h1", BLUE)):
                 step = block["values"].get(name)
                 if step is None:
                     continue
-                end = time + abs(step)
-                axes.plot([time, end], [height, height], color=colour, linestyle="-" if step >= 0 else DOTTED, lw=2)
-                axes.plot([end], [height], color=colour, marker=marker, markersize=4.5)
+                end = time + step
+                axes.plot([time, end], [height, height], color=colour, lw=2)
+                for place, marker in ((time, "o"), (end, "D")):
+                    axes.plot([place], [height], color=colour, marker=marker, markersize=4.5)
                 time = end
         if result is None:
             axes.text(0, height, "  not run", va="center")
     axes.set_yticks(range(len(rows)), [_step_label(row) for row in reversed(rows)])
-    axes.set(
-        ylim=(-0.6, len(rows) - 0.4), xlabel="t: sum of step lengths; dot h₁ contractive, diamond h₂ (dotted: negative)"
-    )
+    axes.set(ylim=(-0.6, len(rows) - 0.4), xlabel="t: sum of the steps; a step goes from its dot to its diamond")
+    for name, colour in (("h₂", VERMILION), ("h₁, contractive", BLUE)):
+        axes.plot([], [], color=colour, lw=2, label=name)
+    _legend(axes, fontsize=7.5)
     return figure
 
 

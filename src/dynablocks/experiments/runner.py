@@ -16,8 +16,10 @@ from pathlib import Path
 from dynablocks.errors import InvalidArgument
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store, in_order
+from dynablocks.experiments.provenance import where_made
 from dynablocks.files import write_atomically, write_json, write_text
 from dynablocks.progress import PATIENCE_SECONDS
+from dynablocks.reporting.figures import style
 from dynablocks.reporting.words import duration
 from dynablocks.training.loop import is_repeated_interrupt
 
@@ -126,11 +128,17 @@ def time_limit(hours: float | None) -> Iterator[Callable[[], bool]]:
         return
     timer = threading.Timer(3600 * hours, interrupt)
     timer.daemon = True
+    # A script's background job inherits an ignored SIGINT.
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     timer.start()
     try:
         yield over.is_set
     finally:
         timer.cancel()
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def write_outputs(experiment: Experiment, scale: Scale, store: Store, out: Path) -> list[Path]:
@@ -141,7 +149,8 @@ def write_outputs(experiment: Experiment, scale: Scale, store: Store, out: Path)
         for ending in ("png", "svg"):
             path = folder / f"{stem}.{ending}"
             options = {"metadata": {"Date": None}} if ending == "svg" else {"metadata": {"Software": None}, "dpi": 150}
-            write_atomically(path, lambda temporary: figure.savefig(temporary, format=ending, **options))  # noqa: B023
+            with style():
+                write_atomically(path, lambda temporary: figure.savefig(temporary, format=ending, **options))  # noqa: B023
             paths.append(path)
     pictures = [path.name for path in paths[2:] if path.suffix == ".png"]
     write_text(paths[0], page(experiment, scale, store, pictures))
@@ -153,7 +162,8 @@ def page(experiment: Experiment, scale: Scale, store: Store, pictures: Sequence[
     """The experiment's Markdown page."""
     head = f"# {experiment.title}\n\nSource: {experiment.source}. Made by `{command(experiment, scale)}`.\n"
     images = "".join(f"\n![{name}]({name})\n" for name in pictures)
-    return f"{head}\n{experiment.tables(scale, store).strip()}\n{images}"
+    origin = "" if scale.preset == "smoke" else f"\n{where_made(provenance(experiment, scale, store))}\n"
+    return f"{head}\n{experiment.tables(scale, store).strip()}\n{images}{origin}"
 
 
 def command(experiment: Experiment, scale: Scale) -> str:

@@ -56,6 +56,12 @@ class RidgeField(VectorField):
         scales = self.slope_scales()
         return self.sigma(u) * (self.sign if scales is None else self.per_channel(scales))
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the class computes X(x) = Aᵀ g(Ax + b), with no forward or profile of its own."""
+        kind = type(self)
+        return kind.forward is RidgeField.forward and kind.profile is RidgeField.profile
+
     def ridge_step(self, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
         """x + Aᵀ change(Ax + b): one product with A and one with Aᵀ."""
         with shared_weights(self.linear):
@@ -86,6 +92,8 @@ class RidgeField(VectorField):
                 "the exact flow needs a gradient field whose A has orthonormal rows (AAᵀ = I): an OrthogonalDense with "
                 "out <= in or an OrthogonalConv with circular padding"
             )
+        if not self.is_plain and type(self).flow is RidgeField.flow:
+            return f"{type(self).__name__} has a forward or a profile of its own, and no flow to go with it"
         if self.sigma.negative_slope is None:
             return f"the exact flow of a gradient field needs relu or leaky-relu; got {self.sigma.name}"
         return None

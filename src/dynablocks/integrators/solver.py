@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from dynablocks.errors import NotConverged, require_choice
+from dynablocks.linear.maps import own_precision
 from dynablocks.linear.solving import invert_matrices, solve_systems
 
 Residual = Callable[..., Tensor]
@@ -107,11 +108,13 @@ def solve(
     fixed = [v.detach() if isinstance(v, Tensor) else v for v in inputs]
     if start.numel() == 0:
         return start
-    with torch.no_grad():
-        root: Tensor = _Root.apply(residual, settings, start.detach(), *fixed)  # type: ignore[no-untyped-call]
-    if not torch.is_grad_enabled():
-        return root
-    return root - _correction(residual, settings, root, inputs, fixed)
+    # In shorter arithmetic F is a step function without a root to find.
+    with own_precision(start):
+        with torch.no_grad():
+            root: Tensor = _Root.apply(residual, settings, start.detach(), *fixed)  # type: ignore[no-untyped-call]
+        if not torch.is_grad_enabled():
+            return root
+        return root - _correction(residual, settings, root, inputs, fixed)
 
 
 def _correction(

@@ -37,7 +37,8 @@ class Network(Structured):
         self.body, self.head = body, head
         self.input_shape, self.num_classes, self.config = input_shape, head.out_shape[0], config
         if config.balance == "network":
-            self.budget = NetworkBudget([m for m in body.modules() if isinstance(m, PairSignal)])
+            parts = (part for _, part in body.named_modules(remove_duplicate=False))
+            self.budget = NetworkBudget([part for part in parts if isinstance(part, PairSignal)])
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """The logits of a batch of images.

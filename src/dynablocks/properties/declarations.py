@@ -53,7 +53,7 @@ class Metric:
 
     def norm(self, x: Tensor) -> Tensor:
         """‖x‖_M for each row of a batch: (batch, …) ↦ (batch,)."""
-        return self.whiten(x).flatten(1).norm(dim=1)
+        return self.whiten(x).reshape(len(x), -1).norm(dim=1)
 
     def dual(self, w: Tensor) -> Tensor:
         """R⁻¹ w for each row: its Euclidean norm is ‖w‖_{M⁻¹}, the Lipschitz constant of x ↦ wᵀx in this norm."""

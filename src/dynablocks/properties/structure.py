@@ -69,13 +69,22 @@ def rule(kind: type[nn.Module]) -> Callable[[Callable[..., Declaration]], Callab
     return file_under
 
 
+def original(module: nn.Module) -> nn.Module:
+    """The module inside what ``torch.compile`` or distributed training wrapped around it, or the module itself."""
+    inside = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module"}.get(type(module).__name__)
+    return module if inside is None else original(getattr(module, inside))
+
+
 def declare(module: nn.Module) -> Declaration:
     """The declaration of any module; one that is unknown declares nothing, and says so.
+
+    A compiled module is what it was before.
 
     Example:
         >>> declare(nn.Sequential(nn.Flatten(), nn.ReLU())).properties
         (Lipschitz(1))
     """
+    module = original(module)
     if isinstance(module, Structured):
         return module.declare()
     known = RULES.get(type(module))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +29,26 @@ from dynablocks.properties.declarations import (
     Symplectic,
     VolumePreserving,
 )
-from dynablocks.properties.structure import Declaration, Structured, declare
+from dynablocks.properties.structure import Declaration, Structured, declare, original
 
 DENSE_LIMIT = 700
 """Jacobians with at most this many rows and columns are formed; larger ones are only multiplied with."""
 
 EPSILON = torch.finfo(torch.float64).eps
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def with_gradients(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function that differentiates, also where the caller has switched gradients off."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.inference_mode(False), torch.enable_grad():
+            return function(*args, **kwargs)
+
+    return wrapper
 
 
 @dataclass(frozen=True)
@@ -108,6 +123,7 @@ def measures(kind: type[Property]) -> Callable[[Measure], Measure]:
     return file_under
 
 
+@with_gradients
 def verify(
     module: nn.Module,
     x: Tensor,
@@ -148,8 +164,8 @@ def verify(
         raise InvalidArgument(f"x has shape {tuple(x.shape)}; a batch of at least one sample is needed.")
     if not torch.isfinite(x).all():
         raise InvalidArgument("x contains NaN or infinity; give finite samples.")
-    reference = copy.deepcopy(module).double().eval().requires_grad_(False)
-    x = x.detach().double().cpu()
+    reference = copy.deepcopy(original(module)).double().eval().requires_grad_(False)
+    x = x.detach().double().cpu().clone()
     reference = reference.cpu()
     targets = _targets(reference, x) if deep else [(type(module).__name__, reference, x)]
     wanted = [
@@ -204,7 +220,7 @@ def _check(where: str, module: nn.Module, declared: Property, x: Tensor, search_
         raise InvalidArgument(f"no measurement is known for {declared}; file one with properties.verify.measures.")
     with torch.no_grad():
         output = module(x)
-    undefined = ~output.flatten(1).isfinite().all(1)
+    undefined = ~_rows(output).isfinite().all(1)
     if bool(undefined.any()) and not (isinstance(declared, Lipschitz) and math.isinf(declared.constant)):
         value = math.inf if isinstance(declared, Lipschitz) else math.nan
         found = Measurement(math.inf, x[undefined][:1], value)
@@ -214,6 +230,11 @@ def _check(where: str, module: nn.Module, declared: Property, x: Tensor, search_
         found = measure(module, declared, x)
     tolerance = _tolerance(module, declared, x, output) + declared.tolerance
     return Check(where, declared, found.value, found.residual, tolerance, found.counterexample)
+
+
+def _rows(output: Tensor) -> Tensor:
+    """(batch, entries), of one entry where a module gives a number a sample."""
+    return output.reshape(len(output), -1)
 
 
 def _tolerance(module: nn.Module, declared: Property, x: Tensor, output: Tensor) -> float:
@@ -242,7 +263,7 @@ def jacobians(module: nn.Module, x: Tensor) -> Tensor:
     blocks = []
     for part in torch.split(x, max(1, 256 // outputs)):
         point = part.clone().requires_grad_(True)
-        output = module(point).flatten(1)
+        output = _rows(module(point))
         if not output.requires_grad:
             blocks.append(output.new_zeros(len(part), outputs, part[0].numel()))
             continue
@@ -278,11 +299,22 @@ def jacobian_norms(module: nn.Module, x: Tensor, iterations: int = 60) -> Tensor
     shape = (-1,) + (1,) * (x.ndim - 1)
     for _ in range(iterations):
         v = v / v.flatten(1).norm(dim=1).clamp_min(1e-300).reshape(shape)
-        pushed = torch.func.jvp(module, (x,), (v,))[1]
-        norms = torch.maximum(norms, pushed.detach().flatten(1).norm(dim=1))
+        pushed = _pushed(module, x, v)
         _, _, pull = _products(module, x)
-        v = pull(pushed.detach())
+        v = pull(pushed)
+        # ‖Jᵀu‖/‖u‖ is a lower bound for every u, and at u = Jv at least ‖Jv‖/‖v‖.
+        norms = torch.maximum(norms, v.flatten(1).norm(dim=1) / _rows(pushed).norm(dim=1).clamp_min(1e-300))
     return norms.nan_to_num(nan=math.inf)
+
+
+def _pushed(module: nn.Module, x: Tensor, v: Tensor) -> Tensor:
+    """Jv for each sample; about that where a module has no forward derivative, as large implicit steps have none."""
+    try:
+        return torch.func.jvp(module, (x,), (v,))[1].detach()
+    except NotImplementedError:
+        step = 1e-6 * max(1.0, largest_finite(x))
+        with torch.no_grad():
+            return (module(x + step * v) - module(x - step * v)) / (2 * step)
 
 
 def worst_pair(module: nn.Module, x: Tensor, steps: int = 30) -> tuple[float, Tensor]:
@@ -302,7 +334,7 @@ def worst_pair(module: nn.Module, x: Tensor, steps: int = 30) -> tuple[float, Te
         size = sum(EUCLIDEAN.norm(image.detach()) for image in (*images, a, b))
         ratio = (EUCLIDEAN.norm(images[0] - images[1]) - rounding * size) / gap
         ratio = torch.where(gap > 0, ratio, 0.0)
-        undefined = torch.stack([~image.flatten(1).isfinite().all(1) for image in images]).any(0)
+        undefined = torch.stack([~_rows(image).isfinite().all(1) for image in images]).any(0)
         if bool(undefined.any()):
             top = int(undefined.int().argmax())
             return math.inf, a[top : top + 1].detach().clone()

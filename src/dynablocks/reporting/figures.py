@@ -6,12 +6,13 @@ the printed colour as its default, so a page can restyle a figure for dark mode.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import torch
@@ -60,14 +61,21 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
     @functools.wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        import matplotlib
-
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(_STYLE)
+        with style():
             return draw(*args, **kwargs)
 
     return wrapper
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """The report's style for drawing and for writing figures, whatever the user's own matplotlib settings."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
 
 
 def new_figure(width: float, height: float, watermark: str | None) -> Figure:
@@ -353,13 +361,9 @@ def to_svg(figure: Figure, name: str = "figure", description: str = "") -> str:
     """
     import io
 
-    import matplotlib
-
     stream = io.StringIO()
-    with matplotlib.rc_context(), warnings.catch_warnings():
+    with style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(stream, format="svg", metadata=nothing)
     return _inline(stream.getvalue(), name, description)

@@ -85,7 +85,6 @@ def _headline(data: ReportData) -> Iterator[str]:
     facts = [f"{key} {metrics[key]}" for key in ("preset", "seed", "device", "version") if metrics.get(key) is not None]
     yield f'<header><h1>{escape(data.title)}</h1><p class="quiet">{escape(", ".join(facts))}</p></header>'
     level = words.radius(HEADLINE_EPSILON)
-    auc = metrics.get("auc")
     rate = metrics.get("images_per_second")
     speed = "" if rate is None else f", {words.count(rate)} images per second"
     rows = [
@@ -102,7 +101,7 @@ def _headline(data: ReportData) -> Iterator[str]:
         ),
         (
             "area under the attacked curve",
-            "not attacked" if auc is None else f"{auc:.3f}",
+            words.area(metrics),
             "larger is better, as in the paper",
         ),
         (
@@ -162,6 +161,8 @@ def _meaning(data: ReportData) -> Iterator[str]:
             + (f"; of the same images {words.percent(same)} are certified" if partly and same is not None else "")
             + ". What is certified no attack can break, what an attack broke is lost; what lies between is not known."
         )
+    elif metrics.get("robust_accuracy"):
+        yield _p(f"The attacks were not made at ε = {level}; the table below says at which.")
     else:
         yield _p("This network was not attacked, so only what is proved is known about changed images.")
     if metrics.get("certified_accuracy") is None:
@@ -190,7 +191,7 @@ def _about_bound(value: float | None) -> str:
     reaction = f"A change of length d in the pixels moves the features before the last layer by at most {factor}."
     if value > 1.5:
         return f"{reaction} Certified distances are divided by this number, so a large one leaves little to certify."
-    return f"{reaction} This bound follows from the structure of the network and is kept throughout training."
+    return f"{reaction} This bound is computed from the trained weights."
 
 
 def _robustness(data: ReportData) -> Iterator[str]:
@@ -217,7 +218,7 @@ def _robustness(data: ReportData) -> Iterator[str]:
 def _examples(data: ReportData) -> Iterator[str]:
     yield "<h2>Examples</h2>"
     if not data.examples:
-        yield _p("No example images were kept.")
+        yield _p("Examples are shown where a network was both attacked and certified.")
         return
     yield _figure(
         figures.examples_figure(data.examples, data.class_names, watermark=data.watermark),
@@ -262,7 +263,7 @@ def _training(data: ReportData) -> Iterator[str]:
     if not data.history:
         yield _p("No record of the training was kept.")
         return
-    caption = "After each epoch; the training accuracy is taken on augmented images while the weights still move."
+    caption = "After each epoch; the training accuracy is of the images as trained on, while the weights still move."
     yield _figure(figures.training_figure(data.history, watermark=data.watermark), "training", caption)
 
 

@@ -59,8 +59,7 @@ def summary_table(metrics: Mapping[str, Any]) -> Table:
         if epsilon != "0":
             table.add_row(f"accuracy, l2 radius {epsilon}", proved, survived, *[same] * partly)
     table.add_section()
-    auc = metrics.get("auc")
-    table.add_row("area under the attacked curve", "", "not attacked" if auc is None else f"{auc:.3f}")
+    table.add_row("area under the attacked curve", "", words.area(metrics))
     table.add_row("Lipschitz bound", words.body_bound(metrics), "")
     table.add_row("parameters", words.count(metrics.get("parameters")), "")
     table.add_row("training", words.duration(metrics.get("train_seconds")), _rate(metrics.get("images_per_second")))

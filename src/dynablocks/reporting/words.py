@@ -66,6 +66,18 @@ def body_bound(metrics: Mapping[str, Any]) -> str:
     return "not certified" if metrics.get("certified_accuracy") is None else bound(metrics.get("lipschitz_bound"))
 
 
+def area(metrics: Mapping[str, Any]) -> str:
+    """The area under the attacked curve of ``metrics.json``, or why there is none.
+
+    Example:
+        >>> area({"auc": 0.6712}), area({"auc": None, "robust_accuracy": None})
+        ('0.671', 'not attacked')
+    """
+    if metrics.get("auc") is not None:
+        return f"{metrics['auc']:.3f}"
+    return "attacked at one radius only" if metrics.get("robust_accuracy") else "not attacked"
+
+
 def slack(value: float) -> str:
     """By how much a bound exceeds its measurement.
 

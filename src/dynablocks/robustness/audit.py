@@ -158,7 +158,7 @@ def _ridge_bound(method: Any, field: RidgeField, h: float) -> float:
 
 def _step_bound(method: Any, field: nn.Module, h: float) -> float:
     for kind in (RidgeField, TwoMatrixField, MetricField):
-        for name in ("forward", "flow"):
+        for name in ("forward", "flow", *["profile"] * (kind is RidgeField)):
             if isinstance(field, kind) and getattr(type(field), name) is not getattr(kind, name):
                 raise AuditFailed(f"{type(field).__name__} has a {name} of its own, which the audit does not know.")
     if not isinstance(method, (ExplicitEuler, ExactFlow)):

@@ -329,6 +329,8 @@ def _ridge_change(field: RidgeField, slope: float, growth: float, roundings: int
 def _euler(method: ExplicitEuler, field: VectorField, h: Tensor, arithmetic: _Arithmetic) -> list[_Step]:
     """The substeps, or the one step of an elementwise recursion."""
     _require_own_code(field, "forward")
+    if isinstance(field, RidgeField):
+        _require_own_code(field, "profile")
     if isinstance(field, RidgeField) and method.substeps > 1 and field.linear.rows_orthonormal:
         return [_recursion(method, field, h, arithmetic)]
     part, number = h / method.substeps, float(h.detach()) / method.substeps

@@ -222,7 +222,8 @@ class NetworkBudget(nn.Module):
     The projection multiplies every positive expansive step by the largest common θ in [0, 1] that meets the budget.
 
     Args:
-        signals: pair signals with ``balance="network"``; they stay registered where they are.
+        signals: pair signals with ``balance="network"``; they stay registered where they are. One that acts several
+            times stands here as often.
 
     Example:
         >>> from dynablocks.switching import ExactFlowRegion
@@ -262,6 +263,6 @@ class NetworkBudget(nn.Module):
         for _ in range(50):
             middle = (low + high) / 2
             low, high = (middle, high) if self._total(steps, middle) <= 0 else (low, middle)
-        for signal, (_, second) in zip(self._signals, steps, strict=True):
-            if second > 0:
+        for signal in dict.fromkeys(self._signals):
+            if signal.steps[1] > 0:
                 signal.steps[1].mul_(low * (1 - 1e-6))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dynablocks.data import augment, batch_indices, to_unit_range
 from dynablocks.data.augmentation import require_crop
-from dynablocks.errors import BadData, DynablocksError
+from dynablocks.errors import BadData, DynablocksError, InvalidArgument
 from dynablocks.switching.constraints import keep_constraints
 from dynablocks.training.averaging import ExponentialAverage
 from dynablocks.training.budget import StepPlan
@@ -105,6 +105,11 @@ class Session:
 
         check_data(model, splits.train)
         require_crop(splits.train.image_shape[1:], config.crop_padding, config.crop_fill or "zeros")
+        if min(config.batch_size, len(splits.train)) % config.devices:
+            raise InvalidArgument(
+                f"{len(splits.train)} training images make one batch, which {config.devices} devices cannot share "
+                "equally; use another number of devices."
+            )
         self.config, self.directory, self.config_text = config, directory, config_text
         device = choose_device(config.device, config.devices)
         self.model = model.to(device)
