@@ -186,7 +186,8 @@ def entry(name: str, share: float, seed: int = 0) -> dict:
         "started": "2026-11-26 17:42",
         "minutes": 60.0,
         "preset": "certified/cpu-1h",
-        "crop_padding": 3,
+        "crop_padding": 4,
+        "crop_fill": "reflect",
         "source": "dynablocks" if name.startswith("ours") else "orthogonium",
     }
     if name.startswith("ours"):

@@ -369,7 +369,7 @@ def test_no_step_takes_a_field_for_that_of_its_base_class(kind: type[GradientFie
         expected = expected + 0.4 / substeps * field(expected)
     torch.testing.assert_close(ExplicitEuler(substeps).step(field, x, 0.4), expected)
     with pytest.raises(InvalidArgument, match="of its own, and no flow"):
-        DynamicalBlock(field, ExactFlow(), FreeSignal(0.4))
+        ExactFlow().step(field, x, 0.4)
 
 
 @pytest.mark.parametrize("step", [1.0, -1.0])
