@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +12,13 @@ from matplotlib.collections import PolyCollection
 
 from dynablocks.experiments import robustness
 from dynablocks.experiments.base import Scale
+from dynablocks.experiments.cells import RESULT, Store
 from dynablocks.experiments.fig4 import attack_note
 from dynablocks.experiments.robustness import make_row, paper_model, paper_training
 from dynablocks.experiments.robustness_figures import gap_figure, steps_figure
-from dynablocks.robustness import CertificateResult
+from dynablocks.experiments.runs import ATTACK, CERTIFICATE
+from dynablocks.files import write_json, write_tensors
+from dynablocks.robustness import AttackResult, CertificateResult
 
 ATTACKED, CERTIFIED = (0.0, 0.5, 1.0), (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
 
@@ -31,13 +33,9 @@ def test_the_shaded_gap_reaches_from_what_is_proved_to_what_is_left(monkeypatch:
     left = [{"epsilon": e, "accuracy": a} for e, a in zip(ATTACKED, (1.0, 0.5, 0.25), strict=True)]
     attacked = {"samples": 4, "robust_accuracy": left, "robust_accuracy_by_loss": {"ce": left}}
     results = {row.attack: attacked, row.certificate: result.summary(CERTIFIED)}
-    together: list[tuple[object, object]] = []
     monkeypatch.setattr(robustness, "stored_certificate", lambda cell, store: result)
-    monkeypatch.setattr(robustness, "stored_attack", lambda cell, store: "the attack")
-    monkeypatch.setattr(robustness, "check_sound", lambda *both: together.append(both))
-    store = SimpleNamespace(result=results.get, failure=lambda cell: None)
+    store = SimpleNamespace(result=results.get, state=lambda cell: "waiting")
     (axes,) = (a for a in gap_figure([row], store).axes if a.get_visible())
-    assert together == [("the attack", result)], "what is shown together is checked together"
     (shaded,) = (c for c in axes.collections if isinstance(c, PolyCollection))
     edges: dict[float, set[float]] = {}
     for x, y in shaded.get_paths()[0].vertices:
@@ -48,32 +46,62 @@ def test_the_shaded_gap_reaches_from_what_is_proved_to_what_is_left(monkeypatch:
         assert np.isclose([min(edges[epsilon]), max(edges[epsilon])], [low, high]).all()
 
 
-def planted(row: robustness.Row, **states: Any) -> Any:
-    points = [{"epsilon": e, "accuracy": 0.9 - 0.4 * e} for e in (0.0, 36 / 255, 0.5, 1.0)]
-    certificate = {
-        "samples": 64,
-        "certified_accuracy": [{"epsilon": e, "accuracy": 0.4} for e in (36 / 255, 8 / 255)],
-        "clean_accuracy": 0.9,
-        "body_lipschitz": 1.0,
-    }
-    attacked = {"samples": 64, "robust_accuracy": points, "robust_accuracy_by_loss": {"ce": points}}
-    results = {row.certificate: certificate, row.attack: attacked} | states.pop("results", {})
-    return SimpleNamespace(result=results.get, failure=lambda cell: None, **states)
-
-
-def test_a_row_whose_attack_failed_certifies_nothing() -> None:
-    scale = Scale("smoke")
+@pytest.fixture
+def built(tmp_path: Path) -> tuple[robustness.Row, Store]:
+    """A row whose attack and certificate are built, of one image that was broken at 0.6."""
+    scale, store = Scale("smoke"), Store(tmp_path)
     row = make_row("naive", scale, paper_model(scale, "naive"), paper_training(scale, 0.07), margin=0.07)
-    whole = planted(row)
-    assert "40.0 %" in robustness.summary_table([row], whole)
-    assert row.certified_at(whole) == 0.4
-    broken = planted(row, results={row.attack: None})
-    broken.failure = lambda cell: "a Lipschitz bound is too small" if cell == row.attack else None
-    table = robustness.summary_table([row], broken)
-    assert "failed" in table
-    assert "40.0 %" not in table
-    assert row.certified_at(broken) is None
-    assert row.certified(broken) is None
+    labels = torch.zeros(1, dtype=torch.int64)
+    certificate = CertificateResult(
+        torch.tensor([0.5], dtype=torch.float64), labels, labels.clone(), body_lipschitz=1.0
+    )
+    config = row.attack.config
+    broken = torch.tensor([[epsilon >= 0.6 for epsilon in config.epsilons]])
+    attacked = AttackResult(
+        config=config,
+        labels=labels,
+        clean_predictions=labels.clone(),
+        broken=dict.fromkeys(config.losses, broken),
+        smallest_broken_norm=torch.tensor([0.6]),
+        examples=torch.zeros(0, 1, 8, 8),
+        example_predictions=labels[:0],
+        example_norms=torch.zeros(0),
+        example_losses=(),
+    )
+    summaries = {row.certificate: certificate.summary((8 / 255, 36 / 255, 0.5)), row.attack: attacked.summary()}
+    tensors = {row.certificate: (CERTIFICATE, certificate.tensors()), row.attack: (ATTACK, attacked.tensors())}
+    for cell, summary in summaries.items():
+        folder = store.directory(cell)
+        folder.mkdir(parents=True)
+        write_json(folder / RESULT, {"title": cell.title, "result": summary, "made": {}})
+        name, held = tensors[cell]
+        write_tensors(folder / name, held)
+    return row, store
+
+
+def test_a_row_whose_attack_failed_certifies_nothing(
+    built: tuple[robustness.Row, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, store = built
+    assert not row.failed(store)
+    assert "failed" not in robustness.summary_table([row], store)
+    assert row.certified_at(store) == 1.0
+    state = store.state
+    monkeypatch.setattr(store, "state", lambda cell: "failed" if cell == row.attack else state(cell))
+    assert "failed" in robustness.summary_table([row], store)
+    assert row.certified_at(store) is None
+    assert row.certified(store) is None
+
+
+def test_a_certificate_that_the_stored_attack_breaks_is_not_shown(
+    built: tuple[robustness.Row, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, store = built
+    labels = torch.zeros(1, dtype=torch.int64)
+    larger = CertificateResult(torch.tensor([0.9], dtype=torch.float64), labels, labels, body_lipschitz=1.0)
+    monkeypatch.setattr(robustness, "stored_certificate", lambda cell, store: larger)
+    assert row.failed(store)
+    assert row.certified_at(store) is None
 
 
 def test_orders_that_the_papers_own_numbers_contradict_are_not_held_against_a_reproduction() -> None:
@@ -105,8 +133,8 @@ def test_steps_are_drawn_as_the_paper_draws_them() -> None:
 
 
 def test_the_note_says_what_was_attacked() -> None:
-    assert "3 steps" in attack_note(Scale("smoke"))
-    assert "10 steps" in attack_note(Scale("paper"))
+    assert "with 3 (there ten) steps" in attack_note(Scale("smoke"))
+    assert "with 10 (there ten) steps" in attack_note(Scale("paper"))
     assert "attacked no further" in attack_note(Scale("cpu"))
     assert "attacked no further" not in attack_note(Scale("paper"))
 
@@ -114,7 +142,7 @@ def test_the_note_says_what_was_attacked() -> None:
 def test_rows_of_both_data_sets_can_be_told_apart(tmp_path: Path) -> None:
     scale = Scale("cpu", tmp_path, tmp_path)
     rows = robustness.paper_rows(scale, [0.07])
-    store = SimpleNamespace(result=lambda cell: None, failure=lambda cell: None)
+    store = SimpleNamespace(result=lambda cell: None, state=lambda cell: "waiting")
     for table in (robustness.summary_table(rows, store), robustness.curve_table(rows, store)):
         names = [tuple(line.split("|")[1:5]) for line in table.splitlines()[2:]]
         assert len(names) == len(set(names))

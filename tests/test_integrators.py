@@ -372,7 +372,7 @@ def test_no_step_takes_a_field_for_that_of_its_base_class(kind: type[GradientFie
         ExactFlow().step(field, x, 0.4)
 
 
-@pytest.mark.parametrize("step", [1.0, -1.0])
+@pytest.mark.parametrize("step", [1.0, -1.0, 1e-14])
 @pytest.mark.parametrize("substeps", [10, 100, 1000])
 def test_the_constant_of_many_elementwise_substeps_is_no_lower_than_their_product(substeps: int, step: float) -> None:
     field = GradientField(OrthogonalDense(2, 2), leaky_relu(0.5), expansive=True).double()

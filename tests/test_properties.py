@@ -423,7 +423,7 @@ def test_properties_are_measured_also_where_gradients_are_off(quiet: type[torch.
         for block in (verlet, reflecting):
             x = torch.randn(3, *block.fields[0].in_shape)
             verify(block, x).require()
-            check_block(block).require()
+            check_block(block, x.double()).require()
     liar = Fixed(nn.Linear(4, 4), Symplectic())
     with quiet():
         assert not verify(liar, torch.randn(3, 4)).passed
@@ -448,6 +448,9 @@ def test_a_module_may_give_one_number_a_sample() -> None:
     x = torch.randn(5, 3)
     verify(Fixed(Size(), Lipschitz(1.0)), x).require()
     assert not verify(Fixed(Size(), Lipschitz(0.99)), x).passed
+    verify(Fixed(Size(), NormPreserving(), GradientNormPreserving()), x).require()
+    doubled = Fixed(lambda x: 2 * Size()(x), NormPreserving(), GradientNormPreserving(), Equivariant(), Positive())
+    assert [check.passed for check in verify(doubled, x)] == [False, False, False, True]
 
 
 def test_images_behind_implicit_steps_are_measured_without_forward_derivatives() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -101,18 +102,20 @@ def test_a_folder_without_images_is_one_sentence(tmp_path: Path, capsys: pytest.
     assert message.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["fig4", "fig5", "improved"])
 def test_data_that_cannot_be_had_is_not_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreachable(*_: object) -> None:
         raise BadData("the Hub cannot be reached; give --data-dir.")
 
     monkeypatch.setattr("dynablocks.experiments.runs.images", unreachable)
-    assert main(["reproduce", "fig5", "--preset", "cpu", "--out", str(tmp_path)]) == 3
+    assert main(["reproduce", name, "--preset", "cpu", "--out", str(tmp_path)]) == 3
     said = " ".join(capsys.readouterr().err.split())
-    assert "not run: 1 cells" in said
+    assert re.search(r"not run: \d+ cells", said)
     assert "cannot be reached" in said
-    assert "not run" in (tmp_path / "cpu" / "fig5.md").read_text()
+    assert "not run" in (tmp_path / "cpu" / f"{name}.md").read_text()
+    assert main(["reproduce", name, "--preset", "cpu", "--out", str(tmp_path), "--check"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -290,6 +293,7 @@ def test_check_ends_with_one_where_a_cell_failed(
 def test_a_page_beyond_smoke_says_where_it_was_made(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = json.loads((made / "smoke" / "fig5.json").read_text())
     monkeypatch.setattr("dynablocks.experiments.runner.provenance", lambda *_: record | {"preset": "cpu"})
+    monkeypatch.setattr(Store, "result", lambda self, cell: None)
     text = page(chosen(["fig5"])[0], Scale("cpu"), Store(made / "cells"), [])
     assert "Where it was made: preset cpu; data digits; seed 0; hardware " in text
     assert "Where it was made" not in (made / "smoke" / "fig5.md").read_text()

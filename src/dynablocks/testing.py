@@ -164,7 +164,7 @@ def _checked_sample(block: nn.Module, sample: Tensor | None) -> Tensor:
             f"sample is a {sample.dtype} tensor of shape {tuple(sample.shape)}; "
             "a finite float batch of at least two is needed."
         )
-    return sample.detach().cpu().double()
+    return sample.detach().cpu().double().clone()
 
 
 def _run(name: str, test: Test, case: Case) -> Finding:

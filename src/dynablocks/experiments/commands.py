@@ -51,7 +51,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--dry-run", action="store_true", help="list the cells with their state and cost, and stop")
     parser.add_argument(
-        "--check", action="store_true", help="only compare what is there with the paper; 1 if it differs"
+        "--check", action="store_true", help="only compare what is there with the paper; 1 if it differs or failed"
     )
     parser.add_argument("--max-hours", type=float, default=None, help="stop after so long, ready to go on")
     parser.add_argument("--jobs", type=int, default=1, help="how many processes build cells; they share the cores")

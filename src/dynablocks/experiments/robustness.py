@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynablocks.config import preset_settings
+from dynablocks.errors import UnsoundResult
 from dynablocks.experiments.base import Check, Scale
 from dynablocks.experiments.cells import Cell, Store
 from dynablocks.experiments.reference import paper_curve
@@ -84,12 +85,18 @@ class Row:
         return _curve(points, summary["samples"])
 
     def certificate_summary(self, store: Store) -> dict[str, Any] | None:
-        """What was certified; ``None`` when not run, and when the attack failed, as one does that breaks it."""
+        """What was certified; ``None`` when not run, and when the attack failed or broke it."""
         return None if self.failed(store) else store.result(self.certificate)
 
     def failed(self, store: Store) -> bool:
-        """Whether the attack failed."""
-        return store.failure(self.attack) is not None
+        """Whether the attack failed, or breaks the certificate, which may be a later one."""
+        states = [store.state(cell) for cell in (self.attack, self.certificate)]
+        if states == ["built", "built"]:
+            try:
+                check_sound(stored_attack(self.attack, store), stored_certificate(self.certificate, store))
+            except UnsoundResult:
+                return True
+        return states[0] == "failed"
 
     def certified(self, store: Store) -> Curve | None:
         """Certified accuracy, on the whole test set; ``None`` when not run."""
@@ -97,18 +104,12 @@ class Row:
         return None if summary is None else _curve(summary["certified_accuracy"], summary["samples"])
 
     def certified_of_attacked(self, store: Store) -> Curve | None:
-        """Certified accuracy on the images that were attacked, at the attack's and the certificate's radii.
-
-        Raises:
-            UnsoundResult: the stored attack breaks the stored certificate, which may be the later one.
-        """
+        """Certified accuracy on the images that were attacked, at the attack's and the certificate's radii."""
         attacked, certified = self.attacked(store), self.certified(store)
         if attacked is None or certified is None:
             return None
         radii = sorted({*attacked.epsilons, *(e for e in certified.epsilons if e <= attacked.epsilons[-1])})
-        certificate = stored_certificate(self.certificate, store)
-        check_sound(stored_attack(self.attack, store), certificate)
-        return certificate.first(attacked.samples).curve(radii)
+        return stored_certificate(self.certificate, store).first(attacked.samples).curve(radii)
 
     def certified_at(self, store: Store, epsilon: float = CERTIFIED_EPSILON) -> float | None:
         """Certified accuracy at one radius; ``None`` when not run."""

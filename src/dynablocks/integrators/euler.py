@@ -77,12 +77,12 @@ class ExplicitEuler(Integrator):
         return Declaration.of(*kept, *inherited, reason=reason, title=title, losses=losses)
 
     def _elementwise_constant(self, field: RidgeField, h: float) -> tuple[float, str]:
-        factors = [1 + h * slope for slope in field.slope_range()]
-        # A factor and a product round: 2S times, where not all of them are 1.
-        widths, ends = (4 * self.substeps * 2.0**-52, 0.0), []
-        for some in itertools.combinations_with_replacement(factors, self.substeps):
-            product, width = math.prod(some), widths[set(some) == {1.0}]
-            ends += [product - width * abs(product), product + width * abs(product)]
+        moves, ends = [h * slope for slope in field.slope_range()], []
+        for some in itertools.combinations_with_replacement(moves, self.substeps):
+            product = math.prod(1 + move for move in some)
+            width = 4 * self.substeps * 2.0**-52 * abs(product)  # moves, factors and products are rounded
+            shrinks = all(-1 <= move <= 0 for move in some)
+            ends += [product - width, min(product + width, 1.0) if shrinks else product + width]
         low, high = field.update_spectrum(min(ends) - 1, max(ends) - 1)
         constant = math.nextafter(max(abs(1 + low), abs(1 + high)), math.inf)
         return constant, f"elementwise substeps, 1+λ in [{1 + low:.6g}, {1 + high:.6g}]"

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from dynablocks.errors import NotConverged, require_choice
-from dynablocks.linear.maps import own_precision
+from dynablocks.linear.maps import is_mixed, own_precision
 from dynablocks.linear.solving import invert_matrices, solve_systems
 
 Residual = Callable[..., Tensor]
@@ -101,6 +101,8 @@ def solve(
         >>> [round(float(v), 12) for v in torch.cat([root.detach(), gradient])]
         [1.414213562373, 3.0, 0.353553390593, 0.166666666667]
     """
+    if is_mixed(start):
+        start, *inputs = (_single(value) for value in (start, *inputs))  # type: ignore[assignment]
     chosen = method or ("newton" if math.prod(start.shape[1:]) <= DENSE_LIMIT else "fixed-point")
     settings = Settings(
         tolerance, max_iterations, require_choice("method", chosen, METHODS), subject, rounding, torch.is_grad_enabled()
@@ -115,6 +117,11 @@ def solve(
         if not torch.is_grad_enabled():
             return root
         return root - _correction(residual, settings, root, inputs, fixed)
+
+
+def _single(value: Tensor | float) -> Tensor | float:
+    """What autocast made short in float32 again."""
+    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16) else value
 
 
 def _correction(

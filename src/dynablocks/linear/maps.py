@@ -26,9 +26,13 @@ TINY = 1e-30
 
 def own_precision(like: Tensor) -> contextlib.AbstractContextManager[None]:
     """No autocast, where the device has one (the meta device does not)."""
+    return torch.autocast(like.device.type, enabled=False) if is_mixed(like) else contextlib.nullcontext()
+
+
+def is_mixed(like: Tensor) -> bool:
+    """Whether autocast is on for the tensor's device."""
     kind = like.device.type
-    active = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if active else contextlib.nullcontext()
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 class LinearMap(Structured):

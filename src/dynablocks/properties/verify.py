@@ -386,7 +386,7 @@ def _measure_gradient_norm(module: nn.Module, declared: Property, x: Tensor) -> 
     worst, where = 0.0, x[:1]
     for _ in range(8):
         v = torch.randn(output.shape, generator=generator, dtype=x.dtype)
-        residual = (pull(v).flatten(1).norm(dim=1) / v.flatten(1).norm(dim=1) - 1).abs()
+        residual = (pull(v).flatten(1).norm(dim=1) / _rows(v).norm(dim=1) - 1).abs()
         residual = torch.where(residual.isnan(), math.inf, residual)
         top = int(residual.argmax())
         if float(residual[top]) > worst:
@@ -410,7 +410,7 @@ def _measure_inverse(module: nn.Module, declared: Property, x: Tensor) -> Measur
     with torch.no_grad():
         forward = (inverse(module(x)) - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1).clamp_min(1.0)
         image = module(x)
-        back = (module(inverse(image)) - image).flatten(1).norm(dim=1) / image.flatten(1).norm(dim=1).clamp_min(1.0)
+        back = _rows(module(inverse(image)) - image).norm(dim=1) / _rows(image).norm(dim=1).clamp_min(1.0)
     residual = torch.maximum(forward, back)
     if max(x[0].numel(), image[0].numel()) <= DENSE_LIMIT:
         residual = residual / _condition(jacobians(module, x))
@@ -427,14 +427,14 @@ def _condition(matrices: Tensor) -> Tensor:
 @measures(NormPreserving)
 def _measure_norm(module: nn.Module, declared: Property, x: Tensor) -> Measurement:
     with torch.no_grad():
-        gap = module(x).flatten(1).norm(dim=1) - x.flatten(1).norm(dim=1)
+        gap = _rows(module(x)).norm(dim=1) - x.flatten(1).norm(dim=1)
     return _worst(gap.abs() / x.flatten(1).norm(dim=1).clamp_min(1.0), x)
 
 
 @measures(LinearInvariant)
 def _measure_invariant(module: nn.Module, declared: LinearInvariant, x: Tensor) -> Measurement:
     with torch.no_grad():
-        y = module(x).flatten(1)
+        y = _rows(module(x))
     flat = x.flatten(1)
     if declared.weights is None:
         gap = y.sum(1) - flat.sum(1)
@@ -496,7 +496,7 @@ def _measure_positivity(module: nn.Module, declared: Property, x: Tensor) -> Mea
     half = inside * (torch.rand(x.shape, generator=generator, dtype=x.dtype) < 0.5)
     inside = torch.cat([inside, half, 1e-6 * inside, torch.zeros_like(inside[:1])])
     with torch.no_grad():
-        y = module(inside).flatten(1)
+        y = _rows(module(inside))
         return _worst(torch.where(y.isfinite(), (-y).clamp_min(0.0), math.inf).amax(1), inside)
 
 
@@ -505,7 +505,7 @@ def _measure_symmetry(module: nn.Module, declared: Equivariant, x: Tensor) -> Me
     if declared.group != "sign":
         raise InvalidArgument(f"the group {declared.group!r} has no measurement; known: sign.")
     with torch.no_grad():
-        return _worst((module(-x) + module(x)).flatten(1).norm(dim=1), x)
+        return _worst(_rows(module(-x) + module(x)).norm(dim=1), x)
 
 
 def parts_of(declaration: Declaration, prefix: str = "") -> list[tuple[str, Declaration]]:
