@@ -61,7 +61,7 @@ def built(tmp_path: Path) -> tuple[robustness.Row, Store]:
         config=config,
         labels=labels,
         clean_predictions=labels.clone(),
-        broken=dict.fromkeys(config.losses, broken),
+        broken={loss: broken.clone() for loss in config.losses},
         smallest_broken_norm=torch.tensor([0.6]),
         examples=torch.zeros(0, 1, 8, 8),
         example_predictions=labels[:0],
