@@ -297,6 +297,18 @@ def test_a_model_has_the_settings_that_it_reads_and_refuses_others(name: str) ->
     build(kind.defaults, (3, 32, 32), 3)
 
 
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("name", ["certified", "metric"])
+def test_a_setting_of_other_steps_is_refused(name: str, step: str) -> None:
+    Recorded.read.clear()
+    build(Recorded(name, **TINY, step=step), (1, 8, 8), 3)
+    unread = MODELS[name].unread(ModelConfig(name, step=step))
+    assert {"slope", "balance", "step_penalty"} - Recorded.read == set(unread)
+    for other in unread:
+        with pytest.raises(InvalidArgument, match=f"{other} is .*, which changes nothing with step {step}"):
+            build(ModelConfig(name, **TINY, step=step, **{other: ELSEWHERE[other]}), (1, 8, 8), 3)
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [

@@ -118,7 +118,9 @@ def build_described(description: Mapping[str, Any]) -> Network:
     options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description["config"].items()}
     # What changed nothing was once ignored, and stored; a setting of a later version is refused.
     known = {field.name for field in fields(ModelConfig)}
-    settings = MODELS.get_known(str(options["name"])).settings | SHARED
+    kind = MODELS.get_known(str(options["name"]))
+    unread = kind.unread(ModelConfig(kind.defaults.name, step=options.get("step")))
+    settings = (kind.settings | SHARED) - unread.keys()
     options = {name: value for name, value in options.items() if name in settings or name not in known}
     if not options.get("dense_layers"):
         options.pop("dense_width", None)

@@ -104,6 +104,12 @@ def build_body(config: ModelConfig, shape: Shape) -> tuple[nn.Sequential, int]:
     return nn.Sequential(*parts, *dense), features
 
 
+def unread(config: ModelConfig) -> dict[str, str]:
+    """What only pairs of exact flows read."""
+    step = config.step or "orthogonal"
+    return {} if step == "exact" else dict.fromkeys(("slope", "balance", "step_penalty"), f"step {step}")
+
+
 # Exact flows need orthonormal rows, so that nothing is penalised.
 EXACT = PAIR - {"weights", "penalty", "expansive_penalty"}
 STEP = {"step", "step_start", "step_end", "step_until", "step_rule", "rows", "stem"}
@@ -135,4 +141,5 @@ MODELS["certified"] = ModelKind(
     ),
     build_body,
     EXACT | STEP | DENSE,
+    unread=unread,
 )

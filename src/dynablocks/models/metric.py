@@ -63,4 +63,5 @@ MODELS["metric"] = ModelKind(
     build_body,
     MODELS["certified"].settings | {"metric_smooth", "metric_wavelength"},
     image_metric,
+    certified.unread,
 )

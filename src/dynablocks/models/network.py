@@ -116,8 +116,9 @@ BodyBuilder = Callable[[ModelConfig, tuple[int, int, int]], tuple[nn.Sequential,
 class ModelKind:
     """A named family of networks: its defaults, and the function that builds everything between pixels and head.
 
-    ``settings`` names what the family reads of a configuration, besides :data:`SHARED`. ``metric`` gives the norm on
-    images in which the body's constant is stated; ℓ2 when ``None``.
+    ``settings`` names what the family reads of a configuration, besides :data:`SHARED`; ``unread`` what other choices in
+    it leave unread, with a word for that choice. ``metric`` gives the norm on images in which the body's constant is
+    stated; ℓ2 when ``None``.
     """
 
     summary: str
@@ -125,16 +126,22 @@ class ModelKind:
     build_body: BodyBuilder
     settings: frozenset[str]
     metric: Callable[[ModelConfig, tuple[int, int, int]], SpectralMetric] | None = None
+    unread: Callable[[ModelConfig], dict[str, str]] = lambda config: {}
 
     def require_settings(self, config: ModelConfig) -> None:
         """Refuse a setting that would change nothing.
 
         Raises:
-            InvalidArgument: a setting that these networks do not have is given, and not as in ``defaults``.
+            InvalidArgument: a setting that these networks do not have, or do not read with the others, is given, and
+                not as in ``defaults``.
         """
-        taken = sorted(self.settings | SHARED)
+        taken, unread = sorted(self.settings | SHARED), self.unread(config)
         for name, value in vars(config).items():
-            if name not in taken and value is not None and value != getattr(self.defaults, name):
+            if value is None or value == getattr(self.defaults, name):
+                continue
+            if name in unread:
+                raise InvalidArgument(f"{name} is {value!r}, which changes nothing with {unread[name]}; leave it out.")
+            if name not in taken:
                 raise InvalidArgument(
                     f"{name} is {value!r}, but model {config.name} has no such setting; leave it out. It has "
                     f"{', '.join(taken)}."
