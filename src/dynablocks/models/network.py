@@ -116,8 +116,8 @@ BodyBuilder = Callable[[ModelConfig, tuple[int, int, int]], tuple[nn.Sequential,
 class ModelKind:
     """A named family of networks: its defaults, and the function that builds everything between pixels and head.
 
-    ``settings`` names what the family reads of a configuration, besides :data:`SHARED`; ``unread`` what other choices in
-    it leave unread, with a word for that choice. ``metric`` gives the norm on images in which the body's constant is
+    ``settings`` names what the family reads of a configuration, besides :data:`SHARED`; ``unread`` what other choices
+    in it leave unread, with a word for that choice. ``metric`` gives the norm on images in which the body's constant is
     stated; ℓ2 when ``None``.
     """
 
