@@ -97,7 +97,7 @@ def steps_figure(rows: Sequence[Row], store: Store, *, watermark: str | None = N
             axes.text(0, height, "  not run", va="center")
     axes.set_yticks(range(len(rows)), [_step_label(row) for row in reversed(rows)])
     axes.set(ylim=(-0.6, len(rows) - 0.4), xlabel="t: sum of the steps; a step goes from its dot to its diamond")
-    for name, colour in (("h₂", VERMILION), ("h₁, contractive", BLUE)):
+    for name, colour in (("h₂, expansive", VERMILION), ("h₁, contractive", BLUE)):
         axes.plot([], [], color=colour, lw=2, label=name)
     _legend(axes, fontsize=7.5)
     return figure
