@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 NOTE = """The attack is the paper's, ℓ2-PGD on the cross-entropy with {steps} (there ten) steps of 0.025 ε, on the first
 test images; "worst" adds PGD on the margin with steps of {longer:.2g} ε. "Certified" and "clean" are of the whole test
-set; the bound of the body is an upper bound in float64 and counts the lifts, which the paper leaves free, and the division of
-the pixels by their standard deviation. The AUC is the area at {radii} radii of the paper.{dropped}"""
+set; the bound of the body is an upper bound in float64 and counts the lifts, which the paper leaves free, and the
+division of the pixels by their standard deviation. The AUC is the area at {radii} radii of the paper.{dropped}"""
 DROPPED = """ A sample that a loss broke is attacked no further at
 larger radii, so that accuracies are at most those of the paper's attack."""
 
