@@ -35,9 +35,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def tables(out: Path) -> dict[str, bytes]:
-    paths = sorted((out / "smoke").iterdir())
-    return {path.name: path.read_bytes() for path in paths if path.suffix in (".md", ".png", ".svg")}
+def tables(out: Path, endings: tuple[str, ...] = (".md", ".png")) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((out / "smoke").iterdir()) if path.suffix in endings}
+
+
+def test_figures_are_the_same_bytes_each_time_they_are_written(made: Path, tmp_path: Path) -> None:
+    write_outputs(chosen(["fig5"])[0], SMOKE, Store(made / "cells"), tmp_path)
+    everything = (".md", ".png", ".svg")
+    assert tables(tmp_path, everything) == tables(made, everything)
 
 
 def test_a_page_a_record_and_pictures_are_written(made: Path) -> None:
