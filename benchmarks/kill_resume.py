@@ -62,6 +62,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
 
 def start(command: list[str], directory: Path) -> subprocess.Popen[bytes]:
     """Start the command, in a process group of its own, its output in ``directory.log``."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{directory}.log", "ab") as log:
         return subprocess.Popen([*command, str(directory)], stdout=log, stderr=log, start_new_session=True)
 

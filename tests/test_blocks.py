@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
-from dynablocks.fields import GradientField, leaky_relu
+from dynablocks.fields import ACTIVATIONS, GradientField, PartitionedField, leaky_relu
 from dynablocks.integrators import RK4, ExactFlow, ExplicitEuler, ExplicitRungeKutta
 from dynablocks.lifting import ChannelMix, Head, PaperLift, PixelNormalisation, SpaceToDepth, ZeroLift
 from dynablocks.linear import Dense, OrthogonalConv, OrthogonalDense
@@ -188,3 +190,32 @@ def test_a_normalisation_of_other_channels_would_break_its_constant_and_is_refus
 ) -> None:
     with pytest.raises(InvalidArgument, match="was built for"):
         layer(torch.rand(*shape))
+
+
+def test_a_block_takes_batches_of_its_samples_alone() -> None:
+    block = DynamicalBlock(PartitionedField(None, GradientField(Dense(2, 3), "tanh")), "verlet", FreeSignal(0.1))
+    for x in (torch.ones(4), torch.ones(5, 4, 2), torch.ones(5, 3), torch.ones(2, 5, 4)):
+        for method in (block, block.inverse):
+            with pytest.raises(InvalidArgument, match=r"DynamicalBlock was built for \(batch, 4\)"):
+                method(x)
+    image = DynamicalBlock(GradientField(OrthogonalConv((2, 4, 4), 2, 3)), "euler", FreeSignal(1.0))
+    with pytest.raises(InvalidArgument, match=r"built for \(batch, 2, 4, 4\)"):
+        image(torch.ones(2, 4, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_orthogonal_weights_of_sixteen_bits_are_refused_and_autocast_is_not(dtype: torch.dtype) -> None:
+    block = DynamicalBlock(GradientField(OrthogonalDense(4, 4)), "euler", FreeSignal(2.0))
+    with pytest.raises(InvalidArgument, match=r"leave the module in float32 and compute under torch\.autocast"):
+        copy.deepcopy(block).to(dtype)(torch.ones(2, 4, dtype=dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert block(torch.ones(2, 4)).isfinite().all()
+
+
+@pytest.mark.parametrize("sigma", list(ACTIVATIONS))
+def test_blocks_survive_pickling(sigma: str) -> None:
+    x = torch.randn(3, 4)
+    block = DynamicalBlock(GradientField(OrthogonalDense(4, 4), sigma), "heun", FreeSignal(0.5))
+    again = pickle.loads(pickle.dumps(block))
+    assert torch.equal(again(x), block(x))
+    assert again.properties == block.properties

@@ -70,12 +70,28 @@ def test_sound_bound_is_above_every_jacobian(layer: object) -> None:
     assert bound <= (200 if layer is loose_convolution else 3)
 
 
-def test_sound_bound_sees_a_norm_that_was_underestimated() -> None:
+def test_sound_bound_sees_a_norm_that_was_underestimated(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny(peers.CPLStep).eval()
-    before = peers.sound_bound(model)
+    assert peers.sound_bound(model) == pytest.approx(1, abs=1e-4)
     step = model.body[2]
-    step.leading.zero_()[0, 0, 0, 0] = 1.0
-    assert peers.sound_bound(model) > 1.5 * before
+    monkeypatch.setattr(step, "norm", lambda: 0.5 * step._bound())
+    assert peers.sound_bound(model) > 1.5
+
+
+def test_weights_of_peers_are_made_in_full_precision() -> None:
+    class Halved(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return (weight @ torch.eye(weight.shape[1])) / 2
+
+    model, dense = tiny(peers.CPLStep), nn.Linear(3, 3)
+    model.body, model.head = nn.Sequential(nn.Flatten(), dense), nn.Identity()
+    model.mean = torch.zeros(1, 3)
+    nn.utils.parametrize.register_parametrization(dense, "weight", Halved())
+    found: list[torch.dtype] = []
+    dense.register_forward_pre_hook(lambda module, args: found.append(module.weight.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(torch.ones(2, 3))
+    assert found == [torch.float32]
 
 
 def test_sound_bound_refuses_what_it_does_not_know() -> None:

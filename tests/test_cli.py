@@ -35,6 +35,7 @@ from dynablocks.pipeline import (
     pixel_statistics,
 )
 from dynablocks.properties import Lipschitz
+from dynablocks.training import TrainingConfig, fit
 
 TINY = (
     "--preset smoke --model.widths [4,4] --model.layers [1,1] --training.epochs 2 --training.threads 1 "
@@ -294,6 +295,33 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(capsys.readouterr().out) > 200
 
 
+HEAVY = (
+    "PIL",
+    "datasets",
+    "huggingface_hub",
+    "jsonargparse",
+    "lightning_fabric",
+    "matplotlib",
+    "pyarrow",
+    "scipy",
+    "sklearn",
+)
+IMPORTS = """
+import sys, torch
+already = set(sys.modules)
+import dynablocks
+for name in dynablocks.__all__:
+    getattr(dynablocks, name)
+import dynablocks.cli, dynablocks.experiments
+print(*sorted((set(sys.modules) - already) & set(sys.argv[1:])))
+"""
+
+
+def test_what_is_heavy_is_imported_when_it_is_used() -> None:
+    command = [sys.executable, "-c", IMPORTS, *HEAVY]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == []
+
+
 def test_config_round_trip() -> None:
     config = RunConfig(model=ModelConfig("flexible", widths=(8, 8), layers=(1, 2), slope=0.25))
     assert from_yaml(to_yaml(config), "here") == config
@@ -528,3 +556,20 @@ def test_metrics_name_the_images_that_they_are_of(finished: Path, tmp_path: Path
     assert collect_metrics(twin)["dataset"] == "digits"
     assert collect_metrics(twin, other)["dataset"] == "other-digits"
     collect_metrics(twin)
+
+
+def test_load_refuses_a_training_that_is_not_finished(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(step: int) -> None:
+        if step == 3:
+            raise Stop
+
+    splits = load_data("digits")
+    config = RunConfig(training=TrainingConfig(epochs=1, batch_size=64, checkpoint_seconds=0.0, precision="32"))
+    network, description = build_for(config, splits)
+    with pytest.raises(Stop):
+        fit(network, splits, config.training, tmp_path, describe=description, on_step=stop)
+    with pytest.raises(BadCheckpoint, match=r"is not finished.*goes on from there"):
+        dynablocks.load(tmp_path)

@@ -13,7 +13,7 @@ from dynablocks.integrators import INTEGRATORS, ExactFlow, ExplicitEuler, Integr
 from dynablocks.lifting import ChannelMix, Head, PaperLift, PixelNormalisation, SpaceToDepth, ZeroLift
 from dynablocks.linear import Conv, Dense, NormalisedConv, OrthogonalConv, OrthogonalDense
 from dynablocks.models import MODELS, ModelConfig, build
-from dynablocks.properties import Declaration, Equivariant, Lipschitz, Structured
+from dynablocks.properties import Declaration, Equivariant, LinearInvariant, Lipschitz, Structured
 from dynablocks.switching import (
     REGIONS,
     FlexibleSignal,
@@ -31,8 +31,33 @@ def test_every_broken_twin_is_caught_by_the_check_it_breaks(name: str) -> None:
     module, check = broken_twins()[name]
     report = check_block(module)
     assert check in report.failed, str(report)
+    (finding,) = [found for found in report.findings if found.check == check]
+    # An exception in a check counts as a failure, so another one would hide that it measures nothing.
+    assert finding.message.startswith("it raised") == (name == "declaration that fails"), finding.message
     with pytest.raises(PropertyViolated, match=r"fails the check '.+': .+"):
         report.require()
+
+
+def test_a_copy_made_inside_frozen_weights_that_keeps_them_is_caught() -> None:
+    class Holding(Dense):
+        def __getstate__(self) -> dict[str, object]:
+            return dict(self.__dict__)
+
+    report = check_block(Holding(3, 3))
+    assert report.failed == ("frozen weights",), str(report)
+    with pytest.raises(PropertyViolated, match="a copy made inside frozen_weights keeps the old weight"):
+        report.require()
+
+
+def test_a_module_whose_copies_forget_what_it_learned_is_caught() -> None:
+    class Forgetful(HealthyBlock):
+        def __deepcopy__(self, memo: dict[int, object]) -> HealthyBlock:
+            return type(self)().to(self.scale.dtype).train(self.training)
+
+    report = check_block(Forgetful())
+    assert report.failed == ("state round trip",), str(report)
+    (finding,) = [found for found in report.findings if not found.passed]
+    assert finding.message == "a deep copy of the trained module gives another output"
 
 
 def test_every_check_has_a_broken_twin() -> None:
@@ -178,6 +203,7 @@ class HalfEuler(Integrator):
     """Two Euler steps of half the size."""
 
     order = 1
+    keeps = frozenset({LinearInvariant, Equivariant})
 
     def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
         x = x + 0.5 * step_size * field(x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -14,9 +16,9 @@ from dynablocks.fields import FieldFacts, GradientField, PartitionedField, Vecto
 from dynablocks.fields.dissipative import DissipativeField
 from dynablocks.fields.hamiltonian import NeuralHamiltonian
 from dynablocks.integrators.base import INTEGRATORS
-from dynablocks.integrators.discrete_gradient import KINDS, discrete_gradient, energy_form
+from dynablocks.integrators.discrete_gradient import KINDS, MinusPotential, discrete_gradient, energy_form
 from dynablocks.linear import Dense
-from dynablocks.properties import Dissipative, EnergyPreserving
+from dynablocks.properties import Declaration, Dissipative, EnergyPreserving, Structured, declare, verify
 from dynablocks.switching import FreeSignal
 from dynablocks.testing import check_block
 
@@ -282,3 +284,36 @@ def test_steps_far_from_the_origin_keep_the_energy(kind: str, far: float) -> Non
         x = INTEGRATORS[kind]().step(field, x, 0.5)
         # The solver's tolerance is relative to the state.
         assert (field.energy(x) - before).abs().max() <= 20 * 4e-13 * far
+
+
+@EVERY_KIND
+def test_gradient_flows_dissipate_and_several_steps_do(kind: str) -> None:
+    torch.manual_seed(0)
+    field = GradientField(Dense(3, 4), "tanh").double()
+    block = DynamicalBlock([field], kind, FreeSignal(0.7))
+    twice = nn.Sequential(block, DynamicalBlock([field], kind, FreeSignal(0.2)))
+    x = torch.randn(4, 3, dtype=torch.float64)
+    for module in (block, twice):
+        assert module(x).isfinite().all()
+        assert declare(module).properties.of(Dissipative) is not None
+        verify(module, x).require()
+    assert INTEGRATORS[kind]().declare(field, -0.7).properties.of(Dissipative) is None
+    other = DynamicalBlock([copy.deepcopy(field)], kind, FreeSignal(0.2))
+    assert declare(nn.Sequential(block, other)).properties.of(Dissipative) is None
+    climbing = MinusPotential(GradientField(Dense(3, 4), "tanh", expansive=True).double())
+    (check,) = verify(Climbs(block, climbing), x)
+    assert not check.passed
+
+
+class Climbs(Structured):
+    """The broken twin: a step that dissipates the energy of another field, it says."""
+
+    def __init__(self, block: DynamicalBlock, energy: MinusPotential) -> None:
+        super().__init__()
+        self.block, self.claimed = block, energy
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+    def declare(self) -> Declaration:
+        return Declaration.of(Dissipative(self.claimed), reason="a false claim")

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,9 +19,11 @@ from dynablocks.fields import (
     FIELDS,
     Activation,
     DiagonalField,
+    FieldFacts,
     GradientField,
     GradientOf,
     LinearField,
+    MassPreservingField,
     PartitionedField,
     PlanarField,
     PreconditionedField,
@@ -73,34 +76,126 @@ def spoiled(make, name: str) -> VectorField:
     return field
 
 
+def draw(field: VectorField, points: int) -> Tensor:
+    return 2 * torch.randn(points, *field.in_shape, dtype=torch.float64)
+
+
 def dense_jacobians(field: VectorField, points: int = 24) -> Tensor:
+    return jacobians_at(field, draw(field, points))
+
+
+def jacobians_at(field: VectorField, x: Tensor) -> Tensor:
     """Jacobians in the coordinates in which the norm of the field's facts is the Euclidean one."""
-    x = 2 * torch.randn(points, *field.in_shape, dtype=torch.float64)
     size, metric = x[0].numel(), field.facts().metric
     columns = torch.func.vmap(
         torch.func.jacrev(lambda u: metric.whiten(field(metric.unwhiten(u[None])))[0]),
     )(metric.whiten(x))
-    return columns.reshape(points, size, size).detach()
+    return columns.reshape(len(x), size, size).detach()
+
+
+def form(half: int) -> Tensor:
+    """𝕁 = [[0, I], [−I, 0]]."""
+    eye, zero = torch.eye(half, dtype=torch.float64), torch.zeros(half, half, dtype=torch.float64)
+    return torch.cat([torch.cat([zero, eye], 1), torch.cat([-eye, zero], 1)])
+
+
+def check_facts(field: VectorField, x: Tensor) -> None:
+    """Everything that the field says of itself, at the points x."""
+    facts, jacobians = field.facts(), jacobians_at(field, x)
+    slack = 1e-13 * max(1e-300, float(jacobians.abs().max())) * jacobians.shape[-1]
+    symmetric = 0.5 * (jacobians + jacobians.mT)
+    assert torch.linalg.matrix_norm(jacobians, ord=2).max() <= facts.lipschitz + slack
+    assert torch.linalg.eigvalsh(symmetric).max() <= facts.one_sided + slack
+    if facts.conservative or facts.spectrum is not None:
+        assert (jacobians - symmetric).abs().max() <= slack
+    if facts.spectrum is not None:
+        eigenvalues = torch.linalg.eigvalsh(symmetric)
+        assert facts.spectrum[0] - slack <= eigenvalues.min()
+        assert eigenvalues.max() <= facts.spectrum[1] + slack
+    if facts.odd:
+        assert torch.allclose(field(-x), -field(x), rtol=1e-12)
+    check_structure(facts, jacobians, slack)
+    check_invariants(field, facts, x)
+    if facts.positive:
+        for entry in range(x.shape[1]):
+            boundary = x.abs()
+            boundary[:, entry] = 0.0
+            assert (field(boundary)[:, entry] >= 0).all()
+
+
+def check_structure(facts: FieldFacts, jacobians: Tensor, slack: float) -> None:
+    half = jacobians.shape[-1] // 2
+    if facts.divergence_free:
+        assert jacobians.diagonal(dim1=1, dim2=2).sum(1).abs().max() <= slack
+    if facts.hamiltonian:
+        product = form(half).mT @ jacobians
+        assert (product - product.mT).abs().max() <= slack
+    if facts.damping is not None:
+        undamped = jacobians.clone()
+        undamped[:, half:, half:] += facts.damping * torch.eye(half, dtype=torch.float64)
+        product = form(half).mT @ undamped
+        assert (product - product.mT).abs().max() <= slack
+
+
+def check_invariants(field: VectorField, facts: FieldFacts, x: Tensor) -> None:
+    rate, state = field(x).detach().flatten(1), x.flatten(1)
+
+    def change(slope: Tensor) -> tuple[Tensor, float]:
+        """⟨slope, X(x)⟩ of each sample, and what rounding of its terms can be."""
+        return (slope * rate).sum(1), 1e-13 * max(1.0, float((slope.norm(dim=1) * rate.norm(dim=1)).max()))
+
+    slopes = [state] if facts.tangent else []
+    for weights in facts.linear_invariants:
+        slopes.append(torch.ones_like(state) if weights is None else state.new_tensor(weights).expand_as(state))
+    for slope in slopes:
+        changed, rounding = change(slope)
+        assert changed.abs().max() <= rounding
+    if facts.conserves_energy or facts.dissipates_energy:
+        point = x.clone().requires_grad_(True)
+        changed, rounding = change(torch.autograd.grad(field.energy(point).sum(), point)[0].flatten(1))
+        assert changed.max() <= rounding
+        assert facts.dissipates_energy or changed.min() >= -rounding
 
 
 @EVERY_FIELD
 @pytest.mark.parametrize("hostile", SPOIL)
 def test_facts_hold_at_every_point(make, hostile: str) -> None:
     field = spoiled(make, hostile)
-    facts, jacobians = field.facts(), dense_jacobians(field)
-    size = max(1e-300, float(jacobians.abs().max()))
-    slack = 1e-13 * size * jacobians.shape[-1]
-    symmetric = 0.5 * (jacobians + jacobians.mT)
-    assert torch.linalg.matrix_norm(jacobians, ord=2).max() <= facts.lipschitz + slack
-    assert torch.linalg.eigvalsh(symmetric).max() <= facts.one_sided + slack
-    if facts.spectrum is not None:
-        assert (jacobians - symmetric).abs().max() <= slack
-        eigenvalues = torch.linalg.eigvalsh(symmetric)
-        assert facts.spectrum[0] - slack <= eigenvalues.min()
-        assert eigenvalues.max() <= facts.spectrum[1] + slack
-    if facts.odd:
-        x = torch.randn(4, *field.in_shape, dtype=torch.float64)
-        assert torch.allclose(field(-x), -field(x))
+    check_facts(field, draw(field, 24))
+
+
+FALSE = [
+    {"lipschitz": 0.01},
+    {"one_sided": -1.0},
+    {"spectrum": (-5.0, 5.0)},
+    {"conservative": True},
+    {"odd": True},
+    {"divergence_free": True},
+    {"hamiltonian": True},
+    {"damping": 0.25},
+    {"tangent": True},
+    {"linear_invariants": (None,)},
+    {"linear_invariants": ((1.0, -1.0, 0.5, 2.0),)},
+    {"conserves_energy": True},
+    {"dissipates_energy": True},
+    {"positive": True},
+]
+
+
+@pytest.mark.parametrize("claim", FALSE, ids=lambda claim: next(iter(claim)))
+def test_a_false_fact_is_found(claim: dict[str, object]) -> None:
+    class Lying(TwoMatrixField):
+        def energy(self, x: Tensor) -> Tensor:
+            return x.square().sum(1)
+
+        def facts(self) -> FieldFacts:
+            return replace(super().facts(), **claim)
+
+    honest = TwoMatrixField(Dense(4, 5), Dense(4, 5), "sigmoid").double()
+    x = draw(honest, 24)
+    check_facts(honest, x)
+    with pytest.raises(AssertionError):
+        check_facts(Lying(honest.inner, honest.outer, "sigmoid").double(), x)
 
 
 @EVERY_FIELD
@@ -285,9 +380,10 @@ def test_no_field_states_facts_of_parameters_that_are_no_numbers(name: str) -> N
         with torch.no_grad():
             field.get_parameter(parameter).fill_(torch.nan)
         with contextlib.suppress(InvalidArgument):
-            # Biases and what only moves the field leave the constants as they are.
+            # A bias only moves the field and leaves its constants as they are.
             facts = field.facts()
             assert not math.isnan(facts.lipschitz)
+            assert math.isinf(facts.lipschitz) or parameter.endswith("bias")
             assert facts.damping is None or math.isfinite(facts.damping)
 
 
@@ -347,3 +443,21 @@ def test_the_parts_of_a_field_have_its_number_format() -> None:
     assert (kept.dtype, lost.dtype) == (torch.float64, torch.float64)
     assert kept.tolist() == [1.0, 1.0]
     assert lost.tolist() == [0.0, 0.0]
+
+
+def test_slopes_of_either_sign_count_by_their_size_and_others_are_refused() -> None:
+    torch.manual_seed(0)
+    sine = Activation("sin", torch.sin, -1.0, 1.0, odd=True)
+    steep = Activation("steep", lambda u: torch.where(u > 0, -2 * u, 0.5 * u), -2.0, 0.5)
+    assert (sine.lipschitz, steep.lipschitz) == (1.0, 2.0)
+    x = torch.randn(200, 3, dtype=torch.float64)
+    for field in (TwoMatrixField(Dense(3, 4), Dense(3, 4), steep), MassPreservingField(3, 4, sigma=steep)):
+        field = field.double()
+        y = x + 1e-4 * torch.randn_like(x)
+        with torch.no_grad():
+            assert ((field(x) - field(y)).norm(dim=1) <= field.facts().lipschitz * (x - y).norm(dim=1)).all()
+    with pytest.raises(InvalidArgument, match=r"sin has slopes down to -1; .* monotone"):
+        PreconditionedField(Dense(3, 4), sine)
+    for slopes in ((1.0, 0.0), (0.0, math.inf), (math.nan, 1.0)):
+        with pytest.raises(InvalidArgument, match="two finite numbers"):
+            Activation("odd one", torch.sin, *slopes)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_fields import check_facts, form
 from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
@@ -86,11 +87,6 @@ def draw(module: nn.Module, count: int = 5) -> Tensor:
     return torch.randn(count, *module.in_shape, dtype=torch.float64)
 
 
-def form(half: int) -> Tensor:
-    eye, zero = torch.eye(half, dtype=torch.float64), torch.zeros(half, half, dtype=torch.float64)
-    return torch.cat([torch.cat([zero, eye], 1), torch.cat([-eye, zero], 1)])
-
-
 def form_defect(module: nn.Module, x: Tensor, factor: float = 1.0) -> float:
     J = jacobians(module, x).detach()
     gap = J.mT @ form(x.shape[1] // 2) @ J - factor * form(x.shape[1] // 2)
@@ -101,38 +97,7 @@ def form_defect(module: nn.Module, x: Tensor, factor: float = 1.0) -> float:
 @pytest.mark.parametrize("make", FIELDS_OF_THIS_FILE.values(), ids=FIELDS_OF_THIS_FILE)
 def test_facts_hold_for_dense_jacobians(make, factor: float) -> None:
     field = spoiled(make, factor)
-    facts, x = field.facts(), draw(field)
-    J = jacobians(field, x).detach()
-    slack = 1e-13 * max(1.0, float(J.abs().max())) * J.shape[-1]
-    symmetric = 0.5 * (J + J.mT)
-    assert torch.linalg.matrix_norm(J, ord=2).max() <= facts.lipschitz + slack
-    assert torch.linalg.eigvalsh(symmetric).max() <= facts.one_sided + slack
-    if facts.conservative:
-        assert (J - J.mT).abs().max() <= slack
-    if facts.spectrum is not None:
-        eigenvalues = torch.linalg.eigvalsh(symmetric)
-        assert facts.spectrum[0] - slack <= eigenvalues.min()
-        assert eigenvalues.max() <= facts.spectrum[1] + slack
-    if facts.odd:
-        assert torch.allclose(field(-x), -field(x), rtol=1e-12)
-    if facts.divergence_free:
-        assert J.diagonal(dim1=1, dim2=2).sum(1).abs().max() <= slack
-    if facts.hamiltonian:
-        product = form(J.shape[-1] // 2).mT @ J
-        assert (product - product.mT).abs().max() <= slack
-    if facts.damping is not None:
-        half = J.shape[-1] // 2
-        undamped = J.clone()
-        undamped[:, half:, half:] += facts.damping * torch.eye(half, dtype=torch.float64)
-        product = form(half).mT @ undamped
-        assert (product - product.mT).abs().max() <= slack
-    if facts.conserves_energy or facts.dissipates_energy:
-        point = x.clone().requires_grad_(True)
-        (slope,) = torch.autograd.grad(field.energy(point).sum(), point)
-        rate = (slope * field(x)).sum(1).detach()
-        size = slack + 1e-13 * float((slope.norm() * field(x).norm()).detach())
-        assert rate.max() <= size
-        assert facts.dissipates_energy or rate.min() >= -size
+    check_facts(field, draw(field))
 
 
 @pytest.mark.parametrize("make", CONSERVATIVE.values(), ids=CONSERVATIVE)

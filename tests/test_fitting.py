@@ -27,12 +27,19 @@ from dynablocks.fitting.objective import Objective
 from dynablocks.fitting.regression import FitRecord
 from dynablocks.fitting.rollout import _starts, noise_level, rollout_residuals, windows
 from dynablocks.fitting.second_order import LevenbergMarquardt, LimitedMemoryBFGS
-from dynablocks.fitting.structures import CoordinateShears, FreeField, PositiveMidpoint, ProductionDestruction, _frozen
+from dynablocks.fitting.structures import (
+    CoordinateShears,
+    FreeField,
+    PositiveMidpoint,
+    ProductionDestruction,
+    SkewGradientField,
+    _frozen,
+)
 from dynablocks.fitting.surrogates import SURROGATES, FlowMap, training_residuals
 from dynablocks.integrators import integrator
 from dynablocks.integrators.solver import solve
 from dynablocks.linear import Dense
-from dynablocks.properties import Equivariant, verify
+from dynablocks.properties import EnergyPreserving, Equivariant, verify
 from dynablocks.switching import FreeSignal
 from dynablocks.testing import check_block
 
@@ -271,6 +278,23 @@ def test_a_surrogate_keeps_its_structure_before_and_after_a_fit(preserve: str) -
     fit(flow, x, y, step=h[:, None], residuals=training_residuals(flow), adam_steps=5, finish_steps=2)
     assert any(not torch.equal(a, b) for a, b in zip(before, flow.parameters(), strict=True))
     verify(flow, x[:4]).require()
+
+
+def test_an_odd_number_of_columns_keeps_its_learned_energy_too() -> None:
+    torch.manual_seed(0)
+    flow = build(Structure("energy", ("a", "b", "c"), width=4, step=0.1))
+    assert isinstance(flow.field, SkewGradientField)
+    x = states(flow)
+    h = torch.full((len(x), 1), 0.1, dtype=F64)
+    fit(flow, x, x + 0.1 * x.roll(1, 1), step=h, residuals=training_residuals(flow), adam_steps=5, finish_steps=2)
+    assert flow.properties.of(EnergyPreserving) is not None
+    verify(flow, x[:4]).require()
+
+    class Leaking(SkewGradientField):
+        def structure(self, x: Tensor, v: Tensor) -> Tensor:
+            return super().structure(x, v) - 1e-6 * v
+
+    assert not verify(FlowMap(Leaking(3, 4).double(), integrator("gonzalez"), flow.structure), x[:4]).passed
 
 
 def test_mass_is_kept_to_rounding_after_a_fit_and_for_every_step() -> None:
@@ -614,3 +638,20 @@ def test_a_limit_that_is_not_reached_changes_no_bit(monkeypatch: pytest.MonkeyPa
             assert torch.equal(value, free[name])
     hurried = fitted(1.0, 20.0)
     assert any(not torch.equal(value, free[name]) for name, value in hurried.items())
+
+
+def test_a_surrogate_made_in_python_is_saved_and_takes_any_precision(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    flow = build(Structure("mass", ("a", "b", "c"), width=4, step=0.1, weights=(1.0, 2.0, 1.0)))
+    x = torch.rand(3, 3, dtype=F64)
+    save_fit(tmp_path / "new" / "fit", flow)
+    again = load_fit(tmp_path / "new" / "fit")
+    assert torch.equal(again(x), flow(x))
+    assert again.structure == flow.structure
+    assert torch.equal(again(x.float()), again(x.float().double()))
+    other = build(Structure("mass", ("a", "b", "c"), width=4, step=0.2))
+    save_fit(str(tmp_path / "new" / "fit"), other)
+    assert load_fit(tmp_path / "new" / "fit").structure == other.structure
+    (tmp_path / "new" / "fit" / "config.yaml").write_text("fit: {preserve: mass}\nstructure: {}\n")
+    with pytest.raises(BadCheckpoint, match="another structure"):
+        save_fit(tmp_path / "new" / "fit", other)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument, NotConverged
+from dynablocks.experiments.orders import suited_problem
 from dynablocks.fields import FieldFacts, GradientField, LinearField, PartitionedField, VectorField, leaky_relu
 from dynablocks.fields.hamiltonian import NeuralHamiltonian
 from dynablocks.integrators.base import INTEGRATORS
@@ -167,6 +168,19 @@ def test_a_symmetric_step_is_undone_by_the_opposite_step(name: str) -> None:
         assert torch.allclose(method.inverse(field, y, 0.3), x, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", sorted(INTEGRATORS))
+def test_exactly_the_methods_that_say_symmetric_are_undone_by_the_opposite_step(name: str) -> None:
+    method, field = INTEGRATORS[name](), suited_problem(name)
+    if field is None:
+        # None of the problems has an exact flow.
+        field = GradientField(OrthogonalDense(3, 3), leaky_relu(0.5)).double()
+        method.require(field)
+    x = torch.randn(4, *field.in_shape, dtype=torch.float64).abs()
+    with torch.no_grad():
+        again = method.step(field, method.step(field, x, 0.3), -0.3)
+    assert torch.allclose(again, x, rtol=0, atol=1e-10) == method.symmetric
+
+
 def unrolled(residual, start: Tensor, iterations: int) -> Tensor:
     z = start
     for _ in range(iterations):
@@ -271,7 +285,7 @@ def test_tableaux_know_what_they_are() -> None:
     assert [t.symmetric for t in (IMPLICIT_EULER, IMPLICIT_MIDPOINT, GAUSS4)] == [False, True, True]
     assert GAUSS4.stage_weights == pytest.approx((-math.sqrt(3), math.sqrt(3)))
     for a, b, sentence in (
-        (((1.0,),), (0.5,), "must sum to 1"),
+        (((1.0,),), (0.5,), "Σ bᵢ is 0.5"),
         (((1.0, 0.0),), (1.0,), "must be 1 × 1"),
         (((0.0, 0.0), (0.5, 0.5)), (0.5, 0.5), "singular"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from dynablocks.fields import (
     PartitionedField,
     PreconditionedField,
     ShearField,
+    TwoMatrixField,
     VectorField,
     leaky_relu,
 )
@@ -31,6 +33,7 @@ from dynablocks.integrators import (
     HEUN,
     INTEGRATORS,
     RK4,
+    SSP3,
     ExactFlow,
     ExplicitEuler,
     ExplicitRungeKutta,
@@ -81,7 +84,7 @@ def test_the_order_is_the_slope_of_the_error(name: str) -> None:
 
 def test_a_wrong_order_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The broken twin: Heun's weights a little off are of order 1."""
-    twin = Tableau("twin", 2, ((), (1.0,)), (0.4, 0.6))
+    twin = Tableau("twin", 1, ((), (1.0,)), (0.4, 0.6))
     monkeypatch.setitem(INTEGRATORS, "twin", lambda: ExplicitRungeKutta(twin))
     assert convergence("twin")["slope"] == pytest.approx(1.0, abs=0.15)
 
@@ -158,6 +161,41 @@ def test_an_overflowing_flow_declares_no_inverse_and_no_constant() -> None:
         assert declared.of(Invertible) is None
 
 
+class Spiral(VectorField):
+    """ẋ = (aI + ωJ)x with J = ((0, 1), (−1, 0)): ‖DΦ_t‖ = e^{at}, and the Lipschitz constant is √(a² + ω²)."""
+
+    def __init__(self, rate: float, turn: float) -> None:
+        super().__init__()
+        self.in_shape, self.rate, self.turn = (2,), rate, turn
+        self.matrix = torch.tensor([[rate, turn], [-turn, rate]], dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrix.mT
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(math.hypot(self.rate, self.turn), self.rate, reason="a normal matrix")
+
+    def why_no_flow(self) -> None:
+        return None
+
+    def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
+        cosine, sine = math.cos(self.turn * float(time)), math.sin(self.turn * float(time))
+        return math.exp(self.rate * float(time)) * x @ x.new_tensor([[cosine, sine], [-sine, cosine]]).mT
+
+
+@pytest.mark.parametrize("rate", [-0.5, 0.5])
+@pytest.mark.parametrize("time", [0.0, 0.7, 3.0, -0.7])
+def test_the_constant_of_a_flow_without_one_of_its_own_is_that_of_groenwall(rate: float, time: float) -> None:
+    field = Spiral(rate, 2.0)
+    declared = ExactFlow().declare(field, time).properties.lipschitz
+    measured = torch.linalg.matrix_norm(dense_step(ExactFlow(), field, torch.randn(3, 2).double(), time), ord=2).max()
+    assert float(measured) == pytest.approx(math.exp(rate * time), rel=1e-12)
+    assert declared >= float(measured) * (1 - 1e-13)
+    exponent = rate * time if time >= 0 else -time * math.hypot(rate, 2.0)
+    assert declared == pytest.approx(math.exp(exponent), rel=1e-12)
+    assert Spiral(0.5, 2.0).flow_constant(1e4)[0] == math.inf
+
+
 class Exchange(VectorField):
     """ẋ = M tanh(x) with 1ᵀM = 0: mass moves, none is lost; odd."""
 
@@ -191,6 +229,15 @@ def test_linear_invariants_and_symmetry_are_kept(name: str) -> None:
         assert torch.allclose(method.step(field, -x, 0.7), -y, atol=1e-14)
 
 
+def decaying_field() -> TwoMatrixField:
+    """One whose one-sided constant is negative: −1.91, and 2.09 its Lipschitz constant."""
+    field = TwoMatrixField(Dense(3, 3), Dense(3, 3), "tanh", decay=2.0)
+    with torch.no_grad():
+        for linear in (field.inner, field.outer):
+            linear.matrix.mul_(0.3)
+    return field
+
+
 def dense_step(method: object, field: VectorField, x: Tensor, h: float) -> Tensor:
     return torch.func.vmap(torch.func.jacrev(lambda v: method.step(field, v[None], h)[0]))(x).detach()
 
@@ -203,7 +250,7 @@ def test_declared_constants_hold(name: str) -> None:
         GradientField(OrthogonalDense(4, 3), expansive=True),
     ]
     fields += [GradientField(Dense(3, 4), "tanh"), Exchange(), PreconditionedField(Dense(3, 4))]
-    fields += [PartitionedField.example()]
+    fields += [PartitionedField.example(), decaying_field()]
     fields = [field for field in fields if method.why_not(field) is None]
     for field, h in itertools.product(fields, (-2.0, -0.3, 0.0, 0.5, 1.5, 2.0, 4.0)):
         field = field.double()
@@ -302,7 +349,11 @@ def test_the_step_of_size_two_is_a_reflection(sizes: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("x", 1, ((), (1.0,)), (0.5, 0.4)), "must sum to 1"),
+        (("x", 1, ((), (1.0,)), (0.5, 0.4)), "Σ bᵢ is 0.9, and order 1 needs 1"),
+        (("x", 2, ((), (1.0,)), (0.4, 0.6)), "Σ bᵢcᵢ is 0.6, and order 2 needs 0.5"),
+        (("x", 3, HEUN.a, HEUN.b), "order 3 needs"),
+        (("x", 4, SSP3.a, SSP3.b), "order 4 needs"),
+        (("x", 1, ((), (1.0,)), (math.nan, 0.5)), "order 1 needs 1"),
         (("x", 1, ((1.0,),), (1.0,)), "row i of A"),
         (("x", 1, ((),), (0.5, 0.5)), "row i of A"),
     ],
@@ -404,8 +455,6 @@ def test_the_declared_growth_is_attained_by_a_linear_field(method: ExplicitRunge
 
 
 def test_the_constant_of_a_step_that_cancels_is_rounded_up() -> None:
-    from fractions import Fraction
-
     class Steep(LinearField):
         def facts(self) -> FieldFacts:
             return FieldFacts(9.9, -9.9, (-9.9, -9.9), reason="exact")
@@ -413,6 +462,16 @@ def test_the_constant_of_a_step_that_cancels_is_rounded_up() -> None:
     stated = Fraction(Steep(2).euler_constant(0.1)[0])
     assert stated >= abs(1 + Fraction(0.1) * Fraction(-9.9))
     assert Steep(2).euler_constant(0.1)[0] == pytest.approx(0.01, rel=1e-12)
+
+
+def test_the_constant_of_a_decaying_step_is_rounded_up() -> None:
+    field = TwoMatrixField(Dense(2, 2), Dense(2, 2), "relu", decay=9.9)
+    with torch.no_grad():
+        for linear in (field.inner, field.outer):
+            linear.matrix.zero_()
+    stated = field.euler_constant(0.1)[0]
+    assert Fraction(stated) >= abs(1 - Fraction(0.1) * Fraction(9.9))
+    assert stated == pytest.approx(0.01, rel=1e-12)
 
 
 def test_the_constant_of_a_shear_is_attained() -> None:

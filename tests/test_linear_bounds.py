@@ -6,13 +6,14 @@ import itertools
 import math
 import random
 import sys
+from decimal import Decimal, localcontext
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dynablocks.errors import InvalidArgument
@@ -27,7 +28,7 @@ from dynablocks.linear.bounds import (
     matrix_norm_bounds,
     smallest_singular_value_bounds,
 )
-from dynablocks.linear.rounding import to_unit_scale
+from dynablocks.linear.rounding import exp_up, expm1_bounds, to_unit_scale
 
 PADDINGS = ("same", "full", "valid", 1, (0, 3))
 MODES = ("zeros", "circular")
@@ -129,8 +130,7 @@ def test_the_sweep_holds_many_exact_and_many_inexact_symbols() -> None:
 def test_any_geometry(size, kernel, stride, dilation, padding, mode, channels, seed) -> None:
     outputs, inputs, groups = channels
     geometry = ConvGeometry(size, stride, padding, mode, groups, dilation)
-    if not fits(geometry, kernel):
-        return
+    assume(fits(geometry, kernel))
     weight = draw((outputs * groups, inputs, *kernel), seed)
     matrix = dense_matrix(weight, geometry).numpy()
     np.testing.assert_allclose(matrix, loop_matrix(weight, geometry), rtol=0, atol=1e-13)
@@ -460,3 +460,19 @@ def test_the_benchmark_rejects_an_unsound_bound(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(benchmark, "conv_norm_bounds", lambda w, g, method: real(0.9 * w, g, method))
     assert not all(check.sound for check in benchmark.check_layer(weight, geometry))
     assert benchmark.main(["--layers", "4"]) == 1
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(exponent=st.floats(-900, 699, allow_subnormal=False), turns=st.integers(-2, 2))
+def test_exponentials_are_bounded_also_where_the_exponent_was_rounded(exponent: float, turns: int) -> None:
+    moved = exponent
+    for _ in range(abs(turns)):
+        moved = math.nextafter(moved, math.copysign(math.inf, turns))
+    with localcontext() as context:
+        context.prec = 400
+        truth = Decimal(moved).exp()
+        below, above = expm1_bounds(exponent)
+        assert Decimal(exp_up(exponent)) >= truth
+        if exponent or not turns:
+            assert Decimal(below) <= truth - 1 <= Decimal(above)
+        assert Decimal(exp_up(exponent)) <= truth * (1 + Decimal(2.0**-38)) + Decimal("1e-323")

@@ -385,6 +385,7 @@ def trained(network: Network, steps: int = 30) -> tuple[Network, Tensor, Tensor]
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[Network, Tensor, Tensor]:
+    torch.set_num_threads(1)
     return trained(build(TINY, (1, 8, 8), 10, seed=0))
 
 

@@ -350,3 +350,10 @@ def test_a_slope_without_contractive_steps_is_refused(name: str, region: str) ->
     with pytest.raises(InvalidArgument, match=f"slope is 0, for which the region '{region}' holds no contractive step"):
         build(ModelConfig(name, **TINY, slope=0.0, region=region), (1, 8, 8), 10)
     build(ModelConfig(name, **TINY, slope=0.0, region="tight"), (1, 8, 8), 10)
+
+
+def test_pixels_that_are_whole_numbers_are_refused() -> None:
+    network = build(ModelConfig("certified", widths=(4,), layers=(1,)), (1, 8, 8), 10)
+    for kind in (torch.uint8, torch.int64):
+        with pytest.raises(InvalidArgument, match="divide bytes by 255"):
+            network(torch.zeros(2, 1, 8, 8, dtype=kind))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -119,15 +120,17 @@ def test_kernels_made_in_a_batch_are_those_made_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "linear",
+    "make",
     [
-        OrthogonalDense(9, 4),
-        OrthogonalDense(40, 40, "expm"),
-        OrthogonalConv((6, 4, 4), 4, 3),
-        ChannelMix((6, 4, 4), 3),
+        lambda: OrthogonalDense(9, 4),
+        lambda: OrthogonalDense(40, 40, "expm"),
+        lambda: OrthogonalConv((6, 4, 4), 4, 3),
+        lambda: ChannelMix((6, 4, 4), 3),
     ],
+    ids=["cayley", "expm", "convolution", "channel mix"],
 )
-def test_weights_are_made_in_their_own_precision_under_autocast(linear: LinearMap) -> None:
+def test_weights_are_made_in_their_own_precision_under_autocast(make: Callable[[], LinearMap]) -> None:
+    linear = make()
     with torch.autocast("cpu", torch.bfloat16):
         weight = linear.compute_weight()
     assert weight.dtype == torch.float32
@@ -400,7 +403,7 @@ def test_an_exception_releases_the_weight(make, context) -> None:
     with pytest.raises(RuntimeError, match="inside"), context(linear):
         raise RuntimeError("inside")
     assert linear._held is None
-    assert linear._held_bounds is None
+    assert linear._held_facts is None
 
 
 def test_an_exception_while_computing_releases_the_others() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument, PropertyViolated
-from dynablocks.fields import GradientField, PartitionedField
+from dynablocks.fields import GradientField, MetricField, PartitionedField
 from dynablocks.integrators import ExplicitEuler
-from dynablocks.lifting import SpaceToDepth, ZeroLift
+from dynablocks.lifting import ChannelMix, SpaceToDepth, ZeroLift
 from dynablocks.linear import Bounds, Dense, OrthogonalConv, OrthogonalDense
+from dynablocks.metrics import DenseMetric
+from dynablocks.models.chain import Chain
 from dynablocks.properties import (
     ConformalSymplectic,
     Declaration,
@@ -41,6 +44,7 @@ from dynablocks.properties import (
     verify,
 )
 from dynablocks.properties.verify import DENSE_LIMIT, MEASURES, jacobian_norms, jacobians
+from dynablocks.reversible import ReversibleChain
 from dynablocks.switching import FreeSignal
 from dynablocks.testing import check_block
 
@@ -61,6 +65,19 @@ def test_constants_of_one_are_kept_exactly() -> None:
     assert Lipschitz(1.0).then(Lipschitz(1.0, Metric("M"))) is None
     with pytest.raises(InvalidArgument, match="a number >= 0"):
         Lipschitz(math.nan)
+
+
+def test_tolerances_of_a_composition_add_up() -> None:
+    def energy(x: Tensor) -> Tensor:
+        return x.square().sum(1)
+
+    for kept in (EnergyPreserving(energy), VolumePreserving(), Symplectic(), ConformalSymplectic(0.5), Invertible()):
+        total = kept.within(1e-3).then(kept.within(2e-3))
+        assert total is not None
+        assert total.tolerance == pytest.approx(3e-3)
+    for first, second in ((Symplectic(), ConformalSymplectic(0.5)), (ConformalSymplectic(0.5), Symplectic())):
+        mixed = first.within(1e-3).then(second.within(2e-3))
+        assert mixed == ConformalSymplectic(0.5, tolerance=1e-3 + 2e-3)
 
 
 class Fixed(Structured):
@@ -135,9 +152,10 @@ def test_a_sequential_has_no_inverse_even_where_its_parts_have() -> None:
 def test_explain_prints_every_level_and_cuts_at_a_depth() -> None:
     model = nn.Sequential(nn.Sequential(nn.Flatten(), ZeroLift(4, 5)), nn.ReLU())
     text = str(explain(model))
-    assert text.splitlines()[0] == "Sequential: (Lipschitz(1))  [composition of its parts]"
+    assert text.splitlines()[0] == "Sequential: (Lipschitz(1), Positive)  [composition of its parts]"
     assert "  - NormPreserving is lost at 1 (slopes in [0, 1])" in text
-    assert "    1 ZeroLift(+1): (Lipschitz(1), NormPreserving, LinearInvariant)  [zeros appended]" in text
+    zeros = "(Lipschitz(1), NormPreserving, LinearInvariant, Equivariant, Positive)  [zeros appended]"
+    assert f"    1 ZeroLift(+1): {zeros}" in text
     assert len(explain(model, depth=0).lines) < len(explain(model, depth=1).lines) < len(explain(model).lines)
 
 
@@ -354,9 +372,20 @@ def test_one_sample_that_overflows_excuses_no_other() -> None:
     assert not held.passed
 
 
-def test_what_a_part_says_of_its_own_method_does_not_outlive_it() -> None:
-    part = WithExtras(lambda x: 0.5 * x, Dissipative())
-    network = nn.Sequential(part)
+class Halved(WithExtras):
+    def inverse(self, y: Tensor) -> Tensor:
+        return 2 * y
+
+
+@pytest.mark.parametrize(
+    "chained",
+    [nn.Sequential, Chain, lambda part: ReversibleChain([part])],
+    ids=["Sequential", "Chain", "ReversibleChain"],
+)
+def test_what_a_part_says_of_its_own_method_does_not_outlive_it(chained: Callable[[nn.Module], nn.Module]) -> None:
+    part = Halved(lambda x: 0.5 * x, Dissipative(), Invertible())
+    network = chained(part)
+    assert (declare(network).properties.of(Invertible) is None) == (chained is nn.Sequential)
     assert declare(network).properties.of(Dissipative) is None
     assert any("no method potential" in loss for loss in declare(network).losses)
     assert verify(network, torch.randn(3, 2)).passed
@@ -461,3 +490,52 @@ def test_images_behind_implicit_steps_are_measured_without_forward_derivatives()
     verify(block, x, kinds=(Lipschitz,), search_steps=2).require()
     low = Fixed(block, Lipschitz(0.5 * stated.constant))
     assert not verify(low, x, kinds=(Lipschitz,), search_steps=2).passed
+
+
+def test_a_linear_layer_declares_the_norm_of_its_matrix() -> None:
+    torch.manual_seed(0)
+    for bias in (True, False):
+        layer = nn.Linear(3, 5, bias=bias).double()
+        declared = declare(nn.Sequential(layer, nn.ReLU())).properties
+        norm = float(torch.linalg.matrix_norm(layer.weight.detach(), 2))
+        assert norm <= declared.lipschitz <= norm * (1 + 1e-12)
+        assert (declare(layer).properties.of(Equivariant) is None) == bias
+        verify(layer, torch.randn(4, 3, dtype=torch.float64)).require()
+    hooked = torch.nn.utils.weight_norm(nn.Linear(3, 3))
+    assert not declare(hooked).properties
+
+
+def test_the_identity_loses_nothing_whatever_the_property() -> None:
+    torch.manual_seed(0)
+    block = DynamicalBlock(PartitionedField.example(), "verlet", FreeSignal(0.1))
+    for parts in ([nn.Identity(), block], [block, nn.Identity()], [nn.Identity(), block, nn.Identity()]):
+        declared = declare(nn.Sequential(*parts)).properties
+        assert declared.of(Symplectic) is not None
+        assert declared.lipschitz == block.properties.lipschitz
+    nothing = nn.Sequential(nn.Sequential(), nn.Identity(), nn.Identity())
+    assert set(declare(nothing).properties) == set(declare(nn.Identity()).properties)
+    assert declare(nn.Sequential(nothing, block)).properties.of(Symplectic) is not None
+    assert declare(nn.Sequential(block, nn.Tanh())).properties.of(Symplectic) is None
+    assert declare(Chain(block, block)).properties.of(Invertible) is not None
+    assert declare(Chain(nn.Identity(), block)).properties.of(Invertible) is None
+    metric = DenseMetric(torch.tensor([[2.0, 0.5], [0.5, 1.0]]))
+    step = DynamicalBlock(MetricField(Dense(2, 2), metric), "euler", FreeSignal(0.75))
+    assert declare(nn.Sequential(nn.Identity(), step)).properties.lipschitz_in(metric) == 1.0
+
+
+def test_isometries_and_permutations_keep_what_they_keep() -> None:
+    torch.manual_seed(0)
+    wide, mix = OrthogonalDense(3, 5), ChannelMix((2, 4, 4), 3)
+    image, state = torch.randn(3, 2, 4, 4, dtype=torch.float64), torch.randn(3, 3, dtype=torch.float64)
+    for module, x, kinds in (
+        (wide, state, {NormPreserving, Equivariant}),
+        (mix, image, {NormPreserving, Equivariant}),
+        (OrthogonalConv((2, 4, 4), 2, 3, padding="circular"), image, {NormPreserving, GradientNormPreserving}),
+        (SpaceToDepth(2), image, {Positive, Equivariant}),
+        (ZeroLift(2, 3), image, {Positive, Equivariant, LinearInvariant}),
+        (nn.Flatten(), image, {Positive, Equivariant}),
+        (nn.ReLU(), image, {Positive}),
+    ):
+        assert kinds <= {type(p) for p in declare(module).properties}
+        verify(module, x).require()
+    assert declare(OrthogonalDense(5, 3)).properties.of(NormPreserving) is None

@@ -330,11 +330,14 @@ def test_block_rows_measure_the_dense_jacobian(network):
 
 
 def test_no_declaration_and_a_false_one_are_shown_as_such():
+    class Unknown(nn.Linear):
+        pass
+
     class Plain(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.body = nn.Sequential(nn.ReLU())
-            self.head = nn.Linear(4, 3)
+            self.head = Unknown(4, 3)
 
         def forward(self, x):
             return self.head(self.body(x))

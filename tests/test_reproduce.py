@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from dynablocks.cli import main
 from dynablocks.errors import BadData
@@ -30,6 +31,7 @@ SMOKE = Scale("smoke")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("reproduced")
     assert main(["reproduce", "fig5", "--preset", "smoke", "--out", str(out)]) == 0
     return out

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dynablocks.errors import BadData, DynablocksError, InvalidArgument
 from dynablocks.robustness import DEFAULT_EPSILONS, LOSSES, AttackConfig, AttackResult, attack, l2_pgd
+from dynablocks.robustness.attacks import _starts
 
 EPSILONS = (0.0, 0.1, 0.3, 0.6, 1.0)
 
@@ -136,6 +137,22 @@ def test_results_do_not_depend_on_the_batch_size():
     labels = predicted(model, pixels.double())
     results = [attack(model, (pixels, labels), AttackConfig(EPSILONS, batch_size=size, restarts=2)) for size in (7, 30)]
     assert all(torch.equal(results[0].broken[name], results[1].broken[name]) for name in LOSSES)
+
+
+def test_every_restart_sample_loss_and_seed_starts_elsewhere() -> None:
+    pixels = images(2)
+
+    def starts(samples: tuple[int, ...] = (0, 1), loss: str = "ce", restart: int = 0, seed: int = 0) -> Tensor:
+        drawn = _starts(pixels, samples, AttackConfig(seed=seed), loss, restart)
+        assert drawn is not None
+        return drawn
+
+    first = starts()
+    assert torch.equal(first, starts())
+    assert (first.flatten(1).norm(dim=1) <= 1).all()
+    for other in (starts(restart=1), starts((2, 3)), starts(loss="margin"), starts(seed=1)):
+        assert ((other - first).flatten(1).norm(dim=1) > 0.1).all()
+    assert (first[0] - first[1]).norm() > 0.1
 
 
 def test_early_drop_only_adds_breaks_and_is_monotone():

@@ -179,6 +179,16 @@ def test_pairwise_radii_beat_the_generic_ones():
     assert torch.equal(for_labels > 0, logits.argmax(dim=1) == 0)
 
 
+def test_the_generic_radius_is_the_pairwise_one_for_opposite_rows() -> None:
+    """‖w₀ − w₁‖ = 2 = √2 ‖W‖, so nothing is lost."""
+    weight = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
+    logits = torch.tensor([[0.7, -0.7]], dtype=torch.float64)
+    norm = float(torch.linalg.matrix_norm(weight, 2))
+    pairwise = certified_radii(logits, weight, 3.0)
+    torch.testing.assert_close(generic_radii(logits, 3.0 * norm), pairwise, rtol=1e-14, atol=0)
+    assert pairwise.item() == pytest.approx(1.4 / 6, rel=1e-11)
+
+
 def test_accuracy_at_zero_is_the_accuracy_and_radii_are_strict():
     labels = torch.tensor([0, 0, 0, 1])
     predictions = torch.tensor([0, 0, 0, 0])

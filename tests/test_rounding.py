@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
-from dynablocks.fields import GradientField
+from dynablocks.fields import GradientField, MetricField
 from dynablocks.integrators import ExplicitEuler
 from dynablocks.lifting import Head, PixelNormalisation
-from dynablocks.linear import Bounds, Dense, LinearMap, OrthogonalDense, frozen_weights
+from dynablocks.linear import Bounds, Conv, Dense, LinearMap, OrthogonalDense, frozen_weights
+from dynablocks.metrics import Channelwise, SpectralMetric, Whitening
 from dynablocks.models import MODELS, ModelConfig, Network, build
 from dynablocks.robustness import certified_radii, certify
 from dynablocks.robustness.audit import AuditFailed, _layer_bound, singular_range
@@ -23,6 +24,7 @@ from dynablocks.robustness.evaluation import evaluating, to_pixels
 from dynablocks.robustness.rounding import (
     LogitError,
     NoRoundingBound,
+    _Arithmetic,
     full_precision,
     gamma,
     plain_arithmetic,
@@ -47,11 +49,33 @@ CASES = {
     "naive": ModelConfig("naive", **TINY),
     "resnet": ModelConfig("resnet", **TINY),
     "metric": ModelConfig("metric", **TINY),
+    "potential": ModelConfig("certified", **TINY, step="potential", dense_layers=1, dense_step="potential"),
 }
 
 
+def pooled() -> Network:
+    body = nn.Sequential(PixelNormalisation((0.3, 0.6), (0.2, 0.3)), nn.AvgPool2d(2), nn.Flatten())
+    return Network(body, Head(32, 5), (2, 8, 8), ModelConfig())
+
+
+def in_given_weights() -> Network:
+    metric = SpectralMetric((2, 8, 8))
+    normalisation = Channelwise(PixelNormalisation((0.3, 0.6), (0.2, 0.3)), metric)
+    field = MetricField(Conv((2, 8, 8), 3, 3, "circular", gain=0.5), metric, "relu")
+    block = DynamicalBlock(field, "euler", FreeSignal(0.5))
+    body = nn.Sequential(normalisation, block, Whitening(metric), nn.Flatten())
+    return Network(body, Head(128, 5), (2, 8, 8), ModelConfig())
+
+
+BY_HAND: dict[str, Callable[[], Network]] = {"average pooling": pooled, "metric in given weights": in_given_weights}
+
+
 def network_of(name: str, seed: int = 0) -> Network:
-    network = build(CASES[name], (2, 8, 8), 5, mean=(0.3, 0.6), std=(0.2, 0.3), seed=seed).eval()
+    torch.manual_seed(seed)
+    if name in BY_HAND:
+        network = BY_HAND[name]().eval()
+    else:
+        network = build(CASES[name], (2, 8, 8), 5, mean=(0.3, 0.6), std=(0.2, 0.3), seed=seed).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, value in network.named_parameters():
@@ -88,7 +112,20 @@ def errors(network: Network, pixels: Tensor) -> tuple[Tensor, Tensor, LogitError
         return features, wrong, bound, network.head.weight.double().norm(dim=1)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.fixture(params=[True, False], ids=["at the image", "from norms"])
+def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either bound of an Euler step in float32, whose errors can be seen; float64 takes the one from norms."""
+    start = _Arithmetic.__init__
+
+    def chosen(self: _Arithmetic, pixels: Tensor) -> None:
+        start(self, pixels)
+        self.worth_measuring = request.param
+
+    monkeypatch.setattr(_Arithmetic, "__init__", chosen)
+
+
+@pytest.mark.usefixtures("arithmetic")
+@pytest.mark.parametrize("name", [*CASES, *BY_HAND])
 def test_true_errors_never_exceed_the_bound(name: str) -> None:
     for seed in (0, 1):
         features, wrong, bound, norms = errors(network_of(name, seed), images(seed=seed))
@@ -97,6 +134,7 @@ def test_true_errors_never_exceed_the_bound(name: str) -> None:
         assert (wrong <= bound.of_logits(norms)).all()
 
 
+@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("name", ["certified", "exact", "preconditioned"])
 def test_the_bound_within_a_radius_holds_at_every_moved_image(name: str) -> None:
     network, centre = network_of(name), images(2)
@@ -174,17 +212,40 @@ class SequentialDense(Dense):
         return total
 
 
-def test_lost_terms_inside_a_block_come_near_its_bound() -> None:
+def losing_inside_a_block() -> tuple[Network, Tensor]:
+    """The same terms are lost in Ax of a contractive step, whose other factor Aᵀ passes the error on."""
     linear = SequentialDense(256, 2)
     with torch.no_grad():
         linear.matrix[0], linear.matrix[1] = SMALL, 0.0
         linear.matrix[0, 0] = 1.0
     network, pixels = losing(Head)
     network.body.append(DynamicalBlock(GradientField(linear), "euler", FreeSignal(1.0)))
+    return network, pixels
+
+
+@pytest.mark.usefixtures("arithmetic")
+def test_lost_terms_inside_a_block_come_near_its_bound() -> None:
+    network, pixels = losing_inside_a_block()
     features, wrong, bound, norms = errors(network, pixels)
     assert (features <= bound.features).all()
     assert (wrong <= bound.of_logits(norms)).all()
     assert features[0] > bound.features[0] / 10
+
+
+@pytest.mark.usefixtures("arithmetic")
+def test_from_a_black_image_the_slopes_carry_the_whole_bound() -> None:
+    for (network, pixels), inside in ((losing(Sequential), False), (losing_inside_a_block(), True)):
+        _, _, bound, norms = errors(network, torch.zeros_like(pixels))
+        features, wrong, _, _ = errors(network, pixels)
+        radius = float(pixels.double().norm())
+        limit = bound.of_logits(norms, radius)
+        assert bound.features.max() < 1e-20
+        assert (features <= bound.features + bound.features_slope * radius).all()
+        assert (wrong <= limit).all()
+        if inside:
+            assert features[0] > 0.9 * bound.features_slope * radius
+        else:
+            assert wrong[0, 0] > 0.9 * limit[0, 0]
 
 
 def test_a_near_tie_that_float32_decides_wrongly_is_not_certified() -> None:

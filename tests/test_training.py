@@ -607,3 +607,29 @@ def test_half_precision_does_not_go_on_without_a_gpu(tmp_path: Path) -> None:
         patch.setattr(loop_module, "read_state", lambda checkpoint: state(checkpoint) | {"precision": "16"})
         with pytest.raises(InvalidArgument, match="precision is '16'"):
             fit(small_model(), quadrants(), config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("step", "waited", "seconds", "due"),
+    [
+        (10, 7, 0.01, True),
+        (10, 7, 1.0, False),
+        (10, 51, 1.0, True),
+        (10, 61, 9.0, True),
+        (11, 59, 0.01, False),
+        (11, 61, 0.01, True),
+    ],
+)
+def test_checkpoints_at_ends_of_epochs_take_a_small_share_of_the_time(
+    step: int, waited: float, seconds: float, due: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module.time, "perf_counter", lambda: 1000.0 + waited)
+    session = SimpleNamespace(
+        step=step,
+        steps_per_epoch=10,
+        plan=SimpleNamespace(total=100),
+        last_save=1000.0,
+        save_seconds=seconds,
+        config=SimpleNamespace(checkpoint_seconds=60.0),
+    )
+    assert loop_module.is_save_due(session) == due

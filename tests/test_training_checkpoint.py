@@ -191,7 +191,8 @@ def test_a_kill_at_any_flush_or_rename_leaves_a_whole_checkpoint(
 
         return act
 
-    monkeypatch.setattr(checkpoint_module, "_flush", counted(checkpoint_module._flush))
+    for name in ("_flush", "flush_directory"):
+        monkeypatch.setattr(checkpoint_module, name, counted(getattr(checkpoint_module, name)))
     monkeypatch.setattr(Path, "rename", counted(Path.rename))
     with pytest.raises(Killed):
         save_checkpoint(tmp_path, model, "seed: 0\n", {"step": 3})
@@ -263,3 +264,15 @@ def test_the_loop_survives_kill_nine(tmp_path: Path) -> None:
     config = TrainingConfig(epochs=2, batch_size=16, **QUIET)
     fit(small_model(), quadrants(), config, tmp_path / "calm")
     assert weights_digest(tmp_path / "run") == weights_digest(tmp_path / "calm")
+
+
+def test_a_refused_training_leaves_no_folder(tmp_path: Path) -> None:
+    for directory, left in ((tmp_path / "new", False), (tmp_path / "old", True)):
+        if left:
+            directory.mkdir()
+        with pytest.raises(RuntimeError), checkpoint_module.reserved(directory):
+            raise RuntimeError
+        assert directory.exists() == left
+    with checkpoint_module.reserved(tmp_path / "kept"):
+        (tmp_path / "kept" / "config.yaml").touch()
+    assert (tmp_path / "kept" / "config.yaml").exists()

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.linear.bounds import ConvGeometry, conv_norm_bounds
@@ -40,11 +41,9 @@ class MaxMin(nn.Module):
 class CPLStep(nn.Module):
     r"""x − (2 / σ²) Wᵀ ReLU(W x + b), σ by power iteration; Meunier et al. (2022), CPL.
 
-    As its authors do: one iteration a training step, 100 after training. The norm is an estimate from below, so the
-    step is 1-Lipschitz up to its error.
+    As its authors do: one iteration a training step, from which the norm is an estimate from below. After training the
+    authors take 100 iterations; here, as in our layers, a sound bound of the norm, so that the step is 1-Lipschitz.
     """
-
-    after_training = 100
 
     def __init__(self, channels: int, size: int, kernel_size: int = 3) -> None:
         super().__init__()
@@ -53,8 +52,9 @@ class CPLStep(nn.Module):
         nn.init.xavier_normal_(self.kernel)
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("leading", torch.randn(1, channels, size, size))
+        self._bounded: tuple[Tensor, float] | None = None
         for _ in range(20):
-            self.estimate()
+            self._iterate()
 
     @torch.no_grad()
     def _iterate(self) -> None:
@@ -62,20 +62,23 @@ class CPLStep(nn.Module):
         back = functional.conv_transpose2d(image, self.kernel, padding=self.padding)
         self.leading.copy_(back / back.norm().clamp_min(1e-12))
 
-    def train(self, mode: bool = True) -> CPLStep:
-        if self.training and not mode:
-            for _ in range(self.after_training):
-                self._iterate()
-        return super().train(mode)
-
-    def estimate(self) -> Tensor:
-        """‖W u‖ for the unit vector u that the power iteration has reached, differentiable in W."""
-        if self.training:
+    def norm(self) -> Tensor | float:
+        """‖W u‖ for the unit vector u that the power iteration has reached, differentiable in W; later a bound."""
+        with torch.autocast(self.kernel.device.type, enabled=False):
+            if not self.training:
+                return self._bound()
             self._iterate()
-        return functional.conv2d(self.leading, self.kernel, padding=self.padding).norm()
+            return functional.conv2d(self.leading, self.kernel, padding=self.padding).norm()
+
+    def _bound(self) -> float:
+        kernel = self.kernel.detach().cpu()
+        if self._bounded is None or not torch.equal(self._bounded[0], kernel):
+            geometry = ConvGeometry(tuple(self.leading.shape[2:]), padding=self.padding)
+            self._bounded = kernel.clone(), _conv_bound(kernel, geometry)
+        return self._bounded[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        scaled = self.kernel / self.estimate()
+        scaled = self.kernel / self.norm()
         hidden = functional.relu(functional.conv2d(x, scaled, self.bias, padding=self.padding))
         return x - 2 * functional.conv_transpose2d(hidden, scaled, padding=self.padding)
 
@@ -99,7 +102,18 @@ class Classifier(nn.Module):
         self.register_buffer("mean", mean.view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x - self.mean))
+        # As our weights, those of the peers are made in full precision where the network computes in bfloat16; outside
+        # the cache, in which orthogonium's power iterations, which write what they read, would stand still.
+        with torch.autocast(x.device.type, enabled=False):
+            made = {
+                (id(module), name): getattr(module, name)
+                for path, module in self.body.named_modules()
+                if "parametrizations" not in path.split(".")
+                for name in getattr(module, "parametrizations", ())
+            }
+        with parametrize.cached():
+            parametrize._cache.update({key: value for key, value in made.items() if key not in parametrize._cache})
+            return self.head(self.body(x - self.mean))
 
 
 @dataclass(frozen=True)
@@ -282,7 +296,7 @@ def _layer_bound(layer: nn.Module, size: tuple[int, int]) -> float:
     if isinstance(layer, (nn.PixelUnshuffle, nn.Flatten, MaxMin)):
         return 1.0
     if isinstance(layer, CPLStep):
-        return _step_bound(layer.kernel / layer.estimate(), size)
+        return _step_bound(layer.kernel / layer.norm(), size)
     if isinstance(layer, nn.Conv2d):
         return _conv_bound(layer.weight, ConvGeometry.of(layer, size))
     if type(layer).__name__.endswith("SDPBasedLipschitzResBlock"):

@@ -41,7 +41,9 @@ from dynablocks.models import MODELS, ModelConfig
 from dynablocks.pipeline import build_for, certify_run, load, train_run
 from dynablocks.progress import progress_bar
 from dynablocks.robustness import certified_radii, certify
+from dynablocks.robustness.rounding import full_precision
 from dynablocks.training import TrainingConfig, TrainingSummary, fit
+from dynablocks.training.precision import present_device
 
 sys.path.insert(0, str(Path(__file__).parent))
 from peers import FAMILIES, explained, sound_bound
@@ -98,7 +100,7 @@ def train_peer(
     described |= {"dense": family.dense}
     summary = fit(model, splits, config, directory, describe=described)
     # Layers of orthogonium move their kernels at each use, by rounding; cached, the kernels bounded are those applied.
-    with torch.no_grad(), torch.nn.utils.parametrize.cached():
+    with torch.no_grad(), full_precision(), torch.nn.utils.parametrize.cached():
         bound, logits = sound_bound(model.eval()), outputs(model, measured)
     head = model.head.effective_weight().detach()
     own = certified_radii(logits, head, 1.0, labels=measured.labels)
@@ -124,6 +126,7 @@ def train_ours(
     summary = train_run(run, directory)
     model, description = load(directory), build_for(run, splits)[1]
     if args.held_out:
+        model = model.to(present_device("auto"))
         with progress_bar(f"certifying {len(measured)} images") as update:
             result = certify(model, measured, progress=update)
     else:

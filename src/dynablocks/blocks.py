@@ -12,6 +12,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields import VectorField
 from dynablocks.integrators import Integrator, integrator
 from dynablocks.linear import shared_weights
+from dynablocks.linear.maps import require_batch
 from dynablocks.properties import Declaration, Invertible, Properties, Structured
 from dynablocks.properties.structure import fold
 from dynablocks.switching import NonExpansiveSignal, SwitchingSignal
@@ -68,7 +69,12 @@ class DynamicalBlock(Structured):
         self.in_shape = self.out_shape = chosen[0].in_shape
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
-        """The block's map on a batch."""
+        """The block's map on a batch.
+
+        Raises:
+            InvalidArgument: ``x`` is no batch of samples of :attr:`in_shape`.
+        """
+        require_batch(self, self.in_shape, x)
         with shared_weights(self.fields):
             for index, step_size in self.signal.pieces():
                 x = self.method.step(self._field(index), x, step_size)
@@ -76,6 +82,7 @@ class DynamicalBlock(Structured):
 
     def inverse(self, y: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """The x with ``block(x) == y``, where the integrator has an inverse (exact flows)."""
+        require_batch(self, self.in_shape, y)
         with shared_weights(self.fields):
             for index, step_size in reversed(self.signal.pieces()):
                 y = self.method.inverse(self._field(index), y, step_size)

@@ -146,7 +146,15 @@ _PAPER_ON_CPU: dict[str, Any] = {
 }
 _PAPER: dict[str, Any] = {
     "training": _HINGE
-    | {"epochs": 100, "batch_size": 128, "lr": 0.01, "schedule": "step", "crop_padding": 4, "flip": True},
+    | {
+        "epochs": 100,
+        "batch_size": 128,
+        "lr": 0.01,
+        "schedule": "step",
+        "crop_padding": 4,
+        "flip": True,
+        "precision": "32",
+    },
 }
 
 

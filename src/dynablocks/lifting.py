@@ -16,11 +16,14 @@ from dynablocks.linear.maps import check_shape, require_shape
 from dynablocks.linear.orthogonal import ORTHOGONAL, orthogonal_start
 from dynablocks.properties import (
     Declaration,
+    Equivariant,
     GradientNormPreserving,
     Invertible,
     LinearInvariant,
     Lipschitz,
     NormPreserving,
+    Positive,
+    Property,
     Structured,
 )
 
@@ -83,7 +86,7 @@ class SpaceToDepth(Structured):
         return functional.pixel_shuffle(y, self.factor)
 
     def declare(self) -> Declaration:
-        kept = (*ISOMETRY, GradientNormPreserving(), LinearInvariant(), Invertible())
+        kept = (*ISOMETRY, GradientNormPreserving(), LinearInvariant(), Invertible(), Equivariant(), Positive())
         return Declaration.of(*kept, reason="a permutation", title=f"SpaceToDepth({self.factor})")
 
 
@@ -105,9 +108,9 @@ class ZeroLift(Structured):
         return functional.pad(x, (0,) * (2 * (x.ndim - 2)) + (0, self.extra))
 
     def declare(self) -> Declaration:
-        kept = (
-            (*ISOMETRY, LinearInvariant()) if self.extra else (*ISOMETRY, LinearInvariant(), GradientNormPreserving())
-        )
+        kept: list[Property] = [*ISOMETRY, LinearInvariant(), Equivariant(), Positive()]
+        if not self.extra:
+            kept.append(GradientNormPreserving())
         return Declaration.of(*kept, reason="zeros appended", title=f"ZeroLift(+{self.extra})")
 
 

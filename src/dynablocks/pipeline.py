@@ -92,12 +92,17 @@ def load(directory: str | Path) -> Network:
         The network, with ``.properties`` and ``.input_shape``.
 
     Raises:
-        BadCheckpoint: there is no checkpoint, or it is corrupt.
+        BadCheckpoint: there is no checkpoint, it is corrupt, or its training is not finished.
     """
     import yaml
 
     directory = Path(directory)
     checkpoint = require_checkpoint(directory)
+    if not read_state(checkpoint).get("summary"):
+        raise BadCheckpoint(
+            f"the training in {directory} is not finished, and its steps may still move; the command that began it "
+            "goes on from there."
+        )
     try:
         network = build_described(yaml.safe_load(read_config(checkpoint))["model"])
     except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:

@@ -19,8 +19,7 @@ from dynablocks.errors import InvalidArgument, require_range
 from dynablocks.fields import ShearField
 from dynablocks.integrators import ExactFlow, Splitting
 from dynablocks.linear import LinearMap, shared_weights
-from dynablocks.properties import Declaration, Invertible, Structured, declare
-from dynablocks.properties.structure import compose
+from dynablocks.properties import Declaration, Invertible, Structured, compose, declare, without_missing_methods
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -128,7 +127,8 @@ class ReversibleChain(Structured):
         return total
 
     def declare(self) -> Declaration:
-        return compose(((str(k), block) for k, block in enumerate(self.blocks)), title="ReversibleChain")
+        declared = compose(((str(k), block) for k, block in enumerate(self.blocks)), title="ReversibleChain")
+        return without_missing_methods(self, declared)
 
     def report_drift(self, drift: Tensor) -> None:
         """Keep the figure, and warn the first time that it is above the tolerance."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +20,6 @@ from dynablocks.properties import (
     Lipschitz,
     NormPreserving,
     Positive,
-    Property,
     Structured,
 )
 
@@ -179,8 +179,7 @@ class NormLift(OrthogonalDense):
 
     def declare(self) -> Declaration:
         declared = super().declare()
-        kept: list[Property] = [*declared.properties, NormPreserving()]
-        return Declaration.of(*kept, reason=f"orthonormal columns, {declared.reason}", title="NormLift")
+        return replace(declared, reason=f"orthonormal columns, {declared.reason}")
 
 
 def _require_entries(name: str, entries: int, x: Tensor) -> None:

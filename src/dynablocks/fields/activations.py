@@ -1,9 +1,11 @@
-"""Monotone scalar functions σ with the range of their slopes and, where it is closed-form, the flow of u̇ = σ(u)."""
+"""Scalar functions σ with the range of their slopes and, where it is closed-form, the flow of u̇ = σ(u)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,11 +24,14 @@ class Activation:
     Attributes:
         name: the registry name.
         function: σ, elementwise.
-        slope_min, slope_max: the range of σ'; 0 <= slope_min, so σ is monotone.
+        slope_min, slope_max: the range of σ'. All of the registry have 0 <= slope_min, so they are monotone.
         primitive: γ with γ' = σ, or ``None``.
         negative_slope: a when σ(u) = max(u, au), otherwise ``None``. Such σ is positively homogeneous and its flow is
             closed-form.
         odd: σ(−u) = −σ(u).
+
+    Raises:
+        InvalidArgument: the slopes are not two finite numbers in order.
     """
 
     name: str
@@ -36,6 +41,18 @@ class Activation:
     primitive: Scalar | None = None
     negative_slope: float | None = None
     odd: bool = False
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.slope_min <= self.slope_max < math.inf:
+            raise InvalidArgument(
+                f"the slopes of {self.name} are given as {self.slope_min} to {self.slope_max}; two finite numbers, the "
+                "smaller first, are needed."
+            )
+
+    @property
+    def lipschitz(self) -> float:
+        """The largest |σ'|."""
+        return max(abs(self.slope_min), abs(self.slope_max))
 
     def __call__(self, u: Tensor) -> Tensor:
         return self.function(u)
@@ -68,10 +85,10 @@ def leaky_relu(negative_slope: float = 0.5) -> Activation:
     a = float(require_range("negative_slope", negative_slope, 0.0, 1.0))
     return Activation(
         name="relu" if a == 0 else f"leaky-relu({a:g})",
-        function=functional.relu if a == 0 else lambda u: functional.leaky_relu(u, a),
+        function=functional.relu if a == 0 else partial(functional.leaky_relu, negative_slope=a),
         slope_min=a,
         slope_max=1.0,
-        primitive=lambda u: 0.5 * u * torch.maximum(u, a * u),
+        primitive=partial(_leaky_primitive, a),
         negative_slope=a,
         odd=a == 1.0,
     )
@@ -80,7 +97,7 @@ def leaky_relu(negative_slope: float = 0.5) -> Activation:
 def smooth_leaky_relu(negative_slope: float = 0.5) -> Activation:
     """σ(u) = au + (1 − a) log(1 + e^u); slopes (a, 1)."""
     a = float(require_range("negative_slope", negative_slope, 0.0, 1.0))
-    return Activation(f"smooth-leaky-relu({a:g})", lambda u: a * u + (1 - a) * _softplus(u), a, 1.0)
+    return Activation(f"smooth-leaky-relu({a:g})", partial(_smooth_leaky, a), a, 1.0)
 
 
 ACTIVATIONS: Registry[Callable[[], Activation]] = Registry("activation")
@@ -91,6 +108,15 @@ ACTIVATIONS["smooth-leaky-relu"] = smooth_leaky_relu
 ACTIVATIONS["tanh"] = lambda: Activation("tanh", torch.tanh, 0.0, 1.0, _log_cosh, odd=True)
 ACTIVATIONS["sigmoid"] = lambda: Activation("sigmoid", torch.sigmoid, 0.0, 0.25, _softplus)
 ACTIVATIONS["arctan"] = lambda: Activation("arctan", torch.arctan, 0.0, 1.0, odd=True)
+
+
+# Named functions, since those without a name cannot be pickled, nor modules that hold them.
+def _leaky_primitive(a: float, u: Tensor) -> Tensor:
+    return 0.5 * u * torch.maximum(u, a * u)
+
+
+def _smooth_leaky(a: float, u: Tensor) -> Tensor:
+    return a * u + (1 - a) * _softplus(u)
 
 
 def _log_cosh(u: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
-from dynablocks.linear.rounding import EPS
+from dynablocks.linear.rounding import EPS, exp_up
 from dynablocks.properties import EUCLIDEAN, Metric
 from dynablocks.registry import Registry
 
@@ -146,8 +146,7 @@ class VectorField(nn.Module):
         if time == 0:
             return 1.0, "no time"
         rate = min(facts.lipschitz, facts.one_sided) if time > 0 else facts.lipschitz
-        exponent = rate * abs(time)
-        return (math.exp(exponent) * (1 + 2.0**-48) if exponent < 700 else math.inf), f"e^(t·{rate:.4g}), Grönwall"
+        return exp_up(rate * abs(time)), f"e^(t·{rate:.4g}), Grönwall"
 
     def euler_constant(self, step_size: float, bound: str = "tight") -> tuple[float, str]:
         r"""A Lipschitz constant of x + hX(x) for h = ``step_size`` of either sign, and the reason.

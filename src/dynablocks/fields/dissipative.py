@@ -16,7 +16,7 @@ from dynablocks.fields.hamiltonian import EnergyField, SeparableHamiltonian, can
 from dynablocks.fields.partitioned import IdentityField, halves
 from dynablocks.fields.symmetric import conservative_field, potential_value, ridge_energy
 from dynablocks.linear.bounds import linear_norm_bounds
-from dynablocks.linear.rounding import round_up
+from dynablocks.linear.rounding import exp_up, round_up
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -147,7 +147,7 @@ class Damping(VectorField):
     def flow_constant(self, time: float) -> tuple[float, str]:
         """max(1, e^{−γt})."""
         exponent = -self.rate() * time
-        constant = round_up(math.exp(exponent)) if 0 < exponent < 700 else (1.0 if exponent <= 0 else math.inf)
+        constant = 1.0 if exponent <= 0 else exp_up(exponent)
         return constant, f"q rests, p is multiplied by e^{exponent:.4g}"
 
     def facts(self) -> FieldFacts:
@@ -235,7 +235,7 @@ class DampedHamiltonian(SeparableHamiltonian):
         # A monotone odd ∇T vanishes at 0, so pᵀ∇T(p) >= 0.
         monotone = force.odd and force.spectrum is not None and force.spectrum[0] >= 0
         return FieldFacts(
-            lipschitz=max(kick.lipschitz, drift.lipschitz) + gamma,
+            lipschitz=round_up(max(kick.lipschitz, drift.lipschitz) + gamma),
             one_sided=round_up((kick.lipschitz + drift.lipschitz) / 2),
             odd=kick.odd and drift.odd,
             damping=self.damping.rate(),

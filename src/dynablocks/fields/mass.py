@@ -189,7 +189,7 @@ class MassPreservingField(VectorField):
         incidence, outer = self.incidence(), self.outer.weight.detach().double().cpu()
         rounding = len(outer[0]) * 2.0**-52 * float(incidence.norm()) * float(outer.norm())
         mixing = linear_norm_bounds(incidence @ outer.mT).upper * (1 + 2.0**-48) + rounding
-        return mixing * self.sigma.slope_max * self.inner.norm_bounds().upper * (1 + 2.0**-50)
+        return mixing * self.sigma.lipschitz * self.inner.norm_bounds().upper * (1 + 2.0**-50)
 
     def extra_repr(self) -> str:
         return f"weights={self.space.weights[0] or 1}, positive={self.positive}"

@@ -33,8 +33,8 @@ class MetricField(VectorField):
 
         ⟨X(x) − X(y), x − y⟩_M = −⟨Σ(WMx + b) − Σ(WMy + b), WM(x − y)⟩ <= 0,
 
-    and the Euler step has the tight constant max(|1 − h‖A‖²|, |1 − h a σ_min(A)²|) in ‖·‖_M: it is non-expansive
-    exactly for 0 <= h λ_max(W M Wᵀ) <= 2.
+    and the Euler step has at most the constant max(|1 − h‖A‖²|, |1 − h a σ_min(A)²|) in ‖·‖_M: it is non-expansive for
+    0 <= h λ_max(W M Wᵀ) <= 2. Both are tight where the rows of W are linearly independent.
 
     Condition: none on W. The declared ‖A‖ is an upper bound of ‖W M^{1/2}‖ in float64.
 

@@ -12,6 +12,7 @@ from dynablocks.errors import InvalidArgument, require_choice
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, over_states
 from dynablocks.fields.gradient import GradientField
 from dynablocks.linear import Dense
+from dynablocks.linear.rounding import round_up
 from dynablocks.properties import declare
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ class PartitionedField(VectorField):
         hamiltonian = kick.hamiltonian and drift.hamiltonian
         return FieldFacts(
             lipschitz=lipschitz,
-            one_sided=(kick.lipschitz + drift.lipschitz) / 2,
+            one_sided=round_up((kick.lipschitz + drift.lipschitz) / 2),
             odd=kick.odd and drift.odd,
             divergence_free=True,
             hamiltonian=hamiltonian,

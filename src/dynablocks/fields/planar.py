@@ -12,7 +12,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation, activation, leaky_relu
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
 from dynablocks.linear import Dense, LinearMap, OrthogonalDense
-from dynablocks.linear.rounding import checked_float64
+from dynablocks.linear.rounding import EPS, checked_float64, round_up
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -26,7 +26,8 @@ class PlanarField(VectorField):
 
     The Jacobian of x + hX(x) is I + hsDA with D diagonal, entries in [σ'₋, σ'₊]. Its norm is convex in D, so the
     largest is at
-    one of the 2ⁿ corners: an exact Lipschitz constant for piecewise linear σ (design D3; paper section 1.1).
+    one of the 2ⁿ corners: an exact Lipschitz constant for a σ with two slopes and an invertible A, for which every
+    corner occurs (design D3; paper section 1.1).
 
     Args:
         linear: A, from n to n entries with n <= 8.
@@ -71,7 +72,7 @@ class PlanarField(VectorField):
 
     def facts(self) -> FieldFacts:
         jacobians = self.corner_jacobians()
-        slack = 1 + 64 * torch.finfo(torch.float64).eps
+        slack = 1 + 64 * EPS
         one_sided = float(torch.linalg.eigvalsh(0.5 * (jacobians + jacobians.mT)).max())
         lipschitz = float(torch.linalg.matrix_norm(jacobians, ord=2).max()) * slack
         return FieldFacts(
@@ -86,8 +87,9 @@ class PlanarField(VectorField):
             return super().euler_constant(step_size, bound)
         jacobians = self.corner_jacobians()
         steps = torch.eye(jacobians.shape[-1], dtype=torch.float64) + step_size * jacobians
-        slack = 1 + 64 * torch.finfo(torch.float64).eps
-        norm = float(torch.linalg.matrix_norm(steps, ord=2).max()) * slack
+        # Rounding is that of 1 + hλ, which may be large where the norm is small.
+        slack = 64 * EPS * (1 + float(jacobians.abs().max()) * abs(step_size))
+        norm = float(torch.linalg.matrix_norm(steps, ord=2).max()) * (1 + 64 * EPS) + slack
         return norm, f"largest of {len(jacobians)} corner norms ‖I + hDA‖"
 
 
@@ -128,14 +130,19 @@ class TwoMatrixField(VectorField):
         return image - self.decay * x if self.decay else image
 
     def _product(self) -> float:
-        return self.inner.norm_bounds().upper * self.outer.norm_bounds().upper * self.sigma.slope_max
+        return round_up(self.inner.norm_bounds().upper * self.outer.norm_bounds().upper * self.sigma.lipschitz)
 
     def facts(self) -> FieldFacts:
         product = self._product()
         odd = self.sigma.odd and self.bias is None
         reason = f"‖A‖‖B‖ <= {product:.6g}, decay {self.decay:g}"
-        return FieldFacts(product + abs(self.decay), product - self.decay, odd=odd, reason=reason)
+        lipschitz = round_up(product + abs(self.decay))
+        one_sided = product - self.decay + 4 * EPS * lipschitz
+        return FieldFacts(lipschitz, one_sided, odd=odd, reason=reason)
 
     def euler_constant(self, step_size: float, bound: str = "tight") -> tuple[float, str]:
-        constant = abs(1 - step_size * self.decay) + abs(step_size) * self._product()
-        return constant, f"|1−h·{self.decay:g}| + |h|‖A‖‖B‖"
+        decayed, moved = step_size * self.decay, abs(step_size) * self._product()
+        constant = abs(1 - decayed) + moved
+        # Rounding is that of hc, which may be large where 1 − hc is small.
+        slack = 4 * EPS * (1 + abs(decayed) + moved) if step_size else 0.0
+        return constant + slack, f"|1−h·{self.decay:g}| + |h|‖A‖‖B‖"

@@ -34,7 +34,10 @@ class PreconditionedField(RidgeField):
 
     Args:
         linear: A, dense or a stride-1, ungrouped convolution.
-        sigma: σ with slopes in [0, 1].
+        sigma: σ, monotone; its slopes are at most 1 for the constants below to hold up to h = 2.
+
+    Raises:
+        InvalidArgument: σ is not monotone, or the convolution has a stride or groups.
 
     Source: design D2.5; Araujo et al. (2023), "A unified algebraic perspective on Lipschitz neural networks" (SLL).
 
@@ -47,6 +50,11 @@ class PreconditionedField(RidgeField):
 
     def __init__(self, linear: LinearMap, sigma: str | Activation = "relu", *, bias: bool = True) -> None:
         super().__init__(linear, sigma, bias=bias)
+        if self.sigma.slope_min < 0:
+            raise InvalidArgument(
+                f"{self.sigma.name} has slopes down to {self.sigma.slope_min:g}; a preconditioned field needs a "
+                "monotone σ, of slopes >= 0."
+            )
         if isinstance(linear, Conv) and (linear.stride != 1 or linear.groups != 1):
             raise InvalidArgument("a preconditioned field needs a convolution with stride 1 and groups 1.")
         self.log_scale = nn.Parameter(torch.zeros(linear.out_shape[0]))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dynablocks.fields.activations import Activation, activation
 from dynablocks.fields.base import VectorField
 from dynablocks.linear import LinearMap, shared_weights
-from dynablocks.linear.rounding import checked_float64
+from dynablocks.linear.rounding import checked_float64, expm1_bounds
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -107,10 +107,8 @@ class RidgeField(VectorField):
         return torch.where(u >= 0, times, (self.sigma.negative_slope or 0.0) * times).flatten(1).sum(1)
 
     def flow_constant(self, time: float) -> tuple[float, str]:
-        # e^700 is near the largest float; beyond it the declared constant is infinite.
-        exponents = [time * slope for slope in self.slope_range()]
-        ends = [math.expm1(e) if e < 700 else math.inf for e in exponents]
-        low, high = self.update_spectrum(min(ends), max(ends))
+        ends = [expm1_bounds(time * slope) for slope in self.slope_range()]
+        low, high = self.update_spectrum(min(below for below, _ in ends), max(above for _, above in ends))
         constant = math.nextafter(max(abs(1 + low), abs(1 + high)), math.inf)
         return constant, f"exact flow, symmetric Jacobian with eigenvalues in [{1 + low:.6g}, {1 + high:.6g}]"
 

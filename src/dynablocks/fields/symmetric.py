@@ -224,7 +224,7 @@ class PotentialSum(VectorField):
         odd = all(facts.odd for facts in known)
         if len(spectra) < len(known):
             conservative = all(facts.conservative for facts in known)
-            lipschitz = math.nextafter(sum(f.lipschitz for f in known), math.inf)
+            lipschitz = math.nextafter(sum(f.lipschitz for f in known) * (1 + len(known) * EPS), math.inf)
             return FieldFacts(lipschitz, conservative=conservative, odd=odd, reason="sum of fields")
         low, high = _widened(sum(s[0] for s in spectra), sum(s[1] for s in spectra))
         return conservative_facts(*sorted((self.sign * low, self.sign * high)), odd=odd, reason=known[0].reason)

@@ -298,15 +298,27 @@ def one_step_error(flow: FlowMap, data: Trajectories | Pairs) -> float:
         return math.inf
 
 
-def save_fit(directory: Path, flow: FlowMap) -> None:
-    """Write the surrogate's parameters and units; :func:`load_fit` reads them."""
+def save_fit(directory: Path | str, flow: FlowMap) -> None:
+    """Write the surrogate's parameters, units and structure for :func:`load_fit`, into a folder that may be new.
+
+    Raises:
+        BadCheckpoint: the folder holds something else, or a fit of ``dynablocks fit`` with another structure.
+    """
+    import yaml
     from safetensors.torch import save_model
 
+    directory, structure = Path(directory), plain_data(asdict(flow.structure))
+    stored = read_config(directory) if (directory / CONFIG).exists() else {"fit": {}}
+    if stored["fit"] and stored.get("structure") != structure:
+        raise BadCheckpoint(f"{directory} holds a fit with another structure; give another folder.")
+    if not stored["fit"]:
+        text = yaml.safe_dump({"fit": {}, "structure": structure}, sort_keys=False, allow_unicode=True)
+        write_text(directory / CONFIG, text)
     write_atomically(directory / MODEL, lambda path: save_model(flow, str(path)))
 
 
 def load_fit(directory: Path | str) -> FlowMap:
-    """The surrogate of a directory that ``dynablocks fit`` wrote, in float64: ``flow(x)`` and ``flow(x, step)``.
+    """The surrogate of ``dynablocks fit`` or :func:`save_fit` in a folder, in float64: ``flow(x)``, ``flow(x, step)``.
 
     Raises:
         BadCheckpoint: the directory holds no finished fit.

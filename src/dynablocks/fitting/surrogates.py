@@ -27,7 +27,7 @@ from dynablocks.fitting.structures import (
     even_energy,
 )
 from dynablocks.integrators import Integrator, integrator
-from dynablocks.integrators.discrete_gradient import DiscreteGradient, discrete_gradient, energy_form
+from dynablocks.integrators.discrete_gradient import DiscreteGradient, MinusPotential, discrete_gradient, energy_form
 from dynablocks.integrators.implicit import ImplicitRungeKutta
 from dynablocks.linear import Dense
 from dynablocks.properties import (
@@ -115,7 +115,7 @@ class FlowMap(Structured):
     def forward(
         self, x: Float[Tensor, "batch entries"], step: Tensor | float | None = None
     ) -> Float[Tensor, "batch entries"]:
-        """The states after ``step`` (a number, or one a sample), by default the usual step."""
+        """The states after ``step`` (a number, or one a sample), by default the usual one, in the map's precision."""
         z, h = self.to_units(x), self._small_step(step)
         for _ in range(self.structure.substeps):
             z = self.method.step(self.field, z, h)
@@ -158,7 +158,8 @@ class FlowMap(Structured):
         self.unit.fill_(1 / speed if speed > 0 else float(h.mean()))
 
     def to_units(self, x: Tensor) -> Tensor:
-        return (x - self.centre.to(x)) / self.scale.to(x)
+        x = x.to(self.centre.dtype)
+        return (x - self.centre) / self.scale
 
     def from_units(self, z: Tensor) -> Tensor:
         return self.centre.to(z) + self.scale.to(z) * z
@@ -190,6 +191,9 @@ class FlowMap(Structured):
         return _scope(self.properties, self.method)
 
     def _in_data_units(self, kept: Property) -> Property:
+        if isinstance(kept, Dissipative) and isinstance(kept.function, MinusPotential):
+            potential = kept.function
+            return replace(kept, function=lambda x: potential(self.to_units(x)))
         return replace(kept, function=self.energy) if isinstance(kept, (EnergyPreserving, Dissipative)) else kept
 
     def extra_repr(self) -> str:

@@ -55,7 +55,7 @@ class Integrator:
         order: the error of one step of size h is O(h^(order + 1)); ``None`` for an exact flow.
         explicit: no equation is solved.
         symmetric: Ψ^{−h} is the inverse of Ψ^h.
-        keeps: the properties of the exact flow that every step has.
+        keeps: the properties of the exact flow that every step has; none unless a subclass says so.
         solved: those of ``keeps`` that hold to :attr:`tolerance` only, because an equation is solved.
         tolerance: of the solver.
     """
@@ -63,7 +63,7 @@ class Integrator:
     order: int | None
     explicit: bool = True
     symmetric: bool = False
-    keeps: frozenset[type[Property]] = RUNGE_KUTTA_KEEPS
+    keeps: frozenset[type[Property]] = frozenset()
     solved: frozenset[type[Property]] = frozenset()
     tolerance: float = 0.0
 

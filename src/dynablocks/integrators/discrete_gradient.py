@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,6 +37,16 @@ class EnergyForm(NamedTuple):
     structure: Callable[[Tensor, Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class MinusPotential:
+    """H = −V of a gradient field X = ∇V = −∇H; two of one field are equal, so that what is said of both composes."""
+
+    field: VectorField
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return -potential_of(self.field, x)
+
+
 def energy_form(field: VectorField) -> EnergyForm | str:
     r"""H, ∇H and S of X = S∇H, or the reason why the field has no such form.
 
@@ -66,7 +77,7 @@ def energy_form(field: VectorField) -> EnergyForm | str:
         potential_of(field, _zeros(field))
     except InvalidArgument as error:
         return str(error).rstrip(".")
-    return EnergyForm(lambda x: -potential_of(field, x), lambda x: -field(x), lambda x, v: -v)
+    return EnergyForm(MinusPotential(field), lambda x: -field(x), lambda x, v: -v)
 
 
 def _zeros(field: VectorField) -> Tensor:
@@ -271,6 +282,10 @@ class DiscreteGradient(Integrator):
     def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
         self.require(field)
         inherited, losses = self.inherited(field, step_size)
+        form = energy_form(field)
+        told = any(isinstance(p, Dissipative) for p in inherited)
+        if isinstance(form, EnergyForm) and isinstance(form.energy, MinusPotential) and step_size >= 0 and not told:
+            inherited = [*inherited, Dissipative(form.energy, tolerance=self.tolerance)]
         title = f"{self.kind}(h={step_size:.5g})"
         reason = "H(y) − H(x) = h⟨∇̄H, S∇̄H⟩"
         return Declaration.of(*inherited, reason=reason, title=title, losses=losses)

@@ -11,7 +11,8 @@ from torch import Tensor
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import RidgeField, VectorField
 from dynablocks.fields.base import over_states
-from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
+from dynablocks.integrators.base import INTEGRATORS, RUNGE_KUTTA_KEEPS, Integrator, StepSize
+from dynablocks.linear.rounding import EPS
 from dynablocks.properties import Declaration, GradientNormPreserving, Property
 
 
@@ -38,6 +39,7 @@ class ExplicitEuler(Integrator):
     """
 
     order = 1
+    keeps = RUNGE_KUTTA_KEEPS
 
     def __init__(self, substeps: int = 1) -> None:
         if not isinstance(substeps, int) or substeps < 1:
@@ -67,7 +69,9 @@ class ExplicitEuler(Integrator):
             constant, reason = self._elementwise_constant(field, h)
         else:
             once, reason = field.euler_constant(h, bound)
-            constant = math.nextafter(math.prod([once] * self.substeps), math.inf) if self.substeps > 1 else once
+            constant = once
+            if self.substeps > 1:
+                constant = math.nextafter(math.prod([once] * self.substeps) * (1 + self.substeps * EPS), math.inf)
             reason = f"({reason})^{self.substeps}" if self.substeps > 1 else reason
         kept: list[Property] = [*self.lipschitz(constant, field)]
         if self._reflects(field, step_size):

@@ -12,8 +12,36 @@ from torch import Tensor
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import VectorField
 from dynablocks.fields.base import over_states
-from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
+from dynablocks.integrators.base import INTEGRATORS, RUNGE_KUTTA_KEEPS, Integrator, StepSize
+from dynablocks.linear.rounding import EPS
 from dynablocks.properties import Declaration
+
+
+def require_order(name: str, order: int, a: np.ndarray, b: np.ndarray) -> None:
+    """Refuse coefficients that miss one of the eight conditions up to order 4; higher orders are taken on trust.
+
+    Source: Hairer, Nørsett and Wanner, "Solving Ordinary Differential Equations I", section II.2.
+
+    Example:
+        >>> require_order("heun", 3, HEUN.matrix, np.array(HEUN.b))
+        Traceback (most recent call last):
+        ...
+        dynablocks.errors.InvalidArgument: tableau 'heun': Σ bᵢcᵢ² is 0.5, and order 3 needs 0.333333.
+    """
+    c = a.sum(1)
+    conditions = (
+        (1, "Σ bᵢ", b.sum(), 1),
+        (2, "Σ bᵢcᵢ", b @ c, 1 / 2),
+        (3, "Σ bᵢcᵢ²", b @ c**2, 1 / 3),
+        (3, "Σ bᵢaᵢⱼcⱼ", b @ a @ c, 1 / 6),
+        (4, "Σ bᵢcᵢ³", b @ c**3, 1 / 4),
+        (4, "Σ bᵢcᵢaᵢⱼcⱼ", (b * c) @ a @ c, 1 / 8),
+        (4, "Σ bᵢaᵢⱼcⱼ²", b @ a @ c**2, 1 / 12),
+        (4, "Σ bᵢaᵢⱼaⱼₖcₖ", b @ a @ a @ c, 1 / 24),
+    )
+    for needed_by, sum_of, value, wanted in conditions:
+        if max(1, order) >= needed_by and not abs(value - wanted) <= 1e-12 * (1 + np.abs(b).sum()):
+            raise InvalidArgument(f"tableau {name!r}: {sum_of} is {value:g}, and order {order} needs {wanted:g}.")
 
 
 @dataclass(frozen=True)
@@ -21,7 +49,7 @@ class Tableau:
     r"""Coefficients (A, b) of an explicit method: kᵢ = X(x + h Σⱼ aᵢⱼ kⱼ), x ↦ x + h Σ bᵢ kᵢ.
 
     Raises:
-        InvalidArgument: A is not strictly lower triangular, sizes differ, or Σ bᵢ ≠ 1.
+        InvalidArgument: A is not strictly lower triangular, sizes differ, or a condition of the order fails.
     """
 
     name: str
@@ -33,8 +61,15 @@ class Tableau:
         stages = len(self.b)
         if len(self.a) != stages or any(len(row) != i for i, row in enumerate(self.a)):
             raise InvalidArgument(f"tableau {self.name!r}: row i of A must have i entries (0, 1, … {stages - 1}).")
-        if abs(sum(self.b) - 1) > 1e-12:
-            raise InvalidArgument(f"tableau {self.name!r}: the weights b sum to {sum(self.b):g}; they must sum to 1.")
+        require_order(self.name, self.order, self.matrix, np.array(self.b))
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """A as a square matrix."""
+        full = np.zeros((len(self.b), len(self.b)))
+        for i, row in enumerate(self.a):
+            full[i, : len(row)] = row
+        return full
 
     @property
     def circle_radius(self) -> float:
@@ -48,10 +83,7 @@ class Tableau:
         b = np.array(self.b)
         if (b <= 0).any():
             return 0.0
-        a = np.zeros((len(b), len(b)))
-        for i, row in enumerate(self.a):
-            a[i, : len(row)] = row
-        scaled = np.sqrt(b)
+        a, scaled = self.matrix, np.sqrt(b)
         form = (np.diag(b) @ a + a.T @ np.diag(b) - np.outer(b, b)) / np.outer(scaled, scaled)
         smallest = float(np.linalg.eigvalsh(form).min())
         return math.inf if smallest >= 0 else -1.0 / (smallest - 1e-12)
@@ -75,6 +107,8 @@ class ExplicitRungeKutta(Integrator):
         >>> ExplicitRungeKutta(RK4).order, round(RK4.circle_radius, 6)
         (4, 1.0)
     """
+
+    keeps = RUNGE_KUTTA_KEEPS
 
     def __init__(self, tableau: Tableau) -> None:
         self.tableau = tableau
@@ -111,7 +145,9 @@ class ExplicitRungeKutta(Integrator):
         stages: list[float] = []
         for row in self.tableau.a:
             stages.append(lipschitz * (1 + h * sum(abs(a) * s for a, s in zip(row, stages, strict=True))))
-        return 1 + h * sum(abs(b) * s for b, s in zip(self.tableau.b, stages, strict=True))
+        growth = h * sum(abs(b) * s for b, s in zip(self.tableau.b, stages, strict=True))
+        # Of positive numbers alone: at most k + 4 roundings in each of k stages.
+        return math.nextafter(1 + growth * (1 + (len(self.tableau.b) + 4) ** 2 * EPS), math.inf)
 
     def __repr__(self) -> str:
         return f"ExplicitRungeKutta({self.tableau.name})"

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.linear.bounds import Bounds
-from dynablocks.properties import Declaration, Equivariant, GradientNormPreserving, Lipschitz, Property, Structured
+from dynablocks.properties import (
+    Declaration,
+    Equivariant,
+    GradientNormPreserving,
+    Lipschitz,
+    NormPreserving,
+    Property,
+    Structured,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+T = TypeVar("T")
 
 __all__ = ["Bounds", "LinearMap", "frozen_weights", "shared_weights"]
 
@@ -54,8 +64,7 @@ class LinearMap(Structured):
     rows_orthonormal: bool = False
     columns_orthonormal: bool = False
     _held: Tensor | None = None
-    _held_bounds: Bounds | None = None
-    _held_smallest: float | None = None
+    _held_facts: dict[str, object] | None = None
     _held_version: int | None = None
 
     def compute_weight(self) -> Tensor:
@@ -88,21 +97,24 @@ class LinearMap(Structured):
 
     def norm_bounds(self) -> Bounds:
         """:meth:`compute_norm_bounds`, once for each weight held by :func:`shared_weights`."""
-        if self._held is None:
-            return self.compute_norm_bounds()
-        self._forget_bounds_of_another_version()
-        if self._held_bounds is None:
-            self._held_bounds = self.compute_norm_bounds()
-        return self._held_bounds
+        return self.once("norm bounds", self.compute_norm_bounds)
 
     def smallest_singular_value(self) -> float:
         """:meth:`compute_smallest_singular_value`, once for each weight held by :func:`shared_weights`."""
-        if self._held is None:
-            return self.compute_smallest_singular_value()
-        self._forget_bounds_of_another_version()
-        if self._held_smallest is None:
-            self._held_smallest = self.compute_smallest_singular_value()
-        return self._held_smallest
+        return self.once("smallest singular value", self.compute_smallest_singular_value)
+
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """``compute()``, a fact of the weight, once for each weight held by :func:`shared_weights`."""
+        held = self._held
+        if held is None:
+            return compute()
+        # A held weight that is a parameter can be changed in place, by an optimiser or a projection.
+        version = None if held.is_inference() else held._version
+        if self._held_facts is None or version != self._held_version:
+            self._held_facts, self._held_version = {}, version
+        if name not in self._held_facts:
+            self._held_facts[name] = compute()
+        return cast(T, self._held_facts[name])
 
     @property
     def weight(self) -> Tensor:
@@ -112,14 +124,7 @@ class LinearMap(Structured):
     def hold(self, weight: Tensor | None) -> None:
         """Use this weight until told otherwise; ``None`` returns to computing it. For :func:`shared_weights` alone."""
         object.__setattr__(self, "_held", weight)
-        self._held_bounds = self._held_smallest = self._held_version = None
-
-    def _forget_bounds_of_another_version(self) -> None:
-        """A held weight that is a parameter can be changed in place, by an optimiser or a projection."""
-        held = self._held
-        version = None if held is None or held.is_inference() else held._version
-        if version != self._held_version:
-            self._held_version, self._held_bounds, self._held_smallest = version, None, None
+        self._held_facts = self._held_version = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the held weight: a copy made inside :func:`frozen_weights` computes its own."""
@@ -159,6 +164,8 @@ class LinearMap(Structured):
         kept: list[Property] = [Lipschitz(bounds.upper), Equivariant()]
         if self.rows_orthonormal:
             kept.append(GradientNormPreserving())
+        if self.columns_orthonormal:
+            kept.append(NormPreserving())
         reason = f"‖A‖ <= {bounds.upper:.9g} ({bounds.method})"
         return Declaration.of(*kept, reason=reason, title=type(self).__name__)
 
@@ -181,11 +188,22 @@ def check_shape(name: str, shape: tuple[int, ...], rank: int) -> tuple[int, ...]
 def require_shape(module: object, shape: tuple[int, ...], x: Tensor) -> None:
     """What is declared holds for samples of one shape: another one is an :class:`InvalidArgument`."""
     if tuple(x.shape[-len(shape) :]) != shape:
-        wanted = ", ".join(map(str, shape))
-        raise InvalidArgument(
-            f"the input has shape {tuple(x.shape)}; {type(module).__name__} was built for (batch, {wanted}), and "
-            "what it declares holds for that shape alone."
-        )
+        raise wrong_shape(module, shape, x)
+
+
+def require_batch(module: object, shape: tuple[int, ...], x: Tensor) -> None:
+    """As :func:`require_shape`, of one axis for the batch and no more."""
+    if tuple(x.shape[1:]) != shape:
+        raise wrong_shape(module, shape, x)
+
+
+def wrong_shape(module: object, shape: tuple[int, ...], x: Tensor) -> InvalidArgument:
+    """The sentence for an input of another shape than (batch, *shape)."""
+    wanted = ", ".join(map(str, shape))
+    return InvalidArgument(
+        f"the input has shape {tuple(x.shape)}; {type(module).__name__} was built for (batch, {wanted}), and "
+        "what it declares holds for that shape alone."
+    )
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dynablocks.errors import InvalidArgument
 from dynablocks.linear.maps import own_precision
 from dynablocks.linear.solving import invert_matrices
 from dynablocks.registry import Registry
@@ -43,6 +44,7 @@ def cayley(free: Float[Tensor, "*batch n p"]) -> Float[Tensor, "*batch n p"]:
         >>> bool(torch.allclose(q.mT @ q, torch.eye(2, dtype=torch.float64)))
         True
     """
+    _require_digits(free)
     with own_precision(free):
         upper, lower = _parts(free)
         eye = torch.eye(free.shape[-1], dtype=free.dtype, device=free.device)
@@ -59,11 +61,21 @@ def expm(free: Float[Tensor, "*batch n p"]) -> Float[Tensor, "*batch n p"]:
         >>> round(float(torch.linalg.det(q)), 12)
         1.0
     """
+    _require_digits(free)
     with own_precision(free):
         upper, lower = _parts(free)
         above = functional.pad(-lower.mT, (0, 0, 0, lower.shape[-2]))
         skew = torch.cat([torch.cat([upper - upper.mT, lower], -2), above], -1)
         return torch.linalg.matrix_exp(skew)[..., : free.shape[-1]]
+
+
+def _require_digits(free: Tensor) -> None:
+    if free.dtype in (torch.float16, torch.bfloat16):
+        kind = str(free.dtype).removeprefix("torch.")
+        raise InvalidArgument(
+            f"the free parameters of an orthogonal matrix are {kind}, too coarse for one; leave the module in float32 "
+            "and compute under torch.autocast, which spares them."
+        )
 
 
 def _parts(free: Tensor) -> tuple[Tensor, Tensor]:

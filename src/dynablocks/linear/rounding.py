@@ -29,6 +29,34 @@ def round_up(value: float) -> float:
     return math.nextafter(value * (1 + 8 * EPS), math.inf) if value > 0 else 0.0
 
 
+def exp_up(exponent: float) -> float:
+    """A float above e^x for every x within two roundings of ``exponent``, each of which multiplies e^x by 1 ± ε|x|.
+
+    Example:
+        >>> exp_up(0.0) > 1.0, exp_up(1e9)
+        (True, inf)
+    """
+    if not exponent < 700:
+        return math.inf
+    return math.nextafter(math.exp(exponent) * (1 + 4 * EPS * (2 + abs(exponent))), math.inf)
+
+
+def expm1_bounds(exponent: float) -> tuple[float, float]:
+    """Floats below and above e^x − 1 for every x within two roundings of ``exponent``; 0 is exact.
+
+    From e^700, near the largest float, the upper one is infinite.
+
+    Example:
+        >>> expm1_bounds(0.0), expm1_bounds(1e9)
+        ((0.0, 0.0), (-1.0, inf))
+    """
+    if not exponent < 700:
+        return -1.0, math.inf
+    value = math.expm1(exponent)
+    slack = 4 * EPS * (abs(value) + abs(exponent) * math.exp(exponent)) if exponent else 0.0
+    return max(-1.0, value - slack), value + slack
+
+
 def round_down(value: float) -> float:
     """A non-negative float below ``value`` and below the result of up to four more roundings of it.
 

@@ -17,7 +17,7 @@ from dynablocks.linear.maps import require_shape
 from dynablocks.properties import Declaration, Invertible, Lipschitz, Structured
 from dynablocks.registry import Registry
 from dynablocks.reversible import ReversibleChain
-from dynablocks.switching.signals import Piece, SwitchingSignal
+from dynablocks.switching import LearnedTimes
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -108,29 +108,6 @@ class DensityFlow(Structured):
                 total = total + cast(Any, block).log_determinant(x)
                 x = block(x)
         return x, total
-
-
-class LearnedTimes(SwitchingSignal):
-    r"""Each field in turn for a learned time of any sign, kept in [−limit, limit].
-
-    Example:
-        >>> [index for index, _ in LearnedTimes((0.5, 0.2)).pieces()]
-        [0, 1]
-    """
-
-    def __init__(self, start: tuple[float, ...], limit: float = 2.0) -> None:
-        super().__init__()
-        self.limit = require_range("limit", limit, 0.0, open_low=True)
-        self.fields_needed = len(start)
-        self.steps = nn.Parameter(torch.tensor([float(time) for time in start]))
-        self.project_()
-
-    def pieces(self) -> list[Piece]:
-        return list(enumerate(self.steps.unbind()))
-
-    @torch.no_grad()
-    def project_(self) -> None:
-        self.steps.clamp_(-self.limit, self.limit)
 
 
 class AffineMap(Structured):

@@ -44,11 +44,14 @@ class Network(Structured):
         """The logits of a batch of images.
 
         Raises:
-            InvalidArgument: the images have another shape than the network was built for.
+            InvalidArgument: the images have another shape than the network was built for, or are whole numbers.
         """
         if x.ndim != 4 or tuple(x.shape[1:]) != self.input_shape:
             taken = ", ".join(map(str, self.input_shape))
             raise InvalidArgument(f"the images have shape {tuple(x.shape)}; the network takes (batch, {taken}).")
+        if not x.is_floating_point():
+            kind = str(x.dtype).removeprefix("torch.")
+            raise InvalidArgument(f"the pixels are {kind}; the network takes numbers in [0, 1]: divide bytes by 255.")
         logits: Tensor = self.head(self.body(x))
         return logits
 

@@ -17,6 +17,7 @@ from dynablocks.properties.declarations import (
     LinearInvariant,
     Lipschitz,
     NormPreserving,
+    Positive,
     Properties,
     Property,
     Symplectic,
@@ -33,6 +34,8 @@ class Declaration:
     parts: tuple[tuple[str, Declaration], ...] = ()
     losses: tuple[str, ...] = ()
     title: str = ""
+    identity: bool = False
+    """f(x) = x: a composition loses nothing by it but a method that all its parts must have."""
 
     @classmethod
     def of(cls, *properties: Property, reason: str, title: str = "", losses: Iterable[str] = ()) -> Declaration:
@@ -82,7 +85,7 @@ def declare(module: nn.Module) -> Declaration:
 
     Example:
         >>> declare(nn.Sequential(nn.Flatten(), nn.ReLU())).properties
-        (Lipschitz(1))
+        (Lipschitz(1), Positive)
     """
     module = original(module)
     if isinstance(module, Structured):
@@ -98,9 +101,11 @@ def compose(parts: Iterable[tuple[str, nn.Module]], title: str = "composition") 
     """The declaration of a composition: first part first. Each property is the fold of the parts' by its own rule."""
     declared = tuple((name, declare(module)) for name, module in parts)
     if not declared:
-        return Declaration.of(*IDENTITY, reason="the empty composition is the identity", title=title)
+        nothing = Declaration.of(*IDENTITY, reason="the empty composition is the identity", title=title)
+        return replace(nothing, identity=True)
     kept, losses = fold(declared)
-    return Declaration(Properties(kept), "composition of its parts", declared, losses, title)
+    identity = all(declaration.identity for _, declaration in declared)
+    return Declaration(Properties(kept), "composition of its parts", declared, losses, title, identity)
 
 
 def fold(declared: tuple[tuple[str, Declaration], ...]) -> tuple[list[Property], tuple[str, ...]]:
@@ -108,11 +113,13 @@ def fold(declared: tuple[tuple[str, Declaration], ...]) -> tuple[list[Property],
     kept: list[Property] = []
     losses: list[str] = []
     slots: dict[tuple[object, ...], Property] = {}
-    for _, declaration in declared:
+    moving = tuple((name, declaration) for name, declaration in declared if not declaration.identity) or declared
+    for _, declaration in moving:
         for stated in declaration.properties:
             slots.setdefault(stated.slot, stated)
     for slot, stated in slots.items():
-        total, lost_at = _fold(slot, declared)
+        # The identity has no method inverse.
+        total, lost_at = _fold(slot, declared if slot == Invertible().slot else moving)
         if total is not None:
             kept.append(total)
         else:
@@ -122,11 +129,11 @@ def fold(declared: tuple[tuple[str, Declaration], ...]) -> tuple[list[Property],
 
 def _fold(slot: tuple[object, ...], declared: tuple[tuple[str, Declaration], ...]) -> tuple[Property | None, str]:
     total: Property | None = None
-    for position, (name, declaration) in enumerate(declared):
+    for name, declaration in declared:
         here = next((p for p in declaration.properties if p.slot == slot), None)
         if here is None:
             return None, f"{name} ({_why_not(slot, declaration)})"
-        total = here if position == 0 else (total.then(here) if total is not None else None)
+        total = here if total is None else total.then(here)
         if total is None:
             return None, f"{name} ({here} does not compose with what comes before)"
     return total, ""
@@ -145,12 +152,14 @@ IDENTITY: tuple[Property, ...] = (
     VolumePreserving(),
     LinearInvariant(),
     Equivariant(),
+    Positive(),
 )
+"""What the identity is on any space; an even number of entries is asked of a symplectic map."""
 
 
 @rule(nn.Identity)
 def _identity(module: nn.Module) -> Declaration:
-    return Declaration.of(*IDENTITY, reason="the identity", title="Identity")
+    return replace(Declaration.of(*IDENTITY, reason="the identity", title="Identity"), identity=True)
 
 
 @rule(nn.Flatten)
@@ -159,7 +168,7 @@ def _flatten(module: nn.Flatten) -> Declaration:
         # Counted from the end, the first dimension depends on the input.
         return Declaration.of(reason="it may flatten the batch too", title="Flatten")
     isometry = (Lipschitz(1.0), GradientNormPreserving(), NormPreserving(), LinearInvariant(), Equivariant())
-    return Declaration.of(*isometry, reason="reshaping", title="Flatten")
+    return Declaration.of(*isometry, Positive(), reason="reshaping", title="Flatten")
 
 
 METHODS = {Invertible: "inverse", EnergyPreserving: "energy", Dissipative: "potential"}
@@ -186,9 +195,22 @@ def _sequential(module: nn.Sequential) -> Declaration:
     return without_missing_methods(module, declared)
 
 
+@rule(nn.Linear)
+def _linear(module: nn.Linear) -> Declaration:
+    from dynablocks.linear.bounds import linear_norm_bounds
+
+    if module._forward_pre_hooks:
+        return Declaration.of(reason="hooks before it, such as weight_norm's, may change its weight", title="Linear")
+    bounds = linear_norm_bounds(module.weight.detach())
+    kept: list[Property] = [Lipschitz(bounds.upper)]
+    if module.bias is None:
+        kept.append(Equivariant())
+    return Declaration.of(*kept, reason=f"‖W‖ <= {bounds.upper:.9g} ({bounds.method})", title="Linear")
+
+
 @rule(nn.ReLU)
 def _relu(module: nn.Module) -> Declaration:
-    return Declaration.of(Lipschitz(1.0), reason="slopes in [0, 1]", title="ReLU")
+    return Declaration.of(Lipschitz(1.0), Positive(), reason="slopes in [0, 1]", title="ReLU")
 
 
 @rule(nn.LeakyReLU)
@@ -250,14 +272,12 @@ def explain(module: nn.Module, depth: int | None = None) -> Explanation:
         depth: how many levels of parts to print; all when ``None``.
 
     Example:
-        >>> print(explain(nn.Sequential(nn.Flatten(), nn.ReLU())))
+        >>> print(explain(nn.Sequential(nn.Tanh(), nn.ReLU())))
         Sequential: (Lipschitz(1))  [composition of its parts]
-          - GradientNormPreserving is lost at 1 (slopes in [0, 1])
-          - NormPreserving is lost at 1 (slopes in [0, 1])
-          - LinearInvariant is lost at 1 (slopes in [0, 1])
           - Equivariant is lost at 1 (slopes in [0, 1])
-          0 Flatten: (Lipschitz(1), GradientNormPreserving, NormPreserving, LinearInvariant, Equivariant)  [reshaping]
-          1 ReLU: (Lipschitz(1))  [slopes in [0, 1]]
+          - Positive is lost at 0 (slopes in (0, 1])
+          0 Tanh: (Lipschitz(1), Equivariant)  [slopes in (0, 1]]
+          1 ReLU: (Lipschitz(1), Positive)  [slopes in [0, 1]]
     """
     lines: list[str] = []
     _print_declaration(declare(module), "", 0, depth, lines)

@@ -307,7 +307,7 @@ def l2_pgd(
     device, dtype = model_place(model)
     pixels, labels = to_pixels(images, device, dtype), labels.to(device)
     count = len(pixels)
-    with evaluating(model):
+    with evaluating(model), full_precision():
         check_labels(labels, checked_logits(model, pixels).shape[1])
         rows = torch.tensor(config.epsilons, dtype=torch.float64, device=device).repeat_interleave(count)
         again = len(config.epsilons)

@@ -167,7 +167,7 @@ def _step_bound(method: Any, field: nn.Module, h: float) -> float:
         return _ridge_bound(method, field, h)
     if isinstance(field, TwoMatrixField) and isinstance(method, ExplicitEuler):
         part, product = h / method.substeps, singular_range(field.inner)[0] * singular_range(field.outer)[0]
-        return float(abs(1 - part * field.decay) + abs(part) * product * field.sigma.slope_max) ** method.substeps
+        return float(abs(1 - part * field.decay) + abs(part) * product * field.sigma.lipschitz) ** method.substeps
     if isinstance(field, MetricField) and field.whitened and isinstance(method, ExplicitEuler):
         part = h / method.substeps * (1 if field.expansive else -1)
         ends = sorted(part * slope for slope in _slopes(field))

@@ -254,7 +254,12 @@ class _Arithmetic:
 
 
 def _absolute_norm(linear: LinearMap) -> float:
-    """An upper bound of ‖|A|‖₂; for kernels >= 0 the frequency 0 has the largest symbol."""
+    """An upper bound of ‖|A|‖₂, once for each held weight."""
+    return linear.once("absolute norm", lambda: _compute_absolute_norm(linear))
+
+
+def _compute_absolute_norm(linear: LinearMap) -> float:
+    """For kernels >= 0 the frequency 0 has the largest symbol."""
     weight = linear.weight.detach().double().abs()
     if weight.ndim == 4:
         weight = weight.sum(dim=(2, 3)) * (1 + 2.0**-40)

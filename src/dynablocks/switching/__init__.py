@@ -14,6 +14,7 @@ from dynablocks.switching.regions import (
 from dynablocks.switching.signals import (
     FlexibleSignal,
     FreeSignal,
+    LearnedTimes,
     NetworkBudget,
     NonExpansiveSignal,
     PairSignal,
@@ -28,6 +29,7 @@ __all__ = [
     "ExactFlowRegion",
     "FlexibleSignal",
     "FreeSignal",
+    "LearnedTimes",
     "NetworkBudget",
     "NonExpansiveSignal",
     "PairSignal",

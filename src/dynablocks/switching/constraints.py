@@ -9,14 +9,24 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dynablocks.errors import require_range
-from dynablocks.switching.signals import NetworkBudget
+from dynablocks.switching.signals import NetworkBudget, PairSignal
 
 
 def project(model: nn.Module) -> None:
     """Call ``project_()`` of every submodule that has it: steps into their regions first, network budgets last."""
-    for module in sorted(model.modules(), key=lambda module: isinstance(module, NetworkBudget)):
+    modules = list(model.modules())
+    pairs = [m for m in modules if isinstance(m, PairSignal) and type(m).project_ is PairSignal.project_]
+    pairs = [pair for pair in pairs if pair.balance == "pair"]
+    now: dict[nn.Module, list[float]] = {}
+    if len({pair.steps.device for pair in pairs}) == 1:
+        # Read at once, since on a GPU every reading waits for the device.
+        steps = torch.stack([pair.steps.detach().double() for pair in pairs])
+        now = dict(zip(pairs, steps.tolist(), strict=True))
+    for module in sorted(modules, key=lambda module: isinstance(module, NetworkBudget)):
         method = getattr(module, "project_", None)
-        if method is not None:
+        if isinstance(module, PairSignal) and module in now:
+            module.project_(now[module])
+        elif method is not None:
             method()
 
 

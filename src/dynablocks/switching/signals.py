@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -70,6 +70,33 @@ class NonExpansiveSignal(SwitchingSignal):
         self.steps.clamp_(self.low, self.high)
 
 
+class LearnedTimes(SwitchingSignal):
+    r"""Each field in turn for a learned time of any sign, kept in [−limit, limit].
+
+    Args:
+        start: the times at the start, one a field.
+        limit: the largest |time|.
+
+    Example:
+        >>> [index for index, _ in LearnedTimes((0.5, 0.2)).pieces()]
+        [0, 1]
+    """
+
+    def __init__(self, start: tuple[float, ...], limit: float = 2.0) -> None:
+        super().__init__()
+        self.limit = require_range("limit", limit, 0.0, open_low=True)
+        self.fields_needed = len(start)
+        self.steps = nn.Parameter(torch.tensor([float(time) for time in start]))
+        self.project_()
+
+    def pieces(self) -> list[Piece]:
+        return list(enumerate(self.steps.unbind()))
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        self.steps.clamp_(-self.limit, self.limit)
+
+
 class ScheduledSignal(SwitchingSignal):
     r"""One field; the step moves linearly from ``start`` to ``end`` over the first ``until`` of training, then stays.
 
@@ -127,10 +154,11 @@ class PairSignal(SwitchingSignal):
         self.project_()
 
     @torch.no_grad()
-    def project_(self) -> None:
+    def project_(self, now: Sequence[float] | None = None) -> None:
+        """Move the steps to the nearest feasible ones; ``now`` is what they are, where that has been read already."""
         if self.balance == "pair":
-            pair = self.region.project(*self.steps.double().tolist())
-            self.steps.copy_(torch.tensor(pair, dtype=torch.float64))
+            first, second = self.steps.double().tolist() if now is None else now
+            self.steps.copy_(torch.tensor(self.region.project(first, second), dtype=torch.float64))
         else:
             self.steps[0].clamp_(*self.region.first_range)
             self.steps[1].clamp_min_(self.region.second_low)
@@ -224,6 +252,9 @@ class NetworkBudget(nn.Module):
     Args:
         signals: pair signals with ``balance="network"``; they stay registered where they are. One that acts several
             times stands here as often.
+
+    Make it an attribute of the model, as its parts are: :func:`dynablocks.switching.project` finds it there alone, and
+    knows the signals that it was given, not those of blocks that come later.
 
     Example:
         >>> from dynablocks.switching import ExactFlowRegion

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from dynablocks.errors import BadCheckpoint, DynablocksError
-from dynablocks.files import lock_file, sha256
+from dynablocks.files import flush_directory, lock_file, sha256
 
 FORMAT = 1
 NEWEST, PREVIOUS, TEMPORARY = "checkpoint", "checkpoint.previous", ".checkpoint.tmp-"
@@ -80,8 +80,9 @@ def _write_files(folder: Path, model: nn.Module, config_text: str, state: Mappin
     }
     manifest = {"format": FORMAT, "dynablocks": _version(), "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    for name in (*files, MANIFEST, "."):
+    for name in (*files, MANIFEST):
         _flush(folder / name)
+    flush_directory(folder)
 
 
 def _write_weights(path: Path, model: nn.Module) -> None:
@@ -120,15 +121,12 @@ def _swap_in(directory: Path, temporary: Path) -> None:
             shutil.rmtree(previous)
         newest.rename(previous)
     temporary.rename(newest)
-    _flush(directory)
+    flush_directory(directory)
 
 
 def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with open(path, "rb+") as stream:
+        os.fsync(stream.fileno())
 
 
 def _version() -> str:
@@ -267,10 +265,20 @@ def tidy(directory: Path, keep: Path | None) -> None:
 def reserved(directory: Path) -> Iterator[None]:
     """Hold the run directory for one training; the lock ends with the process, however it ends.
 
+    A folder that was made for it goes again where the training was refused before it wrote anything.
+
     Raises:
         DynablocksError: another process trains there, or the directory is not writable.
     """
-    with lock_file(Path(directory) / ".lock") as free:
+    directory = Path(directory)
+    lock, new = directory / ".lock", not directory.exists()
+    with lock_file(lock) as free:
         if not free:
             raise DynablocksError(f"another training runs in {directory}; wait for it, or choose another --out.")
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if new and list(directory.iterdir()) == [lock]:
+                    lock.unlink()
+                    directory.rmdir()

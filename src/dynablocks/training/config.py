@@ -56,7 +56,8 @@ class TrainingConfig:
         threads: CPU threads; empty (null) leaves torch's choice.
         seed: seed of everything random: first weights, held-out images, batch order, augmentation, attacks while
             training.
-        checkpoint_seconds: write a checkpoint this often, and at an epoch's end when a tenth of this has passed.
+        checkpoint_seconds: write a checkpoint this often, and at an epoch's end when a tenth of this has passed, and
+            fifty times the seconds that one takes.
         validate_every: measure the validation images every so many epochs, and at the end.
 
     Raises:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 LOOK_STEPS = 20
 LOOK_SECONDS = 1.0
+SAVES_SHARE = 50
+"""Between two checkpoints at ends of epochs lie at least so many times the seconds that one takes."""
 REPEAT_SECONDS = 1.0
 _latest_interrupt = [-math.inf]
 
@@ -240,9 +242,11 @@ def is_shared_look(session: Session) -> bool:
 
 
 def is_save_due(session: Session) -> bool:
-    """Whether a checkpoint is due: by the clock, and ten times sooner at an epoch's end."""
-    waited = time.perf_counter() - session.last_save
-    return waited >= session.config.checkpoint_seconds * (0.1 if is_epoch_end(session) else 1.0)
+    """Whether a checkpoint is due: by the clock, and up to ten times sooner at an epoch's end."""
+    waited, wanted = time.perf_counter() - session.last_save, session.config.checkpoint_seconds
+    if is_epoch_end(session):
+        wanted = min(wanted, max(0.1 * wanted, SAVES_SHARE * session.save_seconds))
+    return waited >= wanted
 
 
 def look(session: Session, display: Display) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -112,7 +113,9 @@ class Session:
             )
         self.config, self.directory, self.config_text = config, directory, config_text
         device = choose_device(config.device, config.devices)
-        self.model = model.to(device)
+        # Of several processes each has a GPU of its own; "cuda" alone is the first one's.
+        several = device == "cuda" and config.devices > 1
+        self.model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if several else device)
         if config.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.precision = state.get("precision") or self._choose_precision(splits.train, device)
@@ -143,6 +146,7 @@ class Session:
         if checkpoint is not None:
             self._restore(state, checkpoint)
         self.last_save = self._started = time.perf_counter()
+        self.save_seconds = 0.0
 
     def _choose_precision(self, train: ImageDataset, device: str) -> str:
         check_precision(self.config.precision, device)
@@ -203,6 +207,7 @@ class Session:
         self.last_save = time.perf_counter()
         if self.directory is not None and self.fabric.is_global_zero:
             save_checkpoint(self.directory, self.result(), self.config_text, self._state(summary))
+            self.save_seconds = time.perf_counter() - self.last_save
 
     def _state(self, summary: dict[str, Any] | None) -> dict[str, Any]:
         state = {
