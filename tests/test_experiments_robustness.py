@@ -13,8 +13,7 @@ from matplotlib.collections import PolyCollection
 from dynablocks.experiments import robustness
 from dynablocks.experiments.base import Scale
 from dynablocks.experiments.cells import RESULT, Store
-from dynablocks.experiments.fig4 import attack_note
-from dynablocks.experiments.robustness import make_row, paper_model, paper_training
+from dynablocks.experiments.robustness import attack_note, make_row, paper_model, paper_training
 from dynablocks.experiments.robustness_figures import gap_figure, steps_figure
 from dynablocks.experiments.runs import ATTACK, CERTIFICATE
 from dynablocks.files import write_json, write_tensors

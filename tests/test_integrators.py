@@ -514,3 +514,13 @@ def test_images_may_have_a_step_each(method: Integrator, column: bool) -> None:
     together = method.step(field, x, h[:, None] if column else h)
     alone = torch.cat([method.step(field, part[None], float(step)) for part, step in zip(x, h, strict=True)])
     torch.testing.assert_close(together, alone, rtol=1e-13, atol=1e-13)
+
+
+def test_the_papers_constant_of_substeps_covers_rows_that_are_nearly_orthonormal() -> None:
+    torch.manual_seed(0)
+    field = GradientField(OrthogonalDense(8, 8), leaky_relu(1.0))
+    block = DynamicalBlock(field, ExplicitEuler(3), FreeSignal(3.0), bound="paper").double()
+    # With h/S = 1 the recursion ends at 0: the step is (I − AᵀA)x − Aᵀb, whose size is the rounding of A alone.
+    weight = field.linear.weight.detach()
+    left = torch.linalg.matrix_norm(torch.eye(8, dtype=weight.dtype) - weight.mT @ weight, 2)
+    assert block.properties.lipschitz >= float(left)

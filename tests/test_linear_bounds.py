@@ -17,6 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dynablocks.errors import InvalidArgument
+from dynablocks.linear import Dense, shared_weights
 from dynablocks.linear import bounds as module
 from dynablocks.linear.bounds import (
     Bounds,
@@ -476,3 +477,23 @@ def test_exponentials_are_bounded_also_where_the_exponent_was_rounded(exponent: 
         if exponent or not turns:
             assert Decimal(below) <= truth - 1 <= Decimal(above)
         assert Decimal(exp_up(exponent)) <= truth * (1 + Decimal(2.0**-38)) + Decimal("1e-323")
+
+
+def test_bounds_of_a_held_parameter_follow_its_changes() -> None:
+    torch.manual_seed(0)
+    for made in (torch.no_grad, torch.inference_mode):
+        with made():
+            linear = Dense(3, 3)
+            with shared_weights(linear):
+                before = linear.norm_bounds().upper
+                assert linear.norm_bounds().upper == before
+                linear.matrix.data.mul_(10)
+                assert linear.norm_bounds().upper == pytest.approx(10 * before)
+
+
+def test_singular_values_that_are_no_numbers_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.linalg, "svdvals", lambda matrix: torch.full(matrix.shape[:-1], math.nan))
+    with pytest.raises(InvalidArgument, match="not finite"):
+        linear_norm_bounds(torch.eye(3))
+    with pytest.raises(InvalidArgument, match="not finite"):
+        conv_norm_bounds(torch.ones(2, 2, 3, 3), ConvGeometry((8, 8), padding=1), "fft")

@@ -11,8 +11,10 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import nn
 
 from dynablocks.blocks import DynamicalBlock
+from dynablocks.config import PAPER_MODELS, preset_settings
 from dynablocks.errors import InvalidArgument
 from dynablocks.linear import ORTHOGONAL
 from dynablocks.metrics import DenseMetric, SpectralMetric, _spectral_factors
@@ -357,3 +359,21 @@ def test_pixels_that_are_whole_numbers_are_refused() -> None:
     for kind in (torch.uint8, torch.int64):
         with pytest.raises(InvalidArgument, match="divide bytes by 255"):
             network(torch.zeros(2, 1, 8, 8, dtype=kind))
+
+
+def test_the_papers_networks_have_twelve_layers_and_half_the_kernels_of_the_others() -> None:
+    networks = {}
+    for name in PAPER_MODELS:
+        settings = preset_settings("paper", name, "cifar10").get("model", {})
+        networks[name] = build(ModelConfig(name, **(settings | {"lift": "paper"})), (3, 32, 32), 10)
+    sizes = {name: kernels(network) for name, network in networks.items()}
+    assert sizes["non_expansive"] == sizes["prescribed"] == sizes["flexible"]
+    assert sizes["naive"] == sizes["resnet"] == 2 * sizes["non_expansive"] == 2 * 4 * 9 * (32**2 + 64**2 + 128**2)
+    for name, network in networks.items():
+        pairs = name in ("prescribed", "flexible")
+        assert len(network.blocks()) == (6 if pairs else 12)
+
+
+def kernels(network: nn.Module) -> int:
+    """How many numbers the steps' kernels hold."""
+    return sum(p.numel() for _, block in network.blocks() for p in block.parameters() if p.ndim == 4)

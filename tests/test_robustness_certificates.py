@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.errors import BadData, InvalidArgument, UnsoundResult
+from dynablocks.linear import shared_weights
+from dynablocks.models import ModelConfig, Network, build
+from dynablocks.models.network import row_distances
 from dynablocks.robustness import (
     AttackConfig,
     CertificateResult,
@@ -290,3 +293,42 @@ def test_a_contradiction_below_the_resolution_of_an_attack_is_none():
                 check_sound(twin, result)
         else:
             check_sound(twin, result)
+
+
+def test_rows_that_nearly_agree_or_overflow_keep_their_distance() -> None:
+    weight = torch.tensor([[1e-170, 1e-170], [0.0, 0.0]], dtype=torch.float64)
+    logits = torch.tensor([[3e-170, 0.0]], dtype=torch.float64)
+    assert certified_radii(logits, weight, 1.0).item() == pytest.approx(3 / 2**0.5)
+    far = torch.tensor([[1.7e308, 0.0], [-1.7e308, 0.0]], dtype=torch.float64)
+    assert certified_radii(logits, far, 1.0).item() == 0.0
+    torch.manual_seed(0)
+    rows = torch.randn(4, 6, dtype=torch.float64)
+    torch.testing.assert_close(row_distances(rows), torch.cdist(rows, rows))
+
+
+def test_a_network_with_a_forward_of_its_own_has_no_certificate() -> None:
+    class Sharp(Network):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward((10 * x).clamp(0, 1))
+
+    plain = build(ModelConfig("certified", widths=(4,), layers=(1,)), (1, 8, 8), 10, seed=0)
+    sharp = Sharp(plain.body, plain.head, plain.input_shape, plain.config)
+    data = torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(InvalidArgument, match="Sharp has a forward of its own"):
+        certify(sharp, data)
+
+
+def test_a_certificate_is_of_the_parameters_of_now_whatever_is_held_around_it() -> None:
+    network = build(ModelConfig("certified", widths=(4,), layers=(1,)), (1, 8, 8), 10, seed=0).double()
+    torch.manual_seed(1)
+    data = torch.rand(6, 1, 8, 8, dtype=torch.float64), torch.zeros(6, dtype=torch.int64)
+    with shared_weights(network):
+        held = network.body[-2].fields[0].linear.weight
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        inside = certify(network, data)
+        assert network.body[-2].fields[0].linear.weight is held
+    outside = certify(network, data)
+    assert torch.equal(inside.radii, outside.radii)
+    assert torch.equal(inside.predictions, outside.predictions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +15,10 @@ from dynablocks.blocks import DynamicalBlock
 from dynablocks.fields import GradientField, MetricField
 from dynablocks.integrators import ExplicitEuler
 from dynablocks.lifting import Head, PixelNormalisation
-from dynablocks.linear import Bounds, Conv, Dense, LinearMap, OrthogonalDense, frozen_weights
+from dynablocks.linear import Bounds, Conv, Dense, LinearMap, OrthogonalConv, OrthogonalDense, frozen_weights
 from dynablocks.metrics import Channelwise, SpectralMetric, Whitening
 from dynablocks.models import MODELS, ModelConfig, Network, build
-from dynablocks.robustness import certified_radii, certify
+from dynablocks.robustness import certified_radii, certify, rounding
 from dynablocks.robustness.audit import AuditFailed, _layer_bound, singular_range
 from dynablocks.robustness.certificates import _logit_error
 from dynablocks.robustness.evaluation import evaluating, to_pixels
@@ -481,3 +482,28 @@ def test_full_precision_switches_the_tf32_of_convolutions_off_too() -> None:
         assert torch.backends.cudnn.conv.fp32_precision == "ieee"
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"
     assert torch.backends.cudnn.conv.fp32_precision == before
+
+
+def test_what_may_emulate_products_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_EMULATE_DOUBLE_PRECISION", "1")
+    rounding._require_strict_environment(torch.zeros(1, dtype=torch.float64))
+    elsewhere = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float64)
+    with pytest.raises(NoRoundingBound, match="cuBLAS may emulate"):
+        rounding._require_strict_environment(elsewhere)
+    with pytest.raises(NoRoundingBound, match="type meta"):
+        rounding._require_strict_environment(torch.zeros(1, device="meta"))
+
+
+def test_weights_are_made_in_the_arithmetic_that_is_certified(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = network_of("certified")
+    allowed: list[bool] = []
+    original = OrthogonalConv.compute_weight
+
+    def noted(linear: OrthogonalConv) -> Tensor:
+        allowed.append(torch.backends.cudnn.enabled)
+        return original(linear)
+
+    monkeypatch.setattr(OrthogonalConv, "compute_weight", noted)
+    certify(network, (torch.rand(2, *network.input_shape), torch.zeros(2, dtype=torch.int64)), arithmetic="float32")
+    assert allowed
+    assert not any(allowed)

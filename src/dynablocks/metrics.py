@@ -211,9 +211,9 @@ class DenseMetric(Metric):
 
     @property
     def whitening_error(self) -> float:
-        """One product with R, ‖|R|‖ <= √n ‖R‖."""
+        """One product with R, ‖|R|‖ <= √n ‖R‖; the inverse is that of R before it was rounded, so cond(R) times it."""
         size = len(self.matrix)
-        return product_slack(size) * math.sqrt(size)
+        return product_slack(size) * math.sqrt(size) * self.condition
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         return tuple(shape) == self.shape

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
 from dynablocks.experiments.robustness import (
-    attack_config,
+    attack_note,
     auc_checks,
     curve_table,
     order_checks,
@@ -15,25 +15,9 @@ from dynablocks.experiments.robustness import (
     row_cells,
     summary_table,
 )
-from dynablocks.robustness import PAPER_EPSILONS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-NOTE = """The attack is the paper's, ℓ2-PGD on the cross-entropy with {steps} (there ten) steps of 0.025 ε, on the first
-test images; "worst" adds PGD on the margin with steps of {longer:.2g} ε. "Certified" and "clean" are of the whole test
-set; the bound of the body is an upper bound in float64 and counts the lifts, which the paper leaves free, and the
-division of the pixels by their standard deviation. The AUC is the area at {radii} radii of the paper.{dropped}"""
-DROPPED = """ A sample that a loss broke is attacked no further at
-larger radii, so that accuracies are at most those of the paper's attack."""
-
-
-def attack_note(scale: Scale) -> str:
-    """What was attacked and how, for the tables."""
-    config = attack_config(scale)
-    radii = sum(epsilon in PAPER_EPSILONS for epsilon in config.epsilons)
-    dropped = DROPPED if config.early_drop else ""
-    return NOTE.format(steps=config.steps, longer=4 / config.steps, radii=radii, dropped=dropped)
 
 
 class Attacked(Experiment):

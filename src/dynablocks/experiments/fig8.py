@@ -46,7 +46,7 @@ from dynablocks.fitting import fit
 from dynablocks.integrators import integrator
 from dynablocks.integrators.discrete_gradient import discrete_gradient
 from dynablocks.linear import Dense
-from dynablocks.reporting.figures import BLUE, INK, VERMILION, new_figure, styled
+from dynablocks.reporting.figures import BLUE, FAINT, INK, VERMILION, new_figure, styled
 from dynablocks.reporting.tables import markdown_table
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ DIMENSIONS = {"X1": 4, "X2": 2}
 FORMULAS = {"X1": "X₁ = sin³x + x³, R⁴", "X2": "X₂ = (x₂, −sin x₁)"}
 PAPER_LOSS = 2.75e-5
 LIMIT = 1e-9
+ARROWS = 20.0
+"""How long a field is where its arrow spans the panel, for all networks."""
 
 
 def target(name: str, x: Float64[Tensor, "batch n"]) -> Float64[Tensor, "batch n"]:
@@ -389,7 +391,7 @@ class FieldsFromFlows(Experiment):
 
 @styled
 def fields_figure(shown: dict[tuple[str, str], Tensor], *, watermark: str | None = None) -> Figure:
-    """X₁ along the first axis with the errors of each network, and X₂ with the networks' arrows over it."""
+    """X₁ along the first axis with the errors of each network, and X₂ with networks' arrows over it, to one scale."""
     figure = new_figure(10.0, 3.4, watermark)
     along, errors, plane = figure.subplots(1, 3)
     for kind, colour in zip(KINDS, (VERMILION, BLUE, INK), strict=True):
@@ -399,12 +401,16 @@ def fields_figure(shown: dict[tuple[str, str], Tensor], *, watermark: str | None
             errors.semilogy(points[:, 0], (values - target("X1", points)).norm(dim=1), color=colour, label=kind.name)
         if ("X2", kind.name) in shown:
             points, values = shown["X2", kind.name]
-            width = 0.004 if kind is PrintedFieldCell else 0.008
-            plane.quiver(*points.T, *values.T, color=colour, width=width, label=kind.name)
+            if not plane.collections:
+                plane.quiver(*points.T, *target("X2", points).T, color=FAINT, width=0.016, scale=ARROWS, label="X₂")
+            width = 0.0035 if kind is PrintedFieldCell else 0.007
+            plane.quiver(*points.T, *values.T, color=colour, width=width, scale=ARROWS, label=kind.name)
     line = torch.linspace(-1, 1, 41, dtype=torch.float64)
     along.plot(line, line.sin() ** 3 + line**3, color=INK, linewidth=0.8, label="X₁")
     along.set(xlabel="x₁", ylabel="first entry of X₁")
     errors.set(xlabel="x₁", ylabel="‖X_θ − X₁‖")
-    plane.set(xlabel="x₁", ylabel="x₂", title="X₂ as learned")
-    along.legend(fontsize=6)
+    plane.set(xlabel="x₁", ylabel="x₂", title="X₂, and as learned")
+    for axes in (along, plane):
+        if axes.has_data():
+            axes.legend(fontsize=6)
     return figure

@@ -16,6 +16,7 @@ from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
 from dynablocks.experiments.robustness import (
     Row,
+    attack_note,
     curve_table,
     make_row,
     paper_rows,
@@ -93,7 +94,8 @@ class Improved(Experiment):
 
     def tables(self, scale: Scale, store: Store) -> str:
         rows = [*our_rows(scale), *faithful_rows(scale)]
-        return f"{summary_table(rows, store)}\n\nUnder the paper's attack:\n\n{curve_table(our_rows(scale), store)}"
+        curves = f"Under the paper's attack:\n\n{curve_table(our_rows(scale), store)}"
+        return f"{attack_note(scale)}\n\n{summary_table(rows, store)}\n\n{curves}"
 
     def figures(self, scale: Scale, store: Store) -> dict[str, Figure]:
         from dynablocks.experiments.robustness_figures import gap_figure

@@ -36,7 +36,8 @@ def attacked_figure(rows: Sequence[Row], store: Store, *, watermark: str | None 
         axes.set(xlim=(0, 1), ylim=(0, 100), xlabel="ε: ℓ2 norm, pixels in [0, 1]")
         axes.set_title(f"margin {margin:g}" if margin is not None else "")
     panels[0].set_ylabel(f"accuracy under {rows[0].attack.config.steps}-step CE-PGD in %")
-    _legend(panels[-1], loc="center left", bbox_to_anchor=(1.0, 0.5), title="solid: here\ndotted: paper")
+    title = "solid: here\ndotted: paper" if any(row.paper() is not None for row in rows) else None
+    _legend(panels[-1], loc="center left", bbox_to_anchor=(1.0, 0.5), title=title)
     return figure
 
 

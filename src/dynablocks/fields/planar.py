@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 CORNER_LIMIT = 8
+SLACK = 16 * 2 * CORNER_LIMIT + 64
+"""Rounding of a singular value of so few numbers, and of the sums before it, in units of ε."""
 
 
 @FIELDS.register("planar")
@@ -72,7 +74,7 @@ class PlanarField(VectorField):
 
     def facts(self) -> FieldFacts:
         jacobians = self.corner_jacobians()
-        slack = 1 + 64 * EPS
+        slack = 1 + SLACK * EPS
         one_sided = float(torch.linalg.eigvalsh(0.5 * (jacobians + jacobians.mT)).max())
         lipschitz = float(torch.linalg.matrix_norm(jacobians, ord=2).max()) * slack
         return FieldFacts(
@@ -88,8 +90,8 @@ class PlanarField(VectorField):
         jacobians = self.corner_jacobians()
         steps = torch.eye(jacobians.shape[-1], dtype=torch.float64) + step_size * jacobians
         # Rounding is that of 1 + hλ, which may be large where the norm is small.
-        slack = 64 * EPS * (1 + float(jacobians.abs().max()) * abs(step_size))
-        norm = float(torch.linalg.matrix_norm(steps, ord=2).max()) * (1 + 64 * EPS) + slack
+        slack = SLACK * EPS * (1 + float(jacobians.abs().max()) * abs(step_size))
+        norm = float(torch.linalg.matrix_norm(steps, ord=2).max()) * (1 + SLACK * EPS) + slack
         return norm, f"largest of {len(jacobians)} corner norms ‖I + hDA‖"
 
 

@@ -81,7 +81,9 @@ class PreconditionedField(RidgeField):
         weight = checked_float64(self.linear.weight, "weight", self.linear.weight.ndim).to(self.log_scale.device)
         checked_float64(self.log_scale, "log_scale", 1)
         exact = self._dominating_diagonal(weight, self.log_scale.detach().double())
-        slack = 1 + 8 * torch.finfo(torch.float64).eps * self.linear.weight.numel()
+        # Sums over the channels and, of a kernel, over its entries at each of (2k − 1)² lags: some k⁴ of them.
+        terms = self.linear.weight.numel() * (2 * self.linear.weight.shape[-1] - 1 if weight.ndim == 4 else 1)
+        slack = 1 + 8 * torch.finfo(torch.float64).eps * terms
         worst = float((exact * slack * -self.slope_scales().detach().double()).max()) * self.sigma.slope_max
         return FieldFacts(
             lipschitz=worst,

@@ -65,14 +65,18 @@ class ExplicitEuler(Integrator):
 
     def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
         h = step_size / self.substeps
-        if _is_plain(field) and self.substeps > 1 and field.linear.rows_orthonormal and bound == "tight":
-            constant, reason = self._elementwise_constant(field, h)
+        ridge = field if _is_plain(field) and self.substeps > 1 and field.linear.rows_orthonormal else None
+        if ridge is not None and bound == "tight":
+            constant, reason = self._elementwise_constant(ridge, h)
         else:
             once, reason = field.euler_constant(h, bound)
             constant = once
             if self.substeps > 1:
                 constant = math.nextafter(math.prod([once] * self.substeps) * (1 + self.substeps * EPS), math.inf)
             reason = f"({reason})^{self.substeps}" if self.substeps > 1 else reason
+            if ridge is not None:
+                # The recursion between one A and one Aᵀ is that power only as far as AAᵀ = I holds.
+                constant = max(constant, self._elementwise_constant(ridge, h)[0])
         kept: list[Property] = [*self.lipschitz(constant, field)]
         if self._reflects(field, step_size):
             kept.append(GradientNormPreserving())

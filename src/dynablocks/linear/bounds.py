@@ -462,15 +462,22 @@ def _symbol_extremes(weight: Tensor, geometry: ConvGeometry, grid: _Grid) -> tup
     """Largest and smallest computed singular value over all frequencies and groups, and the slack of both."""
     largest, smallest, slack = 0.0, math.inf, 0.0
     for symbols in _symbols(weight, geometry, grid):
-        values = torch.linalg.svdvals(symbols)
+        values = _finite(torch.linalg.svdvals(symbols))
         largest = max(largest, float(values[..., 0].max()))
         smallest = min(smallest, float(values[..., -1].min()))
         slack = singular_value_slack(symbols.shape[-2], symbols.shape[-1], largest)
     return largest, smallest, slack + _symbol_slack(weight)
 
 
+def _finite(values: Tensor) -> Tensor:
+    """The values, where all are finite numbers: of a NaN ``max`` would make nothing."""
+    if not bool(values.isfinite().all()):
+        raise InvalidArgument("singular values came out that are not finite; use another method.")
+    return values
+
+
 def _gram_upper_bound(weight: Tensor, geometry: ConvGeometry, grid: _Grid) -> float:
-    upper = max(float(_gram_iteration(symbols).max()) for symbols in _symbols(weight, geometry, grid))
+    upper = max(float(_finite(_gram_iteration(symbols)).max()) for symbols in _symbols(weight, geometry, grid))
     return upper + _symbol_slack(weight)
 
 
@@ -591,7 +598,7 @@ def _dense_extremes(weight: Tensor, geometry: ConvGeometry) -> tuple[float, floa
 
 
 def _singular_values(matrix: Tensor) -> tuple[list[float], float]:
-    values: list[float] = torch.linalg.svdvals(matrix).tolist()
+    values: list[float] = _finite(torch.linalg.svdvals(matrix)).tolist()
     return values, singular_value_slack(matrix.shape[0], matrix.shape[1], values[0])
 
 

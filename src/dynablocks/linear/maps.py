@@ -65,7 +65,7 @@ class LinearMap(Structured):
     columns_orthonormal: bool = False
     _held: Tensor | None = None
     _held_facts: dict[str, object] | None = None
-    _held_version: int | None = None
+    _held_copy: Tensor | None = None
 
     def compute_weight(self) -> Tensor:
         """The weight as a differentiable function of the parameters."""
@@ -108,10 +108,11 @@ class LinearMap(Structured):
         held = self._held
         if held is None:
             return compute()
-        # A held weight that is a parameter can be changed in place, by an optimiser or a projection.
-        version = None if held.is_inference() else held._version
-        if self._held_facts is None or version != self._held_version:
-            self._held_facts, self._held_version = {}, version
+        # A held weight can be changed in place, by an optimiser, a projection or through its data.
+        now, before = held.detach(), self._held_copy
+        same = before is not None and (before.dtype, before.device) == (now.dtype, now.device)
+        if self._held_facts is None or before is None or not same or not torch.equal(before, now):
+            self._held_facts, self._held_copy = {}, now.clone()
         if name not in self._held_facts:
             self._held_facts[name] = compute()
         return cast(T, self._held_facts[name])
@@ -124,7 +125,7 @@ class LinearMap(Structured):
     def hold(self, weight: Tensor | None) -> None:
         """Use this weight until told otherwise; ``None`` returns to computing it. For :func:`shared_weights` alone."""
         object.__setattr__(self, "_held", weight)
-        self._held_facts = self._held_version = None
+        self._held_facts = self._held_copy = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the held weight: a copy made inside :func:`frozen_weights` computes its own."""

@@ -104,9 +104,26 @@ class Network(Structured):
 
 def _largest_row_in_distances(weight: Tensor) -> float:
     """The length of the longest row over the least distance of two rows that differ."""
-    distances = torch.pdist(weight)
+    distances = row_distances(weight)
     distances = distances[distances > 0]
     return float(weight.norm(dim=1).max() / distances.min()) if len(distances) else 0.0
+
+
+def row_distances(weight: Tensor) -> Tensor:
+    """‖wᵢ − wⱼ‖ for all rows of a matrix, also where the squares of their differences underflow or overflow.
+
+    Example:
+        >>> row_distances(torch.tensor([[3e-170, 4e-170], [0.0, 0.0]], dtype=torch.float64))[0, 1].item() > 0
+        True
+    """
+    return torch.stack([_lengths(row - weight) for row in weight])
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    largest = rows.abs().amax(1)
+    scale = torch.where(largest > 0, largest.clamp_min(torch.finfo(rows.dtype).tiny), 1.0)
+    lengths = scale * torch.linalg.vector_norm(rows / scale[:, None], dim=1)
+    return torch.where(largest.isinf(), math.inf, lengths)
 
 
 SHARED = frozenset({"name", "widths", "layers", "bound", "head", "normalise"})

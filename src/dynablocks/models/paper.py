@@ -174,12 +174,14 @@ _file(
     CONVOLUTION | {"step_start"},
     penalty=0.1,
 )
+# A pair of steps is two of the paper's four layers a stage.
 _file(
     "prescribed",
     "contractive and expansive steps in turn: (3.11)",
     _prescribed,
     PAIR | {"region", "substeps"},
     penalty=0.1,
+    layers=(2, 2, 2),
 )
 _file(
     "flexible",
@@ -187,4 +189,5 @@ _file(
     _flexible,
     PAIR | {"region"},
     penalty=0.01,
+    layers=(2, 2, 2),
 )

@@ -61,7 +61,7 @@ class FlowComposition(nn.Module):
     Raises:
         InvalidArgument: a size below 1, or width below 2.
 
-    Source: paper section 2.4 and appendix A; design D2.8.
+    Source: paper (2.4) in section 2.1, and appendix A; design D2.8.
 
     Example:
         >>> FlowComposition(2, width=4, blocks=1, layers=2)(torch.zeros(3, 2, dtype=torch.float64)).shape

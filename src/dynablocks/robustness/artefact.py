@@ -14,7 +14,7 @@ from dynablocks.models import Network
 from dynablocks.properties import Declaration, Lipschitz, declare
 from dynablocks.robustness.certificates import ARITHMETICS, CertificateResult
 from dynablocks.robustness.evaluation import evaluating
-from dynablocks.robustness.rounding import unit_roundoff
+from dynablocks.robustness.rounding import plain_arithmetic, unit_roundoff
 
 if TYPE_CHECKING:
     from dynablocks.data import DataSplits
@@ -31,7 +31,7 @@ def ledger(network: Network) -> list[dict[str, Any]]:
         >>> rows[0]["kind"], rows[0]["bound"]
         ('PixelNormalisation', 1.0)
     """
-    with evaluating(network):
+    with plain_arithmetic(), evaluating(network):
         declared = declare(network.body)
     rows, product = [], 1.0
     for name, part in declared.parts:

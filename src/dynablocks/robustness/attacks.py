@@ -307,7 +307,7 @@ def l2_pgd(
     device, dtype = model_place(model)
     pixels, labels = to_pixels(images, device, dtype), labels.to(device)
     count = len(pixels)
-    with evaluating(model), full_precision():
+    with full_precision(), evaluating(model):
         check_labels(labels, checked_logits(model, pixels).shape[1])
         rows = torch.tensor(config.epsilons, dtype=torch.float64, device=device).repeat_interleave(count)
         again = len(config.epsilons)
@@ -346,7 +346,7 @@ def attack(
     """
     config = AttackConfig() if config is None else config
     images, labels = checked_data(model, dataset, config.samples)
-    with evaluating(model), full_precision():
+    with full_precision(), evaluating(model):
         return _Attack(model, images, labels, config).run(progress)
 
 

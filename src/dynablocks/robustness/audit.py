@@ -264,12 +264,12 @@ def audit(
         say(sentence)
 
     passed(_check_normalisation(content, network))
-    with evaluating(network), plain_arithmetic():
+    with plain_arithmetic(), evaluating(network):
         lipschitz = _check_layers(content, network)
         passed(f"bounds: {len(content['layers'])} layers, body constant {lipschitz:.9g} from singular values")
         passed(_check_radii(content, network, images, labels, lipschitz))
     passed(_check_again(content, network, images, labels, arithmetic))
-    with evaluating(network):
+    with plain_arithmetic(), evaluating(network):
         passed(_attack(content, network, images, samples, steps, seed))
     return said
 

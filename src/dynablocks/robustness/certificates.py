@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument, require_choice, require_range
 from dynablocks.models import Network
+from dynablocks.models.network import row_distances
 from dynablocks.properties import EUCLIDEAN, Metric
 from dynablocks.robustness.curves import Curve, checked_epsilons
 from dynablocks.robustness.evaluation import (
@@ -89,7 +90,7 @@ def certified_radii(
         raise InvalidArgument(f"head_weight has shape {tuple(weight.shape)}; ({logits.shape[1]}, features) is needed.")
     if not bool(torch.isfinite(weight).all()):
         raise InvalidArgument("head_weight holds values that are not finite; train the model again.")
-    distances = torch.linalg.vector_norm(weight[:, None, :] - weight[None, :, :], dim=2)
+    distances = row_distances(weight)
     predictions = logits.argmax(dim=1)
     distances = distances.to(logits.device)
     if rounding is None:
@@ -309,9 +310,15 @@ def certify(
     dtype = ARITHMETICS[require_choice("arithmetic", arithmetic, ARITHMETICS)]
     images, labels = checked_data(model, dataset, samples)
     if isinstance(model, Network):
+        if type(model).forward is not Network.forward:
+            raise InvalidArgument(
+                f"{type(model).__name__} has a forward of its own, of which nothing is known; a certificate is made of "
+                "the body and the head. Put what it does into a layer of the body."
+            )
         model = model if model_place(model)[1] == dtype else copy.deepcopy(model).to(dtype)
         certificate_inputs = model.certificate_inputs
-    with evaluating(model), plain_arithmetic():
+    # The weights are computed in plain arithmetic, too.
+    with plain_arithmetic(), evaluating(model):
         body_lipschitz, head_weight = certificate_inputs() if metric == EUCLIDEAN else certificate_inputs(metric)
         logits, rounding = _logits(model, images, metric, batch_size, progress)
     check_labels(labels, logits.shape[1])

@@ -27,12 +27,18 @@ class LabelledImages(Protocol):
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, its weights frozen and without gradients; what it was before comes back afterwards."""
-    from dynablocks.linear import frozen_weights
+    """The model in eval mode, its weights frozen and without gradients; what it was before comes back afterwards.
 
+    The weights are those of the present parameters, also where others are held around it.
+    """
+    from dynablocks.linear import LinearMap, frozen_weights
+
+    held = {linear: linear._held for linear in model.modules() if isinstance(linear, LinearMap)}
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
+        for linear in held:
+            linear.hold(None)
         model.eval()
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
@@ -43,6 +49,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(want)
         for module, mode in modes:
             module.training = mode
+        for linear, weight in held.items():
+            linear.hold(weight)
 
 
 def model_place(model: nn.Module) -> tuple[torch.device, torch.dtype]:

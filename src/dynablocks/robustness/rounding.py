@@ -61,6 +61,7 @@ _EXP_ROUNDINGS = 4
 _UNDERFLOW = 2.0**32
 """Smallest normal numbers a step may lose to underflow: 2^26 entries in ℓ2 times 2^19 operations each."""
 _FPMATH_VARIABLES = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
+_EMULATION_VARIABLES = ("CUBLAS_EMULATE_SINGLE_PRECISION", "CUBLAS_EMULATE_DOUBLE_PRECISION")
 _PRECISION_SWITCHES = (("cuda", "matmul"), ("cudnn", "conv"), ("mkldnn", "matmul"), ("mkldnn", "conv"))
 
 
@@ -490,7 +491,8 @@ def rounding_bound(
         metric: the norm of the radius.
 
     Raises:
-        NoRoundingBound: a layer has no proved bound, or the environment lets float32 products be less than that.
+        NoRoundingBound: a layer has no proved bound, the environment lets products be less than that, or how the device
+            computes is not known.
 
     Example:
         >>> from dynablocks.linear import frozen_weights
@@ -501,8 +503,7 @@ def rounding_bound(
         >>> bool(error.features.max() < 1e-3)
         True
     """
-    if pixels.dtype == torch.float32:
-        _require_strict_environment()
+    _require_strict_environment(pixels)
     arithmetic = _Arithmetic(pixels)
     chain = _Chain(pixels, network.metric, metric, arithmetic)
     for step in _steps(network.body, arithmetic):
@@ -510,10 +511,16 @@ def rounding_bound(
     return chain.through_head(network.head, arithmetic)
 
 
-def _require_strict_environment() -> None:
+def _require_strict_environment(pixels: Tensor) -> None:
+    kind = pixels.device.type
+    if kind not in ("cpu", "cuda"):
+        raise NoRoundingBound(f"how a device of type {kind} computes is not known; certify on a CPU.")
     for name in _FPMATH_VARIABLES:
-        if os.environ.get(name, "strict").lower() != "strict":
+        if pixels.dtype == torch.float32 and os.environ.get(name, "strict").lower() != "strict":
             raise NoRoundingBound(f"{name} is {os.environ[name]!r}: oneDNN may round float32 factors; unset it.")
+    for name in _EMULATION_VARIABLES:
+        if kind == "cuda" and os.environ.get(name, "0") not in ("", "0"):
+            raise NoRoundingBound(f"{name} is {os.environ[name]!r}: cuBLAS may emulate products; unset it.")
 
 
 class _Chain:

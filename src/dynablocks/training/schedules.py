@@ -33,7 +33,7 @@ def constant(progress: float, epoch: float, config: TrainingConfig) -> float:
 def step(progress: float, epoch: float, config: TrainingConfig) -> float:
     """``step_factor`` to the power of the number of whole ``step_epochs`` that have passed.
 
-    Source: Celledoni et al., arXiv 2210.02373, section 3.4: a factor of 0.1 every 30 epochs.
+    Source: Celledoni et al., arXiv 2210.02373, section 3.3, in words; their released code has 0.1 every 30 epochs.
 
     Example:
         >>> step(0.5, 30.0, TrainingConfig(step_epochs=30, step_factor=0.1))
