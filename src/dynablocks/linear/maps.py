@@ -232,9 +232,10 @@ def shared_weights(*modules: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def frozen_weights(module: nn.Module) -> Iterator[None]:
+def frozen_weights(module: nn.Module, *, anew: bool = False) -> Iterator[None]:
     """Within the context every linear map of ``module`` uses one constant weight: evaluation and attacks run in it.
 
+    It is the weight held around the context, where there is one, or with ``anew`` always that of the present parameters.
     Nothing is cached beyond the context, so no later change of a parameter can meet a stale weight.
 
     Example:
@@ -248,6 +249,8 @@ def frozen_weights(module: nn.Module) -> Iterator[None]:
     try:
         with torch.no_grad():
             for linear in before:
+                if anew:
+                    linear.hold(None)
                 # Cloned, so that a step of an optimiser inside the context cannot move a weight whose bounds are held.
                 linear.hold(linear.weight.detach().clone())
         yield

@@ -31,26 +31,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     The weights are those of the present parameters, also where others are held around it.
     """
-    from dynablocks.linear import LinearMap, frozen_weights
+    from dynablocks.linear import frozen_weights
 
-    held = {linear: linear._held for linear in model.modules() if isinstance(linear, LinearMap)}
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        for linear in held:
-            linear.hold(None)
         model.eval()
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
-        with frozen_weights(model):
+        with frozen_weights(model, anew=True):
             yield
     finally:
         for parameter, want in wanted:
             parameter.requires_grad_(want)
         for module, mode in modes:
             module.training = mode
-        for linear, weight in held.items():
-            linear.hold(weight)
 
 
 def model_place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
