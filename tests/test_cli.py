@@ -571,5 +571,7 @@ def test_load_refuses_a_training_that_is_not_finished(tmp_path: Path) -> None:
     network, description = build_for(config, splits)
     with pytest.raises(Stop):
         fit(network, splits, config.training, tmp_path, describe=description, on_step=stop)
-    with pytest.raises(BadCheckpoint, match=r"is not finished.*goes on from there"):
-        dynablocks.load(tmp_path)
+    pipeline.write_text(tmp_path / "config.yaml", to_yaml(config))
+    for use in (dynablocks.load, certify_run, attack_run):
+        with pytest.raises(BadCheckpoint, match=r"is not finished.*goes on from there"):
+            use(tmp_path)

@@ -99,10 +99,7 @@ def load(directory: str | Path) -> Network:
     directory = Path(directory)
     checkpoint = require_checkpoint(directory)
     if not read_state(checkpoint).get("summary"):
-        raise BadCheckpoint(
-            f"the training in {directory} is not finished, and its steps may still move; the command that began it "
-            "goes on from there."
-        )
+        raise unfinished(directory)
     try:
         network = build_described(yaml.safe_load(read_config(checkpoint))["model"])
     except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
@@ -116,6 +113,14 @@ def load(directory: str | Path) -> Network:
         )
     set_progress(network, 1.0)
     return network.eval()
+
+
+def unfinished(directory: Path) -> BadCheckpoint:
+    """The sentence for a run whose training was stopped on the way."""
+    return BadCheckpoint(
+        f"the training in {directory} is not finished, and its steps may still move; the command that began it goes on "
+        "from there."
+    )
 
 
 def build_described(description: Mapping[str, Any]) -> Network:
@@ -384,7 +389,10 @@ def _certified_curves(
 
 def _training_facts(directory: Path) -> dict[str, Any]:
     """The content of training.json."""
-    facts = read_json(directory / "training.json")
+    path = directory / "training.json"
+    if not path.exists() and find_checkpoint(directory) is not None:
+        raise unfinished(directory)
+    facts = read_json(path)
     needed = ("images_per_second", "train_seconds", "epochs", "parameters", "dataset", "device", "precision")
     if not isinstance(facts, dict) or any(name not in facts for name in needed):
         raise BadCheckpoint(f"{directory}/training.json was cut or edited; the training command makes it again.")

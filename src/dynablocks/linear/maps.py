@@ -235,7 +235,7 @@ def shared_weights(*modules: nn.Module) -> Iterator[None]:
 def frozen_weights(module: nn.Module, *, anew: bool = False) -> Iterator[None]:
     """Within the context every linear map of ``module`` uses one constant weight: evaluation and attacks run in it.
 
-    It is the weight held around the context, where there is one, or with ``anew`` always that of the present parameters.
+    It is the weight held around the context, where there is one; with ``anew`` that of the present parameters always.
     Nothing is cached beyond the context, so no later change of a parameter can meet a stale weight.
 
     Example:
