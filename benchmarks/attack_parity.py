@@ -73,12 +73,12 @@ def of_run(directory: Path, data_dir: Path | None, count: int) -> tuple[nn.Modul
     import yaml
 
     import dynablocks
-    from dynablocks.data import load_data
+    from dynablocks.data import load_data, to_unit_range
 
     chosen = yaml.safe_load((directory / "config.yaml").read_text())["data"]
     where = data_dir or (chosen["dir"] and Path(chosen["dir"]))
     test = load_data(chosen["name"], where).test
-    return dynablocks.load(directory), (test.images[:count].float() / 255, test.labels[:count]), test.name
+    return dynablocks.load(directory), (to_unit_range(test.images[:count]), test.labels[:count]), test.name
 
 
 def foolbox_accuracy(

@@ -25,10 +25,9 @@ HEADER = """# Results
 
 Every table is generated from one small JSON file in `results/` by `python docs/make_results.py`; the line below a table
 says how it was made. Accuracies are in %, of the test images named there, unless a caption says otherwise. The
-tables of the search on held-out images are exceptions, made in part with scripts and working copies that are not kept.
+search tables cannot all be made again: some of their rows come from scripts and working copies that were not kept.
 *@36* is certified at ℓ2 radius 36/255, pixels in [0, 1]: no change of that length alters the class.
 """
-EMPTY = "No result is recorded yet: put a table into `results/` and run `python docs/make_results.py --readme`.\n"
 
 
 class BadTable(Exception):
@@ -46,13 +45,16 @@ class Table:
     def read(cls, path: Path) -> Table:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BadTable(f"{path} is not readable JSON ({error}).") from error
         if not isinstance(content, dict):
             raise BadTable(f"{path} holds no table; see docs/make_results.py for the keys.")
         missing = [key for key in ("title", "caption", "columns", "rows", "command", *ORIGIN) if key not in content]
         if missing:
             raise BadTable(f"{path} lacks {', '.join(missing)}; every table says how it was made.")
+        for key in ("title", "caption", "command", "note"):
+            if not isinstance(content.get(key, ""), str):
+                raise BadTable(f"{path}: {key} is {content[key]!r}; text is needed.")
         columns, rows = content["columns"], content["rows"]
         if not isinstance(columns, list) or not columns or not isinstance(rows, list):
             raise BadTable(f"{path}: columns and rows must be lists, with at least one column.")
@@ -85,11 +87,14 @@ def cell_text(cell: Any) -> str:
 
 
 def read_tables(folder: Path) -> list[Table]:
-    return [Table.read(path) for path in sorted(folder.glob("*.json"))]
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise BadTable(f"{folder} holds no table (*.json); name the repository with --root.")
+    return [Table.read(path) for path in paths]
 
 
 def results_page(tables: list[Table]) -> str:
-    return "\n".join([HEADER, *(t.markdown(2) for t in tables)] if tables else [HEADER, EMPTY])
+    return "\n".join([HEADER, *(t.markdown(2) for t in tables)])
 
 
 def readme_part(tables: list[Table]) -> str:
@@ -105,6 +110,28 @@ def updated_readme(text: str, tables: list[Table]) -> str:
     return before + readme_part(tables) + rest.split(END)[1]
 
 
+def write(pages: dict[Path, str]) -> None:
+    """Write the pages, each whole or not at all."""
+    from dynablocks.errors import DynablocksError
+    from dynablocks.files import write_text
+
+    for path, text in pages.items():
+        try:
+            write_text(path, text)
+        except DynablocksError as error:
+            raise BadTable(str(error)) from error
+
+
+def stale(root: Path, *, readme: bool) -> dict[Path, str]:
+    """The pages that do not hold what the tables give, with what they should hold."""
+    tables = read_tables(root / "results")
+    wanted = {root / "docs" / "results.md": results_page(tables)}
+    if readme:
+        page = root / "README.md"
+        wanted[page] = updated_readme(page.read_text(encoding="utf-8") if page.exists() else "", tables)
+    return {p: text for p, text in wanted.items() if not p.exists() or p.read_text(encoding="utf-8") != text}
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--readme", action="store_true", help="also update README.md")
@@ -112,24 +139,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=ROOT, help="the repository")
     options = parser.parse_args(arguments)
     try:
-        tables = read_tables(options.root / "results")
-        page = options.root / "docs" / "results.md"
-        wanted = {page: results_page(tables)}
-        readme = options.root / "README.md"
-        if options.readme or options.check:
-            wanted[readme] = updated_readme(readme.read_text(encoding="utf-8") if readme.exists() else "", tables)
-    except BadTable as error:
+        pages = stale(options.root, readme=options.readme or options.check)
+        if options.check:
+            for path in pages:
+                name = path.relative_to(options.root)
+                print(f"{name} is stale; run: python docs/make_results.py --readme", file=sys.stderr)
+            return int(bool(pages))
+        write(pages)
+    except (BadTable, OSError, UnicodeDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    stale = [p for p, text in wanted.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
-    for path in stale:
-        if options.check:
-            name = path.relative_to(options.root)
-            print(f"{name} is stale; run: python docs/make_results.py --readme", file=sys.stderr)
-        else:
-            path.write_text(wanted[path], encoding="utf-8")
-            print(f"wrote {path.relative_to(options.root)}")
-    return int(options.check and bool(stale))
+    for path in pages:
+        print(f"wrote {path.relative_to(options.root)}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import math
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -354,6 +356,16 @@ def test_the_audit_changes_nothing(genuine: Path) -> None:
     before = copy.deepcopy({p: p.read_bytes() for p in genuine.parent.rglob("*") if p.is_file()})
     check(genuine)
     assert {p: p.read_bytes() for p in genuine.parent.rglob("*") if p.is_file()} == before
+
+
+def test_the_audit_speaks_on_a_terminal_that_lacks_a_character(genuine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+        assert main(["audit", str(genuine), "--samples", "0"]) == 0
+        said = written.getvalue().decode("latin-1")
+    assert re.search(r"SHA-256 [0-9a-f]{16}\? as certified", said)
+    assert "the certificate holds" in said
 
 
 def test_a_layer_that_declares_too_little_is_caught(

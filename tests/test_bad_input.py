@@ -71,6 +71,11 @@ def _nan_weights(place: Path) -> None:
             (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+def _nan_epochs(place: Path) -> None:
+    facts = json.loads((place / "run" / "training.json").read_text())
+    (place / "run" / "training.json").write_text(json.dumps(facts | {"epochs": float("nan")}))
+
+
 _CSV = b"trajectory,t,q,p\n" + b"".join(f"0,{k}.0,{k}.0,{-k}.0\n".encode() for k in range(40))
 
 CASES: dict[str, tuple[str, Prepare]] = {
@@ -83,6 +88,21 @@ CASES: dict[str, tuple[str, Prepare]] = {
     "flag without value": ("train --preset smoke --epochs", _nothing),
     "a word for a number": ("train --preset smoke --epochs many", _nothing),
     "negative epochs": ("train --preset smoke --epochs -1", _nothing),
+    "minutes as on a clock": ("train --preset smoke --max-minutes 1:30", _nothing),
+    "epochs as on a clock": ("train --preset smoke --epochs=1:30 --print_config", _nothing),
+    "hours as on a clock": ("reproduce fig3 --preset smoke --dry-run --max-hours 1:30", _nothing),
+    "minutes of a fit as on a clock": ("fit d.csv --preserve none --max-minutes 1:30", _file("d.csv", _CSV)),
+    "widths with leading zeros": ("train --preset smoke --model.widths [010,020]", _nothing),
+    "a number of 400 digits": (f"train --preset smoke --training.lr {'9' * 400}", _nothing),
+    "epochs of 400 digits": (f"train --preset smoke --epochs {'9' * 400}", _nothing),
+    "epochs beyond all numbers": ("train --preset smoke --epochs 1e308", _nothing),
+    "minutes beyond all numbers": ("train --preset smoke --max-minutes 1e307", _nothing),
+    "hours beyond all timers": ("reproduce fig3 --preset smoke --dry-run --max-hours 3e6", _nothing),
+    "a seed beyond 32 bits of reproduce": ("reproduce fig3 --preset smoke --dry-run --seed 5000000000", _nothing),
+    "threads beyond all processors": ("train --preset smoke --training.threads 3000000000", _nothing),
+    "a learning rate that rises without end": ("train --preset smoke --training.step_factor 1e300", _nothing),
+    "a crop wider than the image": (f"train {TINY} --training.crop_padding 9 --out b", _nothing),
+    "radii beyond float32": ("train --preset smoke --attack.epsilons [1e30]", _nothing),
     "NaN learning rate": ("train --preset smoke --training.lr nan", _nothing),
     "batch size 0": ("train --preset smoke --training.batch_size 0", _nothing),
     "unknown optimiser": ("train --preset smoke --training.optimiser adan", _nothing),
@@ -119,6 +139,37 @@ CASES: dict[str, tuple[str, Prepare]] = {
         _file("theirs/config.yaml", b"server: example.org\n"),
     ),
     "fit --overwrite on a trained network": ("fit d.csv --preserve none --overwrite --out run", _file("d.csv", _CSV)),
+    "a seed with a leading zero in a config": ("train --config c.yaml", _file("c.yaml", b"training:\n  seed: 010\n")),
+    "minutes as on a clock in a config": (
+        "train --config c.yaml",
+        _file("c.yaml", b"training:\n  max_minutes: 1:30\n"),
+    ),
+    "a number of 400 digits in a config": (
+        "train --config c.yaml",
+        _file("c.yaml", b"training:\n  lr: " + b"9" * 400 + b"\n"),
+    ),
+    "a date that never was in a config": ("train --config c.yaml", _file("c.yaml", b"data:\n  dir: 2024-02-30\n")),
+    "a config that is nested too deep": (
+        "train --config c.yaml",
+        _file("c.yaml", b"data: " + b"[" * 3000 + b"]" * 3000),
+    ),
+    **{
+        f"{command} with a config that is binary": (
+            f"{command} run --config bad.yaml",
+            _file("bad.yaml", b"\xff\xfe\x00\x01"),
+        )
+        for command in ("attack", "certify", "verify", "explain", "report")
+    },
+    "a data folder in the home of nobody": ("train --preset smoke --data-dir ~no-such-user-here/data", _nothing),
+    "--json is a link to itself": (
+        "certify run --json loop.json",
+        lambda place: (place / "loop.json").symlink_to(place / "loop.json"),
+    ),
+    "a warm start that is a link to itself": (
+        f"train {TINY} --warm_start loop --out b",
+        lambda place: (place / "loop").symlink_to(place / "loop"),
+    ),
+    "training.json with NaN": ("certify run", _nan_epochs),
     "a name that is too long": (f"train --preset smoke --out {'x' * 300}", _nothing),
     "a seed that is too large": ("train --preset smoke --seed 18446744073709551616", _nothing),
     "a number for a data set in a config": ("train --config c.yaml", _file("c.yaml", b"data:\n  name: 5\n")),

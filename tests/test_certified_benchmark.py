@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.config import CERTIFIED_PRESETS, preset_settings
-from dynablocks.errors import InvalidArgument, UnsoundResult
+from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument, UnsoundResult
 from dynablocks.robustness import CertificateResult
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "certified"
@@ -32,7 +33,7 @@ def load(name: str) -> ModuleType:
 
 
 peers, bounds, run, attack = load("peers"), load("bounds"), load("run"), load("attack")
-expansion = load("expansion")
+expansion, compare = load("expansion"), load("compare")
 
 
 def orthogonal(inputs: int, outputs: int) -> nn.Module:
@@ -150,14 +151,95 @@ def test_the_expansion_is_measured_of_entries_with_and_without_dense_layers(
 
 @pytest.mark.parametrize(
     ("entry", "setting", "sentence"),
-    [("ours", "epochs=3", "unknown setting of ours 'epochs'"), ("ours", "dense=3", "dense"), ("aoc", "rows=1", "rows")],
+    [
+        ("ours", "epochs=3", "unknown setting of ours 'epochs'"),
+        ("ours", "dense=3", "dense"),
+        ("aoc", "rows=1", "rows"),
+        ("cpl", "depth=5", "depth is 5; a list of whole numbers"),
+        ("cpl", "depth=[2,-1]", "depth is"),
+        ("cpl", "width=wide", "width is 'wide'"),
+        ("cpl", "stem=0", "stem is 0"),
+        ("cpl", "batch_size=many", "batch_size is 'many'"),
+        ("ours", "widths=64", "ours cannot be made with"),
+        ("ours", "lr=-1", "lr is -1"),
+    ],
 )
-def test_a_setting_that_an_entry_lacks_is_refused(
+def test_a_setting_that_an_entry_lacks_or_cannot_have_is_refused(
     monkeypatch: pytest.MonkeyPatch, entry: str, setting: str, sentence: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["run.py", "--data-dir", "d", "--out", "o", "--entries", entry, "--set", setting])
     with pytest.raises(InvalidArgument, match=sentence):
         run.parse()
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "sentence"),
+    [
+        ("run", "--data-dir d --out o --minutes 0", "--minutes is 0"),
+        ("run", "--data-dir d --out o --search -1", "--search is -1"),
+        ("run", "--data-dir d --out o --held-out -1", "--held-out is -1"),
+        ("run", "--data-dir d --out o --seed -1", "--seed is -1"),
+        ("attack", "RUN --batch-size 0", "--batch-size is 0"),
+        ("attack", "RUN --samples 0", "--samples is 0"),
+        ("attack", "RUN --epsilon nan", "--epsilon is nan"),
+        ("bounds", "--peers p --layers 0", "--layers is 0"),
+        ("expansion", "WORK/soc-0 --data-dir d --images 0", "--images is 0"),
+    ],
+)
+def test_numbers_out_of_range_get_one_sentence(
+    script: str, flags: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *flags.split()])
+    with pytest.raises(InvalidArgument, match=sentence):
+        {"run": run, "attack": attack, "bounds": bounds, "expansion": expansion}[script].parse()
+
+
+def test_an_attack_that_cannot_be_stored_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(attack, "measured", lambda directory, options: {"clean": 0.5})
+    monkeypatch.setattr(sys, "argv", ["attack.py", str(tmp_path / "file")])
+    assert attack.main() == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: cannot write ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("state", [[], {"done": 5}, {"distances": [None]}, {"distances": ["x"] * 3}, {}])
+def test_a_cut_state_of_autoattack_is_begun_anew(state: object) -> None:
+    belongs = {"weights": "w", "fingerprint": "f"}
+    whole = belongs | {"done": ["apgd-ce"], "distances": [None, 0.5, 0.0]}
+    assert attack.goes_on(whole, belongs, 3)
+    changed = whole | state if isinstance(state, dict) else state
+    assert attack.goes_on(changed, belongs, 3) == (state == {})
+    assert not attack.goes_on(whole, belongs | {"weights": "others"}, 3)
+
+
+def test_an_entry_whose_files_are_not_whole_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors.torch import save_file
+
+    family = peers.Family("here", peers.CPLStep, orthogonal, 4, (1, 1, 0))
+    monkeypatch.setitem(expansion.FAMILIES, "cpl", family)
+    weights = tmp_path / "checkpoint" / "model.safetensors"
+    weights.parent.mkdir()
+
+    def refused(settings: object) -> None:
+        run.write_json(tmp_path / "result.json", settings)
+        with pytest.raises(BadCheckpoint, match=r"holds no whole network of run\.py") as caught:
+            expansion.trained(tmp_path)
+        assert "\n" not in str(caught.value)
+
+    whole = {"settings": {"family": "cpl", "width": 4, "depth": [1, 1, 0], "stem": 4}}
+    refused(whole)
+    weights.write_bytes(b"cut")
+    refused(whole)
+    save_file({"other": torch.zeros(1)}, weights)
+    refused(whole)
+    for change in ({"width": "wide"}, {"depth": 5}, {"family": "other"}):
+        refused({"settings": whole["settings"] | change})
+    refused({"settings": {"family": "cpl"}})
+    refused({})
 
 
 def test_our_bound_is_never_below_the_truth_over_the_zoo() -> None:
@@ -225,6 +307,11 @@ def test_the_page_says_how_its_rows_were_made() -> None:
     assert {len(row) for row in page["rows"]} == {len(page["columns"])}
     assert (page["seed"], page["data"], page["date"]) == ("0, 1", "d", "2026-11-26")
     assert "10 test images" in page["caption"]
+
+
+def test_a_page_of_results_with_and_without_a_commit_says_so() -> None:
+    page = run.as_page([entry("ours-0", 50.0), entry("ours-1", 53.0, 1) | {"commit": None}], 60.0)
+    assert page["commit"] == "c, unknown"
 
 
 def test_what_was_written_on_a_page_by_hand_stays() -> None:
@@ -339,10 +426,55 @@ def test_a_page_of_another_machine_or_budget_is_refused(
         on_a_page(tmp_path, monkeypatch, "--minutes", "60" if what == "hardware" else "15")
 
 
-def test_a_page_without_entries_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.write_json(tmp_path / "page.json", {"rows": [["ours", "1"]]})
+@pytest.mark.parametrize("page", [{"rows": [["ours", "1"]]}, [], 5, {"entries": 5}])
+def test_a_page_without_entries_is_not_overwritten(
+    page: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.write_json(tmp_path / "page.json", page)
     with pytest.raises(InvalidArgument, match="no entries to add to"):
         on_a_page(tmp_path, monkeypatch)
+    assert run.read_json(tmp_path / "page.json") == page
+
+
+def test_two_sittings_at_once_lose_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, made = tmp_path / "page.json", {"hardware": run.device_name()}
+
+    def result_of(name: str, args: run.argparse.Namespace) -> None:
+        run.write_json(args.out / "aoc-0" / "result.json", entry("aoc-0", 40.0) | made)
+        meanwhile = [entry("ours-0", 50.0) | made, entry("sll-0", 45.0) | made]
+        run.write_json(page, run.as_page(meanwhile, 60.0))
+
+    run.write_json(page, run.as_page([entry("ours-0", 50.0) | made], 60.0))
+    monkeypatch.setattr(run, "result_of", result_of)
+    monkeypatch.setitem(run.FAMILIES, "aoc", peers.Family("here", loose_convolution, orthogonal, 4, (1, 1, 0)))
+    where = ["--data-dir", str(tmp_path), "--out", str(tmp_path / "work"), "--page", str(page)]
+    monkeypatch.setattr(sys, "argv", ["run.py", *where, "--entries", "ours", "aoc"])
+    run.main()
+    assert [row[0] for row in run.read_json(page)["rows"]] == ["ours", "sll", "aoc"]
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"source": None}, "source"),
+        ({"certified": {"36": 50.0}}, "certified"),
+        ({"clean": float("nan")}, "clean"),
+        ({"precision": "64"}, "precision"),
+        ({"search": 5}, "search"),
+        ({"search": {"tried": [5]}}, "search"),
+        ({"settings": 5}, "settings"),
+    ],
+)
+def test_a_cut_or_edited_result_is_one_sentence(
+    change: dict, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "ours-0" / "result.json"
+    monkeypatch.setattr(sys, "argv", ["run.py", "--data-dir", "nowhere", "--out", str(tmp_path)])
+    file.parent.mkdir()
+    for text in (json.dumps(entry("ours-0", 50.0) | change), "[]"):
+        file.write_text(text)
+        with pytest.raises(InvalidArgument, match=f"holds a result without {part if text != '[]' else 'name'}"):
+            run.result_of("ours", run.parse())
 
 
 @pytest.mark.parametrize("other", [{"minutes": 15.0}, {"measured": "held-out"}, {"preset": "certified/cpu-15min"}])
@@ -468,3 +600,58 @@ def test_a_layer_too_large_to_be_factorised_keeps_the_bound_of_the_torus() -> No
     layer = nn.Conv2d(2, 2, 3, padding=1)
     large = peers._layer_bound(layer, (128, 128))
     assert peers._layer_bound(layer, (6, 6)) <= large < 3 * peers._layer_bound(layer, (6, 6))
+
+
+@pytest.mark.parametrize("name", sorted(peers.FAMILIES))
+def test_the_sound_bound_of_every_family_is_above_its_jacobians(name: str) -> None:
+    for package in ("orthogonium", "deel.torchlip"):
+        pytest.importorskip(package, reason="needs the peers' packages on the path, see benchmarks/certified/run.py")
+    family = replace(peers.FAMILIES[name], width=4, depth=(1, 1, 0), dense=1)
+    model = family.build((3, 16, 16), 3, torch.full((3,), 0.5), seed=0)
+    with torch.no_grad(), torch.nn.utils.parametrize.cached():
+        bound = peers.sound_bound(model.eval())
+    assert steepest(model, torch.rand(2, 3, 16, 16)) <= bound * (1 + 1e-5)
+
+
+def entry_folder(folder: Path, radii: list[float], **facts: object) -> Path:
+    run.keep_radii(folder, torch.tensor(radii), torch.tensor(radii))
+    run.write_json(folder / "result.json", {"data": "d", "images": len(radii), "measured": "test"} | facts)
+    return folder
+
+
+def test_two_networks_are_compared_image_by_image(tmp_path: Path) -> None:
+    first = entry_folder(tmp_path / "a", [0.3, 0.3, 0.3, 0.3, 0.3, 0.0])
+    second = entry_folder(tmp_path / "b", [0.3, 0.2, 0.0, 0.0, 0.1, 0.3])
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in compare.table(first, second).splitlines()[2:]]
+    assert [row[0] for row in rows] == ["0/255", "36/255", "72/255", "108/255", "255/255"]
+    # At 36/255 (0.141) the first alone has images 2, 3, 4 and the second alone image 5; at 255/255 none has any.
+    assert rows[1][1:4] == ["83.33", "50.00", "+33.33"]
+    assert rows[4][1:] == ["0.00", "0.00", "+0.00", "0.00", "1"]
+
+
+def test_the_paired_error_is_that_of_the_mean_of_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.rand(2, 500, generator=generator) > torch.tensor([[0.3], [0.5]])
+    more, error, p = compare.paired(first, second)
+    differences = first.double() - second.double()
+    assert more == pytest.approx(100 * float(differences.mean()))
+    assert error == pytest.approx(100 * float(differences.std(correction=0)) / 500**0.5)
+    assert 0 < p < 1e-6
+    assert compare.paired(first, first) == (0.0, 0.0, 1.0)
+
+
+def test_what_cannot_be_paired_gets_a_sentence(tmp_path: Path) -> None:
+    first = entry_folder(tmp_path / "a", [0.3])
+    with pytest.raises(InvalidArgument, match="differ in measured"):
+        compare.table(first, entry_folder(tmp_path / "b", [0.3], measured="held-out"))
+    bare = tmp_path / "c"
+    run.write_json(bare / "result.json", {"data": "d", "images": 1, "measured": "test"})
+    with pytest.raises(BadData, match="no radii of single images"):
+        compare.table(first, bare)
+    run.keep_radii(bare, torch.tensor([0.3, 0.2]), torch.tensor([0.3, 0.2]))
+    with pytest.raises(BadData, match="no radii of single images"):
+        compare.table(first, bare)
+    for text in ("[]", "{}", '{"images": "x"}'):
+        (bare / "result.json").write_text(text)
+        with pytest.raises(BadData, match="does not say of how many images"):
+            compare.table(bare, first)

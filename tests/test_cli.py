@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import io
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,7 +173,9 @@ def test_a_broken_line_of_the_history_or_a_cut_summary(finished: Path, tmp_path:
     with open(twin / "metrics.jsonl", "a") as stream:
         stream.write('{"step": 1')
     assert main(["report", str(twin)]) == 0
-    for text in ("{}", "[]"):
+    facts = json.loads((twin / "training.json").read_text())
+    edits = ({"epochs": float("nan")}, {"train_seconds": None}, {"dataset": 5}, {"fingerprint": []})
+    for text in ("{}", "[]", *(json.dumps(facts | edit) for edit in edits)):
         (twin / "training.json").write_text(text)
         with pytest.raises(BadCheckpoint, match=r"training\.json was cut or edited"):
             collect_metrics(twin)
@@ -386,6 +392,10 @@ def test_what_is_certified_of_the_attacked_images_stands_beside_what_attacks_lef
         ("attack.json", {"robust_accuracy": 5}),
         ("attack.json", {"robust_accuracy": [{"epsilon": None, "accuracy": 1.0}]}),
         ("attack.json", {"samples": "x"}),
+        ("attack.json", {"robust_accuracy": [{"epsilon": float("nan"), "accuracy": 1.0}]}),
+        ("attack.json", {"auc": float("inf")}),
+        ("certificate.json", {"clean_accuracy": float("nan")}),
+        ("certificate.json", {"body_lipschitz": "x"}),
     ],
 )
 def test_edited_results_are_made_again(finished: Path, tmp_path: Path, file: str, change: dict) -> None:
@@ -460,6 +470,59 @@ def test_an_unfinished_training_is_refused_before_anything_is_certified(
     (twin / "certificate.json").unlink()
     monkeypatch.setattr(pipeline, "certify", lambda *given, **options: pytest.fail("certified"))
     assert main(["certify", str(twin)]) == 2
+
+
+@pytest.mark.parametrize("command", ["certify", "attack"])
+def test_a_disk_without_room_is_known_before_the_computation(
+    command: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    twin = shutil.copytree(finished, tmp_path / "run")
+    for stored in (*twin.glob("certificate.*"), *twin.glob("attack.*")):
+        stored.unlink()
+    monkeypatch.setattr(pipeline, "load", lambda directory: pytest.fail("the network was loaded"))
+    monkeypatch.setattr(os, "fsync", full)
+    assert main([command, str(twin)]) == 2
+    said = capsys.readouterr().err
+    assert "No space left on device; free some space, make the folder writable" in said
+    assert "--out" not in said
+
+
+class FullDisk(io.RawIOBase):
+    """A stream that takes nothing until there is room."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number: int | None = number
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        if self.number is not None:
+            raise OSError(self.number, os.strerror(self.number))
+        return len(content)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (errno.ENOSPC, 2, "dynablocks: error: standard output: No space left on device; choose another place.\n"),
+        (errno.EPIPE, 1, ""),
+    ],
+)
+@pytest.mark.parametrize("command", ["list models", "list --help"])
+def test_an_output_that_takes_nothing_is_told_by_the_exit_code(
+    command: str, number: int, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = FullDisk(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(disk), encoding="utf-8"))
+        assert main(command.split()) == code
+        disk.number = None
+    assert capsys.readouterr().err == said
 
 
 def test_radii_that_are_attacked_later_are_certified_too(finished: Path, tmp_path: Path) -> None:

@@ -176,6 +176,32 @@ def test_shards_with_a_hash_are_counted_and_two_sets_without_numbers_are_refused
         load_data("cifar10", tmp_path)
 
 
+def test_columns_whose_names_are_no_text_are_one_sentence(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        file = tmp_path / f"{split}.parquet"
+        pq.write_table(pa.table({"img": [b"x"], "labQl": [1]}), file, store_schema=False)
+        file.write_bytes(file.read_bytes().replace(b"labQl", b"lab\xffl"))
+    with pytest.raises(BadData, match="truncated or no parquet file"):
+        load_data("cifar10", tmp_path)
+
+
+def test_the_home_folder_of_nobody_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidArgument, match="home folder that is not known"):
+        load_data("cifar10", Path("~no-such-user-here/cifar10"))
+    monkeypatch.setenv("DYNABLOCKS_CACHE", "~no-such-user-here/cache")
+    with pytest.raises(InvalidArgument, match="home folder that is not known"):
+        load_data("cifar10", _parquet_copy(tmp_path))
+
+
+def test_a_folder_whose_name_is_no_text_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"images-\xff")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("file names are text here")
+    assert len(load_data("folder", _folder_copy(folder, ("a", "b"), size=8)).train) == 4
+
+
 def test_shards_are_joined_in_order_and_the_column_may_be_image(tmp_path: Path) -> None:
     pixels = _pixels(6)
     for shard in range(2):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,33 @@ def test_a_file_without_the_trajectory_column_is_one_trajectory(tmp_path: Path) 
     data = read_trajectories(tmp_path / "A.CSV")
     assert len(data) == 1
     assert data.states[0].tolist() == [[0.1], [0.2]]
+
+
+def test_labels_are_kept_by_reading_splitting_and_writing(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(GOOD)
+    data = read_trajectories(tmp_path / "a.csv")
+    assert data.labels == ("a", "b")
+    assert data.to_csv().split("\n")[1] == "a,0.0,1.0,2.0"
+    data.write_csv(tmp_path / "b.csv")
+    assert read_trajectories(tmp_path / "b.csv").labels == ("a", "b")
+    columns = {"trajectory": [7, 7, 3, 3], "t": [0, 1, 0, 1], "q": [1, 2, 3, 4]}
+    parquet.write_table(pa.table(columns), tmp_path / "c.parquet")
+    assert read_trajectories(tmp_path / "c.parquet").labels == ("7", "3")
+    (tmp_path / "d.csv").write_text("t,q\n0,0.1\n1,0.2\n")
+    assert read_trajectories(tmp_path / "d.csv").labels == ()
+
+
+def test_a_split_calls_the_trajectories_as_before() -> None:
+    lengths = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
+    for data in (_random(lengths), replace(_random(lengths), labels=tuple("abcdefghij"))):
+        train, test = data.split(0.2, seed=1)
+        assert {*train.labels, *test.labels} == {data.label(k) for k in range(10)}
+        for part in (train, test):
+            for k, times in enumerate(part.times):
+                assert len(times) == lengths[[data.label(i) for i in range(10)].index(part.label(k))]
+    first, last = replace(_random((10,)), labels=("only",)).split(0.3)
+    assert first.labels == last.labels == ("only",)
+    assert _random((10,)).split(0.3)[1].label(0) == "0"
 
 
 def test_pairs_are_read_from_csv_and_parquet(tmp_path: Path) -> None:
@@ -331,6 +359,8 @@ X = T[:, None]
         (lambda: Trajectories((T.flip(0),), (X,), ("q",)), "times of trajectory 0 do not increase"),
         (lambda: Trajectories((T,), (X / 0,), ("q",)), "trajectory 0 has a number that is not finite"),
         (lambda: Trajectories((T,), (X.float(),), ("q",)), "float64 is needed"),
+        (lambda: Trajectories((T,), (X,), ("q",), ("a", "b")), "there are 2 labels, 2 of them different, of 1 traj"),
+        (lambda: Trajectories((T, T), (X, X), ("q",), ("a", "a")), "there are 2 labels, 1 of them different"),
         (lambda: _random().pairs(0), "stride is 0"),
         (lambda: _random().pairs(7), "stride is 7; the longest trajectory allows at most 6"),
         (lambda: _random().split(0.0), "fraction is 0.0"),

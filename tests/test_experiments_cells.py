@@ -122,12 +122,23 @@ def test_a_failure_is_noted_and_blocks_only_what_needs_it(tmp_path: Path) -> Non
     assert "far away" in str(store.obstacle(far))
 
 
-def test_a_truncated_result_is_a_failure_that_retry_mends(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"result": ',
+        "{}",
+        "[]",
+        '{"result": {"sum": 3}}',
+        '{"result": {"sum": 3}, "made": {"seconds": 1.0}}',
+        '{"result": 3, "made": {"commit": "", "torch": "", "device": "", "threads": 1, "date": "", "seconds": 1.0}}',
+    ],
+)
+def test_a_truncated_or_edited_result_is_a_failure_that_retry_mends(text: str, tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.build(SumCell())
     whole = store.result(SumCell())
     (store.directory(SumCell()) / "kept.txt").write_text("a file of the cell")
-    (store.directory(SumCell()) / "result.json").write_text('{"result": ')
+    (store.directory(SumCell()) / "result.json").write_text(text)
     again = Store(tmp_path)
     assert again.result(SumCell()) is None
     assert again.build(SumCell()) == "failed"
@@ -135,6 +146,14 @@ def test_a_truncated_result_is_a_failure_that_retry_mends(tmp_path: Path) -> Non
     assert again.build(SumCell(), retry=True) == "built"
     assert again.result(SumCell()) == whole
     assert (again.directory(SumCell()) / "kept.txt").exists()
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "5"])
+def test_an_edited_note_of_a_failure_says_nothing(text: str, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.build(FailingCell()) == "failed"
+    next(tmp_path.rglob(FAILED)).write_text(text)
+    assert store.failure(FailingCell()) is None
 
 
 SLOW = textwrap.dedent(

@@ -113,6 +113,8 @@ def test_bodies_are_opposite_on_nearly_circular_orbits() -> None:
 def test_unknown_names_are_explained() -> None:
     with pytest.raises(InvalidArgument, match="pendulum"):
         learning_data("pendelum")
+    with pytest.raises(InvalidArgument, match="seed is 5000000000"):
+        learning_data("spring", seed=5_000_000_000)
     with pytest.raises(InvalidArgument, match="separable"):
         hamiltonian_model("seperable", 2, 3)
 

@@ -13,6 +13,7 @@ from matplotlib.collections import PolyCollection
 from dynablocks.experiments import robustness
 from dynablocks.experiments.base import Scale
 from dynablocks.experiments.cells import RESULT, Store
+from dynablocks.experiments.provenance import made_here
 from dynablocks.experiments.robustness import attack_note, make_row, paper_model, paper_training
 from dynablocks.experiments.robustness_figures import gap_figure, steps_figure
 from dynablocks.experiments.runs import ATTACK, CERTIFICATE
@@ -72,7 +73,8 @@ def built(tmp_path: Path) -> tuple[robustness.Row, Store]:
     for cell, summary in summaries.items():
         folder = store.directory(cell)
         folder.mkdir(parents=True)
-        write_json(folder / RESULT, {"title": cell.title, "result": summary, "made": {}})
+        made = made_here() | {"seconds": 1.0}
+        write_json(folder / RESULT, {"title": cell.title, "result": summary, "made": made})
         name, held = tensors[cell]
         write_tensors(folder / name, held)
     return row, store

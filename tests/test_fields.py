@@ -18,12 +18,14 @@ from dynablocks.fields import (
     ACTIVATIONS,
     FIELDS,
     Activation,
+    Damping,
     DiagonalField,
     FieldFacts,
     GradientField,
     GradientOf,
     LinearField,
     MassPreservingField,
+    MetricField,
     PartitionedField,
     PlanarField,
     PreconditionedField,
@@ -34,6 +36,7 @@ from dynablocks.fields import (
     leaky_relu,
     smooth_leaky_relu,
 )
+from dynablocks.fields.base import potential_of
 from dynablocks.fields.symmetric import EvenPotential, PotentialSum
 from dynablocks.integrators import ExplicitEuler
 from dynablocks.linear import Conv, Dense, OrthogonalConv, OrthogonalDense
@@ -256,8 +259,27 @@ def test_a_gradient_field_is_the_gradient_of_its_potential(sigma: str, expansive
 
 
 def test_a_potential_needs_a_primitive() -> None:
-    with pytest.raises(InvalidArgument, match="no closed-form primitive"):
-        GradientField(Dense(2, 2), "arctan").potential(torch.zeros(1, 2))
+    for field in (GradientField(Dense(2, 2), "arctan"), DiagonalField(2, "arctan")):
+        with pytest.raises(InvalidArgument, match=f"{type(field).__name__} with arctan .* no closed-form primitive"):
+            field.potential(torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("expansive", [False, True])
+def test_the_potential_of_a_field_has_the_sign_of_the_field(expansive: bool) -> None:
+    ridge = GradientField(Dense(3, 4), "tanh", expansive=expansive)
+    x = torch.randn(5, 3, dtype=torch.float64)
+    for field in (ridge.double(), PotentialSum(ridge, LinearField(3), sign=-1.0).double()):
+        slope = torch.func.grad(lambda y, field=field: potential_of(field, y).sum())(x)
+        assert torch.allclose(slope, field(x), atol=1e-13)
+
+
+def test_what_is_no_gradient_with_a_known_potential_has_none() -> None:
+    planar = PlanarField(Dense(2, 2))
+    for field in (planar, PotentialSum(LinearField(2), planar), Damping((2,)), MetricField.example(), nn.Linear(2, 1)):
+        with pytest.raises(InvalidArgument, match=f"{type(field).__name__} has no known potential"):
+            potential_of(field, torch.zeros(1, 2))
+    with pytest.raises(InvalidArgument, match="use a Hamiltonian, partitioned or dissipative field"):
+        GradientField(Dense(2, 3)).energy(torch.zeros(1, 2))
 
 
 def test_corollary_2_3_splits_a_mixed_field_into_two_of_opposite_kinds() -> None:

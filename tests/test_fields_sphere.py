@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import VectorField
+from dynablocks.fields.base import potential_of
 from dynablocks.fields.mass import MassPreservingField
-from dynablocks.fields.partitioned import potential_of
 from dynablocks.fields.presnov import presnov
 from dynablocks.fields.sphere import RotationField, SphereField, TangentField, skew_exponential, skew_matrix
 from dynablocks.linear import Conv, Dense

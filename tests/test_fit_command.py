@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from dynablocks.cli import main
 from dynablocks.fitting import load_fit
-from dynablocks.fitting.report import warnings
+from dynablocks.fitting.report import headline_rows, warnings
 
 OUTPUTS = (
     "config.yaml",
@@ -24,7 +25,9 @@ OUTPUTS = (
 )
 
 
-def write_csv(path: Path, trajectories: int = 3, samples: int = 12, columns: tuple[str, ...] = ("q", "p")) -> Path:
+def write_csv(
+    path: Path, trajectories: int = 3, samples: int = 12, columns: tuple[str, ...] = ("q", "p"), label: str = ""
+) -> Path:
     """Noisy rotations with irregular times."""
     generator = torch.Generator().manual_seed(0)
     lines = ["trajectory,t," + ",".join(columns)]
@@ -33,7 +36,7 @@ def write_csv(path: Path, trajectories: int = 3, samples: int = 12, columns: tup
         for _ in range(samples):
             noise = 0.01 * torch.randn(len(columns), generator=generator)
             state = [(1 + 0.3 * k) * math.cos(t + i * math.pi / 2) + float(noise[i]) for i in range(len(columns))]
-            lines.append(f"{k},{t!r}," + ",".join(map(repr, state)))
+            lines.append(f"{label}{k},{t!r}," + ",".join(map(repr, state)))
             t += 0.1 + 0.05 * float(torch.rand((), generator=generator))
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -63,6 +66,38 @@ def test_one_command_leads_from_a_csv_to_a_report(finished: Path) -> None:
         assert said in page
     assert "<script" not in page
     assert "http://" not in page.replace("http://www.w3.org", "")
+    assert re.search(r"1 trajectory \(\d\), 11 steps", page)
+    assert re.search(r"torch\.full\(\(1, 100\), [\d.]+, dtype=torch\.float64\)", page)
+    assert set(metrics["column_relative_errors"]) == {"q", "p"}
+    assert metrics["samples_used"]["one step"] == 11
+    assert 0 <= metrics["step_halving_error"] < 0.1
+    assert "two half steps against one" in page
+    assert "change of the learned energy over its spread" in metrics["drift"]
+
+
+def test_predictions_join_with_the_file_by_trajectory_and_time(tmp_path: Path) -> None:
+    from dynablocks.data.trajectories import read_trajectories
+    from dynablocks.fitting import Structure, build
+    from dynablocks.fitting.report import predictions
+    from dynablocks.fitting.rollout import roll_out
+
+    file = write_csv(tmp_path / "data.csv", trajectories=5, label="run ")
+    with open(file) as stream:
+        measured = {(row["trajectory"], float(row["t"])): row for row in csv.DictReader(stream)}
+    _, test = read_trajectories(file).split(0.4)
+    flow = build(Structure("none", ("q", "p"), width=2, step=0.1))
+    rows = list(csv.DictReader(predictions(roll_out(flow, test), ("q", "p")).splitlines()))
+    assert len(rows) == 24
+    for row in rows:
+        found = measured[row["trajectory"], float(row["t"])]
+        assert (float(row["q"]), float(row["p"])) == (float(found["q"]), float(found["p"]))
+
+
+def test_steps_in_snippets_are_float64() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "fit.md").read_text(encoding="utf-8")
+    snippets = [line for line in text.splitlines() if "torch.full(" in line or "torch.tensor(" in line]
+    assert snippets
+    assert all("float64" in line for line in snippets)
 
 
 def test_the_saved_surrogate_makes_the_written_predictions(finished: Path) -> None:
@@ -119,6 +154,34 @@ def test_a_poor_surrogate_is_not_sold_as_a_good_one() -> None:
     unknown = {"test_mse": None, "test_relative_error": None, "rollout_relative_error": None}
     (unsolved,) = warnings(good | unknown)
     assert "not solved" in unsolved
+    (coarse,) = warnings(good | {"step_halving_error": 0.02})
+    assert coarse.startswith("Two half steps end 2.0 % of the spread away")
+    assert "--substeps" in coarse
+    for gap in (None, 9e-4, 2.9e-3):
+        assert warnings(good | {"step_halving_error": gap}) == []
+    (uneven,) = warnings(good | {"column_relative_errors": {"q": 1e-3, "p": 0.02, "still": None}})
+    assert uneven.startswith("Column 'p' is learned worse than the rest: its error is 2.0 % of its own spread")
+    assert warnings(good | {"column_relative_errors": {"q": 1e-3, "p": 0.009}}) == []
+    assert warnings(good | {"test_relative_error": 0.01, "column_relative_errors": {"q": 0.01, "p": 0.09}}) == []
+
+
+def test_a_column_that_does_not_move_has_no_relative_error() -> None:
+    from dynablocks.fitting.report import _by_column
+
+    t = torch.linspace(0, 6, 61, dtype=torch.float64)
+    states = torch.stack([t.sin(), 1e-3 * t.cos(), torch.full_like(t, 3.31e8)], dim=1)
+    found = _by_column(("q", "p", "N"), torch.tensor([1e-6, 1e-6, 1e-6], dtype=torch.float64), states)
+    assert found["q"] == pytest.approx(1e-3 / float(states[:, 0].std()), rel=1e-12)
+    assert found["p"] == pytest.approx(1.0 / float(1e3 * states[:, 1].std()), rel=1e-12)
+    assert found["N"] is None
+
+
+def test_metrics_from_before_a_measure_are_shown() -> None:
+    old = {"test_mse": 1e-6, "test_relative_error": 1e-3, "horizon": 1, "rollout_mse": None, "drift": {}}
+    old |= {"verified": True, "properties": [], "parameters": 3, "seconds": 1.0, "stopped": "done"}
+    assert "two half steps against one" not in [row[0] for row in headline_rows(old)]
+    rows = {name: value for name, value, _ in headline_rows(old | {"step_halving_error": None})}
+    assert rows["two half steps against one"] == "unknown"
 
 
 def test_a_surrogate_with_unsolved_steps_is_reported_all_the_same(
@@ -327,3 +390,57 @@ def test_the_learned_energy_of_an_example_is_of_its_form(
 ) -> None:
     assert main(["fit", "--example", system, "--dry-run", "--out", str(tmp_path / "out")]) == 0
     assert field in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--example", "kepler", "--preserve", "symplectic"], "columns     positions q1, q2; momenta p1, p2\n"),
+        (["--example", "pendulum", "--preserve", "energy"], "columns     positions q; momenta p\n"),
+        (["--example", "rigid-body", "--preserve", "energy"], "columns     y1, y2, y3\n"),
+        (["--example", "sir", "--preserve", "mass"], "columns     S, I, R\n"),
+    ],
+)
+def test_a_dry_run_says_what_the_columns_are_taken_for(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *options, "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_an_example_of_positive_states_may_keep_them_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from types import SimpleNamespace
+
+    from dynablocks.data.trajectories import Trajectories
+    from dynablocks.fitting.commands import _read
+
+    options = SimpleNamespace(file=None, example="sir", seed=0, overwrite=False, dry_run=True)
+    kept, measured = (_read(options, preserve, tmp_path).data for preserve in ("positive", "mass"))
+    assert isinstance(kept, Trajectories)
+    assert isinstance(measured, Trajectories)
+    assert float(torch.cat(measured.states).min()) < 0
+    assert torch.equal(torch.cat(kept.states), torch.cat(measured.states).clamp_min(0))
+    command = ["fit", "--preserve", "positive", "--dry-run", "--out", str(tmp_path / "out")]
+    assert main([*command, "--example", "sir"]) == 0
+    assert main([*command, "--example", "pendulum"]) == 2
+    assert "negative values" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_how_many_steps_are_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_csv(tmp_path / "data.csv")
+    command = ["fit", str(file), "--preserve", "none", "--dry-run"]
+    assert main(command) == 0
+    assert "are used" not in capsys.readouterr().out
+    monkeypatch.setattr("dynablocks.fitting.commands.MOST_SAMPLES", 5)
+    assert main(command) == 0
+    assert "5 of 11 training steps are used, evenly spaced" in capsys.readouterr().out
+
+
+def test_the_help_promises_what_the_maps_can_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "not flows that stretch along their own axis" in text
+    for claimed in ("incompressible", "exactly", "a minute or two"):
+        assert claimed not in text

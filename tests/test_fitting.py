@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,17 +17,20 @@ from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.data.trajectories import Pairs, Trajectories
-from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument
+from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument, NotConverged
 from dynablocks.experiments.orders import exact_solution
-from dynablocks.fields import GradientField
+from dynablocks.fields import GradientField, LinearField
+from dynablocks.fields.hamiltonian import canonical
 from dynablocks.fields.mass import CompartmentField
 from dynablocks.fields.sphere import RotationField
+from dynablocks.fields.symmetric import ridge_energy
 from dynablocks.fitting import FitConfig, Structure, build, fit, load_fit, regression, save_fit
 from dynablocks.fitting.job import claim, plan, run_stages
 from dynablocks.fitting.objective import Objective
 from dynablocks.fitting.regression import FitRecord
-from dynablocks.fitting.rollout import _starts, noise_level, rollout_residuals, windows
+from dynablocks.fitting.rollout import _starts, drifts, noise_level, roll_out, rollout_residuals, windows
 from dynablocks.fitting.second_order import LevenbergMarquardt, LimitedMemoryBFGS
+from dynablocks.fitting.single_steps import column_errors, one_step_error, step_halving_gap
 from dynablocks.fitting.structures import (
     CoordinateShears,
     FreeField,
@@ -132,6 +136,30 @@ def test_custom_residuals_are_minimised() -> None:
     module = Exponentials()
     history = fit(module, x, y, residuals=lambda m, a, b: 3 * (m(a) - b), adam_steps=20)
     assert history.loss < 1e-27
+
+
+def test_targets_of_another_shape_are_refused() -> None:
+    """Their difference would be of all pairs of samples."""
+    x, y = exponential_data()
+    for targets in (y[:, 0], y.expand(-1, 2)):
+        with pytest.raises(InvalidArgument, match=r"gives \(30, 1\) for targets of shape \(30,") as caught:
+            fit(Exponentials(), x, targets, adam_steps=5)
+        assert "\n" not in str(caught.value)
+
+
+class Flat(Exponentials):
+    """One number a sample, of one axis."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, 0]
+
+
+def test_residuals_of_one_axis_are_minimised() -> None:
+    x, y = exponential_data()
+    history = fit(Flat(), x, y[:, 0], adam_steps=20)
+    assert history.loss < 1e-26
+    assert history.records[-1].phase == "levenberg-marquardt"
+    assert history.samples == 30
 
 
 def test_equal_fits_are_equal_to_the_last_bit_and_batches_follow_the_seed() -> None:
@@ -351,6 +379,8 @@ def test_the_learned_field_is_the_derivative_of_the_flow() -> None:
         (Structure("norm", ("a", "b"), weights=(1.0, 1.0)), "belong to --preserve mass"),
         (Structure("symplectik", ("a", "b")), "did you mean 'symplectic'"),
         (Structure("positive", ("a", "b"), odd=True), "odd"),
+        (Structure("mass", ("a", "b"), linear=True), "linear=True is for"),
+        (Structure("energy", ("a", "b"), odd=True, linear=True), "linear=True is for"),
     ],
 )
 def test_an_impossible_structure_gets_one_sentence(structure: Structure, sentence: str) -> None:
@@ -655,3 +685,236 @@ def test_a_surrogate_made_in_python_is_saved_and_takes_any_precision(tmp_path: P
     (tmp_path / "new" / "fit" / "config.yaml").write_text("fit: {preserve: mass}\nstructure: {}\n")
     with pytest.raises(BadCheckpoint, match="another structure"):
         save_fit(tmp_path / "new" / "fit", other)
+
+
+MAPS = {
+    "separable": Structure("symplectic", ("q", "p"), width=4, step=0.1, linear=True),
+    "coupled": Structure("symplectic", ("q", "p"), width=4, step=0.1, separable=False, linear=True),
+    "energy": Structure("energy", ("q", "p"), width=4, step=0.1, linear=True),
+    "skew": Structure("energy", ("a", "b", "c"), width=4, step=0.1, linear=True),
+}
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (2,), (3, 3), (1, 2, 2)])
+def test_states_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    flow, x = build(MAPS["coupled"]), torch.ones(shape, dtype=F64)
+    calls: list[Callable[[Tensor], object]] = [
+        flow,
+        flow.inverse,
+        flow.vector_field,
+        flow.energy,
+        lambda z: flow.rollout(z, torch.full((1, 3), 0.1, dtype=F64)),
+        lambda z: training_residuals(flow)(flow, z, torch.ones(len(z), 2, dtype=F64)),
+        lambda z: training_residuals(flow)(flow, torch.ones(len(z), 2, dtype=F64), z),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidArgument, match=r"FlowMap was built for \(batch, 2\)"):
+            call(x)
+
+
+def test_steps_are_one_a_state_or_one_for_all() -> None:
+    flow = build(MAPS["separable"])
+    x = states(flow, 3)
+    for one in (0.1, torch.tensor(0.1, dtype=F64), torch.tensor([0.1], dtype=F64)):
+        assert torch.allclose(flow(x, one), flow(x, torch.full((3,), 0.1, dtype=F64)), rtol=1e-14, atol=1e-14)
+    for step in (torch.ones(2, dtype=F64), torch.ones(3, 2, dtype=F64)):
+        with pytest.raises(InvalidArgument, match="one each"):
+            flow(x, step)
+    with pytest.raises(InvalidArgument, match="one each"):
+        flow(x[:1], torch.ones(2, dtype=F64))
+    for steps in (torch.ones(4, dtype=F64), torch.ones(2, 4, dtype=F64)):
+        with pytest.raises(InvalidArgument, match="one row a state"):
+            flow.rollout(x, steps)
+    row = torch.full((1, 4), 0.1, dtype=F64)
+    assert torch.allclose(flow.rollout(x, row), flow.rollout(x, row.expand(3, -1)), rtol=1e-14, atol=1e-14)
+
+
+class Derived(FlowMap):
+    """A surrogate of another class."""
+
+
+OTHERS: dict[str, Callable[[FlowMap], FlowMap]] = {
+    "field": lambda flow: FlowMap(CoordinateShears(2, 4).double(), flow.method, flow.structure),
+    "method": lambda flow: FlowMap(flow.field, integrator("heun"), flow.structure),
+    "width": lambda flow: FlowMap(flow.field, flow.method, replace(flow.structure, width=5)),
+    "parity": lambda flow: FlowMap(flow.field, flow.method, replace(flow.structure, odd=True)),
+    "class": lambda flow: Derived(flow.field, flow.method, flow.structure),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_a_map_that_its_structure_does_not_make_is_not_saved(
+    other: Callable[[FlowMap], FlowMap], tmp_path: Path
+) -> None:
+    flow, folder = surrogate("none"), tmp_path / "fit"
+    with pytest.raises(InvalidArgument, match=r"save_fit stores maps that build\(structure\) makes"):
+        save_fit(folder, other(flow))
+    assert not folder.exists()
+    before = torch.get_rng_state()
+    save_fit(folder, flow)
+    assert torch.equal(torch.get_rng_state(), before)
+    x = states(flow)
+    assert torch.equal(load_fit(folder)(x), flow(x))
+
+
+def test_a_ridge_energy_has_a_linear_term_on_request_alone() -> None:
+    def drawn(**options: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        return ridge_energy(2, 3, **options).state_dict()
+
+    plain, tilted = drawn(), drawn(linear=True)
+    assert set(tilted) - set(plain) == {"fields.1.bias"}
+    assert all(torch.equal(tilted[name], value) for name, value in plain.items())
+    with pytest.raises(InvalidArgument, match="quadratic"):
+        ridge_energy(2, 3, quadratic=False, linear=True)
+
+
+@pytest.mark.parametrize(("preserve", "separable"), [("symplectic", True), ("symplectic", False), ("energy", True)])
+def test_a_constant_field_is_a_learned_energy_of_its_own(preserve: str, separable: bool) -> None:
+    names = ("q1", "q2", "p1", "p2")
+    flow = build(Structure(preserve, names, width=3, separable=separable, linear=True))
+    x = states(flow, 5)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.zero_()
+        biases = [part.bias for part in flow.field.modules() if isinstance(part, LinearField)]
+        for bias in biases:
+            assert bias is not None
+            bias.normal_()
+        slope = torch.cat([bias for bias in biases if bias is not None])
+        assert torch.equal(flow.vector_field(x), canonical(slope.expand(5, -1)))
+        assert torch.allclose(flow.energy(x), x @ slope, rtol=1e-14, atol=1e-14)
+    assert not flow.field.facts().odd
+
+
+def test_fits_that_are_not_odd_learn_a_linear_term() -> None:
+    for preserve, odd, linear in (
+        ("symplectic", False, True),
+        ("energy", False, True),
+        ("symplectic", True, False),
+        ("none", False, False),
+    ):
+        assert plan(spirals(), FitConfig(preserve, odd=odd)).structure.linear is linear
+
+
+def test_a_fit_from_before_the_linear_term_is_read_and_goes_on(tmp_path: Path) -> None:
+    flow = surrogate("symplectic")
+    save_fit(tmp_path / "a", flow)
+    config = FitConfig("none", width=2)
+    structure = plan(spirals(), config).structure
+    assert not claim(tmp_path / "b", config, structure, {"sha256": "0"}, overwrite=False)
+    for name in "ab":
+        file = tmp_path / name / "config.yaml"
+        file.write_text(file.read_text().replace("  linear: false\n", ""))
+        assert "linear" not in file.read_text()
+    assert load_fit(tmp_path / "a").structure == flow.structure
+    assert not claim(tmp_path / "b", config, structure, {"sha256": "0"}, overwrite=False)
+
+
+@pytest.mark.parametrize("structure", MAPS.values(), ids=MAPS)
+def test_the_learned_energy_is_in_the_units_of_the_data(structure: Structure) -> None:
+    torch.manual_seed(0)
+    flow = build(structure)
+    x = 1e3 * states(flow, 6) + 50
+    flow.adopt_units(x, x + 20 * x.roll(1, 1), torch.full((6,), 0.1, dtype=F64))
+    point = x.clone().requires_grad_(True)
+    (slope,) = torch.autograd.grad(flow.energy(point).sum(), point)
+    with torch.no_grad():
+        moved = flow.vector_field(x)
+        skew = flow.field.structure(flow.to_units(x), slope)  # type: ignore[operator]
+    assert torch.allclose(moved, skew, rtol=0, atol=1e-11 * float(moved.abs().max()))
+
+
+@pytest.mark.parametrize("structure", MAPS.values(), ids=MAPS)
+def test_the_drift_of_a_learned_energy_knows_no_constant_and_no_unit(
+    structure: Structure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times, found = torch.arange(5, dtype=F64), []
+    for unit, constant in ((1.0, 0.0), (1.0, 1e3), (2.0**-20, 0.0), (2.0**20, 0.0)):
+        torch.manual_seed(0)
+        flow = build(structure)
+        x = unit * (states(flow, 8) + 3)
+        flow.adopt_units(x, x + 0.1 * x.roll(1, 1), torch.full((8,), 0.1, dtype=F64))
+        energy = flow.field.energy
+        monkeypatch.setattr(flow.field, "energy", lambda z, energy=energy, constant=constant: energy(z) + constant)
+        drift = drifts(flow, times, x[:5], x)[0]
+        assert drift.what == "change of the learned energy over its spread"
+        found.append(drift.values)
+        assert bool(drifts(flow, times, x[:5], x[:1])[0].values.isfinite().all())
+    with torch.no_grad():
+        values, middle = flow.energy(x), flow.energy(x.mean(0, keepdim=True))
+    wanted = (values[:5] - values[0]).abs() / (values - middle).square().mean().sqrt()
+    for drift_values in found:
+        assert torch.allclose(drift_values, wanted, rtol=1e-8, atol=1e-10)
+
+
+def test_a_learned_energy_is_verified_alike_whatever_the_size_of_the_data() -> None:
+    class Leaking(SkewGradientField):
+        def structure(self, x: Tensor, v: Tensor) -> Tensor:
+            return super().structure(x, v) - 1e-6 * v
+
+    structure = MAPS["skew"]
+    for size, field, kept in (
+        (1e-6, SkewGradientField(3, 4, linear=True), True),
+        (1e6, SkewGradientField(3, 4, linear=True), True),
+        (1e-6, Leaking(3, 4, linear=True), False),
+    ):
+        flow = FlowMap(field.double(), integrator("gonzalez"), structure)
+        x = size * states(flow, 6)
+        flow.adopt_units(x, x + 0.1 * x.roll(1, 1), torch.full((6,), 0.1, dtype=F64))
+        assert verify(flow, x[:4]).passed == kept
+
+
+def growth(step: float) -> FlowMap:
+    """An Euler step of ẋ = x."""
+    field = LinearField(2).double()
+    with torch.no_grad():
+        field.matrix.copy_(torch.eye(2))
+    return FlowMap(field, integrator("euler"), Structure("none", ("a", "b"), step=step))
+
+
+def test_two_half_steps_are_compared_with_a_whole_one() -> None:
+    x = torch.tensor([[1.0, 0.0], [-3.0, 4.0]], dtype=F64)
+    assert step_halving_gap(growth(0.2), x) == pytest.approx(0.05, rel=1e-12)  # h²/4 · ‖x‖
+    accurate = FlowMap(growth(0.2).field, integrator("rk4"), Structure("none", ("a", "b"), step=0.2))
+    assert float(step_halving_gap(accurate, x) or 0.0) < 1e-4
+
+
+def test_errors_of_columns_are_their_own() -> None:
+    x, h = torch.zeros(4, 2, dtype=F64), torch.ones(4, dtype=F64)
+    data = Pairs(x, x + torch.tensor([1.0, 2.0], dtype=F64), h, ("a", "b"))
+    found = column_errors(growth(0.2), data)
+    assert found is not None
+    assert found.tolist() == [1.0, 4.0]
+    assert one_step_error(growth(0.2), data) == 2.5
+
+
+def test_steps_that_are_not_solved_have_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: FlowMap, x: Tensor, step: object = None) -> Tensor:
+        raise NotConverged("the step is not solved for 1 sample; take a smaller step.")
+
+    monkeypatch.setattr(FlowMap, "forward", refuse)
+    x = torch.ones(4, 2, dtype=F64)
+    data = Pairs(x, x, torch.ones(4, dtype=F64), ("a", "b"))
+    assert step_halving_gap(growth(0.2), x) is None
+    assert column_errors(growth(0.2), data) is None
+    assert math.isinf(one_step_error(growth(0.2), data))
+
+
+def test_too_many_samples_are_thinned_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynablocks.fitting.job.MOST_SAMPLES", 5)
+    config = FitConfig("none", noise="yes", width=2, substeps=1, adam_steps=4, finish_steps=1)
+    told: list[str] = []
+    fitted = run_stages(plan(spirals(), config), config, None, told.append)
+    assert {name: history.samples for name, history in fitted.stages.items()} == {"one step": 5, "10 steps": 5}
+    assert "10 steps: 5 of 6 runs are used, evenly spaced" in told
+
+
+def test_rollouts_are_called_as_their_trajectories() -> None:
+    data = replace(spirals(3), labels=("left", "right", "middle"))
+    assert [rollout.label for rollout in roll_out(surrogate("symplectic"), data)] == list(data.labels)
+    _, test = spirals(10).split(0.2, seed=1)
+    numbers = [rollout.label for rollout in roll_out(surrogate("symplectic"), test)]
+    assert numbers == list(test.labels)
+    for label, state in zip(numbers, test.states, strict=True):
+        assert torch.equal(state, spirals(10).states[int(label)])

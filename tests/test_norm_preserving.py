@@ -16,7 +16,7 @@ from dynablocks.fields.mass import ConstrainedField
 from dynablocks.fields.sphere import RotationField, SphereField
 from dynablocks.integrators import ExactFlow, integrator
 from dynablocks.integrators.norm_preserving import CalvoEulerHeun
-from dynablocks.integrators.projection import Projected
+from dynablocks.integrators.projection import Projected, _basis
 from dynablocks.linear import Conv, Dense
 from dynablocks.properties import Equivariant, NormPreserving, Symplectic, verify
 from dynablocks.switching import FreeSignal
@@ -220,6 +220,22 @@ def test_projection_returns_a_drifting_mass() -> None:
     with torch.no_grad():
         assert (integrator("heun").step(field, x, 1.0).sum(1) - x.sum(1)).abs().min() > 1e-3
         assert (integrator("projected-heun").step(field, x, 1.0).sum(1) - x.sum(1)).abs().max() < 1e-14
+
+
+def test_the_basis_spans_the_weights_and_one_asked_for_in_inference_mode_serves_training_later() -> None:
+    _basis.cache_clear()
+    weights = (0.0, 1.0, -2.0, 0.3)
+    field = ConstrainedField(GradientField(Dense(4, 5), "tanh"), [None, weights]).double()
+    x, method = torch.randn(5, 4, dtype=torch.float64), integrator("projected-heun")
+    with torch.inference_mode():
+        before = method.step(field, x, 0.5)
+    after = method.step(field, x, 0.5)
+    after.square().sum().backward()
+    assert torch.allclose(before, after.detach(), atol=1e-14)
+    assert all(parameter.grad is not None for parameter in field.parameters())
+    assert _basis.cache_info().misses == 1
+    basis, rows = _basis((None, weights), 4), np.array([(1.0,) * 4, weights])
+    assert np.allclose(basis @ basis.T, np.linalg.pinv(rows) @ rows, atol=1e-14)
 
 
 def test_projection_loses_symplecticity_and_says_so() -> None:

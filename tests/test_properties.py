@@ -115,6 +115,11 @@ def test_a_potential_decreases_along_one_field_only() -> None:
     assert compose([("a", part), ("b", part)]).properties.of(Dissipative) is None
 
 
+def test_a_guarantee_tells_its_tolerance() -> None:
+    assert str(Dissipative(tolerance=1e-13)) == "Dissipative(to 1.0e-13)"
+    assert str(EnergyPreserving()) == "EnergyPreserving"
+
+
 def test_the_empty_composition_is_the_identity() -> None:
     assert set(declare(nn.Sequential()).properties) == set(declare(nn.Identity()).properties)
     for held in verify(nn.Identity(), torch.randn(3, 4)):

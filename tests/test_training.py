@@ -181,6 +181,13 @@ def test_every_optimiser_descends(name: str) -> None:
         ({"max_minutes": -3.0}, "max_minutes is -3.0"),
         ({"batch_size": 9, "devices": 2}, "multiple"),
         ({"optimiser": "nesterov", "momentum": 0.0}, "nesterov"),
+        ({"epochs": 1e308}, "epochs is 1e"),
+        ({"epochs": None, "max_minutes": 1e307}, "max_minutes is 1e"),
+        ({"threads": 3_000_000_000}, "threads is 3000000000"),
+        ({"step_factor": 1e300}, "step_factor is 1e"),
+        ({"step_epochs": 1e-308}, "step_epochs is 1e-308"),
+        ({"adversary_epsilon": 1e30}, "adversary_epsilon is 1e"),
+        ({"seed": 10**400}, "seed is a whole number of more than 308 digits"),
     ],
 )
 def test_a_bad_setting_gets_one_sentence(settings: dict[str, object], words: str) -> None:
@@ -316,6 +323,12 @@ def test_a_step_trains_on_the_augmented_float32_images_of_its_batch(precision: s
     assert first.dtype == torch.float32
     assert torch.equal(first, augment(splits.train.images[chosen], 5, 0, 0, 2, True, "reflect"))
     assert not torch.equal(first, augment(splits.train.images[chosen], 5, 0, 0, 2, True, "zeros"))
+
+
+def test_a_crop_that_may_hold_no_image_is_refused() -> None:
+    config = TrainingConfig(epochs=1, batch_size=16, crop_padding=9, **QUIET)
+    with pytest.raises(InvalidArgument, match="crop_padding is 9; of images of 8x8 pixels 0 to 8 is allowed"):
+        fit(small_model(), quadrants(), config)
 
 
 def test_more_devices_than_there_are_get_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -494,6 +507,28 @@ def test_two_trainings_cannot_share_a_directory(tmp_path: Path) -> None:
 
     with pytest.raises(DynablocksError, match="another training runs"):
         fit(small_model(), quadrants(), TrainingConfig(**QUIET), tmp_path, on_step=second)
+
+
+def test_a_rank_in_the_environment_makes_one_device_no_second_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    begun: list[bool] = []
+
+    def second(step: int) -> None:
+        fit(small_model(), quadrants(), TrainingConfig(**QUIET), tmp_path)
+
+    with pytest.raises(DynablocksError, match="another training runs"):
+        fit(
+            small_model(),
+            quadrants(),
+            TrainingConfig(**QUIET),
+            tmp_path,
+            on_start=lambda: begun.append(True),
+            on_step=second,
+        )
+    assert begun == [True]
+    assert not loop_module.is_first_process(TrainingConfig(devices=2))
 
 
 def test_finished_training_returns_at_once(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from dynablocks.config import DataConfig
-from dynablocks.errors import DynablocksError, UnsoundResult
+from dynablocks.data import to_unit_range
+from dynablocks.errors import DynablocksError, UnsoundResult, require_range
 from dynablocks.experiments.provenance import commit, device_name
 from dynablocks.files import read_json, write_json
 from dynablocks.linear import frozen_weights
@@ -52,7 +53,7 @@ def auto_attack(
     path = run / f"autoattack-{epsilon:g}-{len(pixels)}.state.json"
     belongs = {"weights": weights_hash(run), "fingerprint": fingerprint}
     state = read_json(path) if path.exists() else {}
-    if {name: state.get(name) for name in belongs} != belongs:
+    if not goes_on(state, belongs, len(pixels)):
         state = belongs | {"done": [], "distances": [None] * len(pixels)}
     model = load(run).requires_grad_(False)
     for name in ATTACKS:
@@ -71,6 +72,16 @@ def auto_attack(
         state["done"].append(name)
         write_json(path, state)
     return state["distances"]
+
+
+def goes_on(state: object, belongs: dict[str, str], count: int) -> bool:
+    """Whether a state file is whole and of the same weights and images."""
+    if not isinstance(state, dict) or {name: state.get(name) for name in belongs} != belongs:
+        return False
+    done, distances = state.get("done"), state.get("distances")
+    if not isinstance(done, list) or not isinstance(distances, list) or len(distances) != count:
+        return False
+    return all(distance is None or isinstance(distance, (int, float)) for distance in distances)
 
 
 def check(distances: list[float | None], certificate: CertificateResult) -> None:
@@ -103,7 +114,7 @@ def measured(run: Path, options: argparse.Namespace) -> dict[str, Any]:
     splits = load_splits(config)
     test = splits.test
     count = min(options.samples, len(test))
-    pixels, labels = test.images[:count].float() / 255, test.labels[:count].long()
+    pixels, labels = to_unit_range(test.images[:count]), test.labels[:count].long()
     curve = ours.curve()
     worst = curve.at((options.epsilon,)).accuracies[0]
     distances = auto_attack(run, pixels, labels, options.epsilon, options.batch_size, splits.fingerprint)
@@ -125,8 +136,12 @@ def measured(run: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    """Attack, write, print."""
+def parse() -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        InvalidArgument: a number is out of its range.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run directory")
     parser.add_argument("--data-dir", type=Path, help="where the images are now, if they moved")
@@ -134,20 +149,29 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=1000, help="the first so many test images")
     parser.add_argument("--batch-size", type=int, default=250)
     options = parser.parse_args()
+    require_range("--epsilon", options.epsilon, 0, 1e6, open_low=True)
+    require_range("--samples", options.samples, 1)
+    require_range("--batch-size", options.batch_size, 1)
+    return options
+
+
+def main() -> int:
+    """Attack, write, print."""
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("auto-attack").setLevel(logging.DEBUG)
     try:
+        options = parse()
         facts = measured(options.run, options)
+        write_json(options.run / "autoattack.json", facts)
     except KeyboardInterrupt:
         print("stopped; the same command goes on with the attack that was not finished", file=sys.stderr)
         return 130
     except UnsoundResult as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (DynablocksError, ModuleNotFoundError) as error:
+    except (DynablocksError, ModuleNotFoundError, OSError) as error:
         print(explained(error, "install it with: pip install -c constraints.txt -e '.[bench]'"), file=sys.stderr)
         return 1
-    write_json(options.run / "autoattack.json", facts)
     for name, value in facts.items():
         if isinstance(value, float):
             print(f"{name:<20} {value:.4f}")

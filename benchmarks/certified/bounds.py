@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dynablocks.errors import DynablocksError
+from dynablocks.errors import DynablocksError, require_range
 from dynablocks.files import write_json
 from dynablocks.linear import OrthogonalConv
 from dynablocks.linear.bounds import ConvGeometry, conv_norm_bounds, dense_matrix
@@ -154,14 +154,26 @@ def measure(layers: list[tuple[nn.Conv2d, int]]) -> list[list[str]]:
     return rows
 
 
-def main() -> None:
-    """Print the table."""
+def parse() -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        InvalidArgument: a number is out of its range.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path, required=True, help="folder with orthogonium and deel")
     parser.add_argument("--layers", type=int, default=240)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    require_range("--layers", args.layers, 1)
+    require_range("--seed", args.seed, 0, 2**63 - 1)
+    return args
+
+
+def main() -> None:
+    """Print the table."""
+    args = parse()
     sys.path.append(str(args.peers))
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)

@@ -14,17 +14,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from dynablocks.data import load_data, to_unit_range
-from dynablocks.errors import DynablocksError, InvalidArgument
+from dynablocks.errors import BadCheckpoint, DynablocksError, InvalidArgument, require_range
 from dynablocks.files import read_json
 
 sys.path.insert(0, str(Path(__file__).parent))
 from peers import FAMILIES, Classifier, explained
 
 LENGTH = 0.05
+DAMAGED = (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
+"""What comes of files that are missing, cut or edited."""
 
 
 def trained(directory: Path) -> Classifier:
@@ -32,15 +35,24 @@ def trained(directory: Path) -> Classifier:
 
     Raises:
         InvalidArgument: the entry is ours.
+        BadCheckpoint: its result or its weights are missing, cut or edited.
     """
-    settings = read_json(directory / "result.json")["settings"]
-    if "family" not in settings:
-        raise InvalidArgument(f"{directory} is no peer; dynablocks verify measures a network of ours.")
-    sizes = {"width": settings["width"], "depth": tuple(settings["depth"]), "stem": settings["stem"]}
-    sizes["dense"] = settings.get("dense", 0)  # entries of before have none
-    family = replace(FAMILIES[settings["family"]], **sizes)
-    model = family.build((3, 32, 32), 10, torch.zeros(3), seed=0)
-    model.load_state_dict(load_file(directory / "checkpoint" / "model.safetensors"))
+    try:
+        settings = read_json(directory / "result.json")["settings"]
+        if "family" not in settings:
+            raise InvalidArgument(f"{directory} is no peer; dynablocks verify measures a network of ours.")
+        sizes = {"width": settings["width"], "depth": tuple(settings["depth"]), "stem": settings["stem"]}
+        sizes["dense"] = settings.get("dense", 0)  # entries of before have none
+        family = replace(FAMILIES[settings["family"]], **sizes)
+        model = family.build((3, 32, 32), 10, torch.zeros(3), seed=0)
+        model.load_state_dict(load_file(directory / "checkpoint" / "model.safetensors"))
+    except (DynablocksError, ModuleNotFoundError):
+        raise
+    except DAMAGED as error:
+        reason = next(iter(str(error).splitlines()), "").rstrip(":.")
+        raise BadCheckpoint(
+            f"{directory} holds no whole network of run.py ({type(error).__name__}: {reason}); give its command again."
+        ) from error
     return model.eval()
 
 
@@ -58,14 +70,25 @@ def expansion(model: Classifier, pixels: Tensor, steps: int = 12) -> float:
     return largest
 
 
-def main() -> None:
-    """Measure and print."""
+def parse() -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        InvalidArgument: no images are asked for.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("entry", type=Path, help="the entry's folder")
     parser.add_argument("--data-dir", type=Path, required=True, help="the CIFAR-10 copy")
     parser.add_argument("--peers", type=Path, help="folder with orthogonium, deel and einops")
     parser.add_argument("--images", type=int, default=16)
     args = parser.parse_args()
+    require_range("--images", args.images, 1)
+    return args
+
+
+def main() -> None:
+    """Measure and print."""
+    args = parse()
     if args.peers:
         sys.path.append(str(args.peers))
     torch.manual_seed(0)

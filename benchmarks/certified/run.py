@@ -5,10 +5,11 @@
         --held-out 5000 --set lr=0.05
 
 The first makes the whole table, in hours. CIFAR10 is a copy of the data, WORK a new folder. Entries run one after the
-other, each trained for the same wall-clock minutes by the same loop with the same batches and augmentation (those of
-our preset), on all CPU threads or the GPU; the loss is offset cross-entropy, its offset and temperature the peer's or
-ours, see SEARCH. Every entry leaves WORK/NAME/result.json and is skipped when that is there; an interrupted training
-goes on. --page FILE holds the results too: with it a table is made in several sittings on machines of one kind,
+other, each trained for the same wall-clock minutes by the same loop on the same images with the same augmentation
+(that of our preset; the batch size is each one's own), on all CPU threads or the GPU; the loss is offset cross-entropy,
+its offset and temperature the peer's or ours, see SEARCH. Every entry leaves WORK/NAME/result.json and is skipped when
+that is there; an interrupted training goes on. The radii of all images lie beside it, for compare.py. --page FILE
+holds the results too: with it a table is made in several sittings on machines of one kind,
 whatever became of WORK; its "title" and a "note" may be changed by hand and stay. With --search, each peer is first
 trained for so many minutes with each change of SEARCH (in WORK/search), on held-out training images, and takes the best
 one. With --held-out, such images are measured in place of the test images: the way to choose settings by hand.
@@ -31,12 +32,13 @@ from typing import Any
 
 import torch
 import torch.nn.utils.parametrize
+from safetensors.torch import save_file
 
 from dynablocks.config import RunConfig, preset_settings
 from dynablocks.data import DataSplits, ImageDataset, load_data, to_unit_range
-from dynablocks.errors import DynablocksError, InvalidArgument, unknown_name
+from dynablocks.errors import DynablocksError, InvalidArgument, require_range, unknown_name
 from dynablocks.experiments.provenance import commit, device_name
-from dynablocks.files import read_json, write_json
+from dynablocks.files import held, read_json, write_atomically, write_json
 from dynablocks.models import MODELS, ModelConfig
 from dynablocks.pipeline import build_for, certify_run, load, train_run
 from dynablocks.progress import progress_bar
@@ -46,9 +48,10 @@ from dynablocks.training import TrainingConfig, TrainingSummary, fit
 from dynablocks.training.precision import present_device
 
 sys.path.insert(0, str(Path(__file__).parent))
-from peers import FAMILIES, explained, sound_bound
+from peers import FAMILIES, Family, explained, sound_bound
 
 RADII = (36, 72, 108, 255)
+RADII_FILE = "radii.safetensors"
 FAMILY_SIZES = ("width", "depth", "stem", "dense")
 FIXED = {"epochs", "max_minutes", "seed", "validate_every"}
 """Settings of the training that --set cannot change: the budget ends it, --seed and --held-out say the rest."""
@@ -85,17 +88,9 @@ def train_peer(
     name: str, splits: DataSplits, measured: ImageDataset, args: argparse.Namespace, directory: Path
 ) -> dict[str, Any]:
     """Train one family for the budget; measure it by its own claim and by our bound."""
-    changes = dict(args.set)
-    family = FAMILIES[name]
-    sizes = {k: changes.pop(k) for k in FAMILY_SIZES if k in changes}
-    if "depth" in sizes:
-        sizes["depth"] = tuple(sizes["depth"])
-    family = replace(family, **sizes)
-    augmentation = crop(args) | {"flip": our_settings(args)["training"]["flip"]}
-    settings = COMMON | family.settings() | augmentation | changes
+    family, settings, config = peer_config(name, args)
     mean = (splits.train.images[:10000].double().mean((0, 2, 3)) / 255).float()
     model = family.build(splits.train.image_shape, splits.train.num_classes, mean, args.seed)
-    config = TrainingConfig(**settings, epochs=None, max_minutes=args.minutes, seed=args.seed, validate_every=10**6)
     described = {"family": name, "width": family.width, "depth": list(family.depth), "stem": family.stem}
     described |= {"dense": family.dense}
     summary = fit(model, splits, config, directory, describe=described)
@@ -105,8 +100,27 @@ def train_peer(
     head = model.head.effective_weight().detach()
     own = certified_radii(logits, head, 1.0, labels=measured.labels)
     sound = certified_radii(logits, head, bound, labels=measured.labels)
+    keep_radii(directory, own, sound)
     facts = {"source": family.source, "settings": described | settings, "own_bound": 1.0, "bound": bound}
     return facts | measures(model, summary, logits.argmax(1) == measured.labels, own, sound)
+
+
+def peer_config(name: str, args: argparse.Namespace) -> tuple[Family, dict[str, Any], TrainingConfig]:
+    """A family in the size asked for, what is set of its training, and its training for this budget."""
+    changes = dict(args.set)
+    sizes = {k: changes.pop(k) for k in FAMILY_SIZES if k in changes}
+    for size, value in sizes.items():
+        numbers, least = value if size == "depth" else [value], 1 if size in ("width", "stem") else 0
+        if not isinstance(numbers, list) or not numbers or any(type(n) is not int or n < least for n in numbers):
+            wanted = "a list of whole numbers, one a stage, as [2,2,2]" if size == "depth" else "a whole number"
+            raise InvalidArgument(f"{size} is {value!r}; {wanted} from {least} is needed.")
+    if "depth" in sizes:
+        sizes["depth"] = tuple(sizes["depth"])
+    family = replace(FAMILIES[name], **sizes)
+    augmentation = crop(args) | {"flip": unchanged(args).training.flip}
+    settings = COMMON | family.settings() | augmentation | changes
+    budget: dict[str, Any] = {"epochs": None, "max_minutes": args.minutes, "seed": args.seed, "validate_every": 10**6}
+    return family, settings, TrainingConfig(**settings, **budget)
 
 
 @torch.no_grad()
@@ -132,6 +146,7 @@ def train_ours(
     else:
         result = certify_run(directory)
     radii = torch.where(result.correct, result.radii, 0.0)
+    keep_radii(directory, radii, radii.clone())
     facts = {"source": "dynablocks", "settings": json.loads(json.dumps(description)), "bound": result.body_lipschitz}
     return facts | {"own_bound": result.body_lipschitz} | measures(model, summary, result.correct, radii, radii)
 
@@ -145,11 +160,18 @@ def our_config(args: argparse.Namespace) -> RunConfig:
     """The preset for this budget, with the changes asked for."""
     chosen = our_settings(args)
     sizes = {field.name for field in fields(ModelConfig)}
-    model = chosen["model"] | {k: tuple(v) if isinstance(v, list) else v for k, v in args.set.items() if k in sizes}
+    changed = {k: tuple(v) if isinstance(v, list) else v for k, v in args.set.items() if k in sizes}
+    model = chosen.get("model", {}) | changed
     training = chosen["training"] | {k: v for k, v in args.set.items() if k not in sizes}
     training |= {"epochs": None, "max_minutes": args.minutes, "seed": args.seed, "validate_every": 10**6}
     base = RunConfig(preset=args.preset, model=ModelConfig("certified", **model), training=TrainingConfig(**training))
     return replace(base, data=replace(base.data, dir=args.data_dir, validation=args.held_out))
+
+
+def keep_radii(directory: Path, own: torch.Tensor, sound: torch.Tensor) -> None:
+    """Write the certified radius of every image, 0 where it is misclassified; compare.py pairs two networks by them."""
+    content = {"own": own.double().contiguous(), "sound": sound.double().contiguous()}
+    write_atomically(directory / RADII_FILE, lambda path: save_file(content, str(path)))
 
 
 def measures(
@@ -223,15 +245,15 @@ def as_page(
     formats = sorted({f"{FORMATS[r['precision']]} on {r['device']}" for r in results})
     caption = (
         f"Clean and certified accuracy (%) on {', '.join(images)}, each network trained for {minutes:g} minutes by "
-        f"the same loop on the same batches, one after the other ({', '.join(formats)}). certified: with our sound "
-        "bound of the body, of ours with its proven rounding too; own claim: with the constant 1 the layer claims. "
-        "Several seeds: mean ± standard deviation."
+        "the same loop on the same images with the same augmentation (the batch size is each network's own), one after "
+        f"the other ({', '.join(formats)}). certified: with our sound bound of the body, of ours with its proven "
+        "rounding too; own claim: with the constant 1 the layer claims. Several seeds: mean ± standard deviation."
     )
-    searched = [r for r in results if r["search"]]
+    searched = [r for r in results if r.get("search")]
     names = sorted({r["name"].replace(f"-{r['seed']}", "", 1) for r in searched})
-    each = max((r["search"]["minutes"] for r in searched), default=0.0)
+    each = max((r["search"].get("minutes", 0.0) for r in searched), default=0.0)
     if searched:
-        counts = sorted({len(r["search"]["tried"]) for r in searched})
+        counts = sorted({len(r["search"].get("tried", [])) for r in searched})
         caption += (
             f" {', '.join(names)}: the best of {' or '.join(map(str, counts))} settings (sizes, "
             f"optimiser, loss, batches), chosen by {each:g}-minute trainings on {HELD_OUT} held-out training images."
@@ -242,7 +264,7 @@ def as_page(
         "seed": sorted({r["seed"] for r in results}),
         "data": sorted({r["data"] for r in results}),
         "hardware": sorted({r["hardware"] for r in results}),
-        "commit": sorted({r["commit"] for r in results}),
+        "commit": sorted({r.get("commit") or "unknown" for r in results}),
         "date": sorted({r["started"][:10] for r in results}),
     }
     return {
@@ -267,7 +289,7 @@ def kept_entries(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     if args.page is None or not args.page.exists():
         return {}
     page = read_json(args.page)
-    if "entries" not in page:
+    if not isinstance(page, dict) or not isinstance(page.get("entries"), list):
         raise InvalidArgument(f"{args.page} has no entries to add to, only their table; name another file.")
     for result in page["entries"]:
         require_same(args.page, result, args, hardware=device_name())
@@ -299,12 +321,25 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--set", type=assignment, nargs="*", default=[], help="NAME=VALUE changes, for a search")
     args = parser.parse_args()
     args.set = dict(args.set)
+    for name, least in (("minutes", 1e-6), ("search", 0), ("held_out", 0), ("seed", 0)):
+        require_range(f"--{name.replace('_', '-')}", getattr(args, name), least)
     training = {field.name for field in fields(TrainingConfig)} - FIXED
     model = {field.name for field in fields(ModelConfig)} - {"name"}
     for entry in args.entries:
         allowed = training | (set(FAMILY_SIZES) if entry != "ours" else model)
         for name in args.set.keys() - allowed:
             raise unknown_name(f"setting of {entry}", name, sorted(allowed))
+        try:
+            if entry == "ours":
+                our_config(args)
+            else:
+                peer_config(entry, args)
+        except InvalidArgument:
+            raise
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidArgument(
+                f"{entry} cannot be made with {args.set} ({error}); give a list as widths=[64,128,256], see --help."
+            ) from error
     return args
 
 
@@ -339,16 +374,17 @@ def require_same(path: Path, result: dict[str, Any], args: argparse.Namespace, *
     """
     asked = {"minutes": args.minutes, "measured": "held-out" if args.held_out else "test", "preset": args.preset}
     asked |= crop(args) | also
+    require_whole(path, result)
     made = {"crop_fill": "zeros"} | result  # there was no other when the first results were written
     if result["source"] == "dynablocks":
         if "=" not in result["name"]:
-            asked |= as_named(our_config(argparse.Namespace(**vars(args) | {"set": {}})))
+            asked |= as_named(unchanged(args))
             made |= {f"model.{name}": value for name, value in result["settings"]["config"].items()}
     elif not result["source"].startswith("dynablocks") and set(args.entries) - {"ours"}:
         searched = result.get("search") or {}
         made |= {
             "search": searched.get("minutes", 0.0),
-            "changes searched": [t["change"] for t in searched.get("tried", [])],
+            "changes searched": [t.get("change") for t in searched.get("tried", [])],
         }
         asked |= {"search": args.search, "changes searched": list(SEARCH) if args.search else []}
     for name, wanted in asked.items():
@@ -359,9 +395,52 @@ def require_same(path: Path, result: dict[str, Any], args: argparse.Namespace, *
             )
 
 
+TEXTS = ("name", "source", "data", "hardware", "started", "measured", "precision", "device")
+NUMBERS = ("seed", "images", "clean", "bound", "images_per_second", "epochs", "parameters")
+
+
+def require_whole(path: Path, result: Any) -> None:
+    """Refuse what is no result of one entry, such as a file that was cut or edited.
+
+    Raises:
+        InvalidArgument: naming the first part that the table needs and that is not there.
+    """
+    parts = result if isinstance(result, dict) else {}
+    search, settings = parts.get("search") or {}, parts.get("settings")
+    faults = [name for name in TEXTS if not isinstance(parts.get(name), str)]
+    faults += [name for name in NUMBERS if not is_number(parts.get(name))]
+    faults += [name for name in ("own", "certified") if not has_shares(parts.get(name))]
+    faults += [] if str(parts.get("precision")) in FORMATS else ["precision"]
+    tried = search.get("tried", []) if isinstance(search, dict) and is_number(search.get("minutes", 0.0)) else None
+    faults += [] if isinstance(tried, list) and all(isinstance(t, dict) for t in tried) else ["search"]
+    ours = parts.get("source") == "dynablocks"
+    described = isinstance(settings, dict) and isinstance(settings.get("config"), dict)
+    faults += ["settings"] if ours and not described else []
+    if faults:
+        raise InvalidArgument(
+            f"{path} holds a result without {faults[0]}, or with another kind of it: it was cut or edited; remove it "
+            "there, and the same command measures it again."
+        )
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e308 < value < 1e308
+
+
+def has_shares(value: object) -> bool:
+    """Whether it is what :func:`shares` gives."""
+    return isinstance(value, dict) and all(is_number(value.get(str(radius))) for radius in RADII)
+
+
+def unchanged(args: argparse.Namespace) -> RunConfig:
+    """The preset for this budget, without --set."""
+    return our_config(argparse.Namespace(**vars(args) | {"set": {}}))
+
+
 def crop(args: argparse.Namespace) -> dict[str, Any]:
     """The random crop of the preset, which is that of every entry."""
-    training = our_config(argparse.Namespace(**vars(args) | {"set": {}})).training
+    training = unchanged(args).training
     return {"crop_padding": training.crop_padding, "crop_fill": training.crop_fill or "zeros"}
 
 
@@ -399,12 +478,19 @@ def main() -> None:
 
 
 def write_page(args: argparse.Namespace, kept: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The results so far, those of earlier sittings first, which the page then holds; so after every entry."""
-    here = [read_json(path) for path in sorted(args.out.glob("*/result.json"))]
-    for result in here:
-        require_same(args.out, result, args)
-    results = list((dict(kept) | {result["name"]: result for result in here}).values())
-    if args.page:
+    """The results so far, those of earlier sittings first, which the page then holds; so after every entry.
+
+    What another process has added to the page since this one read it stays.
+    """
+    here = {}
+    for path in sorted(args.out.glob("*/result.json")):
+        result = read_json(path)
+        require_same(path, result, args)
+        here[result["name"]] = result
+    if args.page is None:
+        return list((dict(kept) | here).values())
+    with held(args.page.with_name(f".{args.page.name}.lock")):
+        results = list((dict(kept) | kept_entries(args) | here).values())
         earlier = read_json(args.page) if args.page.exists() else {}
         write_json(args.page, as_page(results, args.minutes, args.preset, earlier))
     return results
@@ -415,5 +501,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from the last checkpoint")
-    except (DynablocksError, ModuleNotFoundError) as error:
+    except (DynablocksError, ModuleNotFoundError, OSError) as error:
         sys.exit(explained(error))

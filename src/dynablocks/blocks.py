@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dynablocks.errors import InvalidArgument
+from dynablocks.errors import InvalidArgument, require_choice
 from dynablocks.fields import VectorField
 from dynablocks.integrators import Integrator, integrator
 from dynablocks.linear import shared_weights
@@ -34,7 +34,7 @@ class DynamicalBlock(Structured):
         bound: ``"tight"`` or ``"paper"``, which Lipschitz constants to declare (design D2.2).
 
     Raises:
-        InvalidArgument: the signal needs another number of fields, or the fields' shapes differ.
+        InvalidArgument: the signal needs another number of fields, the fields' shapes differ, or another ``bound``.
 
     Example:
         >>> from dynablocks.linear import OrthogonalDense
@@ -57,9 +57,7 @@ class DynamicalBlock(Structured):
         self.fields = nn.ModuleList(chosen)
         self.method = integrator(method)
         self.signal = NonExpansiveSignal() if signal is None else signal
-        if bound not in ("tight", "paper"):
-            raise InvalidArgument(f"bound is {bound!r}; 'tight' and 'paper' are allowed.")
-        self.bound = bound
+        self.bound = require_choice("bound", bound, ("tight", "paper"))
         if len(chosen) != self.signal.fields_needed:
             name = type(self.signal).__name__
             raise InvalidArgument(f"{name} switches between {self.signal.fields_needed} fields; got {len(chosen)}.")

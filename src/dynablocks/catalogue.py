@@ -1,4 +1,8 @@
-"""Everything that has a registry name, by kind: for ``dynablocks list`` and the docs' tables."""
+"""The names that ``dynablocks list`` and the docs' tables tell, by kind.
+
+Not those of experiments, of structures that a fit preserves, of blocks of density flows and of planar point sets, which
+stand where these are used.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import yaml
 from dynablocks.config import DataConfig
 from dynablocks.data import DataSplits, load_data
 from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument
-from dynablocks.files import read_json, sha256, write_json
+from dynablocks.files import expanded, read_json, require_writable, resolved, sha256, write_json
 from dynablocks.models import Network
 from dynablocks.pipeline import (
     build_described,
@@ -67,10 +67,11 @@ def write_certificate(
     """
     if path.is_dir():
         raise InvalidArgument(f"--json {path} is a folder; name a file in it, such as {path / 'audited.json'}.")
-    whole, run_folder = path.resolve(), directory.resolve()
+    whole, run_folder = resolved(path), resolved(directory)
     of_run = whole.parent == run_folder and whole.name in RUN_FILES
     if of_run or {run_folder / "checkpoint", run_folder / "checkpoint.previous"} & set(whole.parents):
         raise InvalidArgument(f"{path} is the run's own file; give --json another name, such as audited.json.")
+    require_writable(path.parent)
     weights = weights_hash(directory)
     result = certify_run(directory, data, arithmetic=arithmetic)
     run = with_data(load_config(directory), data)
@@ -78,13 +79,13 @@ def write_certificate(
     network = load(directory)
     if weights_hash(directory) != weights:
         raise InvalidArgument(f"the weights in {directory} changed meanwhile; certify when its training has ended.")
-    folder = None if run.data.dir is None else str(run.data.dir.expanduser().resolve())
+    folder = None if run.data.dir is None else str(resolved(expanded(run.data.dir)))
     content = artefact(
         network,
         result,
         description=description,
         weights=weights,
-        run=os.path.relpath(directory.resolve(), path.resolve().parent),
+        run=os.path.relpath(run_folder, whole.parent),
         splits=load_splits(run),
         data={"name": data_name(run.data), "dir": folder},
     )

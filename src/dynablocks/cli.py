@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -11,11 +12,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from dynablocks.errors import DynablocksError, InvalidArgument, unknown_name
 
 if TYPE_CHECKING:
+    import argparse
+
     from dynablocks.config import RunConfig
 
 SHORTHANDS = {
@@ -46,7 +49,7 @@ usage: dynablocks COMMAND [options]          dynablocks COMMAND --help for its o
   list      what can be named: models, datasets, fields, integrators, regions, ...
 
 examples:
-  dynablocks run                                        the embedded digits, minutes on two cores
+  dynablocks run                                        the embedded digits, a minute on two cores
   dynablocks run --model prescribed --lift paper --preset smoke
   dynablocks run --data-dir ~/cifar10                   a CIFAR-10 copy, 15 minutes of training
   dynablocks explain runs/cifar
@@ -73,17 +76,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     format_before = warnings.formatwarning
     warnings.formatwarning = _as_sentence
     try:
-        return _dispatch(arguments)
+        _replace_unknown_characters()
+        return _exit_code(arguments)
     except DynablocksError as error:
         print(f"dynablocks: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         place = "" if error.filename is None else f"{error.filename}: "
+        place = place if _is_output_open() else "standard output: "
         print(f"dynablocks: error: {place}{error.strerror or error}; choose another place.", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
@@ -96,10 +100,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         advice = f"use a smaller {smaller[name]}" if name in smaller else "free some, or take a larger machine"
         print(f"dynablocks: error: out of memory; {advice}.", file=sys.stderr)
         return 2
-    except SystemExit as stop:
-        return int(stop.code or 0) if not isinstance(stop.code, str) else 2
     finally:
         warnings.formatwarning = format_before
+        if not _is_output_open():
+            # The interpreter writes out at its end what is left, and would fail then.
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _exit_code(arguments: list[str]) -> int:
+    """Run the command and write out all that it printed; --help and its like stop by themselves."""
+    try:
+        code = _dispatch(arguments)
+    except SystemExit as stop:
+        code = int(stop.code or 0) if not isinstance(stop.code, str) else 2
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    return code
+
+
+def _is_output_open() -> bool:
+    """Whether standard output takes what was printed: its disk may be full, its reader gone."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _replace_unknown_characters() -> None:
+    """Print "?" for a character that the encoding of standard output or error has not, such as … in Latin-1."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None and stream.errors == "strict":
+            reconfigure(errors="replace")
 
 
 def _as_sentence(
@@ -161,6 +196,24 @@ def _parser(command: str, summary: str, examples: str | None = None) -> Any:
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise InvalidArgument(_one_sentence(str(message), command)) from ex
 
+        def parse_args(  # type: ignore[override]
+            self,
+            args: Sequence[str] | None = None,
+            namespace: Any = None,
+            env: bool | None = None,
+            defaults: bool = True,
+            **kwargs: Any,
+        ) -> Any:
+            given = list(args or ())
+            if "--config" in self._option_string_actions:
+                for file in _values_of(given, "--config"):
+                    _read_settings(file)
+            _require_plain_numbers(self._option_string_actions, given)
+            try:
+                return super().parse_args(args, namespace, env, defaults, **kwargs)
+            except OverflowError as error:
+                raise InvalidArgument(f"a number is too large ({error}); give a smaller one.") from error
+
     shorthands = ", ".join(f"{short} = {full}" for short, full in _shorthands(command).items())
     return Parser(
         prog=f"dynablocks {command}",
@@ -204,16 +257,58 @@ def _value_of(arguments: Sequence[str], flag: str) -> str | None:
     return next(iter(reversed(_values_of(arguments, flag))), None)
 
 
+ODD_NUMBER = re.compile(r"(?<![\w.+-])[-+]?(?:\d[\d_]*(?::[0-5]?\d)+(?:\.\d*)?|0[\d_]+)(?![\w.:])")
+"""What YAML 1.1 takes for another number than it looks: 1:30 to the base of 60, 010 to that of 8."""
+LONG_NUMBER = re.compile(r"[-+]?\d[\d_]{308,}")
+
+
+def _fault(number: str) -> str:
+    """What is wrong with a number that one of the two matches."""
+    if LONG_NUMBER.search(number):
+        return "a number has more than 308 digits; give a smaller one."
+    return f"{number} is no plain number: YAML reads 1:30 as 90 and 010 as 8; write it in digits alone, text in quotes."
+
+
+def _require_plain_numbers(options: dict[str, argparse.Action], arguments: Sequence[str]) -> None:
+    """Refuse numbers that jsonargparse, which reads values as YAML 1.1, would take for others.
+
+    Raises:
+        InvalidArgument: naming the flag.
+    """
+    for i, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        action = options.get(flag)
+        if action is None or action.nargs == 0 or flag == "--config":
+            continue
+        kind = getattr(action, "_typehint", None)
+        if {str, Path} & {kind, *get_args(kind)}:
+            continue
+        text = value if equals else " ".join(arguments[i + 1 : i + 2])
+        odd = ODD_NUMBER.search(text) or LONG_NUMBER.search(text)
+        if odd is not None:
+            raise InvalidArgument(f"{flag}: {_fault(odd[0])}")
+
+
 def _read_settings(file: str) -> dict[str, Any]:
-    """The content of a configuration file, with the groups that decide the defaults."""
+    """The content of a configuration file, with the groups that decide the defaults.
+
+    Raises:
+        InvalidArgument: it is not there, not YAML, holds no settings, or a number that is none to everybody.
+    """
     import yaml
 
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        text = Path(file).read_text(encoding="utf-8")
+        content = yaml.safe_load(text) or {}
+        scalars = [event for event in yaml.parse(text, Loader=yaml.SafeLoader) if isinstance(event, yaml.ScalarEvent)]
     except FileNotFoundError as error:
         raise InvalidArgument(f"--config {file} does not exist; give a YAML file, see --print_config.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InvalidArgument(f"--config {file} is not readable YAML; write one with --print_config.") from error
+    for scalar in scalars:
+        plain = scalar.style is None and scalar.tag is None
+        if plain and (ODD_NUMBER.fullmatch(scalar.value) or LONG_NUMBER.fullmatch(scalar.value)):
+            raise InvalidArgument(f"--config {file}: {_fault(scalar.value)}")
     if not isinstance(content, dict):
         raise InvalidArgument(f"--config {file} holds no settings; write one with --print_config.")
     groups = {name: content.get(name) or {} for name in ("data", "model")}
@@ -456,6 +551,7 @@ def _audit(arguments: Sequence[str]) -> int:
 
 
 def _verify(arguments: Sequence[str]) -> int:
+    from dynablocks.data import to_unit_range
     from dynablocks.pipeline import load, load_config, load_splits, with_data
     from dynablocks.progress import progress_bar
     from dynablocks.properties import verify
@@ -471,7 +567,7 @@ def _verify(arguments: Sequence[str]) -> int:
         return _describe(directory, "verify")
     network = load(directory)
     test = load_splits(with_data(load_config(directory), _moved(options))).test
-    images = test.images[: options.samples].float() / 255
+    images = to_unit_range(test.images[: options.samples])
     with progress_bar("verifying") as update:
         result = verify(network, images, deep=options.deep, progress=update)
     print(result)

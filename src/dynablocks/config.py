@@ -228,8 +228,8 @@ def from_yaml(text: str, where: str) -> RunConfig:
         )
     except InvalidArgument:
         raise
-    except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError) as error:
-        first = str(error).splitlines()[0]
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError, OverflowError, RecursionError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
         raise InvalidArgument(f"{where} is not a configuration of this version ({first}); make it again.") from error
 
 

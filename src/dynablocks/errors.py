@@ -51,7 +51,11 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InvalidArgument:
 
 def require_finite(name: str, value: float) -> float:
     """``value`` when it is a finite number, otherwise :class:`InvalidArgument`."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+    try:
+        finite = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError as error:
+        raise InvalidArgument(f"{name} is a whole number of more than 308 digits; give a smaller one.") from error
+    if not finite:
         raise InvalidArgument(f"{name} is {value!r}; a finite number is needed.")
     return float(value)
 

@@ -3,18 +3,80 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynablocks.errors import DynablocksError
+from dynablocks.errors import DynablocksError, InvalidArgument
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+ROOM = "free some space, make the folder writable or choose another"
+"""What to do where nothing can be written."""
+
+
+def expanded(path: str | Path) -> Path:
+    """``path`` with a leading ``~`` or ``~NAME`` replaced by that user's folder.
+
+    Raises:
+        InvalidArgument: there is no such user, or no home folder.
+
+    Example:
+        >>> expanded("data/cifar10").parts
+        ('data', 'cifar10')
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InvalidArgument(f"{path} begins with a home folder that is not known here; write it out.") from error
+
+
+def resolved(path: str | Path) -> Path:
+    """``path`` from the root, without links and dots; it need not exist.
+
+    Raises:
+        InvalidArgument: its links lead back to themselves.
+    """
+    looped = InvalidArgument(f"{path} is a link that leads back to itself; give the file or folder itself.")
+    try:
+        found = Path(path).resolve()
+    except RuntimeError as error:
+        raise looped from error
+    try:
+        found.stat()  # from Python 3.13 on, resolve() is silent about such links
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise looped from error
+    return found
+
+
+def require_writable(directory: Path) -> None:
+    """Write a block into a folder, or into the nearest one above that exists, and remove it: now, and not after hours.
+
+    Raises:
+        DynablocksError: the disk is full, or the place is not writable.
+    """
+    place = Path(directory)
+    try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        probe = place / f".{secrets.token_hex(8)}.tmp"
+        try:
+            with open(probe, "xb") as stream:
+                stream.write(bytes(4096))
+                stream.flush()
+                os.fsync(stream.fileno())
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise DynablocksError(f"cannot write to {place}: {error.strerror or error}; {ROOM}.") from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -22,7 +84,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     was. Who may read it follows the umask, as for any new file.
 
     Raises:
-        DynablocksError: the disk is full, or the place is not writable.
+        DynablocksError: the disk is full, the place is not writable, or UTF-8 has not what is written.
     """
     from safetensors import SafetensorError
 
@@ -41,8 +103,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         flush_directory(path.parent)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
+        raise DynablocksError(f"cannot write {path}: {reason}; {ROOM}; what was there is unchanged.") from error
+    except UnicodeError as error:
         raise DynablocksError(
-            f"cannot write {path}: {reason}; free some space or choose another --out; what was there is unchanged."
+            f"cannot write {path}: {error}; rename what has this character in its name; what was there is unchanged."
         ) from error
     finally:
         if temporary is not None:
@@ -62,8 +126,8 @@ def flush_directory(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write ``text`` to ``path`` atomically; the byte 0xff of a file's name that is no UTF-8 is written as \\udcff."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -141,9 +205,27 @@ def lock_file(path: Path) -> Iterator[bool]:
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = open(path, "a")  # noqa: SIM115
     except OSError as error:
-        raise DynablocksError(f"cannot write to {path.parent}: {error.strerror}; choose another --out.") from error
+        raise DynablocksError(f"cannot write to {path.parent}: {error.strerror or error}; {ROOM}.") from error
     with stream:
         yield _lock(stream.fileno())
+
+
+@contextlib.contextmanager
+def held(path: Path, patience: float = 60.0) -> Iterator[None]:
+    """Hold the lock ``path`` for this process, once others that hold it are done.
+
+    Raises:
+        DynablocksError: one is not done after ``patience`` seconds, or the place is not writable.
+    """
+    ends = time.monotonic() + patience
+    while True:
+        with lock_file(path) as free:
+            if free:
+                yield
+                return
+        if time.monotonic() > ends:
+            raise DynablocksError(f"another process holds {path} for more than {patience:g} s; end it and try again.")
+        time.sleep(0.05)
 
 
 def _lock(handle: int) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dynablocks.errors import InvalidArgument
+from dynablocks.errors import InvalidArgument, require_choice
 from dynablocks.linear import Bounds, LinearMap, NormalisedConv, linear_norm_bounds
 from dynablocks.linear.dense import Dense
 from dynablocks.linear.maps import check_shape, require_shape
@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 
 class PixelNormalisation(Structured):
     r"""x ↦ (x − mean) / std per channel: L = 1 / min std. A layer of the model, so certificates live in pixel space.
+
+    Args:
+        mean, std: one number a channel.
+
+    Raises:
+        InvalidArgument: they differ in length or are empty, a number is not finite, or a std is not above 0.
 
     Example:
         >>> round(PixelNormalisation((0.5,), (0.25,)).properties.lipschitz, 6)
@@ -66,6 +72,12 @@ ISOMETRY = (Lipschitz(1.0), NormPreserving())
 
 class SpaceToDepth(Structured):
     """f × f pixels become f² channels: a permutation of the entries.
+
+    Args:
+        factor: f.
+
+    Raises:
+        InvalidArgument: f < 1.
 
     Example:
         >>> SpaceToDepth(2)(torch.zeros(1, 3, 8, 8)).shape
@@ -154,7 +166,19 @@ class ChannelMix(LinearMap):
 class PaperLift(Structured):
     r"""x ↦ ReLU(αWx) with ‖W‖ <= 1 and a free factor α: the paper's lift, whose constant |α|‖W‖ is not 1.
 
+    Args:
+        in_shape: (channels, height, width) of one input.
+        out_channels: channels of the output.
+        kernel_size: k, odd, of the k × k kernel of W.
+
+    Raises:
+        InvalidArgument: a size below 1, or an even kernel size.
+
     Source: paper section 3.3 and design D3.
+
+    Example:
+        >>> PaperLift((1, 4, 4), 3)(torch.zeros(2, 1, 4, 4)).shape
+        torch.Size([2, 3, 4, 4])
     """
 
     def __init__(self, in_shape: tuple[int, int, int], out_channels: int, kernel_size: int = 3) -> None:
@@ -179,6 +203,9 @@ class Head(Dense):
         in_features, classes: the sizes.
         normalise: ``"rows"`` (each row of W has norm 1), ``"frobenius"`` (‖W‖_F = 1, the paper's) or ``"none"``.
 
+    Raises:
+        InvalidArgument: another ``normalise``, or a size below 1.
+
     Example:
         >>> head = Head(5, 3)
         >>> bool(torch.allclose(head.weight.norm(dim=1), torch.ones(3)))
@@ -186,10 +213,8 @@ class Head(Dense):
     """
 
     def __init__(self, in_features: int, classes: int, normalise: str = "rows") -> None:
-        if normalise not in ("rows", "frobenius", "none"):
-            raise InvalidArgument(f"normalise is {normalise!r}; 'rows', 'frobenius' and 'none' are allowed.")
+        self.normalise = require_choice("normalise", normalise, ("rows", "frobenius", "none"))
         super().__init__(in_features, classes)
-        self.normalise = normalise
         self.bias = nn.Parameter(torch.zeros(classes))
 
     def compute_weight(self) -> Float[Tensor, "classes features"]:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 import dynablocks
 from dynablocks.config import DataConfig, RunConfig, from_yaml, to_yaml
-from dynablocks.data import DataSplits, ImageDataset, infer_name, load_data
+from dynablocks.data import DataSplits, ImageDataset, infer_name, load_data, to_unit_range
 from dynablocks.errors import BadCheckpoint, BadData, DynablocksError, InvalidArgument
-from dynablocks.files import read_json, sha256, write_json, write_tensors, write_text
+from dynablocks.files import read_json, require_writable, resolved, sha256, write_json, write_tensors, write_text
 from dynablocks.models import MODELS, ModelConfig, Network, build
 from dynablocks.models.network import SHARED
 from dynablocks.progress import progress_bar
@@ -161,7 +161,7 @@ def load_config(directory: Path) -> RunConfig:
 
 def train_run(config: RunConfig, directory: Path, *, overwrite: bool = False) -> TrainingSummary:
     """Train into ``directory``; resume when it holds an unfinished training of the same configuration."""
-    if config.warm_start is not None and config.warm_start.resolve() == directory.resolve():
+    if config.warm_start is not None and resolved(config.warm_start) == resolved(directory):
         raise InvalidArgument(f"--warm_start and --out are both {directory}; give another --out.")
     splits = load_splits(config)
     network, description = _described(config, splits)
@@ -266,6 +266,7 @@ def attack_run(directory: Path, config: AttackConfig | None = None, data: DataCo
     settings = replace(wanted, samples=min(wanted.samples, len(splits.test)))
     result: AttackResult | None = _restore(directory, "attack", AttackResult.restore, splits.fingerprint)
     if result is None or result.config != settings:
+        require_writable(directory)
         belongs = _belongs_to(directory, splits.fingerprint)
         network = load(directory).to(present_device(run.training.device))
         with progress_bar(f"attacking {settings.samples} images") as update:
@@ -287,6 +288,7 @@ def certify_run(directory: Path, data: DataConfig | None = None, *, arithmetic: 
     restored = _restore(directory, "certificate", CertificateResult.restore, splits.fingerprint)
     result: CertificateResult | None = restored
     if result is None or result.arithmetic != arithmetic:
+        require_writable(directory)
         belongs = _belongs_to(directory, splits.fingerprint)
         network = load(directory).to(present_device(run.training.device))
         with progress_bar(f"certifying {len(splits.test)} images") as update:
@@ -306,6 +308,7 @@ def report_run(directory: Path, command: str, data: DataConfig | None = None) ->
     from dynablocks.reporting import write_report
 
     path = directory / "report.html"
+    require_writable(directory)
     write_report(path, report_data(directory, command, data))
     return path
 
@@ -393,8 +396,10 @@ def _training_facts(directory: Path) -> dict[str, Any]:
     if not path.exists() and find_checkpoint(directory) is not None:
         raise unfinished(directory)
     facts = read_json(path)
-    needed = ("images_per_second", "train_seconds", "epochs", "parameters", "dataset", "device", "precision")
-    if not isinstance(facts, dict) or any(name not in facts for name in needed):
+    numbers, words = ("images_per_second", "train_seconds", "epochs", "parameters"), ("dataset", "device", "precision")
+    whole = isinstance(facts, dict) and isinstance(facts.get("fingerprint", ""), str)
+    whole = whole and all(_is_number(facts.get(name)) for name in numbers)
+    if not whole or not all(isinstance(facts.get(name), str) for name in words):
         raise BadCheckpoint(f"{directory}/training.json was cut or edited; the training command makes it again.")
     return facts
 
@@ -430,7 +435,7 @@ def report_data(directory: Path, command: str, data: DataConfig | None = None) -
     splits, network = load_splits(run_config), load(directory)
     attacked, certificate = _results(directory, splits.fingerprint)
     with progress_bar("measuring the blocks") as update:
-        blocks = block_rows(network, splits.test.images[:4].float() / 255, progress=update)
+        blocks = block_rows(network, to_unit_range(splits.test.images[:4]), progress=update)
     return ReportData(
         title=f"{run_config.model.name} on {splits.test.name}",
         command=command,
@@ -512,7 +517,8 @@ def _current(directory: Path, name: str, fingerprint: str) -> dict[str, Any] | N
     wanted = _belongs_to(directory, fingerprint)
     fits = isinstance(summary, dict) and all(summary.get(key) == value for key, value in wanted.items())
     whole = fits and _is_curve(summary.get(_CURVES[name])) and isinstance(summary.get("samples"), int)
-    return summary if whole else None
+    shown = ("clean_accuracy", "auc", "body_lipschitz")
+    return summary if whole and all(summary.get(key) is None or _is_number(summary[key]) for key in shown) else None
 
 
 _CURVES = {"attack": "robust_accuracy", "certificate": "certified_accuracy"}
@@ -520,9 +526,13 @@ _CURVES = {"attack": "robust_accuracy", "certificate": "certified_accuracy"}
 
 def _is_curve(points: object) -> bool:
     return isinstance(points, list) and all(
-        isinstance(p, dict) and all(isinstance(p.get(key), (int, float)) for key in ("epsilon", "accuracy"))
-        for p in points
+        isinstance(p, dict) and all(_is_number(p.get(key)) for key in ("epsilon", "accuracy")) for p in points
     )
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a number that JSON has and a float holds."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e308 < value < 1e308
 
 
 def _restore(directory: Path, name: str, restore: Callable[..., Any], fingerprint: str) -> Any:
@@ -567,7 +577,7 @@ def estimate(config: RunConfig, directory: Path, *, overwrite: bool = False) -> 
     network, description = _described(config, splits)
     network = network.to(device)
     batch = min(config.training.batch_size, len(splits.train))
-    pixels = (splits.train.images[:batch].float() / 255).to(device)
+    pixels = to_unit_range(splits.train.images[:batch]).to(device)
     if config.training.channels_last:
         pixels = pixels.to(memory_format=torch.channels_last)
     with FlopCounterMode(display=False) as counter:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dynablocks.data.datasets import ImageDataset, fingerprint
 from dynablocks.errors import BadData, DynablocksError
-from dynablocks.files import sha256, write_atomically
+from dynablocks.files import expanded, resolved, sha256, write_atomically
 from dynablocks.progress import track
 
 _VERSION = "1"
@@ -22,7 +22,7 @@ def cache_folder() -> Path:
     """Where decoded data is kept: $DYNABLOCKS_CACHE, or dynablocks under $XDG_CACHE_HOME, or ~/.cache/dynablocks."""
     chosen = os.environ.get("DYNABLOCKS_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
+        return expanded(chosen)
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path(os.path.expanduser("~")) / ".cache") / "dynablocks"
 
@@ -40,7 +40,7 @@ def cached(
         BadData: a file cannot be read, or what ``read`` raises.
     """
     key = _key(root, files)
-    slot = hashlib.sha256(f"{name}\0{root.resolve()}".encode()).hexdigest()[:16]
+    slot = hashlib.sha256(os.fsencode(f"{name}\0{resolved(root)}")).hexdigest()[:16]
     path = cache_folder() / f"{name}-{slot}.safetensors"
     found = _load(path, key)
     if found is not None:

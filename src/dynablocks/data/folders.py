@@ -11,14 +11,20 @@ import torch
 from dynablocks.data.datasets import ImageDataset
 from dynablocks.data.decoding import EncodedImages, copy_name, decode_images
 from dynablocks.errors import BadData
+from dynablocks.files import expanded
 
 SEARCH_DEPTH = 2
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp"})
 
 
 def require_folder(data_dir: Path) -> Path:
-    """``data_dir`` when it is a folder with something in it, otherwise :class:`BadData`."""
-    folder = Path(data_dir).expanduser()
+    """``data_dir`` when it is a folder with something in it, otherwise :class:`BadData`.
+
+    Raises:
+        BadData: as said.
+        InvalidArgument: it begins with the home folder of nobody.
+    """
+    folder = expanded(data_dir)
     if not folder.exists():
         raise BadData(f"the data folder {folder} does not exist; check --data-dir.")
     if not folder.is_dir():

@@ -112,9 +112,11 @@ def _open(file: Path) -> Any:
     from pyarrow.parquet import ParquetFile
 
     try:
-        return ParquetFile(file)
-    except (pyarrow.ArrowException, OSError) as error:
+        opened = ParquetFile(file)
+        _ = opened.schema_arrow.names  # bytes become text only when they are asked for
+    except (pyarrow.ArrowException, OSError, UnicodeError) as error:
         raise _unreadable(file, error) from error
+    return opened
 
 
 def _unreadable(file: Path, error: Exception) -> BadData:
@@ -141,7 +143,7 @@ def _read_file(file: Path, label_column: str) -> tuple[list[bytes], list[int]]:
         raise BadData(f"the column {label_column} of {file} is {schema.field(label_column).type}; integers are needed.")
     try:
         table = opened.read([image_column, label_column])
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeError) as error:
         raise _unreadable(file, error) from error
     contents = compute.struct_field(table[image_column], "bytes")
     if contents.null_count or table[label_column].null_count:
@@ -157,7 +159,7 @@ def stored_class_names(file: Path, label_column: str) -> tuple[str, ...] | None:
     try:
         about = json.loads((_open(file).schema_arrow.metadata or {})[b"huggingface"])
         names = about["info"]["features"][label_column]["names"]
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         return None
     return tuple(map(str, names)) if isinstance(names, list) else None
 

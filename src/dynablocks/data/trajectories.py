@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dynablocks.data.seeding import require_integer, seeded_generator
 from dynablocks.errors import BadData, InvalidArgument, require_range
-from dynablocks.files import write_text
+from dynablocks.files import expanded, write_text
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -36,6 +36,7 @@ class Trajectories:
         times: for each trajectory its sampling times, float64 (T_k,), strictly increasing, T_k >= 2.
         states: for each trajectory its states, float64 (T_k, n).
         names: n different names of the state components.
+        labels: what the trajectories are called, all different; empty where they are numbered from 0.
 
     Raises:
         InvalidArgument: lengths, shapes or types do not fit together, a time is out of order, a number is not finite.
@@ -51,6 +52,7 @@ class Trajectories:
     times: tuple[Float64[Tensor, "time"], ...]
     states: tuple[Float64[Tensor, "time n"], ...]
     names: tuple[str, ...]
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.times or len(self.times) != len(self.states):
@@ -60,6 +62,11 @@ class Trajectories:
             )
         if not self.names or len(set(self.names)) != len(self.names):
             raise InvalidArgument(f"names is {self.names!r}; one different name a state component is needed.")
+        if self.labels and {len(self.labels), len(set(self.labels))} != {len(self.times)}:
+            raise InvalidArgument(
+                f"there are {len(self.labels)} labels, {len(set(self.labels))} of them different, of {len(self.times)} "
+                "trajectories; a different one for each is needed, or none."
+            )
         for k, (times, states) in enumerate(zip(self.times, self.states, strict=True)):
             _require_trajectory(f"trajectory {k}", times, states, len(self.names))
 
@@ -71,6 +78,10 @@ class Trajectories:
     def dimension(self) -> int:
         """n, the number of state components."""
         return len(self.names)
+
+    def label(self, index: int) -> str:
+        """What a trajectory is called: its label, or its number where there are none."""
+        return self.labels[index] if self.labels else str(index)
 
     def pairs(
         self, stride: int = 1
@@ -96,7 +107,8 @@ class Trajectories:
     def split(self, fraction: float = 0.2, seed: int = 0) -> tuple[Trajectories, Trajectories]:
         """A training and a test part; ``fraction`` is the share of the test part.
 
-        Several trajectories: whole ones, drawn at random with ``seed``, at least one in each part, in their order.
+        Several trajectories: whole ones, drawn at random with ``seed``, at least one in each part, in their order and
+        called as before, by their numbers where they had no labels.
         A single trajectory: its last states are the test part, and ``seed`` plays no role.
 
         Args:
@@ -122,11 +134,15 @@ class Trajectories:
                 "more; measure longer or give a second trajectory."
             )
         cut = len(times) - min(max(round(fraction * len(times)), 2), len(times) - 2)
-        first, last = (Trajectories((times[part],), (states[part],), self.names) for part in (np.s_[:cut], np.s_[cut:]))
+        first, last = (
+            Trajectories((times[part],), (states[part],), self.names, self.labels)
+            for part in (np.s_[:cut], np.s_[cut:])
+        )
         return first, last
 
     def _take(self, chosen: Sequence[int]) -> Trajectories:
-        return Trajectories(tuple(self.times[k] for k in chosen), tuple(self.states[k] for k in chosen), self.names)
+        times, states = tuple(self.times[k] for k in chosen), tuple(self.states[k] for k in chosen)
+        return Trajectories(times, states, self.names, tuple(self.label(k) for k in chosen))
 
     def write_csv(self, path: Path | str) -> None:
         """Write :meth:`to_csv` to a file.
@@ -137,12 +153,13 @@ class Trajectories:
         write_text(Path(path), self.to_csv())
 
     def to_csv(self) -> str:
-        """``trajectory,t,<state columns>``, trajectories numbered from 0; reading it gives the same numbers."""
+        """``trajectory,t,<state columns>``, trajectories by :meth:`label`; reading it gives the same numbers."""
         text = StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["trajectory", "t", *self.names])
         for k, (times, states) in enumerate(zip(self.times, self.states, strict=True)):
-            writer.writerows([k, t, *row] for t, row in zip(times.tolist(), states.tolist(), strict=True))
+            label = self.label(k)
+            writer.writerows([label, t, *row] for t, row in zip(times.tolist(), states.tolist(), strict=True))
         return text.getvalue()
 
 
@@ -190,7 +207,7 @@ def read_dynamics(path: Path | str) -> Trajectories | Pairs:
     """Trajectories or input/output pairs, by the header of the file.
 
     - CSV (UTF-8, commas, decimal points) or Parquet with the columns ``trajectory,t,<state columns>``: one row a
-      sample; without ``trajectory`` it is one trajectory. Its labels may be any text, and rows of different
+      sample; without ``trajectory`` it is one trajectory. Its labels may be any text, and are kept; rows of different
       trajectories may be mixed; times increase within each.
     - CSV or Parquet with ``in_<name>...,out_<name>...`` and optionally ``h`` (the time between; 1 when left out).
     - NumPy ``.npz`` with ``t`` (T,) and ``x`` (T, n) or (K, T, n) for K trajectories; never unpickled.
@@ -205,7 +222,7 @@ def read_dynamics(path: Path | str) -> Trajectories | Pairs:
         >>> read_dynamics(file).h.tolist()
         [1.0, 1.0]
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     suffix = _require_file(path)
     if suffix == ".npz":
         return _read_npz(path)
@@ -426,7 +443,8 @@ def _trajectories(table: _Table) -> Trajectories:
             )
         _require_increasing(table, times, label, rows)
     parts = [torch.tensor(rows) for rows in groups.values()]
-    return Trajectories(tuple(times[part] for part in parts), tuple(states[part] for part in parts), names)
+    labels: tuple[str, ...] = () if table.labels is None else tuple(groups)
+    return Trajectories(tuple(times[part] for part in parts), tuple(states[part] for part in parts), names, labels)
 
 
 def _require_increasing(table: _Table, times: Tensor, label: str, rows: list[int]) -> None:

@@ -22,7 +22,7 @@ class Scale:
     """How large an experiment is run, and on which copies of the data.
 
     Args:
-        preset: smoke (seconds, the embedded data), cpu (minutes, two cores) or paper (the paper's settings).
+        preset: smoke (minutes for all, the embedded data), cpu (hours, two cores) or paper (the paper's settings).
         data_dir: a CIFAR-10 copy; without one cpu and paper load it through the Hub.
         cifar100_dir: a CIFAR-100 copy; without one its rows are not run.
         seed: of everything random.

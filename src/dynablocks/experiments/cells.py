@@ -28,6 +28,8 @@ from dynablocks.experiments.provenance import made_here
 from dynablocks.files import lock_file, read_json, write_json
 
 RESULT, FAILED, SETTINGS = "result.json", "FAILED.json", "cell.json"
+MADE = {"commit", "torch", "device", "threads", "date"}
+"""What a result says, beside its time, of where it was made."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,8 @@ class Store:
         if cell not in self._results:
             with contextlib.suppress(DynablocksError):
                 path = self.directory(cell) / RESULT
-                if path.exists():
-                    self._results[cell] = read_json(path)
+                if path.exists() and _is_record(record := read_json(path)):
+                    self._results[cell] = record
         return self._results.get(cell)
 
     def state(self, cell: Cell) -> str:
@@ -179,7 +181,7 @@ class Store:
         damaged = self.directory(cell) / RESULT
         if damaged.exists():
             return f"{damaged} is damaged; --retry builds it again."
-        with contextlib.suppress(DynablocksError):
+        with contextlib.suppress(DynablocksError, KeyError, TypeError):
             return str(read_json(self._partial(cell) / FAILED)["error"])
         return None
 
@@ -252,6 +254,14 @@ class Store:
 
     def _lock(self, cell: Cell) -> Path:
         return self.root / "locks" / self.directory(cell).name
+
+
+def _is_record(content: object) -> bool:
+    """Whether a result file holds what :meth:`Store._build` writes: a result, where and in what time it was made."""
+    if not isinstance(content, dict) or not isinstance(made := content.get("made"), dict):
+        return False
+    timed = isinstance(seconds := made.get("seconds"), (int, float)) and 0 <= seconds < 1e308
+    return timed and made.keys() >= MADE and isinstance(content.get("result"), dict)
 
 
 def in_order(cells: list[Cell]) -> Iterator[Cell]:

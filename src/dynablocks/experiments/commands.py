@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 DONE, DIFFERS, UNFINISHED = 0, 1, 3
+MOST_HOURS, MOST_SEED = 1e5, 4e9
+"""Timers count so many seconds, and NumPy's random numbers begin with 32 bits; experiments add to the seed."""
 
 
 def add_arguments(parser: Any) -> None:
@@ -43,7 +45,7 @@ def add_arguments(parser: Any) -> None:
         "--preset",
         type=str,
         default="cpu",
-        help="smoke (seconds, embedded data), cpu (hours on two cores) or paper (its settings: a GPU, or patience)",
+        help="smoke (all: minutes, embedded data), cpu (hours, two cores) or paper (its settings: a GPU, or patience)",
     )
     parser.add_argument("--data.dir", type=Path, default=None, help="a CIFAR-10 copy (default: through the Hub)")
     parser.add_argument("--cifar100-dir", type=Path, default=None, help="a CIFAR-100 copy; without it: not run")
@@ -68,9 +70,9 @@ def reproduce(options: Any, arguments: Sequence[str], say: Callable[[str], None]
     """
     require_choice("preset", options.preset, PRESETS)
     require_range("jobs", options.jobs, 1, 1024)
-    require_range("seed", options.seed, 0)
+    require_range("seed", options.seed, 0, MOST_SEED)
     if options.max_hours is not None:
-        require_range("max_hours", options.max_hours, 0, open_low=True)
+        require_range("max_hours", options.max_hours, 0, MOST_HOURS, open_low=True)
     if options.out.exists() and not options.out.is_dir():
         raise InvalidArgument(f"--out {options.out} is a file; give a folder.")
     for folder, wanted in ((options.data.dir, CIFAR10), (options.cifar100_dir, CIFAR100)):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynablocks.errors import unknown_name
+from dynablocks.errors import require_range, unknown_name
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -97,7 +97,7 @@ def learning_data(name: str, seed: int = 0, trajectories: int | None = None) -> 
         trajectories: only so many training trajectories (and two test ones), for a smaller budget.
 
     Raises:
-        InvalidArgument: no system of this name.
+        InvalidArgument: no system of this name, or a seed that NumPy does not take.
 
     Source: Greydanus, Dzamba and Yosinski (2019), data; Matsubara, Ishikawa and Yaguchi (2020), times.
 
@@ -106,6 +106,7 @@ def learning_data(name: str, seed: int = 0, trajectories: int | None = None) -> 
         >>> data.train.shape, data.rollouts.shape
         (torch.Size([3, 100, 2]), torch.Size([15, 100, 2]))
     """
+    require_range("seed", seed, 0, 2**32 - 1)
     system, random = learning_system(name), np.random.RandomState(seed)
     if system.noise:
         states, slopes = _noisy(system, random)

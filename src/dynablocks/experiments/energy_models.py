@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from dynablocks.errors import require_choice
 from dynablocks.fields import FieldFacts, VectorField
+from dynablocks.fields.base import potential_of
 from dynablocks.fields.hamiltonian import NeuralHamiltonian, SeparableHamiltonian
-from dynablocks.fields.symmetric import EvenPotential, LinearField, potential_value, ridge_energy
+from dynablocks.fields.symmetric import EvenPotential, LinearField, ridge_energy
 from dynablocks.fitting import fit
 from dynablocks.integrators import integrator
 
@@ -57,9 +58,12 @@ class Relative(VectorField):
         known = self.field.facts()
         return FieldFacts(2 * known.lipschitz, conservative=True, odd=known.odd, reason="pulled back by a difference")
 
+    def _standing_facts(self) -> FieldFacts:
+        return FieldFacts(conservative=True)
+
     def potential(self, x: Tensor) -> Tensor:
         """V(Dx) per sample."""
-        return potential_value(self.field, x @ self.difference.mT)
+        return potential_of(self.field, x @ self.difference.mT)
 
 
 def hamiltonian_model(name: str, dimension: int, width: int, seed: int = 0) -> VectorField:

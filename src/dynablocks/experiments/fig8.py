@@ -40,8 +40,9 @@ from dynablocks.experiments.cells import Cell, Store
 from dynablocks.experiments.fig6 import AdamTraining
 from dynablocks.experiments.orders import exact_solution
 from dynablocks.fields import FieldFacts, GradientField, VectorField
+from dynablocks.fields.base import potential_of
 from dynablocks.fields.sphere import RotationField, TangentField, skew_matrix
-from dynablocks.fields.symmetric import GradientOf, potential_value
+from dynablocks.fields.symmetric import GradientOf
 from dynablocks.fitting import fit
 from dynablocks.integrators import integrator
 from dynablocks.integrators.discrete_gradient import discrete_gradient
@@ -142,7 +143,7 @@ class FlowStep(nn.Module):
         z = integrator("calvo").step(self.field.tangent, x, STEP)
 
         def potential(point: Tensor) -> Tensor:
-            return potential_value(gradient, point)
+            return potential_of(gradient, point)
 
         return z + STEP * discrete_gradient("gonzalez", potential, z, y, gradient=gradient)
 

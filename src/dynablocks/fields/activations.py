@@ -57,6 +57,23 @@ class Activation:
     def __call__(self, u: Tensor) -> Tensor:
         return self.function(u)
 
+    def require_primitive(self, owner: str) -> Scalar:
+        """γ with γ' = σ, for the potential of ``owner``.
+
+        Raises:
+            InvalidArgument: σ has no closed-form primitive.
+
+        Example:
+            >>> leaky_relu(0.0).require_primitive("a field")(torch.tensor([2.0, 4.0]))
+            tensor([2., 8.])
+        """
+        if self.primitive is None:
+            raise InvalidArgument(
+                f"{owner} with {self.name} has no closed-form potential: {self.name} has no closed-form primitive; use "
+                "relu, leaky-relu, tanh or sigmoid."
+            )
+        return self.primitive
+
     def flow(self, u: Tensor, time: Tensor | float) -> Tensor:
         r"""The solution at t = ``time`` (any sign) of u̇ = σ(u) for σ(u) = max(u, au): u e^t (u >= 0), u e^{at} (u < 0).
 

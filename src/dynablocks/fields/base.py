@@ -70,6 +70,18 @@ class FieldFacts:
     reason: str = ""
     metric: Metric = EUCLIDEAN
 
+    @classmethod
+    def of_spectrum(cls, low: float, high: float, *, odd: bool, reason: str, metric: Metric = EUCLIDEAN) -> FieldFacts:
+        """The facts of a gradient field whose Jacobians have their eigenvalues in [low, high].
+
+        Example:
+            >>> facts = FieldFacts.of_spectrum(-2.0, 0.5, odd=True, reason="two eigenvalues")
+            >>> facts.lipschitz, facts.one_sided, facts.conservative
+            (2.0, 0.5, True)
+        """
+        size, spectrum = max(abs(low), abs(high)), (low, high)
+        return cls(size, high, spectrum=spectrum, conservative=True, odd=odd, reason=reason, metric=metric)
+
     def euclidean(self) -> FieldFacts:
         r"""What these facts say in ℓ2, for fields that are made of this one.
 
@@ -99,7 +111,8 @@ class VectorField(nn.Module):
 
     A subclass implements :meth:`forward` and :meth:`facts`, and may sharpen :meth:`euler_constant`. One whose flow has
     a closed form implements :meth:`flow`, :meth:`flow_constant` and :meth:`flow_log_determinant`; one that is a sum of
-    such implements :meth:`terms`.
+    such implements :meth:`terms`. One whose facts read the parameters tells by :meth:`_standing_facts` what holds for
+    all of them, beside :meth:`facts`: then its steps read none.
 
     Attributes:
         in_shape: the shape of one sample.
@@ -120,9 +133,35 @@ class VectorField(nn.Module):
         """What holds for the present parameters."""
         raise NotImplementedError
 
+    def standing_facts(self) -> FieldFacts:
+        """The structure that holds whatever the parameters are: what a step may ask for, since it costs nothing.
+
+        Constants and oddness are not among these facts, and nothing is read of the parameters, so they may be stacked
+        ones under :func:`torch.func.vmap`. A class that implements :meth:`facts` alone has those facts.
+
+        Example:
+            >>> from dynablocks.fields import GradientField
+            >>> field = GradientField.example()
+            >>> field.standing_facts().conservative, field.standing_facts().lipschitz
+            (True, inf)
+        """
+        # A subclass with facts of its own may say more or less than the class whose standing facts it inherits.
+        speaks = next(kind for kind in type(self).__mro__ if "facts" in vars(kind))
+        return self._standing_facts() if "_standing_facts" in vars(speaks) else self.facts()
+
+    def _standing_facts(self) -> FieldFacts:
+        """:meth:`standing_facts` of a class whose :meth:`facts` read parameters; implemented beside it."""
+        raise NotImplementedError
+
+    @property
+    def potential_sign(self) -> float:
+        """s = ±1 in X = s∇V, for fields that have V as a method ``potential``."""
+        return 1.0
+
     def energy(self, x: Tensor) -> Tensor:
         """H(x) per sample: what ``conserves_energy`` and ``dissipates_energy`` are about, and H of X = 𝕁∇H."""
-        raise InvalidArgument(f"{type(self).__name__} has no energy; use a Hamiltonian, partitioned or gradient field.")
+        name = type(self).__name__
+        raise InvalidArgument(f"{name} has no energy; use a Hamiltonian, partitioned or dissipative field.")
 
     def terms(self) -> tuple[VectorField, ...]:
         """The fields whose sum this is, for splitting methods; the field itself when it is not a sum."""
@@ -176,6 +215,34 @@ class VectorField(nn.Module):
         slack = 8 * EPS * (1 + abs(linear) + square)
         inner = math.nextafter(math.sqrt(max(0.0, 1 + linear + square + slack)), math.inf)
         return min(general, inner), f"min(1+|h|L, √(1+2|h|μ+h²L²)), L={facts.lipschitz:.4g}, μ={one_sided:.4g}"
+
+
+def why_no_potential(field: nn.Module) -> str | None:
+    """Why no V with ∇V = field is known, ``None`` where one is."""
+    known = isinstance(field, VectorField) and field.standing_facts().euclidean().conservative
+    if known and hasattr(field, "potential"):
+        return None
+    return f"{type(field).__name__} has no known potential; use a GradientField or a LinearField"
+
+
+def potential_of(field: nn.Module, x: Tensor) -> Tensor:
+    """V(x) per sample, with ∇V = field.
+
+    Raises:
+        InvalidArgument: the field is not a gradient field with a known potential.
+
+    Example:
+        >>> import torch
+        >>> from dynablocks.fields import IdentityField
+        >>> potential_of(IdentityField((2,)), torch.tensor([[3.0, 4.0]]))
+        tensor([12.5000])
+    """
+    reason = why_no_potential(field)
+    if reason is not None:
+        raise InvalidArgument(f"{reason}.")
+    assert isinstance(field, VectorField)
+    value: Tensor = field.potential(x)  # type: ignore[operator]
+    return value if field.potential_sign > 0 else -value
 
 
 FIELDS: Registry[type[VectorField]] = Registry("vector field")

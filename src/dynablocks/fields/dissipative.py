@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,10 +12,10 @@ from torch.nn import functional
 
 from dynablocks.errors import InvalidArgument, require_finite, require_range
 from dynablocks.fields.activations import Activation
-from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, potential_of
 from dynablocks.fields.hamiltonian import EnergyField, SeparableHamiltonian, canonical, even_size
 from dynablocks.fields.partitioned import IdentityField, halves
-from dynablocks.fields.symmetric import conservative_field, potential_value, ridge_energy
+from dynablocks.fields.symmetric import conservative_field, ridge_energy
 from dynablocks.linear.bounds import linear_norm_bounds
 from dynablocks.linear.rounding import exp_up, round_up
 
@@ -64,7 +65,7 @@ class DissipativeField(EnergyField):
 
     def energy(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, " batch"]:
         """V(x) per sample."""
-        return potential_value(self.slope, x)
+        return potential_of(self.slope, x)
 
     def gradient(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
         """∇V(x) per sample."""
@@ -79,13 +80,16 @@ class DissipativeField(EnergyField):
         known, norm = self.slope.facts().euclidean(), linear_norm_bounds(self.factor.detach()).upper
         size = round_up(norm * norm)
         lipschitz = round_up(size * known.lipschitz) if size else 0.0
-        return FieldFacts(
+        return replace(
+            self._standing_facts(),
             lipschitz=lipschitz,
             one_sided=lipschitz,
             odd=known.odd,
-            dissipates_energy=True,
             reason=f"−LLᵀ∇V, ‖L‖² <= {size:.4g}",
         )
+
+    def _standing_facts(self) -> FieldFacts:
+        return FieldFacts(dissipates_energy=True)
 
 
 @FIELDS.register("damping")
@@ -152,15 +156,11 @@ class Damping(VectorField):
 
     def facts(self) -> FieldFacts:
         gamma = round_up(self.rate())
-        return FieldFacts(
-            lipschitz=gamma,
-            one_sided=0.0,
-            spectrum=(-gamma, 0.0),
-            conservative=True,
-            odd=True,
-            damping=self.rate(),
-            reason=f"damping γ = {gamma:.4g}",
-        )
+        known = FieldFacts.of_spectrum(-gamma, 0.0, odd=True, reason=f"damping γ = {gamma:.4g}")
+        return replace(known, damping=self.rate())
+
+    def _standing_facts(self) -> FieldFacts:
+        return FieldFacts(conservative=True)
 
 
 @FIELDS.register("damped-hamiltonian")
@@ -242,3 +242,6 @@ class DampedHamiltonian(SeparableHamiltonian):
             dissipates_energy=monotone,
             reason=f"𝕁∇H with damping γ = {gamma:.4g}",
         )
+
+    def _standing_facts(self) -> FieldFacts:
+        return FieldFacts(dissipates_energy=isinstance(self.drift.force, IdentityField))

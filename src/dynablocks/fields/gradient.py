@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation, leaky_relu
 from dynablocks.fields.base import FIELDS, FieldFacts
 from dynablocks.fields.ridge import RidgeField
@@ -62,19 +61,20 @@ class GradientField(RidgeField):
     def sign(self) -> float:
         return 1.0 if self.expansive else -1.0
 
+    @property
+    def potential_sign(self) -> float:
+        return self.sign
+
     def slope_scales(self) -> Tensor | None:
         return None if self.alpha is None else self.sign * self.alpha
 
     def facts(self) -> FieldFacts:
         low, high = self.update_spectrum(*self.slope_range())
-        return FieldFacts(
-            lipschitz=max(abs(low), abs(high)),
-            one_sided=high,
-            spectrum=(low, high),
-            conservative=True,
-            odd=self.sigma.odd and self.bias is None,
-            reason=f"symmetric Jacobian, {self.linear.norm_bounds().method}",
-        )
+        reason = f"symmetric Jacobian, {self.linear.norm_bounds().method}"
+        return FieldFacts.of_spectrum(low, high, odd=self.sigma.odd and self.bias is None, reason=reason)
+
+    def _standing_facts(self) -> FieldFacts:
+        return FieldFacts(conservative=True)
 
     def potential(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
         """V(x) = αᵀΓ(Ax + b), so that X = s∇V.
@@ -82,11 +82,7 @@ class GradientField(RidgeField):
         Raises:
             InvalidArgument: σ has no closed-form primitive.
         """
-        if self.sigma.primitive is None:
-            raise InvalidArgument(
-                f"{self.sigma.name} has no closed-form primitive; use relu, leaky-relu, tanh or sigmoid."
-            )
-        density = self.sigma.primitive(self.preactivation(x))
+        density = self.sigma.require_primitive(type(self).__name__)(self.preactivation(x))
         if self.alpha is not None:
             density = density * self.per_channel(self.alpha)
         return density.flatten(1).sum(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation
-from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, potential_of
 from dynablocks.fields.gradient import GradientField
 from dynablocks.fields.partitioned import PartitionedField, halves
 from dynablocks.fields.symmetric import (
@@ -18,7 +18,6 @@ from dynablocks.fields.symmetric import (
     PotentialSum,
     conservative_field,
     gradient_of,
-    potential_value,
     ridge_energy,
 )
 from dynablocks.linear import Dense
@@ -112,7 +111,7 @@ class NeuralHamiltonian(EnergyField):
 
     def energy(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, " batch"]:
         """H(x) per sample."""
-        return potential_value(self.hamiltonian, x)
+        return potential_of(self.hamiltonian, x)
 
     def gradient(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries"]:
         """∇H(x) per sample."""
@@ -129,15 +128,16 @@ class NeuralHamiltonian(EnergyField):
         if known.spectrum is not None:
             low, high = known.spectrum
             one_sided = min(one_sided, 0.5 * (high - low) + 4 * EPS * known.lipschitz)
-        return FieldFacts(
+        return replace(
+            self._standing_facts(),
             lipschitz=known.lipschitz,
             one_sided=one_sided,
             odd=known.odd,
-            divergence_free=True,
-            hamiltonian=True,
-            conserves_energy=True,
             reason=f"𝕁∇H, {known.reason}",
         )
+
+    def _standing_facts(self) -> FieldFacts:
+        return FieldFacts(divergence_free=True, hamiltonian=True, conserves_energy=True)
 
 
 def even_size(dimension: int) -> int:
@@ -267,11 +267,7 @@ class HamiltonianEmbedding(EnergyField):
 
     def facts(self) -> FieldFacts:
         odd = self.field.facts().odd if isinstance(self.field, VectorField) else declare(self.field).properties.odd
-        return FieldFacts(
-            lipschitz=math.inf,
-            odd=odd,
-            divergence_free=True,
-            hamiltonian=True,
-            conserves_energy=True,
-            reason="H = pᵀf(z) grows without bound in p",
-        )
+        return replace(self._standing_facts(), odd=odd, reason="H = pᵀf(z) grows without bound in p")
+
+    def _standing_facts(self) -> FieldFacts:
+        return FieldFacts(divergence_free=True, hamiltonian=True, conserves_energy=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -175,15 +176,16 @@ class MassPreservingField(VectorField):
 
     def facts(self) -> FieldFacts:
         lipschitz = math.inf if self.positive else self._lipschitz()
-        odd = self.sigma.odd and self.bias is None and not self.positive
-        return FieldFacts(
+        return replace(
+            self._standing_facts(),
             lipschitz=lipschitz,
             one_sided=lipschitz,
-            odd=odd,
-            linear_invariants=self.space.weights,
-            positive=self.positive,
+            odd=self.sigma.odd and self.bias is None and not self.positive,
             reason="rates · x: no global Lipschitz constant" if self.positive else "‖DBᵀ‖ · max σ' · ‖C‖",
         )
+
+    def _standing_facts(self) -> FieldFacts:
+        return FieldFacts(linear_invariants=self.space.weights, positive=self.positive)
 
     def _lipschitz(self) -> float:
         incidence, outer = self.incidence(), self.outer.weight.detach().double().cpu()
@@ -257,13 +259,16 @@ class ConstrainedField(VectorField):
     def facts(self) -> FieldFacts:
         inner = self.inner.facts().euclidean()
         lipschitz = inner.lipschitz * (1 + 2.0**-48)
-        return FieldFacts(
+        return replace(
+            self._standing_facts(),
             lipschitz=lipschitz,
             one_sided=lipschitz,
             odd=inner.odd,
-            linear_invariants=self.space.weights,
             reason=f"projected, {inner.reason}",
         )
+
+    def _standing_facts(self) -> FieldFacts:
+        return FieldFacts(linear_invariants=self.space.weights)
 
     def extra_repr(self) -> str:
         return f"invariants={self.space.weights}"

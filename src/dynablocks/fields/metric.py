@@ -124,15 +124,11 @@ class MetricField(VectorField):
         slopes = sorted(self.sign * slope for slope in (self.sigma.slope_min, self.sigma.slope_max))
         ends = largest if slopes[0] < 0 else smallest, largest if slopes[1] > 0 else smallest
         low, high = (slope * (end * end) for slope, end in zip(slopes, ends, strict=True))
-        return FieldFacts(
-            lipschitz=max(abs(low), abs(high)),
-            one_sided=high,
-            spectrum=(low, high),
-            conservative=True,
-            odd=self.sigma.odd and self.bias is None,
-            reason=f"self-adjoint Jacobian in {self.metric.name}, {method}",
-            metric=self.metric,
-        )
+        odd, reason = self.sigma.odd and self.bias is None, f"self-adjoint Jacobian in {self.metric.name}, {method}"
+        return FieldFacts.of_spectrum(low, high, odd=odd, reason=reason, metric=self.metric)
+
+    def _standing_facts(self) -> FieldFacts:
+        return FieldFacts(conservative=True, metric=self.metric)
 
     def extra_repr(self) -> str:
         kind = "expansive" if self.expansive else "contractive"

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, potential_of
 from dynablocks.fields.gradient import GradientField
-from dynablocks.fields.partitioned import potential_of
 from dynablocks.linear import Dense, shared_weights
 
 if TYPE_CHECKING:
@@ -56,15 +55,10 @@ class OddField(VectorField):
             return 0.5 * (self.field(x) - self.field(-x))
 
     def facts(self) -> FieldFacts:
-        known = self.field.facts()
-        return replace(
-            known,
-            odd=True,
-            conserves_energy=known.hamiltonian and known.conserves_energy,
-            dissipates_energy=False,
-            positive=False,
-            reason=f"odd part, {known.reason}" if known.reason else "odd part",
-        )
+        return _of_odd_part(self.field.facts())
+
+    def _standing_facts(self) -> FieldFacts:
+        return _of_odd_part(self.field.standing_facts())
 
     def potential(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
         """½(V(x) + V(−x)) with g = ∇V, so that X is its gradient.
@@ -80,3 +74,14 @@ class OddField(VectorField):
 
     def why_no_flow(self) -> str | None:
         return "the odd part of a field has no closed-form flow: in a PartitionedField, wrap the forces"
+
+
+def _of_odd_part(known: FieldFacts) -> FieldFacts:
+    return replace(
+        known,
+        odd=True,
+        conserves_energy=known.hamiltonian and known.conserves_energy,
+        dissipates_energy=False,
+        positive=False,
+        reason=f"odd part, {known.reason}" if known.reason else "odd part",
+    )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument, require_choice
-from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, over_states
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, over_states, potential_of
 from dynablocks.fields.gradient import GradientField
 from dynablocks.linear import Dense
 from dynablocks.linear.rounding import round_up
@@ -113,14 +114,18 @@ class ShearField(VectorField):
         declared = self.force.facts().euclidean() if isinstance(self.force, VectorField) else None
         known = declare(self.force).properties
         lipschitz = known.lipschitz if declared is None else declared.lipschitz
-        return FieldFacts(
+        return replace(
+            self._standing_facts(),
             lipschitz=lipschitz,
             one_sided=lipschitz / 2,
             odd=known.odd if declared is None else declared.odd,
-            divergence_free=True,
-            hamiltonian=declared is not None and declared.conservative and 2 * self.split == self.in_shape[0],
             reason="nilpotent Jacobian" + (f", {declared.reason}" if declared and declared.reason else ""),
         )
+
+    def _standing_facts(self) -> FieldFacts:
+        known = self.force.standing_facts().euclidean() if isinstance(self.force, VectorField) else FieldFacts()
+        equal = 2 * self.split == self.in_shape[0]
+        return FieldFacts(divergence_free=True, hamiltonian=known.conservative and equal)
 
     def energy(self, x: Float[Tensor, "batch entries ..."]) -> Float[Tensor, " batch"]:
         """H(q, p) = −V(q) for v = ∇V, or U(p) for u = ∇U."""
@@ -129,21 +134,6 @@ class ShearField(VectorField):
 
     def extra_repr(self) -> str:
         return f"moves {self.moves}, {self.split} of {self.in_shape[0]} entries are q"
-
-
-def potential_of(force: nn.Module, x: Tensor) -> Tensor:
-    """V with ∇V = force, per sample.
-
-    Raises:
-        InvalidArgument: the force is not a gradient field with a known potential.
-    """
-    if isinstance(force, GradientField):
-        return force.sign * force.potential(x)
-    potential = getattr(force, "potential", None)
-    if potential is None or not isinstance(force, VectorField) or not force.facts().euclidean().conservative:
-        raise InvalidArgument(f"{type(force).__name__} has no known potential; use a GradientField or a LinearField.")
-    value: Tensor = potential(x)
-    return value
 
 
 def _shape_and_split(
@@ -214,17 +204,17 @@ class PartitionedField(VectorField):
 
     def facts(self) -> FieldFacts:
         kick, drift = self.kick.facts().euclidean(), self.drift.facts().euclidean()
-        lipschitz = max(kick.lipschitz, drift.lipschitz)
-        hamiltonian = kick.hamiltonian and drift.hamiltonian
-        return FieldFacts(
-            lipschitz=lipschitz,
+        return replace(
+            self._standing_facts(),
+            lipschitz=max(kick.lipschitz, drift.lipschitz),
             one_sided=round_up((kick.lipschitz + drift.lipschitz) / 2),
             odd=kick.odd and drift.odd,
-            divergence_free=True,
-            hamiltonian=hamiltonian,
-            conserves_energy=hamiltonian,
             reason="Jacobian of two off-diagonal blocks",
         )
+
+    def _standing_facts(self) -> FieldFacts:
+        hamiltonian = self.kick.standing_facts().hamiltonian and self.drift.standing_facts().hamiltonian
+        return FieldFacts(divergence_free=True, hamiltonian=hamiltonian, conserves_energy=hamiltonian)
 
     def energy(self, x: Float[Tensor, "batch entries ..."]) -> Float[Tensor, " batch"]:
         """H(q, p) = U(p) − V(q)."""
@@ -242,7 +232,7 @@ class IdentityField(VectorField):
         return x
 
     def facts(self) -> FieldFacts:
-        return FieldFacts(1.0, 1.0, spectrum=(1.0, 1.0), conservative=True, odd=True, reason="the identity")
+        return FieldFacts.of_spectrum(1.0, 1.0, odd=True, reason="the identity")
 
     def potential(self, x: Tensor) -> Tensor:
         """‖x‖²/2 per sample."""

@@ -27,9 +27,8 @@ class PlanarField(VectorField):
     r"""X(x) = s Σ(Ax + b) on a small space, with its exact step constants.
 
     The Jacobian of x + hX(x) is I + hsDA with D diagonal, entries in [σ'₋, σ'₊]. Its norm is convex in D, so the
-    largest is at
-    one of the 2ⁿ corners: an exact Lipschitz constant for a σ with two slopes and an invertible A, for which every
-    corner occurs (design D3; paper section 1.1).
+    largest is at one of the 2ⁿ corners: an exact Lipschitz constant for a σ with two slopes and an invertible A, for
+    which every corner occurs (design D3; paper section 1.1).
 
     Args:
         linear: A, from n to n entries with n <= 8.
@@ -103,7 +102,17 @@ class TwoMatrixField(VectorField):
 
     Args:
         inner, outer: B and A, of equal shapes.
+        sigma: σ, a registry name or an :class:`Activation`.
         decay: c.
+        bias: whether b is learned (one per output channel of B) or absent.
+
+    Raises:
+        InvalidArgument: A and B have different shapes.
+
+    Example:
+        >>> field = TwoMatrixField(Dense(3, 5), Dense(3, 5), "relu", decay=1.0)
+        >>> field(torch.ones(2, 3)).shape, field.facts().lipschitz < 2.0001
+        (torch.Size([2, 3]), True)
     """
 
     def __init__(

@@ -85,11 +85,8 @@ class PreconditionedField(RidgeField):
         terms = self.linear.weight.numel() * (2 * self.linear.weight.shape[-1] - 1 if weight.ndim == 4 else 1)
         slack = 1 + 8 * torch.finfo(torch.float64).eps * terms
         worst = float((exact * slack * -self.slope_scales().detach().double()).max()) * self.sigma.slope_max
-        return FieldFacts(
-            lipschitz=worst,
-            one_sided=0.0,
-            spectrum=(-worst, 0.0),
-            conservative=True,
-            odd=self.sigma.odd and self.bias is None,
-            reason="AAᵀ ≼ T by diagonal dominance",
-        )
+        odd = self.sigma.odd and self.bias is None
+        return FieldFacts.of_spectrum(-worst, 0.0, odd=odd, reason="AAᵀ ≼ T by diagonal dominance")
+
+    def _standing_facts(self) -> FieldFacts:
+        return FieldFacts(conservative=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,8 +46,10 @@ class PresnovGradient(VectorField):
 
     def facts(self) -> FieldFacts:
         odd = isinstance(self.f, VectorField) and self.f.facts().odd
-        reason = f"gradient of a potential ({self.nodes} nodes)"
-        return FieldFacts(conservative=True, dissipates_energy=True, odd=odd, reason=reason)
+        return replace(self._standing_facts(), odd=odd, reason=f"gradient of a potential ({self.nodes} nodes)")
+
+    def _standing_facts(self) -> FieldFacts:
+        return FieldFacts(conservative=True, dissipates_energy=True)
 
 
 class PresnovTangent(TangentField):
@@ -62,7 +64,11 @@ class PresnovTangent(TangentField):
         return tangent_part(rest.flatten(1), x.flatten(1)).reshape(x.shape)
 
     def facts(self) -> FieldFacts:
-        return FieldFacts(tangent=True, odd=self.gradient.facts().odd, reason="f − ∇U, projected on the tangent space")
+        odd, reason = self.gradient.facts().odd, "f − ∇U, projected on the tangent space"
+        return replace(self._standing_facts(), odd=odd, reason=reason)
+
+    def _standing_facts(self) -> FieldFacts:
+        return FieldFacts(tangent=True)
 
 
 @dataclass(frozen=True)

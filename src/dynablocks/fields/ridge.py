@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.fields.activations import Activation, activation
-from dynablocks.fields.base import VectorField
+from dynablocks.fields.base import VectorField, over_states
 from dynablocks.linear import LinearMap, shared_weights
 from dynablocks.linear.rounding import checked_float64, expm1_bounds
 
@@ -22,8 +22,8 @@ class RidgeField(VectorField):
     r"""Common part of gradient fields: x ↦ Aᵀ g(Ax + b) with an elementwise g.
 
     Every map x + Aᵀ e(Ax + b) with elementwise e of slopes in [e₋, e₊] has the symmetric Jacobian I + AᵀEA. Euler
-    steps,
-    their elementwise substeps and exact flows are all of this form, so :meth:`update_spectrum` bounds all of them.
+    steps, their elementwise substeps and exact flows are all of this form, so :meth:`update_spectrum` bounds all of
+    them.
     """
 
     def __init__(self, linear: LinearMap, sigma: str | Activation = "relu", *, bias: bool = True) -> None:
@@ -71,7 +71,7 @@ class RidgeField(VectorField):
         """x + hX(x), with h and the factors on σ multiplied into the weight of Aᵀ, not into activations; h may be one
         a sample."""
         if isinstance(step_size, Tensor) and step_size.numel() > 1:
-            return x + step_size.reshape(-1, *(1,) * (x.ndim - 1)) * self(x)
+            return x + over_states(step_size, x) * self(x)
         scales = self.slope_scales()
         factor = step_size * (self.sign if scales is None else scales)
         with shared_weights(self.linear):

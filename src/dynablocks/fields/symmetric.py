@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation, activation
-from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, potential_of, why_no_potential
 from dynablocks.fields.gradient import GradientField
 from dynablocks.linear import Dense
 from dynablocks.linear.maps import require_shape
@@ -30,13 +30,6 @@ def gradient_of(energy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """
     gradient: Tensor = torch.func.grad(lambda y: energy(y).sum())(x)
     return gradient
-
-
-def potential_value(field: nn.Module, x: Tensor) -> Tensor:
-    """V(x) per sample with ∇V = field, for a field that :func:`conservative_field` has accepted."""
-    assert isinstance(field, VectorField)
-    value: Tensor = field.potential(x)  # type: ignore[operator]
-    return field.sign * value if isinstance(field, GradientField) else value
 
 
 @FIELDS.register("linear")
@@ -86,14 +79,11 @@ class LinearField(VectorField):
         ends = torch.linalg.eigvalsh(checked_float64(self.symmetric(), "matrix", 2))
         slack = 16 * EPS * self.in_shape[0] * float(ends.abs().max())
         low, high = float(ends[0]) - slack, float(ends[-1]) + slack
-        return FieldFacts(
-            lipschitz=max(abs(low), abs(high)),
-            one_sided=high,
-            spectrum=(low, high),
-            conservative=True,
-            odd=self.bias is None,
-            reason="symmetric matrix, eigenvalues in float64",
-        )
+        reason = "symmetric matrix, eigenvalues in float64"
+        return FieldFacts.of_spectrum(low, high, odd=self.bias is None, reason=reason)
+
+    def _standing_facts(self) -> FieldFacts:
+        return FieldFacts(conservative=True)
 
 
 @FIELDS.register("diagonal")
@@ -133,24 +123,16 @@ class DiagonalField(VectorField):
         Raises:
             InvalidArgument: σ has no closed-form primitive.
         """
-        if self.sigma.primitive is None:
-            raise InvalidArgument(
-                f"{self.sigma.name} has no closed-form primitive; use relu, leaky-relu, tanh or sigmoid."
-            )
-        return (self.scale * self.sigma.primitive(x)).sum(1)
+        return (self.scale * self.sigma.require_primitive(type(self).__name__)(x)).sum(1)
 
     def facts(self) -> FieldFacts:
         scale = checked_float64(self.scale, "scale", 1).tolist()
         ends = [a * s for a in scale for s in (self.sigma.slope_min, self.sigma.slope_max)]
         low, high = math.nextafter(min(ends), -math.inf), math.nextafter(max(ends), math.inf)
-        return FieldFacts(
-            lipschitz=max(abs(low), abs(high)),
-            one_sided=high,
-            spectrum=(low, high),
-            conservative=True,
-            odd=self.sigma.odd,
-            reason="diagonal Jacobian",
-        )
+        return FieldFacts.of_spectrum(low, high, odd=self.sigma.odd, reason="diagonal Jacobian")
+
+    def _standing_facts(self) -> FieldFacts:
+        return FieldFacts(conservative=True)
 
 
 @FIELDS.register("gradient-of")
@@ -216,7 +198,7 @@ class PotentialSum(VectorField):
 
     def potential(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
         """s(V₁ + … + V_k)(x)."""
-        return self.sign * sum((potential_value(field, x) for field in self.fields), x.new_zeros(x.shape[0]))
+        return self.sign * sum((potential_of(field, x) for field in self.fields), x.new_zeros(x.shape[0]))
 
     def facts(self) -> FieldFacts:
         known = [field.facts().euclidean() for field in self.fields if isinstance(field, VectorField)]
@@ -227,7 +209,11 @@ class PotentialSum(VectorField):
             lipschitz = math.nextafter(sum(f.lipschitz for f in known) * (1 + len(known) * EPS), math.inf)
             return FieldFacts(lipschitz, conservative=conservative, odd=odd, reason="sum of fields")
         low, high = _widened(sum(s[0] for s in spectra), sum(s[1] for s in spectra))
-        return conservative_facts(*sorted((self.sign * low, self.sign * high)), odd=odd, reason=known[0].reason)
+        return FieldFacts.of_spectrum(*sorted((self.sign * low, self.sign * high)), odd=odd, reason=known[0].reason)
+
+    def _standing_facts(self) -> FieldFacts:
+        known = [field.standing_facts().euclidean() for field in self.fields if isinstance(field, VectorField)]
+        return FieldFacts(conservative=all(facts.conservative for facts in known))
 
 
 class EvenPotential(VectorField):
@@ -250,19 +236,17 @@ class EvenPotential(VectorField):
 
     def potential(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
         """V(x) + V(−x)."""
-        return potential_value(self.field, x) + potential_value(self.field, -x)
+        return potential_of(self.field, x) + potential_of(self.field, -x)
 
     def facts(self) -> FieldFacts:
         known = self.field.facts().euclidean()
         if known.spectrum is None:
             kept = known.conservative
             return FieldFacts(2 * known.lipschitz, conservative=kept, odd=True, reason="even potential")
-        return conservative_facts(2 * known.spectrum[0], 2 * known.spectrum[1], odd=True, reason=known.reason)
+        return FieldFacts.of_spectrum(2 * known.spectrum[0], 2 * known.spectrum[1], odd=True, reason=known.reason)
 
-
-def conservative_facts(low: float, high: float, *, odd: bool, reason: str) -> FieldFacts:
-    """The facts of a gradient field whose Jacobians have their eigenvalues in [low, high]."""
-    return FieldFacts(max(abs(low), abs(high)), high, spectrum=(low, high), conservative=True, odd=odd, reason=reason)
+    def _standing_facts(self) -> FieldFacts:
+        return FieldFacts(conservative=self.field.standing_facts().euclidean().conservative)
 
 
 def _widened(low: float, high: float) -> tuple[float, float]:
@@ -282,12 +266,9 @@ def conservative_field(energy: nn.Module, in_shape: tuple[int, ...] | None = Non
     """
     if isinstance(energy, VectorField):
         sigma = getattr(energy, "sigma", None)
-        if isinstance(sigma, Activation) and sigma.primitive is None:
-            raise InvalidArgument(
-                f"{type(energy).__name__} with {sigma.name} has no closed-form potential; use tanh, sigmoid, relu or "
-                "leaky-relu."
-            )
-        if not energy.facts().euclidean().conservative or not hasattr(energy, "potential"):
+        if isinstance(sigma, Activation):
+            sigma.require_primitive(type(energy).__name__)
+        if why_no_potential(energy) is not None:
             raise InvalidArgument(
                 f"{type(energy).__name__} is no gradient field with a potential; give a scalar module."
             )
@@ -298,15 +279,31 @@ def conservative_field(energy: nn.Module, in_shape: tuple[int, ...] | None = Non
 
 
 def ridge_energy(
-    features: int, width: int, sigma: str | Activation = "tanh", *, quadratic: bool = True, bias: bool = True
+    features: int,
+    width: int,
+    sigma: str | Activation = "tanh",
+    *,
+    quadratic: bool = True,
+    bias: bool = True,
+    linear: bool = False,
 ) -> VectorField:
     r"""∇H for H(x) = αᵀΓ(Ax + b) + ½xᵀQx, A of ``width`` rows, both in closed form; Q symmetric, of either sign.
+
+    Args:
+        quadratic: whether H has the term ½xᵀQx.
+        bias: whether there is a b.
+        linear: whether H also has a term cᵀx, c = 0 at first, so that a constant gradient is one of the fields.
+
+    Raises:
+        InvalidArgument: ``linear`` without ``quadratic``.
 
     Example:
         >>> ridge_energy(2, 8)(torch.ones(3, 2)).shape
         torch.Size([3, 2])
     """
+    if linear and not quadratic:
+        raise InvalidArgument("linear=True adds a term to the quadratic form; leave quadratic as True.")
     ridge = GradientField(Dense(features, width), sigma, expansive=True, alpha=1.0, bias=bias)
     if ridge.bias is not None:
         nn.init.normal_(ridge.bias, std=0.5)
-    return PotentialSum(ridge, LinearField(features)) if quadratic else ridge
+    return PotentialSum(ridge, LinearField(features, bias=linear)) if quadratic else ridge

@@ -7,21 +7,33 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynablocks.errors import BadData, InvalidArgument, require_choice, require_range, unknown_name
-from dynablocks.files import lock_file, read_json, sha256, write_text
-from dynablocks.fitting.job import METRICS, PRESETS, FitConfig, Plan, claim, pairs_of, plan, run_stages, save_fit
+from dynablocks.files import expanded, lock_file, read_json, resolved, sha256, write_text
+from dynablocks.fitting.job import (
+    METRICS,
+    MOST_SAMPLES,
+    PRESETS,
+    FitConfig,
+    Plan,
+    claim,
+    pairs_of,
+    plan,
+    run_stages,
+    save_fit,
+)
 from dynablocks.fitting.report import LONG_STEPS, headline_rows, measure, warnings, write_outputs
-from dynablocks.fitting.surrogates import SURROGATES, build
+from dynablocks.fitting.surrogates import LEARNED_ENERGY, SURROGATES, Structure, build
 from dynablocks.reporting.words import duration
 
 if TYPE_CHECKING:
     from dynablocks.data.trajectories import Pairs, Trajectories
 
-SUMMARY = """Learn the flow map of a dynamical system from trajectories, keeping exactly what nature keeps.
+SUMMARY = """Learn the flow map of a dynamical system from trajectories, keeping a chosen structure for any parameters:
+mass, volume, norm or the symplectic form to rounding, a learned energy to the solver's tolerance.
 
 FILE is CSV, Parquet or NumPy .npz. A CSV has the header trajectory,t,<state columns>, one row a sample; irregular times
 are fine, and trajectory may be left out when there is one. Input/output pairs: in_<name>...,out_<name>... and
@@ -32,14 +44,15 @@ EXAMPLES = """what to preserve:
               columns may become negative
   symplectic  Hamiltonian mechanics: columns are all positions, then all momenta; long-time behaviour is right
   energy      a learned energy, to the solver's tolerance; an even number of columns is all positions, then all momenta
-  volume      of the state space: incompressible flows, rigid bodies, reversible maps
+  volume      of the state space, where no column drives itself (dx/dt does not depend on x): rigid bodies, the ABC
+              flow, separable maps; not flows that stretch along their own axis, as x' = x, y' = -y
   norm        the Euclidean length of the state: spins, directions, wave functions; where an energy is kept too, as by
               a rigid body, energy is the better choice
   positive    states stay >= 0: concentrations, populations
   none        nothing: a baseline to compare with
 
 examples:
-  dynablocks fit --example pendulum --out runs/first        no data needed: from nothing to a report in a minute or two
+  dynablocks fit --example pendulum --out runs/first        no data needed: from nothing to a report in minutes
   dynablocks fit pendulum.csv --preserve symplectic --odd   f(-x) = -f(x), where the system has this symmetry
   dynablocks fit sir.csv --preserve mass                    S + I + R stays the same, to rounding
   dynablocks fit tanks.parquet --preserve mass --weights 1,2.5,0.5
@@ -60,7 +73,10 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("file", type=str, nargs="?", help="the measured trajectories or pairs")
     parser.add_argument("--preserve", type=str, default=None, help=f"one of {', '.join(SURROGATES)}")
     parser.add_argument(
-        "--example", type=str, default=None, help="fit noisy trajectories of this system, such as pendulum"
+        "--example",
+        type=str,
+        default=None,
+        help="fit noisy trajectories of this system, such as pendulum (positive: noise does not make a state negative)",
     )
     parser.add_argument(
         "--out", type=Path, default=None, help="the folder for everything (default: runs/fit-NAME-PRESERVE)"
@@ -100,12 +116,12 @@ def fit_command(options: Any, arguments: Sequence[str], say: Callable[[str], Non
     out = Path(options.out or Path("runs") / f"fit-{name}-{preserve}")
     if out.exists() and not out.is_dir():
         raise InvalidArgument(f"--out {out} is a file; give a folder.")
-    origin = _read(options, out)
+    origin = _read(options, preserve, out)
     planned = plan(origin.data, config)
     if options.dry_run:
         return _dry_run(planned, config, origin.file, out)
     source = origin.describe()
-    place = out.resolve()
+    place = resolved(out)
     with lock_file(place.parent / f".{place.name}.lock") as free:
         if not free:
             raise InvalidArgument(f"another process is fitting in {out}; wait for it or choose another --out.")
@@ -214,15 +230,18 @@ class _Source:
         return {"file": self.file.name, "sha256": digest}
 
 
-def _read(options: Any, out: Path) -> _Source:
+def _read(options: Any, preserve: str, out: Path) -> _Source:
     from dynablocks.data.trajectories import read_dynamics
 
     if options.example is None:
-        file = Path(options.file).expanduser()
+        file = expanded(options.file)
         return _Source(read_dynamics(file), file)
     from dynablocks.data.physics import generate
+    from dynablocks.data.systems import require_system
 
     data = generate(options.example, trajectories=10, steps=60, step_size=0.1, noise=EXAMPLE_NOISE, seed=options.seed)
+    if preserve == "positive" and preserve in require_system(options.example).preserves:
+        data = replace(data, states=tuple(states.clamp_min(0) for states in data.states))
     file = out / "example.csv"
     if file.exists() and not (out / "config.yaml").exists() and not options.overwrite and not options.dry_run:
         raise BadData(f"{file} is there already; give it as FILE, or choose another --out.")
@@ -237,7 +256,17 @@ def _reading(planned: Plan, file: str) -> str:
         if part is not None
     )
     noise = f"; noise about {planned.noise:.2g} of the spread" if planned.horizon > 1 else ""
-    return f"{file}: {len(planned.structure.names)} state columns, steps: {counts}{noise}"
+    steps = len(pairs_of(parts.train)[0])
+    used = f"; {MOST_SAMPLES:,} of {steps:,} training steps are used, evenly spaced" if steps > MOST_SAMPLES else ""
+    return f"{file}: {len(planned.structure.names)} state columns, steps: {counts}{used}{noise}"
+
+
+def _columns(structure: Structure) -> str:
+    """The state columns, and which of them are taken for positions and momenta."""
+    names, half = structure.names, len(structure.names) // 2
+    if structure.preserve not in LEARNED_ENERGY or len(names) % 2:
+        return ", ".join(names)
+    return f"positions {', '.join(names[:half])}; momenta {', '.join(names[half:])}"
 
 
 def _dry_run(planned: Plan, config: FitConfig, file: Path, out: Path) -> int:
@@ -245,6 +274,7 @@ def _dry_run(planned: Plan, config: FitConfig, file: Path, out: Path) -> int:
     limit = "no limit" if config.max_minutes is None else f"at most {duration(60 * config.max_minutes)}"
     facts = {
         "read": _reading(planned, file.name),
+        "columns": _columns(structure),
         "surrogate": f"{type(flow.field).__name__} by {flow.method!r}, {structure.substeps} substeps",
         "declares": ", ".join(str(kept) for kept in flow.properties) or "nothing",
         "parameters": str(sum(p.numel() for p in flow.parameters())),

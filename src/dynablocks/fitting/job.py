@@ -13,18 +13,20 @@ import torch
 from torch import Tensor
 
 from dynablocks.data.trajectories import Pairs, Trajectories
-from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument, NotConverged, require_choice, require_range
+from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument, require_choice, require_range
 from dynablocks.files import plain_data, write_atomically, write_text
-from dynablocks.fitting.objective import flow_map_residuals
 from dynablocks.fitting.regression import FitHistory, FitRecord, fit
 from dynablocks.fitting.rollout import noise_level, rollout_residuals, windows
-from dynablocks.fitting.surrogates import SURROGATES, FlowMap, Structure, build, training_residuals
+from dynablocks.fitting.surrogates import LEARNED_ENERGY, SURROGATES, FlowMap, Structure, build, training_residuals
 
 MODEL, CONFIG, METRICS, CHECKPOINT = "model.safetensors", "config.yaml", "metrics.json", "checkpoint"
 NOISY = 1e-4
 MOST_SAMPLES = 20_000
+"""A stage of a fit takes at most so many samples (steps, or runs of several steps), evenly spaced."""
 NOISE = ("auto", "yes", "no")
 HARMLESS = ("max_minutes",)
+LEFT_OUT: dict[str, dict[str, Any]] = {"structure": {"linear": False}}
+"""What a ``config.yaml`` means that does not say it."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"width": 6, "adam_steps": 40, "finish_steps": 4, "max_minutes": None},
@@ -130,6 +132,7 @@ def plan(data: Trajectories | Pairs, config: FitConfig) -> Plan:
         separable=config.separable,
         substeps=config.substeps or _substeps(x, y, config, 0.3 if noisy else 0.1),
         step=float(h.median()),
+        linear=config.preserve in LEARNED_ENERGY and not config.odd,
     )
     with torch.random.fork_rng():
         build(structure)
@@ -261,10 +264,13 @@ def run_stages(
     if long:
         stride = max(1, planned.horizon // 2)
         parts = [windows(p, planned.horizon, stride) if isinstance(p, Trajectories) else None for p in (train, held)]
+        runs = parts[0] or single[0]
+        if len(runs[0]) > MOST_SAMPLES:
+            say(f"{planned.horizon} steps: {MOST_SAMPLES:,} of {len(runs[0]):,} runs are used, evenly spaced")
         rolled = stage(
             f"{planned.horizon} steps",
             rollout_residuals,
-            (_limited(parts[0] or single[0]), parts[1]),
+            (_limited(runs), parts[1]),
             0.7,
             adam_steps=config.adam_steps // 4,
             lr=2e-3,
@@ -288,33 +294,44 @@ def _column(data: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
     return data[0], data[1], data[2][:, None]
 
 
-def one_step_error(flow: FlowMap, data: Trajectories | Pairs) -> float:
-    """Mean squared error of single steps over samples and entries; infinite where a step's equation is not solved."""
-    x, y, h = pairs_of(data)
-    try:
-        with torch.no_grad():
-            return float(flow_map_residuals(flow, x, y, h).square().mean())
-    except NotConverged:
-        return math.inf
-
-
 def save_fit(directory: Path | str, flow: FlowMap) -> None:
     """Write the surrogate's parameters, units and structure for :func:`load_fit`, into a folder that may be new.
 
     Raises:
+        InvalidArgument: :func:`build` makes another map of the structure, so that :func:`load_fit` would return it.
         BadCheckpoint: the folder holds something else, or a fit of ``dynablocks fit`` with another structure.
     """
     import yaml
     from safetensors.torch import save_model
 
+    _require_built(flow)
     directory, structure = Path(directory), plain_data(asdict(flow.structure))
     stored = read_config(directory) if (directory / CONFIG).exists() else {"fit": {}}
-    if stored["fit"] and stored.get("structure") != structure:
+    held = stored.get("structure")
+    if stored["fit"] and not (isinstance(held, dict) and LEFT_OUT["structure"] | held == structure):
         raise BadCheckpoint(f"{directory} holds a fit with another structure; give another folder.")
     if not stored["fit"]:
         text = yaml.safe_dump({"fit": {}, "structure": structure}, sort_keys=False, allow_unicode=True)
         write_text(directory / CONFIG, text)
     write_atomically(directory / MODEL, lambda path: save_model(flow, str(path)))
+
+
+def _require_built(flow: FlowMap) -> None:
+    with torch.random.fork_rng(devices=[]):
+        built = build(flow.structure)
+    if type(flow) is FlowMap and _anatomy(flow) == _anatomy(built):
+        return
+    raise InvalidArgument(
+        f"save_fit stores maps that build(structure) makes, here {type(built.field).__name__} by {built.method!r}; "
+        f"this {type(flow).__name__} of {type(flow.field).__name__} by {flow.method!r} is another: keep its parameters "
+        "with safetensors and build it by your own code."
+    )
+
+
+def _anatomy(flow: FlowMap) -> tuple[Any, ...]:
+    """All of a map but the numbers in it."""
+    shapes = {name: tuple(value.shape) for name, value in flow.state_dict().items()}
+    return type(flow.field), repr(flow.field), type(flow.method), repr(flow.method), shapes
 
 
 def load_fit(directory: Path | str) -> FlowMap:
@@ -394,7 +411,7 @@ def claim(directory: Path, config: FitConfig, structure: Structure, source: dict
 
 def _differing(stored: dict[str, Any], wanted: dict[str, Any]) -> str | None:
     for group in ("data", "fit", "structure"):
-        old, new = stored.get(group) or {}, wanted[group]
+        old, new = LEFT_OUT.get(group, {}) | (stored.get(group) or {}), wanted[group]
         for key in new:
             if key not in (*HARMLESS, "file") and old.get(key) != new[key]:
                 return f"{key} ({old.get(key)!r}, now {new[key]!r})" if key != "sha256" else "data file"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from dynablocks.errors import NotConverged
+from dynablocks.errors import InvalidArgument, NotConverged
 
 Residuals = Callable[..., Tensor]
 """``residuals(module, x, y)`` or ``residuals(module, x, y, step)`` -> (samples, …), each sample on its own."""
@@ -18,8 +18,18 @@ CHUNK_ENTRIES = 4_000_000
 
 
 def flow_map_residuals(module: nn.Module, x: Tensor, y: Tensor, *step: Tensor) -> Tensor:
-    """module(x) − y, or module(x, step) − y."""
-    return module(x, *step) - y
+    """module(x) − y, or module(x, step) − y.
+
+    Raises:
+        InvalidArgument: they have different shapes.
+    """
+    output: Tensor = module(x, *step)
+    if output.shape != y.shape:
+        raise InvalidArgument(
+            f"the module gives {tuple(output.shape)} for targets of shape {tuple(y.shape)}; equal shapes are needed: "
+            "reshape the targets (y[:, None] makes a column) or what the module gives."
+        )
+    return output - y
 
 
 class Objective:
@@ -44,7 +54,8 @@ class Objective:
     def loss(self, rows: Tensor | None = None) -> Tensor:
         """The objective on all samples, or on the chosen ones, with gradients."""
         chosen = self.data if rows is None else tuple(part[rows] for part in self.data)
-        return 0.5 * self._call(*chosen).flatten(1).square().sum(1).mean()
+        found = self._call(*chosen)
+        return 0.5 * found.reshape(len(found), -1).square().sum(1).mean()
 
     @torch.no_grad()
     def value(self) -> float:

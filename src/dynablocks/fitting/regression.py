@@ -56,6 +56,7 @@ class FitHistory:
         seconds: of all runs of the fit together.
         stopped: why it ended.
         unknowns: the number of fitted parameters.
+        samples: the number of rows of the training data.
     """
 
     records: list[FitRecord] = field(default_factory=list)
@@ -64,6 +65,7 @@ class FitHistory:
     seconds: float = 0.0
     stopped: str = ""
     unknowns: int = 0
+    samples: int = 0
 
     def mean_squared_error(self, validation: bool = False) -> float:
         """Mean ‖residual‖² over samples, twice the loss."""
@@ -120,7 +122,7 @@ def fit(
         seed: of the batches.
 
     Raises:
-        InvalidArgument: an argument is out of range, or the loss is not finite.
+        InvalidArgument: an argument is out of range, module(x) and y have different shapes, or the loss is not finite.
         BadCheckpoint: the checkpoint is of another fit.
 
     Source: Kingma and Ba, 2015; Nielsen, 1999 (Levenberg–Marquardt); Liu and Nocedal, 1989 (L-BFGS).
@@ -204,7 +206,7 @@ class _Run:
         self.module, self.objective, self.held_out = module, objective, held_out
         self.max_seconds, self.callback = max_seconds, callback
         self.checkpoint, self.checkpoint_seconds = checkpoint, checkpoint_seconds
-        self.history = FitHistory(unknowns=objective.unknowns)
+        self.history = FitHistory(unknowns=objective.unknowns, samples=objective.samples)
         self.phase, self.step = "adam", 0
         self.optimiser_state: dict[str, Any] | None = None
         self.best: dict[str, Tensor] = {}

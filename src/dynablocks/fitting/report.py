@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynablocks.data.trajectories import Trajectories
+from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.errors import NotConverged
 from dynablocks.files import write_json, write_text
 from dynablocks.fitting import figures
-from dynablocks.fitting.job import METRICS, Fitted, one_step_error, pairs_of
+from dynablocks.fitting.job import METRICS, MOST_SAMPLES, Fitted, pairs_of
 from dynablocks.fitting.rollout import Drift, Rollout, drifts, roll_out, safe_rollout
+from dynablocks.fitting.single_steps import column_errors, one_step_error, step_halving_gap
 from dynablocks.fitting.surrogates import FlowMap
 from dynablocks.properties import explain, verify
 from dynablocks.properties.verify import Verification
@@ -28,6 +29,10 @@ from dynablocks.reporting import html, words
 LONG_STEPS = 2000
 OVERFIT, FAR = 10.0, 0.1
 """From which ratio of test to training error, and which relative error of rollouts, a reader is warned."""
+COARSE, COARSE_RATIO = 1e-3, 3.0
+"""From which gap of two half steps, also over the relative error of one step, a reader is warned."""
+UNEVEN, UNEVEN_RATIO = 0.01, 10.0
+"""From which relative error of a column, also over that of all, a reader is warned."""
 KEPT = {
     "mass": "the mass",
     "symplectic": "the symplectic form",
@@ -38,6 +43,9 @@ KEPT = {
     "none": "nothing",
 }
 VERIFY_SAMPLES = 8
+HALVED_SAMPLES = 64
+SPREAD_SAMPLES = 4096
+SHOWN_LABELS = 12
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ def measure(
     """
     flow, parts = fitted.flow, fitted.plan.parts
     x, _, _ = pairs_of(parts.test)
-    verification = verified(flow, x[torch.linspace(0, len(x) - 1, min(VERIFY_SAMPLES, len(x))).long()])
+    verification = verified(flow, _some(x, VERIFY_SAMPLES))
     progress(0.2)
     rollouts = roll_out(flow, parts.test) if isinstance(parts.test, Trajectories) else []
     progress(0.4)
@@ -71,7 +79,7 @@ def measure(
     states, stopped = safe_rollout(flow, x[:1], torch.full((long_steps,), step, dtype=torch.float64))
     times = step * torch.arange(len(states), dtype=torch.float64)
     progress(0.9)
-    moved = drifts(flow, times, states)
+    moved = drifts(flow, times, states, _some(pairs_of(parts.train)[0], SPREAD_SAMPLES))
     return Outcome(
         fitted,
         verification,
@@ -82,6 +90,11 @@ def measure(
         moved,
         _metrics(fitted, verification, rollouts, moved, len(states) - 1),
     )
+
+
+def _some(x: Tensor, count: int) -> Tensor:
+    """At most so many rows, evenly spaced."""
+    return x[torch.linspace(0, len(x) - 1, min(count, len(x))).long()]
 
 
 def verified(flow: FlowMap, x: Tensor) -> Verification | None:
@@ -111,8 +124,11 @@ def _metrics(
 ) -> dict[str, Any]:
     flow, planned = fitted.flow, fitted.plan
     parts = planned.parts
-    spread = float(pairs_of(parts.train)[1].var(dim=0).mean())
-    test = one_step_error(flow, parts.test)
+    y = pairs_of(parts.train)[1]
+    spread = float(y.var(dim=0).mean())
+    columns = column_errors(flow, parts.test)
+    test = math.inf if columns is None else float(columns.mean())
+    gap = step_halving_gap(flow, _some(pairs_of(parts.test)[0], HALVED_SAMPLES))
     rollout = _mean([float(r.errors[1:].mean()) for r in rollouts if len(r.errors) > 1])
     metrics: dict[str, Any] = {
         "preserve": flow.structure.preserve,
@@ -121,6 +137,9 @@ def _metrics(
         "validation_mse": None if parts.validation is None else one_step_error(flow, parts.validation),
         "test_mse": test,
         "test_relative_error": math.sqrt(test / spread) if spread > 0 else None,
+        "column_relative_errors": None if columns is None else _by_column(flow.structure.names, columns, y),
+        "step_halving_error": gap / math.sqrt(spread * y.shape[1]) if gap is not None and spread > 0 else None,
+        "samples_used": {name: history.samples for name, history in fitted.stages.items()},
         "noise_level": planned.noise,
         "horizon": planned.horizon,
         "rollout_mse": rollout,
@@ -134,6 +153,14 @@ def _metrics(
         "stopped": fitted.history.stopped,
     }
     return {key: _finite(value) for key, value in metrics.items()}
+
+
+def _by_column(names: Sequence[str], errors: Tensor, states: Tensor) -> dict[str, float | None]:
+    """The root of each column's mean squared error over that column's own spread; ``None`` where it does not move."""
+    spreads = states.std(dim=0)
+    moves = spreads > 1e-12 * states.abs().amax(0)
+    columns = zip(names, (errors.sqrt() / spreads).tolist(), moves.tolist(), strict=True)
+    return {name: error if moving else None for name, error, moving in columns}
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -165,13 +192,14 @@ def write_outputs(directory: Path, outcome: Outcome, source: dict[str, Any], com
 
 
 def predictions(rollouts: Sequence[Rollout], names: Sequence[str]) -> str:
-    """``trajectory,t,<name>,…,<name>_predicted,…`` for every test trajectory."""
+    """``trajectory,t,<name>,…,<name>_predicted,…`` for every test trajectory, called as in the data."""
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["trajectory", "t", *names, *(f"{name}_predicted" for name in names)])
     for k, rollout in enumerate(rollouts):
         for i, predicted in enumerate(rollout.predicted.tolist()):
-            writer.writerow([k, float(rollout.times[i]), *rollout.measured[i].tolist(), *predicted])
+            label = rollout.label or k
+            writer.writerow([label, float(rollout.times[i]), *rollout.measured[i].tolist(), *predicted])
     return text.getvalue()
 
 
@@ -205,6 +233,9 @@ def headline_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("error of one step", _number(metrics["test_mse"]), "mean squared, on data that was not fitted"),
         ("relative error of one step", _share(metrics["test_relative_error"]), over + noisy),
     ]
+    if "step_halving_error" in metrics:
+        meaning = "largest distance over the spread: how far other steps than the usual one may be off"
+        rows.append(("two half steps against one", _share(metrics["step_halving_error"]), meaning))
     if metrics["rollout_mse"] is not None:
         ended = metrics["rollouts_ended_early"]
         early = f"; {ended} ended early and count to their end" if ended else ""
@@ -248,6 +279,14 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
             f"Rollouts from test states ended early: {metrics['rollouts_ended_early']}; errors of rollouts are of what "
             "was reached."
         )
+    found.extend(_uneven_columns(metrics.get("column_relative_errors") or {}, relative))
+    gap = metrics.get("step_halving_error")
+    if gap is not None and gap > max(COARSE, COARSE_RATIO * (relative or 0.0)):
+        found.append(
+            f"Two half steps end {_share(gap)} of the spread away from a whole one: steps of another length, and "
+            "vector_field, are not as accurate as the steps that were fitted. Take the usual step only, or fit with "
+            "more --substeps."
+        )
     rollout = metrics["rollout_relative_error"]
     if rollout is not None and rollout > FAR:
         found.append(
@@ -255,6 +294,17 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
             "fit (--preset long), more data, or keeping more of what the system keeps may help."
         )
     return found
+
+
+def _uneven_columns(errors: dict[str, float | None], relative: float | None) -> list[str]:
+    limit = max(UNEVEN, UNEVEN_RATIO * (relative or 0.0))
+    return [
+        f"Column {name!r} is learned worse than the rest: its error is {_share(error)} of its own spread. Unless that "
+        "is noise, scale the columns to similar sizes (for symplectic, all positions by one factor and all momenta by "
+        "another)."
+        for name, error in errors.items()
+        if relative is not None and error is not None and error > limit
+    ]
 
 
 def _share(value: float | None) -> str:
@@ -273,13 +323,24 @@ def _data(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
     for name, part in (("training", parts.train), ("validation", parts.validation), ("test", parts.test)):
         if part is not None:
             count = len(pairs_of(part)[0])
-            many = f"{len(part)} {'trajectory' if len(part) == 1 else 'trajectories'}, {count} steps"
-            rows.append((name, many if kind == "trajectories" else f"{count} pairs"))
+            several = f"{_trajectories(part, name == 'test')}, {count} steps"
+            many = several if kind == "trajectories" else f"{count} pairs"
+            thinned = name == "training" and count > MOST_SAMPLES
+            rows.append((name, f"{many}, of which {MOST_SAMPLES:,} are used, evenly spaced" if thinned else many))
     h = pairs_of(parts.train)[2]
     least, most, median = float(h.min()), float(h.max()), float(h.median())
     spread = f"{least:.4g}" if most - least <= 1e-9 * most else f"{least:.4g} to {most:.4g}, median {median:.4g}"
     rows.append(("time between samples", spread))
     yield html._table(("", "value"), rows)
+
+
+def _trajectories(part: Trajectories | Pairs, named: bool) -> str:
+    """How many trajectories there are, and which."""
+    count = f"{len(part)} {'trajectory' if len(part) == 1 else 'trajectories'}"
+    if not named or not isinstance(part, Trajectories) or not part.labels:
+        return count
+    more = ", …" if len(part) > SHOWN_LABELS else ""
+    return f"{count} ({', '.join(part.labels[:SHOWN_LABELS])}{more})"
 
 
 def _model(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
@@ -356,7 +417,7 @@ flow = load_fit({str(directory)!r})
 x = torch.tensor([{x}], dtype=torch.float64)
 flow(x)                                  # the state after {step:g}
 flow(x, {step / 2:g})                    # after half of that
-flow.rollout(x, torch.full((1, 100), {float(step)!r}))  # 101 states
+flow.rollout(x, torch.full((1, 100), {float(step)!r}, dtype=torch.float64))  # 101 states
 flow.vector_field(x)                     # the learned dx/dt
 """
     yield f"<h2>Use it from Python</h2>\n<pre>{escape(snippet)}</pre>"

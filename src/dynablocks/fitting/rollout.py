@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dynablocks.data.trajectories import Trajectories
 from dynablocks.errors import DynablocksError
-from dynablocks.fitting.surrogates import FlowMap
+from dynablocks.fitting.surrogates import LEARNED_ENERGY, FlowMap
 from dynablocks.properties.verify import jacobians
 
 if TYPE_CHECKING:
@@ -89,12 +89,16 @@ def _differences(times: Tensor, states: Tensor, order: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One measured trajectory and the prediction from its first state: times (T,), both (T', n) with T' <= T."""
+    """One measured trajectory and the prediction from its first state: times (T,), both (T', n) with T' <= T.
+
+    ``label`` is what the trajectory is called in the data.
+    """
 
     times: Tensor
     measured: Tensor
     predicted: Tensor
     stopped: str | None = None
+    label: str = ""
 
     @property
     def errors(self) -> Tensor:
@@ -105,9 +109,9 @@ class Rollout:
 def roll_out(flow: FlowMap, data: Trajectories) -> list[Rollout]:
     """Predictions from the first state of every trajectory over its own times."""
     found = []
-    for times, states in zip(data.times, data.states, strict=True):
+    for k, (times, states) in enumerate(zip(data.times, data.states, strict=True)):
         predicted, stopped = safe_rollout(flow, states[:1], times.diff())
-        found.append(Rollout(times, states, predicted, stopped))
+        found.append(Rollout(times, states, predicted, stopped, data.label(k)))
     return found
 
 
@@ -137,8 +141,18 @@ class Drift:
     values: Tensor
 
 
-def drifts(flow: FlowMap, times: Tensor, states: Tensor, points: int = 24) -> list[Drift]:
-    """What the surrogate keeps, measured along a long rollout of it."""
+def drifts(
+    flow: FlowMap,
+    times: Float[Tensor, " time"],
+    states: Float[Tensor, "time n"],
+    reference: Float[Tensor, "samples n"],
+    points: int = 24,
+) -> list[Drift]:
+    """What the surrogate keeps, measured along a long rollout of it.
+
+    A learned energy is known up to a constant only, so its change is divided by its spread over the states of
+    ``reference``, such as those of the training: the root mean square of H(x) − H(x̄), x̄ their mean.
+    """
     preserve = flow.structure.preserve
     with torch.no_grad():
         if preserve == "mass":
@@ -148,10 +162,10 @@ def drifts(flow: FlowMap, times: Tensor, states: Tensor, points: int = 24) -> li
         if preserve == "norm":
             norms = states.norm(dim=1)
             return [Drift("relative change of the norm", times, (norms / norms[0].clamp_min(1e-300) - 1).abs())]
-        if preserve in ("energy", "symplectic"):
+        if preserve in LEARNED_ENERGY:
             energy = flow.energy(states)
-            change = (energy - energy[0]).abs() / energy[0].abs().clamp_min(1.0)
-            found = [Drift("relative change of the learned energy", times, change)]
+            change = (energy - energy[0]).abs() / _energy_spread(flow, reference)
+            found = [Drift("change of the learned energy over its spread", times, change)]
             moved = preserve == "symplectic" and len(states) > 1
             return [*found, _form_defect(flow, times, states, points)] if moved else found
     if preserve == "volume":
@@ -161,6 +175,14 @@ def drifts(flow: FlowMap, times: Tensor, states: Tensor, points: int = 24) -> li
     if preserve == "positive":
         return [Drift("negative part of the smallest entry", times, (-states.amin(1)).clamp_min(0))]
     return []
+
+
+def _energy_spread(flow: FlowMap, reference: Tensor) -> Tensor:
+    """The root mean square of H(x) − H(x̄), which is not 0 of one orbit either; the size of H where it is rounding."""
+    energy = flow.energy(torch.cat([reference.mean(0, keepdim=True), reference]))
+    spread, size = (energy[1:] - energy[0]).square().mean().sqrt(), energy.abs().max()
+    varies = spread > 64 * torch.finfo(energy.dtype).eps * size
+    return torch.where(varies, spread, size).clamp_min(1e-300)
 
 
 def _starts(states: Tensor, points: int) -> Tensor:

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import FieldFacts, VectorField
-from dynablocks.fields.base import over_states
+from dynablocks.fields.base import over_states, potential_of
 from dynablocks.fields.hamiltonian import EnergyField
-from dynablocks.fields.partitioned import potential_of
 from dynablocks.fields.sphere import skew_matrix
 from dynablocks.fields.symmetric import EvenPotential, ridge_energy
 from dynablocks.integrators import Integrator
@@ -110,7 +109,8 @@ class CoordinateShear(VectorField):
 class CoordinateShears(VectorField):
     r"""Xᵢ(x) = fᵢ(xⱼ, j ≠ i) for every i: divergence free, a sum of n exact shears, so splittings keep the volume.
 
-    Every divergence-free field with ∂Xᵢ/∂xᵢ = 0 is of this form (rigid body, ABC flow, separable Hamiltonian).
+    Every field with ∂Xᵢ/∂xᵢ = 0 for all i is of this form (rigid body, ABC flow, separable Hamiltonian), and no other:
+    not the stagnation flow ẋ = x, ẏ = −y, which is divergence free, too.
 
     Example:
         >>> len(CoordinateShears(3, 4).terms())
@@ -142,18 +142,23 @@ class CoordinateShears(VectorField):
 class SkewGradientField(EnergyField):
     r"""X(x) = S(x)∇H(x) with S(x) skew, its entries affine in x: H is conserved, in any dimension.
 
+    Args:
+        entries: n >= 2.
+        width: rows of A in H(x) = αᵀΓ(Ax + b) + ½xᵀQx.
+        linear: whether H also has a term cᵀx.
+
     Example:
         >>> field, x = SkewGradientField(3, 4), torch.ones(2, 3)
         >>> bool((field(x) * field.gradient(x)).sum(1).abs().max() < 1e-6)
         True
     """
 
-    def __init__(self, entries: int, width: int) -> None:
+    def __init__(self, entries: int, width: int, *, linear: bool = False) -> None:
         super().__init__()
         if entries < 2:
             raise InvalidArgument(f"there is {entries} state column; keeping an energy needs at least 2.")
         self.in_shape = (entries,)
-        self.hamiltonian = ridge_energy(entries, width)
+        self.hamiltonian = ridge_energy(entries, width, linear=linear)
         pairs = entries * (entries - 1) // 2
         self.mixing = nn.Parameter(0.5 * torch.randn(pairs, entries) / math.sqrt(entries))
         self.offset = nn.Parameter(0.5 * torch.randn(pairs))
@@ -254,7 +259,7 @@ def _frozen(x: Tensor, produced: Tensor, destroyed: Tensor, step_size: StepSize)
     return x * torch.exp(-decay) + step_size * produced * share
 
 
-def even_energy(entries: int, width: int, *, odd: bool) -> VectorField:
-    """∇H for a learned H(x) = αᵀΓ(Ax + b) + ½xᵀQx, even where the field is to be odd."""
-    energy = ridge_energy(entries, width)
+def even_energy(entries: int, width: int, *, odd: bool, linear: bool = False) -> VectorField:
+    """∇H for a learned H(x) = αᵀΓ(Ax + b) + ½xᵀQx, with ``linear`` + cᵀx, even where the field is to be odd."""
+    energy = ridge_energy(entries, width, linear=linear)
     return EvenPotential(energy) if odd else energy

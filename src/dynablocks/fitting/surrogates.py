@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-import dynablocks.integrators.norm_preserving  # noqa: F401  (it files the names of its methods)
 from dynablocks.errors import InvalidArgument, require_range
 from dynablocks.fields import VectorField
 from dynablocks.fields.gradient import GradientField
@@ -30,6 +29,7 @@ from dynablocks.integrators import Integrator, integrator
 from dynablocks.integrators.discrete_gradient import DiscreteGradient, MinusPotential, discrete_gradient, energy_form
 from dynablocks.integrators.implicit import ImplicitRungeKutta
 from dynablocks.linear import Dense
+from dynablocks.linear.maps import require_batch
 from dynablocks.properties import (
     Declaration,
     Dissipative,
@@ -63,6 +63,8 @@ class Structure:
         separable: H(q, p) = T(p) + V(q) (``symplectic``).
         substeps: steps of the method in one step of the data.
         step: the usual time between samples.
+        linear: the learned H has a term cᵀx, for data whose mean is no state of rest (``symplectic`` and ``energy``,
+            not ``odd``); ``dynablocks fit`` sets it where it can.
     """
 
     preserve: str
@@ -73,10 +75,13 @@ class Structure:
     separable: bool = True
     substeps: int = 1
     step: float = 1.0
+    linear: bool = False
 
 
 Parts = tuple[VectorField, Integrator]
 SURROGATES: Registry[Callable[[Structure], Parts]] = Registry("structure to preserve")
+LEARNED_ENERGY = ("symplectic", "energy")
+"""The structures whose field is made of a learned H."""
 UNITS = {"mass": "power of two", "norm": "size", "positive": "size"}
 """Which change of units keeps the structure: one factor (size), by which products may have to be exact (a power of
 two), or by default one factor and a shift."""
@@ -94,9 +99,13 @@ class FlowMap(Structured):
         method: an integrator.
         structure: names, substeps, the usual step.
 
+    Raises:
+        InvalidArgument: (when called) the states are no (batch, entries), or there is not one step a state.
+
     Example:
         >>> flow = build(Structure("symplectic", ("q", "p"), width=4, step=0.1))
-        >>> flow(torch.ones(3, 2, dtype=torch.float64), torch.tensor([0.1, 0.2, 0.3])).shape
+        >>> x, h = torch.ones(3, 2, dtype=torch.float64), torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+        >>> flow(x, h).shape
         torch.Size([3, 2])
     """
 
@@ -116,6 +125,7 @@ class FlowMap(Structured):
         self, x: Float[Tensor, "batch entries"], step: Tensor | float | None = None
     ) -> Float[Tensor, "batch entries"]:
         """The states after ``step`` (a number, or one a sample), by default the usual one, in the map's precision."""
+        self._require(x, step)
         z, h = self.to_units(x), self._small_step(step)
         for _ in range(self.structure.substeps):
             z = self.method.step(self.field, z, h)
@@ -125,6 +135,7 @@ class FlowMap(Structured):
         self, y: Float[Tensor, "batch entries"], step: Tensor | float | None = None
     ) -> Float[Tensor, "batch entries"]:
         """The states before ``step``, where the method has an inverse."""
+        self._require(y, step)
         z, h = self.to_units(y), self._small_step(step)
         for _ in range(self.structure.substeps):
             z = self.method.inverse(self.field, z, h)
@@ -132,15 +143,33 @@ class FlowMap(Structured):
 
     def vector_field(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries"]:
         """The learned dx/dt in the units of the data."""
+        self._require(x)
         return self.field(self.to_units(x)) * (self.scale / self.unit)
 
     def energy(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, " batch"]:
-        """The learned H per sample, up to a factor and a constant of the units."""
+        """The learned H per sample in the units of the data, up to a constant.
+
+        ``vector_field`` is S(x)∇H(x) with a skew S, which is 𝕁 for states (q, p).
+        """
+        self._require(x)
+        # ∇ of H((x − c)/s) brings 1/s, the field s/unit.
+        return self._own_energy(x) * (self.scale.square() / self.unit)
+
+    def _own_energy(self, x: Tensor) -> Tensor:
+        """H in the map's own units, where it is of size one whatever the data, as the tolerances of a check want it."""
         return self.field.energy(self.to_units(x))
 
     @torch.no_grad()
     def rollout(self, x: Float[Tensor, "batch entries"], steps: Float[Tensor, "batch time"]) -> Tensor:
-        """The states at the start and after each of the steps, one after the other: (batch, time + 1, entries)."""
+        """The states at the start and after each of the steps, one after the other: (batch, time + 1, entries).
+
+        One row of steps serves all states.
+        """
+        self._require(x)
+        if steps.ndim != 2 or len(steps) not in (1, len(x)):
+            raise InvalidArgument(
+                f"steps has shape {tuple(steps.shape)}; give ({len(x)}, time), one row a state, or (1, time) for all."
+            )
         states = [x]
         for h in steps.unbind(1):
             states.append(self(states[-1], h))
@@ -156,6 +185,14 @@ class FlowMap(Structured):
         self.scale.fill_(2.0 ** round(math.log2(size)) if kind == "power of two" else size)
         speed = float(((y - x) / (self.scale * h[:, None])).square().mean().sqrt())
         self.unit.fill_(1 / speed if speed > 0 else float(h.mean()))
+
+    def _require(self, x: Tensor, step: Tensor | float | None = None) -> None:
+        require_batch(self, self.in_shape, x)
+        if isinstance(step, Tensor) and step.numel() not in (1, len(x)):
+            raise InvalidArgument(
+                f"step has shape {tuple(step.shape)} for {len(x)} states; give a number, or one each; x.expand(k, -1) "
+                "is a state k times."
+            )
 
     def to_units(self, x: Tensor) -> Tensor:
         x = x.to(self.centre.dtype)
@@ -194,7 +231,7 @@ class FlowMap(Structured):
         if isinstance(kept, Dissipative) and isinstance(kept.function, MinusPotential):
             potential = kept.function
             return replace(kept, function=lambda x: potential(self.to_units(x)))
-        return replace(kept, function=self.energy) if isinstance(kept, (EnergyPreserving, Dissipative)) else kept
+        return replace(kept, function=self._own_energy) if isinstance(kept, (EnergyPreserving, Dissipative)) else kept
 
     def extra_repr(self) -> str:
         return f"{self.method!r}, {self.structure.substeps} substeps, preserve {self.structure.preserve}"
@@ -223,6 +260,11 @@ def build(structure: Structure) -> FlowMap:
         raise InvalidArgument(f"weights belong to --preserve mass; got --preserve {structure.preserve}.")
     if structure.odd and structure.preserve in ("positive",):
         raise InvalidArgument("an odd map cannot keep states positive; leave out --odd or --preserve positive.")
+    if structure.linear and (structure.odd or structure.preserve not in LEARNED_ENERGY):
+        raise InvalidArgument(
+            f"linear=True is for the learned energy of {' and '.join(LEARNED_ENERGY)} where the map is not odd; got "
+            f"{structure.preserve}{', odd' if structure.odd else ''}: leave it out."
+        )
     field, method = SURROGATES.get_known(structure.preserve)(structure)
     return FlowMap(field.double(), method, structure)
 
@@ -248,15 +290,22 @@ def _discrete_gradient_residuals(module: nn.Module, x: Tensor, y: Tensor, *step:
     assert isinstance(module.method, DiscreteGradient)
     form = energy_form(module.field)
     assert not isinstance(form, str)
-    a, b, h = module.to_units(x), module.to_units(y), module._small_step(*(step or (None,)))
+    a, b, h = _ends(module, x, y, *step)
     mean = discrete_gradient(module.method.kind, form.energy, a, b, gradient=form.gradient, nodes=module.method.nodes)
     return module.scale * (b - a - h * form.structure((a + b) / 2, mean))
 
 
 def _midpoint_residuals(module: nn.Module, x: Tensor, y: Tensor, *step: Tensor) -> Tensor:
     assert isinstance(module, FlowMap)
-    a, b, h = module.to_units(x), module.to_units(y), module._small_step(*(step or (None,)))
+    a, b, h = _ends(module, x, y, *step)
     return module.scale * (b - a - h * module.field((a + b) / 2))
+
+
+def _ends(flow: FlowMap, x: Tensor, y: Tensor, *step: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
+    """Both ends of a step and its length in the map's own units."""
+    flow._require(x, *step)
+    flow._require(y)
+    return flow.to_units(x), flow.to_units(y), flow._small_step(*(step or (None,)))
 
 
 def _halves(structure: Structure) -> int:
@@ -273,9 +322,8 @@ def _halves(structure: Structure) -> int:
 def _symplectic(structure: Structure) -> Parts:
     n = _halves(structure)
     if not structure.separable:
-        field = NeuralHamiltonian(n, even_energy(n, structure.width, odd=structure.odd))
-        return _spread(field), integrator("implicit-midpoint")
-    kinetic, potential = (even_energy(n // 2, structure.width, odd=structure.odd) for _ in range(2))
+        return _spread(NeuralHamiltonian(n, _learned_energy(structure, n))), integrator("implicit-midpoint")
+    kinetic, potential = (_learned_energy(structure, n // 2) for _ in range(2))
     return _spread(SeparableHamiltonian(kinetic, potential, n)), integrator("suzuki4")
 
 
@@ -285,8 +333,12 @@ def _energy(structure: Structure) -> Parts:
     if n % 2:
         if structure.odd:
             raise InvalidArgument(f"--odd with --preserve energy needs an even number of state columns; there are {n}.")
-        return _spread(SkewGradientField(n, structure.width)), integrator("gonzalez")
-    return _spread(NeuralHamiltonian(n, even_energy(n, structure.width, odd=structure.odd))), integrator("gonzalez")
+        return _spread(SkewGradientField(n, structure.width, linear=structure.linear)), integrator("gonzalez")
+    return _spread(NeuralHamiltonian(n, _learned_energy(structure, n))), integrator("gonzalez")
+
+
+def _learned_energy(structure: Structure, entries: int) -> VectorField:
+    return even_energy(entries, structure.width, odd=structure.odd, linear=structure.linear)
 
 
 @SURROGATES.register("volume")

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from dynablocks.errors import InvalidArgument, require_choice
 from dynablocks.fields import VectorField
-from dynablocks.fields.base import over_states
+from dynablocks.fields.base import over_states, potential_of, why_no_potential
 from dynablocks.fields.hamiltonian import canonical
-from dynablocks.fields.partitioned import potential_of
 from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
 from dynablocks.integrators.solver import solve
 from dynablocks.properties import Declaration, Dissipative, EnergyPreserving, Equivariant
@@ -48,7 +47,7 @@ class MinusPotential:
 
 
 def energy_form(field: VectorField) -> EnergyForm | str:
-    r"""H, ∇H and S of X = S∇H, or the reason why the field has no such form.
+    r"""H, ∇H and S of X = S∇H, or the reason why the field has no such form; none of them is evaluated.
 
     Fields that have the methods ``energy``, ``gradient`` and ``structure`` say so themselves; Hamiltonian ones have
     S = 𝕁 = [[0, I], [−I, 0]], so ∇H = −𝕁X; gradient fields X = −∇H have S = −I.
@@ -65,7 +64,7 @@ def energy_form(field: VectorField) -> EnergyForm | str:
         return str(reason)
     if all(callable(getattr(field, name, None)) for name in ("energy", "gradient", "structure")):
         return EnergyForm(field.energy, field.gradient, field.structure)  # type: ignore[arg-type]
-    facts = field.facts()
+    facts = field.standing_facts()
     if facts.hamiltonian:
         return EnergyForm(field.energy, lambda x: -canonical(field(x)), lambda x, v: canonical(v))
     name = type(field).__name__
@@ -73,10 +72,9 @@ def energy_form(field: VectorField) -> EnergyForm | str:
         return (
             f"{name} has no known energy H with X = S∇H; use a Hamiltonian, partitioned, dissipative or gradient field"
         )
-    try:
-        potential_of(field, _zeros(field))
-    except InvalidArgument as error:
-        return str(error).rstrip(".")
+    reason = why_no_potential(field)
+    if reason is not None:
+        return reason
     return EnergyForm(MinusPotential(field), lambda x: -field(x), lambda x, v: -v)
 
 

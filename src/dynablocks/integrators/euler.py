@@ -21,10 +21,9 @@ class ExplicitEuler(Integrator):
     r"""x ↦ x + (h/S) X(x), S times.
 
     For a ridge field with AAᵀ = I the S substeps are one elementwise recursion between one A and one Aᵀ (design
-    D2.4). The
-    Lipschitz constant is max |1 + hλ| over the Jacobian's spectrum where the Jacobian is symmetric (tight, design
-    D2.2). With
-    ReLU, AAᵀ = I and h = −2s the step is x ↦ Aᵀ|·|A up to shifts: its Jacobian is orthogonal almost everywhere (D2.5).
+    D2.4). The Lipschitz constant is max |1 + hλ| over the Jacobian's spectrum where the Jacobian is symmetric (tight,
+    design D2.2). With ReLU, AAᵀ = I and h = −2s the step is x ↦ Aᵀ|·|A up to shifts: its Jacobian is orthogonal almost
+    everywhere (D2.5).
 
     Args:
         substeps: S >= 1.

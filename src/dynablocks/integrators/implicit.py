@@ -14,7 +14,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields import VectorField
 from dynablocks.fields.base import over_states
 from dynablocks.integrators.base import INTEGRATORS, RUNGE_KUTTA_KEEPS, Integrator, StepSize
-from dynablocks.integrators.runge_kutta import require_order
+from dynablocks.integrators.runge_kutta import contractivity_form, require_order
 from dynablocks.integrators.solver import DENSE_LIMIT, Residual, solve
 from dynablocks.linear.rounding import EPS
 from dynablocks.properties import Declaration, Invertible, NormPreserving, Property, Symplectic, VolumePreserving
@@ -53,9 +53,8 @@ class ImplicitTableau:
 
     @property
     def form(self) -> np.ndarray:
-        """BA + AᵀB − bbᵀ with B = diag(b): zero for symplectic methods, >= 0 for B-stable ones (b > 0)."""
-        a, b = np.array(self.a), np.array(self.b)
-        return np.diag(b) @ a + a.T @ np.diag(b) - np.outer(b, b)
+        """:func:`contractivity_form` of the method."""
+        return contractivity_form(np.array(self.a), np.array(self.b))
 
     @property
     def symplectic(self) -> bool:

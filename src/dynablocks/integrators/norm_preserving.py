@@ -29,7 +29,7 @@ class NormPreservingMethod(Integrator):
         return Declaration.of(*kept, reason=f"order {self.order}, moves on the sphere", title=title, losses=losses)
 
     def why_not(self, field: VectorField) -> str | None:
-        if field.facts().tangent:
+        if field.standing_facts().tangent:
             return None
         name = type(field).__name__
         return f"{self!r} needs a field tangent to spheres (SphereField, RotationField); {name} is not"

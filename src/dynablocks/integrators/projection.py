@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,18 +54,21 @@ class Projected(Integrator):
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
         self.require(field)
-        facts = field.facts()
+        facts = field.standing_facts()
         before, after = x.flatten(1), self.base.step(field, x, step_size).flatten(1)
-        basis = _basis(facts.linear_invariants, before)
-        kept = (before @ basis) @ basis.mT
-        free = after - (after @ basis) @ basis.mT
+        kept, free = torch.zeros_like(before), after
+        if facts.linear_invariants:
+            basis = torch.from_numpy(_basis(facts.linear_invariants, before.shape[1]))
+            basis = basis.to(device=x.device, dtype=x.dtype)
+            kept = (before @ basis) @ basis.mT
+            free = after - (after @ basis) @ basis.mT
         if facts.tangent:
             length = torch.linalg.vector_norm(before - kept, dim=1, keepdim=True)
             free = free * (length * inverse_norm(free))
         return (kept + free).reshape(x.shape)
 
     def why_not(self, field: VectorField) -> str | None:
-        facts = field.facts()
+        facts = field.standing_facts()
         if not facts.tangent and not facts.linear_invariants:
             return (
                 f"{self!r} has nothing to project onto: {type(field).__name__} keeps neither norm nor a linear function"
@@ -86,13 +90,12 @@ class Projected(Integrator):
         return f"Projected({self.base!r})"
 
 
-def _basis(invariants: tuple[tuple[float, ...] | None, ...], x: Tensor) -> Tensor:
-    """Orthonormal columns that span the weights, computed in float64."""
-    n = x.shape[1]
-    if not invariants:
-        return x.new_zeros(n, 0)
-    rows = [(1.0,) * n if weights is None else weights for weights in invariants]
-    return torch.linalg.qr(torch.tensor(rows, dtype=torch.float64).mT)[0].to(x)
+@lru_cache(maxsize=64)
+def _basis(invariants: tuple[tuple[float, ...] | None, ...], entries: int) -> np.ndarray:
+    """Orthonormal columns that span the weights, in float64."""
+    # An array: a tensor made in inference mode or inside a function transform could not be used outside of it.
+    rows = [(1.0,) * entries if weights is None else weights for weights in invariants]
+    return np.linalg.qr(np.array(rows, dtype=np.float64).T)[0]
 
 
 for _name, _tableau in (("projected-heun", HEUN), ("projected-rk4", RK4)):

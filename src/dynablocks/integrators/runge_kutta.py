@@ -44,6 +44,17 @@ def require_order(name: str, order: int, a: np.ndarray, b: np.ndarray) -> None:
             raise InvalidArgument(f"tableau {name!r}: {sum_of} is {value:g}, and order {order} needs {wanted:g}.")
 
 
+def contractivity_form(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """BA + AᵀB − bbᵀ with B = diag(b): zero for symplectic methods, >= 0 for B-stable ones (b > 0).
+
+    Example:
+        >>> contractivity_form(np.array([[0.5]]), np.array([1.0])).tolist()
+        [[0.0]]
+    """
+    form: np.ndarray = np.diag(b) @ a + a.T @ np.diag(b) - np.outer(b, b)
+    return form
+
+
 @dataclass(frozen=True)
 class Tableau:
     r"""Coefficients (A, b) of an explicit method: kᵢ = X(x + h Σⱼ aᵢⱼ kⱼ), x ↦ x + h Σ bᵢ kᵢ.
@@ -83,8 +94,8 @@ class Tableau:
         b = np.array(self.b)
         if (b <= 0).any():
             return 0.0
-        a, scaled = self.matrix, np.sqrt(b)
-        form = (np.diag(b) @ a + a.T @ np.diag(b) - np.outer(b, b)) / np.outer(scaled, scaled)
+        scaled = np.sqrt(b)
+        form = contractivity_form(self.matrix, b) / np.outer(scaled, scaled)
         smallest = float(np.linalg.eigvalsh(form).min())
         return math.inf if smallest >= 0 else -1.0 / (smallest - 1e-12)
 

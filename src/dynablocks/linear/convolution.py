@@ -143,10 +143,22 @@ class NormalisedConv(Conv):
     r"""A convolution with ‖W‖ <= 1 kept by projection after every optimiser step: W ↦ W / max(1, ‖W‖).
 
     The projection uses warm-started power iteration, as the paper does, so ‖W‖ <= 1 holds only up to its error: the
-    *declared* constant is the upper bound of the kernel as it is, never 1 by assumption. ``penalty`` weighs the OCNN
-    regulariser ‖W ⋆ W − δI‖² in :func:`dynablocks.switching.regularisation`.
+    *declared* constant is the upper bound of the kernel as it is, never 1 by assumption.
+
+    Args:
+        in_shape, out_channels, kernel_size, padding, gain, options: as for :class:`Conv`.
+        penalty: weight of the OCNN regulariser ‖W ⋆ W − δI‖² in :func:`dynablocks.switching.regularisation`.
+        project: whether the kernel is divided by max(1, ‖W‖) at all.
+
+    Raises:
+        InvalidArgument: sizes, a padding or options that make no convolution.
 
     Source: paper section 3.3; Wang et al. (2020), "Orthogonal convolutional neural networks".
+
+    Example:
+        >>> conv = NormalisedConv((2, 5, 5), 3, gain=9.0)
+        >>> conv(torch.zeros(1, 2, 5, 5)).shape, conv.norm_bounds().upper < 1.5
+        (torch.Size([1, 3, 5, 5]), True)
     """
 
     def __init__(

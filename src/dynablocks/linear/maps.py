@@ -49,9 +49,8 @@ class LinearMap(Structured):
     """x ↦ Ax between spaces of declared shapes, with the adjoint y ↦ Aᵀy.
 
     Subclasses implement :meth:`compute_weight`, :meth:`multiply`, :meth:`multiply_adjoint`,
-    :meth:`compute_norm_bounds` and
-    :meth:`compute_smallest_singular_value`. The weight may be a parameter or a function of parameters (an orthogonal
-    parametrisation); inside :func:`shared_weights` it is computed once.
+    :meth:`compute_norm_bounds` and :meth:`compute_smallest_singular_value`. The weight may be a parameter or a function
+    of parameters (an orthogonal parametrisation); inside :func:`shared_weights` it is computed once.
 
     Attributes:
         in_shape, out_shape: shapes of one sample, without the batch.
@@ -123,7 +122,11 @@ class LinearMap(Structured):
         return self._held if self._held is not None else self.compute_weight()
 
     def hold(self, weight: Tensor | None) -> None:
-        """Use this weight until told otherwise; ``None`` returns to computing it. For :func:`shared_weights` alone."""
+        """Use this weight until told otherwise; ``None`` returns to computing it.
+
+        For contexts that give back what was held before them: :func:`shared_weights`, :func:`frozen_weights`, the
+        backward pass of a reversible chain.
+        """
         object.__setattr__(self, "_held", weight)
         self._held_facts = self._held_copy = None
 

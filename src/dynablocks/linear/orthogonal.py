@@ -105,6 +105,12 @@ def paraunitary_kernel(
         frames: 2(k−1) orthonormal frames, the first half for the vertical direction.
 
     Source: Li et al. (2019), "Preventing gradient attenuation in Lipschitz constrained convolutional networks" (BCOP).
+
+    Example:
+        >>> base = cayley(torch.randn(4, 4, dtype=torch.float64))
+        >>> kernel = paraunitary_kernel(base, cayley(torch.randn(4, 4, 2, dtype=torch.float64)))
+        >>> kernel.shape, bool(torch.allclose(kernel.sum((2, 3)), base))
+        (torch.Size([4, 4, 3, 3]), True)
     """
     with own_precision(base):
         return _product_of_factors(base, frames)

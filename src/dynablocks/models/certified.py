@@ -12,7 +12,7 @@ from dynablocks.fields import GradientField, PreconditionedField, leaky_relu
 from dynablocks.integrators import ExplicitEuler
 from dynablocks.lifting import ChannelMix, SpaceToDepth, ZeroLift
 from dynablocks.linear import Conv, LinearMap, OrthogonalConv, OrthogonalDense, UnitConv, UnitDense
-from dynablocks.models.config import ModelConfig
+from dynablocks.models.config import ModelConfig, needed
 from dynablocks.models.network import MODELS, ModelKind
 from dynablocks.models.paper import PAIR, Shape, pair_block
 from dynablocks.switching import FreeSignal, NonExpansiveSignal, PrescribedSignal, ScheduledSignal, SwitchingSignal
@@ -20,29 +20,25 @@ from dynablocks.switching import FreeSignal, NonExpansiveSignal, PrescribedSigna
 
 def step_signal(config: ModelConfig) -> SwitchingSignal:
     """The scheduled step of a configuration, or the learned one."""
-    start = 1.0 if config.step_start is None else config.step_start
+    start = needed(config.step_start)
     if config.step_rule == "learned":
         return NonExpansiveSignal(start, 0.0, 2.0)
-    return ScheduledSignal(
-        start,
-        2.0 if config.step_end is None else config.step_end,
-        0.7 if config.step_until is None else config.step_until,
-    )
+    return ScheduledSignal(start, needed(config.step_end), needed(config.step_until))
 
 
 def _block(config: ModelConfig, shape: Shape) -> DynamicalBlock:
-    size, padding = config.kernel_size or 3, config.padding or "circular"
+    size, padding = needed(config.kernel_size), needed(config.padding)
     if config.step == "preconditioned":
         kernel = Conv(shape, shape[0], size, padding, gain=0.5)
         return DynamicalBlock(PreconditionedField(kernel, "relu"), ExplicitEuler(), FreeSignal(2.0))
     if config.step == "exact":
-        sigma = leaky_relu(0.5 if config.slope is None else config.slope)
+        sigma = leaky_relu(needed(config.slope))
         return pair_block(replace(config, region="exact"), shape, sigma, PrescribedSignal, "exact")
-    rows = max(1, round((config.rows or 1.0) * shape[0]))
+    rows = max(1, round(needed(config.rows) * shape[0]))
     if config.step == "potential":
         free: LinearMap = UnitConv(shape, rows, size, padding)
         return DynamicalBlock(GradientField(free, "relu"), ExplicitEuler(), step_signal(config), bound=config.bound)
-    linear = OrthogonalConv(shape, rows, kernel_size=size, padding=padding, method=config.method or "cayley")
+    linear = OrthogonalConv(shape, rows, kernel_size=size, padding=padding, method=needed(config.method))
     return DynamicalBlock(GradientField(linear, "relu"), ExplicitEuler(), step_signal(config), bound=config.bound)
 
 
@@ -73,14 +69,14 @@ def dense_steps(config: ModelConfig, features: int) -> tuple[list[nn.Module], in
                 f"dense_width is {config.dense_width} with dense_layers 0; give dense_layers >= 1, or no dense_width."
             )
         return [], features
-    if (config.dense_width or 0) > features:
+    if needed(config.dense_width) > features:
         raise InvalidArgument(f"dense_width is {config.dense_width}; at most the {features} features are possible.")
-    width, method = config.dense_width or features, config.method or "cayley"
+    width, method = config.dense_width or features, needed(config.method)
     parts: list[nn.Module] = []
     if width < features:
         parts.append(OrthogonalDense(features, width, method))
         features = width
-    rows = max(1, round((config.dense_rows or 1.0) * features))
+    rows = max(1, round(needed(config.dense_rows) * features))
     for _ in range(config.dense_layers):
         potential = config.dense_step == "potential"
         linear: LinearMap = UnitDense(features, rows) if potential else OrthogonalDense(features, rows, method)
@@ -95,7 +91,7 @@ def build_body(config: ModelConfig, shape: Shape) -> tuple[nn.Sequential, int]:
     assert config.layers is not None
     parts: list[nn.Module] = []
     for stage, (width, count) in enumerate(zip(config.widths, config.layers, strict=True)):
-        moves, shape = _transition(shape, (config.stem or 2) if stage == 0 else 2, width, config.method or "cayley")
+        moves, shape = _transition(shape, 2 if stage else needed(config.stem), width, needed(config.method))
         parts.extend(moves)
         parts.extend(_block(config, shape) for _ in range(count))
     parts.append(nn.Flatten())

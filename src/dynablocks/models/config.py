@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 from dynablocks.errors import InvalidArgument, require_choice, require_range
 from dynablocks.linear import ORTHOGONAL
+
+T = TypeVar("T")
 
 LIFTS = ("isometric", "paper")
 WEIGHTS = ("orthogonal", "penalised", "free")
@@ -144,3 +147,14 @@ class ModelConfig:
                 f"widths {list(full.widths)} and layers {list(full.layers)} differ in length; give one of each a stage."
             )
         return full
+
+
+def needed(setting: T | None) -> T:
+    """A setting that :meth:`ModelConfig.completed` has filled, since every model that reads it has a default of it.
+
+    Example:
+        >>> needed(3)
+        3
+    """
+    assert setting is not None
+    return setting

@@ -13,15 +13,14 @@ from dynablocks.lifting import ChannelMix, ZeroLift
 from dynablocks.linear import OrthogonalConv
 from dynablocks.metrics import Channelwise, SpectralMetric, Whitening
 from dynablocks.models import certified
-from dynablocks.models.config import ModelConfig
+from dynablocks.models.config import ModelConfig, needed
 from dynablocks.models.network import MODELS, ModelKind
 from dynablocks.models.paper import Shape
 
 
 def image_metric(config: ModelConfig, shape: Shape) -> SpectralMetric:
     """The norm on images a configuration asks for."""
-    smooth = 0.1 if config.metric_smooth is None else config.metric_smooth
-    return SpectralMetric(shape, smooth, config.metric_wavelength)
+    return SpectralMetric(shape, needed(config.metric_smooth), config.metric_wavelength)
 
 
 def build_body(config: ModelConfig, shape: Shape) -> tuple[nn.Sequential, int]:
@@ -33,12 +32,12 @@ def build_body(config: ModelConfig, shape: Shape) -> tuple[nn.Sequential, int]:
     assert config.layers is not None
     width, height, columns = config.widths[0], *shape[1:]
     entrance = image_metric(config, shape)
-    padding, method = config.padding or "circular", config.method or "cayley"
+    size, padding, method = needed(config.kernel_size), needed(config.padding), needed(config.method)
     lift = ZeroLift(shape[0], width) if width > shape[0] else ChannelMix(shape, width, method)
     metric, shape = entrance.with_channels(width), (width, height, columns)
     parts: list[nn.Module] = [Channelwise(lift, entrance, width)]
     for _ in range(config.layers[0]):
-        linear = OrthogonalConv(shape, kernel_size=config.kernel_size or 3, padding=padding, method=method)
+        linear = OrthogonalConv(shape, kernel_size=size, padding=padding, method=method)
         field = MetricField(linear, metric, "relu", whitened=True)
         parts.append(DynamicalBlock(field, ExplicitEuler(), certified.step_signal(config), bound=config.bound))
     parts.append(Whitening(metric))

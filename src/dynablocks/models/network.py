@@ -14,7 +14,7 @@ from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
 from dynablocks.lifting import Head, PixelNormalisation
 from dynablocks.metrics import Channelwise, SpectralMetric
-from dynablocks.models.config import ModelConfig
+from dynablocks.models.config import ModelConfig, needed
 from dynablocks.properties import EUCLIDEAN, Declaration, Lipschitz, Metric, Properties, Structured, compose, declare
 from dynablocks.registry import Registry
 from dynablocks.switching import NetworkBudget, PairSignal
@@ -209,5 +209,5 @@ def build(
         body, features = kind.build_body(full, input_shape)
         normalisation = PixelNormalisation(mean, std)
         body.insert(0, Channelwise(normalisation, kind.metric(full, input_shape)) if kind.metric else normalisation)
-        head = Head(features, num_classes, full.head or "rows")
+        head = Head(features, num_classes, needed(full.head))
     return Network(body, head, (channels, input_shape[1], input_shape[2]), full)

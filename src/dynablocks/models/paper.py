@@ -13,7 +13,7 @@ from dynablocks.fields import Activation, GradientField, TwoMatrixField, leaky_r
 from dynablocks.integrators import ExactFlow, ExplicitEuler, Integrator
 from dynablocks.lifting import ChannelMix, PaperLift, ZeroLift
 from dynablocks.linear import Conv, LinearMap, NormalisedConv, OrthogonalConv
-from dynablocks.models.config import ModelConfig
+from dynablocks.models.config import ModelConfig, needed
 from dynablocks.models.network import MODELS, ModelKind
 from dynablocks.switching import (
     REGIONS,
@@ -30,9 +30,9 @@ BlockBuilder = Callable[[ModelConfig, Shape], DynamicalBlock]
 
 def convolution(config: ModelConfig, shape: Shape) -> LinearMap:
     """The square convolution a configuration asks for."""
-    size, padding = config.kernel_size or 3, config.padding or "same"
+    size, padding = needed(config.kernel_size), needed(config.padding)
     if config.weights == "orthogonal":
-        return OrthogonalConv(shape, kernel_size=size, padding=padding, method=config.method or "cayley")
+        return OrthogonalConv(shape, kernel_size=size, padding=padding, method=needed(config.method))
     if config.weights == "free":
         return Conv(shape, shape[0], size, padding)
     return NormalisedConv(shape, shape[0], size, padding, penalty=config.penalty or 0.0, gain=float(size))
@@ -56,7 +56,7 @@ def _non_expansive(config: ModelConfig, shape: Shape) -> DynamicalBlock:
 
 def pair_fields(config: ModelConfig, shape: Shape, expansive_sigma: Activation) -> list[GradientField]:
     """A contractive and an expansive gradient field with maps of their own."""
-    sigma = leaky_relu(0.5 if config.slope is None else config.slope)
+    sigma = leaky_relu(needed(config.slope))
     penalty = config.penalty if config.expansive_penalty is None else config.expansive_penalty
     return [
         GradientField(convolution(config, shape), sigma),
@@ -67,11 +67,23 @@ def pair_fields(config: ModelConfig, shape: Shape, expansive_sigma: Activation) 
 def pair_block(
     config: ModelConfig, shape: Shape, expansive_sigma: Activation, signal_type: type[PairSignal], default: str
 ) -> DynamicalBlock:
+    """Steps of a contractive and an expansive gradient field in turn, kept in a region.
+
+    Args:
+        config: a completed configuration.
+        shape: (channels, height, width) of the images.
+        expansive_sigma: σ of the expansive field.
+        signal_type: the order of the steps.
+        default: the region where the configuration names none.
+
+    Raises:
+        InvalidArgument: an unknown region, or one that holds no contractive step for the slope.
+    """
     region_name = config.region or default
-    slope = 0.5 if config.slope is None else config.slope
+    slope = needed(config.slope)
     # (3.12) takes the contractive step in two halves whatever S is; exact flows need no substeps.
     whole = signal_type is FlexibleSignal or region_name in ("exact", "paper-flexible")
-    substeps = 1 if whole else config.substeps or 1
+    substeps = 1 if whole else needed(config.substeps)
     region = REGIONS.get_known(region_name)(slope, substeps)
     if region.first_range[1] == 0:
         raise InvalidArgument(
@@ -81,12 +93,12 @@ def pair_block(
     method: Integrator = ExactFlow() if region_name == "exact" else ExplicitEuler()
     start = (1.0 if config.step_start is None else config.step_start, 0.1)
     penalty = 1.0 if config.step_penalty is None else config.step_penalty
-    signal = signal_type(region, start, config.balance or "pair", penalty)
+    signal = signal_type(region, start, needed(config.balance), penalty)
     return DynamicalBlock(pair_fields(config, shape, expansive_sigma), method, signal, bound=config.bound)
 
 
 def _prescribed(config: ModelConfig, shape: Shape) -> DynamicalBlock:
-    sigma = leaky_relu(0.5 if config.slope is None else config.slope)
+    sigma = leaky_relu(needed(config.slope))
     return pair_block(config, shape, sigma, PrescribedSignal, "paper-prescribed")
 
 
@@ -96,7 +108,7 @@ def _flexible(config: ModelConfig, shape: Shape) -> DynamicalBlock:
 
 def lift(config: ModelConfig, shape: Shape, width: int) -> tuple[nn.Module, Shape]:
     """The map to ``width`` channels: inside the guarantee, or the paper's."""
-    method, lifted = config.method or "cayley", (width, *shape[1:])
+    method, lifted = needed(config.method), (width, *shape[1:])
     if config.lift == "paper":
         return PaperLift(shape, width), lifted
     if width < shape[0]:

@@ -221,9 +221,6 @@ class OfFunction(Property):
     def then(self, following: Self) -> Self | None:
         return None if self.function is None else super().then(following)
 
-    def __str__(self) -> str:
-        return type(self).__name__ + (f"(to {self.tolerance:.1e})" if self.tolerance else "")
-
 
 @dataclass(frozen=True)
 class EnergyPreserving(OfFunction):

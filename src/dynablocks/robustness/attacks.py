@@ -36,6 +36,8 @@ _FOOLBOX_FLOOR = 1e-12
 _FOOLBOX_STEP = 0.025
 _LONG_STEPS = 4.0
 _SHRINK_ATTEMPTS = 24
+_MOST = 1e6
+"""Larger radii and steps leave the numbers of float32, and the model would be blamed for it."""
 
 
 @LOSSES.register("ce")
@@ -129,9 +131,10 @@ class AttackConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "epsilons", checked_epsilons(self.epsilons))
+        require_range("epsilon", self.epsilons[-1], 0.0, _MOST)
         object.__setattr__(self, "losses", tuple(self.losses))
         if self.relative_step_size is not None:
-            require_range("relative_step_size", self.relative_step_size, 0.0, open_low=True)
+            require_range("relative_step_size", self.relative_step_size, 0.0, _MOST, open_low=True)
         for name, least in (
             ("steps", 1),
             ("restarts", 1),

@@ -135,6 +135,14 @@ class PairSignal(SwitchingSignal):
             the balance to a :class:`NetworkBudget`; ``"penalty"`` does so too and asks for the balance in the loss
             (:meth:`regularisation`), so a block may expand, and declares that it does.
         step_penalty: weight of that penalty.
+
+    Raises:
+        InvalidArgument: an unknown ``balance``, or a weight below 0.
+
+    Example:
+        >>> from dynablocks.switching import ExactFlowRegion
+        >>> PairSignal(ExactFlowRegion(0.5), (2.0, 3.0)).steps.tolist()
+        [2.0, 1.0]
     """
 
     fields_needed = 2

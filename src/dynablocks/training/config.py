@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from dynablocks.errors import InvalidArgument, require_choice, require_range
@@ -11,6 +12,9 @@ DEVICES = ("auto", "cpu", "cuda")
 HOW = {"result": False}
 """Marks a setting that says how or where to compute and does not decide what comes out, up to rounding."""
 ADVERSARIES = ("none", "pgd", "trades")
+MOST = {"epochs": 1e9, "max_minutes": 1e7, "adversary_epsilon": 1e6, "adversary_step_size": 1e6, "step_factor": 1.0}
+"""The largest values of settings with which larger ones make numbers of steps, seconds or pixels overflow."""
+MOST_THREADS = 4096
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,7 @@ class TrainingConfig:
         require_range("seed", self.seed, 0, 2**63 - 1)
         if self.threads is not None:
             _require_whole("threads", self.threads, 1)
+            require_range("threads", self.threads, 1, MOST_THREADS)
         if self.batch_size % self.devices:
             raise InvalidArgument(
                 f"batch_size {self.batch_size} cannot be shared by {self.devices} devices; choose a multiple of it."
@@ -147,9 +152,10 @@ class TrainingConfig:
     def _check_numbers(self) -> None:
         for name in ("epochs", "max_minutes", "gradient_clip", "adversary_step_size"):
             if getattr(self, name) is not None:
-                require_range(name, getattr(self, name), 0, open_low=True)
-        for name in ("lr", "step_epochs", "step_factor", "temperature", "adversary_epsilon"):
-            require_range(name, getattr(self, name), 0, open_low=True)
+                require_range(name, getattr(self, name), 0, MOST.get(name, math.inf), open_low=True)
+        for name in ("lr", "step_factor", "temperature", "adversary_epsilon"):
+            require_range(name, getattr(self, name), 0, MOST.get(name, math.inf), open_low=True)
+        require_range("step_epochs", self.step_epochs, 1e-6)
         for name in ("weight_decay", "margin", "offset", "regularisation", "trades_beta", "checkpoint_seconds"):
             require_range(name, getattr(self, name), 0)
         if self.power is not None:

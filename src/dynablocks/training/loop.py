@@ -109,11 +109,12 @@ def fit(
         torch.set_num_threads(config.threads)
     text = settings_of(splits, config, describe)
     with contextlib.ExitStack() as stack:
-        if directory is not None and is_first_process():
+        first = is_first_process(config)
+        if directory is not None and first:
             stack.enter_context(reserved(directory))
         checkpoint = earlier_checkpoint(directory, text) if resume and directory is not None else None
         state = read_state(checkpoint) if checkpoint is not None else {}
-        begin = on_start if on_start is not None and is_first_process() else lambda: None
+        begin = on_start if on_start is not None and first else lambda: None
         if checkpoint is not None and state.get("summary"):
             summary = finished_before(model, config, checkpoint, state)
             begin()
@@ -349,9 +350,12 @@ def finish(session: Session) -> TrainingSummary:
     return summary
 
 
-def is_first_process() -> bool:
-    """Whether this is the first of the processes that train together, before they are joined."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+def is_first_process(config: TrainingConfig) -> bool:
+    """Whether this is the first of the processes that train together, before they are joined.
+
+    A rank in the environment of a training on one device is a launcher's, for something else.
+    """
+    return config.devices == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def earlier_checkpoint(directory: Path, text: str) -> Path | None:

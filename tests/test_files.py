@@ -1,0 +1,81 @@
+"""Files and their places: home folders, links that lead round, disks without room, text that is none, and locks."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from dynablocks.errors import DynablocksError, InvalidArgument, require_finite
+from dynablocks.files import expanded, held, lock_file, require_writable, resolved, write_atomically, write_text
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_home_folder_of_nobody_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert expanded("~/data") == Path("/home/someone/data")
+    with pytest.raises(InvalidArgument, match="~no-such-user-here/data begins with a home folder that is not known"):
+        expanded("~no-such-user-here/data")
+
+
+def test_links_that_lead_back_to_themselves_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(InvalidArgument, match="a is a link that leads back to itself"):
+        resolved(tmp_path / "a")
+    (tmp_path / "c").symlink_to(tmp_path / "missing")
+    assert resolved(tmp_path / "c") == tmp_path.resolve() / "missing"
+
+
+def test_a_place_without_room_is_known_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_writable(tmp_path / "not" / "yet")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DynablocksError, match="No space left on device; free some space, make the folder writable"):
+        require_writable(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(DynablocksError, match="Not a directory"):
+        require_writable(tmp_path / "file")
+
+
+def test_the_advice_fits_commands_without_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DynablocksError, match=r"No space left on device.*what was there is unchanged") as caught:
+        write_text(tmp_path / "metrics.json", "{}")
+    assert "--out" not in str(caught.value)
+
+
+def test_a_byte_that_is_no_text_is_written_out(tmp_path: Path) -> None:
+    write_text(tmp_path / "report.html", f"dynablocks run --out {os.fsdecode(bytes([255]))}")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == r"dynablocks run --out \udcff"
+
+
+def test_text_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("before")
+    with pytest.raises(DynablocksError, match="rename what has this character in its name"):
+        write_atomically(path, lambda temporary: temporary.write_text(os.fsdecode(bytes([255])), encoding="utf-8"))
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("table.csv", "before")]
+
+
+def test_a_lock_is_held_and_waited_for(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with held(lock):
+        with lock_file(lock) as free:
+            assert not free
+        with pytest.raises(DynablocksError, match="another process holds"), held(lock, patience=0.01):
+            pass
+    with held(lock, patience=0.01):
+        pass
+
+
+def test_a_whole_number_that_no_float_holds_is_one_sentence() -> None:
+    with pytest.raises(InvalidArgument, match="samples is a whole number of more than 308 digits"):
+        require_finite("samples", 10**400)
+    assert require_finite("samples", 10**300) == 1e300
