@@ -28,7 +28,6 @@ from dynablocks.integrators import ExactFlow, ExplicitEuler
 from dynablocks.lifting import PaperLift
 from dynablocks.linear import Conv, Dense, OrthogonalConv, OrthogonalDense
 from dynablocks.models import MODELS, ModelConfig, build
-from dynablocks.pipeline import load
 from dynablocks.properties.verify import jacobians
 from dynablocks.robustness.artefact import ledger
 from dynablocks.robustness.audit import (
@@ -44,6 +43,7 @@ from dynablocks.robustness.audit import (
 )
 from dynablocks.robustness.evaluation import evaluating
 from dynablocks.robustness.rounding import plain_arithmetic
+from dynablocks.run_directory.network import load
 from dynablocks.switching import FreeSignal
 
 TRAIN = "--preset smoke --model.widths [4,4] --model.layers [1,1] --training.epochs 2 --training.threads 1"
@@ -229,7 +229,8 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "the logit error": (lambda c: c["arithmetic"].update(largest_logit_error=0.0), "states largest_logit_error 0.0"),
     "no logit error": (lambda c: c["arithmetic"].pop("largest_logit_error"), "states largest_logit_error inf"),
     "the roundoff": (lambda c: c["arithmetic"].update(unit_roundoff=1e-20), "states unit_roundoff 1e-20"),
-    "a setting of the training": (lambda c: c["model"]["config"].update(penalty=0.7), "describes .* that of the run"),
+    "a setting of training": (lambda c: c["model"]["config"].update(step_until=0.5), "describes .* that of the run"),
+    "a setting of other models": (lambda c: c["model"]["config"].update(penalty=0.7), "has no such setting"),
 }
 
 
@@ -358,13 +359,22 @@ def test_the_audit_changes_nothing(genuine: Path) -> None:
     assert {p: p.read_bytes() for p in genuine.parent.rglob("*") if p.is_file()} == before
 
 
-def test_the_audit_speaks_on_a_terminal_that_lacks_a_character(genuine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("kind", "instead"), [(Terminal, r"\?"), (io.TextIOWrapper, r"\\u2026")])
+def test_the_audit_speaks_where_a_character_is_lacking(
+    kind: type[io.TextIOWrapper], instead: str, genuine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written = io.BytesIO()
     with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+        patch.setattr(sys, "stdout", stream := kind(written, encoding="latin-1"))
         assert main(["audit", str(genuine), "--samples", "0"]) == 0
         said = written.getvalue().decode("latin-1")
-    assert re.search(r"SHA-256 [0-9a-f]{16}\? as certified", said)
+        assert stream.errors == "strict"
+    assert re.search(rf"SHA-256 [0-9a-f]{{16}}{instead} as certified", said)
     assert "the certificate holds" in said
 
 

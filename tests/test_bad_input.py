@@ -93,6 +93,7 @@ CASES: dict[str, tuple[str, Prepare]] = {
     "hours as on a clock": ("reproduce fig3 --preset smoke --dry-run --max-hours 1:30", _nothing),
     "minutes of a fit as on a clock": ("fit d.csv --preserve none --max-minutes 1:30", _file("d.csv", _CSV)),
     "widths with leading zeros": ("train --preset smoke --model.widths [010,020]", _nothing),
+    "widths beyond all memories": ("train --preset smoke --model.widths [99999999999999999999]", _nothing),
     "a number of 400 digits": (f"train --preset smoke --training.lr {'9' * 400}", _nothing),
     "epochs of 400 digits": (f"train --preset smoke --epochs {'9' * 400}", _nothing),
     "epochs beyond all numbers": ("train --preset smoke --epochs 1e308", _nothing),

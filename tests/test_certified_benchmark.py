@@ -604,8 +604,8 @@ def test_a_layer_too_large_to_be_factorised_keeps_the_bound_of_the_torus() -> No
 
 @pytest.mark.parametrize("name", sorted(peers.FAMILIES))
 def test_the_sound_bound_of_every_family_is_above_its_jacobians(name: str) -> None:
-    for package in ("orthogonium", "deel.torchlip"):
-        pytest.importorskip(package, reason="needs the peers' packages on the path, see benchmarks/certified/run.py")
+    package = "deel.torchlip" if name == "torchlip" else "orthogonium"
+    pytest.importorskip(package, reason="needs the peers' packages on the path, see benchmarks/certified/run.py")
     family = replace(peers.FAMILIES[name], width=4, depth=(1, 1, 0), dense=1)
     model = family.build((3, 16, 16), 3, torch.full((3,), 0.5), seed=0)
     with torch.no_grad(), torch.nn.utils.parametrize.cached():
@@ -644,6 +644,9 @@ def test_what_cannot_be_paired_gets_a_sentence(tmp_path: Path) -> None:
     first = entry_folder(tmp_path / "a", [0.3])
     with pytest.raises(InvalidArgument, match="differ in measured"):
         compare.table(first, entry_folder(tmp_path / "b", [0.3], measured="held-out"))
+    drawn = [entry_folder(tmp_path / f"seed {seed}", [0.3], measured="held-out", seed=seed) for seed in (0, 1)]
+    with pytest.raises(InvalidArgument, match="differ in seed"):
+        compare.table(*drawn)
     bare = tmp_path / "c"
     run.write_json(bare / "result.json", {"data": "d", "images": 1, "measured": "test"})
     with pytest.raises(BadData, match="no radii of single images"):

@@ -18,27 +18,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import dynablocks
 from dynablocks import pipeline
 from dynablocks.cli import _given, main
 from dynablocks.config import RunConfig, from_yaml, preset_settings, to_yaml
 from dynablocks.data import DataSplits, ImageDataset, load_data
-from dynablocks.errors import BadCheckpoint, InvalidArgument, UnsoundResult
-from dynablocks.files import sha256
+from dynablocks.errors import BadCheckpoint, UnsoundResult
+from dynablocks.files import sha256, write_text
 from dynablocks.models import ModelConfig
-from dynablocks.pipeline import (
-    attack_run,
-    build_described,
-    build_for,
-    certify_run,
-    collect_metrics,
-    load,
-    load_config,
-    load_splits,
-    pixel_statistics,
-)
+from dynablocks.pipeline import attack_run, certify_run
 from dynablocks.properties import Lipschitz
+from dynablocks.run_directory import results
+from dynablocks.run_directory.metrics import collect_metrics, stored_curves
+from dynablocks.run_directory.network import build_for, load, load_config, load_splits, pixel_statistics
 from dynablocks.training import TrainingConfig, fit
 
 TINY = (
@@ -138,7 +132,7 @@ def test_a_broken_certificate_is_a_hard_error(finished: Path, tmp_path: Path) ->
     summary = json.loads((twin / "certificate.json").read_text())
     summary["tensors"] = sha256(twin / "certificate.safetensors")
     (twin / "certificate.json").write_text(json.dumps(summary))
-    for report in (certify_run, collect_metrics, pipeline.stored_curves):
+    for report in (certify_run, collect_metrics, stored_curves):
         with pytest.raises(UnsoundResult, match="certified at radius"):
             report(twin)
     assert main(["attack", str(twin)]) == 2
@@ -231,21 +225,6 @@ def test_images_held_out_now_may_not_come_in_through_two_warm_starts(
     assert main([word for word in last if word not in ("--data.validation", "9")]) == 0
 
 
-def test_a_warm_start_of_unknown_descent_is_no_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = {
-        "model": {"warm_start": "0" * 64},
-        "data": {"fingerprint": "other", "train_images": 9},
-        "training": {"seed": 0},
-    }
-    monkeypatch.setattr(pipeline, "require_checkpoint", lambda directory: directory)
-    monkeypatch.setattr(pipeline, "read_config", lambda checkpoint: json.dumps(old))
-    splits = load_data("digits", validation=9)
-    with pytest.raises(InvalidArgument, match="does not say what it was trained on"):
-        pipeline.require_unseen(tmp_path, 0, splits)
-    del old["model"]["warm_start"]
-    pipeline.require_unseen(tmp_path, 0, splits)
-
-
 def test_a_warm_start_normalises_its_own_images_and_its_certificate_holds(tmp_path: Path) -> None:
     first, second, file = (f"{tmp_path}/{name}" for name in ("first", "second", "c.json"))
     tiny = [*TINY.split(), "--model.normalise", "true"]
@@ -256,12 +235,6 @@ def test_a_warm_start_normalises_its_own_images_and_its_certificate_holds(tmp_pa
     assert main(["certify", second, "--json", file]) == 0
     assert main(["audit", file, "--samples", "4"]) == 0
     assert main(["audit", second]) == 2
-
-
-def test_a_run_with_a_setting_that_was_once_ignored_is_loaded(finished: Path) -> None:
-    description = build_for(load_config(finished), load_splits(load_config(finished)))[1]
-    description["config"]["lift"] = "paper"
-    assert build_described(description).config.lift == "isometric"
 
 
 def test_without_a_preset_cifar_images_take_the_quarter_of_an_hour() -> None:
@@ -347,7 +320,7 @@ def test_results_of_other_images_or_another_version_are_not_reused(
     stored = (twin / "certificate.json").stat().st_mtime_ns
     assert torch.equal(certify_run(twin).radii, before.radii)
     assert (twin / "certificate.json").stat().st_mtime_ns == stored
-    plain = pipeline.load_splits
+    plain = load_splits
 
     def darker(config: RunConfig) -> DataSplits:
         splits = plain(config)
@@ -415,16 +388,16 @@ def test_a_result_does_not_vouch_for_the_tensors_of_another_process(
     from safetensors.torch import save_file
 
     ours, theirs = {"radii": torch.zeros(2)}, {"radii": torch.ones(2)}
-    write_json = pipeline.write_json
+    write_json = results.write_json
 
     def late(path: Path, content: dict) -> None:
         save_file(theirs, tmp_path / "certificate.safetensors")
         write_json(path, content)
 
-    monkeypatch.setattr(pipeline, "write_json", late)
-    pipeline._store(tmp_path, "certificate", {}, ours)
+    monkeypatch.setattr(results, "write_json", late)
+    results.store(tmp_path, results.CERTIFICATE, {}, ours)
     stored = json.loads((tmp_path / "certificate.json").read_text())["tensors"]
-    assert stored != pipeline.sha256(tmp_path / "certificate.safetensors")
+    assert stored != sha256(tmp_path / "certificate.safetensors")
 
 
 def test_starting_anew_removes_the_report_of_the_network_before(finished: Path, tmp_path: Path) -> None:
@@ -530,8 +503,8 @@ def test_radii_that_are_attacked_later_are_certified_too(finished: Path, tmp_pat
     assert main(["attack", str(twin), "--attack.epsilons", "[0.0,0.123]"]) == 0
     metrics = json.loads((twin / "metrics.json").read_text())
     assert 0.123 in [point["epsilon"] for point in metrics["certified_accuracy"]]
-    assert set(pipeline.stored_curves(twin)) >= {"certified", "attacked (worst)"}
-    assert 0.123 in pipeline.stored_curves(twin)["certified"].epsilons
+    assert set(stored_curves(twin)) >= {"certified", "attacked (worst)"}
+    assert 0.123 in stored_curves(twin)["certified"].epsilons
 
 
 def test_weights_that_change_while_they_are_certified_make_no_certificate(
@@ -611,8 +584,6 @@ def test_dry_run_says_that_another_training_is_in_the_way(finished: Path, capsys
 
 
 def test_metrics_name_the_images_that_they_are_of(finished: Path, tmp_path: Path) -> None:
-    from dynablocks.pipeline import load_config, load_splits
-
     twin = shutil.copytree(finished, tmp_path / "run")
     splits = load_splits(load_config(twin))
     other = replace(splits, test=replace(splits.test, name="other-digits"), fingerprint="f" * 64)
@@ -634,7 +605,39 @@ def test_load_refuses_a_training_that_is_not_finished(tmp_path: Path) -> None:
     network, description = build_for(config, splits)
     with pytest.raises(Stop):
         fit(network, splits, config.training, tmp_path, describe=description, on_step=stop)
-    pipeline.write_text(tmp_path / "config.yaml", to_yaml(config))
+    write_text(tmp_path / "config.yaml", to_yaml(config))
     for use in (dynablocks.load, certify_run, attack_run):
         with pytest.raises(BadCheckpoint, match=r"is not finished.*goes on from there"):
             use(tmp_path)
+
+
+def test_values_that_look_like_odd_numbers_and_are_none_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    group = tmp_path / "exp" / "01" / "training.yaml"
+    group.parent.mkdir(parents=True)
+    group.write_text("epochs: 1.5\nlr: 1e-05\n")
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("data:\n  name: digits\n  dir: '010'\n")
+    given = ["--out", "runs/010", "--training", "exp/01/training.yaml", "--config", "settings.yaml"]
+    assert main(["train", "--preset", "smoke", *given, "--attack.epsilons", "[0.05,1e-05]", "--print_config"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["training"]["epochs"] == 1.5
+    assert shown["attack"]["epsilons"] == [0.05, 1e-05]
+    assert shown["data"]["dir"] == "010"
+    group.write_text("max_minutes: 1:30\n")
+    assert main(["train", "--preset", "smoke", *given, "--print_config"]) == 2
+    assert "1:30 is no plain number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "missing"])
+def test_a_report_of_what_is_no_run_says_so_and_writes_nothing(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    assert main(["report", str(tmp_path / name)]) == 2
+    said = capsys.readouterr().err
+    assert "free some space" not in said
+    assert name in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt"]

@@ -29,7 +29,7 @@ def _slow_augment(
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("padding", [0, 1, 4, 15])
+@pytest.mark.parametrize("padding", [0, 1, 4, 9])
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_augment_equals_the_slow_reference(

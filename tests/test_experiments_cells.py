@@ -17,8 +17,9 @@ from typing import Any, ClassVar
 import pytest
 
 from dynablocks.errors import BadData, DynablocksError
-from dynablocks.experiments.cells import FAILED, Cell, Store, in_order
+from dynablocks.experiments.cells import Cell, Store, in_order
 from dynablocks.experiments.runner import build_cells
+from dynablocks.run_files import FAILED
 
 
 @dataclass(frozen=True)

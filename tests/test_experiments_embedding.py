@@ -20,10 +20,10 @@ from dynablocks.experiments.embedding import (
     Embedding,
     EmbeddingCell,
     damped_pairs,
-    jacobians_of,
     network,
     symplecticity,
 )
+from dynablocks.properties.verify import jacobians
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -45,7 +45,7 @@ def test_the_damped_pendulum_contracts_areas() -> None:
     from dynablocks.experiments.embedding import damped
 
     step, x = 1e-3, damped_pairs(4, 0)[0]
-    logs = torch.linalg.slogdet(torch.eye(2) + step * jacobians_of(damped, x)).logabsdet
+    logs = torch.linalg.slogdet(torch.eye(2) + step * jacobians(damped, x)).logabsdet
     assert float((logs / step + DAMPING).abs().max()) < 2 * step
     assert math.exp(-DAMPING * STEP) == pytest.approx(0.9048, abs=1e-4)
 
@@ -53,7 +53,7 @@ def test_the_damped_pendulum_contracts_areas() -> None:
 def test_networks_of_the_plane_keep_areas_and_lifted_ones_need_not() -> None:
     torch.manual_seed(0)
     x = damped_pairs(3, 0)[0]
-    areas = {kind: torch.linalg.det(jacobians_of(network(kind, 3), x)) for kind in NETWORKS}
+    areas = {kind: torch.linalg.det(jacobians(network(kind, 3), x)) for kind in NETWORKS}
     assert float((areas["plane"] - 1).abs().max()) < 1e-13
     assert all(float((areas[kind] - 1).abs().max()) > 1e-4 for kind in ("embedded", "sympnet"))
     with pytest.raises(InvalidArgument, match="sympnet"):

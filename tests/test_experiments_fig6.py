@@ -14,7 +14,6 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.experiments import EXPERIMENTS, Scale, Store
 from dynablocks.experiments.fig6 import (
     MSE_LIMIT,
-    AdamTraining,
     SirFieldCell,
     SirFlowMap,
     SirPrintedCell,
@@ -24,6 +23,7 @@ from dynablocks.experiments.fig6 import (
     sir_pairs,
     summary,
 )
+from dynablocks.experiments.fitted import AdamTraining
 from dynablocks.properties import LinearInvariant, declare, verify
 
 SMOKE = Scale("smoke")
@@ -112,10 +112,10 @@ def test_results_are_functions_of_the_settings(tmp_path: Path, built: Store) -> 
 
 
 def test_runs_and_purposes_have_different_seeds() -> None:
-    cells = [SirFieldCell(run, seed=seed) for run in range(3) for seed in range(2)]
+    cells = [SirFieldCell(run=run, seed=seed) for run in range(3) for seed in range(2)]
     seeds = {cell.mixed(purpose) for cell in cells for purpose in range(3)}
     assert len(seeds) == 18
-    assert SirFieldCell(1).mixed(0) == SirPrintedCell(1).mixed(0)
+    assert SirFieldCell(run=1).mixed(0) == SirPrintedCell(run=1).mixed(0)
 
 
 def test_adam_is_reproducible_and_lowers_the_loss() -> None:

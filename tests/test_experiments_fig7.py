@@ -16,7 +16,6 @@ from dynablocks.experiments.fig7 import (
     FinishedRegressionCell,
     FlowRegression,
     PrintedRegressionCell,
-    RegressionCell,
     grid,
     measure,
     noisy_values,
@@ -119,8 +118,8 @@ def test_results_are_functions_of_the_settings(tmp_path: Path, built: Store) -> 
 
 
 def test_both_networks_see_the_same_data() -> None:
-    assert PrintedRegressionCell("f", 2).mixed(0) == FinishedRegressionCell("f", 2).mixed(0)
-    assert len({RegressionCell("f", run).mixed(purpose) for run in range(3) for purpose in range(3)}) == 9
+    assert PrintedRegressionCell("f", run=2).mixed(0) == FinishedRegressionCell("f", run=2).mixed(0)
+    assert len({PrintedRegressionCell("f", run=run).mixed(purpose) for run in range(3) for purpose in range(3)}) == 9
 
 
 def test_cpu_and_paper_share_their_cells() -> None:

@@ -12,13 +12,13 @@ from matplotlib.collections import PolyCollection
 
 from dynablocks.experiments import robustness
 from dynablocks.experiments.base import Scale
-from dynablocks.experiments.cells import RESULT, Store
+from dynablocks.experiments.cells import Store
 from dynablocks.experiments.provenance import made_here
 from dynablocks.experiments.robustness import attack_note, make_row, paper_model, paper_training
 from dynablocks.experiments.robustness_figures import gap_figure, steps_figure
-from dynablocks.experiments.runs import ATTACK, CERTIFICATE
 from dynablocks.files import write_json, write_tensors
 from dynablocks.robustness import AttackResult, CertificateResult
+from dynablocks.run_files import ATTACK_TENSORS, CERTIFICATE_TENSORS, RESULT
 
 ATTACKED, CERTIFIED = (0.0, 0.5, 1.0), (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
 
@@ -69,7 +69,10 @@ def built(tmp_path: Path) -> tuple[robustness.Row, Store]:
         example_losses=(),
     )
     summaries = {row.certificate: certificate.summary((8 / 255, 36 / 255, 0.5)), row.attack: attacked.summary()}
-    tensors = {row.certificate: (CERTIFICATE, certificate.tensors()), row.attack: (ATTACK, attacked.tensors())}
+    tensors = {
+        row.certificate: (CERTIFICATE_TENSORS, certificate.tensors()),
+        row.attack: (ATTACK_TENSORS, attacked.tensors()),
+    }
     for cell, summary in summaries.items():
         folder = store.directory(cell)
         folder.mkdir(parents=True)

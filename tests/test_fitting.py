@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument, NotConverged
-from dynablocks.experiments.orders import exact_solution
+from dynablocks.experiments.exact import exact_solution
 from dynablocks.fields import GradientField, LinearField
-from dynablocks.fields.hamiltonian import canonical
+from dynablocks.fields.hamiltonian import NeuralHamiltonian, canonical
 from dynablocks.fields.mass import CompartmentField
-from dynablocks.fields.sphere import RotationField
-from dynablocks.fields.symmetric import ridge_energy
+from dynablocks.fields.sphere import RotationField, SphereField
+from dynablocks.fields.symmetric import PotentialSum, ridge_energy
 from dynablocks.fitting import FitConfig, Structure, build, fit, load_fit, regression, save_fit
 from dynablocks.fitting.job import claim, plan, run_stages
 from dynablocks.fitting.objective import Objective
@@ -41,6 +41,7 @@ from dynablocks.fitting.structures import (
 )
 from dynablocks.fitting.surrogates import SURROGATES, FlowMap, training_residuals
 from dynablocks.integrators import integrator
+from dynablocks.integrators.discrete_gradient import DiscreteGradient
 from dynablocks.integrators.solver import solve
 from dynablocks.linear import Dense
 from dynablocks.properties import EnergyPreserving, Equivariant, verify
@@ -740,6 +741,29 @@ OTHERS: dict[str, Callable[[FlowMap], FlowMap]] = {
     "parity": lambda flow: FlowMap(flow.field, flow.method, replace(flow.structure, odd=True)),
     "class": lambda flow: Derived(flow.field, flow.method, flow.structure),
 }
+HIDDEN: dict[str, Callable[[], FlowMap]] = {
+    "activation": lambda: FlowMap(
+        SphereField(Dense(3, 4), Dense(3, 4), "sigmoid").double(),
+        integrator("cayley-midpoint"),
+        Structure("norm", ("a", "b", "c"), width=4),
+    ),
+    "sign": lambda: FlowMap(
+        NeuralHamiltonian(2, PotentialSum(*ridge_energy(2, 4).fields, sign=-1.0)).double(),  # type: ignore[arg-type]
+        integrator("gonzalez"),
+        Structure("energy", ("q", "p"), width=4),
+    ),
+    "tolerance": lambda: FlowMap(
+        NeuralHamiltonian(2, ridge_energy(2, 4)).double(),
+        DiscreteGradient("gonzalez", tolerance=1e-6),
+        Structure("energy", ("q", "p"), width=4),
+    ),
+}
+
+
+@pytest.mark.parametrize("other", HIDDEN.values(), ids=HIDDEN)
+def test_a_map_that_differs_in_what_no_name_shows_is_not_saved(other: Callable[[], FlowMap], tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"save_fit stores maps that build\(structure\) makes"):
+        save_fit(tmp_path / "fit", other())
 
 
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
@@ -797,7 +821,7 @@ def test_fits_that_are_not_odd_learn_a_linear_term() -> None:
         assert plan(spirals(), FitConfig(preserve, odd=odd)).structure.linear is linear
 
 
-def test_a_fit_from_before_the_linear_term_is_read_and_goes_on(tmp_path: Path) -> None:
+def test_a_fit_from_before_the_linear_term_is_read_and_goes_on_where_there_is_none(tmp_path: Path) -> None:
     flow = surrogate("symplectic")
     save_fit(tmp_path / "a", flow)
     config = FitConfig("none", width=2)
@@ -809,6 +833,8 @@ def test_a_fit_from_before_the_linear_term_is_read_and_goes_on(tmp_path: Path) -
         assert "linear" not in file.read_text()
     assert load_fit(tmp_path / "a").structure == flow.structure
     assert not claim(tmp_path / "b", config, structure, {"sha256": "0"}, overwrite=False)
+    with pytest.raises(BadCheckpoint, match=r"another linear \(False, now True\)"):
+        claim(tmp_path / "b", config, replace(structure, linear=True), {"sha256": "0"}, overwrite=False)
 
 
 @pytest.mark.parametrize("structure", MAPS.values(), ids=MAPS)

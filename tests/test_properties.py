@@ -43,7 +43,7 @@ from dynablocks.properties import (
     explain,
     verify,
 )
-from dynablocks.properties.verify import DENSE_LIMIT, MEASURES, jacobian_norms, jacobians
+from dynablocks.properties.verify import DENSE_LIMIT, MEASURES, jacobian_norms, jacobians, symplectic_defect
 from dynablocks.reversible import ReversibleChain
 from dynablocks.switching import FreeSignal
 from dynablocks.testing import check_block
@@ -216,7 +216,34 @@ def test_dense_jacobians_agree_with_functorch() -> None:
     model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
     x = torch.randn(90, 5, dtype=torch.float64)
     expected = torch.func.vmap(torch.func.jacrev(lambda v: model(v)))(x)
-    assert torch.allclose(jacobians(model, x), expected, atol=1e-14)
+    found = jacobians(model, x)
+    assert torch.allclose(found, expected, atol=1e-14)
+    with torch.no_grad():
+        assert torch.equal(jacobians(model, x), found)
+
+
+def test_the_symplectic_defect_of_the_plane_is_that_of_the_area() -> None:
+    matrices, factor = torch.randn(20, 2, 2, dtype=torch.float64), 0.7
+    form = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+    expected = (torch.linalg.det(matrices) - factor)[:, None, None] * form
+    assert torch.allclose(symplectic_defect(matrices, factor), expected, rtol=0, atol=1e-13)
+
+
+def test_the_symplectic_defect_vanishes_for_flows_of_linear_hamiltonian_fields_alone() -> None:
+    eye, zero = torch.eye(3, dtype=torch.float64), torch.zeros(3, 3, dtype=torch.float64)
+    form = torch.cat([torch.cat([zero, eye], 1), torch.cat([-eye, zero], 1)])
+    hessian = torch.randn(6, 6, dtype=torch.float64)
+    hessian = (hessian + hessian.mT) / 6
+    flow, other = torch.linalg.matrix_exp(form @ hessian), torch.linalg.matrix_exp(hessian)
+    kept, broken = symplectic_defect(torch.stack([flow, other])).abs().flatten(1).amax(1).tolist()
+    assert kept <= 1e-13 * float(flow.norm()) ** 2
+    assert broken > 0.01
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 3), (1, 4, 2), (2, 2, 4)])
+def test_the_symplectic_defect_needs_square_matrices_of_even_size(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidArgument, match=f"{shape[1]} × {shape[2]}"):
+        symplectic_defect(torch.ones(shape))
 
 
 def test_power_iteration_beyond_the_dense_limit_is_a_lower_bound_that_gets_close() -> None:

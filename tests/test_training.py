@@ -98,6 +98,28 @@ def test_a_power_makes_offset_cross_entropy_the_generalised_one(power: float) ->
     )
 
 
+@pytest.mark.parametrize("focus", [1.0, 1.5, 5.0])
+def test_a_focus_weighs_each_image_by_what_its_class_lacks(focus: float) -> None:
+    logits, labels = torch.randn(6, 4, dtype=torch.float64), torch.randint(0, 4, (6,))
+    expected = 0.0
+    for z, y in zip(logits.tolist(), labels.tolist(), strict=True):
+        weights = [math.exp((v - 0.5 * (j == y)) / 0.25) for j, v in enumerate(z)]
+        p = weights[y] / sum(weights)
+        expected += 0.25 / 6 * (1 - p) ** focus * -math.log(p)
+    assert offset_cross_entropy(logits, labels, 0.5, 0.25, focus=focus).item() == pytest.approx(expected, rel=1e-12)
+    assert torch.autograd.gradcheck(
+        lambda z: offset_cross_entropy(z, labels, 0.5, 0.25, focus=focus), logits.requires_grad_()
+    )
+
+
+@pytest.mark.parametrize("focus", [1.0, 1.5])
+def test_a_focus_leaves_images_that_are_won_for_good_in_peace(focus: float) -> None:
+    logits = torch.tensor([[60.0, 0.0]], requires_grad=True)
+    offset_cross_entropy(logits, torch.tensor([0]), 0.5, 0.25, focus=focus).backward()
+    assert logits.grad is not None
+    assert torch.equal(logits.grad, torch.zeros(1, 2))
+
+
 def test_the_generalised_cross_entropy_goes_from_the_plain_one_to_a_count_of_small_margins() -> None:
     logits, labels = torch.randn(50, 4, dtype=torch.float64), torch.randint(0, 4, (50,))
     plain, small = offset_cross_entropy(logits, labels, 0.5, 0.25), 1e-9
@@ -171,6 +193,9 @@ def test_every_optimiser_descends(name: str) -> None:
         ({"temperature": 0.0}, "temperature"),
         ({"power": 0.0}, "power is 0"),
         ({"power": 1.5}, "power is 1.5"),
+        ({"focus": 0.5}, "focus is 0.5"),
+        ({"focus": 2.0, "power": 0.5}, "leave one of them out"),
+        ({"focus": 2.0, "loss": "hinge"}, "focus belongs to loss offset-cross-entropy"),
         ({"gradient_clip": 0.0}, "gradient_clip"),
         ({"threads": 0}, "threads is 0"),
         ({"seed": -1}, "seed is -1"),
@@ -327,7 +352,7 @@ def test_a_step_trains_on_the_augmented_float32_images_of_its_batch(precision: s
 
 def test_a_crop_that_may_hold_no_image_is_refused() -> None:
     config = TrainingConfig(epochs=1, batch_size=16, crop_padding=9, **QUIET)
-    with pytest.raises(InvalidArgument, match="crop_padding is 9; of images of 8x8 pixels 0 to 8 is allowed"):
+    with pytest.raises(InvalidArgument, match="crop_padding is 9; of images of 8x8 pixels 0 to 7 is allowed"):
         fit(small_model(), quadrants(), config)
 
 

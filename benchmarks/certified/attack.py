@@ -29,6 +29,7 @@ from dynablocks.linear import frozen_weights
 from dynablocks.pipeline import attack_run, certify_run, load, load_config, load_splits, weights_hash, with_data
 from dynablocks.robustness import PAPER_EPSILONS, CertificateResult
 from dynablocks.robustness.soundness import ATTACK_RESOLUTION
+from dynablocks.run_files import AUTOATTACK
 
 sys.path.insert(0, str(Path(__file__).parent))
 from peers import explained
@@ -162,7 +163,7 @@ def main() -> int:
     try:
         options = parse()
         facts = measured(options.run, options)
-        write_json(options.run / "autoattack.json", facts)
+        write_json(options.run / AUTOATTACK, facts)
     except KeyboardInterrupt:
         print("stopped; the same command goes on with the attack that was not finished", file=sys.stderr)
         return 130

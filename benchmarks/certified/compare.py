@@ -4,7 +4,8 @@
 
 Prints for every radius how many points more the first has, the standard error of that, and how likely so large a
 difference is where none of the two is better (McNemar's exact test: of the images that one alone has, each is as likely
-to be the first's as the second's). This is the chance in the choice of test images alone: another seed moves both.
+to be the first's as the second's). This is the chance in the choice of test images alone: another seed moves both. Each
+radius is tested by itself.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dynablocks.files import read_json
 sys.path.insert(0, str(Path(__file__).parent))
 from run import RADII, RADII_FILE
 
-ALIKE = ("data", "images", "measured")
+ALIKE = ("data", "images", "measured", "seed")
 
 
 def paired(first: Tensor, second: Tensor) -> tuple[float, float, float]:
@@ -59,8 +60,8 @@ def radii(entry: Path, kind: str, images: int) -> Tensor:
             raise ValueError(f"shape {tuple(found.shape)}")
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise BadData(
-            f"{entry} has no radii of single images ({RADII_FILE}); remove its result.json and give the command of "
-            "run.py again: a finished training is measured anew, not trained."
+            f"{entry} has no radii of single images ({RADII_FILE}); move its result.json away and give the command of "
+            "run.py again, without --page: a finished training is measured anew, not trained."
         ) from error
     return found
 
@@ -77,7 +78,8 @@ def table(first: Path, second: Path, kind: str = "sound") -> str:
         if not isinstance(result, dict) or type(result.get("images")) is not int or result["images"] < 1:
             raise BadData(f"{entry}/result.json does not say of how many images; give the command of run.py again.")
     for name in ALIKE:
-        came = [result.get(name) for result in results]
+        # Which images are held out depends on the seed.
+        came = [result.get(name) if name != "seed" or result.get("measured") != "test" else None for result in results]
         if came[0] != came[1]:
             raise InvalidArgument(f"{first} and {second} differ in {name}: {came[0]!r} and {came[1]!r}; pair equals.")
     a, b = (radii(entry, kind, results[0]["images"]) for entry in (first, second))
@@ -86,7 +88,7 @@ def table(first: Path, second: Path, kind: str = "sound") -> str:
         one, other = a > radius / 255, b > radius / 255
         more, error, p = paired(one, other)
         shares = " | ".join(f"{100 * float(held.double().mean()):.2f}" for held in (one, other))
-        lines.append(f"| {radius}/255 | {shares} | {more:+.2f} | {error:.2f} | {p:.1g} |")
+        lines.append(f"| {radius}/255 | {shares} | {more:+.2f} | {error:.2f} | {p:.2g} |")
     return "\n".join(lines)
 
 

@@ -26,8 +26,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from peers import FAMILIES, Classifier, explained
 
 LENGTH = 0.05
-DAMAGED = (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
-"""What comes of files that are missing, cut or edited."""
 
 
 def trained(directory: Path) -> Classifier:
@@ -43,17 +41,25 @@ def trained(directory: Path) -> Classifier:
             raise InvalidArgument(f"{directory} is no peer; dynablocks verify measures a network of ours.")
         sizes = {"width": settings["width"], "depth": tuple(settings["depth"]), "stem": settings["stem"]}
         sizes["dense"] = settings.get("dense", 0)  # entries of before have none
+        if any(type(n) is not int for n in (*sizes["depth"], sizes["width"], sizes["stem"], sizes["dense"])):
+            raise TypeError("sizes are whole numbers")
         family = replace(FAMILIES[settings["family"]], **sizes)
-        model = family.build((3, 32, 32), 10, torch.zeros(3), seed=0)
-        model.load_state_dict(load_file(directory / "checkpoint" / "model.safetensors"))
-    except (DynablocksError, ModuleNotFoundError):
-        raise
-    except DAMAGED as error:
-        reason = next(iter(str(error).splitlines()), "").rstrip(":.")
-        raise BadCheckpoint(
-            f"{directory} holds no whole network of run.py ({type(error).__name__}: {reason}); give its command again."
-        ) from error
+        weights = load_file(directory / "checkpoint" / "model.safetensors")
+    except (OSError, SafetensorError, KeyError, TypeError, AttributeError) as error:
+        raise _cut(directory, error) from error
+    model = family.build((3, 32, 32), 10, torch.zeros(3), seed=0)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise _cut(directory, error) from error
     return model.eval()
+
+
+def _cut(directory: Path, error: Exception) -> BadCheckpoint:
+    reason = next(iter(str(error).splitlines()), "").rstrip(":.")
+    return BadCheckpoint(
+        f"{directory} holds no whole network of run.py ({type(error).__name__}: {reason}); give its command again."
+    )
 
 
 def expansion(model: Classifier, pixels: Tensor, steps: int = 12) -> float:

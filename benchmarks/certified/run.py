@@ -38,7 +38,7 @@ from dynablocks.config import RunConfig, preset_settings
 from dynablocks.data import DataSplits, ImageDataset, load_data, to_unit_range
 from dynablocks.errors import DynablocksError, InvalidArgument, require_range, unknown_name
 from dynablocks.experiments.provenance import commit, device_name
-from dynablocks.files import held, read_json, write_atomically, write_json
+from dynablocks.files import held, is_number, read_json, write_atomically, write_json
 from dynablocks.models import MODELS, ModelConfig
 from dynablocks.pipeline import build_for, certify_run, load, train_run
 from dynablocks.progress import progress_bar
@@ -355,7 +355,7 @@ def result_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
         result = (train_ours if name == "ours" else train_peer)(name, splits, measured, chosen, path.parent)
         facts = {"name": label(name, args), "seed": args.seed, "minutes": args.minutes, "data": splits.train.name}
         facts |= {"measured": "held-out" if args.held_out else "test", "images": len(measured), "started": started}
-        facts |= crop(args)
+        facts |= crop(args) | {name: args.set[name] for name in crop(args) if name in args.set}
         facts |= {"preset": args.preset, "search": searched, "commit": commit(), "hardware": device_name()}
         write_json(path, facts | result)
         print(table([read_json(path)]), flush=True)
@@ -372,9 +372,9 @@ def require_same(path: Path, result: dict[str, Any], args: argparse.Namespace, *
     Raises:
         InvalidArgument: naming the first difference.
     """
-    asked = {"minutes": args.minutes, "measured": "held-out" if args.held_out else "test", "preset": args.preset}
-    asked |= crop(args) | also
     require_whole(path, result)
+    asked = {"minutes": args.minutes, "measured": "held-out" if args.held_out else "test", "preset": args.preset}
+    asked |= also if "crop" in result["name"] else crop(args) | also  # a trial of other crops says so in its name
     made = {"crop_fill": "zeros"} | result  # there was no other when the first results were written
     if result["source"] == "dynablocks":
         if "=" not in result["name"]:
@@ -423,11 +423,6 @@ def require_whole(path: Path, result: Any) -> None:
         )
 
 
-def is_number(value: object) -> bool:
-    """Whether it is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e308 < value < 1e308
-
-
 def has_shares(value: object) -> bool:
     """Whether it is what :func:`shares` gives."""
     return isinstance(value, dict) and all(is_number(value.get(str(radius))) for radius in RADII)
@@ -466,31 +461,28 @@ def main() -> None:
     args = parse()
     if args.peers:
         sys.path.append(str(args.peers))
-    kept = kept_entries(args)
+    kept_entries(args)  # refuses a page of other entries now, and not after hours
     for name in set(args.entries) - {"ours"}:
         # A missing package is found out now, and not after an hour of ours.
         FAMILIES[name].build((3, 32, 32), 10, torch.zeros(3), args.seed)
     for name in args.entries:
-        if label(name, args) not in kept:
+        if label(name, args) not in kept_entries(args):
             result_of(name, args)
-            write_page(args, kept)
-    print(table(write_page(args, kept)))
+            write_page(args)
+    print(table(write_page(args)))
 
 
-def write_page(args: argparse.Namespace, kept: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The results so far, those of earlier sittings first, which the page then holds; so after every entry.
-
-    What another process has added to the page since this one read it stays.
-    """
+def write_page(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The results so far, those of other sittings first, which the page then holds; so after every entry."""
     here = {}
     for path in sorted(args.out.glob("*/result.json")):
         result = read_json(path)
         require_same(path, result, args)
         here[result["name"]] = result
     if args.page is None:
-        return list((dict(kept) | here).values())
+        return list(here.values())
     with held(args.page.with_name(f".{args.page.name}.lock")):
-        results = list((dict(kept) | kept_entries(args) | here).values())
+        results = list((kept_entries(args) | here).values())
         earlier = read_json(args.page) if args.page.exists() else {}
         write_json(args.page, as_page(results, args.minutes, args.preset, earlier))
     return results

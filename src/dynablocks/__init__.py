@@ -14,8 +14,8 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 if TYPE_CHECKING:
     from dynablocks.blocks import DynamicalBlock
     from dynablocks.models import ModelConfig, build
-    from dynablocks.pipeline import load
     from dynablocks.properties import explain, verify
+    from dynablocks.run_directory.network import load
     from dynablocks.switching import keep_constraints
 
 _HOMES = {
@@ -24,7 +24,7 @@ _HOMES = {
     "build": "dynablocks.models",
     "explain": "dynablocks.properties",
     "keep_constraints": "dynablocks.switching",
-    "load": "dynablocks.pipeline",
+    "load": "dynablocks.run_directory.network",
     "verify": "dynablocks.properties",
 }
 

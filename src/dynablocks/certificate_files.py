@@ -17,9 +17,11 @@ from dynablocks.data import DataSplits, load_data
 from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument
 from dynablocks.files import expanded, read_json, require_writable, resolved, sha256, write_json
 from dynablocks.models import Network
-from dynablocks.pipeline import (
+from dynablocks.pipeline import certify_run
+from dynablocks.robustness.artefact import artefact, checked_artefact
+from dynablocks.robustness.audit import AuditFailed, audit
+from dynablocks.run_directory.network import (
     build_described,
-    certify_run,
     data_name,
     load,
     load_config,
@@ -28,27 +30,9 @@ from dynablocks.pipeline import (
     weights_hash,
     with_data,
 )
-from dynablocks.robustness.artefact import artefact, checked_artefact
-from dynablocks.robustness.audit import AuditFailed, audit
+from dynablocks.run_files import CHECKPOINT, PREVIOUS_CHECKPOINT, RUN_FILES, WEIGHTS
 from dynablocks.switching import set_progress
 from dynablocks.training import find_checkpoint, load_weights, read_config
-
-WEIGHTS = "model.safetensors"
-RUN_FILES = (
-    "attack.json",
-    "attack.safetensors",
-    "autoattack.json",
-    "cell.json",
-    "certificate.json",
-    "certificate.safetensors",
-    "config.yaml",
-    "metrics.json",
-    "metrics.jsonl",
-    "report.html",
-    "result.json",
-    "training.json",
-)
-"""What a run directory, also as a cell of ``reproduce``, holds beside its checkpoints."""
 
 
 def write_certificate(
@@ -69,7 +53,7 @@ def write_certificate(
         raise InvalidArgument(f"--json {path} is a folder; name a file in it, such as {path / 'audited.json'}.")
     whole, run_folder = resolved(path), resolved(directory)
     of_run = whole.parent == run_folder and whole.name in RUN_FILES
-    if of_run or {run_folder / "checkpoint", run_folder / "checkpoint.previous"} & set(whole.parents):
+    if of_run or {run_folder / CHECKPOINT, run_folder / PREVIOUS_CHECKPOINT} & set(whole.parents):
         raise InvalidArgument(f"{path} is the run's own file; give --json another name, such as audited.json.")
     require_writable(path.parent)
     weights = weights_hash(directory)
@@ -146,7 +130,7 @@ def _check_description(described: dict[str, Any], checkpoint: Path) -> None:
 
 def _checkpoint(directory: Path, weights: str) -> Path:
     """The newest checkpoint; where its weights are not the certified ones and it is damaged, the one before."""
-    newest = directory / "checkpoint"
+    newest = directory / CHECKPOINT
     file = newest / WEIGHTS
     if not (file.is_file() and sha256(file) == weights):
         with contextlib.suppress(BadCheckpoint):

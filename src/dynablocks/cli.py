@@ -9,12 +9,13 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from dynablocks.errors import DynablocksError, InvalidArgument, unknown_name
+from dynablocks.run_files import CONFIG, METRICS
 
 if TYPE_CHECKING:
     import argparse
@@ -76,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     format_before = warnings.formatwarning
     warnings.formatwarning = _as_sentence
     try:
-        _replace_unknown_characters()
-        return _exit_code(arguments)
+        with _every_character():
+            return _exit_code(arguments)
     except DynablocksError as error:
         print(f"dynablocks: error: {error}", file=sys.stderr)
         return 2
@@ -129,12 +130,19 @@ def _is_output_open() -> bool:
     return True
 
 
-def _replace_unknown_characters() -> None:
-    """Print "?" for a character that the encoding of standard output or error has not, such as … in Latin-1."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None and stream.errors == "strict":
-            reconfigure(errors="replace")
+@contextlib.contextmanager
+def _every_character() -> Iterator[None]:
+    """Print what the encoding of standard output lacks, such as … in Latin-1, as "?"; in files as \\u2026."""
+    stream: Any = sys.stdout
+    if getattr(stream, "errors", None) != "strict" or not hasattr(stream, "reconfigure"):
+        yield
+        return
+    stream.reconfigure(errors="replace" if stream.isatty() else "backslashreplace")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):  # it writes out what is left, and the output may be full
+            stream.reconfigure(errors="strict")
 
 
 def _as_sentence(
@@ -205,8 +213,8 @@ def _parser(command: str, summary: str, examples: str | None = None) -> Any:
             **kwargs: Any,
         ) -> Any:
             given = list(args or ())
-            if "--config" in self._option_string_actions:
-                for file in _values_of(given, "--config"):
+            for file in _values_of(given, "--config"):
+                if os.path.isfile(file):
                     _read_settings(file)
             _require_plain_numbers(self._option_string_actions, given)
             try:
@@ -284,12 +292,15 @@ def _require_plain_numbers(options: dict[str, argparse.Action], arguments: Seque
         if {str, Path} & {kind, *get_args(kind)}:
             continue
         text = value if equals else " ".join(arguments[i + 1 : i + 2])
+        if kind is None and os.path.isfile(text):
+            _read_settings(text, flag)  # of a group, such as --training FILE
+            continue
         odd = ODD_NUMBER.search(text) or LONG_NUMBER.search(text)
         if odd is not None:
             raise InvalidArgument(f"{flag}: {_fault(odd[0])}")
 
 
-def _read_settings(file: str) -> dict[str, Any]:
+def _read_settings(file: str, flag: str = "--config") -> dict[str, Any]:
     """The content of a configuration file, with the groups that decide the defaults.
 
     Raises:
@@ -302,25 +313,25 @@ def _read_settings(file: str) -> dict[str, Any]:
         content = yaml.safe_load(text) or {}
         scalars = [event for event in yaml.parse(text, Loader=yaml.SafeLoader) if isinstance(event, yaml.ScalarEvent)]
     except FileNotFoundError as error:
-        raise InvalidArgument(f"--config {file} does not exist; give a YAML file, see --print_config.") from error
+        raise InvalidArgument(f"{flag} {file} does not exist; give a YAML file, see --print_config.") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InvalidArgument(f"--config {file} is not readable YAML; write one with --print_config.") from error
+        raise InvalidArgument(f"{flag} {file} is not readable YAML; write one with --print_config.") from error
     for scalar in scalars:
         plain = scalar.style is None and scalar.tag is None
         if plain and (ODD_NUMBER.fullmatch(scalar.value) or LONG_NUMBER.fullmatch(scalar.value)):
-            raise InvalidArgument(f"--config {file}: {_fault(scalar.value)}")
+            raise InvalidArgument(f"{flag} {file}: {_fault(scalar.value)}")
     if not isinstance(content, dict):
-        raise InvalidArgument(f"--config {file} holds no settings; write one with --print_config.")
+        raise InvalidArgument(f"{flag} {file} holds no settings; write one with --print_config.")
     groups = {name: content.get(name) or {} for name in ("data", "model")}
     if not all(isinstance(group, dict) for group in groups.values()):
-        raise InvalidArgument(f"--config {file}: model and data are groups of settings; see --print_config.")
+        raise InvalidArgument(f"{flag} {file}: model and data are groups of settings; see --print_config.")
     return content | groups
 
 
 def _given(arguments: Sequence[str]) -> tuple[str, str, str]:
     """Preset, model and data set, from the flags or the configuration files, before the parser knows its defaults."""
     from dynablocks.config import DataConfig, default_preset
-    from dynablocks.pipeline import data_name
+    from dynablocks.run_directory.network import data_name
 
     preset: Any = None
     data: dict[str, Any] = {}
@@ -383,7 +394,7 @@ def _show(metrics: dict[str, Any]) -> None:
 
 
 def _dry_run(config: RunConfig, out: Path, *, overwrite: bool) -> int:
-    from dynablocks.pipeline import estimate
+    from dynablocks.run_directory.dry_run import estimate
 
     facts = estimate(config, out, overwrite=overwrite)
     width = max(map(len, facts))
@@ -454,7 +465,8 @@ def _moved(options: Any) -> Any:
 
 
 def _describe(directory: Path, what: str) -> int:
-    from dynablocks.pipeline import cached_results, load_config
+    from dynablocks.run_directory.dry_run import cached_results
+    from dynablocks.run_directory.network import load_config
 
     config = load_config(directory)
     cached = ", ".join(cached_results(directory)) or "nothing"
@@ -464,21 +476,22 @@ def _describe(directory: Path, what: str) -> int:
 
 def _attack(arguments: Sequence[str]) -> int:
     from dynablocks.files import read_json
-    from dynablocks.pipeline import attack_run, load_config
+    from dynablocks.pipeline import attack_run
     from dynablocks.robustness import AttackConfig
+    from dynablocks.run_directory.network import load_config
 
     arguments = _expand(arguments, "attack")
     parser = _directory_parser("attack", "Attack the test images of a run with l2-PGD at many radii.")
     parser.add_argument("--attack", type=AttackConfig, default=AttackConfig(), help="how to attack")
     directory = _directory(parser.parse_args(arguments), "attack")
-    if (directory / "config.yaml").exists():
+    if (directory / CONFIG).exists():
         stored = asdict(load_config(directory).attack)
         parser.set_defaults({f"attack.{key}": value for key, value in stored.items()})
     options = parser.parse_args(arguments)
     if options.dry_run:
         return _describe(directory, "attack")
     attack_run(directory, parser.instantiate(options).attack, _moved(options))
-    _show(read_json(directory / "metrics.json"))
+    _show(read_json(directory / METRICS))
     return 0
 
 
@@ -505,7 +518,7 @@ def _certify(arguments: Sequence[str]) -> int:
 
         write_certificate(directory, options.json, _moved(options), arithmetic=options.arithmetic)
         _say(f"the certificate is in {options.json}; check it with: dynablocks audit {options.json}")
-    _show(read_json(directory / "metrics.json"))
+    _show(read_json(directory / METRICS))
     return 0
 
 
@@ -552,9 +565,9 @@ def _audit(arguments: Sequence[str]) -> int:
 
 def _verify(arguments: Sequence[str]) -> int:
     from dynablocks.data import to_unit_range
-    from dynablocks.pipeline import load, load_config, load_splits, with_data
     from dynablocks.progress import progress_bar
     from dynablocks.properties import verify
+    from dynablocks.run_directory.network import load, load_config, load_splits, with_data
 
     parser = _directory_parser("verify", "Measure every declared property of a run's network in float64.")
     parser.add_argument("--samples", type=int, default=4, help="how many test images to measure at")
@@ -577,8 +590,8 @@ def _verify(arguments: Sequence[str]) -> int:
 
 def _explain(arguments: Sequence[str]) -> int:
     from dynablocks.models import ModelConfig, build
-    from dynablocks.pipeline import load
     from dynablocks.properties import explain
+    from dynablocks.run_directory.network import load
 
     parser = _parser("explain", "Print how a network's properties follow from its parts.")
     parser.add_argument("directory", type=Path, nargs="?", help="a run directory, or leave it out and name a --model")

@@ -222,7 +222,7 @@ def from_yaml(text: str, where: str) -> RunConfig:
             preset=content["preset"],
             model=ModelConfig(**_tuples(content["model"])),
             data=DataConfig(**(content["data"] | {"dir": content["data"]["dir"] and Path(content["data"]["dir"])})),
-            training=_training(content["training"]),
+            training=TrainingConfig(**content["training"]),
             attack=AttackConfig(**_tuples(content["attack"])),
             warm_start=Path(content["warm_start"]) if content.get("warm_start") else None,
         )
@@ -231,12 +231,6 @@ def from_yaml(text: str, where: str) -> RunConfig:
     except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise InvalidArgument(f"{where} is not a configuration of this version ({first}); make it again.") from error
-
-
-def _training(content: dict[str, Any]) -> TrainingConfig:
-    """The settings of a training; a power that its loss does not have was once ignored, and stored."""
-    bounded = content.get("loss", "offset-cross-entropy") == "offset-cross-entropy"
-    return TrainingConfig(**(content if bounded else content | {"power": None}))
 
 
 def _tuples(content: dict[str, Any]) -> dict[str, Any]:

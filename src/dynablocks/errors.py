@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 from collections.abc import Iterable
 
 
@@ -58,6 +59,26 @@ def require_finite(name: str, value: float) -> float:
     if not finite:
         raise InvalidArgument(f"{name} is {value!r}; a finite number is needed.")
     return float(value)
+
+
+def require_whole(name: str, value: int, low: int | None = None, high: int | None = None) -> int:
+    """``value`` as a Python int when it is a whole number from ``low`` to ``high``, otherwise :class:`InvalidArgument`.
+
+    Example:
+        >>> require_whole("substeps", True, 1)
+        Traceback (most recent call last):
+        dynablocks.errors.InvalidArgument: substeps is True; a whole number from 1 is needed.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or (low is not None and number < low) or (high is not None and number > high):
+        long = number is not None and abs(number) >= 10**308
+        shown = "a whole number of more than 308 digits" if long else repr(value)
+        limits = ("" if low is None else f" from {low}") + ("" if high is None else f" to {high}")
+        raise InvalidArgument(f"{name} is {shown}; a whole number{limits} is needed.")
+    return number
 
 
 def require_range(

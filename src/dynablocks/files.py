@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import time
@@ -163,6 +164,19 @@ def plain_data(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain_data(entry) for entry in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def is_number(value: object) -> bool:
+    """Whether what JSON holds is a finite number: it also has NaN, and integers that no float can hold.
+
+    Example:
+        >>> is_number(0.5), is_number(True), is_number(10**400), is_number(float("nan"))
+        (True, False, False, False)
+    """
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def read_json(path: Path) -> Any:

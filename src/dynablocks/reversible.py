@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from dynablocks.blocks import DynamicalBlock
-from dynablocks.errors import InvalidArgument, require_range
+from dynablocks.errors import InvalidArgument, require_range, require_whole
 from dynablocks.fields import ShearField
 from dynablocks.integrators import ExactFlow, Splitting
 from dynablocks.linear import LinearMap, shared_weights
@@ -84,8 +84,8 @@ class ReversibleChain(Structured):
         self.blocks = nn.ModuleList(blocks)
         for name, block in self.blocks.named_children():
             _require_invertible(name, block)
-        if anchors is not None and (not isinstance(anchors, int) or isinstance(anchors, bool) or anchors < 1):
-            raise InvalidArgument(f"anchors is {anchors!r}; a whole number >= 1 is needed, or None for no anchors.")
+        if anchors is not None:
+            anchors = require_whole("anchors", anchors, 1)
         if drift_tolerance is not None:
             require_range("drift_tolerance", drift_tolerance, 0.0)
         self.anchors, self.drift_tolerance = anchors, drift_tolerance

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dynablocks.data.seeding import require_integer, seeded_generator
-from dynablocks.errors import InvalidArgument, require_choice
+from dynablocks.data.seeding import seeded_generator
+from dynablocks.errors import InvalidArgument, require_choice, require_whole
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int64, UInt8
@@ -41,9 +41,9 @@ def batch_indices(num_samples: int, batch_size: int, seed: int, epoch: int) -> l
         >>> [len(batch) for batch in batch_indices(10, 4, seed=0, epoch=0)]
         [4, 4]
     """
-    require_integer("num_samples", num_samples, low=1)
-    require_integer("batch_size", batch_size, low=1)
-    require_integer("epoch", epoch, low=0)
+    require_whole("num_samples", num_samples, low=1)
+    require_whole("batch_size", batch_size, low=1)
+    require_whole("epoch", epoch, low=0)
     generator = seeded_generator(_BATCH_STREAM, seed, epoch)
     order = torch.randperm(num_samples, generator=generator)
     size = min(batch_size, num_samples)
@@ -86,10 +86,10 @@ def augment(
         seed: any integer.
         epoch: at least 0.
         step: the batch's number within its epoch, at least 0.
-        crop_padding: at least 0; 0 switches cropping off.
+        crop_padding: at least 0, below height and width; 0 switches cropping off.
         flip: whether to mirror.
         crop_fill: what the padding holds: ``"zeros"``, or ``"reflect"``, the image mirrored at its edge, without the
-            edge itself (as in ``torch.nn.functional.pad``), which needs ``crop_padding`` below height and width.
+            edge itself (as in ``torch.nn.functional.pad``).
 
     Raises:
         InvalidArgument: images are not a uint8 batch, or a number is out of range.
@@ -101,9 +101,9 @@ def augment(
         >>> augment(batch, seed=0, epoch=0, step=0).shape
         torch.Size([2, 3, 8, 8])
     """
-    require_integer("epoch", epoch, low=0)
-    require_integer("step", step, low=0)
-    require_integer("crop_padding", crop_padding, low=0)
+    require_whole("epoch", epoch, low=0)
+    require_whole("step", step, low=0)
+    require_whole("crop_padding", crop_padding, low=0)
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise InvalidArgument(f"images are {images.dtype} {tuple(images.shape)}; a uint8 batch (N, C, H, W) is needed.")
     require_crop(images.shape[-2:], crop_padding, crop_fill)
@@ -117,16 +117,15 @@ def augment(
 
 
 def require_crop(size: tuple[int, ...], crop_padding: int, crop_fill: str) -> None:
-    """Refuse a padding that an image of this height and width cannot be reflected into.
+    """Refuse a padding that leaves nothing of the image in some crops, or into which it cannot be reflected.
 
     Raises:
         InvalidArgument: as said, or an unknown fill.
     """
     require_choice("crop_fill", crop_fill, CROP_FILLS)
-    if crop_fill == "reflect" and crop_padding >= min(size):
+    if crop_padding >= min(size):
         raise InvalidArgument(
-            f"crop_padding is {crop_padding} with crop_fill reflect; of images of {size[0]}x{size[1]} pixels 0 to "
-            f"{min(size) - 1} is allowed."
+            f"crop_padding is {crop_padding}; of images of {size[0]}x{size[1]} pixels 0 to {min(size) - 1} is allowed."
         )
 
 

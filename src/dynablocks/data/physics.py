@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynablocks.data.seeding import require_integer, seeded_generator
+from dynablocks.data.seeding import seeded_generator
 from dynablocks.data.systems import PhysicalSystem, require_system
 from dynablocks.data.trajectories import Trajectories
-from dynablocks.errors import InvalidArgument, require_range
+from dynablocks.errors import InvalidArgument, require_range, require_whole
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -124,7 +124,7 @@ def generate(
         (2, 2, ('q', 'p'), torch.Size([4, 2]))
     """
     system = require_system(system)
-    require_integer("trajectories", trajectories, low=1)
+    require_whole("trajectories", trajectories, low=1)
     require_range("noise", noise, low=0.0)
     require_range("irregular", irregular, low=0.0)
     if irregular >= 1:
@@ -140,7 +140,7 @@ def generate(
 
 
 def _regular_times(steps: int, step_size: float) -> Tensor:
-    require_integer("steps", steps, low=1)
+    require_whole("steps", steps, low=1)
     require_range("step_size", step_size, low=0.0, open_low=True)
     return step_size * torch.arange(steps + 1, dtype=torch.float64)
 

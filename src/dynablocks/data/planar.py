@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynablocks.data.seeding import require_integer
-from dynablocks.errors import InvalidArgument, require_range
+from dynablocks.errors import InvalidArgument, require_range, require_whole
 from dynablocks.registry import Registry
 
 if TYPE_CHECKING:
@@ -78,9 +77,9 @@ def planar(
         (torch.Size([100, 2]), [50, 50], True)
     """
     make = PLANAR_SETS.get_known(name)
-    require_integer("num_samples", num_samples, low=2)
+    require_whole("num_samples", num_samples, low=2)
     require_range("noise", noise, low=0)
-    if require_integer("seed", seed, low=0) >= 2**32:
+    if require_whole("seed", seed, low=0) >= 2**32:
         raise InvalidArgument(f"seed is {seed}; allowed are 0 to {2**32 - 1}.")
     points, labels = make(num_samples, noise, seed)
     return torch.from_numpy(points.astype(np.float64)), torch.from_numpy(labels.astype(np.int64))

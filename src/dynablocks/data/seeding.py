@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-import operator
-
 import torch
 
-from dynablocks.errors import InvalidArgument
+from dynablocks.errors import require_whole
 
 _WORD = (1 << 64) - 1
-
-
-def require_integer(name: str, value: int, low: int | None = None) -> int:
-    """``value`` as a Python int, at least ``low`` when given; otherwise :class:`InvalidArgument`."""
-    allowed = "an integer" if low is None else f"an integer of at least {low}"
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or (low is not None and number < low):
-        raise InvalidArgument(f"{name} is {value!r}; {allowed} is needed.")
-    return number
 
 
 def _finalise(word: int) -> int:
@@ -49,7 +35,7 @@ def mixed_seed(*values: int) -> int:
     """
     state = 0
     for value in values:
-        word = require_integer("a seed", value) & _WORD
+        word = require_whole("a seed", value) & _WORD
         state = _finalise((state + 0x9E3779B97F4A7C15 + _finalise(word)) & _WORD)
     return state >> 1
 

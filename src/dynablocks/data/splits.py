@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from dynablocks.data.datasets import ImageDataset, fingerprint
-from dynablocks.data.seeding import require_integer, seeded_generator
-from dynablocks.errors import BadData, InvalidArgument
+from dynablocks.data.seeding import seeded_generator
+from dynablocks.errors import BadData, InvalidArgument, require_whole
 
 _VALIDATION_STREAM = 0x56414C
 
@@ -85,4 +85,4 @@ def hold_out(
 
 def require_validation(validation: int) -> int:
     """``validation`` when it is an integer of at least 0, otherwise :class:`InvalidArgument`."""
-    return require_integer("validation", validation, low=0)
+    return require_whole("validation", validation, low=0)

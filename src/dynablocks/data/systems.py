@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from dynablocks.data.seeding import require_integer
-from dynablocks.errors import InvalidArgument, require_range
+from dynablocks.errors import InvalidArgument, require_range, require_whole
 from dynablocks.registry import Registry
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ def require_system(system: PhysicalSystem | str) -> PhysicalSystem:
 
 def _uniform(count: int, generator: torch.Generator, bounds: list[tuple[float, float]]) -> Tensor:
     low, high = torch.tensor(bounds, dtype=torch.float64).T
-    require_integer("count", count, low=1)
+    require_whole("count", count, low=1)
     return low + (high - low) * torch.rand(count, len(bounds), dtype=torch.float64, generator=generator)
 
 

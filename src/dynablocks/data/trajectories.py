@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynablocks.data.seeding import require_integer, seeded_generator
-from dynablocks.errors import BadData, InvalidArgument, require_range
+from dynablocks.data.seeding import seeded_generator
+from dynablocks.errors import BadData, InvalidArgument, require_range, require_whole
 from dynablocks.files import expanded, write_text
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class Trajectories:
         times: for each trajectory its sampling times, float64 (T_k,), strictly increasing, T_k >= 2.
         states: for each trajectory its states, float64 (T_k, n).
         names: n different names of the state components.
-        labels: what the trajectories are called, all different; empty where they are numbered from 0.
+        labels: what the trajectories are called, all different, without blanks at their ends; empty where they are
+            numbered from 0.
 
     Raises:
         InvalidArgument: lengths, shapes or types do not fit together, a time is out of order, a number is not finite.
@@ -67,6 +68,8 @@ class Trajectories:
                 f"there are {len(self.labels)} labels, {len(set(self.labels))} of them different, of {len(self.times)} "
                 "trajectories; a different one for each is needed, or none."
             )
+        if not all(isinstance(label, str) and label and label == label.strip() for label in self.labels):
+            raise InvalidArgument(f"labels is {self.labels!r}; each must be a text without blanks at its ends.")
         for k, (times, states) in enumerate(zip(self.times, self.states, strict=True)):
             _require_trajectory(f"trajectory {k}", times, states, len(self.names))
 
@@ -95,7 +98,7 @@ class Trajectories:
         Raises:
             InvalidArgument: ``stride`` is not a positive integer, or no trajectory is longer than it.
         """
-        require_integer("stride", stride, low=1)
+        require_whole("stride", stride, low=1)
         longest = max(len(times) for times in self.times)
         if stride >= longest:
             raise InvalidArgument(f"stride is {stride}; the longest trajectory allows at most {longest - 1}.")

@@ -26,8 +26,8 @@ from typing import Any, ClassVar
 from dynablocks.errors import DynablocksError
 from dynablocks.experiments.provenance import made_here
 from dynablocks.files import lock_file, read_json, write_json
+from dynablocks.run_files import CELL, FAILED, RESULT
 
-RESULT, FAILED, SETTINGS = "result.json", "FAILED.json", "cell.json"
 MADE = {"commit", "torch", "device", "threads", "date"}
 """What a result says, beside its time, of where it was made."""
 
@@ -234,7 +234,7 @@ class Store:
             partial.mkdir(parents=True, exist_ok=True)
             (partial / FAILED).unlink(missing_ok=True)
             description = cell.description()
-            write_json(partial / SETTINGS, description)
+            write_json(partial / CELL, description)
             result = cell.build(partial, self)
             made = made_here() | {"seconds": round(time.perf_counter() - started, 2)}
             write_json(partial / RESULT, {"title": cell.title, **description, "result": result, "made": made})

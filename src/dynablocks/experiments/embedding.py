@@ -24,12 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
-from dynablocks.data.seeding import mixed_seed, seeded_generator
+from dynablocks.data.seeding import seeded_generator
 from dynablocks.data.systems import PhysicalSystem, require_system
 from dynablocks.errors import require_choice
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
-from dynablocks.experiments.orders import exact_solution
+from dynablocks.experiments.exact import exact_solution
+from dynablocks.experiments.fitted import Pairs, RunCell, last_tenth
 from dynablocks.fields import FieldFacts, VectorField
 from dynablocks.fields.hamiltonian import HamiltonianEmbedding
 from dynablocks.fitting import fit
@@ -38,6 +39,7 @@ from dynablocks.fitting.structures import FreeField
 from dynablocks.fitting.surrogates import Structure, build
 from dynablocks.integrators import integrator
 from dynablocks.models.sympnet import sympnet
+from dynablocks.properties.verify import jacobians, symplectic_defect
 from dynablocks.reporting import markdown_table
 from dynablocks.reporting.figures import new_figure, styled
 from dynablocks.switching.signals import FreeSignal
@@ -107,21 +109,11 @@ class EmbeddingCell(Cell):
         }
 
 
-def jacobians_of(map_: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The dense Jacobian at each sample."""
-    jacobian: Callable[..., Tensor] = torch.autograd.functional.jacobian
-    found = [jacobian(lambda z: map_(z[None])[0], sample) for sample in x]
-    return torch.stack(found).detach()
-
-
 def symplecticity(map_: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """The largest ‖DᵀJD − J‖/‖D‖² over the samples."""
-    jacobians, n = jacobians_of(map_, x), x.shape[1] // 2
-    eye, zero = torch.eye(n, dtype=x.dtype), torch.zeros(n, n, dtype=x.dtype)
-    form = torch.cat([torch.cat([zero, eye], 1), torch.cat([-eye, zero], 1)])
-    defect = jacobians.mT @ form @ jacobians - form
-    sizes = torch.linalg.matrix_norm(jacobians, ord=2).square().clamp_min(1)
-    return float((torch.linalg.matrix_norm(defect, ord=2) / sizes).max())
+    """The largest ‖DᵀJD − J‖/max(1, ‖D‖²) over the samples, in spectral norms."""
+    dense = jacobians(map_, x)
+    sizes = torch.linalg.matrix_norm(dense, ord=2).square().clamp_min(1)
+    return float((torch.linalg.matrix_norm(symplectic_defect(dense), ord=2) / sizes).max())
 
 
 def damped(x: Tensor) -> Tensor:
@@ -130,7 +122,7 @@ def damped(x: Tensor) -> Tensor:
     return torch.stack([p, -q.sin() - DAMPING * p], dim=1)
 
 
-def damped_pairs(count: int, seed: int) -> tuple[Tensor, Tensor]:
+def damped_pairs(count: int, seed: int) -> Pairs:
     """States uniform in [−2, 2]² and their images."""
     x = 4 * torch.rand(count, 2, dtype=torch.float64, generator=seeded_generator(seed)) - 2
     return x, exact_solution(damped, x, STEP)
@@ -172,26 +164,22 @@ def midpoint_residuals(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DampedCell(Cell):
+class DampedCell(RunCell):
     """One network fitted to the damped pendulum's map.
 
     Args:
         network: a key of :data:`NETWORKS`.
-        run: which data and start.
         train, test: pairs.
         width: hidden units.
         adam_steps, finish_steps: of the fit, at most.
-        seed: of everything random, with ``run``.
     """
 
     network: str
-    run: int = 0
     train: int = 200
     test: int = 100
     width: int = 20
     adam_steps: int = 500
     finish_steps: int = 60
-    seed: int = 0
 
     @property
     def title(self) -> str:
@@ -202,17 +190,15 @@ class DampedCell(Cell):
         return 0.004 * self.adam_steps + 0.1 * self.finish_steps
 
     def build(self, directory: Path, store: Store) -> dict[str, Any]:
-        start, data = (mixed_seed(self.seed, self.run, purpose) % 2**62 for purpose in (1, 0))
-        x, y = damped_pairs(self.train + self.test, data)
+        x, y = damped_pairs(self.train + self.test, self.mixed(0))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(start)
+            torch.manual_seed(self.mixed(1))
             module = network(self.network, self.width)
-        first, clock = self.train * 9 // 10, time.perf_counter()
-        held_out = (x[first : self.train], y[first : self.train])
+        clock = time.perf_counter()
+        chosen, held_out = last_tenth(x[: self.train], y[: self.train])
         history = fit(
             module,
-            x[:first],
-            y[:first],
+            *chosen,
             validation=held_out,
             residuals=midpoint_residuals if self.network == "embedded" else flow_map_residuals,
             adam_steps=self.adam_steps,
@@ -232,7 +218,7 @@ class DampedCell(Cell):
             "rollout": float((state - truth).square().mean()),
             "parameters": history.unknowns,
             "seconds": seconds,
-            "area": float(torch.linalg.det(jacobians_of(module, x[:20])).mean()),
+            "area": float(torch.linalg.det(jacobians(module, x[:20])).mean()),
             "path": path,
             "true_path": exact_path(x[self.train :][:1]),
         }
@@ -266,7 +252,7 @@ class Embedding(Experiment):
         if scale.preset == "smoke":
             small = {"train": 30, "test": 10, "width": 3, "adam_steps": 10, "finish_steps": 5}
             return {kind: [DampedCell(kind, seed=scale.seed, **small)] for kind in NETWORKS}
-        return {kind: [DampedCell(kind, run, seed=scale.seed) for run in range(3)] for kind in NETWORKS}
+        return {kind: [DampedCell(kind, run=run, seed=scale.seed) for run in range(3)] for kind in NETWORKS}
 
     def cells(self, scale: Scale) -> list[Cell]:
         return [*self.embeddings(scale), *(cell for group in self.groups(scale).values() for cell in group)]

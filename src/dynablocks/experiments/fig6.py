@@ -29,9 +29,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -39,14 +37,14 @@ from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.data.physics import flow_pairs, integrate
-from dynablocks.data.seeding import mixed_seed, seeded_generator
+from dynablocks.data.seeding import seeded_generator
 from dynablocks.errors import require_choice
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
+from dynablocks.experiments.fitted import AdamTraining, FittedCell, Pairs
 from dynablocks.experiments.reference import paper_results
 from dynablocks.fields.mass import MassPreservingField
 from dynablocks.fitting import fit
-from dynablocks.progress import progress_bar
 from dynablocks.reporting.figures import BLUE, FAINT, INK, VERMILION, new_figure, styled
 from dynablocks.reporting.tables import markdown_table
 from dynablocks.structured_lifting import MassLift, MassProjection
@@ -63,7 +61,6 @@ STEP = 0.1
 ROLLOUT = 10
 MSE_LIMIT, MASS_LIMIT, PARAMETER_LIMIT, SECONDS_LIMIT = 1e-11, 1e-14, 2000, 120.0
 TIMES_PAPER = 10.0
-Pairs = tuple[Tensor, Tensor]
 
 
 class EvenSteps(SwitchingSignal):
@@ -84,37 +81,6 @@ class EvenSteps(SwitchingSignal):
 
     def pieces(self) -> list[tuple[int, Tensor]]:
         return [(0, step) for step in self.steps.unbind()]
-
-
-@dataclass(frozen=True)
-class AdamTraining:
-    """Adam as the paper's authors use it in their small experiments: mean squared error, a rate that falls in stairs.
-
-    Args:
-        epochs, batch_size: each epoch sees every sample once, in a new order; the last batch may be smaller.
-        lr, weight_decay: of Adam.
-        stair: after so many epochs the rate is divided by ten.
-    """
-
-    epochs: int = 150
-    batch_size: int = 32
-    lr: float = 0.01
-    weight_decay: float = 1e-5
-    stair: int = 60
-
-    def train(self, module: nn.Module, x: Tensor, y: Tensor, seed: int, label: str) -> None:
-        """Train in place, in the precision of the data; equal seeds give equal results."""
-        optimiser = torch.optim.Adam(module.parameters(), lr=self.lr, weight_decay=self.weight_decay)
-        schedule = torch.optim.lr_scheduler.StepLR(optimiser, self.stair, 0.1)
-        generator = torch.Generator().manual_seed(seed)
-        with progress_bar(label) as update:
-            for epoch in range(self.epochs):
-                for rows in torch.split(torch.randperm(len(x), generator=generator), self.batch_size):
-                    optimiser.zero_grad()
-                    nn.functional.mse_loss(module(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
-                    optimiser.step()
-                schedule.step()
-                update((epoch + 1) / self.epochs)
 
 
 def sir_pairs(starts: str, count: int, seed: int) -> Pairs:
@@ -185,50 +151,26 @@ def printed_network(hidden: int, seed: int) -> nn.Sequential:
 
 
 @dataclass(frozen=True)
-class SirCell(Cell):
+class SirCell(FittedCell):
     """One run: its data and what is measured.
 
     Args:
-        run: which start and data.
         starts: where the initial states lie.
-        points, train: how many pairs, and how many of them are for training.
         hidden: the width of the fields.
-        seed: of everything random, with ``run``.
     """
 
-    name: ClassVar[str] = ""
-
-    run: int = 0
     starts: str = "cube"
-    points: int = 1000
-    train: int = 900
     hidden: int = 50
-    seed: int = 0
 
     @property
     def title(self) -> str:
         return f"SIR flow map, {self.name}, {self.starts}, run {self.run}"
 
-    def network(self) -> nn.Module:
-        """The network before training."""
-        raise NotImplementedError
+    def data(self) -> Pairs:
+        return sir_pairs(self.starts, self.points, self.mixed(0))
 
-    def fit(self, network: nn.Module, x: Tensor, y: Tensor) -> None:
-        """Train it in place."""
-        raise NotImplementedError
-
-    def mixed(self, purpose: int) -> int:
-        """The seed of the data (0), the start (1) or the batches (2)."""
-        return mixed_seed(self.seed, self.run, purpose) % 2**62
-
-    def build(self, directory: Path, store: Store) -> dict[str, Any]:
-        x, y = sir_pairs(self.starts, self.points, self.mixed(0))
-        network = self.network()
-        train, test = (x[: self.train], y[: self.train]), (x[self.train :], y[self.train :])
-        clock, processor = time.perf_counter(), time.process_time()
-        self.fit(network, *train)
-        spent = {"seconds": time.perf_counter() - clock, "processor_seconds": time.process_time() - processor}
-        return measure(network, train, test) | spent
+    def measure(self, network: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
+        return measure(network, (x[: self.train], y[: self.train]), (x[self.train :], y[self.train :]))
 
 
 @dataclass(frozen=True)
@@ -340,9 +282,9 @@ class SirFlowMap(Experiment):
             }
         runs = range(RUNS)
         return {
-            "one field": [SirFieldCell(run, seed=scale.seed) for run in runs],
-            "one field, whole simplex": [SirFieldCell(run, "simplex", seed=scale.seed) for run in runs],
-            "as printed": [SirPrintedCell(run, seed=scale.seed) for run in runs],
+            "one field": [SirFieldCell(run=run, seed=scale.seed) for run in runs],
+            "one field, whole simplex": [SirFieldCell("simplex", run=run, seed=scale.seed) for run in runs],
+            "as printed": [SirPrintedCell(run=run, seed=scale.seed) for run in runs],
         }
 
     def cells(self, scale: Scale) -> list[Cell]:

@@ -17,19 +17,17 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from dynablocks.data.seeding import mixed_seed, seeded_generator
+from dynablocks.data.seeding import seeded_generator
 from dynablocks.errors import require_choice
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
-from dynablocks.experiments.fig6 import AdamTraining
+from dynablocks.experiments.fitted import AdamTraining, FittedCell, Pairs, last_tenth
 from dynablocks.fitting import fit
 from dynablocks.models.universal import FlowComposition
 from dynablocks.reporting.figures import BLUE, INK, VERMILION, new_figure, styled
@@ -63,7 +61,7 @@ def grid(name: str) -> Float[Tensor, "points inputs"]:
     return line[:, None] if name == "f" else torch.cartesian_prod(line, line)
 
 
-def noisy_values(name: str, count: int, noise: float, seed: int) -> tuple[Tensor, Tensor]:
+def noisy_values(name: str, count: int, noise: float, seed: int) -> Pairs:
     """Standard normal points and the target's values there with normal noise."""
     generator = seeded_generator(seed)
     x = torch.randn(count, 1 if name == "f" else 2, dtype=torch.float64, generator=generator)
@@ -71,24 +69,19 @@ def noisy_values(name: str, count: int, noise: float, seed: int) -> tuple[Tensor
 
 
 @dataclass(frozen=True)
-class RegressionCell(Cell):
+class RegressionCell(FittedCell):
     """One fit of one target.
 
     Args:
         target: ``"f"`` or ``"g"``.
-        run: which start and data.
-        points, train: how many values, and how many of them are for training.
         noise: standard deviation of the values' noise.
         width, blocks, layers, sigma, keep_norm, step: of :class:`FlowComposition`.
-        seed: of everything random, with ``run``.
     """
 
-    name: ClassVar[str] = ""
+    points: int = field(default=2000, kw_only=True)
+    train: int = field(default=1800, kw_only=True)
 
     target: str = "f"
-    run: int = 0
-    points: int = 2000
-    train: int = 1800
     noise: float = NOISE
     width: int = 10
     blocks: int = 3
@@ -96,15 +89,16 @@ class RegressionCell(Cell):
     sigma: str = "relu"
     keep_norm: bool = False
     step: float | None = None
-    seed: int = 0
 
     @property
     def title(self) -> str:
         noise = "" if self.noise else ", no noise"
         return f"regression of {TARGETS[self.target]}, {self.name}{noise}, run {self.run}"
 
+    def data(self) -> Pairs:
+        return noisy_values(self.target, self.points, self.noise, self.mixed(0))
+
     def network(self) -> FlowComposition:
-        """The network before training."""
         return FlowComposition(
             1 if self.target == "f" else 2,
             width=self.width,
@@ -116,21 +110,8 @@ class RegressionCell(Cell):
             seed=self.mixed(1),
         )
 
-    def fit(self, network: nn.Module, x: Tensor, y: Tensor) -> None:
-        """Train it in place."""
-        raise NotImplementedError
-
-    def mixed(self, purpose: int) -> int:
-        """The seed of the data (0), the start (1) or the batches (2)."""
-        return mixed_seed(self.seed, self.run, purpose) % 2**62
-
-    def build(self, directory: Path, store: Store) -> dict[str, Any]:
-        x, y = noisy_values(self.target, self.points, self.noise, self.mixed(0))
-        network = self.network()
-        clock, processor = time.perf_counter(), time.process_time()
-        self.fit(network, x[: self.train], y[: self.train])
-        spent = {"seconds": time.perf_counter() - clock, "processor_seconds": time.process_time() - processor}
-        return measure(network, self.target, x[self.train :]) | spent
+    def measure(self, network: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
+        return measure(network, self.target, x[self.train :])
 
 
 @dataclass(frozen=True)
@@ -175,14 +156,13 @@ class FinishedRegressionCell(RegressionCell):
         return 0.04 * self.adam_steps + 0.2 * self.finish_steps * self.points / 2000
 
     def fit(self, network: nn.Module, x: Tensor, y: Tensor) -> None:
-        first = len(x) * 9 // 10
+        chosen, held_out = last_tenth(x, y)
         settings: dict[str, Any] = {
             "adam_steps": self.adam_steps,
             "finish_steps": self.finish_steps,
             "finish": self.finish,
         }
-        held_out = (x[first:], y[first:])
-        fit(network, x[:first], y[:first], validation=held_out, batch_size=len(x), label=self.title, **settings)
+        fit(network, *chosen, validation=held_out, batch_size=len(x), label=self.title, **settings)
 
 
 @torch.no_grad()
@@ -234,11 +214,11 @@ class FlowRegression(Experiment):
         groups: dict[tuple[str, str], list[RegressionCell]] = {}
         for name in TARGETS:
             runs = range(1 if scale.preset == "smoke" else RUNS)
-            printed = [PrintedRegressionCell(name, run, **small) for run in runs]
+            printed = [PrintedRegressionCell(name, run=run, **small) for run in runs]
             if scale.preset == "smoke":
                 printed = [replace(cell, training=replace(cell.training, epochs=2)) for cell in printed]
             groups[name, PrintedRegressionCell.name] = list(printed)
-            finished = [FinishedRegressionCell(name, run, **small, **short) for run in runs]
+            finished = [FinishedRegressionCell(name, run=run, **small, **short) for run in runs]
             groups[name, FinishedRegressionCell.name] = list(finished)
         return groups
 

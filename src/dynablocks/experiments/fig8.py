@@ -25,20 +25,19 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import time
+from abc import abstractmethod
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from dynablocks.data.seeding import mixed_seed, seeded_generator
+from dynablocks.data.seeding import seeded_generator
 from dynablocks.errors import require_choice
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
-from dynablocks.experiments.fig6 import AdamTraining
-from dynablocks.experiments.orders import exact_solution
+from dynablocks.experiments.exact import exact_solution
+from dynablocks.experiments.fitted import AdamTraining, FittedCell, Pairs
 from dynablocks.fields import FieldFacts, GradientField, VectorField
 from dynablocks.fields.base import potential_of
 from dynablocks.fields.sphere import RotationField, TangentField, skew_matrix
@@ -75,7 +74,7 @@ def target(name: str, x: Float64[Tensor, "batch n"]) -> Float64[Tensor, "batch n
     return x.sin() ** 3 + x**3 if name == "X1" else torch.stack([x[:, 1], -x[:, 0].sin()], dim=1)
 
 
-def flow_pairs(name: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def flow_pairs(name: str, count: int, seed: int) -> Pairs:
     """Points uniform in [−1, 1]ⁿ and Φ^h of them."""
     generator = seeded_generator(seed)
     x = 2 * torch.rand(count, DIMENSIONS[name], dtype=torch.float64, generator=generator) - 1
@@ -178,57 +177,42 @@ def ridge_field(entries: int, width: int, hidden: int) -> SumField:
 
 
 @dataclass(frozen=True)
-class FieldCell(Cell):
+class FieldCell(FittedCell):
     """One learned field.
 
     Args:
         target: ``"X1"`` or ``"X2"``.
-        run: which data and start.
-        points, train: how many pairs, and how many of them are for training.
         width, hidden: of V and of Λ.
-        seed: of everything random, with ``run``.
     """
 
-    name: ClassVar[str] = ""
-
     target: str = "X1"
-    run: int = 0
-    points: int = 1000
-    train: int = 900
     width: int = 10
     hidden: int = 60
-    seed: int = 0
 
     @property
     def title(self) -> str:
         return f"{self.target} from its flow, {self.name}, run {self.run}"
 
+    @abstractmethod
     def step(self) -> FlowStep:
-        """The step to be fitted, before training."""
-        raise NotImplementedError
+        """The step to be fitted, with random parameters."""
 
-    def fit(self, step: FlowStep, pairs: Tensor, y: Tensor) -> None:
-        """Fit it in place."""
-        raise NotImplementedError
-
-    def mixed(self, purpose: int) -> int:
-        """The seed of the data (0), the start (1) or the batches (2)."""
-        return mixed_seed(self.seed, self.run, purpose) % 2**62
-
-    def build(self, directory: Path, store: Store) -> dict[str, Any]:
+    def data(self) -> Pairs:
         x, y = flow_pairs(self.target, self.points, self.mixed(0))
-        pairs = torch.cat([x, y], dim=1)
+        return torch.cat([x, y], dim=1), y
+
+    def network(self) -> FlowStep:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.mixed(1))
-            step = self.step().double()
-        clock, processor = time.perf_counter(), time.process_time()
-        self.fit(step, pairs[: self.train], y[: self.train])
-        spent = {"seconds": time.perf_counter() - clock, "processor_seconds": time.process_time() - processor}
+            return self.step().double()
+
+    def measure(self, network: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
+        assert isinstance(network, FlowStep)
         with torch.no_grad():
-            errors = (step(pairs) - y).square().mean(1)
+            errors = (network(x) - y).square().mean(1)
         losses = {"train": float(errors[: self.train].mean()), "test": float(errors[self.train :].mean())}
-        fitted = sum(p.numel() for p in step.parameters() if p.requires_grad)
-        return losses | judged(self.target, step.field) | {"fitted": fitted} | spent
+        fitted = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        return losses | judged(self.target, network.field) | {"fitted": fitted}
 
 
 @torch.no_grad()
@@ -265,8 +249,8 @@ class PrintedFieldCell(FieldCell):
     def step(self) -> FlowStep:
         return FlowStep(printed_field(DIMENSIONS[self.target], self.width, self.hidden), "splitting")
 
-    def fit(self, step: FlowStep, pairs: Tensor, y: Tensor) -> None:
-        self.training.train(step, pairs, y, self.mixed(2), self.title)
+    def fit(self, network: nn.Module, x: Tensor, y: Tensor) -> None:
+        self.training.train(network, x, y, self.mixed(2), self.title)
 
 
 @dataclass(frozen=True)
@@ -292,8 +276,8 @@ class SplittingFieldCell(FieldCell):
     def step(self) -> FlowStep:
         return FlowStep(ridge_field(DIMENSIONS[self.target], self.width, self.hidden), self.method)
 
-    def fit(self, step: FlowStep, pairs: Tensor, y: Tensor) -> None:
-        fit(step, pairs, y, adam_steps=self.adam_steps, finish_steps=self.finish_steps, label=self.title)
+    def fit(self, network: nn.Module, x: Tensor, y: Tensor) -> None:
+        fit(network, x, y, adam_steps=self.adam_steps, finish_steps=self.finish_steps, label=self.title)
 
 
 @dataclass(frozen=True)
@@ -337,7 +321,7 @@ class FieldsFromFlows(Experiment):
         for name in DIMENSIONS:
             for kind in KINDS:
                 options = training if kind is PrintedFieldCell else short
-                groups[name, kind.name] = [kind(name, run, **small, **options) for run in runs]
+                groups[name, kind.name] = [kind(name, run=run, **small, **options) for run in runs]
         return groups
 
     def cells(self, scale: Scale) -> list[Cell]:

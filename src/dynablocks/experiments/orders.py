@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from dynablocks.errors import InvalidArgument
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
+from dynablocks.experiments.exact import exact_solution
 from dynablocks.fields import FIELDS, GradientField, VectorField
 from dynablocks.integrators import INTEGRATORS, integrator
 from dynablocks.linear import Dense
@@ -44,20 +44,6 @@ def suited_problem(name: str, seed: int = 0) -> VectorField | None:
     """The first smooth problem of a method, ``None`` when it applies to none."""
     method = integrator(name)
     return next((field for field in smooth_problems(seed) if method.why_not(field) is None), None)
-
-
-def exact_solution(field: Callable[[Tensor], Tensor], start: Tensor, time: float) -> Tensor:
-    """Φ_t of each start, (batch, n) float64, by DOP853 at relative tolerance 1e-13."""
-    from scipy.integrate import solve_ivp
-
-    shape = start.shape
-
-    def slope(_: float, flat: Any) -> Any:
-        with torch.no_grad():
-            return field(torch.from_numpy(flat).reshape(shape)).flatten().numpy()
-
-    solved = solve_ivp(slope, (0.0, time), start.flatten().numpy(), method="DOP853", rtol=1e-13, atol=1e-15)
-    return torch.from_numpy(solved.y[:, -1].copy()).reshape(shape)
 
 
 def convergence(name: str, seed: int = 0) -> dict[str, Any]:

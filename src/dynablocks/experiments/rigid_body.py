@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.func import jacrev, vmap
 
 from dynablocks.data.physics import integrate
-from dynablocks.data.seeding import mixed_seed, seeded_generator
+from dynablocks.data.seeding import seeded_generator
 from dynablocks.data.systems import require_system
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
+from dynablocks.experiments.fitted import RunCell, last_tenth
 from dynablocks.fitting import fit
 from dynablocks.fitting.surrogates import FlowMap, Structure, build, training_residuals
+from dynablocks.properties.verify import jacobians
 from dynablocks.reporting import markdown_table
 from dynablocks.reporting.figures import new_figure, styled
 
@@ -48,28 +49,24 @@ def pairs(count: int, seed: int) -> tuple[Float64[Tensor, "count 3"], Float64[Te
 
 
 @dataclass(frozen=True)
-class RigidBodyCell(Cell):
+class RigidBodyCell(RunCell):
     """One fitted map.
 
     Args:
         preserve: a key of :data:`KINDS`.
-        run: which data and start.
         train, test: pairs.
         width: hidden units of each learned function.
         adam_steps, finish_steps: of the fit, at most.
         horizon: steps of the rollouts.
-        seed: of everything random, with ``run``.
     """
 
     preserve: str
-    run: int = 0
     train: int = 200
     test: int = 100
     width: int = 16
     adam_steps: int = 500
     finish_steps: int = 100
     horizon: int = 1000
-    seed: int = 0
 
     @property
     def title(self) -> str:
@@ -81,18 +78,17 @@ class RigidBodyCell(Cell):
         return 0.004 * self.adam_steps + 0.08 * self.finish_steps + solve * self.horizon
 
     def build(self, directory: Path, store: Store) -> dict[str, Any]:
-        start, data = (mixed_seed(self.seed, self.run, purpose) % 2**62 for purpose in (1, 0))
-        x, y = pairs(self.train + self.test, data)
+        x, y = pairs(self.train + self.test, self.mixed(0))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(start)
+            torch.manual_seed(self.mixed(1))
             flow = build(Structure(self.preserve, ("y1", "y2", "y3"), width=self.width, step=STEP))
         flow.adopt_units(x[: self.train], y[: self.train], torch.full((self.train,), STEP, dtype=torch.float64))
-        clock, first = time.perf_counter(), self.train * 9 // 10
+        clock = time.perf_counter()
+        chosen, held_out = last_tenth(x[: self.train], y[: self.train])
         history = fit(
             flow,
-            x[:first],
-            y[:first],
-            validation=(x[first : self.train], y[first : self.train]),
+            *chosen,
+            validation=held_out,
             residuals=training_residuals(flow),
             adam_steps=self.adam_steps,
             finish_steps=self.finish_steps,
@@ -108,8 +104,7 @@ class RigidBodyCell(Cell):
 
 def determinant(flow: FlowMap, x: Tensor) -> dict[str, float]:
     """The largest |det DΨ − 1|."""
-    jacobians = vmap(jacrev(lambda z: flow(z[None])[0]))(x).detach()
-    return {"determinant": float((torch.linalg.det(jacobians) - 1).abs().max())}
+    return {"determinant": float((torch.linalg.det(jacobians(flow, x)) - 1).abs().max())}
 
 
 @torch.no_grad()
@@ -149,7 +144,7 @@ class RigidBodyFlowMap(Experiment):
         if scale.preset == "smoke":
             small = {"train": 30, "test": 10, "width": 3, "adam_steps": 10, "finish_steps": 5, "horizon": 20}
             return {kind: [RigidBodyCell(kind, seed=scale.seed, **small)] for kind in KINDS}
-        return {kind: [RigidBodyCell(kind, run, seed=scale.seed) for run in range(3)] for kind in KINDS}
+        return {kind: [RigidBodyCell(kind, run=run, seed=scale.seed) for run in range(3)] for kind in KINDS}
 
     def cells(self, scale: Scale) -> list[Cell]:
         return [cell for group in self.groups(scale).values() for cell in group]

@@ -14,13 +14,14 @@ from dynablocks.errors import DynablocksError
 from dynablocks.experiments.cells import Cell, Store
 from dynablocks.files import write_tensors
 from dynablocks.models import MODELS, ModelConfig
-from dynablocks.pipeline import load, load_splits, train_run
+from dynablocks.pipeline import train_run
 from dynablocks.progress import progress_bar
 from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, attack, certify, check_sound
+from dynablocks.run_directory.network import load, load_splits
+from dynablocks.run_files import ATTACK_TENSORS, CERTIFICATE_TENSORS, TRAINING
 from dynablocks.training import TrainingConfig
 from dynablocks.training.precision import present_device
 
-CERTIFICATE, ATTACK = "certificate.safetensors", "attack.safetensors"
 SECONDS_AN_EPOCH = {"flexible": 85.0, "prescribed": 100.0}
 """Of the 50,000 images of CIFAR-10 on two cores, with 12, 24 and 48 channels in a block each; other models 37."""
 
@@ -103,7 +104,7 @@ class TrainingCell(Cell):
         from dynablocks.reporting import step_rows
 
         train_run(self.run_config(store), directory)
-        facts = read_json(directory / "training.json")
+        facts = read_json(directory / TRAINING)
         timed = ("train_seconds", "images_per_second", "fingerprint")
         network = load(directory)
         steps = [{"block": row.block, "values": dict(row.values)} for row in step_rows(network)]
@@ -135,7 +136,7 @@ class CertificateCell(Cell):
         test = images(self.training.data, self.training.data_dir).test
         with progress_bar(self.title) as update:
             result = certify(network, test, progress=update)
-        write_tensors(directory / CERTIFICATE, result.tensors())
+        write_tensors(directory / CERTIFICATE_TENSORS, result.tensors())
         return result.summary(AttackConfig().epsilons)
 
 
@@ -168,7 +169,7 @@ class AttackCell(Cell):
         test = images(self.training.data, self.training.data_dir).test
         with progress_bar(self.title) as update:
             result = attack(network, test, self.config, update)
-        write_tensors(directory / ATTACK, result.tensors())
+        write_tensors(directory / ATTACK_TENSORS, result.tensors())
         check_sound(result, stored_certificate(self.certificate, store))
         return result.summary()
 
@@ -184,7 +185,7 @@ def stored_certificate(cell: CertificateCell, store: Store) -> CertificateResult
 
     summary = store.result(cell)
     assert summary is not None
-    return CertificateResult.restore(summary, load_file(store.directory(cell) / CERTIFICATE))
+    return CertificateResult.restore(summary, load_file(store.directory(cell) / CERTIFICATE_TENSORS))
 
 
 def stored_attack(cell: AttackCell, store: Store) -> AttackResult:
@@ -193,4 +194,4 @@ def stored_attack(cell: AttackCell, store: Store) -> AttackResult:
 
     summary = store.result(cell)
     assert summary is not None
-    return AttackResult.restore(summary, load_file(store.directory(cell) / ATTACK))
+    return AttackResult.restore(summary, load_file(store.directory(cell) / ATTACK_TENSORS))

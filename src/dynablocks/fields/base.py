@@ -136,8 +136,8 @@ class VectorField(nn.Module):
     def standing_facts(self) -> FieldFacts:
         """The structure that holds whatever the parameters are: what a step may ask for, since it costs nothing.
 
-        Constants and oddness are not among these facts, and nothing is read of the parameters, so they may be stacked
-        ones under :func:`torch.func.vmap`. A class that implements :meth:`facts` alone has those facts.
+        Constants need not be among these facts, nor oddness. Nothing is read of the parameters, so they may be stacked
+        ones under :func:`torch.func.vmap`; but a class that implements :meth:`facts` alone gives those, and they read.
 
         Example:
             >>> from dynablocks.fields import GradientField
@@ -241,6 +241,11 @@ def potential_of(field: nn.Module, x: Tensor) -> Tensor:
     if reason is not None:
         raise InvalidArgument(f"{reason}.")
     assert isinstance(field, VectorField)
+    return known_potential(field, x)
+
+
+def known_potential(field: VectorField, x: Tensor) -> Tensor:
+    """:func:`potential_of` a field that has been found to have one, when its owner was made: no facts are asked for."""
     value: Tensor = field.potential(x)  # type: ignore[operator]
     return value if field.potential_sign > 0 else -value
 

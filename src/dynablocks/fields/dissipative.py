@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from dynablocks.errors import InvalidArgument, require_finite, require_range
 from dynablocks.fields.activations import Activation
-from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, potential_of
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, known_potential
 from dynablocks.fields.hamiltonian import EnergyField, SeparableHamiltonian, canonical, even_size
 from dynablocks.fields.partitioned import IdentityField, halves
 from dynablocks.fields.symmetric import conservative_field, ridge_energy
@@ -65,7 +65,7 @@ class DissipativeField(EnergyField):
 
     def energy(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, " batch"]:
         """V(x) per sample."""
-        return potential_of(self.slope, x)
+        return known_potential(self.slope, x)
 
     def gradient(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
         """∇V(x) per sample."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation
-from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, potential_of
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, known_potential
 from dynablocks.fields.gradient import GradientField
 from dynablocks.fields.partitioned import PartitionedField, halves
 from dynablocks.fields.symmetric import (
@@ -111,7 +111,7 @@ class NeuralHamiltonian(EnergyField):
 
     def energy(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, " batch"]:
         """H(x) per sample."""
-        return potential_of(self.hamiltonian, x)
+        return known_potential(self.hamiltonian, x)
 
     def gradient(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries"]:
         """∇H(x) per sample."""

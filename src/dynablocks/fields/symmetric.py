@@ -302,7 +302,7 @@ def ridge_energy(
         torch.Size([3, 2])
     """
     if linear and not quadratic:
-        raise InvalidArgument("linear=True adds a term to the quadratic form; leave quadratic as True.")
+        raise InvalidArgument("the field of ½xᵀQx keeps the linear term, too; leave quadratic as True.")
     ridge = GradientField(Dense(features, width), sigma, expansive=True, alpha=1.0, bias=bias)
     if ridge.bias is not None:
         nn.init.normal_(ridge.bias, std=0.5)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from dynablocks.errors import BadData, InvalidArgument, require_choice, require_range, unknown_name
 from dynablocks.files import expanded, lock_file, read_json, resolved, sha256, write_text
 from dynablocks.fitting.job import (
-    METRICS,
     MOST_SAMPLES,
     PRESETS,
     FitConfig,
@@ -28,6 +27,7 @@ from dynablocks.fitting.job import (
 from dynablocks.fitting.report import LONG_STEPS, headline_rows, measure, warnings, write_outputs
 from dynablocks.fitting.surrogates import LEARNED_ENERGY, SURROGATES, Structure, build
 from dynablocks.reporting.words import duration
+from dynablocks.run_files import CONFIG, EXAMPLE_DATA, METRICS, REPORT
 
 if TYPE_CHECKING:
     from dynablocks.data.trajectories import Pairs, Trajectories
@@ -137,7 +137,7 @@ def fit_command(options: Any, arguments: Sequence[str], say: Callable[[str], Non
                 say(f"interrupted; the same command, without --overwrite, goes on from {out}")
                 raise
     _show(read_json(out / METRICS))
-    print(out / "report.html")
+    print(out / REPORT)
     return 0
 
 
@@ -242,8 +242,8 @@ def _read(options: Any, preserve: str, out: Path) -> _Source:
     data = generate(options.example, trajectories=10, steps=60, step_size=0.1, noise=EXAMPLE_NOISE, seed=options.seed)
     if preserve == "positive" and preserve in require_system(options.example).preserves:
         data = replace(data, states=tuple(states.clamp_min(0) for states in data.states))
-    file = out / "example.csv"
-    if file.exists() and not (out / "config.yaml").exists() and not options.overwrite and not options.dry_run:
+    file = out / EXAMPLE_DATA
+    if file.exists() and not (out / CONFIG).exists() and not options.overwrite and not options.dry_run:
         raise BadData(f"{file} is there already; give it as FILE, or choose another --out.")
     return _Source(data, file, data.to_csv())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -18,8 +19,8 @@ from dynablocks.files import plain_data, write_atomically, write_text
 from dynablocks.fitting.regression import FitHistory, FitRecord, fit
 from dynablocks.fitting.rollout import noise_level, rollout_residuals, windows
 from dynablocks.fitting.surrogates import LEARNED_ENERGY, SURROGATES, FlowMap, Structure, build, training_residuals
+from dynablocks.run_files import CHECKPOINT, CONFIG, EXAMPLE_DATA, METRICS, PREDICTIONS, REPORT, VERIFICATION, WEIGHTS
 
-MODEL, CONFIG, METRICS, CHECKPOINT = "model.safetensors", "config.yaml", "metrics.json", "checkpoint"
 NOISY = 1e-4
 MOST_SAMPLES = 20_000
 """A stage of a fit takes at most so many samples (steps, or runs of several steps), evenly spaced."""
@@ -313,13 +314,13 @@ def save_fit(directory: Path | str, flow: FlowMap) -> None:
     if not stored["fit"]:
         text = yaml.safe_dump({"fit": {}, "structure": structure}, sort_keys=False, allow_unicode=True)
         write_text(directory / CONFIG, text)
-    write_atomically(directory / MODEL, lambda path: save_model(flow, str(path)))
+    write_atomically(directory / WEIGHTS, lambda path: save_model(flow, str(path)))
 
 
 def _require_built(flow: FlowMap) -> None:
     with torch.random.fork_rng(devices=[]):
         built = build(flow.structure)
-    if type(flow) is FlowMap and _anatomy(flow) == _anatomy(built):
+    if type(flow) is FlowMap and _anatomy(flow) == _anatomy(built) and _acts_alike(flow, built):
         return
     raise InvalidArgument(
         f"save_fit stores maps that build(structure) makes, here {type(built.field).__name__} by {built.method!r}; "
@@ -331,7 +332,18 @@ def _require_built(flow: FlowMap) -> None:
 def _anatomy(flow: FlowMap) -> tuple[Any, ...]:
     """All of a map but the numbers in it."""
     shapes = {name: tuple(value.shape) for name, value in flow.state_dict().items()}
-    return type(flow.field), repr(flow.field), type(flow.method), repr(flow.method), shapes
+    settings = {k: sorted(map(str, v)) if isinstance(v, frozenset) else repr(v) for k, v in vars(flow.method).items()}
+    return type(flow.field), repr(flow.field), type(flow.method), settings, shapes
+
+
+@torch.no_grad()
+def _acts_alike(flow: FlowMap, built: FlowMap) -> bool:
+    """Whether the built map, with the parameters of the other, has its field: it may differ in what no name shows."""
+    own = copy.deepcopy(flow).to(built.centre)
+    built.load_state_dict(own.state_dict())
+    states = torch.linspace(0, 1, 5 * own.centre.numel(), dtype=built.centre.dtype).reshape(5, -1)
+    states = own.centre + own.scale * states
+    return torch.equal(own.vector_field(states), built.vector_field(states))
 
 
 def load_fit(directory: Path | str) -> FlowMap:
@@ -350,14 +362,14 @@ def load_fit(directory: Path | str) -> FlowMap:
 
     directory = Path(directory)
     content = read_config(directory)
-    if not (directory / MODEL).exists():
-        raise BadCheckpoint(f"{directory} holds no finished fit (no {MODEL}); run the same dynablocks fit again.")
+    if not (directory / WEIGHTS).exists():
+        raise BadCheckpoint(f"{directory} holds no finished fit (no {WEIGHTS}); run the same dynablocks fit again.")
     try:
         stored = dict(content["structure"])
         weights = stored["weights"]
         stored |= {"names": tuple(stored["names"]), "weights": None if weights is None else tuple(weights)}
         flow = build(Structure(**stored))
-        load_model(flow, str(directory / MODEL))
+        load_model(flow, str(directory / WEIGHTS))
     except Exception as error:
         raise BadCheckpoint(f"{directory} holds a damaged fit; make it again with --overwrite.") from error
     return flow.eval()
@@ -401,9 +413,9 @@ def claim(directory: Path, config: FitConfig, structure: Structure, source: dict
             raise BadCheckpoint(
                 f"{directory} holds a fit with another {differing}; choose another --out, or --overwrite to fit anew."
             )
-        if (directory / METRICS).exists() and (directory / MODEL).exists():
+        if (directory / METRICS).exists() and (directory / WEIGHTS).exists():
             return True
-    elif directory.exists() and any(p.name != "example.csv" for p in directory.iterdir()):
+    elif directory.exists() and any(p.name != EXAMPLE_DATA for p in directory.iterdir()):
         raise InvalidArgument(f"--out {directory} holds other files; give an empty or a new folder.")
     write_text(directory / CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
     return False
@@ -419,6 +431,6 @@ def _differing(stored: dict[str, Any], wanted: dict[str, Any]) -> str | None:
 
 
 def _forget(directory: Path) -> None:
-    for name in (CONFIG, MODEL, METRICS, "verification.json", "predictions.csv", "report.html"):
+    for name in (CONFIG, WEIGHTS, METRICS, VERIFICATION, PREDICTIONS, REPORT):
         (directory / name).unlink(missing_ok=True)
     shutil.rmtree(directory / CHECKPOINT, ignore_errors=True)

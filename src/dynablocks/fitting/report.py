@@ -18,13 +18,15 @@ from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.errors import NotConverged
 from dynablocks.files import write_json, write_text
 from dynablocks.fitting import figures
-from dynablocks.fitting.job import METRICS, MOST_SAMPLES, Fitted, pairs_of
+from dynablocks.fitting.job import MOST_SAMPLES, Fitted, pairs_of
 from dynablocks.fitting.rollout import Drift, Rollout, drifts, roll_out, safe_rollout
 from dynablocks.fitting.single_steps import column_errors, one_step_error, step_halving_gap
 from dynablocks.fitting.surrogates import FlowMap
 from dynablocks.properties import explain, verify
 from dynablocks.properties.verify import Verification
-from dynablocks.reporting import html, words
+from dynablocks.reporting import words
+from dynablocks.reporting.page import document, figure, paragraph, table
+from dynablocks.run_files import METRICS, PREDICTIONS, REPORT, VERIFICATION
 
 LONG_STEPS = 2000
 OVERFIT, FAR = 10.0, 0.1
@@ -184,10 +186,10 @@ def write_outputs(directory: Path, outcome: Outcome, source: dict[str, Any], com
         }
         for check in outcome.verification or ()
     ]
-    write_json(directory / "verification.json", checks)
+    write_json(directory / VERIFICATION, checks)
     if outcome.rollouts:
-        write_text(directory / "predictions.csv", predictions(outcome.rollouts, outcome.fitted.flow.structure.names))
-    write_text(directory / "report.html", page(outcome, source, command, directory))
+        write_text(directory / PREDICTIONS, predictions(outcome.rollouts, outcome.fitted.flow.structure.names))
+    write_text(directory / REPORT, page(outcome, source, command, directory))
     write_json(directory / METRICS, outcome.metrics)
 
 
@@ -196,9 +198,9 @@ def predictions(rollouts: Sequence[Rollout], names: Sequence[str]) -> str:
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["trajectory", "t", *names, *(f"{name}_predicted" for name in names)])
-    for k, rollout in enumerate(rollouts):
+    for rollout in rollouts:
         for i, predicted in enumerate(rollout.predicted.tolist()):
-            label = rollout.label or k
+            label = rollout.label
             writer.writerow([label, float(rollout.times[i]), *rollout.measured[i].tolist(), *predicted])
     return text.getvalue()
 
@@ -210,19 +212,13 @@ def page(outcome: Outcome, source: dict[str, Any], command: str, directory: Path
     parts.extend(_usage(outcome, directory, command))
     kept = outcome.fitted.flow.structure.preserve
     title = f"{source['file']}: a surrogate that keeps {KEPT.get(kept, kept)}"
-    body = "\n".join(parts)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="generator" content="dynablocks">\n<title>{escape(title)}</title>\n'
-        f"<style>{html.STYLE}</style>\n</head>\n<body>\n<header><h1>{escape(title)}</h1></header>\n{body}\n</body>\n</html>\n"
-    )
+    return document(title, "", parts)
 
 
 def _headline(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
-    yield html._table(("", "result", "meaning"), headline_rows(outcome.metrics), numeric=(1,))
+    yield table(("", "result", "meaning"), headline_rows(outcome.metrics), numeric=(1,))
     for warning in warnings(outcome.metrics):
-        yield html._p(f"Warning: {warning}")
+        yield paragraph(f"Warning: {warning}")
 
 
 def headline_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -234,7 +230,7 @@ def headline_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("relative error of one step", _share(metrics["test_relative_error"]), over + noisy),
     ]
     if "step_halving_error" in metrics:
-        meaning = "largest distance over the spread: how far other steps than the usual one may be off"
+        meaning = "largest distance over the spread: how far shorter steps than the usual one are off; longer ones more"
         rows.append(("two half steps against one", _share(metrics["step_halving_error"]), meaning))
     if metrics["rollout_mse"] is not None:
         ended = metrics["rollouts_ended_early"]
@@ -279,7 +275,7 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
             f"Rollouts from test states ended early: {metrics['rollouts_ended_early']}; errors of rollouts are of what "
             "was reached."
         )
-    found.extend(_uneven_columns(metrics.get("column_relative_errors") or {}, relative))
+    found.extend(_uneven_columns(metrics.get("column_relative_errors") or {}, relative, metrics.get("preserve", "")))
     gap = metrics.get("step_halving_error")
     if gap is not None and gap > max(COARSE, COARSE_RATIO * (relative or 0.0)):
         found.append(
@@ -296,12 +292,18 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
     return found
 
 
-def _uneven_columns(errors: dict[str, float | None], relative: float | None) -> list[str]:
+def _uneven_columns(errors: dict[str, float | None], relative: float | None, preserve: str) -> list[str]:
+    cure = "scale the columns to similar sizes"
+    if preserve == "norm":
+        cure = "fit longer (--preset long) or with a larger --width, since other scales would change the norm"
+    elif preserve == "mass":
+        cure = "scale the columns to similar sizes, and divide their --weights by the same factors"
+    elif preserve == "symplectic" or (preserve == "energy" and len(errors) % 2 == 0):
+        cure = "scale all positions by one factor and all momenta by another"
     limit = max(UNEVEN, UNEVEN_RATIO * (relative or 0.0))
     return [
         f"Column {name!r} is learned worse than the rest: its error is {_share(error)} of its own spread. Unless that "
-        "is noise, scale the columns to similar sizes (for symplectic, all positions by one factor and all momenta by "
-        "another)."
+        f"is noise, {cure}."
         for name, error in errors.items()
         if relative is not None and error is not None and error > limit
     ]
@@ -331,7 +333,7 @@ def _data(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
     least, most, median = float(h.min()), float(h.max()), float(h.median())
     spread = f"{least:.4g}" if most - least <= 1e-9 * most else f"{least:.4g} to {most:.4g}, median {median:.4g}"
     rows.append(("time between samples", spread))
-    yield html._table(("", "value"), rows)
+    yield table(("", "value"), rows)
 
 
 def _trajectories(part: Trajectories | Pairs, named: bool) -> str:
@@ -347,7 +349,7 @@ def _model(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
     flow = outcome.fitted.flow
     yield "<h2>The surrogate and what it is guaranteed to keep</h2>"
     steps = f"{flow.structure.substeps} step{'s' if flow.structure.substeps > 1 else ''}"
-    yield html._p(
+    yield paragraph(
         f"A learned {type(flow.field).__name__} moved by {flow.method!r}, {steps} between two samples (times in the "
         "derivation are in the surrogate's own unit). The guarantees hold for every state, every parameter and "
         f"{flow.scope()}, by construction; the fit chooses among maps that have them."
@@ -362,12 +364,12 @@ def _verification(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
         for c in outcome.verification or ()
     ]
     if outcome.verification is None:
-        yield html._p("Not measured: the equation of a step is not solved at the test states.")
+        yield paragraph("Not measured: the equation of a step is not solved at the test states.")
     elif rows:
-        yield html._p("Each declared property, measured in float64 at test states; the tolerance is rounding.")
-        yield html._table(("property", "residual", "tolerance", "verdict"), rows, numeric=(1, 2))
+        yield paragraph("Each declared property, measured in float64 at test states; the tolerance is rounding.")
+        yield table(("property", "residual", "tolerance", "verdict"), rows, numeric=(1, 2))
     else:
-        yield html._p("Nothing is declared, so there is nothing to verify.")
+        yield paragraph("Nothing is declared, so there is nothing to verify.")
 
 
 def _training(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
@@ -375,27 +377,27 @@ def _training(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
     caption = (
         "Adam, then from the dotted line on a second-order finish. The best parameters on the validation were kept."
     )
-    yield html._figure(figures.loss_figure(outcome.fitted.curve()), "loss", caption)
+    yield figure(figures.loss_figure(outcome.fitted.curve()), "loss", caption)
     rows = [(key, _number(outcome.metrics[f"{key}_mse"])) for key in ("train", "validation", "test")]
-    yield html._table(("data", "mean squared error of one step"), rows, numeric=(1,))
+    yield table(("data", "mean squared error of one step"), rows, numeric=(1,))
 
 
 def _rollouts(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
     rollouts, names = outcome.rollouts, outcome.fitted.flow.structure.names
     yield "<h2>Rollouts</h2>"
     if not rollouts:
-        yield html._p("The file holds single steps, so only their errors are known; trajectories would show more.")
+        yield paragraph("The file holds single steps, so only their errors are known; trajectories would show more.")
         return
     ended = next((r.stopped for r in rollouts if r.stopped), None)
     if ended:
-        yield html._p(f"Some predictions end early: {ended}.")
+        yield paragraph(f"Some predictions end early: {ended}.")
     if len(names) >= 2:
         caption = "Left: test data and predictions from their first states. Right: a long run from the first of them."
-        yield html._figure(figures.portrait_figure(rollouts, outcome.long_states, names), "portrait", caption)
+        yield figure(figures.portrait_figure(rollouts, outcome.long_states, names), "portrait", caption)
     caption = "The first test trajectory: only its first state was given."
-    yield html._figure(figures.component_figure(rollouts[0], names), "components", caption)
+    yield figure(figures.component_figure(rollouts[0], names), "components", caption)
     noisy = "The error cannot fall below the noise of the data." if outcome.fitted.plan.horizon > 1 else "All rollouts."
-    yield html._figure(figures.error_figure(rollouts), "errors", noisy)
+    yield figure(figures.error_figure(rollouts), "errors", noisy)
 
 
 def _drift(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
@@ -403,8 +405,8 @@ def _drift(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
         return
     yield "<h2>Drift over a long time</h2>"
     if outcome.long_stop:
-        yield html._p(f"The run ended after {len(outcome.long_states) - 1} steps: {outcome.long_stop}.")
-    yield html._figure(figures.drift_figure(outcome.drifts), "drift", "Values below 1e-18 are drawn there.")
+        yield paragraph(f"The run ended after {len(outcome.long_states) - 1} steps: {outcome.long_stop}.")
+    yield figure(figures.drift_figure(outcome.drifts), "drift", "Values below 1e-18 are drawn there.")
 
 
 def _usage(outcome: Outcome, directory: Path, command: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dynablocks.data.trajectories import Trajectories
 from dynablocks.errors import DynablocksError
 from dynablocks.fitting.surrogates import LEARNED_ENERGY, FlowMap
-from dynablocks.properties.verify import jacobians
+from dynablocks.properties.verify import jacobians, symplectic_defect
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -192,10 +192,5 @@ def _starts(states: Tensor, points: int) -> Tensor:
 
 def _form_defect(flow: FlowMap, times: Tensor, states: Tensor, points: int) -> Drift:
     chosen = _starts(states, points)
-    with torch.enable_grad():
-        dense = jacobians(flow, states[chosen])
-    half = states.shape[1] // 2
-    form = torch.zeros(2 * half, 2 * half, dtype=states.dtype)
-    form[:half, half:], form[half:, :half] = torch.eye(half), -torch.eye(half)
-    defect = (dense.mT @ form @ dense - form).flatten(1).norm(dim=1)
+    defect = symplectic_defect(jacobians(flow, states[chosen])).flatten(1).norm(dim=1)
     return Drift("‖Jᵀ𝕁J − 𝕁‖ of a step", times[chosen], defect)

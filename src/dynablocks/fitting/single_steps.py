@@ -39,7 +39,7 @@ def step_halving_gap(flow: FlowMap, x: Float[Tensor, "batch entries"]) -> float 
     """The largest ‖Ψ^h(x) − Ψ^{h/2}(Ψ^{h/2}(x))‖, h the usual step; ``None`` where a step's equation is not solved.
 
     It is 0 for the flow of a field. A map fitted at one h has learned the field that makes up for its method's error
-    there; where that error is not small, other steps and :meth:`FlowMap.vector_field` are off by about as much as this.
+    there. By a method of order p half a step is then off by about half of this, and twice the step by 2^{p+1} times it.
 
     Example:
         >>> from dynablocks.fitting.surrogates import Structure, build

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import FieldFacts, VectorField
-from dynablocks.fields.base import over_states, potential_of
+from dynablocks.fields.base import known_potential, over_states
 from dynablocks.fields.hamiltonian import EnergyField
 from dynablocks.fields.sphere import skew_matrix
 from dynablocks.fields.symmetric import EvenPotential, ridge_energy
@@ -169,7 +169,7 @@ class SkewGradientField(EnergyField):
 
     def energy(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, " batch"]:
         """H(x) per sample."""
-        return potential_of(self.hamiltonian, x)
+        return known_potential(self.hamiltonian, x)
 
     def gradient(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries"]:
         """∇H(x) per sample."""
@@ -261,5 +261,7 @@ def _frozen(x: Tensor, produced: Tensor, destroyed: Tensor, step_size: StepSize)
 
 def even_energy(entries: int, width: int, *, odd: bool, linear: bool = False) -> VectorField:
     """∇H for a learned H(x) = αᵀΓ(Ax + b) + ½xᵀQx, with ``linear`` + cᵀx, even where the field is to be odd."""
+    if odd and linear:
+        raise InvalidArgument("an even H has no linear term; leave out odd or linear.")
     energy = ridge_energy(entries, width, linear=linear)
     return EvenPotential(energy) if odd else energy

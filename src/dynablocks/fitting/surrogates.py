@@ -149,7 +149,7 @@ class FlowMap(Structured):
     def energy(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, " batch"]:
         """The learned H per sample in the units of the data, up to a constant.
 
-        ``vector_field`` is S(x)∇H(x) with a skew S, which is 𝕁 for states (q, p).
+        For maps that keep an energy ``vector_field`` is S(x)∇H(x) with a skew S, which is 𝕁 for states (q, p).
         """
         self._require(x)
         # ∇ of H((x − c)/s) brings 1/s, the field s/unit.

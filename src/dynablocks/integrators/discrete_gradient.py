@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynablocks.errors import InvalidArgument, require_choice
+from dynablocks.errors import InvalidArgument, require_choice, require_whole
 from dynablocks.fields import VectorField
-from dynablocks.fields.base import over_states, potential_of, why_no_potential
+from dynablocks.fields.base import known_potential, over_states, why_no_potential
 from dynablocks.fields.hamiltonian import canonical
 from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
 from dynablocks.integrators.solver import solve
@@ -43,7 +43,7 @@ class MinusPotential:
     field: VectorField
 
     def __call__(self, x: Tensor) -> Tensor:
-        return -potential_of(self.field, x)
+        return -known_potential(self.field, x)
 
 
 def energy_form(field: VectorField) -> EnergyForm | str:
@@ -125,8 +125,7 @@ def discrete_gradient(
     require_choice("discrete gradient", kind, KINDS)
     if x.shape != y.shape or x.ndim < 2:
         raise InvalidArgument(f"x and y have shapes {tuple(x.shape)} and {tuple(y.shape)}; give two equal batches.")
-    if not isinstance(nodes, int) or nodes < 1:
-        raise InvalidArgument(f"nodes is {nodes!r}; a whole number >= 1 is needed.")
+    require_whole("nodes", nodes, 1)
     slope = torch.func.grad(lambda z: energy(z).sum()) if gradient is None else gradient
     return _with_length(kind, energy, slope, x, y, nodes)[0]
 

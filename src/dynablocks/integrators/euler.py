@@ -8,7 +8,7 @@ from typing import TypeGuard
 
 from torch import Tensor
 
-from dynablocks.errors import InvalidArgument
+from dynablocks.errors import require_whole
 from dynablocks.fields import RidgeField, VectorField
 from dynablocks.fields.base import over_states
 from dynablocks.integrators.base import INTEGRATORS, RUNGE_KUTTA_KEEPS, Integrator, StepSize
@@ -41,9 +41,7 @@ class ExplicitEuler(Integrator):
     keeps = RUNGE_KUTTA_KEEPS
 
     def __init__(self, substeps: int = 1) -> None:
-        if not isinstance(substeps, int) or substeps < 1:
-            raise InvalidArgument(f"substeps is {substeps!r}; a whole number >= 1 is needed.")
-        self.substeps = substeps
+        self.substeps = require_whole("substeps", substeps, 1)
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
         h = step_size / self.substeps

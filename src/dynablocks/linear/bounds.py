@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dynablocks.errors import InvalidArgument, require_choice
+from dynablocks.errors import InvalidArgument, require_choice, require_whole
 from dynablocks.linear.rounding import (
     EPS,
     checked_float64,
@@ -100,8 +100,7 @@ class ConvGeometry:
         else:
             _pair("padding", self.padding, least=0)
         require_choice("padding_mode", self.padding_mode, ("zeros", "circular"))
-        if not _is_count(self.groups, 1):
-            raise InvalidArgument(f"groups is {self.groups!r}; an integer of at least 1 is needed.")
+        require_whole("groups", self.groups, 1)
 
     @classmethod
     def of(cls, module: torch.nn.Conv2d, input_size: Pair) -> ConvGeometry:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
-from dynablocks.errors import InvalidArgument, require_choice, require_range
+from dynablocks.errors import InvalidArgument, require_choice, require_range, require_whole
 from dynablocks.linear import ORTHOGONAL
 
 T = TypeVar("T")
+
+MOST_CHANNELS, MOST_LAYERS = 65_536, 10_000
 
 LIFTS = ("isometric", "paper")
 WEIGHTS = ("orthogonal", "penalised", "free")
@@ -109,19 +111,17 @@ class ModelConfig:
                 require_choice(name, getattr(self, name), allowed)
         if self.method is not None:
             ORTHOGONAL.get_known(self.method)
-        for name in ("kernel_size", "substeps", "stem", "dense_width", "dense_layers"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-                raise InvalidArgument(f"{name} is {value!r}; a whole number is needed.")
-        for name in ("kernel_size", "substeps", "stem"):
+        ranges = dict.fromkeys(("kernel_size", "substeps", "stem"), (1, 16))
+        ranges |= {"dense_width": (0, 256 * MOST_CHANNELS), "dense_layers": (0, MOST_LAYERS)}
+        for name, limits in ranges.items():
             if getattr(self, name) is not None:
-                require_range(name, getattr(self, name), 1, 16)
+                object.__setattr__(self, name, require_whole(name, getattr(self, name), *limits))
         if self.slope is not None:
             require_range("slope", self.slope, 0.0, 1.0)
         for name in ("rows", "dense_rows"):
             if getattr(self, name) is not None:
                 require_range(name, getattr(self, name), 0.0, 1.0, open_low=True)
-        for name in ("penalty", "expansive_penalty", "step_penalty", "dense_width", "dense_layers"):
+        for name in ("penalty", "expansive_penalty", "step_penalty"):
             if getattr(self, name) is not None:
                 require_range(name, getattr(self, name), 0)
         if self.metric_smooth is not None:
@@ -132,9 +132,11 @@ class ModelConfig:
             sizes = getattr(self, name)
             if sizes is not None:
                 object.__setattr__(self, name, tuple(sizes))
-                low = 1 if name == "widths" else 0
-                if not sizes or any(not isinstance(s, int) or s < low for s in sizes):
-                    raise InvalidArgument(f"{name} is {list(sizes)}; whole numbers from {low} are needed, one a stage.")
+                low, high = (1, MOST_CHANNELS) if name == "widths" else (0, MOST_LAYERS)
+                if not sizes or any(not isinstance(s, int) or not low <= s <= high for s in sizes):
+                    raise InvalidArgument(
+                        f"{name} is {list(sizes)}; whole numbers from {low} to {high} are needed, one a stage."
+                    )
 
     def completed(self, defaults: ModelConfig) -> ModelConfig:
         """This configuration with every empty setting taken from ``defaults``."""

@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ from dynablocks.properties.declarations import (
     VolumePreserving,
 )
 from dynablocks.properties.structure import Declaration, Structured, declare, original
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 DENSE_LIMIT = 700
 """Jacobians with at most this many rows and columns are formed; larger ones are only multiplied with."""
@@ -257,13 +260,26 @@ def _largest_parameter(module: nn.Module) -> float:
     return max(map(largest_finite, module.parameters()), default=0.0)
 
 
-def jacobians(module: nn.Module, x: Tensor) -> Tensor:
-    """The dense Jacobian at each sample: (batch, outputs, inputs), by reverse-mode differentiation."""
-    outputs = module(x[:1]).numel()
+@with_gradients
+def jacobians(
+    function: Callable[[Tensor], Tensor], x: Float[Tensor, "batch ..."]
+) -> Float[Tensor, "batch outputs inputs"]:
+    """The dense Jacobian at each sample, by reverse-mode differentiation; also where gradients are switched off.
+
+    Args:
+        function: a batch to a batch, sample by sample.
+        x: the samples; entries count in their order in memory.
+
+    Example:
+        >>> jacobians(lambda x: x.square(), torch.tensor([[1.0, 3.0]]))
+        tensor([[[2., 0.],
+                 [0., 6.]]])
+    """
+    outputs = function(x[:1]).numel()
     blocks = []
     for part in torch.split(x, max(1, 256 // outputs)):
         point = part.clone().requires_grad_(True)
-        output = _rows(module(point))
+        output = _rows(function(point))
         if not output.requires_grad:
             blocks.append(output.new_zeros(len(part), outputs, part[0].numel()))
             continue
@@ -271,6 +287,46 @@ def jacobians(module: nn.Module, x: Tensor) -> Tensor:
         (grad,) = torch.autograd.grad(output, point, eye, is_grads_batched=True)
         blocks.append(grad.flatten(2).transpose(0, 1))
     return torch.cat(blocks)
+
+
+def symplectic_defect(
+    jacobians: Float[Tensor, "batch entries entries"], factor: float = 1.0
+) -> Float[Tensor, "batch entries entries"]:
+    r"""By how much a map changes the symplectic form at each sample, as a matrix; its norm is the caller's to choose.
+
+    .. math::
+
+        J^\mathsf{T} \mathbb{J} J - c\,\mathbb{J}, \qquad
+        \mathbb{J} = \begin{pmatrix} 0 & I \\ -I & 0 \end{pmatrix}
+
+    It is 0 everywhere exactly where the map is symplectic (c = 1), or conformally so. In floating point it is of the
+    size of rounding times ‖J‖².
+
+    Args:
+        jacobians: J, for states of all positions and then all momenta (:func:`jacobians`).
+        factor: c.
+
+    Raises:
+        InvalidArgument: the Jacobians are not square, or of an odd size.
+
+    Source: Hairer, Lubich and Wanner, "Geometric Numerical Integration", section VI.2.
+
+    Example:
+        >>> half, shear = 0.5 * torch.eye(2), torch.tensor([[1.0, 3.0], [0.0, 1.0]])
+        >>> symplectic_defect(torch.stack([half, shear])).flatten(1).norm(dim=1)
+        tensor([1.0607, 0.0000])
+    """
+    rows, entries = jacobians.shape[-2:]
+    if rows != entries or entries % 2:
+        raise InvalidArgument(
+            f"the Jacobians are {rows} × {entries}; the symplectic form needs square ones of even size, for states of "
+            "all positions and then all momenta."
+        )
+    half = entries // 2
+    form = jacobians.new_zeros(entries, entries)
+    form[:half, half:] = torch.eye(half, dtype=form.dtype, device=form.device)
+    form[half:, :half] = -torch.eye(half, dtype=form.dtype, device=form.device)
+    return jacobians.mT @ form @ jacobians - factor * form
 
 
 def _products(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
@@ -465,11 +521,7 @@ def _measure_conformal(module: nn.Module, declared: ConformalSymplectic, x: Tens
 
 def _form_residual(dense: Tensor, factor: float, x: Tensor) -> Measurement:
     """‖Jᵀ𝕁J − c𝕁‖ over max(1, ‖J‖²): rounding in the products grows with the Jacobian's size."""
-    half = dense.shape[-1] // 2
-    form = torch.zeros(2 * half, 2 * half, dtype=x.dtype)
-    form[:half, half:] = torch.eye(half, dtype=x.dtype)
-    form[half:, :half] = -torch.eye(half, dtype=x.dtype)
-    gap = (dense.mT @ form @ dense - factor * form).flatten(1).norm(dim=1)
+    gap = symplectic_defect(dense, factor).flatten(1).norm(dim=1)
     return _worst(gap / dense.flatten(1).square().sum(1).clamp_min(1.0), x)
 
 

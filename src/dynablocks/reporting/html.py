@@ -3,53 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dynablocks.files import write_text
 from dynablocks.reporting import figures, words
 from dynablocks.reporting.data import ReportData
+from dynablocks.reporting.page import document, figure, paragraph, table
 from dynablocks.robustness.curves import Curve
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 HEADLINE_EPSILON = 36 / 255
-
-STYLE = """
-:root { color-scheme: light dark; --font: system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif;
-  --paper: #ffffff; --ink: #1b1d22; --quiet: #5b606b; --faint: #c9ccd3; --panel: #f4f5f7; --blue: #0072b2;
-  --vermilion: #c65300; --green: #007f5c; --purple: #a94f82; --orange: #946600; }
-@media (prefers-color-scheme: dark) { :root { --paper: #15171b; --ink: #e7e8eb; --quiet: #a3a8b3; --faint: #434852;
-  --panel: #1f2228; --blue: #56b4e9; --vermilion: #ff8f4a; --green: #35c99d; --purple: #e79cc3; --orange: #f0b429; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 56rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 var(--font); }
-h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .25rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; padding-top: .5rem; border-top: 1px solid var(--faint); }
-p { margin: .5rem 0; max-width: 46rem; }
-.quiet, figcaption { color: var(--quiet); font-size: .9rem; }
-figure { margin: 1rem 0; } figure svg { width: 100%; height: auto; display: block; } figcaption { max-width: 46rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; margin: .75rem 0; font-size: .92rem; }
-th, td { text-align: left; padding: .35rem .75rem .35rem 0; vertical-align: top;
-  border-bottom: 1px solid var(--faint); }
-thead th { color: var(--quiet); font-weight: 600; }
-tbody th { font-weight: 600; }
-.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; padding-right: 1.25rem; }
-.alarm { color: var(--vermilion); font-weight: 600; }
-pre { background: var(--panel); padding: .75rem 1rem; border-radius: 6px; overflow: auto; max-height: 32rem;
-  font: .8rem/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
-pre.command { white-space: pre-wrap; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { .n { white-space: normal; } th, td { padding-right: .6rem; } }
-@media print { :root { color-scheme: light; --paper: #ffffff; --ink: #000000; --quiet: #444444; --faint: #bbbbbb;
-  --panel: #ffffff; --blue: #0072b2; --vermilion: #c65300; --green: #007f5c; --purple: #a94f82; --orange: #946600; }
-  body { max-width: none; padding: 0; font-size: 10.5pt; } h2 { break-after: avoid; }
-  figure, tr { break-inside: avoid; }
-  pre { max-height: none; white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--faint); } }
-"""
 
 
 def write_report(path: Path, data: ReportData) -> None:
@@ -71,19 +35,17 @@ def write_report(path: Path, data: ReportData) -> None:
 def report_page(data: ReportData) -> str:
     """The page as text."""
     sections = (_headline, _meaning, _robustness, _examples, _bounds, _steps, _training, _explanation, _reproduce)
-    body = "\n".join(part for section in sections for part in section(data))
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="generator" content="dynablocks">\n'
-        f"<title>{escape(data.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
+    return document(data.title, _subtitle(data), (part for section in sections for part in section(data)))
+
+
+def _subtitle(data: ReportData) -> str:
+    metrics = data.metrics
+    facts = [f"{key} {metrics[key]}" for key in ("preset", "seed", "device", "version") if metrics.get(key) is not None]
+    return f'<p class="quiet">{escape(", ".join(facts))}</p>'
 
 
 def _headline(data: ReportData) -> Iterator[str]:
     metrics = data.metrics
-    facts = [f"{key} {metrics[key]}" for key in ("preset", "seed", "device", "version") if metrics.get(key) is not None]
-    yield f'<header><h1>{escape(data.title)}</h1><p class="quiet">{escape(", ".join(facts))}</p></header>'
     level = words.radius(HEADLINE_EPSILON)
     rate = metrics.get("images_per_second")
     speed = "" if rate is None else f", {words.count(rate)} images per second"
@@ -116,7 +78,7 @@ def _headline(data: ReportData) -> Iterator[str]:
             f"on {metrics.get('device', 'an unnamed device')}{speed}",
         ),
     ]
-    yield _table(("", "result", "meaning"), rows, numeric=(1,))
+    yield table(("", "result", "meaning"), rows, numeric=(1,))
 
 
 def _at(data: ReportData, kind: str, epsilon: float = HEADLINE_EPSILON) -> str:
@@ -146,15 +108,15 @@ def _meaning(data: ReportData) -> Iterator[str]:
     if clean is not None:
         known = metrics.get("test_images") or metrics.get("attacked_images")
         images = f"the {words.count(known)} test images" if known else "the test images"
-        yield _p(f"The network names the right class for {words.percent(clean)} of {images}.")
+        yield paragraph(f"The network names the right class for {words.percent(clean)} of {images}.")
     if certified is not None:
-        yield _p(
+        yield paragraph(
             f"For {words.percent(certified)} of all test images the right answer is proved to be stable: no change "
             f"of the pixels of Euclidean length up to ε = {level} can alter it, whoever makes it and however. "
             + _length_of(data)
         )
     if robust is not None:
-        yield _p(
+        yield paragraph(
             f"The attacks tried here (deliberate searches for the worst change) left {words.percent(robust)} correct "
             "at the same ε"
             + (f" on {words.count(metrics.get('attacked_images'))} images" if metrics.get("attacked_images") else "")
@@ -162,13 +124,15 @@ def _meaning(data: ReportData) -> Iterator[str]:
             + ". What is certified no attack can break, what an attack broke is lost; what lies between is not known."
         )
     elif metrics.get("robust_accuracy"):
-        yield _p(f"The attacks were not made at ε = {level}; the table below says at which.")
+        yield paragraph(f"The attacks were not made at ε = {level}; the table below says at which.")
     else:
-        yield _p("This network was not attacked, so only what is proved is known about changed images.")
+        yield paragraph("This network was not attacked, so only what is proved is known about changed images.")
     if metrics.get("certified_accuracy") is None:
-        yield _p("This network was not certified, so nothing is proved here: dynablocks certify proves what it can.")
+        yield paragraph(
+            "This network was not certified, so nothing is proved here: dynablocks certify proves what it can."
+        )
     else:
-        yield _p(_about_bound(metrics.get("lipschitz_bound")))
+        yield paragraph(_about_bound(metrics.get("lipschitz_bound")))
 
 
 def _length_of(data: ReportData) -> str:
@@ -197,7 +161,7 @@ def _about_bound(value: float | None) -> str:
 def _robustness(data: ReportData) -> Iterator[str]:
     yield "<h2>Accuracy against the size of the perturbation</h2>"
     if data.curves:
-        yield _figure(
+        yield figure(
             figures.robustness_figure(data.curves, watermark=data.watermark),
             "robustness",
             "Solid: proved. Dashed: what survived the attacks. Bands: 95 % confidence (Wilson) for the number of "
@@ -206,21 +170,19 @@ def _robustness(data: ReportData) -> Iterator[str]:
     keys = [data.metrics.get(key) or [] for key in ("certified_accuracy", "robust_accuracy")]
     epsilons = sorted({float(point["epsilon"]) for points in keys for point in points})
     if not data.curves and not epsilons:
-        yield _p("This network was neither certified nor attacked.")
+        yield paragraph("This network was neither certified nor attacked.")
         return
     if epsilons:
         rows = [(words.radius(e), _at(data, "certified", e), _at(data, "attacked", e)) for e in epsilons]
-        yield _table(
-            ("ε, Euclidean", "certified (95 % interval)", "under attack (95 % interval)"), rows, numeric=(1, 2)
-        )
+        yield table(("ε, Euclidean", "certified (95 % interval)", "under attack (95 % interval)"), rows, numeric=(1, 2))
 
 
 def _examples(data: ReportData) -> Iterator[str]:
     yield "<h2>Examples</h2>"
     if not data.examples:
-        yield _p("Examples are shown where a network was both attacked and certified.")
+        yield paragraph("Examples are shown where a network was both attacked and certified.")
         return
-    yield _figure(
+    yield figure(
         figures.examples_figure(data.examples, data.class_names, watermark=data.watermark),
         "examples",
         "Test images in their order, not selected: the clean image, the closest attacked image with another class, "
@@ -231,9 +193,9 @@ def _examples(data: ReportData) -> Iterator[str]:
 def _bounds(data: ReportData) -> Iterator[str]:
     yield "<h2>Where the guarantee comes from</h2>"
     if not data.blocks:
-        yield _p("The parts of this network were not measured.")
+        yield paragraph("The parts of this network were not measured.")
         return
-    yield _figure(
+    yield figure(
         figures.bounds_figure(data.blocks, watermark=data.watermark),
         "bounds",
         "Each part declares how strongly it can react (outline). Measured (filled) is the strongest reaction found at "
@@ -243,14 +205,14 @@ def _bounds(data: ReportData) -> Iterator[str]:
         (row.name, row.description, words.bound(row.declared), words.bound(row.measured), words.slack(row.slack))
         for row in data.blocks
     ]
-    yield _table(("part", "what it is", "declared", "measured", "slack"), rows, numeric=(2, 3, 4))
+    yield table(("part", "what it is", "declared", "measured", "slack"), rows, numeric=(2, 3, 4))
 
 
 def _steps(data: ReportData) -> Iterator[str]:
     if not data.steps:
         return
     yield "<h2>Step sizes</h2>"
-    yield _figure(
+    yield figure(
         figures.steps_figure(data.steps, watermark=data.watermark),
         "steps",
         "The network as a switched system in time: every step begins at its dot and ends at its diamond. A diamond to "
@@ -261,16 +223,16 @@ def _steps(data: ReportData) -> Iterator[str]:
 def _training(data: ReportData) -> Iterator[str]:
     yield "<h2>Training</h2>"
     if not data.history:
-        yield _p("No record of the training was kept.")
+        yield paragraph("No record of the training was kept.")
         return
     caption = "After each epoch; the training accuracy is of the images as trained on, while the weights still move."
-    yield _figure(figures.training_figure(data.history, watermark=data.watermark), "training", caption)
+    yield figure(figures.training_figure(data.history, watermark=data.watermark), "training", caption)
 
 
 def _explanation(data: ReportData) -> Iterator[str]:
     if data.explanation:
         yield "<h2>Derivation of the guarantee</h2>"
-        yield _p("What each part is guaranteed to be, why, and where a property was lost.")
+        yield paragraph("What each part is guaranteed to be, why, and where a property was lost.")
         yield f"<pre>{escape(data.explanation)}</pre>"
 
 
@@ -280,35 +242,10 @@ def _reproduce(data: ReportData) -> Iterator[str]:
     known = ("model", "dataset", "preset", "seed", "device", "precision", "epochs", "version", "commit", "hardware")
     rows = [(key, _fact(data.metrics[key])) for key in known if data.metrics.get(key) is not None]
     if rows:
-        yield _table(("setting", "value"), rows)
+        yield table(("setting", "value"), rows)
     if data.config_text:
         yield f"<p>The complete configuration:</p><pre>{escape(data.config_text)}</pre>"
 
 
 def _fact(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _p(text: str) -> str:
-    return f"<p>{escape(text)}</p>"
-
-
-def _figure(figure: Figure, name: str, caption: str) -> str:
-    return f"<figure>{figures.to_svg(figure, name, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[int] = ()) -> str:
-    """A table whose first column names its rows; everything is escaped."""
-
-    def cell(index: int, text: str, tag: str, scope: str = "") -> str:
-        classes = " ".join(name for name, on in (("n", index in numeric), ("alarm", "VIOLATED" in text)) if on)
-        style = f' class="{classes}"' if classes else ""
-        return f"<{tag}{scope}{style}>{escape(text)}</{tag}>"
-
-    head = "".join(cell(i, text, "th", ' scope="col"') for i, text in enumerate(headings))
-    lines = [
-        cell(0, row[0], "th", ' scope="row"') + "".join(cell(i, text, "td") for i, text in enumerate(row) if i)
-        for row in rows
-    ]
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

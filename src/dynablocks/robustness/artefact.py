@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dynablocks.errors import BadData
+from dynablocks.files import is_number
 from dynablocks.models import Network
 from dynablocks.properties import Declaration, Lipschitz, declare
 from dynablocks.robustness.certificates import ARITHMETICS, CertificateResult
@@ -130,23 +131,23 @@ def checked_artefact(content: Any, path: str) -> dict[str, Any]:
     if content.get("version") != VERSION:
         raise BadData(f"{path} has version {content.get('version')!r}; this version reads {VERSION}: certify again.")
     wrong = [name for name, kind in NEEDED.items() if not isinstance(content.get(name), kind)]
-    if wrong or not (content.get("body_lipschitz", "") is None or _is_number(content.get("body_lipschitz"))):
+    if wrong or not (content.get("body_lipschitz", "") is None or is_number(content.get("body_lipschitz"))):
         raise BadData(f"{path} has no valid {(wrong or ['body_lipschitz'])[0]!r}; it was edited or cut: certify again.")
     for number, image in enumerate(content["images"]):
         if (
             not isinstance(image, dict)
             or not all(_is_whole(image.get(name)) for name in ("label", "prediction"))
-            or not _is_number(image.get("radius"))
+            or not is_number(image.get("radius"))
         ):
             raise BadData(f"image {number} of {path} lacks a label, prediction or radius; certify again.")
     for number, row in enumerate(content["layers"]):
         if not isinstance(row, dict) or not all(
-            row.get(name) is None or _is_number(row[name]) for name in ("bound", "product")
+            row.get(name) is None or is_number(row[name]) for name in ("bound", "product")
         ):
             raise BadData(f"layer {number} of {path} has a bound that is no number; certify again.")
     for owner, name in (("normalisation", "mean"), ("normalisation", "scale"), ("model", "mean"), ("model", "std")):
         values = content[owner].get(name)
-        if not isinstance(values, list) or not all(map(_is_number, values)):
+        if not isinstance(values, list) or not all(map(is_number, values)):
             raise BadData(f"{path} has a {name} in {owner!r} that is no list of numbers; certify again.")
     if not isinstance(content["data"].get("dir"), (str, type(None))):
         raise BadData(f"{path} has data in {content['data']['dir']!r}, which is no folder's name; certify again.")
@@ -155,13 +156,3 @@ def checked_artefact(content: Any, path: str) -> dict[str, Any]:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    """Whether this is a finite number; JSON also knows NaN, and integers that no float can hold."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(float(value))
-    except OverflowError:
-        return False

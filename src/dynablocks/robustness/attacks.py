@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynablocks.errors import InvalidArgument, require_range
+from dynablocks.ball import foolbox_direction, foolbox_norms, projected, unit_ball_points
+from dynablocks.errors import InvalidArgument, require_range, require_whole
 from dynablocks.registry import Registry
 from dynablocks.robustness.curves import PAPER_EPSILONS, Curve, checked_epsilons
 from dynablocks.robustness.evaluation import (
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 Loss = Callable[[Tensor, Tensor], Tensor]
 LOSSES: Registry[Loss] = Registry("attack loss")
 DEFAULT_EPSILONS = tuple(sorted({*PAPER_EPSILONS, 36 / 255, 72 / 255, 108 / 255}))
-_FOOLBOX_FLOOR = 1e-12
 _FOOLBOX_STEP = 0.025
 _LONG_STEPS = 4.0
 _SHRINK_ATTEMPTS = 24
@@ -143,10 +143,7 @@ class AttackConfig:
             ("seed", 0),
             ("examples", 0),
         ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise InvalidArgument(f"{name} is {value!r}; a whole number of at least {least} is needed.")
-            require_range(name, value, least)
+            object.__setattr__(self, name, require_whole(name, getattr(self, name), least, 2**63 - 1))
         if not self.losses or len(set(self.losses)) != len(self.losses):
             raise InvalidArgument(f"losses are {list(self.losses)}; give one or more of {sorted(LOSSES)}, each once.")
         for loss in self.losses:
@@ -450,8 +447,7 @@ def _ascend(
     The radii stay float64: 0.1 in float32 is larger than 0.1.
     """
     objective, step_size = LOSSES.get_known(loss), config.step_size_of(loss)
-    limits = radii.to(clean.dtype)
-    radius = limits[:, None, None, None]
+    radius = radii.to(clean.dtype)[:, None, None, None]
     x = clean
     if starts is not None:
         x = (clean + radius * starts.repeat(len(clean) // len(starts), 1, 1, 1)).clamp(0, 1)
@@ -465,24 +461,10 @@ def _ascend(
             )
         (gradient,) = torch.autograd.grad(value, x)
         with torch.no_grad():
-            x = x + step_size * radius * _normalised(gradient, exact=loss != "ce")
-            x = (clean + _clipped(x - clean, limits)).clamp(0, 1)
+            x = x + step_size * radius * foolbox_direction(gradient, exact=loss != "ce")
+            delta = x - clean
+            x = (clean + projected(delta, radius, foolbox_norms(delta))).clamp(0, 1)
     return _shrunk(x.detach(), clean, radii)
-
-
-def _normalised(gradient: Tensor, *, exact: bool) -> Tensor:
-    """g / ‖g‖; ``exact`` scales tiny gradients up first, otherwise ‖g‖ counts as 1e-12 at least, as in Foolbox."""
-    gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
-    if exact:
-        largest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True)
-        gradient = gradient / torch.where(largest > 0, largest, 1.0)
-    norms = gradient.flatten(1).norm(dim=1).clamp_min(_FOOLBOX_FLOOR)
-    return gradient * (1 / norms)[:, None, None, None]
-
-
-def _clipped(delta: Tensor, radii: Tensor) -> Tensor:
-    norms = delta.flatten(1).norm(dim=1).clamp_min(_FOOLBOX_FLOOR)
-    return delta * (radii / norms).clamp_max(1.0)[:, None, None, None]
 
 
 def _norms(x: Tensor, clean: Tensor) -> Float[Tensor, " rows"]:
@@ -509,7 +491,7 @@ def _shrunk(x: Tensor, clean: Tensor, radii: Tensor) -> Tensor:
 def _starts(
     pixels: Tensor, samples: Sequence[int], config: AttackConfig, loss: str, restart: int
 ) -> Float[Tensor, "n c h w"] | None:
-    """A uniform point of the unit ball for each sample (Voelker et al. 2017), the same in whatever batch it comes."""
+    """A uniform point of the unit ball for each sample, the same in whatever batch it comes."""
     if not config.random_start:
         return None
     size = pixels[0].numel()
@@ -518,10 +500,10 @@ def _starts(
     for row, sample in zip(draws, samples, strict=True):
         generator.manual_seed(_mixed_seed(config.seed, sample, restart, loss))
         row.normal_(generator=generator)
-    points = (draws / draws.norm(dim=1, keepdim=True))[:, :size]
-    return points.reshape(pixels.shape).to(pixels.device, pixels.dtype)
+    return unit_ball_points(draws).reshape(pixels.shape).to(pixels.device, pixels.dtype)
 
 
 def _mixed_seed(seed: int, sample: int, restart: int, loss: str) -> int:
+    # Not data.seeding's, which mixes integers alone and to other numbers: stored attacks depend on these starts.
     packed = struct.pack("<QQQ", seed % 2**64, sample, restart) + loss.encode()
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.errors import BadData, InvalidArgument
+from dynablocks.modes import eval_mode
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -33,19 +34,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """
     from dynablocks.linear import frozen_weights
 
-    modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        model.eval()
-        for parameter, _ in wanted:
-            parameter.requires_grad_(False)
-        with frozen_weights(model, anew=True):
-            yield
-    finally:
-        for parameter, want in wanted:
-            parameter.requires_grad_(want)
-        for module, mode in modes:
-            module.training = mode
+    with eval_mode(model):
+        try:
+            for parameter, _ in wanted:
+                parameter.requires_grad_(False)
+            with frozen_weights(model, anew=True):
+                yield
+        finally:
+            for parameter, want in wanted:
+                parameter.requires_grad_(want)
 
 
 def model_place(model: nn.Module) -> tuple[torch.device, torch.dtype]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynablocks.errors import InvalidArgument, require_range
+from dynablocks.errors import InvalidArgument, require_range, require_whole
 from dynablocks.registry import Registry
 
 Number = TypeVar("Number", float, Tensor)
@@ -62,10 +62,7 @@ class Region:
 
     def __post_init__(self) -> None:
         require_range("slope", self.slope, 0.0, 1.0)
-        require_range("substeps", self.substeps, 1)
-        if int(self.substeps) != self.substeps:
-            raise InvalidArgument(f"substeps is {self.substeps!r}; a whole number >= 1 is needed.")
-        object.__setattr__(self, "substeps", int(self.substeps))
+        object.__setattr__(self, "substeps", require_whole("substeps", self.substeps, 1))
 
     @property
     def first_range(self) -> tuple[float, float]:

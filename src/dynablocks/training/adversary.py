@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dynablocks.ball import direction, image_norms, projected, unit_ball_points
 from dynablocks.data.seeding import mixed_seed
 from dynablocks.linear import frozen_weights
+from dynablocks.modes import eval_mode
 from dynablocks.training.config import TrainingConfig
 from dynablocks.training.losses import LossFunction, logit_scale
 
@@ -78,7 +80,7 @@ class Attack:
             with torch.enable_grad():
                 value = objective(x)
             (gradient,) = torch.autograd.grad(value, x)
-            x = self._inside(clean, x.detach() - clean + self.step_size * radius * _normalised(gradient), radius)
+            x = self._inside(clean, x.detach() - clean + self.step_size * radius * direction(gradient), radius)
         return x
 
     def _radius(self, clean: Tensor) -> float:
@@ -87,20 +89,8 @@ class Attack:
 
     @staticmethod
     def _inside(clean: Tensor, delta: Tensor, radius: float) -> Tensor:
-        norms = _norms(delta).clamp_min(torch.finfo(delta.dtype).tiny)
-        return (clean + delta * (radius / norms).clamp_max(1.0)).clamp_(0, 1)
-
-
-def _norms(x: Tensor) -> Tensor:
-    return x.square().sum((1, 2, 3), keepdim=True).sqrt()
-
-
-def _normalised(gradient: Tensor) -> Tensor:
-    """g / ‖g‖ of each image, however small; 0 where g is 0 or not finite."""
-    tiny = torch.finfo(gradient.dtype).tiny
-    gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
-    gradient = gradient / gradient.abs().amax((1, 2, 3), keepdim=True).clamp_min(tiny)
-    return gradient / _norms(gradient).clamp_min(tiny)
+        norms = image_norms(delta).clamp_min(torch.finfo(delta.dtype).tiny)
+        return (clean + projected(delta, radius, norms)).clamp_(0, 1)
 
 
 def ball_points(
@@ -111,8 +101,6 @@ def ball_points(
     They are drawn for ``count`` images, of which ``share`` is returned, in the memory format of ``like``; so several
     devices together have the points that one has.
 
-    Source: the first d coordinates of a uniform point of the sphere in d + 2 dimensions (Voelker et al. 2017).
-
     Example:
         >>> bool(ball_points(torch.zeros(4, 1, 2, 2), 4, slice(None), 0).flatten(1).norm(dim=1).max() <= 1)
         True
@@ -120,8 +108,7 @@ def ball_points(
     generator = torch.Generator(like.device).manual_seed(mixed_seed(_START_STREAM, *seeds))
     size = like[0].numel()
     draws = torch.randn(count, size + 2, generator=generator, device=like.device, dtype=like.dtype)[share]
-    points = (draws / draws.norm(dim=1, keepdim=True))[:, :size]
-    return torch.empty_like(like).copy_(points.view(like.shape))
+    return torch.empty_like(like).copy_(unit_ball_points(draws).view(like.shape))
 
 
 def climbing_objective(config: TrainingConfig, loss: LossFunction) -> LossFunction:
@@ -202,23 +189,17 @@ def attacked(
         loss: the training's loss.
         arithmetic: a context to compute in, ``fabric.autocast()`` for mixed precision.
     """
-    attack, modes = Attack.of(config), [(module, module.training) for module in model.modules()]
+    attack = Attack.of(config)
 
     def logits(x: Tensor) -> Tensor:
         found: Tensor = model(x)
         return found.float() if found.dtype in (torch.bfloat16, torch.float16) else found
 
-    try:
-        for module, _ in modes:
-            module.training = False
-        with frozen_weights(model), arithmetic:
-            if config.adversary == "trades":
-                with torch.no_grad():
-                    reference = logits(clean)
-                scale = logit_scale(config)
-                return attack(clean, start, lambda x: divergence(reference, logits(x), scale) * len(clean))
-            climb = climbing_objective(config, loss)
-            return attack(clean, start, lambda x: climb(logits(x), labels))
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with eval_mode(model), frozen_weights(model), arithmetic:
+        if config.adversary == "trades":
+            with torch.no_grad():
+                reference = logits(clean)
+            scale = logit_scale(config)
+            return attack(clean, start, lambda x: divergence(reference, logits(x), scale) * len(clean))
+        climb = climbing_objective(config, loss)
+        return attack(clean, start, lambda x: climb(logits(x), labels))

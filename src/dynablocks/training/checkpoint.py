@@ -18,10 +18,18 @@ from torch import nn
 
 from dynablocks.errors import BadCheckpoint, DynablocksError
 from dynablocks.files import flush_directory, lock_file, sha256
+from dynablocks.run_files import (
+    CHECKPOINT,
+    CONFIG,
+    LOCK,
+    MANIFEST,
+    PREVIOUS_CHECKPOINT,
+    STATE,
+    UNFINISHED_CHECKPOINT,
+    WEIGHTS,
+)
 
 FORMAT = 1
-NEWEST, PREVIOUS, TEMPORARY = "checkpoint", "checkpoint.previous", ".checkpoint.tmp-"
-WEIGHTS, CONFIG, STATE, MANIFEST = "model.safetensors", "config.yaml", "state.pt", "manifest.json"
 
 
 def save_checkpoint(directory: Path, model: nn.Module, config_text: str, state: Mapping[str, Any]) -> Path:
@@ -52,7 +60,7 @@ def save_checkpoint(directory: Path, model: nn.Module, config_text: str, state: 
     from safetensors import SafetensorError
 
     directory = Path(directory)
-    temporary = directory / f"{TEMPORARY}{uuid.uuid4().hex}"
+    temporary = directory / f"{UNFINISHED_CHECKPOINT}{uuid.uuid4().hex}"
     try:
         temporary.mkdir(parents=True)
         _write_files(temporary, model, config_text, state)
@@ -65,7 +73,7 @@ def save_checkpoint(directory: Path, model: nn.Module, config_text: str, state: 
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return directory / NEWEST
+    return directory / CHECKPOINT
 
 
 def _write_files(folder: Path, model: nn.Module, config_text: str, state: Mapping[str, Any]) -> None:
@@ -115,7 +123,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _swap_in(directory: Path, temporary: Path) -> None:
-    newest, previous = directory / NEWEST, directory / PREVIOUS
+    newest, previous = directory / CHECKPOINT, directory / PREVIOUS_CHECKPOINT
     if newest.exists():
         if previous.exists():
             shutil.rmtree(previous)
@@ -159,7 +167,7 @@ def what_is_wrong(checkpoint: Path) -> str | None:
 
 def has_checkpoint(directory: Path | None) -> bool:
     """Whether a run directory holds a checkpoint, whole or not."""
-    return directory is not None and any((directory / name).exists() for name in (NEWEST, PREVIOUS))
+    return directory is not None and any((directory / name).exists() for name in (CHECKPOINT, PREVIOUS_CHECKPOINT))
 
 
 def find_checkpoint(directory: Path) -> Path | None:
@@ -175,7 +183,7 @@ def find_checkpoint(directory: Path) -> Path | None:
         True
     """
     directory = Path(directory)
-    newest, previous = directory / NEWEST, directory / PREVIOUS
+    newest, previous = directory / CHECKPOINT, directory / PREVIOUS_CHECKPOINT
     present = [path for path in (newest, previous) if path.exists()]
     if not present:
         return None
@@ -252,13 +260,13 @@ def tidy(directory: Path, keep: Path | None) -> None:
 
     With ``keep=None`` every checkpoint goes: the start of a new training.
     """
-    for leftover in Path(directory).glob(f"{TEMPORARY}*"):
+    for leftover in Path(directory).glob(f"{UNFINISHED_CHECKPOINT}*"):
         shutil.rmtree(leftover, ignore_errors=True)
     if keep is None:
-        for name in (PREVIOUS, NEWEST):
+        for name in (PREVIOUS_CHECKPOINT, CHECKPOINT):
             shutil.rmtree(Path(directory) / name, ignore_errors=True)
-    elif keep.name == PREVIOUS:
-        shutil.rmtree(keep.parent / NEWEST, ignore_errors=True)
+    elif keep.name == PREVIOUS_CHECKPOINT:
+        shutil.rmtree(keep.parent / CHECKPOINT, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -271,7 +279,7 @@ def reserved(directory: Path) -> Iterator[None]:
         DynablocksError: another process trains there, or the directory is not writable.
     """
     directory = Path(directory)
-    lock, new = directory / ".lock", not directory.exists()
+    lock, new = directory / LOCK, not directory.exists()
     with lock_file(lock) as free:
         if not free:
             raise DynablocksError(f"another training runs in {directory}; wait for it, or choose another --out.")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from dynablocks.errors import InvalidArgument, require_choice, require_range
+from dynablocks.errors import InvalidArgument, require_choice, require_range, require_whole
 
 PRECISIONS = ("auto", "32", "bf16", "16")
 DEVICES = ("auto", "cpu", "cuda")
 HOW = {"result": False}
 """Marks a setting that says how or where to compute and does not decide what comes out, up to rounding."""
 ADVERSARIES = ("none", "pgd", "trades")
-MOST = {"epochs": 1e9, "max_minutes": 1e7, "adversary_epsilon": 1e6, "adversary_step_size": 1e6, "step_factor": 1.0}
+MOST = {"epochs": 1e9, "max_minutes": 1e7, "adversary_epsilon": 1e6, "adversary_step_size": 1e6, "step_factor": 10.0}
 """The largest values of settings with which larger ones make numbers of steps, seconds or pixels overflow."""
 MOST_THREADS = 4096
 
@@ -38,6 +38,8 @@ class TrainingConfig:
         temperature: temperature of offset-cross-entropy.
         power: q in (0, 1] makes offset-cross-entropy the bounded (1 − p^q)/q, in which images that cannot be won count
             less; empty (null): −log p.
+        focus: β >= 1 multiplies offset-cross-entropy by (1 − p)^β, so that images that are won count less; empty
+            (null): by 1.
         regularisation: weight of the model's own penalties (OCNN orthogonality, step sizes outside their region).
         adversary: none; pgd trains on the images an attack found in place of the images; trades adds the divergence
             between the logits of both.
@@ -70,7 +72,7 @@ class TrainingConfig:
     Example:
         >>> TrainingConfig(batch_size=0)
         Traceback (most recent call last):
-        dynablocks.errors.InvalidArgument: batch_size is 0; allowed are whole numbers from 1.
+        dynablocks.errors.InvalidArgument: batch_size is 0; a whole number from 1 is needed.
     """
 
     epochs: float | None = 10.0
@@ -88,6 +90,7 @@ class TrainingConfig:
     offset: float = 0.4
     temperature: float = 0.25
     power: float | None = None
+    focus: float | None = None
     regularisation: float = 0.0
     adversary: str = "none"
     adversary_epsilon: float = 0.5
@@ -114,14 +117,13 @@ class TrainingConfig:
             raise InvalidArgument("epochs and max_minutes are both empty; give at least one of them.")
         self._check_names()
         self._check_numbers()
-        for name in ("batch_size", "devices", "validate_every", "adversary_steps"):
-            _require_whole(name, getattr(self, name), 1)
-        for name in ("crop_padding", "seed"):
-            _require_whole(name, getattr(self, name), 0)
-        require_range("seed", self.seed, 0, 2**63 - 1)
-        if self.threads is not None:
-            _require_whole("threads", self.threads, 1)
-            require_range("threads", self.threads, 1, MOST_THREADS)
+        ranges: dict[str, tuple[int, int | None]] = dict.fromkeys(
+            ("batch_size", "devices", "validate_every", "adversary_steps"), (1, None)
+        )
+        ranges |= {"crop_padding": (0, None), "seed": (0, 2**63 - 1), "threads": (1, MOST_THREADS)}
+        for name, limits in ranges.items():
+            if name != "threads" or self.threads is not None:
+                object.__setattr__(self, name, require_whole(name, getattr(self, name), *limits))
         if self.batch_size % self.devices:
             raise InvalidArgument(
                 f"batch_size {self.batch_size} cannot be shared by {self.devices} devices; choose a multiple of it."
@@ -160,10 +162,17 @@ class TrainingConfig:
             require_range(name, getattr(self, name), 0)
         if self.power is not None:
             require_range("power", self.power, 0, 1, open_low=True)
+        if self.focus is not None:
+            require_range("focus", self.focus, 1, 1000)
         for name in ("momentum", "warmup", "ema_decay"):
             require_range(name, getattr(self, name), 0, 0.999999)
-        if self.power is not None and self.loss != "offset-cross-entropy":
-            raise InvalidArgument(f"power belongs to loss offset-cross-entropy; got loss {self.loss}; leave power out.")
+        for name in ("power", "focus"):
+            if getattr(self, name) is not None and self.loss != "offset-cross-entropy":
+                raise InvalidArgument(
+                    f"{name} belongs to loss offset-cross-entropy; got loss {self.loss}; leave {name} out."
+                )
+        if self.power is not None and self.focus is not None:
+            raise InvalidArgument(f"power is {self.power} and focus is {self.focus}; leave one of them out.")
         if self.crop_fill == "zeros":
             object.__setattr__(self, "crop_fill", None)  # one training, however it is spelled
         if self.crop_fill is not None and self.crop_padding == 0:
@@ -172,8 +181,3 @@ class TrainingConfig:
             )
         if self.optimiser == "nesterov" and self.momentum == 0:
             raise InvalidArgument("optimiser nesterov needs momentum above 0; choose sgd, or a momentum such as 0.9.")
-
-
-def _require_whole(name: str, value: int, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise InvalidArgument(f"{name} is {value!r}; allowed are whole numbers from {low}.")

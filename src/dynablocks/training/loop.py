@@ -19,6 +19,8 @@ from torch.nn import functional
 from dynablocks.data import to_unit_range
 from dynablocks.errors import BadCheckpoint
 from dynablocks.linear import frozen_weights, shared_weights
+from dynablocks.modes import eval_mode
+from dynablocks.run_files import HISTORY
 from dynablocks.switching.constraints import regularisation, set_progress
 from dynablocks.training.adversary import attacked, ball_points, divergence
 from dynablocks.training.budget import FIRST_FITS, StepPlan
@@ -27,7 +29,7 @@ from dynablocks.training.config import TrainingConfig
 from dynablocks.training.display import Display
 from dynablocks.training.losses import logit_scale
 from dynablocks.training.precision import choose_device
-from dynablocks.training.record import METRICS, append_metrics, check_same_run, cut_metrics, describe_run
+from dynablocks.training.record import append_metrics, check_same_run, cut_metrics, describe_run
 from dynablocks.training.schedules import learning_rate_factor
 from dynablocks.training.session import Session, Tally, diverged, require_finite_weights
 
@@ -312,17 +314,14 @@ def finish_epoch(session: Session, display: Display) -> None:
 def validate(model: nn.Module, dataset: ImageDataset, progress: float, batch_size: int = 512) -> dict[str, float]:
     """Cross-entropy and accuracy of ``model`` on a data set, in the model's own precision."""
     device = next(model.parameters()).device
-    was_training = model.training
     set_progress(model, progress)
-    model.eval()
     loss, correct = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.int64)
     images_of, labels_of = torch.split(dataset.images, batch_size), torch.split(dataset.labels, batch_size)
-    with frozen_weights(model):
+    with eval_mode(model), frozen_weights(model):
         for images, labels in zip(images_of, labels_of, strict=True):
             logits, wanted = model(to_unit_range(images.to(device))), labels.to(device)
             loss += functional.cross_entropy(logits, wanted, reduction="sum")
             correct += (logits.argmax(1) == wanted).sum()
-    model.train(was_training)
     count = len(dataset.labels)
     return {"validation_loss": loss.item() / count, "validation_accuracy": correct.item() / count}
 
@@ -375,7 +374,7 @@ def prepare_directory(session: Session, checkpoint: Path | None) -> None:
     if checkpoint is not None:
         cut_metrics(session.directory, session.step)
     else:
-        (session.directory / METRICS).unlink(missing_ok=True)
+        (session.directory / HISTORY).unlink(missing_ok=True)
 
 
 def finished_before(

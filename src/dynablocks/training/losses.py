@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dynablocks.errors import InvalidArgument
 from dynablocks.registry import Registry
 from dynablocks.training.config import TrainingConfig
 
@@ -50,6 +51,7 @@ def offset_cross_entropy(
     offset: float,
     temperature: float,
     power: float | None = None,
+    focus: float | None = None,
 ) -> Float[Tensor, ""]:
     r"""Cross-entropy after ``offset`` is taken from the true logit, at a temperature t, scaled back by t.
 
@@ -61,16 +63,24 @@ def offset_cross_entropy(
     win its offset stops pulling at the others. For q = 1 and t → 0 it counts the images whose margin is below the
     offset: what a certified accuracy counts.
 
+    With a ``focus`` β, CE is multiplied by (1 − p)^β: an image that has won its offset pulls less, and more of the pull
+    is that of images near the decision boundary. It buys accuracy and small radii with large ones.
+
     Args:
         logits: z, before any softmax.
         labels: y, class indices.
         offset: u ≥ 0, in logit units; the wanted lead of the true logit.
         temperature: t > 0.
         power: q in (0, 1], or ``None`` for cross-entropy, the limit of q → 0.
+        focus: β >= 1, or ``None`` for none; not together with ``power``.
+
+    Raises:
+        InvalidArgument: both a power and a focus.
 
     Source: Prach and Lampert, *Almost-Orthogonal Layers*, arXiv 2208.03160; the settings of *1-Lipschitz Layers
     Compared*, arXiv 2311.16833, are offset 2√2·36/255 and t = 1/4. Zhang and Sabuncu, *Generalized cross entropy loss*,
-    arXiv 1805.07836, for q.
+    arXiv 1805.07836, for q. Lai et al., *Enhancing certified robustness via block reflector orthogonal layers and logit
+    annealing loss*, arXiv 2505.15174, for β (after the focal loss of Lin et al., arXiv 1708.02002).
 
     Example:
         >>> import torch
@@ -79,11 +89,19 @@ def offset_cross_entropy(
         tensor(0.1733)
         >>> offset_cross_entropy(z, y, offset=1.0, temperature=0.25, power=1.0)
         tensor(0.1250)
+        >>> offset_cross_entropy(z, y, offset=1.0, temperature=0.25, focus=1.0)
+        tensor(0.0866)
     """
+    if power is not None and focus is not None:
+        raise InvalidArgument(f"power is {power} and focus is {focus}; one of them is possible.")
     shifted = logits - offset * functional.one_hot(labels, logits.shape[1]).to(logits.dtype)
-    if power is None:
+    if power is None and focus is None:
         return temperature * functional.cross_entropy(shifted / temperature, labels)
     log_likelihood = -functional.cross_entropy(shifted / temperature, labels, reduction="none")
+    if focus is not None:
+        rest = torch.expm1(log_likelihood).neg().clamp_min(0)
+        return temperature * (rest**focus * -log_likelihood).mean()
+    assert power is not None
     return temperature * (-torch.expm1(power * log_likelihood) / power).mean()
 
 
@@ -94,7 +112,13 @@ def _hinge(config: TrainingConfig) -> LossFunction:
 
 @LOSSES.register("offset-cross-entropy")
 def _offset_cross_entropy(config: TrainingConfig) -> LossFunction:
-    return partial(offset_cross_entropy, offset=config.offset, temperature=config.temperature, power=config.power)
+    return partial(
+        offset_cross_entropy,
+        offset=config.offset,
+        temperature=config.temperature,
+        power=config.power,
+        focus=config.focus,
+    )
 
 
 @LOSSES.register("cross-entropy")

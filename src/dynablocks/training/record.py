@@ -11,13 +11,13 @@ from typing import Any
 
 from dynablocks.errors import BadCheckpoint, DynablocksError
 from dynablocks.files import write_text
+from dynablocks.run_files import HISTORY
 from dynablocks.training.config import TrainingConfig
 
-METRICS = "metrics.jsonl"
-HARMLESS = {"training.max_minutes", "model.seen"} | {
+HARMLESS = {"training.max_minutes"} | {
     f"training.{f.name}" for f in fields(TrainingConfig) if not f.metadata.get("result", True)
 }
-"""Settings that may change between a training and its resume; what a warm start saw follows from its weights."""
+"""Settings that may change between a training and its resume."""
 
 
 def describe_run(config: TrainingConfig, describe: Mapping[str, Any], data: Mapping[str, Any]) -> str:
@@ -77,18 +77,18 @@ def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def append_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
     """Append one JSON line to ``metrics.jsonl``."""
     try:
-        with open(directory / METRICS, "a", encoding="utf-8") as stream:
+        with open(directory / HISTORY, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(metrics, allow_nan=False) + "\n")
     except OSError as error:
         raise DynablocksError(
-            f"cannot write to {directory / METRICS}: {error.strerror}; free some space; the same command, "
+            f"cannot write to {directory / HISTORY}: {error.strerror}; free some space; the same command, "
             "without --overwrite, goes on from the last checkpoint."
         ) from error
 
 
 def cut_metrics(directory: Path, step: int) -> None:
     """Drop the lines of ``metrics.jsonl`` that are beyond ``step`` or broken; the resumed training rewrites them."""
-    path = directory / METRICS
+    path = directory / HISTORY
     if not path.exists():
         return
     kept = []

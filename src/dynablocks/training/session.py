@@ -106,7 +106,6 @@ class Session:
 
         check_data(model, splits.train)
         require_crop(splits.train.image_shape[1:], config.crop_padding, config.crop_fill or "zeros")
-        require_some_image(splits.train.image_shape[1:], config.crop_padding)
         if min(config.batch_size, len(splits.train)) % config.devices:
             raise InvalidArgument(
                 f"{len(splits.train)} training images make one batch, which {config.devices} devices cannot share "
@@ -266,18 +265,6 @@ def check_data(model: nn.Module, train: ImageDataset) -> None:
     classes, largest = getattr(model, "num_classes", None), int(train.labels.max())
     if classes is not None and largest >= classes:
         raise BadData(f"{train.name} has the label {largest}, the model has {classes} classes; give it more.")
-
-
-def require_some_image(size: tuple[int, ...], crop_padding: int) -> None:
-    """Refuse a padding so wide that a random crop may hold nothing but padding, or the padded images no memory.
-
-    Raises:
-        InvalidArgument: as said.
-    """
-    if crop_padding > min(size):
-        raise InvalidArgument(
-            f"crop_padding is {crop_padding}; of images of {size[0]}x{size[1]} pixels 0 to {min(size)} is allowed."
-        )
 
 
 def require_finite_weights(session: Session) -> None:

@@ -1,0 +1,98 @@
+"""The figures of a run, ``metrics.json``, and its curves of accuracy against the radius."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import dynablocks
+from dynablocks.data import DataSplits
+from dynablocks.files import write_json
+from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, Curve
+from dynablocks.run_directory.network import load_config
+from dynablocks.run_directory.results import ATTACK, CERTIFICATE, current_summary, sound_results, training_facts
+from dynablocks.run_files import METRICS
+
+Points = list[dict[str, float]]
+
+
+def stated_radii(epsilons: Iterable[float]) -> tuple[float, ...]:
+    """Where certified accuracy is stated: at the usual radii and at the attacked ones."""
+    return tuple(sorted({*AttackConfig().epsilons, *epsilons}))
+
+
+def collect_metrics(directory: Path, splits: DataSplits | None = None) -> dict[str, Any]:
+    """metrics.json from what is there; figures that were not measured are ``None``.
+
+    Args:
+        directory: the run directory.
+        splits: take figures of these images only; by default of those that the network was trained on.
+
+    Raises:
+        UnsoundResult: the attack broke an image that is certified; neither result may be reported.
+    """
+    training = training_facts(directory)
+    config = load_config(directory)
+    images = training["fingerprint"] if splits is None else splits.fingerprint
+    _, result = sound_results(directory, images)
+    certificate = current_summary(directory, CERTIFICATE, images)
+    attacked = current_summary(directory, ATTACK, images)
+    certified, of_attacked = _certified_points(certificate, attacked, result)
+    clean = (certificate or attacked or {}).get("clean_accuracy")
+    metrics = {
+        "model": config.model.name,
+        "preset": config.preset,
+        "clean_accuracy": clean,
+        "robust_accuracy": (attacked or {}).get("robust_accuracy"),
+        "certified_accuracy": certified,
+        "certified_accuracy_of_attacked": of_attacked,
+        "auc": (attacked or {}).get("auc"),
+        "lipschitz_bound": (certificate or {}).get("body_lipschitz"),
+        "images_per_second": training["images_per_second"],
+        "train_seconds": training["train_seconds"],
+        "epochs": training["epochs"],
+        "parameters": training["parameters"],
+        "dataset": training["dataset"] if splits is None else splits.test.name,
+        "test_images": (certificate or {}).get("samples"),
+        "attacked_images": (attacked or {}).get("samples"),
+        "device": training["device"],
+        "precision": training["precision"],
+        "seed": config.training.seed,
+        "version": dynablocks.__version__,
+    }
+    write_json(directory / METRICS, metrics)
+    return metrics
+
+
+def _certified_points(
+    certificate: dict[str, Any] | None, attacked: dict[str, Any] | None, result: CertificateResult | None
+) -> tuple[Points | None, Points | None]:
+    """The certificate's curve, also at radii that were attacked after it was made; that of the attacked images alone.
+
+    An attack may have taken the first images only: next to what it left belongs what is certified of the same ones.
+    """
+    if certificate is None:
+        return None, None
+    points: Points = certificate["certified_accuracy"]
+    if attacked is None or result is None:
+        return points, None
+    known, asked = ({p["epsilon"] for p in some} for some in (points, attacked["robust_accuracy"]))
+    same = result.first(attacked["samples"])
+    return result.curve(stated_radii(known | asked)).points(), same.curve(sorted(asked)).points()
+
+
+def accuracy_curves(attacked: AttackResult | None, certificate: CertificateResult | None) -> dict[str, Curve]:
+    """Certified and attacked accuracy against the radius, as far as they were measured."""
+    curves = {}
+    if certificate is not None:
+        curves["certified"] = certificate.curve(stated_radii(() if attacked is None else attacked.epsilons))
+    if attacked is not None:
+        curves["attacked (worst)"] = attacked.curve()
+        curves |= {f"attacked ({name})": attacked.curve(name) for name in ("ce",) if name in attacked.broken}
+    return curves
+
+
+def stored_curves(directory: Path) -> dict[str, Curve]:
+    """The curves of a run's stored certificate and attack, on the images it was trained with."""
+    return accuracy_curves(*sound_results(directory, training_facts(directory)["fingerprint"]))

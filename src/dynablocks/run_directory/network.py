@@ -1,0 +1,150 @@
+"""The images and the network of a run: described in its checkpoints, built again from there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dynablocks.config import DataConfig, RunConfig, from_yaml
+from dynablocks.data import DataSplits, ImageDataset, infer_name, load_data
+from dynablocks.errors import BadCheckpoint
+from dynablocks.files import sha256
+from dynablocks.models import ModelConfig, Network, build
+from dynablocks.run_files import CONFIG, WEIGHTS
+from dynablocks.switching import set_progress
+from dynablocks.training import find_checkpoint, load_weights, read_config
+from dynablocks.training.checkpoint import read_state
+
+PIXEL_STATISTICS = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2009, 0.1984, 0.2023)),
+}
+"""Channel means and mean per-image standard deviations, as the paper normalises (design D3)."""
+
+
+def data_name(config: DataConfig) -> str:
+    """The data set's name: as given, or as found in the folder, or digits."""
+    if config.name is not None:
+        return config.name
+    return "digits" if config.dir is None else infer_name(config.dir)
+
+
+def load_splits(config: RunConfig) -> DataSplits:
+    """The images of a configuration."""
+    return load_data(data_name(config.data), config.data.dir, config.data.validation, config.training.seed)
+
+
+def with_data(config: RunConfig, data: DataConfig | None) -> RunConfig:
+    """The configuration with its images where ``data`` says that they are now; the same where it does not say."""
+    if data is None or data.dir is None:
+        return config
+    return replace(config, data=replace(config.data, dir=data.dir))
+
+
+def pixel_statistics(train: ImageDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, for the model's first layer: the paper's, or measured."""
+    known = PIXEL_STATISTICS.get(train.name.removesuffix("-jpeg"))
+    if known is not None:
+        return known
+    shades = torch.arange(256, dtype=torch.float64) / 255
+    channels = range(train.image_shape[0])
+    counts = torch.stack([torch.bincount(train.images[:, c].flatten(), minlength=256) for c in channels]).double()
+    pixels = counts.sum(1)
+    means = counts @ shades / pixels
+    squares = counts * (shades - means[:, None]).square()
+    deviations = (squares.sum(1) / (pixels - 1).clamp_min(1)).sqrt()
+    return tuple(round(float(m), 4) for m in means), tuple(max(round(float(s), 4), 1e-3) for s in deviations)
+
+
+def build_for(config: RunConfig, splits: DataSplits) -> tuple[Network, dict[str, Any]]:
+    """The network of a configuration for its images, and the description from which :func:`load` builds it again."""
+    mean, std = pixel_statistics(splits.train)
+    shape = splits.train.image_shape
+    classes = splits.train.num_classes
+    network = build(config.model, shape, classes, mean=mean, std=std, seed=config.training.seed)
+    description = {
+        "config": asdict(network.config),
+        "input_shape": list(shape),
+        "num_classes": classes,
+        "mean": list(mean),
+        "std": list(std),
+    }
+    return network, description
+
+
+def build_described(description: Mapping[str, Any]) -> Network:
+    """The network that :func:`build_for` described, with new weights."""
+    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description["config"].items()}
+    channels, height, width = (int(n) for n in description["input_shape"])
+    shape, classes = (channels, height, width), int(description["num_classes"])
+    return build(ModelConfig(**options), shape, classes, mean=tuple(description["mean"]), std=tuple(description["std"]))
+
+
+def load(directory: str | Path) -> Network:
+    """The trained network of a run directory, in eval mode: pixels in [0, 1], NCHW, to logits.
+
+    Args:
+        directory: the run directory (``--out`` of ``dynablocks run`` or ``train``).
+
+    Returns:
+        The network, with ``.properties`` and ``.input_shape``.
+
+    Raises:
+        BadCheckpoint: there is no checkpoint, it is corrupt, or its training is not finished.
+    """
+    import yaml
+
+    directory = Path(directory)
+    checkpoint = require_checkpoint(directory)
+    if not read_state(checkpoint).get("summary"):
+        raise unfinished(directory)
+    try:
+        network = build_described(yaml.safe_load(read_config(checkpoint))["model"])
+    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise BadCheckpoint(
+            f"{checkpoint / CONFIG} describes no network of this version ({error}); train again with --overwrite."
+        ) from error
+    load_weights(checkpoint, network)
+    if not all(bool(torch.isfinite(p).all()) for p in network.state_dict().values() if p.is_floating_point()):
+        raise BadCheckpoint(
+            f"the weights in {checkpoint} hold NaN or infinity; restore a copy, or train with --overwrite."
+        )
+    set_progress(network, 1.0)
+    return network.eval()
+
+
+def unfinished(directory: Path) -> BadCheckpoint:
+    """The sentence for a run whose training was stopped on the way."""
+    return BadCheckpoint(
+        f"the training in {directory} is not finished, and its steps may still move; the command that began it goes on "
+        "from there."
+    )
+
+
+def require_checkpoint(directory: Path) -> Path:
+    """The newest whole checkpoint of a run directory, or one sentence."""
+    if not directory.is_dir():
+        raise BadCheckpoint(f"{directory} is not a run directory; make one with: dynablocks train --out {directory}")
+    checkpoint = find_checkpoint(directory)
+    if checkpoint is None:
+        raise BadCheckpoint(f"{directory} holds no checkpoint; make one with: dynablocks train --out {directory}")
+    return checkpoint
+
+
+def load_config(directory: Path) -> RunConfig:
+    """The configuration a run directory was made with."""
+    require_checkpoint(directory)
+    path = directory / CONFIG
+    try:
+        return from_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadCheckpoint(f"{path} cannot be read ({error}); train again with --overwrite.") from error
+
+
+def weights_hash(directory: Path) -> str:
+    """SHA-256 of the run's weights: results of other weights are not reused."""
+    return sha256(require_checkpoint(directory) / WEIGHTS)

@@ -1,0 +1,131 @@
+"""The stored results of a run: of its training, and of attack and certificate while they belong to its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+
+import dynablocks
+from dynablocks import run_files
+from dynablocks.errors import BadCheckpoint, DynablocksError
+from dynablocks.files import is_number, read_json, sha256, write_json, write_tensors
+from dynablocks.robustness import AttackResult, CertificateResult, check_sound
+from dynablocks.run_directory.network import unfinished, weights_hash
+from dynablocks.training import find_checkpoint
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class ResultKind(Generic[R]):
+    """A kind of result, stored in two files.
+
+    Args:
+        name: what it is called.
+        summary: the file for scripts.
+        tensors: the file with what was found of each image.
+        curve: under which name the summary holds accuracy against the radius.
+        restore: the result again from the contents of both.
+    """
+
+    name: str
+    summary: str
+    tensors: str
+    curve: str
+    restore: Callable[[dict[str, Any], dict[str, Tensor]], R]
+
+
+ATTACK = ResultKind("attack", run_files.ATTACK, run_files.ATTACK_TENSORS, "robust_accuracy", AttackResult.restore)
+CERTIFICATE = ResultKind(
+    "certificate",
+    run_files.CERTIFICATE,
+    run_files.CERTIFICATE_TENSORS,
+    "certified_accuracy",
+    CertificateResult.restore,
+)
+KINDS: tuple[ResultKind[Any], ...] = (ATTACK, CERTIFICATE)
+
+
+def training_facts(directory: Path) -> dict[str, Any]:
+    """The content of ``training.json``.
+
+    Raises:
+        BadCheckpoint: the training is not finished, or the file was cut or edited.
+    """
+    path = directory / run_files.TRAINING
+    if not path.exists() and find_checkpoint(directory) is not None:
+        raise unfinished(directory)
+    facts = read_json(path)
+    numbers = ("images_per_second", "train_seconds", "epochs", "parameters")
+    words = ("dataset", "fingerprint", "device", "precision")
+    whole = isinstance(facts, dict) and all(is_number(facts.get(name)) for name in numbers)
+    if not whole or not all(isinstance(facts.get(name), str) for name in words):
+        raise BadCheckpoint(f"{path} was cut or edited; the training command makes it again.")
+    return facts
+
+
+def store(directory: Path, kind: ResultKind[Any], summary: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write both files; the summary names the hash of the other, for a kill between the two."""
+    written = write_tensors(directory / kind.tensors, tensors)
+    write_json(directory / kind.summary, summary | {"tensors": written})
+
+
+def belongs_to(directory: Path, fingerprint: str) -> dict[str, str]:
+    """What a stored result must agree in to be reused: the weights, the images, and the version that made it.
+
+    Asked for before the weights are loaded: a training that goes on meanwhile may replace them.
+    """
+    return {"weights": weights_hash(directory), "fingerprint": fingerprint, "version": dynablocks.__version__}
+
+
+def current_summary(directory: Path, kind: ResultKind[Any], fingerprint: str) -> dict[str, Any] | None:
+    """The stored summary, when it was made with the present weights, these images and this version."""
+    path = directory / kind.summary
+    if not path.exists():
+        return None
+    try:
+        summary = read_json(path)
+    except DynablocksError:
+        return None
+    wanted = belongs_to(directory, fingerprint)
+    fits = isinstance(summary, dict) and all(summary.get(key) == value for key, value in wanted.items())
+    whole = fits and _is_curve(summary.get(kind.curve)) and isinstance(summary.get("samples"), int)
+    shown = ("clean_accuracy", "auc", "body_lipschitz")
+    return summary if whole and all(summary.get(key) is None or is_number(summary[key]) for key in shown) else None
+
+
+def _is_curve(points: object) -> bool:
+    return isinstance(points, list) and all(
+        isinstance(p, dict) and all(is_number(p.get(key)) for key in ("epsilon", "accuracy")) for p in points
+    )
+
+
+def restored(directory: Path, kind: ResultKind[R], fingerprint: str) -> R | None:
+    """The stored result whose summary is current and whose tensors are those of the summary, otherwise ``None``."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    summary = current_summary(directory, kind, fingerprint)
+    if summary is None:
+        return None
+    path = directory / kind.tensors
+    try:
+        return kind.restore(summary, load_file(path)) if sha256(path) == summary.get("tensors") else None
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError):
+        return None
+
+
+def sound_results(directory: Path, fingerprint: str) -> tuple[AttackResult | None, CertificateResult | None]:
+    """The stored attack and certificate of the present weights and these images, which must not contradict each other.
+
+    Raises:
+        UnsoundResult: the attack broke an image that is certified; neither result may be reported.
+    """
+    attacked, certificate = restored(directory, ATTACK, fingerprint), restored(directory, CERTIFICATE, fingerprint)
+    if attacked is not None and certificate is not None:
+        check_sound(attacked, certificate)
+    return attacked, certificate
