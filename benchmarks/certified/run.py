@@ -367,7 +367,8 @@ def result_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def require_same(path: Path, result: dict[str, Any], args: argparse.Namespace, **also: Any) -> None:
     """Refuse a result that was made otherwise than ``args`` ask for, or does not say how.
 
-    Ours of an earlier preset stays on a page when its name and its source ("dynablocks at COMMIT") are changed by hand.
+    Ours of an earlier preset stays on a page when its name and its source ("dynablocks at COMMIT") are changed by hand;
+    an entry with --set, which its name tells, need not have been searched.
 
     Raises:
         InvalidArgument: naming the first difference.
@@ -380,7 +381,7 @@ def require_same(path: Path, result: dict[str, Any], args: argparse.Namespace, *
         if "=" not in result["name"]:
             asked |= as_named(unchanged(args))
             made |= {f"model.{name}": value for name, value in result["settings"]["config"].items()}
-    elif not result["source"].startswith("dynablocks") and set(args.entries) - {"ours"}:
+    elif not result["source"].startswith("dynablocks") and "=" not in result["name"] and set(args.entries) - {"ours"}:
         searched = result.get("search") or {}
         made |= {
             "search": searched.get("minutes", 0.0),

@@ -114,7 +114,7 @@ class AttackConfig:
         >>> AttackConfig(steps=0)
         Traceback (most recent call last):
         ...
-        dynablocks.errors.InvalidArgument: steps is 0; allowed are values in [1, inf).
+        dynablocks.errors.InvalidArgument: steps is 0; a whole number from 1 to 1000000000 is needed.
     """
 
     epsilons: tuple[float, ...] = DEFAULT_EPSILONS
@@ -135,15 +135,15 @@ class AttackConfig:
         object.__setattr__(self, "losses", tuple(self.losses))
         if self.relative_step_size is not None:
             require_range("relative_step_size", self.relative_step_size, 0.0, _MOST, open_low=True)
-        for name, least in (
-            ("steps", 1),
-            ("restarts", 1),
-            ("samples", 1),
-            ("batch_size", 1),
-            ("seed", 0),
-            ("examples", 0),
+        for name, least, most in (
+            ("steps", 1, 10**9),
+            ("restarts", 1, 10**9),
+            ("samples", 1, 10**9),
+            ("batch_size", 1, 10**9),
+            ("seed", 0, 2**63 - 1),
+            ("examples", 0, 10**9),
         ):
-            object.__setattr__(self, name, require_whole(name, getattr(self, name), least, 2**63 - 1))
+            object.__setattr__(self, name, require_whole(name, getattr(self, name), least, most))
         if not self.losses or len(set(self.losses)) != len(self.losses):
             raise InvalidArgument(f"losses are {list(self.losses)}; give one or more of {sorted(LOSSES)}, each once.")
         for loss in self.losses:
