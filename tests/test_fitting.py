@@ -25,7 +25,7 @@ from dynablocks.fields.mass import CompartmentField
 from dynablocks.fields.sphere import RotationField, SphereField
 from dynablocks.fields.symmetric import PotentialSum, ridge_energy
 from dynablocks.fitting import FitConfig, Structure, build, fit, load_fit, regression, save_fit
-from dynablocks.fitting.job import claim, plan, run_stages
+from dynablocks.fitting.job import claim, plan, run_stages, thinned
 from dynablocks.fitting.objective import Objective
 from dynablocks.fitting.regression import FitRecord
 from dynablocks.fitting.rollout import _starts, drifts, noise_level, roll_out, rollout_residuals, windows
@@ -944,3 +944,11 @@ def test_rollouts_are_called_as_their_trajectories() -> None:
     assert numbers == list(test.labels)
     for label, state in zip(numbers, test.states, strict=True):
         assert torch.equal(state, spirals(10).states[int(label)])
+
+
+@pytest.mark.parametrize(("rows", "most"), [(7, 1), (7, 3), (2**24 + 4, 5)])
+def test_thinned_rows_are_evenly_spaced_and_never_beyond_the_last(rows: int, most: int) -> None:
+    (kept,) = thinned((torch.arange(rows),), most)
+    assert len(kept) == most
+    assert kept[0] == 0
+    assert most == 1 or (kept[-1] == rows - 1 and int(kept.diff().max() - kept.diff().min()) <= 1)

@@ -249,7 +249,7 @@ def run_stages(
             **settings,
         )
 
-    single = (_limited((x, y, h[:, None])), None if held is None else _column(pairs_of(held)))
+    single = (thinned((x, y, h[:, None]), MOST_SAMPLES), None if held is None else _column(pairs_of(held)))
     residuals = training_residuals(flow)
     first = stage(
         "one step",
@@ -271,7 +271,7 @@ def run_stages(
         rolled = stage(
             f"{planned.horizon} steps",
             rollout_residuals,
-            (_limited(runs), parts[1]),
+            (thinned(runs, MOST_SAMPLES), parts[1]),
             0.7,
             adam_steps=config.adam_steps // 4,
             lr=2e-3,
@@ -282,12 +282,17 @@ def run_stages(
     return Fitted(flow.eval(), planned, stages)
 
 
-def _limited(data: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """At most :data:`MOST_SAMPLES` rows, evenly spaced."""
+def thinned(data: tuple[Tensor, ...], most: int) -> tuple[Tensor, ...]:
+    """At most so many rows of each, evenly spaced, the first and the last among them.
+
+    Example:
+        >>> thinned((torch.arange(10),), 4)
+        (tensor([0, 3, 6, 9]),)
+    """
     rows = len(data[0])
-    if rows <= MOST_SAMPLES:
+    if rows <= most:
         return data
-    chosen = torch.linspace(0, rows - 1, MOST_SAMPLES).long()
+    chosen = torch.arange(most) * (rows - 1) // max(1, most - 1)
     return tuple(part[chosen] for part in data)
 
 

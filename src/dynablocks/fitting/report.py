@@ -18,7 +18,7 @@ from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.errors import NotConverged
 from dynablocks.files import write_json, write_text
 from dynablocks.fitting import figures
-from dynablocks.fitting.job import MOST_SAMPLES, Fitted, pairs_of
+from dynablocks.fitting.job import MOST_SAMPLES, Fitted, pairs_of, thinned
 from dynablocks.fitting.rollout import Drift, Rollout, drifts, roll_out, safe_rollout
 from dynablocks.fitting.single_steps import column_errors, one_step_error, step_halving_gap
 from dynablocks.fitting.surrogates import FlowMap
@@ -73,7 +73,7 @@ def measure(
     """
     flow, parts = fitted.flow, fitted.plan.parts
     x, _, _ = pairs_of(parts.test)
-    verification = verified(flow, _some(x, VERIFY_SAMPLES))
+    verification = verified(flow, thinned((x,), VERIFY_SAMPLES)[0])
     progress(0.2)
     rollouts = roll_out(flow, parts.test) if isinstance(parts.test, Trajectories) else []
     progress(0.4)
@@ -81,7 +81,7 @@ def measure(
     states, stopped = safe_rollout(flow, x[:1], torch.full((long_steps,), step, dtype=torch.float64))
     times = step * torch.arange(len(states), dtype=torch.float64)
     progress(0.9)
-    moved = drifts(flow, times, states, _some(pairs_of(parts.train)[0], SPREAD_SAMPLES))
+    moved = drifts(flow, times, states, thinned((pairs_of(parts.train)[0],), SPREAD_SAMPLES)[0])
     return Outcome(
         fitted,
         verification,
@@ -92,11 +92,6 @@ def measure(
         moved,
         _metrics(fitted, verification, rollouts, moved, len(states) - 1),
     )
-
-
-def _some(x: Tensor, count: int) -> Tensor:
-    """At most so many rows, evenly spaced."""
-    return x[torch.linspace(0, len(x) - 1, min(count, len(x))).long()]
 
 
 def verified(flow: FlowMap, x: Tensor) -> Verification | None:
@@ -130,7 +125,7 @@ def _metrics(
     spread = float(y.var(dim=0).mean())
     columns = column_errors(flow, parts.test)
     test = math.inf if columns is None else float(columns.mean())
-    gap = step_halving_gap(flow, _some(pairs_of(parts.test)[0], HALVED_SAMPLES))
+    gap = step_halving_gap(flow, thinned((pairs_of(parts.test)[0],), HALVED_SAMPLES)[0])
     rollout = _mean([float(r.errors[1:].mean()) for r in rollouts if len(r.errors) > 1])
     metrics: dict[str, Any] = {
         "preserve": flow.structure.preserve,
