@@ -13,6 +13,7 @@ from typing import ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dynablocks.config import CERTIFIED_PRESETS, preset_settings
 from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument, UnsoundResult
@@ -516,7 +517,7 @@ def test_certified_presets_refuse_other_models_and_small_images(model: str, data
 def test_the_search_takes_the_change_that_certifies_most_and_tells_all_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shares = iter(tried := [31.0, 35.0, 34.0, 30.0, 29.0, 28.0])
+    shares = iter(tried := [31.0, 35.0, 34.0, 30.0, 29.0, 28.0, 36.0, 33.0])
     seen = []
 
     def short(name: str, args: run.argparse.Namespace) -> dict:
@@ -526,7 +527,9 @@ def test_the_search_takes_the_change_that_certifies_most_and_tells_all_of_them(
     monkeypatch.setattr(run, "result_of", short)
     args = run.argparse.Namespace(set={"depth": [1]}, out=tmp_path, minutes=60.0, search=2.0, held_out=0, seed=0)
     found = run.best_change("aol", args)
-    assert found["chosen"] == run.SEARCH[1]
+    # The best of the six with a third and with three times its rate.
+    assert [changes["lr"] for *_, changes in seen[6:]] == [0.001, 0.009]
+    assert found["chosen"] == run.SEARCH[1] | {"lr": 0.001}
     assert [entry["certified"] for entry in found["tried"]] == tried
     assert seen[2] == (tmp_path / "search", 2.0, run.HELD_OUT, 0.0, {"depth": [1]} | run.SEARCH[2])
 
@@ -602,6 +605,43 @@ def test_a_layer_too_large_to_be_factorised_keeps_the_bound_of_the_torus() -> No
     assert peers._layer_bound(layer, (6, 6)) <= large < 3 * peers._layer_bound(layer, (6, 6))
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e3])
+def test_the_rescaled_skew_kernel_is_skew_and_of_norm_at_most_one(scale: float) -> None:
+    raw = scale * torch.randn(4, 4, 3, 3, dtype=torch.float64)
+    raw[0] *= 1e3  # rows of unlike size, where scaling them alone would undo skewness
+    skew = raw - raw.flip(2, 3).transpose(0, 1)
+    kernel = peers.SkewRescaling()(skew)
+    torch.testing.assert_close(kernel, -kernel.flip(2, 3).transpose(0, 1), rtol=1e-14, atol=0.0)
+    basis = torch.eye(4 * 36, dtype=torch.float64).reshape(-1, 4, 6, 6)
+    dense = functional.conv2d(basis, kernel, padding=1).flatten(1)
+    assert 0.1 < torch.linalg.matrix_norm(dense, 2) <= 1 + 1e-12
+    by_rows = skew * skew_rows(skew)
+    assert not torch.allclose(by_rows, -by_rows.flip(2, 3).transpose(0, 1))
+
+
+def skew_rows(kernel: Tensor) -> Tensor:
+    """The factors of its rows with which the norm is at most 1."""
+    gram = functional.conv2d(kernel, kernel, padding=2).abs().sum((1, 2, 3))
+    return gram.rsqrt()[:, None, None, None]
+
+
+def test_sll_starts_from_the_size_its_authors_mean() -> None:
+    pytest.importorskip("orthogonium", reason="needs the peers' packages on the path, see benchmarks/certified/run.py")
+    block = peers.FAMILIES["sll"].layer(32, 16)
+    assert float(block.parametrizations.kernel.original.detach().std()) == pytest.approx(
+        2**0.5 / (9 * 64) ** 0.5, rel=0.1
+    )
+
+
+@pytest.mark.parametrize("name", ["soc", "sll", "cpl", "aoc"])
+def test_what_claims_the_constant_one_has_it_by_our_bound(name: str) -> None:
+    pytest.importorskip("orthogonium", reason="needs the peers' packages on the path, see benchmarks/certified/run.py")
+    family = replace(peers.FAMILIES[name], width=4, depth=(2, 1, 0), dense=1)
+    model = family.build((3, 16, 16), 3, torch.full((3,), 0.5), seed=0)
+    with torch.no_grad(), torch.nn.utils.parametrize.cached():
+        assert peers.sound_bound(model.eval()) <= 1 + 1e-4
+
+
 @pytest.mark.parametrize("name", sorted(peers.FAMILIES))
 def test_the_sound_bound_of_every_family_is_above_its_jacobians(name: str) -> None:
     package = "deel.torchlip" if name == "torchlip" else "orthogonium"
@@ -658,3 +698,15 @@ def test_what_cannot_be_paired_gets_a_sentence(tmp_path: Path) -> None:
         (bare / "result.json").write_text(text)
         with pytest.raises(BadData, match="does not say of how many images"):
             compare.table(bare, first)
+
+
+def test_a_peer_whose_layer_was_mended_since_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", "--data-dir", "nowhere", "--out", str(tmp_path)])
+    settings = {"settings": {"family": "soc"}}
+    for source, kept in ((peers.FAMILIES["soc"].source, True), ("orthogonium 0.0.4, AdaptiveSOCConv2d", False)):
+        run.write_json(tmp_path / "soc-0" / "result.json", entry("soc-0", 40.0) | settings | {"source": source})
+        if kept:
+            assert run.result_of("soc", run.parse())["clean"] == 60.0
+        else:
+            with pytest.raises(InvalidArgument, match="with source 'orthogonium"):
+                run.result_of("soc", run.parse())

@@ -11,8 +11,9 @@ its offset and temperature the peer's or ours, see SEARCH. Every entry leaves WO
 that is there; an interrupted training goes on. The radii of all images lie beside it, for compare.py. --page FILE
 holds the results too: with it a table is made in several sittings on machines of one kind,
 whatever became of WORK; its "title" and a "note" may be changed by hand and stay. With --search, each peer is first
-trained for so many minutes with each change of SEARCH (in WORK/search), on held-out training images, and takes the best
-one. With --held-out, such images are measured in place of the test images: the way to choose settings by hand.
+trained for so many minutes with each change of SEARCH, then with other learning rates (RATES), in WORK/search on
+held-out training images, and takes the best one. With --held-out, such images are measured in place of the test images:
+the way to choose settings by hand.
 
 Needs for the peers (their dependencies would bring another torch and torchvision):
 pip install --no-deps --target PEERS orthogonium==0.0.4 deel-torchlip==1.0.5 einops, and --peers PEERS.
@@ -76,6 +77,8 @@ SEARCH: tuple[dict[str, Any], ...] = (
     _ADAM | _OUR_LOSS | _OUR_FRAME | _OUR_TAIL,
 )
 """What --search tries for each peer, over its own recipe: all that helped our network and is no part of its layers."""
+RATES = (1 / 3, 3.0)
+"""And then the best of these with its learning rate times each of these numbers."""
 HELD_OUT = 5000
 
 
@@ -92,7 +95,7 @@ def train_peer(
     mean = (splits.train.images[:10000].double().mean((0, 2, 3)) / 255).float()
     model = family.build(splits.train.image_shape, splits.train.num_classes, mean, args.seed)
     described = {"family": name, "width": family.width, "depth": list(family.depth), "stem": family.stem}
-    described |= {"dense": family.dense}
+    described |= {"dense": family.dense, "source": family.source}
     summary = fit(model, splits, config, directory, describe=described)
     # Layers of orthogonium move their kernels at each use, by rounding; cached, the kernels bounded are those applied.
     with torch.no_grad(), full_precision(), torch.nn.utils.parametrize.cached():
@@ -250,13 +253,11 @@ def as_page(
         "rounding too; own claim: with the constant 1 the layer claims. Several seeds: mean ± standard deviation."
     )
     searched = [r for r in results if r.get("search")]
-    names = sorted({r["name"].replace(f"-{r['seed']}", "", 1) for r in searched})
     each = max((r["search"].get("minutes", 0.0) for r in searched), default=0.0)
     if searched:
-        counts = sorted({len(r["search"].get("tried", [])) for r in searched})
         caption += (
-            f" {', '.join(names)}: the best of {' or '.join(map(str, counts))} settings (sizes, "
-            f"optimiser, loss, batches), chosen by {each:g}-minute trainings on {HELD_OUT} held-out training images."
+            f" {'; '.join(searches(searched))} settings (sizes, optimiser, rate, loss, batches), chosen by "
+            f"{each:g}-minute trainings on {HELD_OUT} held-out training images."
         )
     command = f"python benchmarks/certified/run.py --data-dir CIFAR10 --out WORK --peers PEERS --minutes {minutes:g}"
     command += f" --preset {preset}" + (f" --search {each:g}" if searched else "")
@@ -278,6 +279,15 @@ def as_page(
         **{name: ", ".join(map(str, values)) for name, values in origin.items()},
         "entries": results,
     } | {name: earlier[name] for name in WRITTEN_BY_HAND if name in earlier}
+
+
+def searches(searched: list[dict[str, Any]]) -> list[str]:
+    """Which networks are the best of how many settings."""
+    names: dict[int, list[str]] = {}
+    for result in searched:
+        name = result["name"].replace(f"-{result['seed']}", "", 1)
+        names.setdefault(len(result["search"].get("tried", [])), []).append(name)
+    return [f"{', '.join(sorted(set(names[count])))}: the best of {count}" for count in sorted(names)]
 
 
 def kept_entries(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -376,6 +386,8 @@ def require_same(path: Path, result: dict[str, Any], args: argparse.Namespace, *
     require_whole(path, result)
     asked = {"minutes": args.minutes, "measured": "held-out" if args.held_out else "test", "preset": args.preset}
     asked |= also if "crop" in result["name"] else crop(args) | also  # a trial of other crops says so in its name
+    family = (result.get("settings") or {}).get("family")
+    asked |= {"source": FAMILIES[family].source} if family in FAMILIES else {}
     made = {"crop_fill": "zeros"} | result  # there was no other when the first results were written
     if result["source"] == "dynablocks":
         if "=" not in result["name"]:
@@ -385,7 +397,7 @@ def require_same(path: Path, result: dict[str, Any], args: argparse.Namespace, *
         searched = result.get("search") or {}
         made |= {
             "search": searched.get("minutes", 0.0),
-            "changes searched": [t.get("change") for t in searched.get("tried", [])],
+            "changes searched": [t.get("change") for t in searched.get("tried", [])[: len(SEARCH)]],
         }
         asked |= {"search": args.search, "changes searched": list(SEARCH) if args.search else []}
     for name, wanted in asked.items():
@@ -447,14 +459,23 @@ def as_named(config: RunConfig) -> dict[str, Any]:
 
 
 def best_change(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """The change of SEARCH with which a family certifies most held-out images at 36/255, and what all of them gave."""
-    tried = []
-    for change in SEARCH:
+    """The change of SEARCH, and of RATES, with which a family certifies most held-out images at 36/255, and all."""
+
+    def attempt(change: dict[str, Any]) -> dict[str, Any]:
         changes = {"set": args.set | change, "out": args.out / "search", "minutes": args.search}
         short = argparse.Namespace(**vars(args) | changes | {"held_out": HELD_OUT, "search": 0.0})
         result = result_of(name, short)
-        tried.append({"change": change, "clean": result["clean"], "certified": result["certified"]["36"]})
-    return {"chosen": max(tried, key=lambda t: t["certified"])["change"], "minutes": args.search, "tried": tried}
+        return {"change": change, "clean": result["clean"], "certified": result["certified"]["36"]}
+
+    def best() -> dict[str, Any]:
+        change: dict[str, Any] = max(tried, key=lambda t: t["certified"])["change"]
+        return change
+
+    tried = [attempt(change) for change in SEARCH]
+    framed = best()
+    rate = (FAMILIES[name].settings() | args.set | framed)["lr"]
+    tried += [attempt(framed | {"lr": float(f"{factor * rate:.3g}")}) for factor in RATES]
+    return {"chosen": best(), "minutes": args.search, "tried": tried}
 
 
 def main() -> None:
