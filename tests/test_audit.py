@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.certificate_files import audit_certificate
@@ -28,6 +29,7 @@ from dynablocks.integrators import ExactFlow, ExplicitEuler
 from dynablocks.lifting import PaperLift
 from dynablocks.linear import Conv, Dense, OrthogonalConv, OrthogonalDense
 from dynablocks.models import MODELS, ModelConfig, build
+from dynablocks.properties import declare
 from dynablocks.properties.verify import jacobians
 from dynablocks.robustness.artefact import ledger
 from dynablocks.robustness.audit import (
@@ -468,6 +470,18 @@ def test_a_leaky_step_with_full_padding_is_audited_as_it_is_declared() -> None:
     ).double()
     assert _layer_bound(block) == pytest.approx(block.properties.lipschitz, rel=1e-6)
     assert _layer_bound(block) == pytest.approx(0.75, rel=1e-6)
+
+
+def test_pooling_whose_windows_share_pixels_is_not_audited_as_disjoint() -> None:
+    """With dilation 2 the windows {0, 2} and {2, 4} of a row meet: a bump at (2, 2) is seen by all four."""
+    bump = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+    bump[0, 0, 2, 2] = 1.0
+    pool = nn.MaxPool2d(2, 2, dilation=2)
+    assert float(jacobians(pool, bump)[0, :, 2 * 8 + 2].norm()) == 2.0
+    assert declare(pool).properties.lipschitz == pytest.approx(2.0)
+    with pytest.raises(AuditFailed, match="does not know the layer MaxPool2d"):
+        _layer_bound(pool)
+    assert _layer_bound(nn.MaxPool2d(2)) == 1.0
 
 
 def _halve_a_number(layers: list[dict[str, Any]]) -> None:

@@ -12,7 +12,15 @@ from torch import nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
-from dynablocks.fields import ACTIVATIONS, GradientField, PartitionedField, leaky_relu
+from dynablocks.fields import (
+    ACTIVATIONS,
+    DiagonalField,
+    FieldFacts,
+    GradientField,
+    PartitionedField,
+    VectorField,
+    leaky_relu,
+)
 from dynablocks.integrators import RK4, ExactFlow, ExplicitEuler, ExplicitRungeKutta
 from dynablocks.lifting import ChannelMix, Head, PaperLift, PixelNormalisation, SpaceToDepth, ZeroLift
 from dynablocks.linear import Dense, OrthogonalConv, OrthogonalDense
@@ -21,11 +29,12 @@ from dynablocks.switching import (
     REGIONS,
     FlexibleSignal,
     FreeSignal,
-    NonExpansiveSignal,
+    LearnedStep,
     PaperFlexibleRegion,
     PaperPrescribedRegion,
     PrescribedSignal,
     ScheduledSignal,
+    SwitchingSignal,
     TightRegion,
     set_progress,
 )
@@ -116,7 +125,7 @@ def test_a_runge_kutta_step_of_a_contractive_field_is_certified_up_to_two_over_i
 
 
 def test_unfit_parts_are_refused_in_one_sentence() -> None:
-    with pytest.raises(InvalidArgument, match="NonExpansiveSignal switches between 1 fields; got 2"):
+    with pytest.raises(InvalidArgument, match="LearnedStep switches between 1 fields; got 2"):
         DynamicalBlock(pair())
     with pytest.raises(InvalidArgument, match="PrescribedSignal switches between 2 fields; got 1"):
         DynamicalBlock(pair()[0], "euler", PrescribedSignal(TightRegion()))
@@ -128,7 +137,88 @@ def test_unfit_parts_are_refused_in_one_sentence() -> None:
     with pytest.raises(InvalidArgument, match="did you mean 'euler'"):
         DynamicalBlock(pair()[0], "eular")
     with pytest.raises(InvalidArgument, match="low must not exceed high"):
-        NonExpansiveSignal(1.0, 2.0, 1.0)
+        LearnedStep(1.0, 2.0, 1.0)
+
+
+class Shaped(VectorField):
+    """A field at rest with any ``in_shape``, or none."""
+
+    def __init__(self, shape: object = None) -> None:
+        super().__init__()
+        if shape is not None:
+            self.in_shape = shape
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 0 * x
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts()
+
+
+class Astray(SwitchingSignal):
+    """One field is asked for, the third is named."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.ones(1))
+
+    def pieces(self) -> list[tuple[int, torch.Tensor]]:
+        return [(2, self.steps[0])]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        (nn.Linear(3, 3), "fields is a Linear; a VectorField is needed"),
+        (nn.Sequential(nn.Linear(3, 3), nn.Tanh()), "fields is a Sequential; a VectorField is needed"),
+        (GradientField, "fields is the class GradientField; a VectorField is needed"),
+        (None, "fields is a NoneType; a VectorField is needed"),
+        ([Shaped((3,)), nn.Tanh()], r"fields\[1\] is a Tanh; a VectorField is needed"),
+        ([], "fields is empty; a block needs at least one"),
+        (Shaped(), "in_shape of Shaped is None; set it to the shape of one sample"),
+        (Shaped(3), r"in_shape of Shaped is 3; .* such as \(3,\)"),
+        (Shaped([3]), r"in_shape of Shaped is \[3\]; .* such as \(3,\)"),
+        (Shaped((3, 0)), r"in_shape of Shaped is \(3, 0\); .* positive sizes"),
+        (Shaped(()), r"in_shape of Shaped is \(\); .* positive sizes"),
+    ],
+)
+def test_what_is_no_field_is_refused_in_one_sentence(fields: object, sentence: str) -> None:
+    with pytest.raises(InvalidArgument, match=sentence):
+        DynamicalBlock(fields)
+
+
+def test_fields_may_stand_in_any_iterable() -> None:
+    for fields in (nn.ModuleList(pair()), tuple(pair()), iter(pair())):
+        block = DynamicalBlock(fields, "euler", PrescribedSignal(TightRegion()))
+        assert [type(field) for field in block.fields] == [GradientField] * 2
+
+
+def test_what_is_no_signal_is_refused_in_one_sentence() -> None:
+    with pytest.raises(InvalidArgument, match=r"signal is 0\.5; .*FreeSignal\(0\.5\) for the fixed step 0\.5"):
+        DynamicalBlock(Shaped((3,)), "euler", 0.5)
+    block = DynamicalBlock(Shaped((3,)), "euler", Astray())
+    for call in (block.declare, lambda: block(torch.zeros(2, 3))):
+        with pytest.raises(InvalidArgument, match=r"of Astray names field 2, and the block has fields 0 to 0; set its"):
+            call()
+
+
+@pytest.mark.parametrize("method", ["euler", "exact"])
+def test_inputs_of_another_number_format_than_the_weights_are_refused(method: str) -> None:
+    block, x = DynamicalBlock(pair()[0], method, FreeSignal(0.5)), torch.ones(2, 3)
+    for module, given, kind in (
+        (block, x.double(), "float32"),
+        (block, x.long(), "float32"),
+        (copy.deepcopy(block).double(), x, "float64"),
+    ):
+        sentence = rf"is {given.dtype}, the weights of DynamicalBlock are torch\.{kind}; give x\.to\(torch\.{kind}\)"
+        for call in (module, module.inverse):
+            with pytest.raises(InvalidArgument, match=sentence):
+                call(given)
+
+
+def test_a_field_without_matrices_takes_inputs_of_any_number_format() -> None:
+    block = DynamicalBlock(DiagonalField(3), "euler", FreeSignal(0.5))
+    assert block(torch.ones(2, 3, dtype=torch.float64)).dtype == torch.float64
 
 
 def test_maps_between_blocks_are_what_they_declare() -> None:

@@ -8,9 +8,13 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,50 +26,63 @@ import yaml
 
 import dynablocks
 from dynablocks import pipeline
+from dynablocks.catalogue import catalogue
 from dynablocks.cli import _given, main
 from dynablocks.config import RunConfig, from_yaml, preset_settings, to_yaml
 from dynablocks.data import DataSplits, ImageDataset, load_data
 from dynablocks.errors import BadCheckpoint, UnsoundResult
 from dynablocks.files import sha256, write_text
-from dynablocks.models import ModelConfig
+from dynablocks.models import ModelConfig, build
 from dynablocks.pipeline import attack_run, certify_run
-from dynablocks.properties import Lipschitz
+from dynablocks.properties import Lipschitz, explain
 from dynablocks.run_directory import results
 from dynablocks.run_directory.metrics import collect_metrics, stored_curves
 from dynablocks.run_directory.network import build_for, load, load_config, load_splits, pixel_statistics
-from dynablocks.training import TrainingConfig, fit
+from dynablocks.training import TrainingConfig, fit, loop
 
 TINY = (
     "--preset smoke --model.widths [4,4] --model.layers [1,1] --training.epochs 2 --training.threads 1 "
-    "--attack.samples 16 --attack.steps 3"
+    "--training.precision 32 --attack.samples 16 --attack.steps 3"
 )
-STABLE_KEYS = {
-    "clean_accuracy",
-    "robust_accuracy",
-    "certified_accuracy",
-    "auc",
-    "lipschitz_bound",
-    "images_per_second",
-    "train_seconds",
-    "parameters",
-    "dataset",
-    "device",
-    "seed",
-    "version",
-}
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded images are kept apart from those of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DYNABLOCKS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One whole ``dynablocks run``."""
+    """One whole ``dynablocks run``; whoever changes it copies it first."""
     out = tmp_path_factory.mktemp("cli") / "run"
     assert main(["run", *TINY.split(), "--out", str(out)]) == 0
     return out
 
 
+def class_folders(root: Path) -> Path:
+    """Ten classes of four grey images of 8 x 8 pixels, each of one shade, for training and for testing."""
+    from PIL import Image
+
+    for part, name, k in itertools.product(("train", "test"), "abcdefghij", range(4)):
+        (root / part / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 20 * ord(name) % 200 + k, np.uint8)).save(root / part / name / f"{k}.png")
+    return root
+
+
+def documented_figures() -> set[str]:
+    """The keys of ``metrics.json`` in the page about the run directory."""
+    page = (ROOT / "docs" / "run_directory.md").read_text(encoding="utf-8")
+    rows = page.partition("\n## metrics.json\n")[2].partition("\n## ")[0].splitlines()
+    return {key for row in rows if row.startswith("| `") for key in re.findall(r"`(\w+)`", row.split("|")[1])}
+
+
 def test_run_leaves_the_stable_files(finished: Path) -> None:
     metrics = json.loads((finished / "metrics.json").read_text())
-    assert metrics.keys() >= STABLE_KEYS
+    assert metrics.keys() == documented_figures()
     assert metrics["dataset"] == "digits"
     for name in ("robust_accuracy", "certified_accuracy"):
         radii = [point["epsilon"] for point in metrics[name]]
@@ -94,28 +111,70 @@ def test_second_run_reuses_everything(finished: Path, capsys: pytest.CaptureFixt
     assert "certified" in capsys.readouterr().out
 
 
-def test_other_attack_settings_attack_again(finished: Path) -> None:
-    before = (finished / "attack.safetensors").stat().st_mtime_ns
-    assert main(["attack", str(finished), "--attack.steps", "4"]) == 0
-    assert (finished / "attack.safetensors").stat().st_mtime_ns != before
-    assert json.loads((finished / "attack.json").read_text())["config"]["steps"] == 4
+def test_other_attack_settings_attack_again(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    before = (run / "attack.safetensors").stat().st_mtime_ns
+    assert main(["attack", str(run), "--attack.steps", "4"]) == 0
+    assert (run / "attack.safetensors").stat().st_mtime_ns != before
+    assert json.loads((run / "attack.json").read_text())["config"]["steps"] == 4
 
 
-def test_the_attack_settings_of_the_run_hold_whatever_comes_first(finished: Path) -> None:
-    assert main(["attack", "--attack.steps", "2", str(finished)]) == 0
-    config = json.loads((finished / "attack.json").read_text())["config"]
+def test_the_attack_settings_of_the_run_hold_whatever_comes_first(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    assert main(["attack", "--attack.steps", "2", str(run)]) == 0
+    config = json.loads((run / "attack.json").read_text())["config"]
     assert (config["steps"], config["samples"]) == (2, 16)
 
 
-def test_directory_commands(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["certify", "--out", str(finished)]) == 0
-    assert main(["verify", str(finished), "--samples", "2", "--deep"]) == 0
+def test_directory_commands(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    assert main(["certify", "--out", str(run)]) == 0
+    assert main(["verify", str(run), "--samples", "2", "--deep"]) == 0
     assert "holds" in capsys.readouterr().out
-    assert main(["explain", str(finished), "--depth", "1"]) == 0
+    assert main(["explain", str(run), "--depth", "1"]) == 0
     assert "Network certified" in capsys.readouterr().out
-    assert main(["report", str(finished)]) == 0
+    assert main(["report", str(run)]) == 0
     for command in ("attack", "certify", "verify", "explain", "report"):
-        assert main([command, str(finished), "--dry-run"]) == 0
+        assert main([command, str(run), "--dry-run"]) == 0
+
+
+def test_the_figures_are_those_of_the_network_and_its_training(finished: Path) -> None:
+    metrics, training = (json.loads((finished / name).read_text()) for name in ("metrics.json", "training.json"))
+    network, test = load(finished).double(), load_data("digits").test
+    with torch.no_grad():
+        correct = network(test.images.double() / 255).argmax(1) == test.labels
+    assert metrics["clean_accuracy"] == pytest.approx(correct.double().mean().item(), abs=1e-12)
+    assert metrics["lipschitz_bound"] == pytest.approx(network.certificate_inputs()[0], rel=1e-9)
+    for name in ("train_seconds", "images_per_second", "parameters", "precision", "device"):
+        assert metrics[name] == training[name]
+    assert metrics["epochs"] == training["epochs"] == 2
+    assert metrics["parameters"] == sum(p.numel() for p in network.parameters())
+    assert (metrics["test_images"], metrics["attacked_images"]) == (len(test), 16)
+    assert (metrics["model"], metrics["preset"], metrics["seed"]) == ("certified", "smoke", 0)
+    assert metrics["version"] == dynablocks.__version__
+
+
+def test_the_curves_are_those_of_the_images(finished: Path) -> None:
+    from safetensors.torch import load_file
+
+    metrics, labels = json.loads((finished / "metrics.json").read_text()), load_data("digits").test.labels
+    found = load_file(finished / "certificate.safetensors")
+    assert torch.equal(found["labels"], labels)
+    lead = torch.where(found["predictions"] == labels, found["radii"], -1.0)
+    for name, radii in (("certified_accuracy", lead), ("certified_accuracy_of_attacked", lead[:16])):
+        for point in metrics[name]:
+            certified = (radii > point["epsilon"]).double().mean().item()
+            assert point["accuracy"] == pytest.approx(certified, abs=1e-12)
+    found = load_file(finished / "attack.safetensors")
+    assert torch.equal(found["labels"], labels[:16])
+    hits = torch.stack([hit for name, hit in found.items() if name.startswith("broken.")]).any(0)
+    right = found["clean_predictions"] == found["labels"]
+    # Who was broken within one radius is so within all larger ones.
+    left = [(right & ~hits[:, : k + 1].any(1)).double().mean().item() for k in range(hits.shape[1])]
+    points = [(point["epsilon"], point["accuracy"]) for point in metrics["robust_accuracy"]]
+    assert [accuracy for _, accuracy in points] == pytest.approx(left, abs=1e-12)
+    area = sum((b - a) * (u + v) / 2 for (a, u), (b, v) in itertools.pairwise(points))
+    assert metrics["auc"] == pytest.approx(area, abs=1e-12)
 
 
 def test_a_broken_certificate_is_a_hard_error(finished: Path, tmp_path: Path) -> None:
@@ -207,15 +266,38 @@ def test_a_warm_start_may_come_from_a_run_that_held_out_the_same_images_and_more
     assert main(["explain", first]) == 0
 
 
+def test_a_warm_start_takes_the_body_and_not_the_head(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    still = ["--training.lr", "1e-12", "--warm_start", str(finished), "--out", str(out)]
+    assert main(["train", *TINY.split(), *still]) == 0
+    config = load_config(out)
+    networks = {"first": load(finished), "second": load(out), "new": build_for(config, load_splits(config))[0]}
+    weights = {key: dict(network.named_parameters()) for key, network in networks.items()}
+
+    def distance(key: str, other: str, part: str) -> float:
+        pairs = [(weight, weights[other][name]) for name, weight in weights[key].items() if name.startswith(part)]
+        return max((a - b).abs().max().item() for a, b in pairs)
+
+    # Adam moves a weight by about the learning rate in each of the 22 steps.
+    assert distance("second", "first", "body.") < 1e-9
+    assert distance("second", "new", "head.") < 1e-9
+    assert distance("first", "new", "body.") > 1e-3
+    assert distance("first", "new", "head.") > 1e-3
+
+
+def test_a_warm_start_from_another_body_is_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, wider = tmp_path / "run", TINY.replace("[4,4]", "[4,8]")
+    assert main(["train", *wider.split(), "--warm_start", str(finished), "--out", str(out)]) == 2
+    assert f"the network in {finished} has another body" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_images_held_out_now_may_not_come_in_through_two_warm_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from PIL import Image
-
-    other = tmp_path / "other"
-    for part, name, k in itertools.product(("train", "test"), "abcdefghij", range(4)):
-        (other / part / name).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((8, 8), 20 * ord(name) % 200 + k, np.uint8)).save(other / part / name / f"{k}.png")
+    other = class_folders(tmp_path / "other")
     first, second, third = (f"{tmp_path}/{name}" for name in ("first", "second", "third"))
     assert main(["train", *TINY.split(), "--out", first]) == 0
     assert main(["train", *TINY.split(), "--data-dir", str(other), "--warm_start", first, "--out", second]) == 0
@@ -235,6 +317,48 @@ def test_a_warm_start_normalises_its_own_images_and_its_certificate_holds(tmp_pa
     assert main(["certify", second, "--json", file]) == 0
     assert main(["audit", file, "--samples", "4"]) == 0
     assert main(["audit", second]) == 2
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A whole run on class folders, its certificate file, and where its images have gone since."""
+    folder = tmp_path_factory.mktemp("moved")
+    run, certificate, images = folder / "run", folder / "certificate.json", class_folders(folder / "images")
+    assert main(["run", *TINY.split(), "--data-dir", str(images), "--out", str(run)]) == 0
+    assert main(["certify", str(run), "--json", str(certificate)]) == 0
+    return run, certificate, images.rename(folder / "elsewhere")
+
+
+@pytest.mark.parametrize("command", ["attack", "certify", "audit", "verify", "report"])
+def test_images_that_moved_are_found_where_they_are_now(
+    command: str, moved: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, certificate, images = moved
+    given = {"audit": [str(certificate), "--samples", "4", "--steps", "3"], "verify": [str(run), "--samples", "2"]}
+    words = [command, *given.get(command, [str(run)])]
+    assert main(words) == 2
+    assert re.search(r"the data folder .*images does not exist", capsys.readouterr().err)
+    assert main([*words, "--data.dir", str(images)]) == 0
+
+
+def test_ctrl_c_ends_a_training_with_130_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps: list[int] = []
+    take_step = loop.take_step
+
+    def pressed_in_the_fifth(session: Any) -> None:
+        take_step(session)
+        steps.append(session.step)
+        if len(steps) == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(loop, "take_step", pressed_in_the_fifth)
+    command = ["train", *TINY.split(), "--out", str(tmp_path / "run")]
+    assert main(command) == 130
+    assert "Stopped after step 5 of 22" in capsys.readouterr().err
+    assert main(command) == 0
+    assert steps == list(range(22))
 
 
 def test_without_a_preset_cifar_images_take_the_quarter_of_an_hour() -> None:
@@ -272,6 +396,28 @@ def test_shorthands_and_flags_override_presets(capsys: pytest.CaptureFixture[str
 def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     assert len(capsys.readouterr().out) > 200
+
+
+def test_a_named_model_is_explained_without_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--model.widths", "[4,4]", "--model.layers", "[1,1]"]
+    assert main(["explain", "--model", "resnet", *sizes, "--depth", "1"]) == 0
+    network = build(ModelConfig("resnet", widths=(4, 4), layers=(1, 1)), (3, 32, 32), 10, seed=0)
+    said = capsys.readouterr().out
+    assert said == f"{explain(network, 1)}\n"
+    assert said.startswith("Network resnet: ")
+
+
+def test_a_list_without_a_kind_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    lines = [line.partition(":") for line in capsys.readouterr().out.splitlines()]
+    named = {kind: sorted(name.strip() for name in names.split(",")) for kind, _, names in lines}
+    assert named == {kind: sorted(names) for kind, names in catalogue().items()}
+
+
+def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dynablocks {project['version']}\n"
 
 
 HEAVY = (

@@ -15,7 +15,14 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from dynablocks.data.trajectories import Pairs, Trajectories, read_dynamics, read_pairs, read_trajectories
+from dynablocks.data.trajectories import (
+    Pairs,
+    Trajectories,
+    read_dynamics,
+    read_pairs,
+    read_starts,
+    read_trajectories,
+)
 from dynablocks.errors import BadData, InvalidArgument
 
 GOOD = "trajectory,t,q,p\na,0,1,2\na,0.5,3,4\nb,0,5,6\nb,1,7,8\nb,3,9,10\n"
@@ -160,6 +167,89 @@ def test_pairs_are_read_from_csv_and_parquet(tmp_path: Path) -> None:
         assert pairs.h.tolist() == [0.5, 0.25]
     (tmp_path / "a.csv").write_text("in_q,out_q\n4,1\n8,5\n")
     assert read_pairs(tmp_path / "a.csv").h.tolist() == [1.0, 1.0]
+
+
+WIDE = {"note": ["a", "b"], "p": [2.0, 4.0], "gap": [np.nan, 1.0], "t": [0.0, 0.5], "q": [1.0, 3.0]}
+
+
+def test_chosen_columns_are_read_in_their_order_and_others_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("note,p,gap,t,q\na,2,,0,1\nb,4,x,0.5,3\n")
+    parquet.write_table(pa.table(WIDE), tmp_path / "a.parquet")
+    x = np.stack([[1.0, 3.0], [np.nan, 9.0], [2.0, 4.0]], axis=1)
+    np.savez(tmp_path / "a.npz", t=[0.0, 0.5], x=x)
+    np.savez(tmp_path / "many.npz", t=[0.0, 0.5], x=np.stack([x, 2 * x]))
+    for name, columns in (("a.csv", ("q", "p")), ("a.parquet", ("q", "p")), ("a.npz", ("x1", "x3"))):
+        data = read_dynamics(tmp_path / name, columns)
+        assert isinstance(data, Trajectories)
+        assert data.names == columns
+        assert data.states[0].tolist() == [[1, 2], [3, 4]]
+        assert data.times[0].tolist() == [0, 0.5]
+        _refused(tmp_path / name, {"a.npz": "x[0, 1] is nan"}.get(name, "column 'note' is"))
+    many = read_dynamics(tmp_path / "many.npz", ["x3"])
+    assert isinstance(many, Trajectories)
+    assert [states.tolist() for states in many.states] == [[[2], [4]], [[4], [8]]]
+    rows = "4,x,1,run,2,3,0.5\n8,y,5,run,6,7,0.25\n"
+    (tmp_path / "pairs.csv").write_text("out_p,note,in_q,trajectory,in_p,out_q,h\n" + rows)
+    pairs = read_dynamics(tmp_path / "pairs.csv", ["p"])
+    assert isinstance(pairs, Pairs)
+    assert (pairs.names, pairs.x.tolist(), pairs.y.tolist()) == (("p",), [[2], [6]], [[4], [8]])
+    assert pairs.h.tolist() == [0.5, 0.25]
+    assert read_dynamics(tmp_path / "pairs.csv", ["q", "p"]).names == ("q", "p")
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ([], "columns is empty"),
+        (["q", "q"], "columns has 'q' twice"),
+        (["q", "pp"], "unknown column 'pp'; did you mean 'p'? Known: p, q."),
+        (["trajectory"], "unknown column 'trajectory'. Known: p, q."),
+    ],
+)
+def test_columns_that_cannot_be_chosen_get_a_sentence(tmp_path: Path, columns: list[str], words: str) -> None:
+    (tmp_path / "a.csv").write_text(GOOD)
+    with pytest.raises(InvalidArgument, match=re.escape(words)):
+        read_dynamics(tmp_path / "a.csv", columns)
+
+
+def test_starts_are_the_rows_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("p,note,q\n2,x,1\n4,,3\n")
+    starts = read_starts(tmp_path / "a.csv", ("q", "p"))
+    assert starts.states.tolist() == [[1, 2], [3, 4]]
+    assert starts.times.tolist() == [0, 0]
+    assert [starts.label(k) for k in range(2)] == ["0", "1"]
+    columns = {"trajectory": ["left", "right"], **WIDE}
+    parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+    starts = read_starts(tmp_path / "a.parquet", ("q", "p"))
+    assert starts.states.tolist() == [[1, 2], [3, 4]]
+    assert starts.times.tolist() == [0, 0.5]
+    assert [starts.label(k) for k in range(2)] == ["left", "right"]
+    (tmp_path / "a.csv").write_text("q,p\n1,2\n")
+    assert len(read_starts(tmp_path / "a.csv", ("q", "p")).states) == 1
+
+
+START_FAULTS = {
+    "empty": ("", "is empty; a header line and at least one row are needed"),
+    "no rows": ("q,p\n", "has a header but no rows; at least one row is needed"),
+    "missing": ("q,momentum\n1,2\n", "has the header 'q,momentum', without the column 'p'; the columns q,p are needed"),
+    "no header": ("1,2\n3,4\n", "has no header: line 1 is '1,2'; the header must be q,p and optionally trajectory"),
+    "text": ("q,p\n1,warm\n", "line 2, column 'p' is the text 'warm'"),
+    "nan": ("q,p\n1,nan\n", "line 2, column 'p' is nan"),
+    "nan time": ("t,q,p\ninf,1,2\n", "line 2, column 't' is inf"),
+    "repeated": ("trajectory,q,p\na,1,2\nb,1,2\na,3,4\n", "line 4, column 'trajectory': 'a' stands in line 2 already"),
+    "no label": ("trajectory,q,p\n,1,2\n", "line 2, column 'trajectory' is empty"),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), START_FAULTS.values(), ids=START_FAULTS)
+def test_bad_starts_get_a_sentence(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "data.csv").write_text(text)
+    _refused(tmp_path / "data.csv", words, lambda path: read_starts(path, ("q", "p")))
+
+
+def test_starts_without_names_are_refused(tmp_path: Path) -> None:
+    for name in ("a.npz", "a.npy"):
+        _refused(tmp_path / name, "has no column names; a CSV", lambda path: read_starts(path, ("q", "p")))
 
 
 CSV_FAULTS = {

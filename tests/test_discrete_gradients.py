@@ -7,14 +7,15 @@ import copy
 import numpy as np
 import pytest
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
+from dynablocks.experiments.ensembles import ensemble_forward, stacked_parameters
 from dynablocks.fields import FieldFacts, GradientField, PartitionedField, VectorField
 from dynablocks.fields.dissipative import DissipativeField
 from dynablocks.fields.hamiltonian import NeuralHamiltonian
+from dynablocks.integrators import measured_order
 from dynablocks.integrators.base import INTEGRATORS
 from dynablocks.integrators.discrete_gradient import KINDS, MinusPotential, discrete_gradient, energy_form
 from dynablocks.linear import Dense
@@ -120,22 +121,9 @@ def test_energy_over_a_thousand_steps(kind: str) -> None:
 def test_the_order_is_the_slope_of_the_error(kind: str, gamma: float) -> None:
     method, field = INTEGRATORS[kind](), Pendulum(gamma)
     x = torch.tensor([[1.0, 0.3]], dtype=torch.float64)
-
-    def slope(t: float, flat: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return field(torch.from_numpy(flat)[None]).numpy()[0]
-
-    truth = torch.from_numpy(solve_ivp(slope, (0, 1), x[0].numpy(), method="DOP853", rtol=1e-12, atol=1e-13).y[:, -1])
-    steps, errors = (40, 80, 160), []
-    with torch.no_grad():
-        for count in steps:
-            y = x
-            for _ in range(count):
-                y = method.step(field, y, 1.0 / count)
-            errors.append(float((y[0] - truth).norm()))
     # With one degree of freedom and H = T(p) + V(q) the coordinate increments are symmetric in x and x', so of order 2.
     expected = 2 if kind == "itoh-abe" else method.order
-    assert -np.polyfit(np.log(steps), np.log(errors), 1)[0] == pytest.approx(expected, abs=0.15)
+    assert measured_order(method, field, x, counts=(40, 80, 160)) == pytest.approx(expected, abs=0.15)
 
 
 @EVERY_KIND
@@ -194,6 +182,34 @@ def test_gradients_equal_those_of_unrolled_iterations() -> None:
         expected = torch.autograd.grad(z.square().sum(), sources)
         for one, other in zip(given, expected, strict=True):
             assert float((one - other).abs().max()) <= 1e-8 * max(1.0, float(other.abs().max()))
+
+
+STACKED = {
+    "of a gradient field": lambda: GradientField(Dense(3, 4), "tanh"),
+    "of a Hamiltonian": lambda: NeuralHamiltonian(4, width=3),
+    "of halves": PartitionedField.example,
+    "of a dissipative field": lambda: DissipativeField(3, width=4),
+}
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("name", STACKED)
+def test_steps_take_stacked_parameters(kind: str, name: str) -> None:
+    blocks = [DynamicalBlock(STACKED[name](), kind, FreeSignal(0.1)).double() for _ in range(3)]
+    with torch.no_grad():
+        for parameter in (p for block in blocks for p in block.parameters()):
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    x = torch.randn(5, *blocks[0].in_shape, dtype=torch.float64)
+    stacked = stacked_parameters(blocks)
+    outputs = ensemble_forward(blocks[0], stacked, x)
+    gradients = torch.autograd.grad(outputs.square().sum(), list(stacked.values()))
+    for run, block in enumerate(blocks):
+        alone = block(x)
+        torch.testing.assert_close(outputs[run], alone, rtol=0, atol=1e-12)
+        expected = torch.autograd.grad(alone.square().sum(), list(block.parameters()))
+        for one, other in zip(gradients, expected, strict=True):
+            assert float((one[run] - other).abs().max()) <= 1e-8 * max(1.0, float(other.abs().max()))
+    assert not torch.allclose(outputs[0], outputs[1])
 
 
 def test_a_loss_with_a_known_target_needs_no_solve() -> None:

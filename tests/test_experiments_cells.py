@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -12,7 +11,7 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -164,6 +163,8 @@ SLOW = textwrap.dedent(
     from pathlib import Path
     from dynablocks.experiments.cells import Cell, Store
 
+    HALTS = __name__ == "__main__" and sys.argv[2:] == ["halting"]
+
     @dataclass(frozen=True)
     class CountCell(Cell):
         steps: int = 5
@@ -174,6 +175,8 @@ SLOW = textwrap.dedent(
                 time.sleep(0.15)
                 path.write_text(str(done + 1))
                 print(self.number, done + 1, flush=True)
+                if HALTS:
+                    sys.stdin.readline()
             return {"steps": done}
 
     if __name__ == "__main__":
@@ -187,18 +190,18 @@ SLOW = textwrap.dedent(
 class Counting:
     """Processes that build the three cells of ``SLOW`` in one folder."""
 
-    lines: ClassVar[int] = 15
-
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.script = folder / "count.py"
         self.script.write_text(SLOW)
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """A process; with the word ``halting`` one that goes on after each step when it is sent a line."""
         source = str(Path(__file__).parent.parent / "src")
         environment = os.environ | {"PYTHONPATH": source}
-        arguments = [sys.executable, str(self.script), str(self.folder / "cells")]
-        return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment)
+        arguments = [sys.executable, str(self.script), str(self.folder / "cells"), *words]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(arguments, stdin=pipe, stdout=pipe, text=True, env=environment)
 
     def results(self) -> list[dict[str, Any]]:
         found = (self.folder / "cells").glob("count-*/result.json")
@@ -207,19 +210,13 @@ class Counting:
 
 def test_a_killed_build_goes_on_where_it_was(tmp_path: Path) -> None:
     counting = Counting(tmp_path)
-    first = counting.start()
-    assert first.stdout is not None
-    for line in first.stdout:
-        if line.startswith("0 1"):
-            os.kill(first.pid, signal.SIGKILL)
-            break
-    first.wait()
+    with counting.start("halting") as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "0 1\n"
+        first.kill()
     assert not counting.results()
-    # It may have gone on for some steps before the signal came.
-    (begun,) = (tmp_path / "cells").glob("count-*.partial/steps")
-    done = int(begun.read_text())
     steps = [line for line in counting.start().communicate()[0].splitlines() if line[0].isdigit()]
-    assert steps == [f"{n} {k}" for n in range(3) for k in range(1, 6)][done:]
+    assert steps == [f"{n} {k}" for n in range(3) for k in range(1, 6)][1:]
     assert counting.results() == [{"steps": 5}] * 3
 
 
@@ -261,19 +258,15 @@ def test_a_live_lock_is_respected_and_a_dead_one_is_not(tmp_path: Path) -> None:
         from count import CountCell  # type: ignore[import-not-found]
     finally:
         sys.path.remove(str(tmp_path))
-    holder = counting.start()
-    assert holder.stdout is not None
-    holder.stdout.readline()
-    store = Store(tmp_path / "cells")
-    assert store.state(CountCell(5, 0)) == "running"
-    assert store.build(CountCell(5, 0)) == "running"
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.wait()
-    deadline = time.monotonic() + 5
-    while store.state(CountCell(5, 0)) == "running" and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert store.state(CountCell(5, 0)) == "partial"
-    assert store.build(CountCell(5, 0)) == "built"
+    store, cell = Store(tmp_path / "cells"), CountCell(5, 0)
+    with counting.start("halting") as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "0 1\n"
+        assert store.state(cell) == "running"
+        assert store.build(cell) == "running"
+        holder.kill()
+    assert store.state(cell) == "partial"
+    assert store.build(cell) == "built"
 
 
 def test_a_failure_that_is_forgotten_is_built_again_by_anyone(tmp_path: Path) -> None:

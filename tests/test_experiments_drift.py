@@ -10,7 +10,7 @@ import torch
 
 from dynablocks.experiments import Store
 from dynablocks.experiments.drift import PROBLEMS, SIZE_LIMIT, DriftCell, drift
-from dynablocks.experiments.exact import exact_solution
+from dynablocks.integrators import exact_solution
 
 
 def run(problem: str, method: str, steps: int) -> dict[str, float]:

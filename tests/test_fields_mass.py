@@ -34,8 +34,8 @@ FIELDS: dict[str, Callable[[], VectorField]] = {
     "mass": lambda: MassPreservingField(4, 6),
     "weighted": lambda: MassPreservingField(4, 6, weights=WEIGHTS),
     "odd": lambda: MassPreservingField(4, 6, bias=False),
-    "positive": lambda: MassPreservingField(4, 6, positive=True),
-    "positive weighted": lambda: MassPreservingField(4, 6, positive=True, weights=(1.0, 2.0, 0.5, 3.0)),
+    "positive": lambda: CompartmentField(4, 6),
+    "positive weighted": lambda: CompartmentField(4, 6, weights=(1.0, 2.0, 0.5, 3.0)),
     "several": lambda: ConstrainedField(GradientField(Dense(4, 5), "tanh"), SEVERAL),
 }
 PATANKAR = ("patankar", "mprk22")
@@ -109,7 +109,7 @@ def test_the_field_is_the_stated_formula(name: str) -> None:
         rows = np.array([[1.0] * 4, SEVERAL[1]])
         projector = np.eye(4) - np.linalg.pinv(rows) @ rows
         expected = field.inner(x) @ torch.tensor(projector)
-    elif isinstance(field, MassPreservingField) and field.positive:
+    elif isinstance(field, CompartmentField):
         w, rates = torch.tensor(field.weights, dtype=torch.float64), field.rates(x)
         assert (rates >= 0).all()
         assert not rates.diagonal(dim1=1, dim2=2).any()
@@ -128,6 +128,34 @@ def test_the_field_is_the_stated_formula(name: str) -> None:
         expected = (upper - upper.mT) @ w
         assert torch.allclose(field.skew(x), upper - upper.mT, atol=1e-15)
     assert torch.allclose(field(x), expected, atol=1e-13, rtol=0)
+
+
+DRAWN = {
+    "skew": (MassPreservingField, 3, ["bias", "inner.matrix", "outer.matrix"]),
+    "compartments": (CompartmentField, 6, ["bias", "rate_bias", "inner.matrix", "outer.matrix"]),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_stored_parameters_have_these_names_and_this_start(name: str) -> None:
+    """Results and checkpoints depend on both: C is drawn first, then B with a column for each output."""
+    kind, outputs, names = DRAWN[name]
+    torch.manual_seed(3)
+    field = kind(3, 5)
+    torch.manual_seed(3)
+    inner, outer = Dense(3, 5), Dense(outputs, 5)
+    state = field.state_dict()
+    assert list(state) == names
+    assert torch.equal(state["inner.matrix"], inner.matrix)
+    assert torch.equal(state["outer.matrix"], outer.matrix)
+    assert not any(state[key].any() for key in names if key.endswith("bias"))
+    assert list(kind(3, 5, bias=False).state_dict()) == ["inner.matrix", "outer.matrix"]
+
+
+def test_compartments_are_no_skew_form_and_the_other_way_round() -> None:
+    assert not isinstance(CompartmentField(3), MassPreservingField)
+    assert not hasattr(CompartmentField(3), "skew")
+    assert not hasattr(MassPreservingField(3), "rates")
 
 
 @pytest.mark.parametrize("name", ["mass", "weighted", "odd", "several"])
@@ -237,10 +265,10 @@ def test_exchange_matches_the_dense_system() -> None:
         (lambda: MassPreservingField(1), "at least 2"),
         (lambda: MassPreservingField(3, weights=(1.0, 2.0)), "vectors of 3 finite numbers"),
         (lambda: MassPreservingField(3, weights=(1.0, 0.0, 2.0)), "ConstrainedField allows zeros"),
-        (lambda: MassPreservingField(3, weights=(1.0, -1.0, 2.0), positive=True), "must be positive"),
+        (lambda: CompartmentField(3, weights=(1.0, -1.0, 2.0)), "must be positive"),
         (lambda: MassPreservingField(3, weights=(1.0, math.nan, 2.0)), "finite"),
-        (lambda: MassPreservingField(3).rates(torch.ones(1, 3)), "positive=True"),
-        (lambda: MassPreservingField(3, positive=True).skew(torch.ones(1, 3)), "rates"),
+        (lambda: CompartmentField(1), "at least 2"),
+        (lambda: CompartmentField(3, weights=(1.0, 0.0, 2.0)), "must be positive"),
         (lambda: InvariantSpace(3, [None, (2.0, 2.0, 2.0)]), "linearly independent"),
         (lambda: ModifiedPatankar(3), "orders 1 and 2"),
         (lambda: DynamicalBlock(MassPreservingField(3), "patankar", FreeSignal(0.1))(torch.ones(1, 3)), "needs rates"),

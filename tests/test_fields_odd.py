@@ -8,9 +8,9 @@ from torch import Tensor
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
-from dynablocks.fields import GradientField, PartitionedField
+from dynablocks.fields import EvenPotential, GradientField, PartitionedField, VectorField
 from dynablocks.fields.odd import OddField
-from dynablocks.linear import Dense
+from dynablocks.linear import Dense, LinearMap, OrthogonalDense
 from dynablocks.properties import Equivariant, Symplectic, verify
 from dynablocks.switching.signals import FreeSignal
 from dynablocks.testing import check_block
@@ -49,6 +49,35 @@ def test_it_is_the_gradient_of_its_potential(inner: GradientField, x: Tensor) ->
     slope = torch.func.grad(lambda y: field.potential(y).sum())(x)
     assert torch.allclose(slope, field(x), rtol=0, atol=1e-14)
     assert torch.equal(field.potential(x), field.potential(-x))
+
+
+def test_the_odd_part_halves_and_an_even_potential_does_not(inner: GradientField, x: Tensor) -> None:
+    """Stored results depend on either factor, to the last bit."""
+    odd, even = OddField(inner), EvenPotential(inner)
+    difference = inner(x) - inner(-x)
+    assert torch.equal(odd(x), 0.5 * difference)
+    assert torch.equal(even(x), difference)
+    for field, factor in ((odd, 0.5), (even, 1.0)):
+        assert torch.equal(field.potential(x), factor * (inner.potential(x) + inner.potential(-x)))
+        slope = torch.func.grad(lambda y, field=field: field.potential(y).sum())(x)
+        assert torch.allclose(slope, field(x), rtol=0, atol=1e-13)
+        assert list(field.state_dict()) == [f"field.{key}" for key in inner.state_dict()]
+
+
+@pytest.mark.parametrize("kind", [OddField, EvenPotential])
+def test_an_orthogonal_weight_is_computed_once_for_both_points(
+    kind: type[VectorField], x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    field = kind(GradientField(OrthogonalDense(3, 3), "sigmoid").double())
+    computed, compute = [], OrthogonalDense.compute_weights
+
+    def counted(self: OrthogonalDense, alike: list[LinearMap]) -> object:
+        computed.append(self)
+        return compute(self, alike)
+
+    monkeypatch.setattr(OrthogonalDense, "compute_weights", counted)
+    field(x)
+    assert len(computed) == 1
 
 
 def test_facts_bound_the_dense_jacobian(inner: GradientField, x: Tensor) -> None:

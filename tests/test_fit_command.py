@@ -295,6 +295,15 @@ def test_a_killed_fit_goes_on(
         (["{file}", "--preserve", "none", "--preset", "huge"], "unknown preset"),
         (["{file}", "--preserve", "none", "--noise", "perhaps"], "unknown noise"),
         (["{file}", "--preserve", "none", "--out", "{file}"], "is a file"),
+        (["{file}", "--preserve", "none", "--columns", "q,speed"], "unknown column 'speed'. Known: p, q."),
+        (["{odd}", "--preserve", "none", "--columns", "a,bb"], "column 'bb'; did you mean 'b'? Known: b, a, c."),
+        (["{file}", "--preserve", "none", "--columns", "q,t"], "unknown column 't'. Known: p, q."),
+        (["{file}", "--preserve", "none", "--columns", "q,q"], "columns has 'q' twice"),
+        (["{file}", "--preserve", "none", "--columns", "q,"], "--columns is 'q,'; names separated by commas"),
+        (["{odd}", "--preserve", "symplectic", "--columns", "a,b,c"], "even number"),
+        (["{pairs}", "--preserve", "none", "--columns", "in_q"], "(named without in_ and out_) 'in_q'. Known: p, q."),
+        (["{pairs}", "--preserve", "none", "--columns", "p"], "has the column 'in_p' but not 'out_p'"),
+        (["--example", "pendulum", "--columns", "q,p"], "leave it out with --example"),
         (["{folder}/absent.csv", "--preserve", "none"], "does not exist"),
         (["--example", "pendulun"], "pendulum"),
         (["{odd}", "--preserve", "symplectic"], "even number"),
@@ -317,7 +326,8 @@ def test_a_bad_use_gets_one_sentence(
     (tmp_path / "short.csv").write_text("t,q\n0,1\n1,2\n")
     (tmp_path / "still.csv").write_text("t,q\n" + "".join(f"{k},1\n" for k in range(20)))
     (tmp_path / "huge.csv").write_text("t,q,p\n" + "".join(f"{k},{(-1) ** k}e200,{k}\n" for k in range(20)))
-    paths = {name: str(tmp_path / f"{name}.csv") for name in ("file", "odd", "short", "still", "huge")}
+    (tmp_path / "pairs.csv").write_text("in_q,in_p,out_q\n" + "".join(f"{k},{k},{k + 1}\n" for k in range(20)))
+    paths = {name: str(tmp_path / f"{name}.csv") for name in ("file", "odd", "short", "still", "huge", "pairs")}
     assert main(["fit", *(option.format(folder=tmp_path, **paths) for option in options)]) == 2
     said = capsys.readouterr()
     assert sentence in said.err
@@ -436,6 +446,45 @@ def test_a_dry_run_says_how_many_steps_are_used(
     monkeypatch.setattr("dynablocks.fitting.commands.MOST_SAMPLES", 5)
     assert main(command) == 0
     assert "5 of 11 training steps are used, evenly spaced" in capsys.readouterr().out
+
+
+def test_chosen_columns_are_fitted_in_their_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = write_csv(tmp_path / "two.csv").read_text().splitlines()
+    head, *rows = (line.split(",") for line in lines)
+    more = [[label, t, "fine", p, "nan", q] for label, t, q, p in rows]
+    wide = tmp_path / "wide.csv"
+    wide.write_text("\n".join(",".join(row) for row in [[*head[:2], "note", "p", "gap", "q"], *more]) + "\n")
+    options = ["--preserve", "symplectic", "--preset", "smoke", "--width", "2", "--substeps", "1"]
+    chosen = ["fit", str(wide), "--columns", "q,p", *options]
+    assert main([*chosen, "--dry-run"]) == 0
+    assert "columns     positions q; momenta p\n" in capsys.readouterr().out
+    assert main([*chosen, "--out", str(tmp_path / "a")]) == 0
+    assert main(["fit", str(tmp_path / "two.csv"), *options, "--out", str(tmp_path / "b")]) == 0
+    first, second = (load_fit(tmp_path / name) for name in "ab")
+    assert first.structure == second.structure
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+    capsys.readouterr()
+    assert main([*chosen, "--out", str(tmp_path / "a")]) == 0
+    assert "already" in capsys.readouterr().err
+    assert main(["fit", str(wide), "--columns", "p,q", *options, "--out", str(tmp_path / "a")]) == 2
+    assert "another choice of --columns (['q', 'p'], now ['p', 'q'])" in capsys.readouterr().err
+
+
+def test_columns_of_an_npz_are_numbered_and_those_of_pairs_have_no_prefix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import numpy as np
+
+    t = np.linspace(0, 3, 31)
+    np.savez(tmp_path / "a.npz", t=t, x=np.stack([np.sin(t), t**2, np.cos(t)], axis=1))
+    assert main(["fit", str(tmp_path / "a.npz"), "--preserve", "none", "--columns", "x3,x1", "--dry-run"]) == 0
+    assert "columns     x3, x1\n" in capsys.readouterr().out
+    assert main(["fit", str(tmp_path / "a.npz"), "--preserve", "none", "--columns", "q", "--dry-run"]) == 2
+    assert "unknown column 'q'. Known: x1, x2, x3." in capsys.readouterr().err
+    rows = [f"{k},{k + 0.5},{k + 1},{k + 1.5},0.1,a\n" for k in range(20)]
+    (tmp_path / "pairs.csv").write_text("in_q,in_p,out_q,out_p,h,trajectory\n" + "".join(rows))
+    assert main(["fit", str(tmp_path / "pairs.csv"), "--preserve", "none", "--columns", "p,q", "--dry-run"]) == 0
+    assert "columns     p, q\n" in capsys.readouterr().out
 
 
 def test_the_help_promises_what_the_maps_can_do(capsys: pytest.CaptureFixture[str]) -> None:

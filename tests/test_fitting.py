@@ -18,17 +18,25 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument, NotConverged
-from dynablocks.experiments.exact import exact_solution
 from dynablocks.fields import GradientField, LinearField
 from dynablocks.fields.hamiltonian import NeuralHamiltonian, canonical
 from dynablocks.fields.mass import CompartmentField
 from dynablocks.fields.sphere import RotationField, SphereField
 from dynablocks.fields.symmetric import PotentialSum, ridge_energy
-from dynablocks.fitting import FitConfig, Structure, build, fit, load_fit, regression, save_fit
+from dynablocks.fitting import FitConfig, Structure, build, fit, load_fit, regression, save_fit, structures
 from dynablocks.fitting.job import claim, plan, run_stages, thinned
 from dynablocks.fitting.objective import Objective
 from dynablocks.fitting.regression import FitRecord
-from dynablocks.fitting.rollout import _starts, drifts, noise_level, roll_out, rollout_residuals, windows
+from dynablocks.fitting.rollout import (
+    _starts,
+    change_along,
+    drifts,
+    noise_level,
+    roll_out,
+    rollout_residuals,
+    safe_rollout,
+    windows,
+)
 from dynablocks.fitting.second_order import LevenbergMarquardt, LimitedMemoryBFGS
 from dynablocks.fitting.single_steps import column_errors, one_step_error, step_halving_gap
 from dynablocks.fitting.structures import (
@@ -40,7 +48,7 @@ from dynablocks.fitting.structures import (
     _frozen,
 )
 from dynablocks.fitting.surrogates import SURROGATES, FlowMap, training_residuals
-from dynablocks.integrators import integrator
+from dynablocks.integrators import exact_solution, integrator
 from dynablocks.integrators.discrete_gradient import DiscreteGradient
 from dynablocks.integrators.solver import solve
 from dynablocks.linear import Dense
@@ -734,6 +742,18 @@ class Derived(FlowMap):
     """A surrogate of another class."""
 
 
+def slow_shears() -> FlowMap:
+    """The field of ``volume``, whose shears flow at half their speed: their step differs, not their values."""
+
+    class CoordinateShear(structures.CoordinateShear):
+        def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
+            return x + 0.5 * time * self(x)
+
+    field = CoordinateShears(3, 4)
+    field.shears = nn.ModuleList(CoordinateShear(3, i, 4) for i in range(3))
+    return FlowMap(field.double(), integrator("suzuki4"), Structure("volume", ("a", "b", "c"), width=4))
+
+
 OTHERS: dict[str, Callable[[FlowMap], FlowMap]] = {
     "field": lambda flow: FlowMap(CoordinateShears(2, 4).double(), flow.method, flow.structure),
     "method": lambda flow: FlowMap(flow.field, integrator("heun"), flow.structure),
@@ -757,6 +777,7 @@ HIDDEN: dict[str, Callable[[], FlowMap]] = {
         DiscreteGradient("gonzalez", tolerance=1e-6),
         Structure("energy", ("q", "p"), width=4),
     ),
+    "step": slow_shears,
 }
 
 
@@ -821,20 +842,101 @@ def test_fits_that_are_not_odd_learn_a_linear_term() -> None:
         assert plan(spirals(), FitConfig(preserve, odd=odd)).structure.linear is linear
 
 
-def test_a_fit_from_before_the_linear_term_is_read_and_goes_on_where_there_is_none(tmp_path: Path) -> None:
-    flow = surrogate("symplectic")
-    save_fit(tmp_path / "a", flow)
+def test_a_folder_is_refused_to_a_fit_of_another_structure_or_other_columns(tmp_path: Path) -> None:
     config = FitConfig("none", width=2)
     structure = plan(spirals(), config).structure
-    assert not claim(tmp_path / "b", config, structure, {"sha256": "0"}, overwrite=False)
-    for name in "ab":
-        file = tmp_path / name / "config.yaml"
-        file.write_text(file.read_text().replace("  linear: false\n", ""))
-        assert "linear" not in file.read_text()
-    assert load_fit(tmp_path / "a").structure == flow.structure
-    assert not claim(tmp_path / "b", config, structure, {"sha256": "0"}, overwrite=False)
+
+    def claimed(wanted: Structure) -> bool:
+        return claim(tmp_path / "fit", config, wanted, {"sha256": "0"}, overwrite=False)
+
+    assert not claimed(structure)
+    assert not claimed(structure)
     with pytest.raises(BadCheckpoint, match=r"another linear \(False, now True\)"):
-        claim(tmp_path / "b", config, replace(structure, linear=True), {"sha256": "0"}, overwrite=False)
+        claimed(replace(structure, linear=True))
+    with pytest.raises(BadCheckpoint, match=r"another choice of --columns \(\['q', 'p'\], now \['p', 'q'\]\)"):
+        claimed(replace(structure, names=("p", "q")))
+
+
+def test_a_folder_whose_settings_were_edited_away_is_refused(tmp_path: Path) -> None:
+    config = FitConfig("none", width=2)
+    structure = plan(spirals(), config).structure
+    (tmp_path / "config.yaml").write_text("fit: [1]\nstructure: 5\ndata: nothing\n")
+    with pytest.raises(BadCheckpoint, match="another data file"):
+        claim(tmp_path, config, structure, {"sha256": "0"}, overwrite=False)
+
+
+@pytest.mark.parametrize("preserve", list(SURROGATES))
+def test_several_runs_together_are_those_of_each_alone(preserve: str) -> None:
+    flow = surrogate(preserve)
+    x, steps = states(flow, 3), torch.tensor([0.1, 0.05, 0.2], dtype=F64)
+    runs, stopped = safe_rollout(flow, x, steps.unbind())
+    assert stopped is None
+    assert runs.shape == (3, 4, x.shape[1])
+    for run, start in zip(runs, x, strict=True):
+        z = [start[None]]
+        for h in steps.tolist():
+            z.append(flow(z[-1], h).detach())
+        assert torch.allclose(run, torch.cat(z), rtol=1e-11, atol=1e-11)
+
+
+def test_a_run_ends_where_a_step_has_no_solution_or_leaves_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, h = torch.tensor([[1.0, 2.0], [-3.0, 4.0]], dtype=F64), torch.tensor(0.2, dtype=F64)
+    runs, stopped = safe_rollout(growth(0.2), x / 4 * 1e308, itertools.repeat(h, 9))
+    assert stopped == "the states left the range of numbers"
+    # 1.2³ < 1.797 < 1.2⁴ for the entry of 10³⁰⁸.
+    assert runs.shape == (2, 4, 2)
+    stepped = FlowMap.forward
+
+    def refuse(self: FlowMap, x: Tensor, step: Tensor | float | None = None) -> Tensor:
+        if bool((x[:, 0] > 1.3).any()):
+            raise NotConverged("the step is not solved for 1 sample; take a smaller step.")
+        return stepped(self, x, step)
+
+    monkeypatch.setattr(FlowMap, "forward", refuse)
+    runs, stopped = safe_rollout(growth(0.2), x, itertools.repeat(h, 9))
+    assert stopped == "the step is not solved for 1 sample; take a smaller step."
+    assert torch.allclose(runs[0, :, 0], torch.tensor([1.0, 1.2, 1.44], dtype=F64))
+
+
+@pytest.mark.parametrize(
+    ("preserve", "what", "changes"),
+    [
+        ("mass", "relative change of the mass", [[0.0, 1 / 6], [0.0, 1.0]]),
+        ("norm", "relative change of the norm", [[0.0, 2.0], [0.0, 3.0]]),
+        ("positive", "negative part of the smallest entry", [[0.0, 0.0], [0.0, 3.0]]),
+    ],
+)
+def test_changes_of_what_is_kept_are_those_of_each_run(preserve: str, what: str, changes: list[list[float]]) -> None:
+    runs = {
+        "mass": [[[1.0, 2.0, 3.0], [2.0, 2.0, 3.0]], [[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]],
+        "norm": [[[1.0, 2.0, 2.0], [0.0, 9.0, 0.0]], [[0.0, 0.0, 1.0], [4.0, 0.0, 0.0]]],
+        "positive": [[[1.0, 2.0], [0.5, 0.0]], [[1.0, 0.0], [-2.0, -3.0]]],
+    }
+    moved = torch.tensor(runs[preserve], dtype=F64)
+    found = change_along(surrogate(preserve), moved, moved[0])
+    assert found is not None
+    assert found[0] == what
+    assert torch.allclose(found[1], torch.tensor(changes, dtype=F64), rtol=1e-14, atol=1e-15)
+    assert change_along(surrogate("none"), torch.ones(1, 2, 2, dtype=F64), torch.ones(1, 2, dtype=F64)) is None
+
+
+@pytest.mark.parametrize("structure", MAPS.values(), ids=MAPS)
+def test_changes_of_a_learned_energy_do_not_depend_on_the_chunks(
+    structure: Structure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = build(structure)
+    runs = torch.stack([states(flow, 5), 2 * states(flow, 5)])
+    whole = change_along(flow, runs, runs[0])
+    monkeypatch.setattr("dynablocks.fitting.rollout.ENERGY_CHUNK", 3)
+    chunked = change_along(flow, runs, runs[0])
+    assert whole is not None
+    assert chunked is not None
+    assert torch.allclose(whole[1], chunked[1], rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        values, middle = flow.energy(runs[0]), flow.energy(runs[0].mean(0, keepdim=True))
+        ends = flow.energy(runs[:, -1]) - flow.energy(runs[:, 0])
+    spread = (values - middle).square().mean().sqrt()
+    assert torch.allclose(whole[1][:, -1], ends.abs() / spread, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("structure", MAPS.values(), ids=MAPS)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument, NotConverged
+from dynablocks.experiments.ensembles import ensemble_forward, stacked_parameters
 from dynablocks.experiments.orders import suited_problem
 from dynablocks.fields import FieldFacts, GradientField, LinearField, PartitionedField, VectorField, leaky_relu
 from dynablocks.fields.hamiltonian import NeuralHamiltonian
-from dynablocks.integrators.base import INTEGRATORS
+from dynablocks.integrators import measured_order, over_states
+from dynablocks.integrators.base import INTEGRATORS, ImplicitIntegrator
 from dynablocks.integrators.implicit import (
     GAUSS4,
     IMPLICIT_EULER,
@@ -28,7 +28,7 @@ from dynablocks.integrators.solver import solve
 from dynablocks.linear import Dense, OrthogonalConv, OrthogonalDense
 from dynablocks.properties import Invertible, LinearInvariant, NormPreserving, Symplectic, VolumePreserving, verify
 from dynablocks.properties.verify import jacobians
-from dynablocks.switching import FreeSignal
+from dynablocks.switching import FreeSignal, LearnedStep
 from dynablocks.testing import check_block
 
 NAMES = ("implicit-euler", "implicit-midpoint", "trapezoidal", "gauss4")
@@ -95,32 +95,12 @@ def smooth_field(seed: int = 0) -> GradientField:
     return field
 
 
-def reference(field: VectorField, start: Tensor, time: float) -> Tensor:
-    def slope(t: float, flat: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return field(torch.from_numpy(flat).reshape(1, *field.in_shape)).flatten().numpy()
-
-    ends = [
-        solve_ivp(slope, (0, time), p.flatten().numpy(), method="DOP853", rtol=1e-12, atol=1e-13).y[:, -1]
-        for p in start
-    ]
-    return torch.stack([torch.from_numpy(end).reshape(field.in_shape) for end in ends])
-
-
 @EVERY_METHOD
 @pytest.mark.parametrize("make", [smooth_field, Pendulum])
 def test_the_order_is_the_slope_of_the_error(name: str, make) -> None:
     method, field = INTEGRATORS[name](), make()
     x = torch.tensor([[0.5, -1.0, 0.3], [1.0, 0.2, -0.7]], dtype=torch.float64)[:, : field.in_shape[0]]
-    truth, steps, errors = reference(field, x, 1.0), (8, 16, 32), []
-    with torch.no_grad():
-        for count in steps:
-            y = x
-            for _ in range(count):
-                y = method.step(field, y, 1.0 / count)
-            errors.append(float((y - truth).norm()))
-    slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
-    assert slope == pytest.approx(method.order, abs=0.15)
+    assert measured_order(method, field, x, counts=(8, 16, 32)) == pytest.approx(method.order, abs=0.15)
 
 
 @pytest.mark.parametrize("name", ["implicit-midpoint", "gauss4"])
@@ -271,8 +251,8 @@ def test_declared_constants_hold(name: str) -> None:
     expanding = GradientField(OrthogonalDense(4, 3), "tanh", expansive=True).double()
     for field, h in ((contracting, 0.5), (contracting, 40.0), (contracting, -0.4), (expanding, 0.7), (expanding, -9.0)):
         x = 2 * torch.randn(60, *field.in_shape, dtype=torch.float64)
-        dense = torch.func.vmap(torch.func.jacrev(lambda v, h=h, f=field: method.step(f, v[None], h)[0]))(x)
-        largest = float(torch.linalg.matrix_norm(dense.detach(), ord=2).max())
+        dense = jacobians(lambda v, h=h, f=field: method.step(f, v, h), x)
+        largest = float(torch.linalg.matrix_norm(dense, ord=2).max())
         assert largest <= method.declare(field, h).properties.lipschitz * (1 + 1e-12)
     bounded = method.declare(contracting, 40.0).properties.lipschitz
     assert bounded <= 1.0 if name != "trapezoidal" else bounded < math.inf
@@ -308,6 +288,87 @@ def test_no_solution_is_an_error_and_nothing_is_returned() -> None:
         with pytest.raises(NotConverged, match="2 of 2 samples"):
             solve(lambda z: z - 1 - z.square(), wide)
     assert issubclass(NotConverged, ArithmeticError)
+
+
+class OwnImplicitEuler(ImplicitIntegrator):
+    """Implicit Euler, as a user writes a method."""
+
+    order = 1
+
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return self.solve(lambda z, x, h: z - x - h * field(z), x, x, over_states(step_size, x))
+
+
+def test_an_implicit_method_of_ones_own_is_its_equation() -> None:
+    field, x = smooth_field(), torch.randn(4, 3, dtype=torch.float64)
+    with torch.no_grad():
+        known = INTEGRATORS["implicit-euler"]().step(field, x, 0.3)
+        assert torch.allclose(OwnImplicitEuler().step(field, x, 0.3), known, rtol=0, atol=1e-12)
+        with pytest.raises(NotConverged, match=r"the step of OwnImplicitEuler\(\) is not solved for 1 of 1 samples"):
+            OwnImplicitEuler().step(Hostile(), torch.ones(1, 1, dtype=torch.float64), 1.0)
+    assert not OwnImplicitEuler().explicit
+
+
+@pytest.mark.parametrize("column", [False, True])
+def test_an_implicit_method_of_ones_own_takes_a_step_a_state(column: bool) -> None:
+    field, x = smooth_field(), torch.randn(3, 3, dtype=torch.float64)
+    h = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+    with torch.no_grad():
+        together = OwnImplicitEuler().step(field, x, h[:, None] if column else h)
+        alone = [OwnImplicitEuler().step(field, part[None], float(step)) for part, step in zip(x, h, strict=True)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-12)
+
+
+@EVERY_METHOD
+def test_steps_take_stacked_parameters(name: str) -> None:
+    blocks = [DynamicalBlock(smooth_field(seed), name, LearnedStep(0.1 * (seed + 1))).double() for seed in range(3)]
+    x, stacked = torch.randn(4, 3, dtype=torch.float64), stacked_parameters(blocks)
+    outputs = ensemble_forward(blocks[0], stacked, x)
+    gradients = torch.autograd.grad(outputs.square().sum(), list(stacked.values()))
+    for run, block in enumerate(blocks):
+        alone = block(x)
+        torch.testing.assert_close(outputs[run], alone, rtol=0, atol=1e-12)
+        expected = torch.autograd.grad(alone.square().sum(), list(block.parameters()))
+        for one, other in zip(gradients, expected, strict=True):
+            assert float((one[run] - other).abs().max()) <= 1e-9 * max(1.0, float(other.abs().max()))
+    assert not torch.allclose(outputs[0], outputs[1])
+
+
+@EVERY_METHOD
+def test_gradients_of_function_transforms_equal_those_of_autograd(name: str) -> None:
+    block, x = DynamicalBlock(smooth_field(), name, FreeSignal(0.3)).double(), torch.randn(4, 3, dtype=torch.float64)
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(block, parameters, (x,)).square().sum()
+
+    parameters = dict(block.named_parameters())
+    given = torch.func.grad(loss)(parameters)
+    expected = torch.autograd.grad(block(x).square().sum(), list(parameters.values()))
+    for one, other in zip(given.values(), expected, strict=True):
+        assert float((one - other).abs().max()) <= 1e-9 * max(1.0, float(other.abs().max()))
+
+
+def test_runs_without_a_solution_are_counted_with_all_others() -> None:
+    start, a = torch.zeros(3, 1, dtype=torch.float64), torch.tensor([0.1, 2.0], dtype=torch.float64)
+    solved = torch.func.vmap(lambda a: solve(lambda z: z - a - z.square(), start))
+    with torch.no_grad():
+        smaller_root = (1 - (1 - 4 * a[:1]).sqrt()) / 2
+        torch.testing.assert_close(solved(a[:1]), smaller_root.expand(1, 3, 1), rtol=1e-12, atol=0)
+        with pytest.raises(NotConverged, match="3 of 6 samples"):
+            solved(a)
+
+
+def test_without_jacobians_stacked_equations_have_values_alone() -> None:
+    a = torch.randn(3, 2, 130, dtype=torch.float64)
+
+    def root(a: Tensor) -> Tensor:
+        return solve(lambda z, a: z - 0.5 * torch.tanh(z) - a, a, a)
+
+    with torch.no_grad():
+        alone = torch.stack([root(part) for part in a])
+        torch.testing.assert_close(torch.func.vmap(root)(a), alone, rtol=0, atol=1e-11)
+    with pytest.raises(InvalidArgument, match="one run after the other"):
+        torch.func.vmap(root)(a)
 
 
 def test_damping_finds_the_root_where_plain_newton_diverges() -> None:

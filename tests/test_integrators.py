@@ -40,6 +40,8 @@ from dynablocks.integrators import (
     Integrator,
     Tableau,
     integrator,
+    measured_order,
+    over_states,
 )
 from dynablocks.linear import Conv, Dense, OrthogonalConv, OrthogonalDense
 from dynablocks.properties import (
@@ -50,12 +52,14 @@ from dynablocks.properties import (
     GradientNormPreserving,
     Invertible,
     LinearInvariant,
+    Lipschitz,
     NormPreserving,
     Positive,
     Symplectic,
     VolumePreserving,
     verify,
 )
+from dynablocks.properties.verify import jacobians
 from dynablocks.switching import FreeSignal
 
 EVERY_INTEGRATOR = pytest.mark.parametrize("name", sorted(INTEGRATORS))
@@ -87,6 +91,52 @@ def test_a_wrong_order_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     twin = Tableau("twin", 1, ((), (1.0,)), (0.4, 0.6))
     monkeypatch.setitem(INTEGRATORS, "twin", lambda: ExplicitRungeKutta(twin))
     assert convergence("twin")["slope"] == pytest.approx(1.0, abs=0.15)
+
+
+def linear_field(rate: float) -> LinearField:
+    field = LinearField(1).double().requires_grad_(False)
+    field.matrix.fill_(rate)
+    return field
+
+
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2), ("ssp3", 3), ("rk4", 4)])
+def test_the_measured_order_is_that_of_the_stability_function(name: str, order: int) -> None:
+    """On ẋ = −x a step is R(−h)x, R the series of exp up to the order, since there are as many stages."""
+    counts = (2, 4, 8, 16)
+    ends = [sum((-1 / n) ** k / math.factorial(k) for k in range(order + 1)) ** n for n in counts]
+    expected = -np.polyfit(np.log(counts), np.log([abs(end - math.exp(-1)) for end in ends]), 1)[0]
+    found = measured_order(name, linear_field(-1.0), torch.ones(1, 1, dtype=torch.float64), 1.0, counts)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_steps_that_follow_another_field_have_the_order_zero() -> None:
+    """The broken twin: its steps agree with each other as well as Euler's do."""
+
+    class Slow(ExplicitEuler):
+        def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+            return super().step(field, x, 0.9 * step_size)
+
+    start = torch.ones(1, 1, dtype=torch.float64)
+    assert abs(measured_order(Slow(), linear_field(-1.0), start)) < 0.1
+    assert measured_order(ExplicitEuler(), linear_field(-1.0), start) == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"counts": (8,)}, "two different numbers of steps"),
+        ({"counts": (8, 0)}, "counts is 0"),
+        ({"time": 0.0}, "time is 0.0"),
+        ({"start": torch.ones(1, 1)}, r"torch\.float32, torch\.float64 .* give field\.double\(\)"),
+        ({"start": torch.ones(1, dtype=torch.float64)}, r"the shape \(1,\)"),
+        ({"method": "rk4", "counts": (512, 1024)}, "take fewer steps"),
+        ({"method": "cayley"}, "tangent to spheres"),
+    ],
+)
+def test_where_there_is_no_order_to_measure_a_sentence_says_so(change: dict, sentence: str) -> None:
+    given = {"method": "euler", "field": linear_field(-1.0), "start": torch.ones(1, 1, dtype=torch.float64)}
+    with pytest.raises(InvalidArgument, match=sentence):
+        measured_order(**(given | change))
 
 
 def test_the_bounds_on_flows_hold_and_the_printed_one_does_not() -> None:
@@ -175,9 +225,6 @@ class Spiral(VectorField):
     def facts(self) -> FieldFacts:
         return FieldFacts(math.hypot(self.rate, self.turn), self.rate, reason="a normal matrix")
 
-    def why_no_flow(self) -> None:
-        return None
-
     def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
         cosine, sine = math.cos(self.turn * float(time)), math.sin(self.turn * float(time))
         return math.exp(self.rate * float(time)) * x @ x.new_tensor([[cosine, sine], [-sine, cosine]]).mT
@@ -238,8 +285,89 @@ def decaying_field() -> TwoMatrixField:
     return field
 
 
-def dense_step(method: object, field: VectorField, x: Tensor, h: float) -> Tensor:
-    return torch.func.vmap(torch.func.jacrev(lambda v: method.step(field, v[None], h)[0]))(x).detach()
+def dense_step(method: Integrator, field: VectorField, x: Tensor, h: float) -> Tensor:
+    return jacobians(lambda v: method.step(field, v, h), x)
+
+
+class HalfEuler(Integrator):
+    """Two Euler steps of half the size, as a user writes a method."""
+
+    order = 1
+    keeps = frozenset({LinearInvariant})
+
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        half = 0.5 * over_states(step_size, x)
+        x = x + half * field(x)
+        return x + half * field(x)
+
+
+class BoundedHalfEuler(HalfEuler):
+    """The same with a constant."""
+
+    def step_constant(self, field: VectorField, step_size: float, bound: str = "tight") -> tuple[float, str]:
+        constant, reason = field.euler_constant(step_size / 2, bound)
+        return math.nextafter(constant * constant, math.inf), reason
+
+
+def test_a_method_of_ones_own_declares_what_its_attributes_and_its_constant_say() -> None:
+    field, x = Exchange().double(), 2 * torch.randn(50, 3, dtype=torch.float64)
+    bare, bounded = HalfEuler().declare(field, 0.5), BoundedHalfEuler().declare(field, 0.5)
+    assert (bare.title, bounded.title) == ("HalfEuler(h=0.5)", "BoundedHalfEuler(h=0.5)")
+    for declared in (bare, bounded):
+        assert declared.properties.of(LinearInvariant) is not None
+        assert [loss.split()[0] for loss in declared.losses] == ["Equivariant"]
+    assert bare.properties.of(Lipschitz) is None
+    measured = float(torch.linalg.matrix_norm(dense_step(BoundedHalfEuler(), field, x, 0.5), ord=2).max())
+    assert measured <= bounded.properties.lipschitz == pytest.approx(field.euler_constant(0.25)[0] ** 2)
+    assert measured_order(HalfEuler(), field, x[:3]) == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_method_without_a_step_says_what_to_implement() -> None:
+    class Nothing(Integrator):
+        order = 1
+
+    with pytest.raises(NotImplementedError, match=r"Nothing must implement step\(field, x, step_size\)"):
+        Nothing().step(Exchange(), torch.zeros(1, 3), 0.1)
+
+
+class Reaction(VectorField):
+    """A ⇌ B with the rates 2 and 1 + x_A², and C that takes no part: a field with rates, as a user writes one."""
+
+    in_shape = (3,)
+    weights = (1.0, 1.0, 1.0)
+
+    def rates(self, x: Tensor) -> Tensor:
+        forth, back = torch.full_like(x[:, 0], 2.0), 1 + x[:, 0].square()
+        none = torch.zeros_like(forth)
+        from_column_to_row = [none, back, none, forth, none, none, none, none, none]
+        return torch.stack(from_column_to_row, dim=1).reshape(-1, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flux = self.rates(x) * x.unsqueeze(1)
+        return (flux - flux.mT).sum(2)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(linear_invariants=(None, (0.0, 0.0, 1.0)), positive=True, reason="a reaction")
+
+
+class WithoutRates(Reaction):
+    rates = None
+
+
+def test_patankar_methods_take_any_positive_field_with_rates() -> None:
+    field, x = Reaction(), torch.tensor([[1.0, 0.0, 0.5], [0.2, 3.0, 0.0]], dtype=torch.float64)
+    generator = field.rates(x) - torch.diag_embed(field.rates(x).sum(1))
+    for h in (0.1, 100.0):
+        solved = torch.linalg.solve(torch.eye(3, dtype=torch.float64) - h * generator, x.unsqueeze(2)).squeeze(2)
+        torch.testing.assert_close(INTEGRATORS["patankar"]().step(field, x, h), solved, rtol=1e-12, atol=1e-14)
+    start = torch.tensor([[1.0, 0.5, 0.5]], dtype=torch.float64)
+    for name, order in (("patankar", 1), ("mprk22", 2)):
+        method = INTEGRATORS[name]()
+        assert measured_order(method, field, start, counts=(64, 128, 256, 512)) == pytest.approx(order, abs=0.15)
+        declared = method.declare(field, 100.0)
+        assert declared.properties == (LinearInvariant(), Positive())
+        assert ["not LinearInvariant(0.0, 0.0, 1.0)" in loss for loss in declared.losses] == [True]
+        assert "needs rates" in method.why_not(WithoutRates())
 
 
 @EVERY_INTEGRATOR
@@ -371,20 +499,22 @@ def test_names() -> None:
 
 
 DISCRETE = ("gonzalez", "mean-value", "itoh-abe")
-SPLIT = ("verlet", "symplectic-euler", "yoshida4", "suzuki4", "yoshida6")
+SPLIT = ("lie-trotter", "symplectic-euler", "strang", "verlet", "yoshida4", "suzuki4", "yoshida6")
 ENERGIES = ("partitioned", "separable-hamiltonian", "neural-hamiltonian", "hamiltonian-embedding")
 RUNGE_KUTTA = ("euler", "heun", "rk4", "implicit-midpoint", "gauss4", "trapezoidal")
-ROTATING = ("calvo", "cayley", "lie-euler", "lie-midpoint", "cayley-midpoint", "implicit-midpoint")
+PROJECTED = ("projected-heun", "projected-rk4")
+ROTATING = ("calvo", "cayley", "lie-euler", "lie-midpoint", "cayley-midpoint", "implicit-midpoint", "gauss4")
 KEPT = [
     (Symplectic, ("partitioned", "separable-hamiltonian", "shear"), SPLIT),
     (Symplectic, (*ENERGIES, "shear"), ("implicit-midpoint", "gauss4")),
-    (ConformalSymplectic, ("damped-hamiltonian",), ("lie-trotter", "strang")),
+    (ConformalSymplectic, ("damped-hamiltonian", "damping"), SPLIT),
     (EnergyPreserving, ENERGIES, DISCRETE),
     (Dissipative, ("dissipative", "damped-hamiltonian"), DISCRETE),
-    (VolumePreserving, ("partitioned", "shear"), (*SPLIT, "lie-trotter", "strang")),
-    (LinearInvariant, ("mass-preserving", "constrained", "compartments"), RUNGE_KUTTA),
+    (VolumePreserving, ("partitioned", "separable-hamiltonian", "shear"), SPLIT),
+    (VolumePreserving, (*ENERGIES, "shear"), ("implicit-midpoint", "gauss4")),
+    (LinearInvariant, ("mass-preserving", "constrained", "compartments"), (*RUNGE_KUTTA, *PROJECTED)),
     (Positive, ("compartments",), ("patankar", "mprk22")),
-    (NormPreserving, ("sphere", "rotation"), ROTATING),
+    (NormPreserving, ("sphere", "rotation"), (*ROTATING, *PROJECTED)),
 ]
 
 
@@ -506,7 +636,7 @@ def test_states_may_have_a_step_each(name: str, column: bool) -> None:
     torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("method", [ExplicitEuler(), ExplicitEuler(2), ExplicitRungeKutta(RK4)], ids=repr)
+@pytest.mark.parametrize("method", [ExplicitEuler(), ExplicitEuler(2), ExplicitRungeKutta(RK4), HalfEuler()], ids=repr)
 @pytest.mark.parametrize("column", [False, True])
 def test_images_may_have_a_step_each(method: Integrator, column: bool) -> None:
     field = GradientField(Conv((2, 4, 4), 2), "tanh").double()

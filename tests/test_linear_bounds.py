@@ -497,3 +497,42 @@ def test_singular_values_that_are_no_numbers_are_an_error(monkeypatch: pytest.Mo
         linear_norm_bounds(torch.eye(3))
     with pytest.raises(InvalidArgument, match="not finite"):
         conv_norm_bounds(torch.ones(2, 2, 3, 3), ConvGeometry((8, 8), padding=1), "fft")
+
+
+def contradicted(layers: list[tuple[torch.Tensor, ConvGeometry]], truths: list[np.ndarray]) -> set[str]:
+    """The bounds that the dense truth of some layer contradicts."""
+    found = set()
+    for (weight, geometry), singular in zip(layers, truths, strict=True):
+        for method in ("dense", "fft"):
+            bound = conv_norm_bounds(weight, geometry, method)
+            if bound.upper < singular[0]:
+                found.add(f"{method}, upper")
+            if bound.lower > singular[0]:
+                found.add(f"{method}, lower")
+        rows, columns = module._matrix_shape(weight, geometry)
+        if conv_smallest_singular_value(weight, geometry) > (singular[-1] if rows >= columns else 0.0):
+            found.add("smallest")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("sign", "unsound"),
+    [(-1, {"dense, upper", "fft, upper"}), (1, {"dense, lower", "fft, lower", "smallest"})],
+)
+def test_bounds_hold_where_lapack_errs_as_much_as_it_may(
+    sign: int, unsound: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Singular values off by half the slack 16(m + n)ε σ₁; symbols of few channels err more by their sums of taps."""
+    layers = [(draw(shape, index), geometry) for index, (shape, geometry) in list(enumerate(LAYERS))[::7]]
+    layers.append((torch.ones(16, 16, 1, 1), ConvGeometry((2, 2))))
+    truths = [truth(weight, geometry) for weight, geometry in layers]
+    exact = torch.linalg.svdvals
+
+    def worst(matrix: torch.Tensor) -> torch.Tensor:
+        values = exact(matrix)
+        return values + sign * 8 * sum(matrix.shape[-2:]) * 2.0**-52 * values[..., :1]
+
+    monkeypatch.setattr(torch.linalg, "svdvals", worst)
+    assert contradicted(layers, truths) == set()
+    monkeypatch.setattr(module, "singular_value_slack", lambda *_: 0.0)
+    assert contradicted(layers, truths) == unsound

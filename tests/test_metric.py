@@ -28,7 +28,7 @@ from dynablocks.properties import EUCLIDEAN, Declaration, Lipschitz, Metric, Str
 from dynablocks.properties.verify import jacobians
 from dynablocks.robustness import CertificateResult, certified_radii, certify, check_sound
 from dynablocks.robustness.attacks import AttackConfig, attack
-from dynablocks.switching import FreeSignal, NonExpansiveSignal
+from dynablocks.switching import FreeSignal, LearnedStep
 from dynablocks.testing import HOSTILE, check_block
 
 TINY = ModelConfig("metric", widths=(3, 8), layers=(1, 1), metric_smooth=0.01, metric_wavelength=8.0)
@@ -256,7 +256,7 @@ def test_the_field_is_the_papers_up_to_the_misprint() -> None:
 @EVERY_FIELD
 def test_a_step_conforms_before_and_after_training_and_under_hostile_parameters(name: str) -> None:
     torch.manual_seed(1)
-    check_block(DynamicalBlock(FIELDS[name](), "euler", NonExpansiveSignal(0.75))).require()
+    check_block(DynamicalBlock(FIELDS[name](), "euler", LearnedStep(0.75))).require()
 
 
 @pytest.mark.parametrize("spoil", [*HOSTILE.values(), lambda p: p * torch.tensor([1e-3, *[1.0] * 3])])

@@ -24,7 +24,7 @@ from dynablocks.models.network import SHARED
 from dynablocks.properties import declare, explain
 from dynablocks.properties.verify import jacobian_norms
 from dynablocks.registry import Registry
-from dynablocks.switching import REGIONS, NonExpansiveSignal, ScheduledSignal, keep_constraints, project, set_progress
+from dynablocks.switching import REGIONS, LearnedStep, ScheduledSignal, keep_constraints, project, set_progress
 
 EVERY_MODEL = pytest.mark.parametrize("name", sorted(MODELS))
 TINY = {"widths": (3, 4), "layers": (1, 1)}
@@ -341,7 +341,7 @@ def test_a_name_is_not_taken_over_by_a_class_of_the_same_name() -> None:
         registry.register("square")(type("Square", (), {"__module__": "two"}))
 
 
-@pytest.mark.parametrize(("rule", "kind"), [(None, ScheduledSignal), ("learned", NonExpansiveSignal)])
+@pytest.mark.parametrize(("rule", "kind"), [(None, ScheduledSignal), ("learned", LearnedStep)])
 def test_the_step_rule_decides_between_schedule_and_learning(rule: str | None, kind: type) -> None:
     network = build(ModelConfig("certified", **TINY, step_rule=rule), (1, 8, 8), 10)
     assert {type(block.signal) for _, block in network.blocks()} == {kind}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -198,6 +199,14 @@ def test_overlapping_max_pooling_attains_its_constant() -> None:
     x = torch.zeros(1, 1, 7, 7, dtype=torch.float64)
     x[0, 0, 3, 3] = 1
     assert float(jacobian_norms(nn.MaxPool2d(3, 1), x)) == pytest.approx(3.0)
+
+
+def test_constants_of_pooling_are_rounded_upwards() -> None:
+    """In fractions, since 1/√(k₁k₂) is rounded twice."""
+    for sides in itertools.product(range(1, 20), repeat=2):
+        entries = math.prod(sides)
+        assert Fraction(declare(nn.AvgPool2d(sides)).properties.lipschitz) ** 2 * entries >= 1
+        assert Fraction(declare(nn.MaxPool2d(sides, 1)).properties.lipschitz) ** 2 >= entries
 
 
 @pytest.mark.parametrize("pool", [nn.AvgPool2d(3, 2), nn.AvgPool2d(2, padding=1), nn.AvgPool2d(2, divisor_override=1)])
@@ -571,3 +580,31 @@ def test_isometries_and_permutations_keep_what_they_keep() -> None:
         assert kinds <= {type(p) for p in declare(module).properties}
         verify(module, x).require()
     assert declare(OrthogonalDense(5, 3)).properties.of(NormPreserving) is None
+
+
+def test_what_is_not_declared_is_not_said_to_hold() -> None:
+    x = torch.randn(4, 2)
+    with pytest.raises(InvalidArgument, match=r"Linear declares no Symplectic.*against="):
+        verify(nn.Linear(2, 2), x, kinds=(Symplectic,))
+    turn = nn.Linear(2, 2)
+    with torch.no_grad():
+        turn.weight.copy_(torch.tensor([[1.0, 0.5], [0.0, 1.0]]))
+    found = verify(turn, x, kinds=(), against=(Symplectic(), NormPreserving()))
+    assert [check.passed for check in found] == [True, False]
+    assert [type(check.declared) for check in found] == [Symplectic, NormPreserving]
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        (Lipschitz(2.0), "Lipschitz(2)"),
+        (ConformalSymplectic(0.5, tolerance=1e-13), "ConformalSymplectic(0.5, to 1.0e-13)"),
+        (LinearInvariant((1.0, 2.0), tolerance=1e-13), "LinearInvariant(1.0, 2.0, to 1.0e-13)"),
+        (LinearInvariant(), "LinearInvariant"),
+        (EnergyPreserving(tolerance=1e-13), "EnergyPreserving(to 1.0e-13)"),
+        (Equivariant(), "Equivariant"),
+        (Equivariant("flip"), "Equivariant(flip)"),
+    ],
+)
+def test_a_property_tells_its_tolerance(declared: Property, said: str) -> None:
+    assert str(declared) == said

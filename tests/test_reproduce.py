@@ -8,7 +8,8 @@ import re
 import signal
 import subprocess
 import sys
-import time
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 
 from dynablocks.cli import main
 from dynablocks.errors import BadData
-from dynablocks.experiments import EXPERIMENTS, Scale, Store, runs
+from dynablocks.experiments import EXPERIMENTS, Scale, Store, runner, runs
 from dynablocks.experiments.cells import Cell, in_order
 from dynablocks.experiments.robustness import order_checks, paper_rows, warm_row
 from dynablocks.experiments.runner import all_cells, chosen, interrupt_once, page, time_limit, write_outputs
@@ -68,19 +69,33 @@ def test_a_cell_is_a_run_directory(made: Path, capsys: pytest.CaptureFixture[str
     assert main(["certify", str(directory)]) == 0
 
 
+KILLED = """
+import os, signal, sys
+from dynablocks.cli import main
+from dynablocks.training import loop
+
+step = loop.take_step
+
+def killed_in_the_second_epoch(session):
+    if session.step == session.steps_per_epoch:
+        os.kill(os.getpid(), signal.SIGKILL)
+    step(session)
+
+loop.take_step, loop.is_save_due = killed_in_the_second_epoch, lambda session: True
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_killed_in_mid_cell_and_resumed_gives_the_same_tables(made: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dynablocks", "reproduce", "fig5", "--preset", "smoke", "--out", str(tmp_path)]
+    arguments = ["reproduce", "fig5", "--preset", "smoke", "--out", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent / "src"), "OMP_NUM_THREADS": "1"}
-    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    assert first.stderr is not None
-    for line in first.stderr:
-        if line.startswith("epoch 1"):
-            os.kill(first.pid, signal.SIGKILL)
-            break
-    first.wait()
-    assert list((tmp_path / "cells").glob("training-*.partial"))
-    assert not list((tmp_path / "cells").glob("training-*/result.json"))
-    subprocess.run(command, check=True, env=environment, capture_output=True)
+    command = [sys.executable, "-c", KILLED, *arguments]
+    assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == -signal.SIGKILL
+    (begun,) = (tmp_path / "cells").glob("training-*.partial")
+    assert (begun / "checkpoint").is_dir()
+    command = [sys.executable, "-m", "dynablocks", *arguments]
+    said = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stderr.splitlines()
+    assert [line.split("  ")[0] for line in said if line.startswith("epoch ")] == ["epoch 2/2"]
     assert tables(tmp_path) == tables(made)
 
 
@@ -307,11 +322,34 @@ def test_a_page_beyond_smoke_says_where_it_was_made(made: Path, monkeypatch: pyt
 
 
 def test_a_time_limit_interrupts_where_interrupts_were_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Alarm:
+        """A timer that goes off when it is told to."""
+
+        def __init__(self, seconds: float, ring: Callable[[], None]) -> None:
+            self.seconds, self.ring, self.daemon, self.state = seconds, ring, False, "made"
+            alarms.append(self)
+
+        def start(self) -> None:
+            self.state = "started"
+
+        def cancel(self) -> None:
+            self.state = "cancelled"
+
+    def kill(process: int, number: int) -> None:
+        assert process == os.getpid()
+        signal.raise_signal(number)
+
+    alarms: list[Alarm] = []
+    monkeypatch.setattr(runner, "threading", SimpleNamespace(Event=threading.Event, Timer=Alarm))
+    monkeypatch.setattr(runner, "os", SimpleNamespace(getpid=os.getpid, kill=kill))
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with pytest.raises(KeyboardInterrupt), time_limit(0.05 / 3600) as is_over:
-            time.sleep(5)
+        with pytest.raises(KeyboardInterrupt), time_limit(2.0) as is_over:  # noqa: PT012
+            (alarm,) = alarms
+            assert (alarm.seconds, alarm.state, alarm.daemon, is_over()) == (7200, "started", True, False)
+            alarm.ring()
         assert is_over()
+        assert alarm.state == "cancelled"
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)

@@ -20,7 +20,7 @@ from dynablocks.fields import GradientField, PartitionedField, ShearField, leaky
 from dynablocks.linear import Dense, OrthogonalDense, frozen_weights, shared_weights
 from dynablocks.properties import Invertible, VolumePreserving
 from dynablocks.reversible import DriftWarning, ReversibleChain
-from dynablocks.switching import FreeSignal, NonExpansiveSignal
+from dynablocks.switching import FreeSignal, LearnedStep
 from dynablocks.testing import HealthyBlock, check_block
 
 DOUBLE = torch.float64
@@ -28,13 +28,11 @@ DOUBLE = torch.float64
 
 def hamiltonian(method: str = "verlet", linear: type[Dense] = Dense, half: int = 3) -> DynamicalBlock:
     u = GradientField(linear(half, half), "tanh", expansive=True)
-    return DynamicalBlock(
-        PartitionedField(u, GradientField(linear(half, half), "tanh")), method, NonExpansiveSignal(0.2)
-    )
+    return DynamicalBlock(PartitionedField(u, GradientField(linear(half, half), "tanh")), method, LearnedStep(0.2))
 
 
 def exact() -> DynamicalBlock:
-    return DynamicalBlock(GradientField(OrthogonalDense(6, 6), leaky_relu(0.5)), "exact", NonExpansiveSignal(0.3))
+    return DynamicalBlock(GradientField(OrthogonalDense(6, 6), leaky_relu(0.5)), "exact", LearnedStep(0.3))
 
 
 def image_block(padding: str = "circular", force: Callable[[], nn.Module] | None = None) -> DynamicalBlock:
@@ -74,7 +72,7 @@ CHAINS: dict[str, Callable[[], ReversibleChain]] = {
         for _ in range(5)
     ),
     "shears of unequal parts": lambda: ReversibleChain(
-        DynamicalBlock(ShearField(nn.Linear(a, 6 - a), (6,), moves=m, split=s), "exact", NonExpansiveSignal(0.5))
+        DynamicalBlock(ShearField(nn.Linear(a, 6 - a), (6,), moves=m, split=s), "exact", LearnedStep(0.5))
         for a, m, s in ((2, "p", 2), (4, "q", 2), (5, "p", 5), (3, "q", 3))
     ),
     "mixed with anchors": lambda: ReversibleChain(
@@ -366,6 +364,18 @@ def test_drift_is_measured_and_warned_of_once() -> None:
             kept(x.to(next(kept.parameters()).dtype)).sum().backward()
             assert kept.drift is not None
             assert kept.drift < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(DOUBLE, 1e-7), (torch.float32, 1e-3), (torch.float16, 0.1), (torch.bfloat16, 0.1)]
+)
+def test_each_format_has_a_drift_of_its_own_to_be_warned_of(dtype: torch.dtype, tolerance: float) -> None:
+    chain = ReversibleChain([HealthyBlock()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chain.report_drift(torch.tensor(0.98 * tolerance, dtype=dtype))
+    with pytest.warns(DriftWarning, match=f"the tolerance is {tolerance:.1e}"):
+        chain.report_drift(torch.tensor(1.02 * tolerance, dtype=dtype))
 
 
 def test_drift_that_is_not_finite_is_warned_of() -> None:

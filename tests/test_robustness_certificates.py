@@ -3,24 +3,33 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
+from fractions import Fraction
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import BadData, InvalidArgument, UnsoundResult
-from dynablocks.linear import shared_weights
+from dynablocks.fields import GradientField
+from dynablocks.integrators import ExplicitEuler
+from dynablocks.lifting import Head, PixelNormalisation
+from dynablocks.linear import Dense, shared_weights
 from dynablocks.models import ModelConfig, Network, build
 from dynablocks.models.network import row_distances
 from dynablocks.robustness import (
     AttackConfig,
     CertificateResult,
     attack,
+    certificates,
     certified_radii,
     certify,
     check_sound,
     generic_radii,
 )
+from dynablocks.robustness.audit import AuditFailed, _layer_bound
+from dynablocks.switching import FreeSignal
 
 
 class LinearModel(nn.Module):
@@ -316,6 +325,66 @@ def test_a_network_with_a_forward_of_its_own_has_no_certificate() -> None:
     data = torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(InvalidArgument, match="Sharp has a forward of its own"):
         certify(sharp, data)
+
+
+class DoubledBlock(DynamicalBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class DoubledPixels(PixelNormalisation):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Residual(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class DoubledStep(ExplicitEuler):
+    def step(self, field: GradientField, x: Tensor, step_size: Tensor) -> Tensor:
+        return x + super().step(field, x, step_size)
+
+
+def resting(kind: type[DynamicalBlock], method: ExplicitEuler) -> DynamicalBlock:
+    """A block whose step is of length 0, the identity."""
+    return kind(GradientField(Dense(4, 4)), method, FreeSignal(0.0))
+
+
+DOUBLED: dict[str, Callable[[], nn.Sequential]] = {
+    "block": lambda: nn.Sequential(nn.Flatten(), resting(DoubledBlock, ExplicitEuler())),
+    "integrator": lambda: nn.Sequential(nn.Flatten(), resting(DynamicalBlock, DoubledStep())),
+    "chain": lambda: nn.Sequential(nn.Flatten(), Residual(nn.Identity())),
+    "layer": lambda: nn.Sequential(DoubledPixels((0.0,), (1.0,)), nn.Flatten()),
+}
+
+
+@pytest.mark.parametrize("name", DOUBLED)
+def test_a_part_with_code_of_its_own_is_evaluated_as_it_is_and_nothing_is_proved_of_it(name: str) -> None:
+    """x ↦ 2x by the user's own code, where the library's is the identity: its logits have the other order."""
+    body, head = DOUBLED[name](), Head(4, 2, "none")
+    with torch.no_grad():
+        head.matrix.copy_(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
+        head.bias.copy_(torch.tensor([0.0, 1.5]))
+    network = Network(body, head, (1, 2, 2), ModelConfig()).eval()
+    result = certify(network, (torch.ones(1, 1, 2, 2), torch.tensor([0])))
+    assert network(torch.ones(1, 1, 2, 2)).argmax() == 0
+    assert result.predictions.tolist() == [0]
+    assert not result.proved
+    with pytest.raises(AuditFailed, match="of its own"):
+        _layer_bound(body)
+
+
+def test_radii_hold_however_the_squares_of_a_distance_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows 2^9 apart, and their distance as much too short as rounding the sum of 2^18 squares may make it."""
+    size = 2**18
+    weight = torch.stack([torch.ones(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)])
+    worst = 1 - (size / 4 + 3) * torch.finfo(torch.float64).eps
+    monkeypatch.setattr(certificates, "row_distances", lambda rows: worst * row_distances(rows))
+    radius = certified_radii(torch.tensor([[1.0, 0.0]], dtype=torch.float64), weight, 1.0).item()
+    assert Fraction(radius) <= Fraction(1, 2**9)
+    assert radius == pytest.approx(2**-9, rel=1e-9)
 
 
 def test_a_certificate_is_of_the_parameters_of_now_whatever_is_held_around_it() -> None:

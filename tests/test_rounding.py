@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
-from dynablocks.fields import GradientField, MetricField
-from dynablocks.integrators import ExplicitEuler
-from dynablocks.lifting import Head, PixelNormalisation
+from dynablocks.fields import GradientField, MetricField, TwoMatrixField, leaky_relu
+from dynablocks.integrators import ExactFlow, ExplicitEuler
+from dynablocks.lifting import ChannelMix, Head, PaperLift, PixelNormalisation
 from dynablocks.linear import Bounds, Conv, Dense, LinearMap, OrthogonalConv, OrthogonalDense, frozen_weights
 from dynablocks.metrics import Channelwise, SpectralMetric, Whitening
 from dynablocks.models import MODELS, ModelConfig, Network, build
@@ -201,6 +202,21 @@ def test_lost_terms_come_near_the_bound_and_a_hundredth_of_it_is_caught(head_typ
     assert wrong[0, 0] > limit[0, 0] / 100
     if head_type is Sequential:
         assert wrong[0, 0] > 0.9 * limit[0, 0]
+
+
+def test_terms_that_float64_loses_come_near_its_bound() -> None:
+    """The oracle is the exact rational logit: no float64 twin could show what float64 loses."""
+    network, pixels = losing(Sequential)
+    network, pixels, small = network.double(), pixels.double(), math.sqrt(0.99 * 2.0**-53)
+    with torch.no_grad():
+        network.head.matrix[0, 1:] = small
+        pixels.view(-1)[1:] = small
+        with evaluating(network), plain_arithmetic():
+            logits, bound = rounding_bound(network, pixels)
+            limit = bound.of_logits(network.head.weight.norm(dim=1))
+    exact = 1 + 255 * Fraction(small) ** 2
+    wrong, allowed = exact - Fraction(logits[0, 0].item()), Fraction(limit[0, 0].item())
+    assert Fraction(9, 10) * allowed <= wrong <= allowed
 
 
 class SequentialDense(Dense):
@@ -507,3 +523,97 @@ def test_weights_are_made_in_the_arithmetic_that_is_certified(monkeypatch: pytes
     certify(network, (torch.rand(2, *network.input_shape), torch.zeros(2, dtype=torch.int64)), arithmetic="float32")
     assert allowed
     assert not any(allowed)
+
+
+SIGNED_MAPS: dict[str, Callable[[], LinearMap]] = {
+    "dense": lambda: OrthogonalDense(16, 16),
+    "circular": lambda: OrthogonalConv((4, 4, 4)),
+    "strided, in groups": lambda: Conv((4, 5, 5), 4, 3, stride=2, groups=2),
+    "of channels": lambda: ChannelMix((8, 2, 2), 4),
+}
+EVERY_SIGNED_MAP = pytest.mark.parametrize("make", SIGNED_MAPS.values(), ids=SIGNED_MAPS)
+
+
+@EVERY_SIGNED_MAP
+def test_weights_of_both_signs_count_by_their_sizes(make: Callable[[], LinearMap]) -> None:
+    linear = make()
+    bound = rounding._absolute_norm(linear)
+    assert bound >= float(torch.linalg.matrix_norm(linear.dense_matrix().abs(), ord=2))
+    if isinstance(linear, OrthogonalDense):  # the norm of A itself would not do
+        assert bound > 1.5 * linear.norm_bounds().upper
+
+
+@EVERY_SIGNED_MAP
+def test_products_of_both_signs_count_by_their_sizes_at_an_image(make: Callable[[], LinearMap]) -> None:
+    """At least u(‖A‖(n + 4)‖|A||x|‖ + (m + 4)‖|A|ᵀσ(Ax)‖), with n and m products a sum of A and of Aᵀ."""
+    linear = make()
+    x = torch.randn(8, *linear.in_shape)
+    matrix, flat = linear.dense_matrix(), x.double().flatten(1)
+    inner, outer = (int((matrix != 0).sum(axis).max()) + 4 for axis in (1, 0))
+    into = (flat.abs() @ matrix.abs().mT).norm(dim=1)
+    back = ((flat @ matrix.mT).relu() @ matrix.abs()).norm(dim=1)
+    least = 2.0**-24 * (torch.linalg.matrix_norm(matrix, ord=2) * inner * into + outer * back)
+    with torch.no_grad():
+        here, _ = rounding._ridge_euler_near(GradientField(linear, "relu", bias=False), 1.0, _Arithmetic(x), x)
+    assert (here >= least).all()
+
+
+def test_bounds_of_steps_back_are_those_of_steps_forward() -> None:
+    arithmetic, x = _Arithmetic(torch.zeros(1, 1, 2, 2)), torch.randn(3, 4)
+    ridge = GradientField(OrthogonalDense(4, 3), leaky_relu(0.5), alpha=0.6)
+    two, metric = TwoMatrixField(Dense(4, 3), Dense(4, 3), "relu", decay=0.4), MetricField.example()
+    for bound in (
+        lambda h: rounding._ridge_euler(ridge, h, arithmetic),
+        lambda h: rounding._two_matrices(two, h, arithmetic),
+        lambda h: rounding._metric_euler(metric, h, arithmetic),
+        lambda h: rounding._recursion(ExplicitEuler(3), ridge, torch.tensor(h), arithmetic).local,
+    ):
+        assert bound(-0.7) == bound(0.7)
+        assert 0 < bound(0.7).slope < bound(1.4).slope
+    with torch.no_grad():
+        back, forward = (rounding._ridge_euler_near(ridge, h, arithmetic, x) for h in (-0.7, 0.7))
+    assert torch.equal(back[0], forward[0])
+    assert bool((forward[0] > 0).all())
+    assert back[1] == forward[1] > 0
+
+
+def test_bounds_of_negative_factors_are_those_of_their_sizes() -> None:
+    arithmetic = _Arithmetic(torch.zeros(1, 1, 4, 4))
+    ridge, lift = GradientField(Dense(4, 3), "relu", alpha=0.6), PaperLift((1, 4, 4), 3)
+    two = TwoMatrixField(Dense(4, 3), Dense(4, 3), "relu", decay=0.4)
+
+    def bounds() -> list[rounding._Affine]:
+        return [
+            rounding._ridge_euler(ridge, 0.7, arithmetic),
+            rounding._two_matrices(two, 0.7, arithmetic),
+            rounding._leaf(lift, arithmetic),
+        ]
+
+    before = bounds()
+    assert all(bound.slope > 0 for bound in before)
+    with torch.no_grad():
+        ridge.alpha.neg_()
+        lift.alpha.neg_()
+        two.decay = -two.decay
+    assert bounds() == before
+
+
+@pytest.mark.parametrize("expansive", [False, True])
+@pytest.mark.parametrize("time", [0.0625, 0.5, 3.0, 10.0])
+def test_exact_flows_count_the_documented_roundings(time: float, expansive: bool) -> None:
+    """γ_{7 + ⌈4|t|⌉} of the argument and of what it grows to; a map of two numbers adds less than that."""
+    field = GradientField(OrthogonalDense(2, 1), leaky_relu(0.5), expansive=expansive)
+    for t in (-time, time):
+        local = rounding._flow(ExactFlow(), field, torch.tensor(t), _Arithmetic(torch.zeros(1, 1, 1, 2))).local
+        grown = math.exp(max(0.0, t if expansive else -t))
+        assert local.slope >= (1 + grown) * gamma(7 + math.ceil(4 * time), 2.0**-24)
+
+
+@pytest.mark.parametrize("substeps", [3, 5, 16])
+def test_substeps_as_one_recursion_count_the_documented_roundings(substeps: int) -> None:
+    """γ_{6S + 1} of the argument and of what it grows to."""
+    field = GradientField(OrthogonalDense(2, 1), leaky_relu(0.5))
+    arithmetic = _Arithmetic(torch.zeros(1, 1, 1, 2))
+    local = rounding._recursion(ExplicitEuler(substeps), field, torch.tensor(0.25), arithmetic).local
+    grown = (1 + 0.25 / substeps) ** substeps
+    assert local.slope >= (1 + grown) * gamma(6 * substeps + 1, 2.0**-24)

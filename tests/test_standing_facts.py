@@ -159,9 +159,9 @@ def test_steps_ask_for_no_norm(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         block.fields[0].facts()
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", [*STEPS, *SOLVED])
 def test_steps_take_stacked_parameters(name: str) -> None:
-    blocks = [block_of(*STEPS[name]) for _ in range(3)]
+    blocks = [block_of(*(STEPS | SOLVED)[name]) for _ in range(3)]
     x = torch.randn(5, *blocks[0].in_shape, dtype=torch.float64)
     outputs = ensemble_forward(blocks[0], stacked_parameters(blocks), x)
     for run, block in enumerate(blocks):
@@ -186,7 +186,7 @@ class Residual(nn.Module):
 
 @pytest.mark.parametrize("name", SOLVED)
 def test_residuals_of_discrete_gradients_take_stacked_parameters(name: str) -> None:
-    """Their steps do not: the solver takes batched tensors among its inputs alone, and a field is none of these."""
+    """As their steps do; no equation is solved here."""
     networks = [Residual(block_of(*SOLVED[name])) for _ in range(3)]
     x = torch.randn(5, *networks[0].block.in_shape, dtype=torch.float64)
     pairs = torch.cat([x, networks[0].block(x).detach()], dim=1)

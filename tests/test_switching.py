@@ -21,17 +21,19 @@ from dynablocks.models import ModelConfig, Network, build
 from dynablocks.properties import declare
 from dynablocks.switching import (
     REGIONS,
+    EvenSteps,
     ExactFlowRegion,
     FlexibleSignal,
     FreeSignal,
+    LearnedStep,
     NetworkBudget,
-    NonExpansiveSignal,
     PairSignal,
     PaperFlexibleRegion,
     PaperPrescribedRegion,
     PrescribedSignal,
     Region,
     ScheduledSignal,
+    SwitchingSignal,
     TightRegion,
     keep_constraints,
     project,
@@ -221,7 +223,7 @@ def test_a_budget_survives_a_deep_copy_with_its_signals() -> None:
 @pytest.mark.parametrize("optimiser", [torch.optim.SGD, torch.optim.Adam])
 def test_the_hook_keeps_every_constraint_in_a_plain_loop(optimiser: type[torch.optim.Optimizer]) -> None:
     region = TightRegion(0.5)
-    model = nn.ModuleList([NonExpansiveSignal(1.0), PrescribedSignal(region)])
+    model = nn.ModuleList([LearnedStep(1.0), PrescribedSignal(region)])
     steps = optimiser(model.parameters(), lr=1.0)
     handle = keep_constraints(model, steps)
     for _ in range(5):
@@ -259,6 +261,19 @@ def test_a_normalised_kernel_recovers_from_zero() -> None:
     assert torch.linalg.matrix_norm(conv.dense_matrix(), ord=2) <= 1.01
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "kept"), [(0.0, 2.0, 2.0), (0.5, 0.75, 0.75), (6.0, math.inf, 6.0), (-math.inf, math.inf, 5.0)]
+)
+def test_a_learned_step_is_put_back_into_its_range(low: float, high: float, kept: float) -> None:
+    signal = LearnedStep(1.0, low, high)
+    assert float(signal.steps) == min(max(1.0, low), high)
+    with torch.no_grad():
+        signal.steps.fill_(5.0)
+    project(signal)
+    assert float(signal.steps) == kept
+    assert list(signal.state_dict()) == ["steps"]
+
+
 def test_a_scheduled_step_is_a_function_of_the_progress_alone() -> None:
     model = nn.Sequential(ScheduledSignal(1.0, 2.0, 0.5), ScheduledSignal(2.0, 1.0, 1.0))
     for progress, first, second in ((1.0, 2.0, 1.0), (0.25, 1.5, 1.75), (0.0, 1.0, 2.0), (0.9, 2.0, 1.1)):
@@ -288,6 +303,51 @@ def test_a_fixed_step_is_the_given_number_in_every_precision() -> None:
     assert float(signal.float().double().steps) == 0.1
     signal.load_state_dict({"steps": torch.tensor([0.3])})
     assert float(signal.float().double().steps) == float(torch.tensor(0.3))
+
+
+class Halves(SwitchingSignal):
+    """Two half steps, as a user writes them: plain numbers."""
+
+    def pieces(self) -> list[tuple[int, float]]:
+        return [(0, 0.4), (0, 0.4)]
+
+
+def test_plain_numbers_are_steps_like_any_other() -> None:
+    field = GradientField(OrthogonalDense(3, 3), leaky_relu(0.5)).double()
+    numbers, tensors = DynamicalBlock(field, "exact", Halves()), DynamicalBlock(field, "exact", EvenSteps(0.8, 2))
+    assert repr(numbers.signal) == "Halves(h1=0.4, h2=0.4)"
+    assert numbers.signal.summary() == {"h1": 0.4, "h2": 0.4}
+    assert numbers.signal.sizes() == tensors.signal.sizes() == [(0, 0.4), (0, 0.4)]
+    x = torch.randn(5, 3, dtype=torch.float64)
+    whole = ExactFlow().step(field, x, 0.8)
+    for block in (numbers, tensors):
+        torch.testing.assert_close(block(x), whole, rtol=0, atol=1e-14)
+        torch.testing.assert_close(block.inverse(whole), x, rtol=0, atol=1e-14)
+        torch.testing.assert_close(block.log_determinant(x), ExactFlow().log_determinant(field, x, 0.8))
+    assert numbers.properties == tensors.properties
+
+
+def test_a_signal_is_summed_up_by_its_pieces_and_a_pair_by_its_two_steps() -> None:
+    assert LearnedStep(0.5).summary() == {"h1": 0.5}
+    assert EvenSteps(1.0, 3).summary() == {"h1": 1 / 3, "h2": 1 / 3, "h3": 1 / 3}
+    pair = PrescribedSignal(TightRegion(0.5, 2), (1.0, 0.25))
+    assert pair.summary() == {"h1": 1.0, "h2": 0.25}
+    assert pair.sizes() == [(0, 0.5), (1, 0.125)] * 2
+
+
+@pytest.mark.parametrize(
+    ("ask", "sentence"),
+    [
+        (lambda: SwitchingSignal().pieces(), r"SwitchingSignal must implement pieces\(\): .* such as \[\(0, 0.5\)\]"),
+        (lambda: PairSignal(TightRegion()).pieces(), r"PairSignal must implement pieces\(\)"),
+        (lambda: Region().first_range, r"Region must have a property first_range: \(low, high\)"),
+        (lambda: Region().limit(0.0), r"Region must implement limit\(first\)"),
+        (lambda: Region().pair_constant(0.0, 0.0), r"Region must implement pair_constant\(first, second\)"),
+    ],
+)
+def test_what_is_missing_is_named_with_its_form(ask: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(NotImplementedError, match=sentence):
+        ask()
 
 
 def test_a_budget_that_was_registered_first_is_projected_last() -> None:
@@ -324,10 +384,12 @@ def test_a_budget_credits_no_more_than_stored_matrices_contract() -> None:
     ("make", "sentence"),
     [
         (lambda: TightRegion(0.5, 1.5), "substeps is 1.5"),
-        (lambda: NonExpansiveSignal(math.nan), "start is nan"),
-        (lambda: NonExpansiveSignal(1.0, math.nan), "the step range is"),
+        (lambda: LearnedStep(math.nan), "start is nan"),
+        (lambda: LearnedStep(1.0, math.nan), "the step range is"),
         (lambda: ScheduledSignal(1.0, math.inf), "end is inf"),
         (lambda: FreeSignal(math.nan), "step is nan"),
+        (lambda: EvenSteps(math.inf, 2), "time is inf"),
+        (lambda: EvenSteps(1.0, 0), "count is 0"),
     ],
 )
 def test_unusable_numbers_get_one_sentence(make: Callable[[], object], sentence: str) -> None:

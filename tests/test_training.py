@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dynablocks.training.loop as loop_module
 from dynablocks.data import DataSplits, ImageDataset, augment, batch_indices
@@ -41,6 +46,13 @@ def small_model(dropout: float = 0.0) -> nn.Module:
     layers = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout), nn.Linear(256, 4)]
     model = nn.Sequential(*layers)
     model.input_shape, model.num_classes = (1, 8, 8), 4
+    return model
+
+
+def double_model() -> nn.Module:
+    """The small model in float64, for the float32 pixels that a training gives it."""
+    model = small_model().double()
+    model.register_forward_pre_hook(lambda module, given: (given[0].double(),))
     return model
 
 
@@ -235,6 +247,81 @@ def test_fit_learns_the_quadrants(tmp_path: Path) -> None:
     assert lines[-1]["loss"] < lines[0]["loss"]
 
 
+Groups = list[dict[str, Any]]
+TORCH_OPTIMISERS: dict[str, Callable[[Groups], torch.optim.Optimizer]] = {
+    "sgd": lambda groups: torch.optim.SGD(groups, lr=1.0, momentum=0.8),
+    "nesterov": lambda groups: torch.optim.SGD(groups, lr=1.0, momentum=0.8, nesterov=True),
+    "adam": lambda groups: torch.optim.Adam(groups, lr=1.0, betas=(0.8, 0.999)),
+    "adamw": lambda groups: torch.optim.AdamW(groups, lr=1.0, betas=(0.8, 0.999)),
+    "nadam": lambda groups: torch.optim.NAdam(groups, lr=1.0, betas=(0.8, 0.999), decoupled_weight_decay=True),
+}
+PLAIN: dict[str, dict[str, Any]] = {
+    **{name: {"optimiser": name} for name in TORCH_OPTIMISERS},
+    "averaged": {"ema_decay": 0.3},
+    "focused": {"loss": "offset-cross-entropy", "offset": 0.25, "temperature": 0.5, "focus": 2.0},
+    "in steps": {"schedule": "step", "step_epochs": 0.5, "step_factor": 0.1},
+}
+
+
+def plain_config(**changes: Any) -> TrainingConfig:
+    """Two epochs of six steps."""
+    settings = {"epochs": 2, "batch_size": 16, "seed": 5, "optimiser": "sgd", "loss": "cross-entropy"}
+    rates = {"lr": 0.02, "momentum": 0.8, "weight_decay": 0.1, "schedule": "one-cycle", "warmup": 0.25}
+    return TrainingConfig(**(settings | rates | QUIET | changes))
+
+
+def plain_factor(progress: float, schedule: str) -> float:
+    """What the learning rate is multiplied by; the step schedule drops after each quarter of the two epochs."""
+    if schedule == "constant":
+        return 1.0
+    if schedule == "step":
+        return 0.1 ** math.floor(4 * progress)
+    return progress / 0.25 if progress < 0.25 else 0.5 * (1 + math.cos(math.pi * (progress - 0.25) / 0.75))
+
+
+def plain_loss(logits: Tensor, labels: Tensor, loss: str) -> Tensor:
+    if loss == "cross-entropy":
+        return -logits.log_softmax(1).gather(1, labels[:, None]).mean()
+    shifted = logits - 0.25 * nn.functional.one_hot(labels, 4).to(logits.dtype)
+    p = (shifted / 0.5).softmax(1).gather(1, labels[:, None])
+    return 0.5 * ((1 - p) ** 2 * -p.log()).mean()
+
+
+def plain_loop(config: TrainingConfig, decays: Callable[[Tensor], bool] = lambda p: p.ndim > 1) -> list[Tensor]:
+    """Where the weights, or their average, end after 12 steps of torch's optimisers."""
+    model, data = double_model(), quadrants().train
+    groups = [{"params": [p], "weight_decay": 0.1 if decays(p) else 0.0} for p in model.parameters()]
+    optimiser = TORCH_OPTIMISERS[config.optimiser](groups)
+    averages = [p.detach().clone() for p in model.parameters()]
+    batches = [batch for epoch in range(2) for batch in batch_indices(96, 16, 5, epoch)]
+    for step, batch in enumerate(batches):
+        for group in optimiser.param_groups:
+            group["lr"] = 0.02 * plain_factor((step + 0.5) / 12, config.schedule)
+        optimiser.zero_grad()
+        plain_loss(model(data.images[batch].float() / 255), data.labels[batch], config.loss).backward()
+        optimiser.step()
+        d = min(config.ema_decay, (step + 1) / (step + 11))
+        averages = [d * a + (1 - d) * p.detach() for a, p in zip(averages, model.parameters(), strict=True)]
+    return averages
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_fit_is_the_plain_loop(name: str) -> None:
+    config, model = plain_config(**PLAIN[name]), double_model()
+    fit(model, quadrants(), config)
+    # Float64 throughout: 12 steps of sums of 10⁴ products, and Adam divides by square roots of sums of squares.
+    for ours, expected in zip(model.parameters(), plain_loop(config), strict=True):
+        torch.testing.assert_close(ours.detach(), expected, rtol=0, atol=1e-9)
+
+
+def test_the_plain_loop_tells_settings_apart() -> None:
+    assert TORCH_OPTIMISERS.keys() == set(OPTIMISERS)
+    ends = [plain_loop(plain_config(**changes)) for changes in PLAIN.values()]
+    ends += [plain_loop(plain_config(schedule="constant")), plain_loop(plain_config(), decays=lambda p: True)]
+    for one, other in itertools.combinations(ends, 2):
+        assert max((a - b).abs().max().item() for a, b in zip(one, other, strict=True)) > 1e-6
+
+
 def test_tally_counts_what_a_plain_loop_counts() -> None:
     config = TrainingConfig(epochs=1, batch_size=32, lr=1e-12, loss="cross-entropy", **QUIET)
     model, splits = small_model(), quadrants()
@@ -385,7 +472,11 @@ def test_choose_precision_takes_the_faster_and_leaves_the_model(monkeypatch: pyt
     before, random = model[0].weight.clone(), torch.get_rng_state()
     monkeypatch.setattr(precision, "supports_bf16", lambda device: True)
     monkeypatch.setattr(precision, "SECONDS_EACH", 0.01)
-    assert choose_precision(model, batch, "cpu") in ("32", "bf16")
+    # On a clock of its own: steps in both formats take turns, float32 first.
+    for seconds, expected in (((0.02, 0.01), "bf16"), ((0.01, 0.02), "32")):
+        now = itertools.accumulate(itertools.cycle([0.0, seconds[0], 0.0, seconds[1]]))
+        monkeypatch.setattr(precision, "time", SimpleNamespace(perf_counter=now.__next__))
+        assert choose_precision(model, batch, "cpu") == expected
     assert torch.equal(before, model[0].weight)
     assert torch.equal(random, torch.get_rng_state())
     assert model[0].weight.grad is None
@@ -569,13 +660,62 @@ def test_finished_training_returns_at_once(tmp_path: Path) -> None:
         )
 
 
-def test_loop_module_waits_for_nothing_in_a_step() -> None:
-    import inspect
+class Waited(Exception):
+    """Something read a tensor's numbers, for which a GPU must first have done all that was asked of it."""
 
-    source = inspect.getsource(loop_module.take_step)
-    assert ".item()" not in source
-    assert ".tolist()" not in source
-    assert ".cpu()" not in source
+
+class NoNumberIsRead(TorchDispatchMode):
+    """Refuses what ``item()``, ``float()`` and an ``if`` come down to, and shapes that depend on numbers."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            raise Waited(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class NoTensorIsCopied(TorchFunctionMode):
+    """Refuses by name what on a CPU copies nothing, and so is not seen below."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ("cpu", "numpy", "tolist"):
+            raise Waited(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def _waiting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = loop_module.take_step
+
+    def refusing(session: Any) -> None:
+        with NoNumberIsRead(), NoTensorIsCopied():
+            step(session)
+
+    monkeypatch.setattr(loop_module, "take_step", refusing)
+
+
+@pytest.mark.usefixtures("_waiting_is_refused")
+@pytest.mark.parametrize("adversary", ["none", "pgd", "trades"])
+def test_a_step_waits_for_nothing(adversary: str) -> None:
+    # Of labels on a CPU, and of no others, torch's one_hot asks the range: so not with an offset.
+    settings = {"loss": "hinge", "ema_decay": 0.9, "gradient_clip": 1.0, "crop_padding": 1, "flip": True}
+    config = TrainingConfig(epochs=2, batch_size=48, adversary=adversary, **settings, **QUIET)
+    steps: list[int] = []
+    fit(small_model(), quadrants(), config, on_step=steps.append)
+    assert steps == [1, 2, 3, 4]
+
+
+@pytest.mark.usefixtures("_waiting_is_refused")
+@pytest.mark.parametrize("reading", [float, bool, Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.nonzero])
+def test_a_step_that_waits_is_seen(reading: Callable[[Tensor], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    def wasteful(logits: Tensor, labels: Tensor) -> Tensor:
+        loss = nn.functional.cross_entropy(logits, labels)
+        reading(loss.detach())
+        return loss
+
+    monkeypatch.setattr("dynablocks.training.session.make_loss", lambda config: wasteful)
+    with pytest.raises(Waited):
+        fit(small_model(), quadrants(), TrainingConfig(epochs=1, batch_size=48, **QUIET))
 
 
 @pytest.mark.slow

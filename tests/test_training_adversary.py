@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import QUIET, metric_lines, quadrants, small_model
+from test_training import QUIET, double_model, metric_lines, quadrants, small_model
 from test_training_checkpoint import Killed, killed_at, weights_digest
 from torch import Tensor, nn
 
 import dynablocks.training.loop as loop_module
-from dynablocks.data import DataSplits, ImageDataset, load_data
+from dynablocks.data import DataSplits, ImageDataset, batch_indices, load_data
 from dynablocks.errors import InvalidArgument
 from dynablocks.linear import shared_weights
 from dynablocks.models import ModelConfig, build
@@ -186,6 +186,40 @@ def parameters_after_a_step(model: nn.Module, config: TrainingConfig) -> list[Te
 def one_step(**changes: object) -> TrainingConfig:
     settings = {"epochs": 1, "batch_size": 16, "lr": 0.1, "momentum": 0.0, "schedule": "constant"}
     return TrainingConfig(**settings, **QUIET, **changes)
+
+
+def lively_model() -> nn.Module:
+    """Logits that an attack moves by about as much as they differ."""
+    model = double_model()
+    with torch.no_grad():
+        model[4].weight.mul_(8)
+    return model
+
+
+def test_a_step_of_trades_is_its_formula() -> None:
+    settings = {"loss": "cross-entropy", "trades_beta": 3.0, "adversary_epsilon": 1.0}
+    model, config = lively_model(), one_step(adversary="trades", **settings)
+    data, chosen = quadrants(16).train, batch_indices(16, 16, config.seed, 0)[0]
+    pixels, labels = data.images[chosen].float() / 255, data.labels[chosen]
+    moved = attack_of(model, pixels, labels, config)
+    start = pixels + ball_points(pixels, 16, slice(None), config.seed, 0, 0)
+
+    def after_a_step(beta: float, x: Tensor, *, backwards: bool = False) -> list[Tensor]:
+        log_p, log_q = model(pixels).log_softmax(1), model(x).log_softmax(1)
+        above, below = (log_q, log_p) if backwards else (log_p, log_q)
+        divergences = (above.exp() * (above - below)).sum(1)
+        loss = (beta * divergences - log_p.gather(1, labels[:, None]).squeeze(1)).mean()
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        return [p.detach() - 0.1 * g for p, g in zip(model.parameters(), gradients, strict=True)]
+
+    def distance(expected: list[Tensor]) -> float:
+        return max((a - b).abs().max().item() for a, b in zip(found, expected, strict=True))
+
+    found = parameters_after_a_step(lively_model(), config)
+    # The weights are in float64; only the pixels of the attack are rounded to float32.
+    assert distance(after_a_step(3.0, moved)) < 1e-5
+    broken = [after_a_step(6.0, moved), after_a_step(3.0, start.clamp(0, 1)), after_a_step(3.0, moved, backwards=True)]
+    assert min(map(distance, broken)) > 1e-4
 
 
 @pytest.mark.parametrize("adversary", ["pgd", "trades"])

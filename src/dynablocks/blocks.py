@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument, require_choice
 from dynablocks.fields import VectorField
+from dynablocks.fields.base import require_field
 from dynablocks.integrators import Integrator, integrator
 from dynablocks.linear import shared_weights
-from dynablocks.linear.maps import require_batch
+from dynablocks.linear.maps import require_batch, require_dtype
 from dynablocks.properties import Declaration, Invertible, Properties, Structured
 from dynablocks.properties.structure import fold
-from dynablocks.switching import NonExpansiveSignal, SwitchingSignal
+from dynablocks.switching import LearnedStep, SwitchingSignal
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -34,12 +35,13 @@ class DynamicalBlock(Structured):
         bound: ``"tight"`` or ``"paper"``, which Lipschitz constants to declare (design D2.2).
 
     Raises:
-        InvalidArgument: the signal needs another number of fields, the fields' shapes differ, or another ``bound``.
+        InvalidArgument: one of ``fields`` is no field or has no ``in_shape``, their shapes differ, ``signal`` is no
+            signal or needs another number of fields, or another ``bound``.
 
     Example:
         >>> from dynablocks.linear import OrthogonalDense
         >>> from dynablocks.fields import GradientField
-        >>> block = DynamicalBlock(GradientField(OrthogonalDense(4, 4)), "euler", NonExpansiveSignal(1.0))
+        >>> block = DynamicalBlock(GradientField(OrthogonalDense(4, 4)), "euler", LearnedStep(1.0))
         >>> block(torch.zeros(2, 4)).shape, round(block.properties.lipschitz, 5)
         (torch.Size([2, 4]), 1.0)
     """
@@ -53,10 +55,10 @@ class DynamicalBlock(Structured):
         bound: str = "tight",
     ) -> None:
         super().__init__()
-        chosen = [fields] if isinstance(fields, VectorField) else list(fields)
+        chosen = _listed(fields)
         self.fields = nn.ModuleList(chosen)
         self.method = integrator(method)
-        self.signal = NonExpansiveSignal() if signal is None else signal
+        self.signal = LearnedStep() if signal is None else _checked(signal)
         self.bound = require_choice("bound", bound, ("tight", "paper"))
         if len(chosen) != self.signal.fields_needed:
             name = type(self.signal).__name__
@@ -70,9 +72,11 @@ class DynamicalBlock(Structured):
         """The block's map on a batch.
 
         Raises:
-            InvalidArgument: ``x`` is no batch of samples of :attr:`in_shape`.
+            InvalidArgument: ``x`` is no batch of samples of :attr:`in_shape`, or of another dtype than the weights; the
+                signal names a field that the block does not have.
         """
         require_batch(self, self.in_shape, x)
+        require_dtype(self, x)
         with shared_weights(self.fields):
             for index, step_size in self.signal.pieces():
                 x = self.method.step(self._field(index), x, step_size)
@@ -81,6 +85,7 @@ class DynamicalBlock(Structured):
     def inverse(self, y: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """The x with ``block(x) == y``, where the integrator has an inverse (exact flows)."""
         require_batch(self, self.in_shape, y)
+        require_dtype(self, y)
         with shared_weights(self.fields):
             for index, step_size in reversed(self.signal.pieces()):
                 y = self.method.inverse(self._field(index), y, step_size)
@@ -99,8 +104,8 @@ class DynamicalBlock(Structured):
     def declare(self) -> Declaration:
         with torch.no_grad(), shared_weights(self.fields):
             declared = tuple(
-                (f"step{k}", self.method.declare(self._field(index), float(step_size.detach()), self.bound))
-                for k, (index, step_size) in enumerate(self.signal.pieces())
+                (f"step{k}", self.method.declare(self._field(index), step_size, self.bound))
+                for k, (index, step_size) in enumerate(self.signal.sizes())
             )
         kept, losses = fold(declared)
         fields = ", ".join(type(field).__name__ for field in self.fields)
@@ -113,6 +118,11 @@ class DynamicalBlock(Structured):
         )
 
     def _field(self, index: int) -> VectorField:
+        if not 0 <= index < len(self.fields):
+            raise InvalidArgument(
+                f"pieces() of {type(self.signal).__name__} names field {index}, and the block has fields 0 to "
+                f"{len(self.fields) - 1}; set its fields_needed to the number of fields that it switches between."
+            )
         field = self.fields[index]
         assert isinstance(field, VectorField)
         return field
@@ -121,3 +131,23 @@ class DynamicalBlock(Structured):
     def invertible(self) -> bool:
         """Whether the block declares :class:`Invertible`."""
         return self.properties.of(Invertible) is not None
+
+
+def _listed(given: object) -> list[VectorField]:
+    """The fields of a block, given as one or as several; a module that holds others is one, unless it is a list."""
+    several = isinstance(given, nn.ModuleList) or not isinstance(given, nn.Module)
+    if not several or not isinstance(given, Iterable):
+        return [require_field("fields", given)]
+    fields = [require_field(f"fields[{index}]", field) for index, field in enumerate(given)]
+    if not fields:
+        raise InvalidArgument("fields is empty; a block needs at least one vector field.")
+    return fields
+
+
+def _checked(signal: object) -> SwitchingSignal:
+    if not isinstance(signal, SwitchingSignal):
+        raise InvalidArgument(
+            f"signal is {signal!r}; a switching signal is needed: FreeSignal(0.5) for the fixed step 0.5, "
+            "LearnedStep(0.5) for a learned one."
+        )
+    return signal

@@ -46,6 +46,7 @@ usage: dynablocks COMMAND [options]          dynablocks COMMAND --help for its o
   explain   print how a network's properties follow from its parts
   report    write the self-contained report.html of a run
   fit       fit a CSV, NumPy or Parquet file of trajectories, keeping mass, energy, volume, ...
+  rollout   trajectories of a fit from states of yours, as CSV
   reproduce a figure or table of the paper, or all: cached, resumable, at three scales
   list      what can be named: models, datasets, fields, integrators, regions, ...
 
@@ -55,6 +56,7 @@ examples:
   dynablocks run --data-dir ~/cifar10                   a CIFAR-10 copy, 15 minutes of training
   dynablocks explain runs/cifar
   dynablocks fit trajectories.csv --preserve mass       a map that keeps the sum of the states
+  dynablocks rollout runs/fit-trajectories-mass --start 0.9,0.1,0.0
   dynablocks reproduce all --preset smoke               every figure and table in minutes, to see that it works
 """
 
@@ -96,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
             raise
         settings = dict.fromkeys(("run", "train"), "--training.batch_size or --model.widths")
-        smaller = settings | {"attack": "--attack.batch_size", "fit": "--width"}
+        smaller = settings | {"attack": "--attack.batch_size", "fit": "--width", "rollout": "--steps"}
         name = arguments[0]
         advice = f"use a smaller {smaller[name]}" if name in smaller else "free some, or take a larger machine"
         print(f"dynablocks: error: out of memory; {advice}.", file=sys.stderr)
@@ -173,7 +175,7 @@ def _shorthands(command: str) -> dict[str, str]:
     """The shorthands of a command: of settings that it has."""
     if command in ("run", "train"):
         return SHORTHANDS
-    groups = {"explain": ("--model.",), "fit": (), "list": ()}.get(command, ("--data.dir",))
+    groups = {"explain": ("--model.",), "fit": (), "rollout": (), "list": ()}.get(command, ("--data.dir",))
     return {short: full for short, full in SHORTHANDS.items() if full.startswith(groups)}
 
 
@@ -633,7 +635,16 @@ def _fit(arguments: Sequence[str]) -> int:
 
     parser = _parser("fit", SUMMARY, EXAMPLES)
     add_arguments(parser)
-    return fit_command(parser.parse_args(joined_values(arguments)), list(arguments), _say)
+    return fit_command(parser.parse_args(joined_values(arguments, "--weights")), list(arguments), _say)
+
+
+def _rollout(arguments: Sequence[str]) -> int:
+    from dynablocks.fitting.commands import joined_values
+    from dynablocks.fitting.rollout_command import EXAMPLES, SUMMARY, add_arguments, rollout_command
+
+    parser = _parser("rollout", SUMMARY, EXAMPLES)
+    add_arguments(parser)
+    return rollout_command(parser.parse_args(joined_values(arguments, "--start")), _say)
 
 
 def _reproduce(arguments: Sequence[str]) -> int:
@@ -671,6 +682,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "explain": _explain,
     "report": _report,
     "fit": _fit,
+    "rollout": _rollout,
     "reproduce": _reproduce,
     "list": _list,
 }

@@ -95,7 +95,7 @@ def attack_run(directory: Path, config: AttackConfig | None = None, data: DataCo
     splits = load_splits(run)
     wanted = run.attack if config is None else config
     settings = replace(wanted, samples=min(wanted.samples, len(splits.test)))
-    result = restored(directory, ATTACK, splits.fingerprint)
+    result = restored(directory, ATTACK, splits.fingerprint, same_code=True)
     if result is None or result.config != settings:
         require_writable(directory)
         belongs = belongs_to(directory, splits.fingerprint)
@@ -116,7 +116,7 @@ def certify_run(directory: Path, data: DataConfig | None = None, *, arithmetic: 
     run = with_data(load_config(directory), data)
     training_facts(directory)
     splits, epsilons = load_splits(run), stated_radii(run.attack.epsilons)
-    result = restored(directory, CERTIFICATE, splits.fingerprint)
+    result = restored(directory, CERTIFICATE, splits.fingerprint, same_code=True)
     if result is None or result.arithmetic != arithmetic:
         require_writable(directory)
         belongs = belongs_to(directory, splits.fingerprint)

@@ -20,6 +20,7 @@ from dynablocks.fields import ShearField
 from dynablocks.integrators import ExactFlow, Splitting
 from dynablocks.linear import LinearMap, shared_weights
 from dynablocks.properties import Declaration, Invertible, Structured, compose, declare, without_missing_methods
+from dynablocks.switching import SwitchingSignal
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -309,6 +310,12 @@ def _cut(state: State, split: int) -> State:
     return x[:, :split], x[:, split:]
 
 
+def _steps_of(signal: SwitchingSignal) -> list[Tensor]:
+    """The step of each piece, plain numbers as tensors: cotangents are of tensors."""
+    steps = [step for _, step in signal.pieces()]
+    return [step if isinstance(step, Tensor) else torch.tensor(step, dtype=torch.float64) for step in steps]
+
+
 def _join(state: State) -> Tensor:
     return state[0] if len(state) == 1 else torch.cat(state, dim=1)
 
@@ -391,7 +398,7 @@ class _Plan:
         if not shears:
             with self.random.recording((number, 0), self.chain._draws):
                 return (block(_join(state)),)
-        steps = [step for _, step in cast(DynamicalBlock, block).signal.pieces()]
+        steps = _steps_of(cast(DynamicalBlock, block).signal)
         for k, substep in enumerate(shears):
             rests, moves = substep.sources(state)
             with self.random.recording((number, k), self.chain._draws):
@@ -456,7 +463,7 @@ class _Plan:
         """Undo the shears, each with one evaluation of its force for both the inverse and the derivative."""
         signal = cast(DynamicalBlock, block).signal
         with torch.enable_grad():
-            steps = [step for _, step in signal.pieces()]
+            steps = _steps_of(signal)
         slopes: list[Tensor | None] = [None] * len(steps)
         for k in reversed(range(len(shears))):
             substep = shears[k]

@@ -1,4 +1,4 @@
-"""The conformance suite: is a module what it says it is? For the library's blocks and for yours."""
+"""The conformance suite: is a module, or a field, what it says it is? For the library's and for yours."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument, NotConverged, PropertyViolated
-from dynablocks.linear import frozen_weights
+from dynablocks.fields import FieldFacts, GradientField, VectorField
+from dynablocks.fields.base import require_field
+from dynablocks.fields.checks import false_facts, false_methods, wrong_shapes
+from dynablocks.linear import OrthogonalDense, frozen_weights
 from dynablocks.properties import (
     Declaration,
     GradientNormPreserving,
@@ -23,11 +27,13 @@ from dynablocks.properties import (
     explain,
     verify,
 )
-from dynablocks.properties.verify import jacobians, largest_finite, with_gradients
-from dynablocks.switching import keep_constraints, project
+from dynablocks.properties.verify import DENSE_LIMIT, jacobians, largest_finite, with_gradients
+from dynablocks.switching import FreeSignal, keep_constraints, project
 
 EPSILON = torch.finfo(torch.float64).eps
 TRAINING_STEPS = 25
+FIELD_ENTRIES = 128
+"""Up to so many entries a state :func:`check_block` measures the facts of fields; :func:`check_field` takes more."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +105,20 @@ class Case:
 
 Test = Callable[[Case], Iterator[str]]
 CHECKS: dict[str, Test] = {}
-"""The checks by name; each yields one sentence for each thing that is wrong."""
+"""Those of :func:`check_block` by name; each yields one sentence for each thing that is wrong."""
+
+FIELD_CHECKS: dict[str, Test] = {}
+"""Those of :func:`check_field` by name."""
+
+BOTH = (CHECKS, FIELD_CHECKS)
 
 
-def check(name: str) -> Callable[[Test], Test]:
-    """A decorator that adds a check to the suite."""
+def check(name: str, *suites: dict[str, Test]) -> Callable[[Test], Test]:
+    """A decorator that adds a check to suites, by default to that of blocks."""
 
     def file_under(function: Test) -> Test:
-        CHECKS[name] = function
+        for suite in suites or (CHECKS,):
+            suite[name] = function
         return function
 
     return file_under
@@ -120,7 +132,8 @@ def check_block(block: nn.Module, sample: Tensor | None = None, *, seed: int = 0
     the inverse and log-determinant, and every declared property: at the start, after 25 SGD steps under
     :func:`dynablocks.switching.keep_constraints`, and under hostile parameters (×1000, zero, constant, rank one; then
     projected, as after any step of an optimiser), where a declaration may change but must stay true, and an implicit
-    step may raise :class:`dynablocks.errors.NotConverged`.
+    step may raise :class:`dynablocks.errors.NotConverged`. The fields of its blocks must have the shape of their
+    states, and facts that are true at the start and under hostile parameters (up to :data:`FIELD_ENTRIES` entries).
 
     Args:
         block: any module that declares its properties, or any composition of such.
@@ -132,23 +145,78 @@ def check_block(block: nn.Module, sample: Tensor | None = None, *, seed: int = 0
         The report; ``check_block(block).require()`` raises on the first failure.
 
     Raises:
-        InvalidArgument: no sample was given and the module has no ``in_shape``, or the sample is no finite float batch.
+        InvalidArgument: no sample was given and the module has no ``in_shape``, or the sample is no finite float batch;
+            it is a vector field, which :func:`check_field` is for.
 
     Example:
         >>> from dynablocks.linear import OrthogonalDense
         >>> check_block(OrthogonalDense(2, 2)).passed
         True
     """
+    if isinstance(block, VectorField):
+        raise InvalidArgument(
+            f"{type(block).__name__} is a vector field, and declares nothing as a map; check its facts with "
+            "check_field(field), and a step of it with check_block(DynamicalBlock(field))."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        sample = _checked_sample(block, sample)
-        pristine = copy.deepcopy(block).cpu().double().eval()
-        case = Case(copy.deepcopy(pristine), pristine, sample)
-        findings = []
-        for name, test in CHECKS.items():
-            torch.manual_seed(seed)
-            findings.append(_run(name, test, case))
-    return ConformanceReport(type(block).__name__, tuple(findings))
+        return _report(block, _checked_sample(block, sample), CHECKS, seed)
+
+
+@with_gradients
+def check_field(field: VectorField, sample: Tensor | None = None, *, seed: int = 0) -> ConformanceReport:
+    """Run the conformance suite on a vector field; works on copies, so the field and the random state stay as they are.
+
+    The field must have the shape of its states, be what a module is to be (as in :func:`check_block`), and tell the
+    truth: each fact of :meth:`~dynablocks.fields.VectorField.facts` and of its standing facts is measured in float64,
+    against X and its dense Jacobians at random states, at a tenth and at ten times of these: at the start, after 25 SGD
+    steps, and under hostile parameters. At the start ``potential``, ``energy``, ``structure``, ``terms``, the Euler
+    constants, the flow, its constants and its log-determinant are held against X as well, where the field has them.
+
+    It can refute a fact, not prove it: a constant that is true where it was measured may be too small elsewhere.
+
+    Args:
+        field: of at most 700 entries a state; check a small instance of a class.
+        sample: at least two states, (batch, ``*field.in_shape``); drawn from a normal distribution when ``None``.
+        seed: of the states, the training targets and the probes.
+
+    Returns:
+        The report; ``check_field(field).require()`` raises on the first failure.
+
+    Raises:
+        InvalidArgument: ``field`` is no vector field, has no ``in_shape`` or too many entries, or the sample is no
+            finite float batch of states.
+
+    Example:
+        >>> check_field(GradientField.example()).passed
+        True
+    """
+    require_field("field", field)
+    entries = math.prod(field.in_shape)
+    if entries > DENSE_LIMIT:
+        raise InvalidArgument(
+            f"a state of {type(field).__name__} has {entries} entries; dense Jacobians are formed for at most "
+            f"{DENSE_LIMIT}, so check a smaller instance."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        drawn = torch.randn(8, *field.in_shape, dtype=torch.float64) if sample is None else sample
+        states = _checked_sample(field, drawn)
+        if tuple(states.shape[1:]) != field.in_shape:
+            raise InvalidArgument(
+                f"sample has shape {tuple(states.shape)}; states of {type(field).__name__} have shape {field.in_shape}."
+            )
+        return _report(field, states, FIELD_CHECKS, seed)
+
+
+def _report(module: nn.Module, sample: Tensor, checks: dict[str, Test], seed: int) -> ConformanceReport:
+    pristine = copy.deepcopy(module).cpu().double().eval()
+    case = Case(copy.deepcopy(pristine), pristine, sample)
+    findings = []
+    for name, test in checks.items():
+        torch.manual_seed(seed)
+        findings.append(_run(name, test, case))
+    return ConformanceReport(type(module).__name__, tuple(findings))
 
 
 def _checked_sample(block: nn.Module, sample: Tensor | None) -> Tensor:
@@ -176,7 +244,29 @@ def _run(name: str, test: Test, case: Case) -> Finding:
     return Finding(name, not problems, "; ".join(problems))
 
 
-@check("batch invariance")
+def _field(module: nn.Module) -> VectorField:
+    assert isinstance(module, VectorField)
+    return module
+
+
+def _fields(block: nn.Module) -> list[VectorField]:
+    """Those of the dynamical blocks in a module, each once."""
+    blocks = [module for module in block.modules() if isinstance(module, DynamicalBlock)]
+    return [_field(field) for field in dict.fromkeys(field for part in blocks for field in part.fields)]
+
+
+@check("shapes of its fields")
+def _shapes(case: Case) -> Iterator[str]:
+    for field in _fields(case.block):
+        yield from (f"{type(field).__name__}: {sentence}" for sentence in wrong_shapes(field))
+
+
+@check("shape", FIELD_CHECKS)
+def _shape(case: Case) -> Iterator[str]:
+    yield from wrong_shapes(_field(case.block))
+
+
+@check("batch invariance", *BOTH)
 def _batch_invariance(case: Case) -> Iterator[str]:
     with torch.no_grad():
         together = case.block(case.sample)
@@ -189,7 +279,7 @@ def _batch_invariance(case: Case) -> Iterator[str]:
                 return
 
 
-@check("dtype")
+@check("dtype", *BOTH)
 def _dtype(case: Case) -> Iterator[str]:
     for dtype in (torch.float32, torch.float64):
         with torch.no_grad():
@@ -198,14 +288,14 @@ def _dtype(case: Case) -> Iterator[str]:
             yield f"{dtype} parameters and inputs give a {given} output"
 
 
-@check("determinism")
+@check("determinism", *BOTH)
 def _determinism(case: Case) -> Iterator[str]:
     with torch.no_grad():
         if not torch.equal(case.block(case.sample), case.block(case.sample)):
             yield "two calls on one input differ"
 
 
-@check("input untouched")
+@check("input untouched", *BOTH)
 def _input_untouched(case: Case) -> Iterator[str]:
     given = case.sample.clone()
     with torch.no_grad():
@@ -214,7 +304,7 @@ def _input_untouched(case: Case) -> Iterator[str]:
         yield "forward changes its input in place"
 
 
-@check("train and eval")
+@check("train and eval", *BOTH)
 def _modes(case: Case) -> Iterator[str]:
     block = case.clone()
     with torch.no_grad():
@@ -223,7 +313,7 @@ def _modes(case: Case) -> Iterator[str]:
             yield "train and eval mode give different outputs"
 
 
-@check("frozen weights")
+@check("frozen weights", *BOTH)
 def _frozen(case: Case) -> Iterator[str]:
     block = case.clone()
     with torch.no_grad():
@@ -243,7 +333,7 @@ def _shift_parameters(block: nn.Module) -> None:
         parameter.mul_(0.75).add_(0.125)
 
 
-@check("state round trip")
+@check("state round trip", *BOTH)
 def _state(case: Case) -> Iterator[str]:
     from safetensors.torch import load, save
 
@@ -263,7 +353,7 @@ def _state(case: Case) -> Iterator[str]:
             yield "a deep copy of the trained module gives another output"
 
 
-@check("gradients")
+@check("gradients", *BOTH)
 def _gradients(case: Case) -> Iterator[str]:
     block = case.clone()
     with torch.no_grad():
@@ -307,7 +397,7 @@ def _slope_agrees(value: Callable[[], Tensor], tensors: list[Tensor], gradients:
     return abs(measured - exact) <= 1e-6 * scale + 100 * EPSILON / step * max(1.0, *map(abs, values))
 
 
-@check("gradient flow")
+@check("gradient flow", *BOTH)
 def _gradient_flow(case: Case) -> Iterator[str]:
     block = case.clone()
     alive: set[str] = set()
@@ -368,17 +458,66 @@ def _properties_after_training(case: Case) -> Iterator[str]:
 @check("properties under hostile parameters")
 def _properties_under_hostile_parameters(case: Case) -> Iterator[str]:
     for name, spoil in HOSTILE.items():
-        block = case.clone()
-        with torch.no_grad():
-            for parameter in block.parameters():
-                parameter.copy_(spoil(parameter))
-        project(block)
+        block = _spoiled(case.clone(), spoil)
         for kind in {type(declared): None for declared in declare(block).properties}:
             # An implicit step may refuse an equation that it cannot solve; it must not answer wrongly.
             with contextlib.suppress(NotConverged):
                 for held in verify(block, case.sample, kinds=(kind,), search_steps=5):
                     if not held.passed:
                         yield f"parameters {name}: {held}"
+
+
+@check("facts of its fields")
+def _facts_of_fields(case: Case) -> Iterator[str]:
+    for field in _fields(case.clone()):
+        if math.prod(field.in_shape) <= FIELD_ENTRIES:
+            states = _scaled(torch.randn(4, *field.in_shape, dtype=torch.float64))
+            wrong = [*false_facts(field, states), *_false_under_hostile_parameters(field, states)]
+            yield from (f"{type(field).__name__}: {sentence}" for sentence in wrong)
+
+
+@check("facts at the start", FIELD_CHECKS)
+def _facts(case: Case) -> Iterator[str]:
+    yield from false_facts(_field(case.block), _scaled(case.sample))
+
+
+@check("facts after training", FIELD_CHECKS)
+def _facts_after_training(case: Case) -> Iterator[str]:
+    yield from false_facts(_field(_trained(case)), _scaled(case.sample))
+
+
+@check("facts under hostile parameters", FIELD_CHECKS)
+def _facts_under_hostile_parameters(case: Case) -> Iterator[str]:
+    yield from _false_under_hostile_parameters(_field(case.clone()), _scaled(case.sample))
+
+
+@check("methods", FIELD_CHECKS)
+def _methods(case: Case) -> Iterator[str]:
+    yield from false_methods(_field(case.block), _scaled(case.sample))
+
+
+def _scaled(x: Tensor) -> Tensor:
+    """The states, those at a tenth and those at ten times of them: near 0 and where functions are saturated, too."""
+    return torch.cat([x, 0.1 * x, 10 * x])
+
+
+def _false_under_hostile_parameters(field: VectorField, states: Tensor) -> Iterator[str]:
+    if next(field.parameters(), None) is None:
+        return
+    for name, spoil in HOSTILE.items():
+        # A field may solve an equation, and refuse one; it must not answer wrongly.
+        with contextlib.suppress(NotConverged):
+            for sentence in false_facts(_field(_spoiled(copy.deepcopy(field), spoil)), states):
+                yield f"parameters {name}: {sentence}"
+
+
+def _spoiled(module: nn.Module, spoil: Callable[[Tensor], Tensor]) -> nn.Module:
+    """The module itself with other parameters, projected as after any step of an optimiser."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(spoil(parameter))
+    project(module)
+    return module
 
 
 def _rank_one(parameter: Tensor) -> Tensor:
@@ -557,11 +696,6 @@ class _NormPreservingClaim(Structured):
     """The step of size 1.9, which is non-expansive, with the claim that holds at 2 only."""
 
     def __init__(self) -> None:
-        from dynablocks.blocks import DynamicalBlock
-        from dynablocks.fields import GradientField
-        from dynablocks.linear import OrthogonalDense
-        from dynablocks.switching import FreeSignal
-
         super().__init__()
         self.in_shape = (3,)
         self.block = DynamicalBlock(GradientField(OrthogonalDense(3, 3)), "euler", FreeSignal(1.9))
@@ -583,8 +717,6 @@ class _FrozenDiffers(Structured):
     """An orthogonal map whose output depends on whether its weight is being shared."""
 
     def __init__(self) -> None:
-        from dynablocks.linear import OrthogonalDense
-
         super().__init__()
         self.in_shape = (3,)
         self.linear = OrthogonalDense(3, 3)
@@ -597,6 +729,30 @@ class _FrozenDiffers(Structured):
         return Declaration.of(
             Lipschitz(math.nextafter(self.linear.properties.lipschitz, math.inf)), reason="orthogonal"
         )
+
+
+class _OneNumberAState(VectorField):
+    """Minus the sum of a state, which x + hX(x) would subtract from each entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_shape = (3,)
+        self.rate = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -self.rate * x.sum(1, keepdim=True)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(odd=True, reason="linear")
+
+
+class _FalseDivergence(GradientField):
+    def facts(self) -> FieldFacts:
+        return replace(super().facts(), divergence_free=True)
+
+
+def _euler(field: VectorField) -> DynamicalBlock:
+    return DynamicalBlock(field, "euler", FreeSignal(0.5))
 
 
 def broken_twins() -> dict[str, tuple[nn.Module, str]]:
@@ -627,4 +783,6 @@ def broken_twins() -> dict[str, tuple[nn.Module, str]]:
         "gradient not finite": (_InfiniteGradient(), "gradients"),
         "parameter without gradient": (_DeadParameter(), "gradient flow"),
         "declaration that fails": (_SilentExplanation(), "explain"),
+        "field of one number a state": (_euler(_OneNumberAState()), "shapes of its fields"),
+        "fact that no Euler step uses": (_euler(_FalseDivergence(OrthogonalDense(3, 3))), "facts of its fields"),
     }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dynablocks.data.seeding import seeded_generator
-from dynablocks.errors import BadData, InvalidArgument, require_range, require_whole
+from dynablocks.errors import BadData, InvalidArgument, require_range, require_whole, unknown_name
 from dynablocks.files import expanded, write_text
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 TRAJECTORY_HEADER = "trajectory,t,<state columns> (trajectory may be left out when there is only one)"
 PAIRS_HEADER = "in_<name>...,out_<name>... and optionally h"
+DYNAMICS_HEADER = f"{TRAJECTORY_HEADER}, or {PAIRS_HEADER}"
+SIDES = ("in_", "out_")
 SUFFIXES = (".csv", ".parquet", ".npz")
 
 
@@ -206,17 +209,43 @@ class Pairs:
         return len(self.names)
 
 
-def read_dynamics(path: Path | str) -> Trajectories | Pairs:
+@dataclass(frozen=True)
+class Starts:
+    """States from which solutions start.
+
+    Args:
+        times: float64 (K,), when each starts.
+        states: float64 (K, n).
+        labels: what the solutions are called, all different; empty where they are numbered from 0.
+    """
+
+    times: Float64[Tensor, "start"]
+    states: Float64[Tensor, "start n"]
+    labels: tuple[str, ...] = ()
+
+    def label(self, index: int) -> str:
+        """What a solution is called: its label, or its number where there are none."""
+        return self.labels[index] if self.labels else str(index)
+
+
+def read_dynamics(path: Path | str, columns: Sequence[str] | None = None) -> Trajectories | Pairs:
     """Trajectories or input/output pairs, by the header of the file.
 
     - CSV (UTF-8, commas, decimal points) or Parquet with the columns ``trajectory,t,<state columns>``: one row a
       sample; without ``trajectory`` it is one trajectory. Its labels may be any text, and are kept; rows of different
       trajectories may be mixed; times increase within each.
     - CSV or Parquet with ``in_<name>...,out_<name>...`` and optionally ``h`` (the time between; 1 when left out).
-    - NumPy ``.npz`` with ``t`` (T,) and ``x`` (T, n) or (K, T, n) for K trajectories; never unpickled.
+    - NumPy ``.npz`` with ``t`` (T,) and ``x`` (T, n) or (K, T, n) for K trajectories; never unpickled. Its state
+      columns have no names and are called ``x1``, …, ``xn``.
+
+    Args:
+        path: the file.
+        columns: the state columns to read, in the order that the states are to have; of pairs their names without
+            ``in_`` and ``out_``. What other columns hold is not looked at. ``None``: all, in the order of the file.
 
     Raises:
         BadData: the file is missing or cannot be used; the sentence says where and what to do.
+        InvalidArgument: ``columns`` is empty, or has a name twice, or one that the file has not.
 
     Example:
         >>> import tempfile
@@ -224,16 +253,50 @@ def read_dynamics(path: Path | str) -> Trajectories | Pairs:
         >>> _ = file.write_text("in_q,out_q\\n0,1\\n1,2\\n")
         >>> read_dynamics(file).h.tolist()
         [1.0, 1.0]
+        >>> _ = file.write_text("t,p,note,q\\n0,1,warm,2\\n1,3,cold,4\\n")
+        >>> read_dynamics(file, ["q", "p"]).states[0].tolist()
+        [[2.0, 1.0], [4.0, 3.0]]
     """
     path = expanded(path)
-    suffix = _require_file(path)
+    _require_different(columns)
+    layout = _Layout(DYNAMICS_HEADER, 2, partial(_dynamics_columns, chosen=columns))
+    suffix = _require_file(path, layout.least)
     if suffix == ".npz":
-        return _read_npz(path)
-    table = _read_csv(path) if suffix == ".csv" else _read_parquet(path)
-    prefixes = {prefix for prefix in ("in_", "out_") for name in table.names if name.startswith(prefix)}
-    if len(prefixes) == 2 or (prefixes and "t" not in table.names):
-        return _pairs(table)
-    return _trajectories(table)
+        return _read_npz(path, columns)
+    table = _read_table(path, suffix, layout)
+    return _pairs(table, whole=columns is None) if _holds_pairs(table.header) else _trajectories(table)
+
+
+def read_starts(path: Path | str, names: Sequence[str]) -> Starts:
+    """The states of a CSV or Parquet file from which solutions start, one a row.
+
+    The file has the columns ``names``, in any order, and may have ``trajectory`` (what the solution is called) and
+    ``t`` (when it starts; 0 when left out). What other columns hold is not looked at.
+
+    Args:
+        path: the file.
+        names: of the state's entries, in their order.
+
+    Raises:
+        BadData: the file is missing or cannot be used; the sentence says where and what to do.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp(), "states.csv")
+        >>> _ = file.write_text("p,q\\n0,0.5\\n0,1.5\\n")
+        >>> read_starts(file, ("q", "p")).states.tolist()
+        [[0.5, 0.0], [1.5, 0.0]]
+    """
+    path = expanded(path)
+    header = f"{','.join(names)} and optionally trajectory and t"
+    if path.suffix.lower() in (".npy", ".npz"):
+        raise BadData(f"{path} has no column names; a CSV or Parquet file with the columns {header} is needed here.")
+    layout = _Layout(header, 1, partial(_start_columns, names=names))
+    table = _read_table(path, _require_file(path, layout.least), layout)
+    _require_one_row_each(table)
+    none = torch.zeros(len(table.lines), dtype=torch.float64)
+    times = table.columns(["t"])[:, 0] if "t" in table.names else none
+    return Starts(times, table.columns(names), tuple(table.labels or ()))
 
 
 def read_trajectories(path: Path | str) -> Trajectories:
@@ -253,10 +316,23 @@ def read_pairs(path: Path | str) -> Pairs:
 
 
 @dataclass(frozen=True)
+class _Layout:
+    """What a table is to be: its header in words, its least number of rows, which columns of a header are read."""
+
+    header: str
+    least: int
+    numeric: Callable[[Path, Sequence[str]], list[str]]
+
+
+@dataclass(frozen=True)
 class _Table:
-    """Named columns: ``labels`` of the trajectory column or None, ``values`` (rows, other columns); where rows lie."""
+    """Named columns: ``labels`` of the trajectory column or None, ``values`` (rows, columns read); where rows lie.
+
+    ``header`` has the names of all columns, ``names`` those that were read as numbers, in the order of ``values``.
+    """
 
     path: Path
+    header: Sequence[str]
     names: list[str]
     values: Tensor
     labels: list[str] | None
@@ -271,7 +347,68 @@ class _Table:
         return self.values[:, [self.names.index(name) for name in names]]
 
 
-def _require_file(path: Path) -> str:
+def _require_different(columns: Sequence[str] | None) -> None:
+    if columns is None:
+        return
+    if not columns:
+        raise InvalidArgument("columns is empty; name at least one state column, or leave it out for all.")
+    for k, name in enumerate(columns):
+        if name in columns[:k]:
+            raise InvalidArgument(f"columns has {name!r} twice; name each state column once.")
+
+
+def _require_known(kind: str, columns: Sequence[str], known: Sequence[str]) -> None:
+    for name in columns:
+        if name not in known:
+            raise unknown_name(kind, name, known)
+
+
+def _holds_pairs(header: Sequence[str]) -> bool:
+    sides = {side for side in SIDES for name in header if name.startswith(side)}
+    return len(sides) == 2 or (len(sides) == 1 and "t" not in header)
+
+
+def _dynamics_columns(path: Path, header: Sequence[str], chosen: Sequence[str] | None) -> list[str]:
+    """The columns of trajectories or pairs to be read: all, or those of the chosen state components."""
+    if "t" not in header and not _holds_pairs(header):
+        came = _shortened(",".join(header))
+        raise BadData(f"{path} has the header {came}, without the column 't'; the header must be {DYNAMICS_HEADER}.")
+    if chosen is None:
+        return [name for name in header if name != "trajectory"]
+    if not _holds_pairs(header):
+        _require_known("column", chosen, [name for name in header if name not in ("trajectory", "t")])
+        return ["t", *chosen]
+    known = {name.removeprefix(side): None for side in SIDES for name in header if name.startswith(side)}
+    _require_known("column of pairs (named without in_ and out_)", chosen, list(known))
+    sought = [*(f"{side}{name}" for side in SIDES for name in chosen), "h"]
+    return [name for name in sought if name in header]
+
+
+def _start_columns(path: Path, header: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The columns of the states, and that of the times where there is one."""
+    for name in names:
+        if name not in header:
+            came = _shortened(",".join(header))
+            raise BadData(
+                f"{path} has the header {came}, without the column {name!r}; the columns {','.join(names)} are needed, "
+                "and optionally trajectory and t."
+            )
+    return [*names, *(name for name in ("t",) if name in header)]
+
+
+def _require_one_row_each(table: _Table) -> None:
+    first: dict[str, int] = {}
+    for row, label in enumerate(table.labels or []):
+        before = first.setdefault(label, row)
+        if before != row:
+            place = table.where(row, "trajectory")
+            raise BadData(
+                f"{place}: {label!r} stands in {table.row_word} {table.lines[before]} already; a start is one row, "
+                "with a label of its own; remove one or rename it."
+            )
+
+
+def _require_file(path: Path, least: int) -> str:
     if path.is_dir():
         raise BadData(f"{path} is a folder; name one file in it ({', '.join(SUFFIXES)}).")
     if not path.exists():
@@ -289,15 +426,22 @@ def _require_file(path: Path) -> str:
     except OSError as error:
         raise BadData(f"{path} cannot be read ({error.strerror or error}); check its permissions.") from error
     if not size:
-        raise BadData(f"{path} is empty; a header line and at least 2 rows are needed; export it again.")
+        raise BadData(f"{path} is empty; a header line and at least {_rows(least)} are needed; export it again.")
     return suffix
 
 
-def _require_header(path: Path, header: Sequence[str]) -> None:
+def _rows(count: int) -> str:
+    return "one row" if count == 1 else f"{count} rows"
+
+
+def _read_table(path: Path, suffix: str, layout: _Layout) -> _Table:
+    return _read_csv(path, layout) if suffix == ".csv" else _read_parquet(path, layout)
+
+
+def _require_header(path: Path, header: Sequence[str], needed: str) -> None:
     came = ",".join(header)
-    needed = f"the header must be {TRAJECTORY_HEADER}, or {PAIRS_HEADER}"
     if header and all(_number(name) is not None for name in header):
-        raise BadData(f"{path} has no header: line 1 is {_shortened(came)}; {needed}.")
+        raise BadData(f"{path} has no header: line 1 is {_shortened(came)}; the header must be {needed}.")
     if len(header) == 1 and any(mark in came for mark in ";\t"):
         raise BadData(f"{path}, line 1: {_shortened(came)} is not separated by commas; export it with commas.")
     for k, name in enumerate(header):
@@ -305,8 +449,6 @@ def _require_header(path: Path, header: Sequence[str]) -> None:
             raise BadData(f"{path}: column {k + 1} has no name in the header {_shortened(came)}; name or remove it.")
         if name in header[:k]:
             raise BadData(f"{path}: the column name {name!r} stands twice in the header; make the names differ.")
-    if "t" not in header and not any(name.startswith(("in_", "out_")) for name in header):
-        raise BadData(f"{path} has the header {_shortened(came)}, without the column 't'; {needed}.")
 
 
 def _shortened(text: str, longest: int = 80) -> str:
@@ -321,7 +463,7 @@ def _number(cell: str) -> float | None:
         return None
 
 
-def _read_csv(path: Path) -> _Table:
+def _read_csv(path: Path, layout: _Layout) -> _Table:
     reader = csv.reader(StringIO(_decode(path), newline=""), strict=True)
     rows: list[list[str]] = []
     lines: list[int] = []
@@ -335,21 +477,23 @@ def _read_csv(path: Path) -> _Table:
             f"{path}, line {reader.line_num}: no CSV ({error}); correct the line or export it again."
         ) from None
     if not rows:
-        raise BadData(f"{path} has only blank lines; a header line and at least 2 rows are needed; export it again.")
+        needed = _rows(layout.least)
+        raise BadData(f"{path} has only blank lines; a header line and at least {needed} are needed; export it again.")
     header = [name.strip() for name in rows.pop(0)]
     lines.pop(0)
-    _require_header(path, header)
+    _require_header(path, header, layout.header)
+    names = layout.numeric(path, header)
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(header):
             raise BadData(
                 f"{path}, line {line} has {len(row)} {'cell' if len(row) == 1 else 'cells'}; the header has "
                 f"{len(header)} columns; give every line as many (decimal points, no decimal commas)."
             )
-    numeric = [k for k, name in enumerate(header) if name != "trajectory"]
+    numeric = [header.index(name) for name in names]
     parsed = [_parse_row(path, line, header, row, numeric) for row, line in zip(rows, lines, strict=True)]
     values = torch.tensor(parsed, dtype=torch.float64).reshape(len(rows), len(numeric))
     labels = [row[header.index("trajectory")].strip() for row in rows] if "trajectory" in header else None
-    return _checked(_Table(path, [header[k] for k in numeric], values, labels, lines, "line"))
+    return _checked(_Table(path, header, names, values, labels, lines, "line"), layout.least)
 
 
 def _decode(path: Path) -> str:
@@ -375,12 +519,13 @@ def _parse_row(path: Path, line: int, header: list[str], row: list[str], numeric
     return numbers
 
 
-def _checked(table: _Table) -> _Table:
-    """``table`` when it has 2 or more rows, all its numbers are finite and all its labels are there."""
+def _checked(table: _Table, least: int) -> _Table:
+    """``table`` when it has ``least`` rows or more, all its numbers are finite and all its labels are there."""
     rows = len(table.lines)
-    if rows < 2:
+    if rows < least:
         count = "one row" if rows else "a header but no rows"
-        raise BadData(f"{table.path} has {count}; at least 2 rows are needed; give more samples.")
+        needed = f"{_rows(least)} {'is' if least == 1 else 'are'}"
+        raise BadData(f"{table.path} has {count}; at least {needed} needed; give more samples.")
     bad = (~table.values.isfinite()).nonzero()
     if len(bad):
         row, column = bad[0].tolist()
@@ -394,20 +539,23 @@ def _checked(table: _Table) -> _Table:
     return table
 
 
-def _read_parquet(path: Path) -> _Table:
+def _read_parquet(path: Path, layout: _Layout) -> _Table:
     from pyarrow import types
 
-    table, names, labels = _open_parquet(path)
-    _require_header(path, names)
+    table, header, labels = _open_parquet(path)
+    _require_header(path, header, layout.header)
+    names = layout.numeric(path, header)
     for field in table.schema:
+        if field.name not in names:
+            continue
         if field.name.startswith("__index_level_"):
             raise BadData(f"{path} has the pandas index {field.name!r} as a column; write it with index=False.")
-        if field.name != "trajectory" and not (types.is_integer(field.type) or types.is_floating(field.type)):
+        if not (types.is_integer(field.type) or types.is_floating(field.type)):
             raise BadData(f"{path}: the column {field.name!r} is {field.type}; integers or floating point are needed.")
-    numeric = [name for name in names if name != "trajectory"]
-    columns = [np.asarray(table[name].to_numpy(), dtype=np.float64) for name in numeric]
+    columns = [np.asarray(table[name].to_numpy(), dtype=np.float64) for name in names]
     values = torch.from_numpy(np.stack(columns, axis=1)) if columns else torch.empty(len(table), 0).double()
-    return _checked(_Table(path, numeric, values, labels, list(range(1, len(table) + 1)), "row"))
+    lines = list(range(1, len(table) + 1))
+    return _checked(_Table(path, header, names, values, labels, lines, "row"), layout.least)
 
 
 def _open_parquet(path: Path) -> tuple[Any, list[str], list[str] | None]:
@@ -464,13 +612,12 @@ def _require_increasing(table: _Table, times: Tensor, label: str, rows: list[int
     )
 
 
-def _pairs(table: _Table) -> Pairs:
+def _pairs(table: _Table, whole: bool) -> Pairs:
+    """The pairs of a table; one that was read as a ``whole`` has no other columns."""
     inputs = [name[3:] for name in table.names if name.startswith("in_")]
     outputs = [name[4:] for name in table.names if name.startswith("out_")]
-    extra = [name for name in table.names if not name.startswith(("in_", "out_")) and name != "h"]
-    if table.labels is not None:
-        extra.append("trajectory")
-    if "t" in extra:
+    extra = [name for name in table.header if not name.startswith(SIDES) and name != "h"] if whole else []
+    if "t" in table.header:
         raise BadData(
             f"{table.path} has the column 't' of a trajectory and the names in_…, out_… of pairs; remove 't' if the "
             f"rows are pairs ({PAIRS_HEADER}), or rename the states of a trajectory."
@@ -487,11 +634,11 @@ def _pairs(table: _Table) -> Pairs:
         raise BadData(
             f"{place} is {float(h[wrong[0]])!r}; a time step above 0 is needed; correct it or remove the row."
         )
-    x, y = (table.columns([prefix + name for name in inputs]) for prefix in ("in_", "out_"))
+    x, y = (table.columns([side + name for name in inputs]) for side in SIDES)
     return Pairs(x, y, h, tuple(inputs))
 
 
-def _read_npz(path: Path) -> Trajectories:
+def _read_npz(path: Path, columns: Sequence[str] | None) -> Trajectories:
     arrays = _npz_arrays(path)
     t, x = arrays["t"], arrays["x"]
     if t.ndim != 1 or x.ndim not in (2, 3) or x.shape[-2] != len(t) or 0 in x.shape:
@@ -501,11 +648,11 @@ def _read_npz(path: Path) -> Trajectories:
         )
     if len(t) < 2:
         raise BadData(f"{path} has one sample a trajectory; at least 2 are needed; give more samples.")
-    for name, array in (("t", t), ("x", x)):
-        bad = np.argwhere(~np.isfinite(array))
-        if len(bad):
-            place, value = ", ".join(map(str, bad[0])), float(array[tuple(bad[0])])
-            raise BadData(f"{path}: {name}[{place}] is {value}; finite numbers are needed; leave that sample out.")
+    known = [f"x{k + 1}" for k in range(x.shape[-1])]
+    names = tuple(known if columns is None else columns)
+    _require_known("column", names, known)
+    _require_finite(path, "t", t)
+    _require_finite(path, "x", x, unread=[k for k, name in enumerate(known) if name not in names])
     wrong = np.flatnonzero(np.diff(t) <= 0)
     if len(wrong):
         k = int(wrong[0]) + 1
@@ -514,7 +661,17 @@ def _read_npz(path: Path) -> Trajectories:
             "increase; sort the samples by time."
         )
     times, states = torch.from_numpy(t), torch.from_numpy(x.reshape(-1, *x.shape[-2:]))
-    return Trajectories((times,) * len(states), states.unbind(0), tuple(f"x{k + 1}" for k in range(x.shape[-1])))
+    if columns is not None:
+        states = states[..., [known.index(name) for name in names]]
+    return Trajectories((times,) * len(states), states.unbind(0), names)
+
+
+def _require_finite(path: Path, name: str, array: NDArray[np.float64], unread: Sequence[int] = ()) -> None:
+    bad = np.argwhere(~np.isfinite(array))
+    bad = bad[~np.isin(bad[:, -1], unread)]
+    if len(bad):
+        place, value = ", ".join(map(str, bad[0])), float(array[tuple(bad[0])])
+        raise BadData(f"{path}: {name}[{place}] is {value}; finite numbers are needed; leave that sample out.")
 
 
 def _npz_arrays(path: Path) -> dict[str, NDArray[np.float64]]:

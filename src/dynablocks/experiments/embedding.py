@@ -29,7 +29,6 @@ from dynablocks.data.systems import PhysicalSystem, require_system
 from dynablocks.errors import require_choice
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
-from dynablocks.experiments.exact import exact_solution
 from dynablocks.experiments.fitted import Pairs, RunCell, last_tenth
 from dynablocks.fields import FieldFacts, VectorField
 from dynablocks.fields.hamiltonian import HamiltonianEmbedding
@@ -37,7 +36,7 @@ from dynablocks.fitting import fit
 from dynablocks.fitting.objective import flow_map_residuals
 from dynablocks.fitting.structures import FreeField
 from dynablocks.fitting.surrogates import Structure, build
-from dynablocks.integrators import integrator
+from dynablocks.integrators import exact_solution, integrator
 from dynablocks.models.sympnet import sympnet
 from dynablocks.properties.verify import jacobians, symplectic_defect
 from dynablocks.reporting import markdown_table

@@ -66,12 +66,12 @@ class Relative(VectorField):
         return potential_of(self.field, x @ self.difference.mT)
 
 
-def hamiltonian_model(name: str, dimension: int, width: int, seed: int = 0) -> VectorField:
+def hamiltonian_model(name: str, entries: int, width: int, seed: int = 0) -> VectorField:
     """The field of a model, float64, its parameters drawn from their prior.
 
     Args:
         name: one of :data:`MODELS`.
-        dimension: of x = (q, p).
+        entries: of x = (q, p).
         width: ridge functions of each potential (twice as many for H of both).
         seed: of the start.
 
@@ -83,12 +83,12 @@ def hamiltonian_model(name: str, dimension: int, width: int, seed: int = 0) -> V
         True
     """
     require_choice("model", name, MODELS)
-    half = dimension // 2
+    half = entries // 2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         field: VectorField
         if name == "general":
-            field = NeuralHamiltonian(dimension, width=2 * width)
+            field = NeuralHamiltonian(entries, width=2 * width)
         elif name == "separable":
             field = SeparableHamiltonian(ridge_energy(half, width), ridge_energy(half, width))
         elif name == "even":

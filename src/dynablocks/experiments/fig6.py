@@ -48,7 +48,7 @@ from dynablocks.fitting import fit
 from dynablocks.reporting.figures import BLUE, FAINT, INK, VERMILION, new_figure, styled
 from dynablocks.reporting.tables import markdown_table
 from dynablocks.structured_lifting import MassLift, MassProjection
-from dynablocks.switching import NonExpansiveSignal, SwitchingSignal
+from dynablocks.switching import EvenSteps, LearnedStep
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,26 +61,6 @@ STEP = 0.1
 ROLLOUT = 10
 MSE_LIMIT, MASS_LIMIT, PARAMETER_LIMIT, SECONDS_LIMIT = 1e-11, 1e-14, 2000, 120.0
 TIMES_PAPER = 10.0
-
-
-class EvenSteps(SwitchingSignal):
-    """One field, followed for a fixed time in equal steps.
-
-    Args:
-        time: the whole of it.
-        count: how many steps.
-
-    Example:
-        >>> [float(step) for _, step in EvenSteps(1.0, 4).pieces()]
-        [0.25, 0.25, 0.25, 0.25]
-    """
-
-    def __init__(self, time: float, count: int) -> None:
-        super().__init__()
-        self.register_buffer("steps", torch.full((count,), time / count, dtype=torch.float64))
-
-    def pieces(self) -> list[tuple[int, Tensor]]:
-        return [(0, step) for step in self.steps.unbind()]
 
 
 def sir_pairs(starts: str, count: int, seed: int) -> Pairs:
@@ -145,7 +125,7 @@ def printed_network(hidden: int, seed: int) -> nn.Sequential:
                 for matrix, inputs in ((flux.inner.matrix, width), (flux.outer.matrix, hidden)):
                     nn.init.uniform_(matrix, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs))
                 nn.init.normal_(flux.bias)
-                signal = NonExpansiveSignal(STEP, -math.inf, math.inf)
+                signal = LearnedStep(STEP, -math.inf, math.inf)
                 parts.append(DynamicalBlock(flux, "euler", signal))
     return nn.Sequential(*parts, MassProjection(WIDTHS[-1], 3)).double()
 

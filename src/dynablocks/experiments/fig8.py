@@ -36,14 +36,13 @@ from dynablocks.data.seeding import seeded_generator
 from dynablocks.errors import require_choice
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
-from dynablocks.experiments.exact import exact_solution
 from dynablocks.experiments.fitted import AdamTraining, FittedCell, Pairs
 from dynablocks.fields import FieldFacts, GradientField, VectorField
 from dynablocks.fields.base import potential_of
 from dynablocks.fields.sphere import RotationField, TangentField, skew_matrix
 from dynablocks.fields.symmetric import GradientOf
 from dynablocks.fitting import fit
-from dynablocks.integrators import integrator
+from dynablocks.integrators import exact_solution, integrator
 from dynablocks.integrators.discrete_gradient import discrete_gradient
 from dynablocks.linear import Dense
 from dynablocks.reporting.figures import BLUE, FAINT, INK, VERMILION, new_figure, styled

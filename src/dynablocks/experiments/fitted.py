@@ -23,6 +23,8 @@ Pairs = tuple[Tensor, Tensor]
 class AdamTraining:
     """Adam as the paper's authors use it in their small experiments: mean squared error, a rate that falls in stairs.
 
+    Nothing is projected, so that learned steps may leave the range of their signal.
+
     Args:
         epochs, batch_size: each epoch sees every sample once, in a new order; the last batch may be smaller.
         lr, weight_decay: of Adam.

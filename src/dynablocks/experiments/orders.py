@@ -13,9 +13,9 @@ from torch import Tensor
 from dynablocks.errors import InvalidArgument
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
-from dynablocks.experiments.exact import exact_solution
 from dynablocks.fields import FIELDS, GradientField, VectorField
-from dynablocks.integrators import INTEGRATORS, integrator
+from dynablocks.integrators import INTEGRATORS, exact_solution, integrator
+from dynablocks.integrators.order import errors_at, rate_of
 from dynablocks.linear import Dense
 from dynablocks.reporting import markdown_table
 from dynablocks.reporting.figures import new_figure, styled
@@ -60,16 +60,9 @@ def convergence(name: str, seed: int = 0) -> dict[str, Any]:
     start = torch.randn(3, *field.in_shape, dtype=torch.float64, generator=generator).abs()
     truth = exact_solution(field, start, TIME)
     first = {4: 16, 6: 2}.get(method.order, 32)
-    counts, errors = [first * 2**k for k in range(4)], []
-    for count in counts:
-        with torch.no_grad():
-            x = start
-            for _ in range(count):
-                x = method.step(field, x, TIME / count)
-        errors.append(float((x - truth).norm()))
-    logs = torch.tensor([counts, errors], dtype=torch.float64).log()
-    centred = logs - logs.mean(1, keepdim=True)
-    slope = -float((centred[0] * centred[1]).sum() / centred[0].square().sum())
+    counts = [first * 2**k for k in range(4)]
+    errors = errors_at(method, field, start, truth, TIME, counts)
+    slope = rate_of(counts, errors)
     return {"field": type(field).__name__, "steps": counts, "errors": errors, "order": method.order, "slope": slope}
 
 

@@ -15,7 +15,7 @@ from dynablocks.fields import GradientField, PlanarField, leaky_relu
 from dynablocks.lifting import Head
 from dynablocks.linear import OrthogonalDense
 from dynablocks.properties import Declaration, Structured, compose, declare
-from dynablocks.switching import NonExpansiveSignal
+from dynablocks.switching import LearnedStep
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -150,10 +150,10 @@ class PlanarNetwork(Structured):
     def _layer(self, kind: str, start: float) -> DynamicalBlock:
         linear, sigma = OrthogonalDense(2, 2, method="expm"), leaky_relu(self.slope)
         if kind == "Fc":
-            return DynamicalBlock(GradientField(linear, sigma), "euler", NonExpansiveSignal(start, 0.0, 2.0))
+            return DynamicalBlock(GradientField(linear, sigma), "euler", LearnedStep(start, 0.0, 2.0))
         if self.family == "F" and float(linear.weight.detach().trace()) > 0:
             start = -start
-        return DynamicalBlock(PlanarField(linear, sigma), "euler", NonExpansiveSignal(start, -math.inf, math.inf))
+        return DynamicalBlock(PlanarField(linear, sigma), "euler", LearnedStep(start, -math.inf, math.inf))
 
     def forward(self, x: Float[Tensor, "batch 2"]) -> Float[Tensor, "batch 2"]:
         """The two logits of every point."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from dynablocks.errors import InvalidArgument
+from dynablocks.errors import InvalidArgument, require_finite
 from dynablocks.linear.rounding import EPS, exp_up
 from dynablocks.properties import EUCLIDEAN, Metric
 from dynablocks.registry import Registry
@@ -39,8 +39,8 @@ class FieldFacts:
         lipschitz: ‖X(x) − X(y)‖ <= lipschitz · ‖x − y‖.
         one_sided: ⟨X(x) − X(y), x − y⟩ <= one_sided · ‖x − y‖²; negative for a contractive field.
         spectrum: every Jacobian is symmetric with eigenvalues in this interval; ``None`` when not known to be
-            symmetric.
-        conservative: X = ±∇V.
+            symmetric. ``lipschitz`` and ``one_sided`` follow from it where they are left out.
+        conservative: X = ∇V for some V.
         odd: X(−x) = −X(x).
         linear_invariants: weights w with wᵀX(x) = 0; ``None`` stands for w = 1.
         divergence_free: ∇·X = 0.
@@ -52,6 +52,14 @@ class FieldFacts:
         positive: Xᵢ(x) >= 0 where xᵢ = 0 and x >= 0, so solutions stay nonnegative.
         reason: where the numbers come from.
         metric: the inner product of all of the above: norms, symmetry and gradients are those of ⟨x, y⟩_M = xᵀMy.
+
+    Raises:
+        InvalidArgument: a constant is no number, ``lipschitz`` is negative, the spectrum is no interval, or an
+            invariant no tuple of finite numbers.
+
+    Example:
+        >>> FieldFacts(spectrum=(-2.0, 0.5)).lipschitz, FieldFacts(1.0).one_sided
+        (2.0, inf)
     """
 
     lipschitz: float = math.inf
@@ -70,15 +78,34 @@ class FieldFacts:
     reason: str = ""
     metric: Metric = EUCLIDEAN
 
+    def __post_init__(self) -> None:
+        _require_bound("lipschitz", self.lipschitz, 0.0)
+        _require_bound("one_sided", self.one_sided)
+        if self.damping is not None:
+            require_finite("damping", self.damping)
+        _require_invariants(self.linear_invariants)
+        if self.spectrum is None:
+            return
+        _require_interval("spectrum", self.spectrum)
+        low, high = self.spectrum
+        if self.lipschitz == math.inf:
+            object.__setattr__(self, "lipschitz", float(max(abs(low), abs(high))))
+        if self.one_sided == math.inf:
+            object.__setattr__(self, "one_sided", float(high))
+
     @classmethod
     def of_spectrum(cls, low: float, high: float, *, odd: bool, reason: str, metric: Metric = EUCLIDEAN) -> FieldFacts:
         """The facts of a gradient field whose Jacobians have their eigenvalues in [low, high].
+
+        An end that is no number, as 0 · ∞ of a norm that overflowed, says that nothing is known of either.
 
         Example:
             >>> facts = FieldFacts.of_spectrum(-2.0, 0.5, odd=True, reason="two eigenvalues")
             >>> facts.lipschitz, facts.one_sided, facts.conservative
             (2.0, 0.5, True)
         """
+        if math.isnan(low) or math.isnan(high):
+            low, high = -math.inf, math.inf
         size, spectrum = max(abs(low), abs(high)), (low, high)
         return cls(size, high, spectrum=spectrum, conservative=True, odd=odd, reason=reason, metric=metric)
 
@@ -106,16 +133,50 @@ class FieldFacts:
         return self.conservative and self.spectrum is not None and self.spectrum[1] <= 0.0
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _require_bound(name: str, value: float, least: float = -math.inf) -> None:
+    if not _is_number(value) or not value >= least:
+        kind = "a number" if least == -math.inf else f"a number >= {least:g}"
+        raise InvalidArgument(
+            f"{name} is {value!r}; {kind} is needed, inf where no bound is known (of a parameter p, float(p.detach()))."
+        )
+
+
+def _require_interval(name: str, ends: tuple[float, float]) -> None:
+    pair = isinstance(ends, tuple) and len(ends) == 2 and all(map(_is_number, ends))
+    if not pair or not ends[0] <= ends[1]:
+        raise InvalidArgument(
+            f"{name} is {ends!r}; two numbers (low, high) with low <= high are needed (of a parameter p, "
+            "float(p.detach()))."
+        )
+
+
+def _require_invariants(invariants: tuple[tuple[float, ...] | None, ...]) -> None:
+    def is_weights(given: object) -> bool:
+        return isinstance(given, tuple) and all(_is_number(w) and math.isfinite(w) for w in given) and any(given)
+
+    if not isinstance(invariants, tuple) or not all(given is None or is_weights(given) for given in invariants):
+        raise InvalidArgument(
+            f"linear_invariants is {invariants!r}; a tuple is needed that holds for each invariant None (for w = 1) or "
+            "the tuple w of finite numbers, not all 0: (None,) for one, (None, (1.0, 2.0)) for two."
+        )
+
+
 class VectorField(nn.Module):
     """A parametric autonomous vector field x ↦ X(x) on inputs of one shape.
 
     A subclass implements :meth:`forward` and :meth:`facts`, and may sharpen :meth:`euler_constant`. One whose flow has
-    a closed form implements :meth:`flow`, :meth:`flow_constant` and :meth:`flow_log_determinant`; one that is a sum of
-    such implements :meth:`terms`. One whose facts read the parameters tells by :meth:`_standing_facts` what holds for
-    all of them, beside :meth:`facts`: then its steps read none.
+    a closed form implements :meth:`flow`, and :meth:`flow_log_determinant` where densities are asked for; it may
+    sharpen :meth:`flow_constant`. One that is a sum of such implements :meth:`terms`. One that is ∇V for a known V has
+    it as a method ``potential``, one number a sample. One whose facts read the parameters tells by
+    :meth:`_standing_facts` what holds for all of them, beside :meth:`facts`: then its steps read none.
+    :func:`dynablocks.testing.check_field` holds all of this against the field.
 
     Attributes:
-        in_shape: the shape of one sample.
+        in_shape: the shape of one sample, a tuple of sizes.
     """
 
     in_shape: tuple[int, ...]
@@ -126,12 +187,17 @@ class VectorField(nn.Module):
         raise NotImplementedError(f"{cls.__name__} must implement the class method example(): a small instance of it.")
 
     def forward(self, x: Tensor) -> Tensor:
-        """X(x) for a batch."""
-        raise NotImplementedError
+        """X(x) for a batch (batch, ``*in_shape``), of the same shape."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement forward(x): X(x) for a batch of states, of the shape of the batch."
+        )
 
     def facts(self) -> FieldFacts:
         """What holds for the present parameters."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement facts(): what holds of it for its present parameters; FieldFacts() "
+            "where nothing is known."
+        )
 
     def standing_facts(self) -> FieldFacts:
         """The structure that holds whatever the parameters are: what a step may ask for, since it costs nothing.
@@ -147,37 +213,47 @@ class VectorField(nn.Module):
         """
         # A subclass with facts of its own may say more or less than the class whose standing facts it inherits.
         speaks = next(kind for kind in type(self).__mro__ if "facts" in vars(kind))
-        return self._standing_facts() if "_standing_facts" in vars(speaks) else self.facts()
+        told = speaks is not VectorField and "_standing_facts" in vars(speaks)
+        return self._standing_facts() if told else self.facts()
 
     def _standing_facts(self) -> FieldFacts:
         """:meth:`standing_facts` of a class whose :meth:`facts` read parameters; implemented beside it."""
-        raise NotImplementedError
-
-    @property
-    def potential_sign(self) -> float:
-        """s = ±1 in X = s∇V, for fields that have V as a method ``potential``."""
-        return 1.0
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement _standing_facts() beside facts(): what holds whatever its "
+            "parameters are."
+        )
 
     def energy(self, x: Tensor) -> Tensor:
         """H(x) per sample: what ``conserves_energy`` and ``dissipates_energy`` are about, and H of X = 𝕁∇H."""
         name = type(self).__name__
-        raise InvalidArgument(f"{name} has no energy; use a Hamiltonian, partitioned or dissipative field.")
+        raise InvalidArgument(
+            f"{name} has no energy; use a Hamiltonian, partitioned or dissipative field, or give it a method "
+            "energy(x), one number a sample."
+        )
 
     def terms(self) -> tuple[VectorField, ...]:
         """The fields whose sum this is, for splitting methods; the field itself when it is not a sum."""
         return (self,)
 
     def why_no_flow(self) -> str | None:
-        """Why the flow has no closed form, ``None`` when it has one."""
+        """Why the flow has no closed form, ``None`` when it has one: by default where the class has a :meth:`flow`."""
+        if type(self).flow is not VectorField.flow:
+            return None
         return f"the exact flow needs a closed form, and {type(self).__name__} has none"
 
     def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
-        """Φ_t(x), the solution at t = ``time`` (any sign), exact up to rounding."""
+        """Φ_t(x), the solution at t = ``time`` (any sign; a number, or shaped to multiply x), exact up to rounding."""
         raise InvalidArgument(f"{self.why_no_flow()}; use a Runge–Kutta or a splitting method.")
 
     def flow_log_determinant(self, x: Tensor, time: Tensor | float) -> Tensor:
         """log |det DΦ_t(x)| per sample."""
-        raise InvalidArgument(f"{self.why_no_flow()}; its log-determinant has none either.")
+        reason = self.why_no_flow()
+        if reason is not None:
+            raise InvalidArgument(f"{reason}; its log-determinant has none either.")
+        raise InvalidArgument(
+            f"{type(self).__name__} has a flow, but not its log-determinant; give it a method "
+            "flow_log_determinant(x, time): log |det DΦ_t(x)|, one number a sample."
+        )
 
     def flow_constant(self, time: float) -> tuple[float, str]:
         """A Lipschitz constant of Φ_t and the reason; by Grönwall e^{μt} with the one-sided constant μ, or e^{|t|L}."""
@@ -217,12 +293,41 @@ class VectorField(nn.Module):
         return min(general, inner), f"min(1+|h|L, √(1+2|h|μ+h²L²)), L={facts.lipschitz:.4g}, μ={one_sided:.4g}"
 
 
+def require_field(name: str, given: object) -> VectorField:
+    """``given`` when it is a vector field that says the shape of its states.
+
+    Raises:
+        InvalidArgument: it is something else, or its ``in_shape`` is no tuple of positive sizes.
+
+    Example:
+        >>> from dynablocks.fields import IdentityField
+        >>> require_field("field", IdentityField((3,))).in_shape
+        (3,)
+    """
+    if not isinstance(given, VectorField):
+        kind = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
+        raise InvalidArgument(
+            f"{name} is {kind}; a VectorField is needed: one of dynablocks.fields, or your own with forward(x), "
+            "facts() and in_shape."
+        )
+    shape: object = getattr(given, "in_shape", None)
+    if not isinstance(shape, tuple) or not shape or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise InvalidArgument(
+            f"in_shape of {type(given).__name__} is {shape!r}; set it to the shape of one sample, a tuple of positive "
+            "sizes such as (3,) or (3, 32, 32)."
+        )
+    return given
+
+
 def why_no_potential(field: nn.Module) -> str | None:
     """Why no V with ∇V = field is known, ``None`` where one is."""
     known = isinstance(field, VectorField) and field.standing_facts().euclidean().conservative
     if known and hasattr(field, "potential"):
         return None
-    return f"{type(field).__name__} has no known potential; use a GradientField or a LinearField"
+    return (
+        f"{type(field).__name__} has no known potential; use a GradientField or a LinearField, or give it a method "
+        "potential(x) with X = ∇V, one number a sample, and facts that say conservative"
+    )
 
 
 def potential_of(field: nn.Module, x: Tensor) -> Tensor:
@@ -247,7 +352,7 @@ def potential_of(field: nn.Module, x: Tensor) -> Tensor:
 def known_potential(field: VectorField, x: Tensor) -> Tensor:
     """:func:`potential_of` a field that has been found to have one, when its owner was made: no facts are asked for."""
     value: Tensor = field.potential(x)  # type: ignore[operator]
-    return value if field.potential_sign > 0 else -value
+    return value
 
 
 FIELDS: Registry[type[VectorField]] = Registry("vector field")

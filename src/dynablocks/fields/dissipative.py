@@ -30,7 +30,7 @@ class DissipativeField(EnergyField):
     The Lipschitz constant is ‖L‖² Lip(∇V).
 
     Args:
-        features: n, the number of entries of x.
+        entries: n.
         energy: V, as a scalar module or as the conservative field ∇V; αᵀΓ(Ax + b) + ½xᵀQx when ``None``.
         width, sigma: rows of A and σ of the default V.
 
@@ -46,18 +46,18 @@ class DissipativeField(EnergyField):
 
     def __init__(
         self,
-        features: int,
+        entries: int,
         energy: nn.Module | None = None,
         *,
         width: int = 16,
         sigma: str | Activation = "tanh",
     ) -> None:
         super().__init__()
-        self.in_shape = (features,)
-        self.slope = conservative_field(ridge_energy(features, width, sigma) if energy is None else energy, (features,))
+        self.in_shape = (entries,)
+        self.slope = conservative_field(ridge_energy(entries, width, sigma) if energy is None else energy, (entries,))
         if self.slope.in_shape != self.in_shape:
             raise InvalidArgument(f"the energy is one of {self.slope.in_shape}, the field one of {self.in_shape}.")
-        self.factor = nn.Parameter(torch.eye(features) + 0.1 * torch.randn(features, features))
+        self.factor = nn.Parameter(torch.eye(entries) + 0.1 * torch.randn(entries, entries))
 
     @classmethod
     def example(cls) -> DissipativeField:
@@ -134,9 +134,6 @@ class Damping(VectorField):
         q, p = halves(x, self.split)
         return torch.cat([torch.zeros_like(q), -self.gamma() * p], dim=1)
 
-    def why_no_flow(self) -> str | None:
-        return None
-
     def flow(self, x: Float[Tensor, "batch entries ..."], time: Tensor | float) -> Float[Tensor, "batch entries ..."]:
         q, p = halves(x, self.split)
         return torch.cat([q, self._exponent(x, time).exp() * p], dim=1)
@@ -172,14 +169,14 @@ class DampedHamiltonian(SeparableHamiltonian):
     S = [[0, I], [−I, −γI]]), and for every convex even T.
 
     Args:
-        kinetic, potential, dimension, width, sigma: as for :class:`SeparableHamiltonian`.
+        kinetic, potential, entries, width, sigma: as for :class:`SeparableHamiltonian`.
         gamma, learned: as for :class:`Damping`.
 
     Source: McLachlan and Perlmutter (2001), "Conformal Hamiltonian systems"; Bhatt, Floyd and Moore (2016),
         "Second order conformal symplectic schemes for damped Hamiltonian systems".
 
     Example:
-        >>> field = DampedHamiltonian(dimension=2, gamma=0.5, learned=False)
+        >>> field = DampedHamiltonian(entries=2, gamma=0.5, learned=False)
         >>> field.facts().damping, field.facts().dissipates_energy, len(field.terms())
         (0.5, True, 3)
     """
@@ -188,14 +185,14 @@ class DampedHamiltonian(SeparableHamiltonian):
         self,
         kinetic: nn.Module | None = None,
         potential: nn.Module | None = None,
-        dimension: int | None = None,
+        entries: int | None = None,
         *,
         gamma: float = 0.1,
         learned: bool = True,
         width: int = 16,
         sigma: str | Activation = "tanh",
     ) -> None:
-        super().__init__(kinetic, potential, dimension, width=width, sigma=sigma)
+        super().__init__(kinetic, potential, entries, width=width, sigma=sigma)
         self.damping = Damping(self.in_shape, gamma, learned=learned)
 
     @classmethod

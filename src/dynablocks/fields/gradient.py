@@ -61,10 +61,6 @@ class GradientField(RidgeField):
     def sign(self) -> float:
         return 1.0 if self.expansive else -1.0
 
-    @property
-    def potential_sign(self) -> float:
-        return self.sign
-
     def slope_scales(self) -> Tensor | None:
         return None if self.alpha is None else self.sign * self.alpha
 
@@ -77,7 +73,7 @@ class GradientField(RidgeField):
         return FieldFacts(conservative=True)
 
     def potential(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
-        """V(x) = αᵀΓ(Ax + b), so that X = s∇V.
+        """V(x) = s αᵀΓ(Ax + b), so that X = ∇V.
 
         Raises:
             InvalidArgument: σ has no closed-form primitive.
@@ -85,12 +81,30 @@ class GradientField(RidgeField):
         density = self.sigma.require_primitive(type(self).__name__)(self.preactivation(x))
         if self.alpha is not None:
             density = density * self.per_channel(self.alpha)
-        return density.flatten(1).sum(1)
+        total = density.flatten(1).sum(1)
+        return total if self.sign > 0 else -total
 
-    def split(self) -> tuple[Tensor, Tensor]:
-        """α⁺ and α⁻: by positive homogeneity X is a sum of two fields of opposite kinds with α >= 0 (Corollary 2.3)."""
-        alpha = self.linear.weight.new_ones(self.linear.out_shape[0]) if self.alpha is None else self.alpha
-        return alpha.clamp_min(0), (-alpha).clamp_min(0)
+    def split(self) -> tuple[GradientField, GradientField]:
+        """The expansive and the contractive field, both with α >= 0, whose sum this field is (Corollary 2.3).
+
+        A and b are this field's own; α is copied: (sα)⁺ of the first and (sα)⁻ of the second.
+
+        Example:
+            >>> field = GradientField(OrthogonalDense(2, 2), "tanh", alpha=-1.0)
+            >>> expansive, contractive = field.split()
+            >>> x = torch.ones(1, 2)
+            >>> bool(torch.allclose(field(x), expansive(x) + contractive(x)))
+            True
+        """
+        scales = self.slope_scales()
+        if scales is None:
+            scales = self.sign * self.linear.weight.new_ones(self.linear.out_shape[0])
+        return self._part(scales, expansive=True), self._part(-scales, expansive=False)
+
+    def _part(self, alpha: Tensor, *, expansive: bool) -> GradientField:
+        part = GradientField(self.linear, self.sigma, expansive=expansive, bias=False)
+        part.bias, part.alpha = self.bias, nn.Parameter(alpha.detach().clamp_min(0))
+        return part
 
     def extra_repr(self) -> str:
         return f"{'expansive' if self.expansive else 'contractive'}, sigma={self.sigma.name}"

@@ -68,7 +68,7 @@ class NeuralHamiltonian(EnergyField):
     (c₊ − c₋)/2, since 𝕁(∇²H − cI) differs from it by a skew matrix.
 
     Args:
-        dimension: 2n, the number of entries of x.
+        entries: 2n, of x = (q, p).
         energy: H, a module (batch, 2n) ↦ (batch,) or (batch, 1), or the conservative field ∇H; ``None`` is the default.
         width: rows of A.
         sigma: σ = γ', a registry name or an :class:`Activation` with a primitive.
@@ -76,7 +76,7 @@ class NeuralHamiltonian(EnergyField):
         even: take H(x) + H(−x) in place of H, which makes X odd.
 
     Raises:
-        InvalidArgument: an odd dimension, or an energy without a known potential.
+        InvalidArgument: an odd number of entries, or an energy without a known potential.
 
     Source: design D2.9; Greydanus, Dzamba and Yosinski (2019), "Hamiltonian neural networks".
 
@@ -89,7 +89,7 @@ class NeuralHamiltonian(EnergyField):
 
     def __init__(
         self,
-        dimension: int,
+        entries: int,
         energy: nn.Module | None = None,
         *,
         width: int = 16,
@@ -98,8 +98,8 @@ class NeuralHamiltonian(EnergyField):
         even: bool = False,
     ) -> None:
         super().__init__()
-        self.in_shape = (even_size(dimension),)
-        given = ridge_energy(dimension, width, sigma, quadratic=quadratic) if energy is None else energy
+        self.in_shape = (even_size(entries),)
+        given = ridge_energy(entries, width, sigma, quadratic=quadratic) if energy is None else energy
         chosen = conservative_field(given, self.in_shape)
         if chosen.in_shape != self.in_shape:
             raise InvalidArgument(f"the energy is one of {chosen.in_shape}, the field one of {self.in_shape}.")
@@ -140,15 +140,15 @@ class NeuralHamiltonian(EnergyField):
         return FieldFacts(divergence_free=True, hamiltonian=True, conserves_energy=True)
 
 
-def even_size(dimension: int) -> int:
-    """``dimension`` when x = (q, p) can be cut into equal halves.
+def even_size(entries: int) -> int:
+    """``entries`` when x = (q, p) can be cut into equal halves.
 
     Raises:
         InvalidArgument: it is odd or below 2.
     """
-    if dimension < 2 or dimension % 2:
-        raise InvalidArgument(f"the dimension is {dimension}; x = (q, p) needs an even number of entries >= 2.")
-    return dimension
+    if entries < 2 or entries % 2:
+        raise InvalidArgument(f"entries is {entries}; x = (q, p) needs an even number >= 2.")
+    return entries
 
 
 @FIELDS.register("separable-hamiltonian")
@@ -158,16 +158,16 @@ class SeparableHamiltonian(PartitionedField):
     Args:
         kinetic: T, as a scalar module or as the conservative field ∇T; ``None`` is ‖p‖²/2.
         potential: V, likewise; ``None`` is αᵀΓ(Aq + b) + ½qᵀQq with ``width`` rows.
-        dimension: 2n, the number of entries of x; needed unless ``potential`` knows its shape.
+        entries: 2n, of x = (q, p); needed unless ``potential`` knows its shape.
         width, sigma: of the default V.
 
     Raises:
-        InvalidArgument: an odd or missing dimension, or a part without a known potential.
+        InvalidArgument: an odd or missing number of entries, or a part without a known potential.
 
     Source: design D2.9.
 
     Example:
-        >>> spring = SeparableHamiltonian(None, nn.Linear(1, 1, bias=False), dimension=2)
+        >>> spring = SeparableHamiltonian(None, nn.Linear(1, 1, bias=False), entries=2)
         >>> spring.facts().conserves_energy, spring.energy(torch.zeros(1, 2)).tolist()
         (True, [0.0])
     """
@@ -176,15 +176,15 @@ class SeparableHamiltonian(PartitionedField):
         self,
         kinetic: nn.Module | None = None,
         potential: nn.Module | None = None,
-        dimension: int | None = None,
+        entries: int | None = None,
         *,
         width: int = 16,
         sigma: str | Activation = "tanh",
     ) -> None:
-        half = None if dimension is None else (even_size(dimension) // 2,)
+        half = None if entries is None else (even_size(entries) // 2,)
         if potential is None:
             if half is None:
-                raise InvalidArgument("give dimension=, the number of entries of x = (q, p), or a potential.")
+                raise InvalidArgument("give entries=, the size of x = (q, p), or a potential.")
             potential = ridge_energy(half[0], width, sigma)
         force = PotentialSum(conservative_field(potential, half), sign=-1.0)
         moved = None if kinetic is None else conservative_field(kinetic, half or force.in_shape)

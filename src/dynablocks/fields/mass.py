@@ -61,27 +61,70 @@ class InvariantSpace:
         return v - (v @ basis) @ basis.mT
 
 
-@FIELDS.register("mass-preserving")
-class MassPreservingField(VectorField):
-    r"""X(x) = (A(x) − A(x)ᵀ)w with A strictly upper triangular, its entries BᵀΣ(Cx + b) ∈ R^{n(n−1)/2}: wᵀX = 0.
+class ExchangeField(VectorField):
+    r"""Entries that exchange mass in pairs, so wᵀX(x) = 0: how much, the outputs BᵀΣ(Cx + b) of a hidden layer tell.
 
-    Every Runge–Kutta step keeps the mass wᵀx. The entry of the pair (i, j) enters Xᵢ as +wⱼ and Xⱼ as −wᵢ, so with the
-    fixed matrix D of these coefficients X = GΣ(Cx + b) with G = DBᵀ: one product, not one of n² entries a sample.
-
-    ``positive=True``: production and destruction. The rates r(x) = softplus(BᵀΣ(Cx + b) + c) >= 0 move the mass
-    zⱼ = wⱼxⱼ from j to i, żᵢ = Σⱼ (rᵢⱼzⱼ − rⱼᵢzᵢ), so Xᵢ >= 0 where xᵢ = 0 <= x: compartments stay nonnegative along
-    solutions, and in steps of the Patankar methods.
+    What :class:`MassPreservingField` and :class:`CompartmentField` have in common; they differ in what the outputs are.
 
     Args:
         entries: n >= 2.
         hidden: the number of rows of C and B.
         sigma: σ of the hidden layer.
-        weights: w, no entry 0 (all > 0 with ``positive``); ``None`` is w = 1.
-        positive: the production–destruction form.
-        bias: whether there is a b (and a c); without it an odd σ makes the field odd, unless ``positive``.
+        outputs: the number of columns of B.
+        weights: w; ``None`` is w = 1.
+        bias: whether there is a b.
 
     Raises:
-        InvalidArgument: fewer than two entries, or weights of another length, not finite, zero or of the wrong sign.
+        InvalidArgument: fewer than two entries, or weights of another length, not finite or all zero.
+    """
+
+    def __init__(
+        self,
+        entries: int,
+        hidden: int,
+        sigma: str | Activation,
+        *,
+        outputs: int,
+        weights: Sequence[float] | None,
+        bias: bool,
+    ) -> None:
+        super().__init__()
+        if entries < 2:
+            raise InvalidArgument(f"entries is {entries}; mass moves between at least 2.")
+        self.space = InvariantSpace(entries, [weights])
+        self.weights: Weights = self.space.weights[0] or (1.0,) * entries
+        self.in_shape, self.sigma = (entries,), activation(sigma)
+        self.inner, self.outer = Dense(entries, hidden), Dense(outputs, hidden)
+        self.bias = nn.Parameter(torch.zeros(hidden)) if bias else None
+
+    def hidden_layer(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch hidden"]:
+        """Σ(Cx + b)."""
+        return self.sigma(self.inner.affine(x, self.bias))
+
+    def outputs(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch outputs"]:
+        """BᵀΣ(Cx + b)."""
+        return self.outer.adjoint(self.hidden_layer(x))
+
+    def extra_repr(self) -> str:
+        return f"weights={self.space.weights[0] or 1}"
+
+
+@FIELDS.register("mass-preserving")
+class MassPreservingField(ExchangeField):
+    r"""X(x) = (A(x) − A(x)ᵀ)w with A strictly upper triangular, its entries BᵀΣ(Cx + b) ∈ R^{n(n−1)/2}: wᵀX = 0.
+
+    Every Runge–Kutta step keeps the mass wᵀx. The entry of the pair (i, j) enters Xᵢ as +wⱼ and Xⱼ as −wᵢ, so with the
+    fixed matrix D of these coefficients X = GΣ(Cx + b) with G = DBᵀ: one product, not one of n² entries a sample.
+
+    Args:
+        entries: n >= 2.
+        hidden: the number of rows of C and B.
+        sigma: σ of the hidden layer.
+        weights: w, no entry 0; ``None`` is w = 1.
+        bias: whether there is a b; without it an odd σ makes the field odd.
+
+    Raises:
+        InvalidArgument: fewer than two entries, or weights of another length, not finite or zero.
 
     Source: paper section 4.3, eq. (4.2); design D2.11.
 
@@ -90,8 +133,6 @@ class MassPreservingField(VectorField):
         >>> x = torch.randn(5, 3, dtype=torch.float64)
         >>> bool((field(x) @ torch.tensor([1.0, 2.0, 4.0]).double()).abs().max() < 1e-14)
         True
-        >>> MassPreservingField(3, 8, positive=True).rates(torch.ones(5, 3)).shape
-        torch.Size([5, 3, 3])
     """
 
     def __init__(
@@ -101,64 +142,24 @@ class MassPreservingField(VectorField):
         sigma: str | Activation = "tanh",
         *,
         weights: Sequence[float] | None = None,
-        positive: bool = False,
         bias: bool = True,
     ) -> None:
-        super().__init__()
-        if entries < 2:
-            raise InvalidArgument(f"entries is {entries}; mass moves between at least 2.")
-        self.space = InvariantSpace(entries, [weights])
-        self.weights = self.space.weights[0] or (1.0,) * entries
-        smallest = min(self.weights if positive else map(abs, self.weights))
-        if smallest <= 0:
-            need = "positive" if positive else "nonzero; ConstrainedField allows zeros"
-            raise InvalidArgument(f"weights are {self.weights}; all must be {need}.")
-        self.in_shape, self.positive, self.sigma = (entries,), positive, activation(sigma)
         pairs = entries * (entries - 1) // 2
-        outputs = 2 * pairs if positive else pairs
-        self.inner, self.outer = Dense(entries, hidden), Dense(outputs, hidden)
-        self.bias = nn.Parameter(torch.zeros(hidden)) if bias else None
-        self.rate_bias = nn.Parameter(torch.zeros(outputs)) if bias and positive else None
+        super().__init__(entries, hidden, sigma, outputs=pairs, weights=weights, bias=bias)
+        if 0 in self.weights:
+            raise InvalidArgument(f"weights are {self.weights}; all must be nonzero; ConstrainedField allows zeros.")
 
     @classmethod
     def example(cls) -> MassPreservingField:
         return cls(3, 5, weights=(1.0, 2.0, 0.5))
 
     def forward(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries"]:
-        if self.positive:
-            weights = x.new_tensor(self.weights)
-            flux = self.rates(x) * (weights * x).unsqueeze(-2)
-            # F − Fᵀ is antisymmetric to the last bit, so the mass that leaves j is the mass that arrives.
-            return (flux - flux.mT).sum(-1) / weights
         with shared_weights(self.inner), shared_weights(self.outer):
-            hidden = self.sigma(self.inner.affine(x, self.bias))
-            return self.space.remove(functional.linear(hidden, self.mixing()))
-
-    def rates(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries entries"]:
-        """rᵢⱼ(x) >= 0, the rate at which mass moves from j to i (per unit of time and of mass at j); rᵢᵢ = 0.
-
-        Raises:
-            InvalidArgument: the field is not ``positive``.
-        """
-        if not self.positive:
-            raise InvalidArgument("this field has no rates; build it with positive=True.")
-        raw = self.outer.adjoint(self.sigma(self.inner.affine(x, self.bias)))
-        rates = functional.softplus(raw if self.rate_bias is None else raw + self.rate_bias)
-        n = self.in_shape[0]
-        # n(n − 1) rates, cut into rows of n and shifted by one zero a row, lie off the diagonal.
-        rows = functional.pad(rates.reshape(*rates.shape[:-1], n - 1, n), (1, 0))
-        return functional.pad(rows.flatten(-2), (0, 1)).reshape(*rates.shape[:-1], n, n)
+            return self.space.remove(functional.linear(self.hidden_layer(x), self.mixing()))
 
     def skew(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries entries"]:
-        """A(x) − A(x)ᵀ.
-
-        Raises:
-            InvalidArgument: the field is ``positive``.
-        """
-        if self.positive:
-            raise InvalidArgument("a positive field is given by rates(x), not by a skew matrix.")
-        entries = self.outer.adjoint(self.sigma(self.inner.affine(x, self.bias)))
-        return skew_matrix(entries, self.in_shape[0])
+        """A(x) − A(x)ᵀ."""
+        return skew_matrix(self.outputs(x), self.in_shape[0])
 
     def incidence(self) -> Float[Tensor, "entries pairs"]:
         """D in float64: wⱼ at i and −wᵢ at j for each pair i < j, so wᵀD = 0 exactly."""
@@ -175,17 +176,17 @@ class MassPreservingField(VectorField):
         return self.incidence().to(self.outer.weight) @ self.outer.weight.mT
 
     def facts(self) -> FieldFacts:
-        lipschitz = math.inf if self.positive else self._lipschitz()
+        lipschitz = self._lipschitz()
         return replace(
             self._standing_facts(),
             lipschitz=lipschitz,
             one_sided=lipschitz,
-            odd=self.sigma.odd and self.bias is None and not self.positive,
-            reason="rates · x: no global Lipschitz constant" if self.positive else "‖DBᵀ‖ · max σ' · ‖C‖",
+            odd=self.sigma.odd and self.bias is None,
+            reason="‖DBᵀ‖ · max σ' · ‖C‖",
         )
 
     def _standing_facts(self) -> FieldFacts:
-        return FieldFacts(linear_invariants=self.space.weights, positive=self.positive)
+        return FieldFacts(linear_invariants=self.space.weights)
 
     def _lipschitz(self) -> float:
         incidence, outer = self.incidence(), self.outer.weight.detach().double().cpu()
@@ -193,17 +194,31 @@ class MassPreservingField(VectorField):
         mixing = linear_norm_bounds(incidence @ outer.mT).upper * (1 + 2.0**-48) + rounding
         return mixing * self.sigma.lipschitz * self.inner.norm_bounds().upper * (1 + 2.0**-50)
 
-    def extra_repr(self) -> str:
-        return f"weights={self.space.weights[0] or 1}, positive={self.positive}"
-
 
 @FIELDS.register("compartments")
-class CompartmentField(MassPreservingField):
-    r"""``MassPreservingField(..., positive=True)`` under a name of its own: compartments that exchange mass.
+class CompartmentField(ExchangeField):
+    r"""Compartments that exchange mass: zᵢ = wᵢxᵢ, żᵢ = Σⱼ (rᵢⱼ(x)zⱼ − rⱼᵢ(x)zᵢ) with rates rᵢⱼ >= 0, so wᵀX = 0.
+
+    The rates r(x) = softplus(BᵀΣ(Cx + b) + c), one for each ordered pair, move mass from j to i in proportion to what j
+    has, so Xᵢ >= 0 where xᵢ = 0 <= x: compartments stay nonnegative along solutions, and in steps of the Patankar
+    methods. Products of rates and x have no global Lipschitz constant.
+
+    Args:
+        entries: n >= 2.
+        hidden: the number of rows of C and B.
+        sigma: σ of the hidden layer.
+        weights: w, all > 0; ``None`` is w = 1.
+        bias: whether there are b and c.
+
+    Raises:
+        InvalidArgument: fewer than two entries, or weights of another length, not finite or not positive.
+
+    Source: Burchard, Deleersnijder and Meister (2003), "A high-order conservative Patankar-type discretisation".
 
     Example:
-        >>> CompartmentField(3, 8).facts().positive
-        True
+        >>> field, x = CompartmentField(3, 8).double(), torch.tensor([[0.0, 1.0, 2.0]]).double()
+        >>> bool(field(x)[0, 0] >= 0), bool(field(x).sum().abs() < 1e-13), field.rates(x).shape
+        (True, True, torch.Size([1, 3, 3]))
     """
 
     def __init__(
@@ -215,11 +230,37 @@ class CompartmentField(MassPreservingField):
         weights: Sequence[float] | None = None,
         bias: bool = True,
     ) -> None:
-        super().__init__(entries, hidden, sigma, weights=weights, positive=True, bias=bias)
+        ordered_pairs = entries * (entries - 1)
+        super().__init__(entries, hidden, sigma, outputs=ordered_pairs, weights=weights, bias=bias)
+        if min(self.weights) <= 0:
+            raise InvalidArgument(f"weights are {self.weights}; all must be positive.")
+        self.rate_bias = nn.Parameter(torch.zeros(ordered_pairs)) if bias else None
 
     @classmethod
     def example(cls) -> CompartmentField:
         return cls(3, 5, weights=(1.0, 2.0, 0.5))
+
+    def forward(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries"]:
+        weights = x.new_tensor(self.weights)
+        flux = self.rates(x) * (weights * x).unsqueeze(-2)
+        # F − Fᵀ is antisymmetric to the last bit, so the mass that leaves j is the mass that arrives.
+        return (flux - flux.mT).sum(-1) / weights
+
+    def rates(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries entries"]:
+        """rᵢⱼ(x) >= 0, the rate at which mass moves from j to i (per unit of time and of mass at j); rᵢᵢ = 0."""
+        raw = self.outputs(x)
+        rates = functional.softplus(raw if self.rate_bias is None else raw + self.rate_bias)
+        n = self.in_shape[0]
+        # n(n − 1) rates, cut into rows of n and shifted by one zero a row, lie off the diagonal.
+        rows = functional.pad(rates.reshape(*rates.shape[:-1], n - 1, n), (1, 0))
+        return functional.pad(rows.flatten(-2), (0, 1)).reshape(*rates.shape[:-1], n, n)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(
+            linear_invariants=self.space.weights,
+            positive=True,
+            reason="rates · x: no global Lipschitz constant",
+        )
 
 
 @FIELDS.register("constrained")

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, potential_of
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
 from dynablocks.fields.gradient import GradientField
-from dynablocks.linear import Dense, shared_weights
+from dynablocks.fields.parity import OddDifference
+from dynablocks.linear import Dense
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 
 @FIELDS.register("odd")
-class OddField(VectorField):
+class OddField(OddDifference):
     r"""X(x) = ½(g(x) − g(−x)) for a field g: odd, so every method here gives an odd map, Ψ(−x) = −Ψ(x).
 
     Its Jacobian is the mean of g's at x and at −x, so what is convex in the Jacobian carries over: Lipschitz and
@@ -39,9 +40,7 @@ class OddField(VectorField):
         (True, True)
     """
 
-    def __init__(self, field: VectorField) -> None:
-        super().__init__()
-        self.field, self.in_shape = field, field.in_shape
+    factor = 0.5
 
     @classmethod
     def example(cls) -> OddField:
@@ -50,29 +49,19 @@ class OddField(VectorField):
         nn.init.uniform_(field.bias, -1.0, 1.0)
         return cls(field)
 
-    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
-        with shared_weights(self.field):
-            return 0.5 * (self.field(x) - self.field(-x))
-
     def facts(self) -> FieldFacts:
         return _of_odd_part(self.field.facts())
 
     def _standing_facts(self) -> FieldFacts:
         return _of_odd_part(self.field.standing_facts())
 
-    def potential(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
-        """½(V(x) + V(−x)) with g = ∇V, so that X is its gradient.
-
-        Raises:
-            InvalidArgument: g is not a gradient field with a known potential.
-        """
-        return 0.5 * (potential_of(self.field, x) + potential_of(self.field, -x))
-
     def energy(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
         """½(H(x) + H(−x))."""
         return 0.5 * (self.field.energy(x) + self.field.energy(-x))
 
     def why_no_flow(self) -> str | None:
+        if type(self).flow is not VectorField.flow:
+            return None
         return "the odd part of a field has no closed-form flow: in a PartitionedField, wrap the forces"
 
 

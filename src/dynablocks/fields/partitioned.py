@@ -87,9 +87,6 @@ class ShearField(VectorField):
             )
         return rate
 
-    def why_no_flow(self) -> str | None:
-        return None
-
     def flow(self, x: Float[Tensor, "batch entries ..."], time: Tensor | float) -> Float[Tensor, "batch entries ..."]:
         q, p = halves(x, self.split)
         time = over_states(time, x)

@@ -87,12 +87,14 @@ class RidgeField(VectorField):
 
     def why_no_flow(self) -> str | None:
         """There is one for AAᵀ = I and σ(u) = max(u, au): u = Ax + b obeys u̇ = g(u) elementwise (design D2.4)."""
+        if type(self).flow is not RidgeField.flow:
+            return None
         if not self.linear.rows_orthonormal:
             return (
                 "the exact flow needs a gradient field whose A has orthonormal rows (AAᵀ = I): an OrthogonalDense with "
                 "out <= in or an OrthogonalConv with circular padding"
             )
-        if not self.is_plain and type(self).flow is RidgeField.flow:
+        if not self.is_plain:
             return f"{type(self).__name__} has a forward or a profile of its own, and no flow to go with it"
         if self.sigma.negative_slope is None:
             return f"the exact flow of a gradient field needs relu or leaky-relu; got {self.sigma.name}"
@@ -137,6 +139,6 @@ class RidgeField(VectorField):
         largest, smallest = upper * upper, lower * lower  # inf where ** would raise
         # 0 · inf: an infinite slope in a direction that A may not reach bounds nothing from the other side.
         return (
-            low * largest if low < 0 else (low * smallest if smallest else 0.0),
-            high * largest if high > 0 else (high * smallest if smallest else 0.0),
+            low * largest if low < 0 else (low * smallest if low and smallest else 0.0),
+            high * largest if high > 0 else (high * smallest if high and smallest else 0.0),
         )

@@ -13,6 +13,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation, activation
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, potential_of, why_no_potential
 from dynablocks.fields.gradient import GradientField
+from dynablocks.fields.parity import OddDifference
 from dynablocks.linear import Dense
 from dynablocks.linear.maps import require_shape
 from dynablocks.linear.rounding import EPS, checked_float64
@@ -39,7 +40,7 @@ class LinearField(VectorField):
     As the force of a shear it is the linear module of a SympNet. The spectrum is S's, in float64.
 
     Args:
-        features: n, the number of entries.
+        entries: n.
         bias: whether b is learned or absent; without it the field is odd.
         spread: W starts normal with this standard deviation over √n.
 
@@ -51,13 +52,13 @@ class LinearField(VectorField):
         (torch.Size([2, 3]), True)
     """
 
-    def __init__(self, features: int, *, bias: bool = False, spread: float = 0.5) -> None:
+    def __init__(self, entries: int, *, bias: bool = False, spread: float = 0.5) -> None:
         super().__init__()
-        if features < 1:
-            raise InvalidArgument(f"features is {features}; a linear field needs at least 1.")
-        self.in_shape = (features,)
-        self.matrix = nn.Parameter(spread / math.sqrt(features) * torch.randn(features, features))
-        self.bias = nn.Parameter(torch.zeros(features)) if bias else None
+        if entries < 1:
+            raise InvalidArgument(f"entries is {entries}; a linear field needs at least 1.")
+        self.in_shape = (entries,)
+        self.matrix = nn.Parameter(spread / math.sqrt(entries) * torch.randn(entries, entries))
+        self.bias = nn.Parameter(torch.zeros(entries)) if bias else None
 
     @classmethod
     def example(cls) -> LinearField:
@@ -91,7 +92,7 @@ class DiagonalField(VectorField):
     r"""X(x) = diag(a) Σ(x) = ∇(aᵀΓ(x)), γ' = σ: the force of a SympNet's activation module; odd where σ is.
 
     Args:
-        features: n, the number of entries.
+        entries: n.
         sigma: σ, a registry name or an :class:`Activation`.
         spread: a starts normal with this standard deviation.
 
@@ -102,12 +103,12 @@ class DiagonalField(VectorField):
         True
     """
 
-    def __init__(self, features: int, sigma: str | Activation = "tanh", *, spread: float = 0.5) -> None:
+    def __init__(self, entries: int, sigma: str | Activation = "tanh", *, spread: float = 0.5) -> None:
         super().__init__()
-        if features < 1:
-            raise InvalidArgument(f"features is {features}; a diagonal field needs at least 1.")
-        self.in_shape, self.sigma = (features,), activation(sigma)
-        self.scale = nn.Parameter(spread * torch.randn(features))
+        if entries < 1:
+            raise InvalidArgument(f"entries is {entries}; a diagonal field needs at least 1.")
+        self.in_shape, self.sigma = (entries,), activation(sigma)
+        self.scale = nn.Parameter(spread * torch.randn(entries))
 
     @classmethod
     def example(cls) -> DiagonalField:
@@ -216,8 +217,13 @@ class PotentialSum(VectorField):
         return FieldFacts(conservative=all(facts.conservative for facts in known))
 
 
-class EvenPotential(VectorField):
+class EvenPotential(OddDifference):
     r"""X(x) = ∇(V(x) + V(−x)) = ∇V(x) − ∇V(−x) for a conservative field ∇V: odd.
+
+    Twice the :class:`OddField` of ∇V, for where the energy is what is learned.
+
+    Args:
+        field: ∇V.
 
     Example:
         >>> field = EvenPotential(LinearField(2, bias=True))
@@ -225,18 +231,7 @@ class EvenPotential(VectorField):
         True
     """
 
-    def __init__(self, field: VectorField) -> None:
-        super().__init__()
-        self.field, self.in_shape = field, field.in_shape
-
-    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
-        there: Tensor = self.field(x)
-        back: Tensor = self.field(-x)
-        return there - back
-
-    def potential(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
-        """V(x) + V(−x)."""
-        return potential_of(self.field, x) + potential_of(self.field, -x)
+    factor = 1.0
 
     def facts(self) -> FieldFacts:
         known = self.field.facts().euclidean()
@@ -270,7 +265,8 @@ def conservative_field(energy: nn.Module, in_shape: tuple[int, ...] | None = Non
             sigma.require_primitive(type(energy).__name__)
         if why_no_potential(energy) is not None:
             raise InvalidArgument(
-                f"{type(energy).__name__} is no gradient field with a potential; give a scalar module."
+                f"{type(energy).__name__} is no gradient field with a potential; give a scalar module, or give the "
+                "field a method potential(x) with X = ∇V and facts that say conservative."
             )
         return energy
     if in_shape is None:
@@ -279,7 +275,7 @@ def conservative_field(energy: nn.Module, in_shape: tuple[int, ...] | None = Non
 
 
 def ridge_energy(
-    features: int,
+    entries: int,
     width: int,
     sigma: str | Activation = "tanh",
     *,
@@ -303,7 +299,7 @@ def ridge_energy(
     """
     if linear and not quadratic:
         raise InvalidArgument("the field of ½xᵀQx keeps the linear term, too; leave quadratic as True.")
-    ridge = GradientField(Dense(features, width), sigma, expansive=True, alpha=1.0, bias=bias)
+    ridge = GradientField(Dense(entries, width), sigma, expansive=True, alpha=1.0, bias=bias)
     if ridge.bias is not None:
         nn.init.normal_(ridge.bias, std=0.5)
-    return PotentialSum(ridge, LinearField(features, bias=linear)) if quadratic else ridge
+    return PotentialSum(ridge, LinearField(entries, bias=linear)) if quadratic else ridge

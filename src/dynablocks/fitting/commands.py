@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -57,7 +58,9 @@ examples:
   dynablocks fit sir.csv --preserve mass                    S + I + R stays the same, to rounding
   dynablocks fit tanks.parquet --preserve mass --weights 1,2.5,0.5
   dynablocks fit robot.csv --preserve symplectic --coupled  the energy is not T(p) + V(q)
+  dynablocks fit log.csv --preserve symplectic --columns q1,q2,p1,p2    of a file with more columns, or another order
   dynablocks fit data.csv --preserve none --preset smoke    seconds, to see that the file is read
+  dynablocks rollout runs/first --start 0.5,0.0 --out trajectory.csv    then: trajectories of the fit
 
 An interrupted fit goes on when the same command is given again. The folder gets report.html, metrics.json,
 verification.json, predictions.csv, config.yaml and model.safetensors; in Python: dynablocks.fitting.load_fit(DIR)."""
@@ -72,6 +75,13 @@ def add_arguments(parser: Any) -> None:
     """The options of ``dynablocks fit``."""
     parser.add_argument("file", type=str, nargs="?", help="the measured trajectories or pairs")
     parser.add_argument("--preserve", type=str, default=None, help=f"one of {', '.join(SURROGATES)}")
+    parser.add_argument(
+        "--columns",
+        type=str,
+        default=None,
+        help="the state columns, in the order that the states are to have, as q1,q2,p1,p2; others are not looked at. "
+        "Of pairs without in_ and out_; of .npz x1,x2,... (default: all but trajectory and t, in the file's order)",
+    )
     parser.add_argument(
         "--example",
         type=str,
@@ -100,12 +110,17 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds another fit")
 
 
-def joined_values(arguments: Sequence[str]) -> list[str]:
-    """``--weights -1,1`` as one word, since -1,1 would be taken for an option."""
+def joined_values(arguments: Sequence[str], flag: str) -> list[str]:
+    """``--weights -1,1`` as one word, since -1,1 would be taken for an option.
+
+    Example:
+        >>> joined_values(["--weights", "-1,1", "--odd"], "--weights")
+        ['--weights=-1,1', '--odd']
+    """
     words = list(arguments)
-    if "--weights" in words[:-1]:
-        place = words.index("--weights")
-        words[place : place + 2] = ["=".join(words[place : place + 2])]
+    for place in range(len(words) - 2, -1, -1):
+        if words[place] == flag and re.match(r"-[\d.]", words[place + 1]):
+            words[place : place + 2] = [f"{flag}={words[place + 1]}"]
     return words
 
 
@@ -116,7 +131,7 @@ def fit_command(options: Any, arguments: Sequence[str], say: Callable[[str], Non
     out = Path(options.out or Path("runs") / f"fit-{name}-{preserve}")
     if out.exists() and not out.is_dir():
         raise InvalidArgument(f"--out {out} is a file; give a folder.")
-    origin = _read(options, preserve, out)
+    origin = _read(options, preserve, out, _column_names(options))
     planned = plan(origin.data, config)
     if options.dry_run:
         return _dry_run(planned, config, origin.file, out)
@@ -230,12 +245,24 @@ class _Source:
         return {"file": self.file.name, "sha256": digest}
 
 
-def _read(options: Any, preserve: str, out: Path) -> _Source:
+def _column_names(options: Any) -> tuple[str, ...] | None:
+    text = options.columns
+    if text is None:
+        return None
+    if options.example is not None:
+        raise InvalidArgument("--columns chooses among the columns of a FILE; leave it out with --example.")
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(names):
+        raise InvalidArgument(f"--columns is {text!r}; names separated by commas are needed, as q,p.")
+    return names
+
+
+def _read(options: Any, preserve: str, out: Path, columns: Sequence[str] | None = None) -> _Source:
     from dynablocks.data.trajectories import read_dynamics
 
     if options.example is None:
         file = expanded(options.file)
-        return _Source(read_dynamics(file), file)
+        return _Source(read_dynamics(file, columns), file)
     from dynablocks.data.physics import generate
     from dynablocks.data.systems import require_system
 

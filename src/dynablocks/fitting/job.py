@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dynablocks.data.trajectories import Pairs, Trajectories
-from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument, require_choice, require_range
+from dynablocks.errors import BadCheckpoint, BadData, DynablocksError, InvalidArgument, require_choice, require_range
 from dynablocks.files import plain_data, write_atomically, write_text
 from dynablocks.fitting.regression import FitHistory, FitRecord, fit
 from dynablocks.fitting.rollout import noise_level, rollout_residuals, windows
@@ -26,8 +26,6 @@ MOST_SAMPLES = 20_000
 """A stage of a fit takes at most so many samples (steps, or runs of several steps), evenly spaced."""
 NOISE = ("auto", "yes", "no")
 HARMLESS = ("max_minutes",)
-LEFT_OUT: dict[str, dict[str, Any]] = {"structure": {"linear": False}}
-"""What a ``config.yaml`` means that does not say it."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"width": 6, "adam_steps": 40, "finish_steps": 4, "max_minutes": None},
@@ -313,8 +311,7 @@ def save_fit(directory: Path | str, flow: FlowMap) -> None:
     _require_built(flow)
     directory, structure = Path(directory), plain_data(asdict(flow.structure))
     stored = read_config(directory) if (directory / CONFIG).exists() else {"fit": {}}
-    held = stored.get("structure")
-    if stored["fit"] and not (isinstance(held, dict) and LEFT_OUT["structure"] | held == structure):
+    if stored["fit"] and stored.get("structure") != structure:
         raise BadCheckpoint(f"{directory} holds a fit with another structure; give another folder.")
     if not stored["fit"]:
         text = yaml.safe_dump({"fit": {}, "structure": structure}, sort_keys=False, allow_unicode=True)
@@ -343,12 +340,24 @@ def _anatomy(flow: FlowMap) -> tuple[Any, ...]:
 
 @torch.no_grad()
 def _acts_alike(flow: FlowMap, built: FlowMap) -> bool:
-    """Whether the built map, with the parameters of the other, has its field: it may differ in what no name shows."""
-    own = copy.deepcopy(flow).to(built.centre)
+    """Whether the built map, with the parameters of the other, does the same: it may differ in what no name shows."""
+    own, built = copy.deepcopy(flow).to(built.centre).eval(), built.eval()
     built.load_state_dict(own.state_dict())
     states = torch.linspace(0, 1, 5 * own.centre.numel(), dtype=built.centre.dtype).reshape(5, -1)
     states = own.centre + own.scale * states
-    return torch.equal(own.vector_field(states), built.vector_field(states))
+    return all(
+        torch.allclose(ours, theirs, rtol=0, atol=0, equal_nan=True)
+        for ours, theirs in zip(_doings(own, states), _doings(built, states), strict=True)
+    )
+
+
+def _doings(flow: FlowMap, states: Tensor) -> tuple[Tensor, Tensor]:
+    """The field at the states, and one step from them; NaN where there is none."""
+    try:
+        step = flow(states)
+    except DynablocksError:
+        step = torch.full_like(states, math.nan)
+    return flow.vector_field(states), step
 
 
 def load_fit(directory: Path | str) -> FlowMap:
@@ -388,10 +397,10 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise BadCheckpoint(f"{directory} holds no finished fit (no {CONFIG}); make one with dynablocks fit.")
     try:
         content = yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise BadCheckpoint(f"{directory / CONFIG} cannot be read; make the fit again in another folder.") from error
     if not isinstance(content, dict) or "fit" not in content:
-        raise BadCheckpoint(f"{directory} holds something else than a fit; choose another --out.")
+        raise BadCheckpoint(f"{directory} holds something else than a fit; give another folder.")
     return content
 
 
@@ -428,10 +437,12 @@ def claim(directory: Path, config: FitConfig, structure: Structure, source: dict
 
 def _differing(stored: dict[str, Any], wanted: dict[str, Any]) -> str | None:
     for group in ("data", "fit", "structure"):
-        old, new = LEFT_OUT.get(group, {}) | (stored.get(group) or {}), wanted[group]
+        held, new = stored.get(group), wanted[group]
+        old = held if isinstance(held, dict) else {}
         for key in new:
             if key not in (*HARMLESS, "file") and old.get(key) != new[key]:
-                return f"{key} ({old.get(key)!r}, now {new[key]!r})" if key != "sha256" else "data file"
+                word = {"names": "choice of --columns"}.get(key, key)
+                return f"{word} ({old.get(key)!r}, now {new[key]!r})" if key != "sha256" else "data file"
     return None
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import StringIO
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,8 @@ def measure(
     rollouts = roll_out(flow, parts.test) if isinstance(parts.test, Trajectories) else []
     progress(0.4)
     step = flow.structure.step
-    states, stopped = safe_rollout(flow, x[:1], torch.full((long_steps,), step, dtype=torch.float64))
+    runs, stopped = safe_rollout(flow, x[:1], repeat(torch.tensor(step, dtype=torch.float64), long_steps))
+    states = runs[0]
     times = step * torch.arange(len(states), dtype=torch.float64)
     progress(0.9)
     moved = drifts(flow, times, states, thinned((pairs_of(parts.train)[0],), SPREAD_SAMPLES)[0])
@@ -417,5 +420,8 @@ flow(x, {step / 2:g})                    # after half of that
 flow.rollout(x, torch.full((1, 100), {float(step)!r}, dtype=torch.float64))  # 101 states
 flow.vector_field(x)                     # the learned dx/dt
 """
+    start = ",".join(map(str, x))
+    rollout = f"dynablocks rollout {shlex.quote(str(directory))} --start {start} --steps 100 --out trajectory.csv"
     yield f"<h2>Use it from Python</h2>\n<pre>{escape(snippet)}</pre>"
+    yield f'<h2>Use it from the command line</h2>\n<pre class="command">{escape(rollout)}</pre>'
     yield f'<h2>How to get this result again</h2>\n<pre class="command">{escape(command)}</pre>'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 Windows = tuple[Tensor, Tensor, Tensor]
 NOISE_DIFFERENCES = (2, 4, 6)
+ENERGY_CHUNK = 65536
+"""A learned energy is computed of so many states at a time, since its hidden units take more room than they do."""
 
 
 def windows(data: Trajectories, horizon: int, stride: int = 1) -> Windows:
@@ -110,26 +113,34 @@ def roll_out(flow: FlowMap, data: Trajectories) -> list[Rollout]:
     """Predictions from the first state of every trajectory over its own times."""
     found = []
     for k, (times, states) in enumerate(zip(data.times, data.states, strict=True)):
-        predicted, stopped = safe_rollout(flow, states[:1], times.diff())
-        found.append(Rollout(times, states, predicted, stopped, data.label(k)))
+        predicted, stopped = safe_rollout(flow, states[:1], times.diff().unbind())
+        found.append(Rollout(times, states, predicted[0], stopped, data.label(k)))
     return found
 
 
-def safe_rollout(flow: FlowMap, x: Float[Tensor, "one n"], steps: Float[Tensor, "time"]) -> tuple[Tensor, str | None]:
-    """The states from x on, as far as they stay finite and the method solves its equations, and why they end early."""
+@torch.no_grad()
+def safe_rollout(
+    flow: FlowMap, x: Float[Tensor, "batch n"], steps: Iterable[Tensor]
+) -> tuple[Float[Tensor, "batch time n"], str | None]:
+    """The states from x on, as far as all stay finite and the method solves its equations, and why they end early.
+
+    Args:
+        flow: the surrogate.
+        x: the states at the start.
+        steps: one number after the other, each for all states.
+    """
     states, stopped = [x], None
-    with torch.no_grad():
-        for h in steps:
-            try:
-                following = flow(states[-1], h.reshape(1))
-            except DynablocksError as error:
-                stopped = str(error)
-                break
-            if not bool(following.isfinite().all()):
-                stopped = "the states left the range of numbers"
-                break
-            states.append(following)
-    return torch.cat(states), stopped
+    for h in steps:
+        try:
+            following = flow(states[-1], h.expand(len(x)))
+        except DynablocksError as error:
+            stopped = str(error)
+            break
+        if not bool(following.isfinite().all()):
+            stopped = "the states left the range of numbers"
+            break
+        states.append(following)
+    return torch.stack(states, dim=1), stopped
 
 
 @dataclass(frozen=True)
@@ -154,27 +165,48 @@ def drifts(
     ``reference``, such as those of the training: the root mean square of H(x) − H(x̄), x̄ their mean.
     """
     preserve = flow.structure.preserve
-    with torch.no_grad():
-        if preserve == "mass":
-            weights = states.new_tensor(flow.structure.weights or (1.0,) * states.shape[1])
-            size = (weights * states[0]).abs().sum().clamp_min(1e-300)
-            return [Drift("relative change of the mass", times, ((states - states[0]) @ weights).abs() / size)]
-        if preserve == "norm":
-            norms = states.norm(dim=1)
-            return [Drift("relative change of the norm", times, (norms / norms[0].clamp_min(1e-300) - 1).abs())]
-        if preserve in LEARNED_ENERGY:
-            energy = flow.energy(states)
-            change = (energy - energy[0]).abs() / _energy_spread(flow, reference)
-            found = [Drift("change of the learned energy over its spread", times, change)]
-            moved = preserve == "symplectic" and len(states) > 1
-            return [*found, _form_defect(flow, times, states, points)] if moved else found
+    kept = change_along(flow, states[None], reference)
+    found = [] if kept is None else [Drift(kept[0], times, kept[1][0])]
+    if preserve == "symplectic" and len(states) > 1:
+        with torch.no_grad():
+            found.append(_form_defect(flow, times, states, points))
     if preserve == "volume":
         chosen = _starts(states, points)
         defect = (torch.linalg.det(jacobians(flow, states[chosen])).abs() - 1).abs()
-        return [Drift("| |det J| − 1 | of a step", times[chosen], defect)]
+        found.append(Drift("| |det J| − 1 | of a step", times[chosen], defect))
+    return found
+
+
+@torch.no_grad()
+def change_along(
+    flow: FlowMap, states: Float[Tensor, "batch time n"], reference: Float[Tensor, "samples n"]
+) -> tuple[str, Float[Tensor, "batch time"]] | None:
+    """What a surrogate keeps of a state, in words, and how far it has moved since the start of each run.
+
+    ``None`` where it keeps nothing of a single state; ``reference`` as in :func:`drifts`.
+
+    Example:
+        >>> from dynablocks.fitting.surrogates import Structure, build
+        >>> x = torch.tensor([[1.0, 2.0], [2.0, 1.5]], dtype=torch.float64)
+        >>> change_along(build(Structure("mass", ("a", "b"), width=2)), x[None], x)[1].tolist()
+        [[0.0, 0.16666666666666666]]
+    """
+    preserve, start = flow.structure.preserve, states[:, :1]
+    if preserve == "mass":
+        weights = states.new_tensor(flow.structure.weights or (1.0,) * states.shape[2])
+        size = (weights * start).abs().sum(2).clamp_min(1e-300)
+        return "relative change of the mass", ((states - start) @ weights).abs() / size
+    if preserve == "norm":
+        norms = states.norm(dim=2)
+        return "relative change of the norm", (norms / norms[:, :1].clamp_min(1e-300) - 1).abs()
+    if preserve in LEARNED_ENERGY:
+        energy = torch.cat([flow.energy(part) for part in torch.split(states.flatten(0, 1), ENERGY_CHUNK)])
+        energy = energy.reshape(states.shape[:2])
+        change = (energy - energy[:, :1]).abs() / _energy_spread(flow, reference)
+        return "change of the learned energy over its spread", change
     if preserve == "positive":
-        return [Drift("negative part of the smallest entry", times, (-states.amin(1)).clamp_min(0))]
-    return []
+        return "negative part of the smallest entry", states.amin(2).clamp_max(0).abs()
+    return None
 
 
 def _energy_spread(flow: FlowMap, reference: Tensor) -> Tensor:

@@ -96,9 +96,6 @@ class CoordinateShear(VectorField):
     def facts(self) -> FieldFacts:
         return FieldFacts(odd=self.odd, divergence_free=True, reason="nilpotent Jacobian")
 
-    def why_no_flow(self) -> str | None:
-        return None
-
     def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
         return x + time * self(x)
 

@@ -1,11 +1,13 @@
 """One-step maps of vector fields, each declaring its order and what it preserves."""
 
-from dynablocks.integrators.base import INTEGRATORS, Integrator, integrator
+from dynablocks.fields.base import over_states
+from dynablocks.integrators.base import INTEGRATORS, ImplicitIntegrator, Integrator, integrator
 from dynablocks.integrators.discrete_gradient import DiscreteGradient, discrete_gradient
 from dynablocks.integrators.euler import ExplicitEuler
 from dynablocks.integrators.exact import ExactFlow
 from dynablocks.integrators.implicit import ImplicitRungeKutta, Trapezoidal
 from dynablocks.integrators.norm_preserving import CalvoEulerHeun, LieMethod
+from dynablocks.integrators.order import exact_solution, measured_order
 from dynablocks.integrators.patankar import ModifiedPatankar
 from dynablocks.integrators.projection import Projected
 from dynablocks.integrators.runge_kutta import HEUN, KUTTA3, MIDPOINT, RALSTON, RK4, SSP3, ExplicitRungeKutta, Tableau
@@ -24,6 +26,7 @@ __all__ = [
     "ExactFlow",
     "ExplicitEuler",
     "ExplicitRungeKutta",
+    "ImplicitIntegrator",
     "ImplicitRungeKutta",
     "Integrator",
     "LieMethod",
@@ -33,5 +36,8 @@ __all__ = [
     "Tableau",
     "Trapezoidal",
     "discrete_gradient",
+    "exact_solution",
     "integrator",
+    "measured_order",
+    "over_states",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import FieldFacts, VectorField
+from dynablocks.integrators.solver import Residual, solve
 from dynablocks.properties import (
     ConformalSymplectic,
     Declaration,
@@ -49,10 +50,13 @@ FLOW_PROPERTIES = frozenset(ADVICE)
 class Integrator:
     """A one-step map Ψ^h of a vector field.
 
-    A subclass implements :meth:`step` and :meth:`declare`.
+    A subclass implements :meth:`step`, and :meth:`step_constant` where a constant is known. It extends
+    :meth:`guarantees` where a step is more, or less, than what ``keeps`` says. :meth:`declare` puts them together.
 
     Attributes:
-        order: the error of one step of size h is O(h^(order + 1)); ``None`` for an exact flow.
+        name: which method it is, for a class of several.
+        order: the error of one step of size h is O(h^(order + 1)); ``None`` for an exact flow
+            (:func:`dynablocks.integrators.measured_order` measures it).
         explicit: no equation is solved.
         symmetric: Ψ^{−h} is the inverse of Ψ^h.
         keeps: the properties of the exact flow that every step has; none unless a subclass says so.
@@ -60,6 +64,7 @@ class Integrator:
         tolerance: of the solver.
     """
 
+    name: str = ""
     order: int | None
     explicit: bool = True
     symmetric: bool = False
@@ -68,12 +73,47 @@ class Integrator:
     tolerance: float = 0.0
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
-        """Ψ^h(x) for a batch."""
-        raise NotImplementedError
+        """Ψ^h(x) for a batch.
+
+        Args:
+            field: X.
+            x: the states, (batch, …).
+            step_size: h of either sign: a number, a tensor of one for all states, or one a state, (batch,) or
+                (batch, 1), which :func:`dynablocks.integrators.over_states` shapes to multiply states. Without it
+                (batch,) would multiply entries wherever there are as many of them as states.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement step(field, x, step_size): Ψ^h(x) for a batch x of states, with h a "
+            "number or, shaped by over_states(step_size, x), one a state."
+        )
+
+    def step_constant(self, field: VectorField, step_size: float, bound: str = "tight") -> tuple[float, str]:
+        """A Lipschitz constant of Ψ^h in the metric of the field's facts, and the reason.
+
+        Where no constant is known it is infinite, and the reason says what the other guarantees stand on. ``bound`` is
+        ``"tight"`` or ``"paper"``, as in :class:`dynablocks.blocks.DynamicalBlock`.
+        """
+        return math.inf, "no Lipschitz constant is known"
+
+    def guarantees(self, field: VectorField, step_size: float) -> tuple[list[Property], list[str]]:
+        """What Ψ^h is beside its constant, and a sentence for each property that it loses: by default as inherited."""
+        return self.inherited(field, step_size)
 
     def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
-        """What the map x ↦ Ψ^h(x) is guaranteed to be, for this field and step."""
-        raise NotImplementedError
+        """What the map x ↦ Ψ^h(x) is guaranteed to be, for this field and step.
+
+        Raises:
+            InvalidArgument: the method does not apply to the field.
+        """
+        self.require(field)
+        constant, reason = self.step_constant(field, step_size, bound)
+        known = [Lipschitz(constant, field.facts().metric)] if math.isfinite(constant) else []
+        kept, losses = self.guarantees(field, step_size)
+        return Declaration.of(*known, *kept, reason=reason, title=self.title(step_size), losses=losses)
+
+    def title(self, step_size: float) -> str:
+        """The name and the step size, above what is declared."""
+        return f"{self.name or type(self).__name__}(h={step_size:.5g})"
 
     def why_not(self, field: VectorField) -> str | None:
         """Why the method does not apply to this field, ``None`` when it does."""
@@ -123,17 +163,64 @@ class Integrator:
                 losses.append(f"{kind.__name__} is lost: the flow has it, {self!r} does not keep it; {ADVICE[kind]}")
         return kept, losses
 
-    @staticmethod
-    def lipschitz(constant: float, field: VectorField) -> tuple[Lipschitz, ...]:
-        """The constant in the metric of the field's facts; nothing when no constant is known."""
-        return (Lipschitz(constant, field.facts().metric),) if math.isfinite(constant) else ()
-
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        return f"{type(self).__name__}({self.name})"
+
+
+class ImplicitIntegrator(Integrator):
+    """A method whose step is the solution of an equation, which its :meth:`step` hands to :meth:`solve`.
+
+    Args:
+        tolerance: of the solver, relative (:func:`dynablocks.integrators.solver.solve`).
+        max_iterations: of the solver.
+
+    Example:
+        >>> import torch
+        >>> from dynablocks.fields import LinearField
+        >>> from dynablocks.integrators import over_states
+        >>> class ImplicitEuler(ImplicitIntegrator):
+        ...     def step(self, field, x, step_size):
+        ...         return self.solve(lambda z, x, h: z - x - h * field(z), x, x, over_states(step_size, x))
+        >>> field = LinearField(1).double()
+        >>> _ = field.requires_grad_(False).matrix.fill_(-1.0)
+        >>> ImplicitEuler().step(field, torch.ones(1, 1, dtype=torch.float64), 1.0).item()
+        0.5
+    """
+
+    explicit = False
+
+    def __init__(self, tolerance: float = 1e-13, max_iterations: int = 50) -> None:
+        self.tolerance, self.max_iterations = tolerance, max_iterations
+
+    def solve(
+        self,
+        residual: Residual,
+        start: Tensor,
+        *inputs: StepSize,
+        rounding: Callable[..., Tensor] | None = None,
+    ) -> Tensor:
+        """The z with F(z, inputs) = 0 for F = ``residual``, by the solver as it is set.
+
+        Raises:
+            NotConverged: it is not found.
+        """
+        return solve(
+            residual,
+            start,
+            *inputs,
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+            subject=f"the step of {self!r}",
+            rounding=rounding,
+        )
 
 
 def flow_properties(field: VectorField, step_size: float) -> list[Property]:
-    """What the exact flow Φ_h of the field is guaranteed to be, from the field's facts."""
+    """What the exact flow Φ_h of the field is guaranteed to be, from the field's facts.
+
+    That −V falls along every flow of ∇V is not among it, or each Euler step of a gradient field would report a loss
+    that nobody asks for; :class:`dynablocks.integrators.DiscreteGradient` alone speaks of it.
+    """
     facts: FieldFacts = field.facts()
     found: list[Property] = []
     if facts.hamiltonian:

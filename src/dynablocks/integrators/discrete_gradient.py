@@ -16,9 +16,8 @@ from dynablocks.errors import InvalidArgument, require_choice, require_whole
 from dynablocks.fields import VectorField
 from dynablocks.fields.base import known_potential, over_states, why_no_potential
 from dynablocks.fields.hamiltonian import canonical
-from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
-from dynablocks.integrators.solver import solve
-from dynablocks.properties import Declaration, Dissipative, EnergyPreserving, Equivariant
+from dynablocks.integrators.base import INTEGRATORS, ImplicitIntegrator, StepSize
+from dynablocks.properties import Dissipative, EnergyPreserving, Equivariant, Property
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -70,7 +69,8 @@ def energy_form(field: VectorField) -> EnergyForm | str:
     name = type(field).__name__
     if not facts.conservative:
         return (
-            f"{name} has no known energy H with X = S∇H; use a Hamiltonian, partitioned, dissipative or gradient field"
+            f"{name} has no known energy H with X = S∇H; use a Hamiltonian, partitioned, dissipative or gradient "
+            "field, or give it methods energy(x), gradient(x) and structure(x, v) with X = structure(x, gradient(x))"
         )
     reason = why_no_potential(field)
     if reason is not None:
@@ -196,7 +196,7 @@ def _coordinate_increments(
     return torch.where(near, limit, quotient).reshape(x.shape), length
 
 
-class DiscreteGradient(Integrator):
+class DiscreteGradient(ImplicitIntegrator):
     r"""The y with y − x = h S((x + y)/2) ∇̄H(x, y).
 
     H(y) − H(x) = h ⟨∇̄H, S∇̄H⟩ is 0 for Sᵀ = −S and <= 0 for S <= 0: energy is conserved, or dissipated, for every step
@@ -208,7 +208,7 @@ class DiscreteGradient(Integrator):
     Args:
         kind: ``"gonzalez"``, ``"mean-value"`` or ``"itoh-abe"`` (:func:`discrete_gradient`).
         nodes: of the mean value's quadrature.
-        tolerance, max_iterations: of the solver.
+        tolerance, max_iterations: of the solver, as in :class:`ImplicitIntegrator`.
 
     Raises:
         NotConverged: when a step's equation is not solved.
@@ -224,13 +224,13 @@ class DiscreteGradient(Integrator):
         True
     """
 
-    explicit = False
     keeps = frozenset({EnergyPreserving, Dissipative, Equivariant})
     solved = frozenset({EnergyPreserving, Dissipative})
 
     def __init__(self, kind: str, *, nodes: int = 4, tolerance: float = 1e-13, max_iterations: int = 50) -> None:
-        self.kind, self.nodes = require_choice("discrete gradient", kind, KINDS), nodes
-        self.tolerance, self.max_iterations = tolerance, max_iterations
+        super().__init__(tolerance, max_iterations)
+        self.kind = self.name = require_choice("discrete gradient", kind, KINDS)
+        self.nodes = nodes
         self.symmetric = kind != "itoh-abe"
         self.order = 2 if self.symmetric else 1
 
@@ -244,16 +244,7 @@ class DiscreteGradient(Integrator):
             mean = discrete_gradient(self.kind, form.energy, x, z, gradient=form.gradient, nodes=self.nodes)
             return z - x - h * form.structure((x + z) / 2, mean)
 
-        return solve(
-            residual,
-            x,
-            x,
-            step_size,
-            tolerance=self.tolerance,
-            max_iterations=self.max_iterations,
-            subject=f"the {self.kind} step",
-            rounding=partial(self._rounding, form),
-        )
+        return self.solve(residual, x, x, step_size, rounding=partial(self._rounding, form))
 
     def _rounding(self, form: EnergyForm, z: Tensor, x: Tensor, h: StepSize) -> Tensor:
         """What rounding of H does to h S∇̄H: ∇̄H has a component (H(z) − H(x))/‖d‖ along d."""
@@ -276,19 +267,16 @@ class DiscreteGradient(Integrator):
             return str(error).rstrip(".")
         return None
 
-    def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
-        self.require(field)
-        inherited, losses = self.inherited(field, step_size)
-        form = energy_form(field)
-        told = any(isinstance(p, Dissipative) for p in inherited)
-        if isinstance(form, EnergyForm) and isinstance(form.energy, MinusPotential) and step_size >= 0 and not told:
-            inherited = [*inherited, Dissipative(form.energy, tolerance=self.tolerance)]
-        title = f"{self.kind}(h={step_size:.5g})"
-        reason = "H(y) − H(x) = h⟨∇̄H, S∇̄H⟩"
-        return Declaration.of(*inherited, reason=reason, title=title, losses=losses)
+    def step_constant(self, field: VectorField, step_size: float, bound: str = "tight") -> tuple[float, str]:
+        return math.inf, "H(y) − H(x) = h⟨∇̄H, S∇̄H⟩"
 
-    def __repr__(self) -> str:
-        return f"DiscreteGradient({self.kind})"
+    def guarantees(self, field: VectorField, step_size: float) -> tuple[list[Property], list[str]]:
+        kept, losses = self.inherited(field, step_size)
+        form = energy_form(field)
+        told = any(isinstance(p, Dissipative) for p in kept)
+        if isinstance(form, EnergyForm) and isinstance(form.energy, MinusPotential) and step_size >= 0 and not told:
+            kept.append(Dissipative(form.energy, tolerance=self.tolerance))
+        return kept, losses
 
 
 for _kind in KINDS:

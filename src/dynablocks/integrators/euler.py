@@ -13,7 +13,7 @@ from dynablocks.fields import RidgeField, VectorField
 from dynablocks.fields.base import over_states
 from dynablocks.integrators.base import INTEGRATORS, RUNGE_KUTTA_KEEPS, Integrator, StepSize
 from dynablocks.linear.rounding import EPS
-from dynablocks.properties import Declaration, GradientNormPreserving, Property
+from dynablocks.properties import GradientNormPreserving, Property
 
 
 @INTEGRATORS.register("euler")
@@ -60,26 +60,26 @@ class ExplicitEuler(Integrator):
             v = v + h * field.profile(v)
         return v - u
 
-    def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
+    def step_constant(self, field: VectorField, step_size: float, bound: str = "tight") -> tuple[float, str]:
         h = step_size / self.substeps
-        ridge = field if _is_plain(field) and self.substeps > 1 and field.linear.rows_orthonormal else None
+        if self.substeps == 1:
+            return field.euler_constant(h, bound)
+        ridge = field if _is_plain(field) and field.linear.rows_orthonormal else None
         if ridge is not None and bound == "tight":
-            constant, reason = self._elementwise_constant(ridge, h)
-        else:
-            once, reason = field.euler_constant(h, bound)
-            constant = once
-            if self.substeps > 1:
-                constant = math.nextafter(math.prod([once] * self.substeps) * (1 + self.substeps * EPS), math.inf)
-            reason = f"({reason})^{self.substeps}" if self.substeps > 1 else reason
-            if ridge is not None:
-                # The recursion between one A and one Aᵀ is that power only as far as AAᵀ = I holds.
-                constant = max(constant, self._elementwise_constant(ridge, h)[0])
-        kept: list[Property] = [*self.lipschitz(constant, field)]
-        if self._reflects(field, step_size):
-            kept.append(GradientNormPreserving())
-        inherited, losses = self.inherited(field, step_size)
-        title = f"Euler(h={step_size:.5g}, S={self.substeps})"
-        return Declaration.of(*kept, *inherited, reason=reason, title=title, losses=losses)
+            return self._elementwise_constant(ridge, h)
+        once, reason = field.euler_constant(h, bound)
+        constant = math.nextafter(math.prod([once] * self.substeps) * (1 + self.substeps * EPS), math.inf)
+        if ridge is not None:
+            # The recursion between one A and one Aᵀ is that power only as far as AAᵀ = I holds.
+            constant = max(constant, self._elementwise_constant(ridge, h)[0])
+        return constant, f"({reason})^{self.substeps}"
+
+    def guarantees(self, field: VectorField, step_size: float) -> tuple[list[Property], list[str]]:
+        kept, losses = self.inherited(field, step_size)
+        return ([GradientNormPreserving(), *kept] if self._reflects(field, step_size) else kept), losses
+
+    def title(self, step_size: float) -> str:
+        return f"Euler(h={step_size:.5g}, S={self.substeps})"
 
     def _elementwise_constant(self, field: RidgeField, h: float) -> tuple[float, str]:
         moves, ends = [h * slope for slope in field.slope_range()], []

@@ -9,7 +9,7 @@ from torch import Tensor
 from dynablocks.fields import VectorField
 from dynablocks.fields.base import over_states
 from dynablocks.integrators.base import FLOW_PROPERTIES, INTEGRATORS, Integrator, StepSize
-from dynablocks.properties import Declaration, Invertible
+from dynablocks.properties import Invertible, Property
 
 LARGEST = math.exp(300)
 """A flow that grows or shrinks by more than this leaves, with its inverse, the range of floats."""
@@ -50,13 +50,15 @@ class ExactFlow(Integrator):
     def why_not(self, field: VectorField) -> str | None:
         return field.why_no_flow()
 
-    def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
-        self.require(field)
-        constant, reason = field.flow_constant(step_size)
+    def step_constant(self, field: VectorField, step_size: float, bound: str = "tight") -> tuple[float, str]:
+        return field.flow_constant(step_size)
+
+    def guarantees(self, field: VectorField, step_size: float) -> tuple[list[Property], list[str]]:
         kept, losses = self.inherited(field, step_size)
-        back, _ = field.flow_constant(-step_size)
-        if field.facts().divergence_free or max(constant, back) < LARGEST:
-            kept = [Invertible(), *kept]
-        return Declaration.of(
-            *self.lipschitz(constant, field), *kept, reason=reason, title=f"ExactFlow(t={step_size:.5g})", losses=losses
+        invertible = field.standing_facts().divergence_free or all(
+            field.flow_constant(time)[0] < LARGEST for time in (step_size, -step_size)
         )
+        return ([Invertible(), *kept] if invertible else kept), losses
+
+    def title(self, step_size: float) -> str:
+        return f"ExactFlow(t={step_size:.5g})"

@@ -13,11 +13,11 @@ from torch import Tensor
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import VectorField
 from dynablocks.fields.base import over_states
-from dynablocks.integrators.base import INTEGRATORS, RUNGE_KUTTA_KEEPS, Integrator, StepSize
+from dynablocks.integrators.base import INTEGRATORS, RUNGE_KUTTA_KEEPS, ImplicitIntegrator, StepSize
 from dynablocks.integrators.runge_kutta import contractivity_form, require_order
-from dynablocks.integrators.solver import DENSE_LIMIT, Residual, solve
+from dynablocks.integrators.solver import DENSE_LIMIT
 from dynablocks.linear.rounding import EPS
-from dynablocks.properties import Declaration, Invertible, NormPreserving, Property, Symplectic, VolumePreserving
+from dynablocks.properties import Invertible, NormPreserving, Property, Symplectic, VolumePreserving
 
 DERIVATIVE_KEPT = (Symplectic, VolumePreserving)
 ROUNDING_UP = 1 + 2.0**-48
@@ -79,7 +79,7 @@ IMPLICIT_MIDPOINT = ImplicitTableau("implicit-midpoint", 2, ((0.5,),), (1.0,))
 GAUSS4 = ImplicitTableau("gauss4", 4, ((0.25, 0.25 - ROOT), (0.25 + ROOT, 0.25)), (0.5, 0.5))
 
 
-class ImplicitRungeKutta(Integrator):
+class ImplicitRungeKutta(ImplicitIntegrator):
     r"""One step of an implicit Runge–Kutta method, its stages solved by Newton's method.
 
     Implicit midpoint and Gauss–Legendre methods keep the symplectic form and the volume exactly (the derivative of the
@@ -94,8 +94,7 @@ class ImplicitRungeKutta(Integrator):
 
     Args:
         tableau: the coefficients.
-        tolerance: of the solver, relative (:func:`dynablocks.integrators.solver.solve`).
-        max_iterations: of the solver.
+        tolerance, max_iterations: of the solver, as in :class:`ImplicitIntegrator`.
 
     Raises:
         NotConverged: when a step's equation is not solved.
@@ -113,11 +112,11 @@ class ImplicitRungeKutta(Integrator):
         True
     """
 
-    explicit = False
     solved = frozenset({NormPreserving})
 
     def __init__(self, tableau: ImplicitTableau, tolerance: float = 1e-13, max_iterations: int = 50) -> None:
-        self.tableau, self.tolerance, self.max_iterations = tableau, tolerance, max_iterations
+        super().__init__(tolerance, max_iterations)
+        self.tableau, self.name = tableau, tableau.name
         self.order, self.symmetric = tableau.order, tableau.symmetric
         self.keeps = RUNGE_KUTTA_KEEPS | ({Symplectic, NormPreserving} if tableau.symplectic else set())
 
@@ -134,36 +133,22 @@ class ImplicitRungeKutta(Integrator):
             return z - x.unsqueeze(1) - step * mixed
 
         if len(d) == 1:
-            return x + d[0] * (self._solve(one_stage, x, x, step_size) - x)
+            return x + d[0] * (self.solve(one_stage, x, x, step_size) - x)
         repeated = x.unsqueeze(1).expand(-1, len(d), *x.shape[1:])
-        z = self._solve(all_stages, repeated, x, step_size)
+        z = self.solve(all_stages, repeated, x, step_size)
         return x + sum_of(d, (z - x.unsqueeze(1)).unbind(1))
 
-    def _solve(self, residual: Residual, start: Tensor, x: Tensor, step_size: StepSize) -> Tensor:
-        return solve(
-            residual,
-            start,
-            x,
-            step_size,
-            tolerance=self.tolerance,
-            max_iterations=self.max_iterations,
-            subject=f"the {self.tableau.name} step",
-        )
-
-    def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
-        constant, reason = self._constant(field, step_size)
-        inherited, losses = self.inherited(field, step_size)
+    def guarantees(self, field: VectorField, step_size: float) -> tuple[list[Property], list[str]]:
+        kept, losses = self.inherited(field, step_size)
         if math.prod(field.in_shape) * len(self.tableau.b) > DENSE_LIMIT:
-            inherited = [p.within(SOLVES * self.tolerance) if isinstance(p, DERIVATIVE_KEPT) else p for p in inherited]
-        kept: list[Property] = [*self.lipschitz(constant, field), *inherited]
+            kept = [p.within(SOLVES * self.tolerance) if isinstance(p, DERIVATIVE_KEPT) else p for p in kept]
         reach = max(sum(map(abs, row)) for row in self.tableau.a)
         if self.symmetric and abs(step_size) * reach * field.facts().lipschitz < 1:
             kept.append(Invertible(tolerance=SOLVES * self.tolerance))
-        title = f"{self.tableau.name}(h={step_size:.5g})"
-        return Declaration.of(*kept, reason=reason, title=title, losses=losses)
+        return kept, losses
 
-    def _constant(self, field: VectorField, h: float) -> tuple[float, str]:
-        facts = field.facts()
+    def step_constant(self, field: VectorField, step_size: float, bound: str = "tight") -> tuple[float, str]:
+        facts, h = field.facts(), step_size
         if h == 0:
             return 1.0, "no step"
         rate = growth_rate(field, h)
@@ -187,9 +172,6 @@ class ImplicitRungeKutta(Integrator):
         left = 1 - below - 4 * EPS * (1 + abs(below))
         return (abs(1 + above) + 4 * EPS * (1 + abs(above))) / left if left > 0 else math.inf
 
-    def __repr__(self) -> str:
-        return f"ImplicitRungeKutta({self.tableau.name})"
-
 
 def sum_of(weights: tuple[float, ...], terms: tuple[Tensor, ...]) -> Tensor:
     """Σ wᵢ tᵢ."""
@@ -208,14 +190,14 @@ def growth_rate(field: VectorField, h: float) -> float:
 
 
 @INTEGRATORS.register("trapezoidal")
-class Trapezoidal(Integrator):
+class Trapezoidal(ImplicitIntegrator):
     r"""The z with z = x + (h/2)(X(x) + X(z)): half an explicit and half an implicit Euler step.
 
     Order 2 and symmetric; conjugate to the implicit midpoint rule, but not symplectic itself. Lipschitz constant: that
     of the explicit half step times 1/(1 − hμ/2) of the implicit one.
 
     Args:
-        tolerance, max_iterations: of the solver.
+        tolerance, max_iterations: of the solver, as in :class:`ImplicitIntegrator`.
 
     Raises:
         NotConverged: when a step's equation is not solved.
@@ -228,40 +210,26 @@ class Trapezoidal(Integrator):
     """
 
     order = 2
-    explicit = False
     symmetric = True
     keeps = RUNGE_KUTTA_KEEPS
-
-    def __init__(self, tolerance: float = 1e-13, max_iterations: int = 50) -> None:
-        self.tolerance, self.max_iterations = tolerance, max_iterations
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
         step_size = over_states(step_size, x)
         half = x + 0.5 * step_size * field(x)
-        return solve(
-            lambda z, half, h: z - half - 0.5 * h * field(z),
-            x,
-            half,
-            step_size,
-            tolerance=self.tolerance,
-            max_iterations=self.max_iterations,
-            subject="the trapezoidal step",
-        )
+        return self.solve(lambda z, half, h: z - half - 0.5 * h * field(z), x, half, step_size)
 
-    def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
+    def step_constant(self, field: VectorField, step_size: float, bound: str = "tight") -> tuple[float, str]:
         first, reason = field.euler_constant(step_size / 2, bound)
         rate = growth_rate(field, step_size / 2)
         left = 1 - rate - 4 * EPS * (1 + abs(rate))
         constant = first / left * ROUNDING_UP if left > 0 else math.inf
-        inherited, losses = self.inherited(field, step_size)
-        kept: list[Property] = [*self.lipschitz(constant, field), *inherited]
+        return constant, f"({reason})/(1-hμ/2), hμ/2={rate:.4g}"
+
+    def guarantees(self, field: VectorField, step_size: float) -> tuple[list[Property], list[str]]:
+        kept, losses = self.inherited(field, step_size)
         if abs(step_size) * field.facts().lipschitz < 2:
             kept.append(Invertible(tolerance=SOLVES * self.tolerance))
-        reason = f"({reason})/(1-hμ/2), hμ/2={rate:.4g}"
-        return Declaration.of(*kept, reason=reason, title=f"trapezoidal(h={step_size:.5g})", losses=losses)
-
-    def __repr__(self) -> str:
-        return "Trapezoidal()"
+        return kept, losses
 
 
 for _tableau in (IMPLICIT_EULER, IMPLICIT_MIDPOINT, GAUSS4):

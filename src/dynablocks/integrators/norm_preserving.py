@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +13,7 @@ from dynablocks.fields import VectorField
 from dynablocks.fields.base import over_states
 from dynablocks.fields.sphere import TangentField, keep_norm, rotate_in_plane
 from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
-from dynablocks.properties import Declaration, Equivariant, NormPreserving, Property
+from dynablocks.properties import Equivariant, NormPreserving, Property
 
 NORM_KEEPS: frozenset[type[Property]] = frozenset({NormPreserving, Equivariant})
 
@@ -22,17 +23,17 @@ class NormPreservingMethod(Integrator):
 
     keeps = NORM_KEEPS
 
-    def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
-        self.require(field)
-        kept, losses = self.inherited(field, step_size)
-        title = f"{self!r}(h={step_size:.5g})"
-        return Declaration.of(*kept, reason=f"order {self.order}, moves on the sphere", title=title, losses=losses)
+    def step_constant(self, field: VectorField, step_size: float, bound: str = "tight") -> tuple[float, str]:
+        return math.inf, f"order {self.order}, moves on the sphere"
 
     def why_not(self, field: VectorField) -> str | None:
         if field.standing_facts().tangent:
             return None
         name = type(field).__name__
         return f"{self!r} needs a field tangent to spheres (SphereField, RotationField); {name} is not"
+
+    def __repr__(self) -> str:
+        return self.name
 
 
 @INTEGRATORS.register("calvo")
@@ -54,6 +55,7 @@ class CalvoEulerHeun(NormPreservingMethod):
         5.0
     """
 
+    name = "calvo"
     order = 2
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
@@ -65,9 +67,6 @@ class CalvoEulerHeun(NormPreservingMethod):
         length = (step_size * first).flatten(1).square().sum(1, keepdim=True)
         ratio = line.square().sum(1, keepdim=True) / torch.where(length > 0, length, 1.0)
         return keep_norm(euler.flatten(1) + _along_line(ratio) * line, x)
-
-    def __repr__(self) -> str:
-        return "calvo"
 
 
 def _along_line(ratio: Tensor) -> Tensor:
@@ -103,7 +102,7 @@ class LieMethod(NormPreservingMethod):
     """
 
     def __init__(self, scheme: LieScheme) -> None:
-        self.scheme = scheme
+        self.scheme, self.name = scheme, scheme.name
         self.order = 2 if scheme.midpoint else 1
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
@@ -116,9 +115,6 @@ class LieMethod(NormPreservingMethod):
         if isinstance(field, TangentField):
             return field.rotate(at, v, time, self.scheme.chart)
         return rotate_in_plane(at, time * field(at), v, self.scheme.chart)
-
-    def __repr__(self) -> str:
-        return self.scheme.name
 
 
 SCHEMES = (

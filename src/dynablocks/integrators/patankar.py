@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -11,13 +13,27 @@ from torch import Tensor
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import VectorField
 from dynablocks.fields.base import over_matrices, over_states
-from dynablocks.fields.mass import MassPreservingField
 from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
 from dynablocks.linear.solving import solve_systems
-from dynablocks.properties import Declaration, LinearInvariant, Positive
+from dynablocks.properties import LinearInvariant, Positive, Property
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+
+class ExchangesMass(Protocol):
+    r"""What a Patankar step asks of a field that is positive: wᵢẋᵢ = Σⱼ (rᵢⱼ(x)wⱼxⱼ − rⱼᵢ(x)wᵢxᵢ).
+
+    Attributes:
+        weights: w, a positive number for each entry of x.
+    """
+
+    @property
+    def weights(self) -> Sequence[float]: ...
+
+    def rates(self, x: Tensor, /) -> Tensor:
+        """rᵢⱼ(x) >= 0 with rᵢᵢ = 0, (batch, n) ↦ (batch, n, n)."""
+        ...
 
 
 class ModifiedPatankar(Integrator):
@@ -28,7 +44,8 @@ class ModifiedPatankar(Integrator):
     diagonal and columns of sum 0: an M-matrix, so z⁺ >= 0 for z >= 0, and Σz⁺ = Σz, for every h >= 0. A step h < 0 is
     the equation's too, but keeps no sign and may have no solution.
 
-    Condition: a field with nonnegative rates, ``MassPreservingField(..., positive=True)``.
+    Condition: the field has ``rates`` and ``weights`` (:class:`ExchangesMass`), and its facts say ``positive`` and that
+    Σz is a linear invariant, as :class:`dynablocks.fields.CompartmentField`. Other linear invariants are not kept.
 
     Args:
         order: 1 or 2.
@@ -40,7 +57,8 @@ class ModifiedPatankar(Integrator):
         Kopecz and Meister (2018), "On order conditions for modified Patankar–Runge–Kutta schemes".
 
     Example:
-        >>> field, x = MassPreservingField(3, 4, positive=True), torch.tensor([[1.0, 0.0, 0.0]])
+        >>> from dynablocks.fields import CompartmentField
+        >>> field, x = CompartmentField(3, 4), torch.tensor([[1.0, 0.0, 0.0]])
         >>> y = ModifiedPatankar().step(field, x, 100.0)
         >>> bool((y >= 0).all()), round(y.sum().item(), 5)
         (True, 1.0)
@@ -51,42 +69,52 @@ class ModifiedPatankar(Integrator):
     def __init__(self, order: int = 1) -> None:
         if order not in (1, 2):
             raise InvalidArgument(f"order is {order!r}; modified Patankar methods of orders 1 and 2 are known.")
-        self.order = order
+        self.order, self.name = order, "patankar" if order == 1 else "mprk22"
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
-        field, step_size = self._with_rates(field), over_states(step_size, x)
-        weights = x.new_tensor(field.weights)
-        masses, rates = weights * x, field.rates(x)
+        given, step_size = self._with_rates(field), over_states(step_size, x)
+        weights = x.new_tensor(given.weights)
+        masses, rates = weights * x, given.rates(x)
         moved = exchange(masses, rates, step_size)
         if self.order == 2:
             shares = _shares(masses, moved, rates, step_size).unsqueeze(-2)
-            moved = exchange(masses, 0.5 * (rates * shares + field.rates(moved / weights)), step_size)
+            moved = exchange(masses, 0.5 * (rates * shares + given.rates(moved / weights)), step_size)
         return moved / weights
 
     def why_not(self, field: VectorField) -> str | None:
-        if isinstance(field, MassPreservingField) and field.positive:
-            return None
-        return f"{self!r} needs rates: a MassPreservingField with positive=True; got {type(field).__name__}"
+        if callable(getattr(field, "rates", None)) and hasattr(field, "weights"):
+            facts = field.standing_facts()
+            if facts.positive and facts.linear_invariants:
+                return None
+        return (
+            f"{self!r} needs rates: a CompartmentField, or a field with a method rates and an attribute weights, whose "
+            f"facts say positive and name a linear invariant; got {type(field).__name__}"
+        )
 
-    def _with_rates(self, field: VectorField) -> MassPreservingField:
+    def _with_rates(self, field: VectorField) -> ExchangesMass:
         self.require(field)
-        assert isinstance(field, MassPreservingField)
-        return field
+        return cast(ExchangesMass, field)
 
-    def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
-        self.require(field)
-        kept, losses = self.inherited(field, step_size)
-        if step_size < 0:
-            losses.append(f"Positive is lost by {self!r}: the step {step_size:.4g} is negative")
-            losses.extend(
-                f"LinearInvariant is lost by {self!r}: (I − hM)z⁺ = z may be singular for h < 0" for _ in kept
-            )
-            kept = []
-        title = f"{self!r}(h={step_size:.5g})"
-        return Declaration.of(*kept, reason="an M-matrix of column sums 1", title=title, losses=losses)
+    def step_constant(self, field: VectorField, step_size: float, bound: str = "tight") -> tuple[float, str]:
+        return math.inf, "an M-matrix of column sums 1"
+
+    def guarantees(self, field: VectorField, step_size: float) -> tuple[list[Property], list[str]]:
+        inherited, losses = self.inherited(field, step_size)
+        weights = tuple(map(float, self._with_rates(field).weights))
+        kept: list[Property] = []
+        for owned in inherited:
+            if isinstance(owned, LinearInvariant) and (owned.weights or (1.0,) * len(weights)) != weights:
+                losses.append(f"LinearInvariant is lost by {self!r}: it keeps the sum of the masses, not {owned}")
+            else:
+                kept.append(owned)
+        if step_size >= 0:
+            return kept, losses
+        losses.append(f"Positive is lost by {self!r}: the step {step_size:.4g} is negative")
+        losses.extend(f"LinearInvariant is lost by {self!r}: (I − hM)z⁺ = z may be singular for h < 0" for _ in kept)
+        return [], losses
 
     def __repr__(self) -> str:
-        return "patankar" if self.order == 1 else "mprk22"
+        return self.name
 
 
 def exchange(

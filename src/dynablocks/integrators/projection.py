@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache, partial
 
 import numpy as np
@@ -14,10 +15,10 @@ from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
 from dynablocks.integrators.runge_kutta import HEUN, RK4, ExplicitRungeKutta
 from dynablocks.properties import (
     ConformalSymplectic,
-    Declaration,
     Equivariant,
     LinearInvariant,
     NormPreserving,
+    Property,
     Symplectic,
     VolumePreserving,
 )
@@ -51,6 +52,7 @@ class Projected(Integrator):
 
     def __init__(self, base: Integrator) -> None:
         self.base, self.order, self.explicit = base, base.order, base.explicit
+        self.name = f"Projected({base!r})"
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
         self.require(field)
@@ -75,19 +77,20 @@ class Projected(Integrator):
             )
         return self.base.why_not(field)
 
-    def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
-        self.require(field)
+    def step_constant(self, field: VectorField, step_size: float, bound: str = "tight") -> tuple[float, str]:
+        return math.inf, "projected onto the invariants of x"
+
+    def guarantees(self, field: VectorField, step_size: float) -> tuple[list[Property], list[str]]:
         kept, losses = self.inherited(field, step_size)
         for kind in GEOMETRY:
             losses = [self._why_lost(kind) if loss.startswith(f"{kind.__name__} ") else loss for loss in losses]
-        title = f"{self!r}(h={step_size:.5g})"
-        return Declaration.of(*kept, reason="projected onto the invariants of x", title=title, losses=losses)
+        return kept, losses
 
     def _why_lost(self, kind: type) -> str:
         return f"{kind.__name__} is lost by {self!r}: the projection after the step depends on the state"
 
     def __repr__(self) -> str:
-        return f"Projected({self.base!r})"
+        return self.name
 
 
 @lru_cache(maxsize=64)

@@ -14,7 +14,6 @@ from dynablocks.fields import VectorField
 from dynablocks.fields.base import over_states
 from dynablocks.integrators.base import INTEGRATORS, RUNGE_KUTTA_KEEPS, Integrator, StepSize
 from dynablocks.linear.rounding import EPS
-from dynablocks.properties import Declaration
 
 
 def require_order(name: str, order: int, a: np.ndarray, b: np.ndarray) -> None:
@@ -122,8 +121,7 @@ class ExplicitRungeKutta(Integrator):
     keeps = RUNGE_KUTTA_KEEPS
 
     def __init__(self, tableau: Tableau) -> None:
-        self.tableau = tableau
-        self.order = tableau.order
+        self.tableau, self.name, self.order = tableau, tableau.name, tableau.order
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
         slopes: list[Tensor] = []
@@ -139,16 +137,12 @@ class ExplicitRungeKutta(Integrator):
                 x = x + (step_size * weight) * slope
         return x
 
-    def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
+    def step_constant(self, field: VectorField, step_size: float, bound: str = "tight") -> tuple[float, str]:
         facts = field.facts()
         limit = 2 * self.tableau.circle_radius / facts.lipschitz if facts.lipschitz > 0 else math.inf
-        inherited, losses = self.inherited(field, step_size)
         if facts.cocoercive and 0 <= step_size <= limit:
-            constant, reason = 1.0, f"circle contractive: 0 <= h <= 2r/L = {limit:.5g}"
-        else:
-            constant, reason = self._growth(facts.lipschitz, abs(step_size)), f"1+hΣ|b|ℓ, L={facts.lipschitz:.4g}"
-        title = f"{self.tableau.name}(h={step_size:.5g})"
-        return Declaration.of(*self.lipschitz(constant, field), *inherited, reason=reason, title=title, losses=losses)
+            return 1.0, f"circle contractive: 0 <= h <= 2r/L = {limit:.5g}"
+        return self._growth(facts.lipschitz, abs(step_size)), f"1+hΣ|b|ℓ, L={facts.lipschitz:.4g}"
 
     def _growth(self, lipschitz: float, h: float) -> float:
         if h == 0 or math.isinf(lipschitz):
@@ -159,9 +153,6 @@ class ExplicitRungeKutta(Integrator):
         growth = h * sum(abs(b) * s for b, s in zip(self.tableau.b, stages, strict=True))
         # Of positive numbers alone: at most k + 4 roundings in each of k stages.
         return math.nextafter(1 + growth * (1 + (len(self.tableau.b) + 4) ** 2 * EPS), math.inf)
-
-    def __repr__(self) -> str:
-        return f"ExplicitRungeKutta({self.tableau.name})"
 
 
 for _tableau in (HEUN, MIDPOINT, RALSTON, SSP3, KUTTA3, RK4):

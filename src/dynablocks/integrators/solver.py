@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from dynablocks.errors import NotConverged, require_choice
+from dynablocks.errors import InvalidArgument, NotConverged, require_choice
 from dynablocks.linear.maps import is_mixed, own_precision
 from dynablocks.linear.solving import invert_matrices, solve_systems
 
@@ -50,9 +50,10 @@ class Settings:
 
     def failure(self, failed: Tensor, size: Tensor, iterations: int, like: Tensor) -> NotConverged:
         """The error for the samples that are not solved."""
+        unsolved, largest = _bare(failed), float(_bare(torch.where(failed, size, 0.0)).max())
         return NotConverged(
-            f"{self.subject} is not solved for {int(failed.sum())} of {len(failed)} samples: residual"
-            f" {float(size[failed].max()):.1e} after {iterations} iterations, relative tolerance"
+            f"{self.subject} is not solved for {int(unsolved.sum())} of {unsolved.numel()} samples: residual"
+            f" {largest:.1e} after {iterations} iterations, relative tolerance"
             f" {self.relative(like):.0e}; take a smaller step or an explicit method."
         )
 
@@ -78,11 +79,13 @@ def solve(
     first derivatives are those of the implicit function (second ones are refused). Without Jacobians the adjoint
     equation Mᵀw = v is solved to the same tolerance.
 
+    Under :func:`torch.func.vmap`, over samples, steps or weights in the closure of F, all runs iterate together until
+    each is solved; without Jacobians it gives values alone.
+
     Args:
         residual: F(z, *inputs) for a batch, sample by sample; parameters may be in its closure.
         start: (batch, …), where the iteration starts; no gradient flows into it.
-        inputs: what else F depends on: (batch, …) tensors, scalars. Inside :func:`torch.func.vmap` every batched tensor
-            must be among them.
+        inputs: what else F depends on: (batch, …) tensors, scalars.
         tolerance: relative; at least 16 eps of the precision.
         max_iterations: of Newton's method; four times as many of the fixed-point iteration.
         method: ``"newton"`` or ``"fixed-point"``; ``None`` chooses Newton up to 128 unknowns per sample.
@@ -91,6 +94,7 @@ def solve(
 
     Raises:
         NotConverged: a sample is not solved, or F is not finite.
+        InvalidArgument: an unknown method, or gradients under ``vmap`` without Jacobians.
 
     Source: Deuflhard (2011), "Newton Methods for Nonlinear Problems"; Walker and Ni (2011) on Anderson acceleration.
 
@@ -110,10 +114,11 @@ def solve(
     fixed = [v.detach() if isinstance(v, Tensor) else v for v in inputs]
     if start.numel() == 0:
         return start
+    iterate = _newton if settings.method == "newton" else _fixed_point
     # In shorter arithmetic F is a step function without a root to find.
     with own_precision(start):
         with torch.no_grad():
-            root: Tensor = _Root.apply(residual, settings, start.detach(), *fixed)  # type: ignore[no-untyped-call]
+            root = iterate(residual, settings, start.detach(), tuple(fixed)).detach()
         if not torch.is_grad_enabled():
             return root
         return root - _correction(residual, settings, root, inputs, fixed)
@@ -145,42 +150,6 @@ def _correction(
     if matrix is not None:
         return _DenseCorrection.apply(value, matrix)  # type: ignore[no-untyped-call]
     return _MatrixFreeCorrection.apply(value, pull, settings)  # type: ignore[no-untyped-call]
-
-
-class _Root(Function):
-    """The root itself, without gradients; a function so that ``vmap`` hands over plain tensors."""
-
-    @staticmethod
-    def forward(residual: Residual, settings: Settings, start: Tensor, *inputs: Any) -> Tensor:
-        if settings.method == "newton":
-            return _newton(residual, settings, start, inputs)
-        return _fixed_point(residual, settings, start, inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        return (None,) * len(ctx.needs_input_grad)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, residual: Any, settings: Settings, start: Tensor, *inputs: Any) -> Any:
-        size = info.batch_size
-        stacked = start.movedim(in_dims[2], 0) if in_dims[2] is not None else start.expand(size, *start.shape)
-        batch = stacked.shape[1]
-
-        def fold(value: Any, dim: int | None) -> Any:
-            if not isinstance(value, Tensor) or (dim is None and value.ndim == 0):
-                return value
-            value = value.movedim(dim, 0) if dim is not None else value.expand(size, *value.shape)
-            if value.ndim == 1:
-                return value.repeat_interleave(batch).reshape(-1, *(1,) * (stacked.ndim - 2))
-            return value.expand(size, batch, *value.shape[2:]).reshape(size * batch, *value.shape[2:])
-
-        folded = [fold(value, dim) for value, dim in zip(inputs, in_dims[3:], strict=True)]
-        root = _Root.apply(residual, settings, stacked.reshape(-1, *stacked.shape[2:]), *folded)  # type: ignore[no-untyped-call]
-        return root.reshape(stacked.shape), 0
 
 
 class _DenseCorrection(Function):
@@ -226,6 +195,13 @@ class _MatrixFreeCorrection(Function):
                 return torch._add_batch_dim(_adjoint_of_many(stacked, ctx.pull, ctx.settings), 0, 1), None, None
             solution = _Adjoint.apply(gradient, ctx.pull, ctx.settings)  # type: ignore[no-untyped-call]
         return _once(solution, gradient, value), None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *operands: Any) -> Any:
+        raise InvalidArgument(
+            f"equations of more than {DENSE_LIMIT} unknowns a sample have no gradients under torch.func.vmap; solve"
+            " them inside torch.no_grad(), or one run after the other."
+        )
 
 
 class _OnceOnly(Function):
@@ -309,6 +285,18 @@ def _norm(v: Tensor) -> Tensor:
     return torch.linalg.vector_norm(v.flatten(1), dim=1)
 
 
+def _bare(value: Tensor) -> Tensor:
+    """The numbers in a tensor that function transforms have wrapped: under ``vmap`` those of all runs."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(value):
+        value = torch._C._functorch.get_unwrapped(value)
+    return value
+
+
+def _anywhere(mask: Tensor) -> bool:
+    """Whether the mask holds for a sample, of any run."""
+    return bool(_bare(mask).any())
+
+
 def _where(mask: Tensor, one: Tensor, other: Tensor) -> Tensor:
     return torch.where(mask.reshape(-1, *(1,) * (one.ndim - 1)), one, other)
 
@@ -320,7 +308,7 @@ def _contract(residual: Residual, settings: Settings, start: Tensor, inputs: tup
     size = _norm(value)
     unsolved = going = size != 0
     for _ in range(settings.max_iterations):
-        if not bool(going.any()):
+        if not _anywhere(going):
             break
         trial = _where(going, z - value, z)
         value = residual(trial, *inputs)
@@ -336,14 +324,14 @@ def _newton(residual: Residual, settings: Settings, start: Tensor, inputs: tuple
     """Newton's method that keeps a sample's Jacobian while each step is at most a quarter of the last."""
     eps, tolerance, base = torch.finfo(start.dtype).eps, settings.relative(start), _norm(start)
     z, active = _contract(residual, settings, start, inputs)
-    if not bool(active.any()):
+    if not _anywhere(active):
         return z
     stale, value, previous = active, residual(z, *inputs), torch.full_like(base, math.nan)
     size, goal = _norm(value), settings.goal(start)
     matrix = inverse = start
     for iteration in range(1, settings.max_iterations + 1):
         fresh = active & stale
-        if bool(fresh.any()):
+        if _anywhere(fresh):
             formed = _dense(torch.func.vjp(lambda v: residual(v, *inputs), z)[1], z)
             matrix = formed if iteration == 1 else _where(fresh, formed, matrix)
             inverse = invert_matrices(matrix)
@@ -355,22 +343,22 @@ def _newton(residual: Residual, settings: Settings, start: Tensor, inputs: tuple
         now, part = _norm(reached), torch.ones_like(base)
         fine = (now <= 0.75 * size) | tiny & torch.isfinite(now)
         settled = tiny | (rate < 0.5) & (rate * length <= goal * scale)
-        if bool((active & (~fine | (rate > 0.5))).any()):
+        if _anywhere(active & (~fine | (rate > 0.5))):
             floor = 8 * eps * matrix.abs().sum(2).amax(1) * scale
             if settings.rounding is not None:
                 floor = floor + settings.rounding(z, *inputs)
             fine = fine | (now <= floor)
-            if bool((active & ~fine).any()):
+            if _anywhere(active & ~fine):
                 trial, reached, part = _damped(residual, z, size, change, active & ~fine, trial, inputs)
                 now = _norm(reached)
             settled = (part == 1) & (settled | (now <= floor) & (rate > 0.5)) | (part == 0) & (size <= floor)
             # Only a step with the present Jacobian says that there is no way down.
             stuck = fresh & (part == 0) & ~settled
-            if bool(stuck.any()):
+            if _anywhere(stuck):
                 raise settings.failure(stuck, now, iteration, start)
         active, stale = active & ~settled, (part < 1) | (rate > 0.25)
         z, value, size, previous = trial, reached, now, torch.where(part == 1, length, math.nan)
-        if not bool(active.any()):
+        if not _anywhere(active):
             return z
     raise settings.failure(active, size, settings.max_iterations, start)
 
@@ -392,7 +380,7 @@ def _damped(
         trial = _where(part < 1, _where(part > 0, moved, z), trial)
         reached = residual(trial, *inputs)
         worse = worse & (part > 0) & ~(_norm(reached) <= (1 - part / 4) * size)
-        if not bool(worse.any()):
+        if not _anywhere(worse):
             break
     return trial, reached, part
 
@@ -411,9 +399,9 @@ def _fixed_point(residual: Residual, settings: Settings, start: Tensor, inputs: 
             floor = floor + settings.rounding(z, *inputs)
         solved = active & (size <= floor)
         root, active = _where(solved, z - value, root), active & ~solved
-        if not bool(active.any()):
+        if not _anywhere(active):
             return root
-        if not bool(torch.isfinite(size[active]).all()):
+        if _anywhere(active & ~torch.isfinite(size)):
             break
         points, values = [*points, z.flatten(1)][-MEMORY - 1 :], [*values, value.flatten(1)][-MEMORY - 1 :]
         z = _where(active, _anderson(points, values).reshape(z.shape), root)

@@ -99,11 +99,8 @@ class Splitting(Integrator):
         names = {loss.split()[0] for loss in losses}
         kept = [p for p in kept if type(p) in self.keeps or type(p) not in FLOW_PROPERTIES]
         own = tuple(loss for loss in folded if loss.split()[0] not in names)
-        title = f"{self.name}(h={step_size:.5g})"
-        return Declaration(Properties(kept), "composition of exact flows", declared, (*losses, *own), title)
-
-    def __repr__(self) -> str:
-        return f"Splitting({self.name})"
+        reason = "composition of exact flows"
+        return Declaration(Properties(kept), reason, declared, (*losses, *own), self.title(step_size))
 
 
 for _names, _order, _weights in (

@@ -201,6 +201,21 @@ def require_batch(module: object, shape: tuple[int, ...], x: Tensor) -> None:
         raise wrong_shape(module, shape, x)
 
 
+def require_dtype(module: nn.Module, x: Tensor) -> None:
+    """Matrices and kernels multiply inputs of their own number format alone: another one is an InvalidArgument.
+
+    Under autocast the formats meet; a module without matrices takes any.
+    """
+    if torch.compiler.is_compiling() or is_mixed(x):
+        return
+    kind = next((parameter.dtype for parameter in module.parameters() if parameter.ndim > 1), x.dtype)
+    if kind != x.dtype:
+        raise InvalidArgument(
+            f"the input is {x.dtype}, the weights of {type(module).__name__} are {kind}; give x.to({kind}), or convert "
+            "the module, with .double() or .float()."
+        )
+
+
 def wrong_shape(module: object, shape: tuple[int, ...], x: Tensor) -> InvalidArgument:
     """The sentence for an input of another shape than (batch, *shape)."""
     wanted = ", ".join(map(str, shape))

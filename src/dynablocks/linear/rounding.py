@@ -1,8 +1,8 @@
 r"""Rounding slack: what makes a float64 computation a true bound.
 
-Every constant is a worst-case bound of the exact-arithmetic error with a factor of at least two to spare, so that
-``computed + slack`` is an upper bound, and ``computed - slack`` a lower bound, of the exact value. Here
-:math:`\epsilon = 2^{-52}`, twice the unit roundoff.
+Every constant is a worst-case bound of the exact-arithmetic error with a factor of at least two to spare (but that of
+LAPACK, see :func:`singular_value_slack`), so that ``computed + slack`` is an upper bound, and ``computed - slack`` a
+lower bound, of the exact value. Here :math:`\epsilon = 2^{-52}`, twice the unit roundoff.
 """
 
 from __future__ import annotations
@@ -68,10 +68,11 @@ def round_down(value: float) -> float:
 
 
 def singular_value_slack(rows: int, columns: int, largest: float) -> float:
-    r"""Bound :math:`16(m+n)\,\epsilon\,\sigma_1` of the error of each singular value computed by LAPACK.
+    r"""What each singular value computed by LAPACK is taken to err by at most: :math:`16(m+n)\,\epsilon\,\sigma_1`.
 
     The computed values are the exact ones of A + E with :math:`\|E\| \le p(m,n)\,\epsilon\,\sigma_1` and p "a modestly
-    growing function" (Weyl's inequality moves each singular value by at most that).
+    growing function" (Weyl's inequality moves each singular value by at most that). The factor 16(m+n) is a choice and
+    no promise of LAPACK's; ``conv_norm_bounds(..., "gram")`` does without.
 
     Source:
         LAPACK Users' Guide (Anderson et al. 1999), section 4.9.1.

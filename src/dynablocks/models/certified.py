@@ -15,14 +15,14 @@ from dynablocks.linear import Conv, LinearMap, OrthogonalConv, OrthogonalDense, 
 from dynablocks.models.config import ModelConfig, needed
 from dynablocks.models.network import MODELS, ModelKind
 from dynablocks.models.paper import PAIR, Shape, pair_block
-from dynablocks.switching import FreeSignal, NonExpansiveSignal, PrescribedSignal, ScheduledSignal, SwitchingSignal
+from dynablocks.switching import FreeSignal, LearnedStep, PrescribedSignal, ScheduledSignal, SwitchingSignal
 
 
 def step_signal(config: ModelConfig) -> SwitchingSignal:
     """The scheduled step of a configuration, or the learned one."""
     start = needed(config.step_start)
     if config.step_rule == "learned":
-        return NonExpansiveSignal(start, 0.0, 2.0)
+        return LearnedStep(start, 0.0, 2.0)
     return ScheduledSignal(start, needed(config.step_end), needed(config.step_until))
 
 

@@ -19,7 +19,7 @@ from dynablocks.switching import (
     REGIONS,
     FlexibleSignal,
     FreeSignal,
-    NonExpansiveSignal,
+    LearnedStep,
     PairSignal,
     PrescribedSignal,
 )
@@ -51,7 +51,7 @@ def _naive(config: ModelConfig, shape: Shape) -> DynamicalBlock:
 def _non_expansive(config: ModelConfig, shape: Shape) -> DynamicalBlock:
     field = GradientField(convolution(config, shape), "relu")
     start = 0.5 if config.step_start is None else config.step_start
-    return DynamicalBlock(field, ExplicitEuler(), NonExpansiveSignal(start, 0.0, 2.0), bound=config.bound)
+    return DynamicalBlock(field, ExplicitEuler(), LearnedStep(start, 0.0, 2.0), bound=config.bound)
 
 
 def pair_fields(config: ModelConfig, shape: Shape, expansive_sigma: Activation) -> list[GradientField]:

@@ -15,7 +15,7 @@ from dynablocks.fields.partitioned import ShearField
 from dynablocks.fields.symmetric import DiagonalField, LinearField
 from dynablocks.linear import Dense
 from dynablocks.models.chain import Chain
-from dynablocks.switching import FreeSignal, NonExpansiveSignal
+from dynablocks.switching import FreeSignal, LearnedStep
 
 KINDS = ("G", "LA")
 MOVES = ("p", "q")
@@ -23,7 +23,7 @@ MOVES = ("p", "q")
 
 def sympnet(
     kind: str,
-    dimension: int,
+    entries: int,
     layers: int,
     width: int = 16,
     sublayers: int = 2,
@@ -45,7 +45,7 @@ def sympnet(
 
     Args:
         kind: ``"G"`` or ``"LA"``.
-        dimension: 2n, the number of entries of x.
+        entries: 2n, of x = (q, p).
         layers: how many gradient (G) or activation (LA) modules.
         width: rows of K (G).
         sublayers: shears of one linear module (LA).
@@ -54,7 +54,7 @@ def sympnet(
         learned_steps: learn the time of each shear; it starts at 1.
 
     Raises:
-        InvalidArgument: an unknown kind, an odd dimension, a size below 1, or odd=True with a σ that is not odd.
+        InvalidArgument: an unknown kind, an odd number of entries, a size below 1, odd=True with a σ that is not odd.
 
     Source: Jin, Zhang, Zhu, Tang and Karniadakis (2020), "SympNets: intrinsic structure-preserving symplectic networks
         for identifying Hamiltonian systems", section 3.
@@ -67,7 +67,7 @@ def sympnet(
         (True, 8)
     """
     require_choice("kind", kind, KINDS)
-    half = even_size(dimension) // 2
+    half = even_size(entries) // 2
     for name, size in (("layers", layers), ("width", width), ("sublayers", sublayers)):
         if size < 1:
             raise InvalidArgument(f"{name} is {size}; it must be at least 1.")
@@ -79,7 +79,7 @@ def sympnet(
 
 
 def _block(shear: ShearField, learned: bool) -> DynamicalBlock:
-    signal = NonExpansiveSignal(1.0, -math.inf, math.inf) if learned else FreeSignal(1.0)
+    signal = LearnedStep(1.0, -math.inf, math.inf) if learned else FreeSignal(1.0)
     return DynamicalBlock(shear, "exact", signal)
 
 

@@ -14,14 +14,17 @@ from dynablocks.fields.sphere import RotationField
 from dynablocks.integrators import ExplicitEuler
 from dynablocks.integrators.norm_preserving import CalvoEulerHeun
 from dynablocks.linear import Dense
-from dynablocks.switching import NonExpansiveSignal
+from dynablocks.switching import LearnedStep
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 
 class PairedFlows(nn.Module):
-    r"""Ψ_{X_S}^h ∘ Ψ_{X_G}^h with one free h >= 0.
+    r"""Ψ_{X_S}^h ∘ Ψ_{X_G}^h with one learned h: X_G moves first.
+
+    Trainings that project (:func:`dynablocks.switching.keep_constraints`, as in :func:`dynablocks.fitting.fit`) keep
+    h >= 0; Adam alone, as the paper's authors train, leaves it free, so that it may become negative.
 
     Args:
         gradient, rotation: X_G and X_S.
@@ -32,7 +35,7 @@ class PairedFlows(nn.Module):
     def __init__(self, gradient: GradientField, rotation: RotationField, keep_norm: bool, step: float) -> None:
         super().__init__()
         self.gradient, self.rotation = gradient, rotation
-        self.signal = NonExpansiveSignal(step, 0.0, math.inf)
+        self.signal = LearnedStep(step, 0.0, math.inf)
         self.methods = ExplicitEuler(), CalvoEulerHeun() if keep_norm else ExplicitEuler()
 
     def forward(self, z: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
@@ -47,7 +50,8 @@ class FlowComposition(nn.Module):
 
     X_G(z) = Aᵀ diag(α) Σ(Az + b), α of any sign (a contractive and an expansive field in one), and X_S(z) = Λ(z)z with
     skew Λ: by the Presnov decomposition every field is a gradient plus one tangent to spheres, so that compositions of
-    such flows approximate flow maps, and with lifts continuous functions.
+    such flows approximate flow maps, and with lifts continuous functions. X_G moves first and X_S then, as in the
+    released code; (2.4) prints X_S first.
 
     Args:
         inputs, outputs: entries of a point and of its value.

@@ -28,7 +28,7 @@ from dynablocks.properties.structure import (
     rule,
     without_missing_methods,
 )
-from dynablocks.properties.verify import Check, verify
+from dynablocks.properties.verify import Check, jacobians, symplectic_defect, verify
 
 __all__ = [
     "EUCLIDEAN",
@@ -54,7 +54,9 @@ __all__ = [
     "compose",
     "declare",
     "explain",
+    "jacobians",
     "rule",
+    "symplectic_defect",
     "verify",
     "without_missing_methods",
 ]

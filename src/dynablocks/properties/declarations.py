@@ -94,8 +94,13 @@ class Property:
         """The same guarantee to another tolerance."""
         return replace(self, tolerance=tolerance)
 
+    def details(self) -> tuple[str, ...]:
+        """What is told of it beside its name and its tolerance."""
+        return ()
+
     def __str__(self) -> str:
-        return type(self).__name__ + (f"(to {self.tolerance:.1e})" if self.tolerance else "")
+        told = [*self.details(), *[f"to {self.tolerance:.1e}"] * bool(self.tolerance)]
+        return type(self).__name__ + (f"({', '.join(told)})" if told else "")
 
 
 @dataclass(frozen=True)
@@ -139,9 +144,9 @@ class Lipschitz(Property):
         exact = {0.0, 1.0} & {self.constant, following.constant} or product == math.inf
         return Lipschitz(product if exact else math.nextafter(product, math.inf), self.metric, following.image)
 
-    def __str__(self) -> str:
+    def details(self) -> tuple[str, ...]:
         names = self.metric.name if self.to is None else f"{self.metric.name} to {self.to.name}"
-        return f"Lipschitz({self.constant:.9g})" if names == "l2" else f"Lipschitz({self.constant:.9g}, {names})"
+        return (f"{self.constant:.9g}", *[names] * (names != "l2"))
 
 
 @dataclass(frozen=True)
@@ -186,8 +191,8 @@ class LinearInvariant(Property):
     def slot(self) -> tuple[object, ...]:
         return type(self), self.weights
 
-    def __str__(self) -> str:
-        return "LinearInvariant" if self.weights is None else f"LinearInvariant{self.weights}"
+    def details(self) -> tuple[str, ...]:
+        return () if self.weights is None else tuple(map(str, self.weights))
 
 
 @dataclass(frozen=True)
@@ -205,8 +210,8 @@ class ConformalSymplectic(Property):
         factor = following.factor if isinstance(following, ConformalSymplectic) else 1.0
         return ConformalSymplectic(self.factor * factor, tolerance=self.tolerance + following.tolerance)
 
-    def __str__(self) -> str:
-        return f"ConformalSymplectic({self.factor:.9g})"
+    def details(self) -> tuple[str, ...]:
+        return (f"{self.factor:.9g}",)
 
 
 @dataclass(frozen=True)
@@ -246,6 +251,9 @@ class Equivariant(Property):
     @property
     def slot(self) -> tuple[object, ...]:
         return type(self), self.group
+
+    def details(self) -> tuple[str, ...]:
+        return () if self.group == "sign" else (self.group,)
 
 
 class Properties(tuple[Property, ...]):

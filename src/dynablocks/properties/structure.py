@@ -247,7 +247,8 @@ def _average_pool(module: nn.AvgPool2d) -> Declaration:
     plain = _pair(module.padding) == (0, 0) and not module.divisor_override and not module.ceil_mode
     if not plain or not all(s >= k for s, k in zip(stride, kernel, strict=True)):
         return Declaration.of(reason="overlapping, padded or re-weighted average pooling", title="AvgPool2d")
-    constant = math.nextafter(1 / math.sqrt(kernel[0] * kernel[1]), math.inf)
+    root = math.nextafter(math.sqrt(kernel[0] * kernel[1]), 0.0)  # the root and its inverse are rounded
+    constant = math.nextafter(1 / root, math.inf)
     reason = "disjoint windows of k1 x k2 pixels: L = 1/sqrt(k1 k2)"
     return Declaration.of(Lipschitz(constant), reason=reason, title="AvgPool2d")
 

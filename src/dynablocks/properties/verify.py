@@ -133,10 +133,11 @@ def verify(
     *,
     deep: bool = False,
     kinds: tuple[type[Property], ...] | None = None,
+    against: tuple[Property, ...] = (),
     search_steps: int = 30,
     progress: Callable[[float], None] | None = None,
 ) -> Verification:
-    """Measure every declared property of ``module`` around the samples ``x``, in a float64 copy of it.
+    """Measure every property that a float64 copy of ``module`` declares, around the samples ``x``.
 
     A Lipschitz constant is measured from below, in the metric it is declared in: the largest Jacobian norm at the
     samples and at pairs found by gradient ascent on ‖f(x) − f(y)‖ / ‖x − y‖. The tolerance is float64 rounding and
@@ -149,7 +150,8 @@ def verify(
         module: the module; it is copied, converted to float64 and set to eval mode.
         x: a batch of inputs.
         deep: also every structured part, on the inputs that reach it.
-        kinds: only these property types.
+        kinds: only these property types, of those declared.
+        against: properties of any module, declared or not, to measure as well.
         search_steps: how long to search for the worst pair of inputs.
         progress: called with the fraction of the checks that are done.
 
@@ -157,11 +159,13 @@ def verify(
         The checks, each with residual, tolerance and the sample where the worst residual occurred.
 
     Raises:
-        InvalidArgument: ``x`` is empty or not finite.
+        InvalidArgument: ``x`` is empty or not finite, or nothing declares a property of one of the ``kinds``.
 
     Example:
         >>> print(verify(nn.Flatten(), torch.ones(2, 1, 2, 2), kinds=(NormPreserving,)))
         Flatten: NormPreserving holds (residual 0.00e+00, tolerance 5.68e-14)
+        >>> verify(nn.Softplus(), torch.randn(8, 2), against=(Lipschitz(1.0), Positive())).passed
+        True
     """
     if x.ndim < 2 or x.shape[0] == 0:
         raise InvalidArgument(f"x has shape {tuple(x.shape)}; a batch of at least one sample is needed.")
@@ -177,6 +181,13 @@ def verify(
         for declared in declare(part).properties
         if kinds is None or type(declared) in kinds
     ]
+    missing = [kind for kind in kinds or () if not any(type(declared) is kind for _, _, declared, _ in wanted)]
+    if missing:
+        raise InvalidArgument(
+            f"{type(module).__name__} declares no {missing[0].__name__}, so there is nothing to hold against it; see "
+            "explain(module), or measure it all the same with against=."
+        )
+    wanted += [(type(module).__name__, reference, asked, x) for asked in against]
     checks: list[Check] = []
     for where, part, declared, sample in wanted:
         checks.append(_check(where, part, declared, sample, search_steps))

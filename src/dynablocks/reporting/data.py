@@ -253,9 +253,8 @@ def step_rows(model: nn.Module) -> list[StepRow]:
     rows = []
     for name, block in model.named_modules():
         if isinstance(block, DynamicalBlock):
-            pieces = [(index, float(size.detach())) for index, size in block.signal.pieces()]
             kinds = tuple(_kind(part) for part in block.fields)
-            rows.append(StepRow(name, block.signal.summary(), pieces, kinds))
+            rows.append(StepRow(name, block.signal.summary(), block.signal.sizes(), kinds))
     return rows
 
 

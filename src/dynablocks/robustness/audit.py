@@ -44,6 +44,17 @@ _TOLERANCES = {"float64": 1e-9, "float32": 2e-6}
 """By how much bounds may differ relatively: weights that are functions of others end differently on other machines."""
 _INSIDE = 1 - 1e-6
 _LOSSES = ("margin", "cross-entropy", "ratio")
+_LAYERS: tuple[type[nn.Module], ...] = (
+    nn.Sequential,
+    DynamicalBlock,
+    Channelwise,
+    Whitening,
+    PixelNormalisation,
+    SpaceToDepth,
+    ZeroLift,
+    PaperLift,
+    LinearMap,
+)
 
 
 class AuditFailed(UnsoundResult):
@@ -156,11 +167,17 @@ def _ridge_bound(method: Any, field: RidgeField, h: float) -> float:
     return _symmetric_bound(known, min(part * s for s in slopes), max(part * s for s in slopes)) ** method.substeps
 
 
+def _require_own_code(part: object, kinds: tuple[type[object], ...], *names: str) -> None:
+    """Refuse a part with methods of its own: the formulas here are those of the library's."""
+    for kind, name in itertools.product(kinds, names):
+        if isinstance(part, kind) and getattr(type(part), name) is not getattr(kind, name):
+            raise AuditFailed(f"{type(part).__name__} has a {name} of its own, which the audit does not know.")
+
+
 def _step_bound(method: Any, field: nn.Module, h: float) -> float:
-    for kind in (RidgeField, TwoMatrixField, MetricField):
-        for name in ("forward", "flow", *["profile"] * (kind is RidgeField)):
-            if isinstance(field, kind) and getattr(type(field), name) is not getattr(kind, name):
-                raise AuditFailed(f"{type(field).__name__} has a {name} of its own, which the audit does not know.")
+    _require_own_code(field, (RidgeField, TwoMatrixField, MetricField), "forward", "flow")
+    _require_own_code(field, (RidgeField,), "profile")
+    _require_own_code(method, (ExplicitEuler, ExactFlow), "step")
     if not isinstance(method, (ExplicitEuler, ExactFlow)):
         raise AuditFailed(f"the audit knows Euler steps and exact flows only, not {method!r}; certify such a network.")
     if isinstance(field, (GradientField, PreconditionedField)):
@@ -176,10 +193,11 @@ def _step_bound(method: Any, field: nn.Module, h: float) -> float:
 
 
 def _layer_bound(module: nn.Module) -> float:
+    _require_own_code(module, _LAYERS, "forward")
     if isinstance(module, nn.Sequential):
         return math.prod(_layer_bound(part) for part in module._modules.values() if part is not None)
     if isinstance(module, DynamicalBlock):
-        pieces = [(module.fields[index], float(h.detach())) for index, h in module.signal.pieces()]
+        pieces = [(module.fields[index], h) for index, h in module.signal.sizes()]
         return math.prod(_step_bound(module.method, field, h) for field, h in pieces)
     if isinstance(module, Channelwise):
         return _layer_bound(module.module)
@@ -189,11 +207,15 @@ def _layer_bound(module: nn.Module) -> float:
         return abs(float(module.alpha.detach())) * singular_range(module.linear)[0]
     if isinstance(module, (nn.Identity, nn.Flatten, nn.ReLU, SpaceToDepth, ZeroLift, Whitening)):
         return 1.0
-    if isinstance(module, nn.MaxPool2d) and module.kernel_size == module.stride and module.padding == 0:
+    if isinstance(module, nn.MaxPool2d) and _has_disjoint_windows(module):
         return 1.0
     if isinstance(module, LinearMap):
         return singular_range(module)[0]
     raise AuditFailed(f"the audit does not know the layer {type(module).__name__}; extend robustness/audit.py.")
+
+
+def _has_disjoint_windows(pool: nn.MaxPool2d) -> bool:
+    return pool.kernel_size == pool.stride and pool.padding == 0 and pool.dilation == 1
 
 
 def body_bound(network: Network) -> Iterator[tuple[str, float]]:

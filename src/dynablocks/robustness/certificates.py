@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument, require_choice, require_range
+from dynablocks.linear.rounding import product_slack
 from dynablocks.models import Network
 from dynablocks.models.network import row_distances
 from dynablocks.properties import EUCLIDEAN, Metric
@@ -55,9 +56,9 @@ def certified_radii(
 
     Holds when z = W f(x) + b, f has Lipschitz constant at most L, and L is an **upper** bound. ``e`` bounds the
     rounding error of one logit: each of the two logits errs at the sample and again at the perturbed one, hence 4e. The
-    result is lowered by one part in 2^40 for the float64 arithmetic done here. Ties and logits that are not finite get
-    0. Two equal rows of W differ by their biases only, so their pair never limits the radius; if no pair limits it, it
-    is infinite.
+    distances of rows are raised by what rounding may have taken from them, and the result is lowered by one part in
+    2^40 for the rest of the float64 arithmetic done here. Ties and logits that are not finite get 0. Two equal rows of
+    W differ by their biases only, so their pair never limits the radius; if no pair limits it, it is infinite.
 
     With ``rounding``, the features err by F + f r within r and the logits in the head by H + h r; then it is
     ``(z_i - z_j - 2 (F d + H_i + H_j)) / ((L + f) d + h_i + h_j)``, d = ||w_i - w_j||.
@@ -90,7 +91,7 @@ def certified_radii(
         raise InvalidArgument(f"head_weight has shape {tuple(weight.shape)}; ({logits.shape[1]}, features) is needed.")
     if not bool(torch.isfinite(weight).all()):
         raise InvalidArgument("head_weight holds values that are not finite; train the model again.")
-    distances = row_distances(weight)
+    distances = row_distances(weight) * (1 + product_slack(weight.shape[1]))
     predictions = logits.argmax(dim=1)
     distances = distances.to(logits.device)
     if rounding is None:

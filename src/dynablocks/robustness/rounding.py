@@ -12,7 +12,8 @@ gives a bound for every image within r of the one that was measured. In float32 
 image instead of the norms.
 
 Assumed: IEEE arithmetic rounded to nearest; convolutions that are sums of products (:func:`plain_arithmetic` sees to
-it: Winograd and FFT convolutions are not, and TF32 is another format); ``exp`` accurate to two units in the last place.
+it: Winograd and FFT convolutions are not, and TF32 is another format); ``exp`` accurate to two units in the last place;
+what the bounds of norms assume (:mod:`dynablocks.linear.rounding`).
 
 Source:
     N. J. Higham, Accuracy and Stability of Numerical Algorithms (2002), sections 2.2, 3.1 and 3.5.
@@ -357,15 +358,34 @@ def _euler(method: ExplicitEuler, field: VectorField, h: Tensor, arithmetic: _Ar
     return [_Step(lambda x: x + part * field(x), stated, local, near)] * method.substeps
 
 
-def _require_own_code(field: VectorField, method: str) -> None:
-    """Refuse a field with a method of its own: what was proved is how the library's computes.
+_PROVED_CODE: tuple[type[object], ...] = (
+    RidgeField,
+    TwoMatrixField,
+    MetricField,
+    DynamicalBlock,
+    ExplicitEuler,
+    ExactFlow,
+    nn.Sequential,
+    Channelwise,
+    Whitening,
+    PixelNormalisation,
+    SpaceToDepth,
+    ZeroLift,
+    PaperLift,
+    LinearMap,
+)
+"""The classes of whose methods the bounds here are proved."""
+
+
+def _require_own_code(part: object, method: str) -> None:
+    """Refuse a part with a method of its own: what was proved is how the library's computes.
 
     Raises:
         NoRoundingBound: it has one.
     """
-    known = next((kind for kind in (RidgeField, TwoMatrixField, MetricField) if isinstance(field, kind)), None)
-    if known is not None and getattr(type(field), method) is not getattr(known, method):
-        raise NoRoundingBound(f"{type(field).__name__} has a {method} of its own, whose rounding has no proved bound.")
+    known = next((kind for kind in _PROVED_CODE if isinstance(part, kind)), None)
+    if known is not None and getattr(type(part), method) is not getattr(known, method):
+        raise NoRoundingBound(f"{type(part).__name__} has a {method} of its own, whose rounding has no proved bound.")
 
 
 def _recursion(method: ExplicitEuler, field: RidgeField, h: Tensor, arithmetic: _Arithmetic) -> _Step:
@@ -425,9 +445,14 @@ def _flow(method: ExactFlow, field: VectorField, time: Tensor, arithmetic: _Arit
 
 
 def _block(block: DynamicalBlock, arithmetic: _Arithmetic) -> Iterator[_Step]:
+    _require_own_code(block, "forward")
+    _require_own_code(block.method, "step")
     for index, step_size in block.signal.pieces():
         field = block.fields[index]
         assert isinstance(field, VectorField)
+        if not isinstance(step_size, Tensor):
+            signal = type(block.signal).__name__
+            raise NoRoundingBound(f"the steps of {signal} are plain numbers, whose rounding is not followed.")
         if isinstance(block.method, ExplicitEuler):
             yield from _euler(block.method, field, step_size, arithmetic)
         elif isinstance(block.method, ExactFlow):
@@ -438,6 +463,7 @@ def _block(block: DynamicalBlock, arithmetic: _Arithmetic) -> Iterator[_Step]:
 
 def _leaf(module: nn.Module, arithmetic: _Arithmetic) -> _Affine:
     """The local error of one layer."""
+    _require_own_code(module, "forward")
     if isinstance(module, Channelwise):
         return _leaf(module.module, arithmetic)
     if isinstance(module, (nn.Identity, nn.Flatten, nn.ReLU, nn.MaxPool2d, SpaceToDepth, ZeroLift)):
@@ -466,6 +492,7 @@ def _normalisation(module: PixelNormalisation, arithmetic: _Arithmetic) -> _Affi
 
 def _steps(module: nn.Module, arithmetic: _Arithmetic) -> Iterator[_Step]:
     if isinstance(module, nn.Sequential):
+        _require_own_code(module, "forward")
         for part in module._modules.values():
             if part is not None:
                 yield from _steps(part, arithmetic)

@@ -81,4 +81,5 @@ def cached_results(directory: Path) -> list[str]:
     if not (directory / TRAINING).exists():
         return ["training (resumes)"]
     images = training_facts(directory)["fingerprint"]
-    return ["training (finished)"] + [kind.name for kind in KINDS if current_summary(directory, kind, images)]
+    done = [kind.name for kind in KINDS if current_summary(directory, kind, images, same_code=True)]
+    return ["training (finished)", *done]

@@ -15,9 +15,13 @@ from dynablocks.errors import BadCheckpoint, DynablocksError
 from dynablocks.files import is_number, read_json, sha256, write_json, write_tensors
 from dynablocks.robustness import AttackResult, CertificateResult, check_sound
 from dynablocks.run_directory.network import unfinished, weights_hash
+from dynablocks.run_directory.source import source_hash
 from dynablocks.training import find_checkpoint
 
 R = TypeVar("R")
+
+SOURCE = source_hash(Path(__file__).parents[1])
+"""Of the code that runs here: files that change later are not what was loaded."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +79,25 @@ def store(directory: Path, kind: ResultKind[Any], summary: dict[str, Any], tenso
 
 
 def belongs_to(directory: Path, fingerprint: str) -> dict[str, str]:
-    """What a stored result must agree in to be reused: the weights, the images, and the version that made it.
+    """What a stored result must agree in to be reused: the weights, the images, and the version and code that made it.
 
     Asked for before the weights are loaded: a training that goes on meanwhile may replace them.
     """
-    return {"weights": weights_hash(directory), "fingerprint": fingerprint, "version": dynablocks.__version__}
+    made_by = {"version": dynablocks.__version__, "source": SOURCE}
+    return {"weights": weights_hash(directory), "fingerprint": fingerprint} | made_by
 
 
-def current_summary(directory: Path, kind: ResultKind[Any], fingerprint: str) -> dict[str, Any] | None:
-    """The stored summary, when it was made with the present weights, these images and this version."""
+def current_summary(
+    directory: Path, kind: ResultKind[Any], fingerprint: str, *, same_code: bool = False
+) -> dict[str, Any] | None:
+    """The stored summary, when it was made with the present weights, these images and this version.
+
+    Args:
+        directory: of the run.
+        kind: of what.
+        fingerprint: of the images.
+        same_code: also by the very code that runs: asked for before a computation is spared, not of what is shown.
+    """
     path = directory / kind.summary
     if not path.exists():
         return None
@@ -92,6 +106,8 @@ def current_summary(directory: Path, kind: ResultKind[Any], fingerprint: str) ->
     except DynablocksError:
         return None
     wanted = belongs_to(directory, fingerprint)
+    if not same_code:
+        del wanted["source"]
     fits = isinstance(summary, dict) and all(summary.get(key) == value for key, value in wanted.items())
     whole = fits and _is_curve(summary.get(kind.curve)) and isinstance(summary.get("samples"), int)
     shown = ("clean_accuracy", "auc", "body_lipschitz")
@@ -104,12 +120,12 @@ def _is_curve(points: object) -> bool:
     )
 
 
-def restored(directory: Path, kind: ResultKind[R], fingerprint: str) -> R | None:
+def restored(directory: Path, kind: ResultKind[R], fingerprint: str, *, same_code: bool = False) -> R | None:
     """The stored result whose summary is current and whose tensors are those of the summary, otherwise ``None``."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    summary = current_summary(directory, kind, fingerprint)
+    summary = current_summary(directory, kind, fingerprint, same_code=same_code)
     if summary is None:
         return None
     path = directory / kind.tensors

@@ -1,5 +1,6 @@
 """Switching signals, the regions their steps live in, and the hook that keeps them there."""
 
+from dynablocks.switching.checks import check_region
 from dynablocks.switching.constraints import keep_constraints, project, regularisation, set_progress
 from dynablocks.switching.regions import (
     REGIONS,
@@ -12,11 +13,12 @@ from dynablocks.switching.regions import (
     tight_contraction,
 )
 from dynablocks.switching.signals import (
+    EvenSteps,
     FlexibleSignal,
     FreeSignal,
+    LearnedStep,
     LearnedTimes,
     NetworkBudget,
-    NonExpansiveSignal,
     PairSignal,
     Piece,
     PrescribedSignal,
@@ -26,12 +28,13 @@ from dynablocks.switching.signals import (
 
 __all__ = [
     "REGIONS",
+    "EvenSteps",
     "ExactFlowRegion",
     "FlexibleSignal",
     "FreeSignal",
+    "LearnedStep",
     "LearnedTimes",
     "NetworkBudget",
-    "NonExpansiveSignal",
     "PairSignal",
     "PaperFlexibleRegion",
     "PaperPrescribedRegion",
@@ -42,6 +45,7 @@ __all__ = [
     "SwitchingSignal",
     "TightHalvesRegion",
     "TightRegion",
+    "check_region",
     "keep_constraints",
     "project",
     "regularisation",

@@ -34,8 +34,8 @@ def keep_constraints(model: nn.Module, optimiser: torch.optim.Optimizer) -> Remo
     """Project the model after every step of the optimiser, in any training loop.
 
     Example:
-        >>> from dynablocks.switching import NonExpansiveSignal
-        >>> signal = NonExpansiveSignal(2.0)
+        >>> from dynablocks.switching import LearnedStep
+        >>> signal = LearnedStep(2.0)
         >>> optimiser = torch.optim.SGD(signal.parameters(), lr=1.0)
         >>> handle = keep_constraints(signal, optimiser)
         >>> (-signal.steps.sum()).backward(); optimiser.step()

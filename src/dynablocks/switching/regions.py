@@ -47,15 +47,18 @@ class Region:
     r"""A set {h₁ in [low₁, high₁], low₂ <= h₂ <= limit(h₁)} of step pairs.
 
     A subclass gives :meth:`limit`, the largest expansive step beside a contractive step h₁, the range of each step and
-    :meth:`pair_constant`, which takes floats or float64 tensors.
+    :meth:`pair_constant`, which takes floats or float64 tensors. :func:`dynablocks.switching.check_region` holds it to
+    that.
 
     Attributes:
         slope: a, the smaller slope of σ.
         substeps: S; each step is taken as S steps of size h/S.
         contractive_parts: in how many equal parts the contractive step of each of the S pairs is taken.
+        method: the registry name of the integrator whose steps :meth:`pair_constant` bounds.
     """
 
     contractive_parts: ClassVar[int] = 1
+    method: ClassVar[str] = "euler"
 
     slope: float = 0.5
     substeps: int = 1
@@ -67,7 +70,7 @@ class Region:
     @property
     def first_range(self) -> tuple[float, float]:
         """The range of h₁."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must have a property first_range: (low, high), those of h₁.")
 
     @property
     def second_low(self) -> float:
@@ -76,11 +79,14 @@ class Region:
 
     def limit(self, first: float) -> float:
         """The largest h₂ beside h₁ = ``first``."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must implement limit(first): the largest h₂ beside h₁.")
 
     def pair_constant(self, first: Number, second: Number) -> Number:
         """The bound on the pair's Lipschitz constant that the region keeps at or below 1."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement pair_constant(first, second): a Lipschitz constant of the steps "
+            "h₁/S and h₂/S, one after the other, of floats or of float64 tensors."
+        )
 
     def log_constant(self, first: Number, second: Number) -> Number:
         """log of the bound on the whole block's Lipschitz constant: S times the pair; differentiable for tensors."""
@@ -248,6 +254,8 @@ class TightHalvesRegion(TightRegion):
 @dataclass(frozen=True)
 class ExactFlowRegion(Region):
     r"""h₂ <= a h₁, h₁ in [0, 4]: exact flows with L = e^{−ah₁} and e^{h₂} (D2.4); h₂ in [−4, 0] needs no balance."""
+
+    method: ClassVar[str] = "exact"
 
     @property
     def first_range(self) -> tuple[float, float]:

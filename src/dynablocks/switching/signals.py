@@ -8,61 +8,84 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from dynablocks.errors import InvalidArgument, require_choice, require_finite, require_range
+from dynablocks.errors import InvalidArgument, require_choice, require_finite, require_range, require_whole
 from dynablocks.switching.regions import Region
 
-Piece = tuple[int, Tensor]
+Piece = tuple[int, Tensor | float]
 """(index of the active field, signed step size)."""
 
 
 class SwitchingSignal(nn.Module):
     """The piecewise constant s(t) of a block.
 
-    A subclass implements :meth:`pieces`; :meth:`project_` puts the steps back into their feasible set and runs after
-    every optimiser step (:func:`dynablocks.switching.keep_constraints`).
+    A subclass implements :meth:`pieces`. Its learned step sizes are parameters; :meth:`project_` puts these back into
+    their feasible set and runs after every optimiser step (:func:`dynablocks.switching.keep_constraints`).
 
     Attributes:
         fields_needed: how many fields the signal switches between.
+
+    Example:
+        >>> class ThereAndBack(SwitchingSignal):
+        ...     fields_needed = 2
+        ...     def pieces(self):
+        ...         return [(0, 0.5), (1, 0.25), (0, -0.5)]
+        >>> ThereAndBack()
+        ThereAndBack(h1=0.5, h2=0.25, h3=-0.5)
     """
 
     fields_needed: int = 1
-    steps: Tensor
 
-    def pieces(self) -> list[Piece]:
-        """What is active in turn: the field's index and the signed step."""
-        raise NotImplementedError
+    def pieces(self) -> Sequence[Piece]:
+        """What is active in turn: the field's index and the signed step, a number or a tensor of one element."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement pieces(): the list of (index of the field, step size), such as "
+            "[(0, 0.5)]; learned steps are parameters or made of such."
+        )
+
+    def sizes(self) -> list[tuple[int, float]]:
+        """:meth:`pieces` with the present steps as numbers."""
+        return [(index, float(step.detach() if isinstance(step, Tensor) else step)) for index, step in self.pieces()]
 
     @torch.no_grad()
     def project_(self) -> None:
         """Put the steps back into the feasible set, in place."""
 
     def summary(self) -> dict[str, float]:
-        """The present step sizes by name, for plots and reports."""
-        return {f"h{i + 1}": float(h) for i, h in enumerate(self.steps.detach())}
+        """The present step sizes by name, for plots and reports: those of the pieces unless a subclass says better."""
+        return {f"h{k}": size for k, (_, size) in enumerate(self.sizes(), 1)}
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value:.4g}" for name, value in self.summary().items())
 
 
-class NonExpansiveSignal(SwitchingSignal):
-    r"""One field, one learned step kept in [low, high]; [0, 2] is (3.5) for ‖A‖ <= 1, low > 0 keeps the step alive.
+class LearnedStep(SwitchingSignal):
+    r"""One field, one learned step kept in [low, high].
+
+    The default, [0, 2], is (3.5): Euler steps of a contractive gradient field with ‖A‖ <= 1 are non-expansive there.
+    low > 0 keeps the step alive; (−∞, ∞) leaves it free.
+
+    Args:
+        start: the step at the start; projected.
+        low, high: the range, either end may be infinite.
+
+    Raises:
+        InvalidArgument: ``start`` is not finite, or ``low`` exceeds ``high``.
 
     Example:
-        >>> signal = NonExpansiveSignal(3.0)
-        >>> signal.steps.item()
-        2.0
+        >>> LearnedStep(3.0).steps.item(), LearnedStep(3.0, high=float("inf")).steps.item()
+        (2.0, 3.0)
     """
 
-    def __init__(self, start: float = 1.0, low: float = 0.0, high: float = 2.0, *, learned: bool = True) -> None:
+    def __init__(self, start: float = 1.0, low: float = 0.0, high: float = 2.0) -> None:
         super().__init__()
         require_finite("start", float(start))
         if not low <= high:
             raise InvalidArgument(f"the step range is [{low}, {high}]; low must not exceed high.")
         self.low, self.high = low, high
-        self.steps = nn.Parameter(torch.tensor([float(start)]), requires_grad=learned)
+        self.steps = nn.Parameter(torch.tensor([float(start)]))
         self.project_()
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self) -> list[tuple[int, Tensor]]:
         return [(0, self.steps[0])]
 
     @torch.no_grad()
@@ -89,7 +112,7 @@ class LearnedTimes(SwitchingSignal):
         self.steps = nn.Parameter(torch.tensor([float(time) for time in start]))
         self.project_()
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self) -> list[tuple[int, Tensor]]:
         return list(enumerate(self.steps.unbind()))
 
     @torch.no_grad()
@@ -109,6 +132,8 @@ class ScheduledSignal(SwitchingSignal):
         1.5
     """
 
+    steps: Tensor
+
     def __init__(self, start: float = 1.0, end: float = 2.0, until: float = 0.7) -> None:
         super().__init__()
         require_range("until", until, 0.0, 1.0, open_low=True)
@@ -121,7 +146,7 @@ class ScheduledSignal(SwitchingSignal):
         part = min(1.0, progress / self.until)
         self.steps.fill_(self.start + (self.end - self.start) * part)
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self) -> list[tuple[int, Tensor]]:
         return [(0, self.steps[0])]
 
 
@@ -188,11 +213,21 @@ class PairSignal(SwitchingSignal):
         penalty = self.step_penalty * self.region.log_constant(first, second).clamp_min(0)
         return penalty.to(self.steps.dtype)
 
-    def parts(self) -> tuple[list[Piece], Piece]:
+    def pieces(self) -> list[tuple[int, Tensor]]:
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement pieces(): the order of a pair's two steps, as PrescribedSignal and "
+            "FlexibleSignal do."
+        )
+
+    def parts(self) -> tuple[list[tuple[int, Tensor]], tuple[int, Tensor]]:
         """One of the S pairs: the contractive pieces and the expansive one."""
         first, second = self.steps[0] / self.region.substeps, self.steps[1] / self.region.substeps
         count = self.region.contractive_parts
         return [(0, first / count)] * count, (1, second)
+
+    def summary(self) -> dict[str, float]:
+        """h₁ and h₂, each as a whole."""
+        return {f"h{k}": size for k, size in enumerate(self.steps.detach().tolist(), 1)}
 
 
 class PrescribedSignal(PairSignal):
@@ -205,7 +240,7 @@ class PrescribedSignal(PairSignal):
         [0, 1, 0, 1]
     """
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self) -> list[tuple[int, Tensor]]:
         contraction, expansion = self.parts()
         return [*contraction, expansion] * self.region.substeps
 
@@ -221,7 +256,7 @@ class FlexibleSignal(PairSignal):
         [1, 0, 0]
     """
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self) -> list[tuple[int, Tensor]]:
         contraction, expansion = self.parts()
         return [expansion, *contraction] * self.region.substeps
 
@@ -236,6 +271,8 @@ class FreeSignal(SwitchingSignal):
         0.1
     """
 
+    steps: Tensor
+
     def __init__(self, step: float = 1.0) -> None:
         super().__init__()
         self.given = require_finite("step", float(step))
@@ -248,14 +285,41 @@ class FreeSignal(SwitchingSignal):
             self.steps.fill_(self.given)
         return self
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self) -> list[tuple[int, Tensor]]:
         return [(0, self.steps[0])]
+
+
+class EvenSteps(SwitchingSignal):
+    """One field, followed for a fixed time in equal steps.
+
+    Args:
+        time: the whole of it, of either sign.
+        count: how many steps.
+
+    Raises:
+        InvalidArgument: ``time`` is not finite, or ``count`` no whole number from 1.
+
+    Example:
+        >>> [float(step) for _, step in EvenSteps(1.0, 4).pieces()]
+        [0.25, 0.25, 0.25, 0.25]
+    """
+
+    steps: Tensor
+
+    def __init__(self, time: float, count: int) -> None:
+        super().__init__()
+        step = require_finite("time", time) / require_whole("count", count, 1)
+        self.register_buffer("steps", torch.full((count,), step, dtype=torch.float64))
+
+    def pieces(self) -> list[tuple[int, Tensor]]:
+        return [(0, step) for step in self.steps.unbind()]
 
 
 class NetworkBudget(nn.Module):
     r"""One constraint for a whole network: Σ log Lᵢ(hᵢ) <= 0 over its pair signals (design D2.3).
 
     The projection multiplies every positive expansive step by the largest common θ in [0, 1] that meets the budget.
+    What steps outside of these signals contract is not credited.
 
     Args:
         signals: pair signals with ``balance="network"``; they stay registered where they are. One that acts several

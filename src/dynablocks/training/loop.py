@@ -175,7 +175,7 @@ def train(
 
 
 def take_step(session: Session) -> None:
-    """One optimiser step on one batch; nothing in it waits for the device."""
+    """One optimiser step on one batch; nothing in it waits for the device, but the projection of learned steps."""
     model, config, plan = session.model, session.config, session.plan
     learning_rate = config.lr * rate_factor(session)
     for group in session.optimiser.param_groups:

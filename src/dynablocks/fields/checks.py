@@ -1,0 +1,462 @@
+"""Is a field what it says of itself? Its facts and its methods against X and its dense Jacobians, in float64."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields.base import FieldFacts, VectorField
+from dynablocks.fields.hamiltonian import canonical
+from dynablocks.properties import EUCLIDEAN, Metric
+from dynablocks.properties.verify import jacobians, largest_finite, with_gradients
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+ROUNDING = 512 * torch.finfo(torch.float64).eps
+"""What rounding may do to a sum, for each of its terms and relative to the largest."""
+
+STEPS, TIMES = (-2.0, -0.5, 0.5, 2.0), (0.2, 0.3)
+"""The steps of which constants are measured, and the times of which flows are."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A float64 field at some states: X and DX there, and what rounding may do to them.
+
+    Args:
+        field: X.
+        x: the states, (batch, …).
+        metric: that of the field's facts.
+    """
+
+    field: VectorField
+    x: Tensor
+    metric: Metric
+
+    @property
+    def entries(self) -> int:
+        """How many numbers a state holds."""
+        return self.x[0].numel()
+
+    def rates_at(self, x: Tensor) -> Float[Tensor, "batch entries"]:
+        """X at any states, one row each."""
+        with torch.no_grad():
+            found: Tensor = self.field(x)
+        return _finite(found.flatten(1), "X")
+
+    @cached_property
+    def rates(self) -> Float[Tensor, "batch entries"]:
+        """X at the states."""
+        return self.rates_at(self.x)
+
+    @cached_property
+    def jacobians(self) -> Float[Tensor, "batch entries entries"]:
+        """DX at the states."""
+        return _finite(jacobians(self.field, self.x), "DX")
+
+    @cached_property
+    def coordinates(self) -> Float[Tensor, "batch entries entries"]:
+        """R DX R⁻¹, in the coordinates in which the norm of the metric is the Euclidean one."""
+        if self.metric == EUCLIDEAN:
+            return self.jacobians
+        whiten, unwhiten = self.metric.whiten, self.metric.unwhiten
+        return _finite(jacobians(lambda u: whiten(self.field(unwhiten(u))), whiten(self.x)), "DX")
+
+    @cached_property
+    def norms(self) -> Float[Tensor, " batch"]:
+        """‖DX‖ in the metric."""
+        return _norms(self.coordinates)
+
+    @cached_property
+    def eigenvalues(self) -> Float[Tensor, "batch entries"]:
+        """Those of the symmetric part of DX in the metric."""
+        values: Tensor = torch.linalg.eigvalsh(0.5 * (self.coordinates + self.coordinates.mT))
+        return values
+
+    @cached_property
+    def pairs(self) -> tuple[Float[Tensor, "pairs entries"], Float[Tensor, "pairs entries"]]:
+        """R(X(x) − X(y)) and R(x − y) for every two states: a jump is in no Jacobian."""
+        first, second = torch.triu_indices(len(self.x), len(self.x), 1)
+        images = self.metric.whiten(self.rates.reshape(self.x.shape)).flatten(1)
+        points = self.metric.whiten(self.x).flatten(1)
+        return images[first] - images[second], points[first] - points[second]
+
+    @property
+    def slack(self) -> float:
+        """What rounding may do to DX."""
+        return ROUNDING * self.entries * self.metric.condition**2 * float(self.norms.max())
+
+    @cached_property
+    def unit(self) -> float:
+        """What rounding may do to a number of size 1: parameters that are large multiply it."""
+        return ROUNDING * self.entries * max([1.0, *map(largest_finite, self.field.parameters())])
+
+    def tolerance(self, *values: Tensor) -> float:
+        """What rounding may do to values like these, at these states."""
+        return self.unit * max([1.0, *map(largest_finite, (self.x, *values))])
+
+
+def _finite(values: Tensor, name: str) -> Tensor:
+    if not bool(torch.isfinite(values).all()):
+        raise InvalidArgument(f"{name} is not finite at a state, so nothing can be said of it.")
+    return values
+
+
+def _norms(matrices: Float[Tensor, "batch n n"]) -> Float[Tensor, " batch"]:
+    norms: Tensor = torch.linalg.matrix_norm(matrices, ord=2)
+    return norms
+
+
+Check = Callable[[Measured, FieldFacts], Iterator[str]]
+FACTS: dict[str, Check] = {}
+"""By each fact, what measures it: one sentence for each thing that is wrong."""
+
+METHODS: dict[str, Check] = {}
+"""By each method that a field may have, what holds it against the field."""
+
+
+def measures(name: str, table: dict[str, Check] = FACTS) -> Callable[[Check], Check]:
+    """A decorator that files the measurement of a fact, or of a method, so that a new one brings its own."""
+
+    def file_under(function: Check) -> Check:
+        table[name] = function
+        return function
+
+    return file_under
+
+
+def wrong_shapes(field: VectorField) -> Iterator[str]:
+    """A sentence where X has another shape than its states, which x + hX(x) would broadcast.
+
+    Example:
+        >>> from dynablocks.fields import IdentityField
+        >>> class Total(IdentityField):
+        ...     def forward(self, x):
+        ...         return x.sum(1, keepdim=True)
+        >>> next(wrong_shapes(Total((2,))))
+        'X has shape (3, 1) for states (3, 2); a field has the shape of its states'
+    """
+    # A field of one sample, or of a number a sample, may have the shape of one batch by chance.
+    for count in (3, 4):
+        x = torch.randn(count, *field.in_shape, dtype=torch.float64)
+        with torch.no_grad():
+            rates = field(x)
+        if rates.shape != x.shape:
+            yield f"X has shape {tuple(rates.shape)} for states {tuple(x.shape)}; a field has the shape of its states"
+            return
+
+
+def false_facts(field: VectorField, x: Float[Tensor, "batch ..."]) -> Iterator[str]:
+    """A sentence for each fact of a float64 field that is false at the states x, and for each standing one.
+
+    Example:
+        >>> from dynablocks.fields import IdentityField
+        >>> class Still(IdentityField):
+        ...     def facts(self):
+        ...         return FieldFacts(1.0, 1.0, tangent=True)
+        >>> list(false_facts(Still((2,)), torch.ones(1, 2, dtype=torch.float64)))
+        ['tangent: ⟨x, X⟩ is 2.0e+00 at a state']
+    """
+    field = copy.deepcopy(field).requires_grad_(False)
+    facts, standing = field.facts(), field.standing_facts()
+    at = Measured(field, x, facts.metric)
+    told: set[str] = set()
+    for sentence in _wrong(FACTS, at, facts):
+        told.add(sentence)
+        yield sentence
+    if standing != facts:
+        there = at if standing.metric == facts.metric else Measured(field, x, standing.metric)
+        yield from (f"standing {sentence}" for sentence in _wrong(FACTS, there, standing) if sentence not in told)
+
+
+def false_methods(field: VectorField, x: Float[Tensor, "batch ..."]) -> Iterator[str]:
+    """A sentence for each method of a float64 field that contradicts the field, or its facts, at the states x."""
+    field = copy.deepcopy(field).requires_grad_(False)
+    facts = field.facts()
+    yield from _wrong(METHODS, Measured(field, x, facts.metric), facts)
+
+
+def _wrong(table: dict[str, Check], at: Measured, facts: FieldFacts) -> Iterator[str]:
+    for name, check in table.items():
+        try:
+            for sentence in check(at, facts):
+                yield f"{name}: {sentence}"
+        except InvalidArgument as error:
+            yield f"{name}: {str(error).rstrip('.')}"
+
+
+def _above(what: str, found: Tensor, limit: float, slack: float) -> Iterator[str]:
+    largest = float(found.max())
+    if not largest <= limit + slack:
+        yield f"{what} is {largest:.9g} at a state, {largest - limit:.1e} above the declared {limit:.9g}"
+
+
+def _beyond(what: str, found: Tensor, slack: float, where: str = "at a state") -> Iterator[str]:
+    largest = float(found.max()) if found.numel() else 0.0
+    if not largest <= slack:
+        yield f"{what} is {largest:.1e} {where}"
+
+
+def _asymmetry(what: str, matrices: Float[Tensor, "batch n n"], slack: float) -> Iterator[str]:
+    gap = float((0.5 * (matrices - matrices.mT)).abs().max())
+    if not gap <= slack:
+        yield f"{what} is not symmetric, by {gap:.1e}"
+
+
+def _difference(what: str, one: Tensor, other: Tensor, slack: float) -> Iterator[str]:
+    gap = float((one - other).abs().max())
+    if not gap <= slack:
+        yield f"{what} differ by up to {gap:.1e}"
+
+
+def _change(at: Measured, slope: Float[Tensor, "batch entries"]) -> tuple[Float[Tensor, " batch"], float]:
+    """⟨slope, X⟩ at each state, and what rounding of its terms may be."""
+    sizes = slope.norm(dim=1) * at.rates.norm(dim=1)
+    return (slope * at.rates).sum(1), at.unit * max(1.0, float(sizes.max()))
+
+
+@with_gradients
+def _slope(name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Float[Tensor, "batch entries"]:
+    """The gradient of a function with one number a state."""
+    point = x.detach().clone().requires_grad_(True)
+    values = function(point)
+    if values.shape != x.shape[:1]:
+        raise InvalidArgument(
+            f"it has shape {tuple(values.shape)} for {len(x)} states; {name}(x) is one number a state, ({len(x)},)."
+        )
+    if not values.requires_grad:
+        return torch.zeros_like(x).flatten(1)
+    (slope,) = torch.autograd.grad(values.sum(), point, allow_unused=True, materialize_grads=True)
+    return slope.flatten(1)
+
+
+@measures("lipschitz")
+def _lipschitz(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    if facts.lipschitz == math.inf:
+        return
+    yield from _above("‖DX‖", at.norms, facts.lipschitz, at.slack)
+    moved, apart = at.pairs
+    allowed = facts.lipschitz * apart.norm(dim=1)
+    slack = at.tolerance(at.rates, allowed) * at.metric.condition**2
+    yield from _beyond("‖δX‖ − lipschitz·‖δx‖", moved.norm(dim=1) - allowed, slack, "between two states")
+
+
+@measures("one_sided")
+def _one_sided(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    if facts.one_sided == math.inf:
+        return
+    yield from _above("an eigenvalue of (DX + DXᵀ)/2", at.eigenvalues, facts.one_sided, at.slack)
+    moved, apart = at.pairs
+    allowed = facts.one_sided * apart.square().sum(1)
+    slack = at.tolerance(moved.norm(dim=1) * apart.norm(dim=1), allowed) * at.metric.condition**2
+    yield from _beyond("⟨δX, δx⟩ − one_sided·‖δx‖²", (moved * apart).sum(1) - allowed, slack, "between two states")
+
+
+@measures("spectrum")
+def _spectrum(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    if facts.spectrum is None:
+        return
+    yield from _asymmetry("DX", at.coordinates, at.slack)
+    low, high = facts.spectrum
+    smallest, largest = float(at.eigenvalues.min()), float(at.eigenvalues.max())
+    if not (low - at.slack <= smallest and largest <= high + at.slack):
+        yield f"the eigenvalues of DX reach from {smallest:.9g} to {largest:.9g}, beyond [{low:.9g}, {high:.9g}]"
+
+
+@measures("conservative")
+def _conservative(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    if facts.conservative:
+        yield from _asymmetry("DX", at.coordinates, at.slack)
+
+
+@measures("odd")
+def _odd(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    if facts.odd:
+        yield from _beyond("|X(−x) + X(x)|", (at.rates_at(-at.x) + at.rates).abs(), at.tolerance(at.rates))
+
+
+@measures("linear_invariants")
+def _linear_invariants(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    for weights in facts.linear_invariants:
+        numbers = (1.0,) * at.entries if weights is None else weights
+        if len(numbers) != at.entries:
+            yield f"{numbers} are {len(numbers)} weights for states of {at.entries} entries"
+            continue
+        change, rounding = _change(at, at.rates.new_tensor(numbers).expand_as(at.rates))
+        yield from _beyond(f"wᵀX for w = {weights or 1}", change.abs(), rounding)
+
+
+@measures("divergence_free")
+def _divergence_free(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    if facts.divergence_free:
+        yield from _beyond("∇·X", at.jacobians.diagonal(dim1=1, dim2=2).sum(1).abs(), at.slack)
+
+
+@measures("hamiltonian")
+def _hamiltonian(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    if facts.hamiltonian:
+        yield from _form(at, 0.0)
+
+
+@measures("damping")
+def _damping(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    if facts.damping is not None:
+        yield from _form(at, facts.damping)
+
+
+def _form(at: Measured, damping: float) -> Iterator[str]:
+    """X = 𝕁∇H − γ(0, p) for some H where 𝕁(DX + γ diag(0, I)) = −∇²H is symmetric."""
+    if at.x.shape[1] % 2:
+        yield f"states of shape {tuple(at.x.shape[1:])} have no halves (q, p)"
+        return
+    undamped, half = at.jacobians.clone(), at.entries // 2
+    undamped[:, half:, half:] += damping * torch.eye(half, dtype=undamped.dtype)
+    yield from _asymmetry("𝕁(DX + γ diag(0, I))" if damping else "𝕁DX", canonical(undamped), at.slack)
+
+
+@measures("conserves_energy")
+def _conserves_energy(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    # A Hamiltonian field keeps an H also where no closed form of it is known.
+    if facts.conserves_energy and not (facts.hamiltonian and _refuses(at.field.energy, at.x)):
+        change, rounding = _change(at, _slope("energy", at.field.energy, at.x))
+        yield from _beyond("|dH/dt|", change.abs(), rounding)
+
+
+@measures("dissipates_energy")
+def _dissipates_energy(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    if facts.dissipates_energy:
+        yield from _beyond("dH/dt", *_change(at, _slope("energy", at.field.energy, at.x)))
+
+
+@measures("tangent")
+def _tangent(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    if facts.tangent:
+        change, rounding = _change(at, at.x.flatten(1))
+        yield from _beyond("⟨x, X⟩", change.abs(), rounding)
+
+
+@measures("positive")
+def _positive(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    """At |x| with each entry 0 in turn, and at 0."""
+    if not facts.positive:
+        return
+    inside = torch.cat([at.x.flatten(1).abs(), torch.zeros(1, at.entries, dtype=at.x.dtype)])
+    walls = torch.where(torch.eye(at.entries, dtype=torch.bool).unsqueeze(1), 0.0, inside)
+    rates = at.rates_at(walls.reshape(-1, *at.x.shape[1:])).reshape(walls.shape)
+    yield from _beyond("−Xᵢ where xᵢ = 0", -rates.diagonal(dim1=0, dim2=2), at.tolerance(rates))
+
+
+def _refuses(function: Callable[..., Any], *given: Any) -> bool:
+    """Whether a method says that the field has no such thing."""
+    try:
+        with torch.no_grad():
+            function(*given)
+    except InvalidArgument:
+        return True
+    return False
+
+
+@measures("potential", METHODS)
+def _potential(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    potential: Any = getattr(at.field, "potential", None)
+    known = callable(potential) and facts.conservative and facts.metric == EUCLIDEAN
+    if known and not _refuses(potential, at.x):
+        slope = _slope("potential", potential, at.x)
+        yield from _difference("∇V and X", slope, at.rates, at.tolerance(slope, at.rates))
+
+
+@measures("energy", METHODS)
+def _energy(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    if facts.hamiltonian and not _refuses(at.field.energy, at.x):
+        slope = canonical(_slope("energy", at.field.energy, at.x))
+        yield from _difference("𝕁∇H and X", slope, at.rates, at.tolerance(slope, at.rates))
+
+
+@measures("structure", METHODS)
+def _structure(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    methods: list[Any] = [getattr(at.field, name, None) for name in ("energy", "gradient", "structure")]
+    energy, gradient, structure = methods
+    refused = getattr(at.field, "why_no_structure", lambda: None)() is not None
+    if refused or not all(map(callable, methods)) or _refuses(energy, at.x):
+        return
+    with torch.no_grad():
+        given = gradient(at.x)
+        image = structure(at.x, given).flatten(1)
+    slope = _slope("energy", energy, at.x)
+    yield from _difference("∇H and gradient", slope, given.flatten(1), at.tolerance(slope))
+    yield from _difference("structure(x, gradient(x)) and X", image, at.rates, at.tolerance(image, slope))
+
+
+@measures("terms", METHODS)
+def _terms(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    terms = at.field.terms()
+    if all(term is at.field for term in terms):
+        return
+    parts = [Measured(term, at.x, EUCLIDEAN).rates for term in terms]
+    yield from _difference("the sum of the terms and X", sum(parts, 0 * at.rates), at.rates, at.tolerance(*parts))
+
+
+@measures("euler_constant", METHODS)
+def _euler_constant(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    for h in STEPS:
+        constant, _ = at.field.euler_constant(h)
+        if constant < math.inf:
+            norms = _norms(torch.eye(at.entries, dtype=at.x.dtype) + h * at.coordinates)
+            yield from _above(f"‖I + hDX‖ for h = {h}", norms, constant, abs(h) * at.slack + ROUNDING * at.entries)
+
+
+@measures("flow", METHODS)
+def _flow(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    """What is a flow has the derivative X at time 0, and Φ_t ∘ Φ_s = Φ_{s+t}."""
+    if at.field.why_no_flow() is not None:
+        return
+    flow, (first, second) = at.field.flow, TIMES
+    speed = max(1.0, largest_finite(at.rates), facts.lipschitz if facts.lipschitz < math.inf else 0.0)
+    step = 1e-3 / speed
+    with torch.no_grad():
+        one, other = (flow(at.x, k * step) - flow(at.x, -k * step) for k in (1, 2))
+        twice, once = flow(flow(at.x, first), second), flow(at.x, first + second)
+    slope = ((8 * one - other) / (12 * step)).flatten(1)
+    size = max(1.0, largest_finite(at.x), largest_finite(at.rates))
+    yield from _difference("its derivative at time 0 and X", slope, at.rates, 1e-8 * size * max(1.0, speed / 1e3))
+    yield from _difference("Φ_t(Φ_s(x)) and Φ_{s+t}(x)", twice, once, at.tolerance(twice, once))
+
+
+@measures("flow_constant", METHODS)
+def _flow_constant(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    if at.field.why_no_flow() is not None or at.metric != EUCLIDEAN:
+        return
+    for time in (TIMES[0], -TIMES[0]):
+        constant, _ = at.field.flow_constant(time)
+        if constant < math.inf:
+            norms = _norms(_flow_jacobians(at, time))
+            slack = ROUNDING * at.entries * float(norms.max())
+            yield from _above(f"‖DΦ_t‖ for t = {time}", norms, constant, slack)
+
+
+@measures("flow_log_determinant", METHODS)
+def _flow_log_determinant(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    time = TIMES[0]
+    if at.field.why_no_flow() is not None or _refuses(at.field.flow_log_determinant, at.x, time):
+        return
+    with torch.no_grad():
+        given = at.field.flow_log_determinant(at.x, time)
+    _, expected = torch.linalg.slogdet(_flow_jacobians(at, time))
+    if given.shape != expected.shape:
+        yield f"it has shape {tuple(given.shape)} for {len(at.x)} states; one number a state is needed"
+        return
+    slack = ROUNDING * at.entries**2 * max(1.0, largest_finite(expected))
+    yield from _difference("it and that of the dense Jacobian", given, expected, slack)
+
+
+def _flow_jacobians(at: Measured, time: float) -> Float[Tensor, "batch entries entries"]:
+    return _finite(jacobians(lambda x: at.field.flow(x, time), at.x), "DΦ_t")

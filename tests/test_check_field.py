@@ -1,0 +1,388 @@
+"""check_field on what is registered, on one liar for each fact and each method, and on first mistakes with a field."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynablocks.blocks import DynamicalBlock
+from dynablocks.errors import InvalidArgument, PropertyViolated
+from dynablocks.fields import (
+    FIELDS,
+    Damping,
+    DissipativeField,
+    FieldFacts,
+    GradientField,
+    IdentityField,
+    LinearField,
+    MassPreservingField,
+    NeuralHamiltonian,
+    PartitionedField,
+    TwoMatrixField,
+    VectorField,
+    leaky_relu,
+    presnov,
+)
+from dynablocks.fields.base import potential_of
+from dynablocks.fields.checks import FACTS, METHODS, false_facts, false_methods
+from dynablocks.integrators import ExactFlow
+from dynablocks.linear import Conv, Dense, OrthogonalDense
+from dynablocks.switching import FreeSignal
+from dynablocks.testing import FIELD_CHECKS, Finding, check_block, check_field
+
+HONEST: dict[str, Callable[[], VectorField]] = {name: FIELDS[name].example for name in sorted(FIELDS)} | {
+    "convolution": lambda: GradientField(Conv((2, 3, 3), 3, 3), leaky_relu(0.1)),
+    "flow with alpha": lambda: GradientField(OrthogonalDense(4, 3), leaky_relu(0.5), alpha=-0.5),
+    "presnov gradient": lambda: presnov(MassPreservingField(3, 5), nodes=4).gradient,
+    "presnov tangent": lambda: presnov(MassPreservingField(3, 5), nodes=4).tangent,
+}
+
+
+def finding(field: VectorField, check: str) -> Finding:
+    (found,) = [found for found in check_field(field).findings if found.check == check]
+    return found
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_what_is_registered_tells_the_truth(name: str) -> None:
+    check_field(HONEST[name]()).require()
+
+
+def test_a_check_leaves_no_trace() -> None:
+    field = GradientField.example()
+    before, state = copy.deepcopy(field.state_dict()), torch.random.get_rng_state()
+    report = check_field(field).require()
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in field.state_dict().items())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in field.parameters())
+    assert [found.check for found in report.findings] == list(FIELD_CHECKS)
+
+
+class Claiming(TwoMatrixField):
+    """A field of which nothing but its constants is true, and what it claims beyond that."""
+
+    def __init__(self, **claim: object) -> None:
+        super().__init__(Dense(4, 5), Dense(4, 5), "sigmoid")
+        self.claim = claim
+
+    def energy(self, x: Tensor) -> Tensor:
+        return x.square().sum(1)
+
+    def facts(self) -> FieldFacts:
+        return replace(super().facts(), **self.claim)
+
+
+FALSE: list[dict[str, object]] = [
+    {"lipschitz": 0.01},
+    {"one_sided": -1.0},
+    {"spectrum": (-5.0, 5.0)},
+    {"conservative": True},
+    {"odd": True},
+    {"divergence_free": True},
+    {"hamiltonian": True},
+    {"damping": 0.25},
+    {"tangent": True},
+    {"linear_invariants": (None,)},
+    {"linear_invariants": ((1.0, -1.0, 0.5, 2.0),)},
+    {"linear_invariants": ((1.0, 1.0),)},
+    {"conserves_energy": True},
+    {"dissipates_energy": True},
+    {"positive": True},
+]
+
+
+@pytest.mark.parametrize("claim", FALSE, ids=lambda claim: next(iter(claim)))
+def test_each_false_fact_is_found_and_named(claim: dict[str, object]) -> None:
+    found = finding(Claiming(**claim), "facts at the start")
+    assert not found.passed
+    assert found.message.startswith(f"{next(iter(claim))}: "), found.message
+
+
+def test_what_is_not_claimed_is_not_found() -> None:
+    check_field(Claiming()).require()
+
+
+def test_each_fact_has_a_measurement_and_a_liar() -> None:
+    facts = {attribute.name for attribute in dataclasses.fields(FieldFacts)} - {"reason", "metric"}
+    assert set(FACTS) == facts
+    assert {name for claim in FALSE for name in claim} == facts
+
+
+def test_a_jump_breaks_a_constant_that_every_jacobian_keeps() -> None:
+    class Sign(IdentityField):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sign()
+
+        def facts(self) -> FieldFacts:
+            return FieldFacts(0.0, 0.0)
+
+    x = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
+    told = list(false_facts(Sign((2,)), x))
+    assert [sentence.split(" is ")[0] for sentence in told] == [
+        "lipschitz: ‖δX‖ − lipschitz·‖δx‖",
+        "one_sided: ⟨δX, δx⟩ − one_sided·‖δx‖²",
+    ]
+
+
+class Scaling(VectorField):
+    """X(x) = cx with a learned c, and the constant that a function of c gives."""
+
+    def __init__(self, constant: Callable[[float], float]) -> None:
+        super().__init__()
+        self.in_shape, self.constant = (3,), constant
+        self.rate = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rate * x
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(self.constant(abs(float(self.rate.detach()))), odd=True, reason="a scaling")
+
+
+def test_facts_are_measured_after_training_and_under_hostile_parameters() -> None:
+    check_field(Scaling(lambda rate: rate)).require()
+    assert check_field(Scaling(lambda rate: min(rate, 100.0))).failed == ("facts under hostile parameters",)
+    remembered = check_field(Scaling(lambda rate: 0.5))
+    assert remembered.failed == ("facts after training", "facts under hostile parameters")
+    with pytest.raises(PropertyViolated, match="Scaling fails the check 'facts after training': lipschitz: "):
+        remembered.require()
+
+
+def test_a_standing_fact_that_the_facts_do_not_state_is_measured_too() -> None:
+    class Boasting(GradientField):
+        def _standing_facts(self) -> FieldFacts:
+            return FieldFacts(conservative=True, tangent=True)
+
+    found = finding(Boasting(Dense(3, 4), "tanh"), "facts at the start")
+    assert found.message.startswith("standing tangent: ")
+
+
+def test_facts_are_measured_also_where_gradients_are_off() -> None:
+    honest, liar = NeuralHamiltonian.example(), Claiming(conserves_energy=True)
+    for quiet in (torch.no_grad, torch.inference_mode):
+        with quiet():
+            check_field(honest).require()
+            assert "facts at the start" in check_field(liar).failed
+
+
+class WrongSign(LinearField):
+    def potential(self, x: Tensor) -> Tensor:
+        return -super().potential(x)
+
+
+class Upside(NeuralHamiltonian):
+    def energy(self, x: Tensor) -> Tensor:
+        return -super().energy(x)
+
+
+class Steep(DissipativeField):
+    def gradient(self, x: Tensor) -> Tensor:
+        return 2 * super().gradient(x)
+
+
+class Halved(PartitionedField):
+    def terms(self) -> tuple[VectorField, ...]:
+        return (self.kick,)
+
+
+class Small(TwoMatrixField):
+    def euler_constant(self, step_size: float, bound: str = "tight") -> tuple[float, str]:
+        constant, reason = super().euler_constant(step_size, bound)
+        return 0.5 * constant, reason
+
+
+class Late(Damping):
+    def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
+        return super().flow(x, 1.0001 * time)
+
+
+class OneStep(LinearField):
+    """Its flow is an Euler step: right at the start, but of no group."""
+
+    def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
+        return x + time * self(x)
+
+
+class Shrinking(Damping):
+    def flow_constant(self, time: float) -> tuple[float, str]:
+        return 0.5, "wishful thinking"
+
+
+class Denser(Damping):
+    def flow_log_determinant(self, x: Tensor, time: Tensor | float) -> Tensor:
+        return super().flow_log_determinant(x, time) + 1e-6
+
+
+WRONG: list[tuple[str, Callable[[], VectorField]]] = [
+    ("potential", lambda: WrongSign(3)),
+    ("energy", lambda: Upside(4, width=3)),
+    ("structure", lambda: Steep(3, width=4)),
+    ("terms", lambda: Halved(None, GradientField(Dense(2, 3), "tanh"))),
+    ("euler_constant", lambda: Small(Dense(3, 5), Dense(3, 5))),
+    ("flow", lambda: Late((4,))),
+    ("flow", lambda: OneStep(3)),
+    ("flow_constant", lambda: Shrinking((4,))),
+    ("flow_log_determinant", lambda: Denser((4,))),
+]
+
+
+@pytest.mark.parametrize(("method", "make"), WRONG, ids=lambda given: given if isinstance(given, str) else "")
+def test_each_method_that_contradicts_the_field_is_found_and_named(
+    method: str, make: Callable[[], VectorField]
+) -> None:
+    found = finding(make(), "methods")
+    assert not found.passed
+    assert found.message.startswith(f"{method}: ") or f"; {method}: " in found.message, found.message
+
+
+def test_each_method_has_a_measurement_and_a_liar() -> None:
+    assert {method for method, _ in WRONG} == set(METHODS)
+
+
+def test_a_number_a_state_of_another_shape_is_named() -> None:
+    class Column(LinearField):
+        def potential(self, x: Tensor) -> Tensor:
+            return super().potential(x).unsqueeze(1)
+
+    (told,) = false_methods(Column(2).double(), torch.ones(3, 2, dtype=torch.float64))
+    assert told == "potential: it has shape (3, 1) for 3 states; potential(x) is one number a state, (3,)"
+
+
+class OwnField(VectorField):
+    """A field that is what a function of its states is."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.in_shape, self.function = (3,), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts()
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [
+        (lambda x: -x.sum(1, keepdim=True), "(3, 1)"),
+        (lambda x: -x.sum(1), "(3,)"),
+        (lambda x: torch.stack([x[1], -x[0]]), "(2, 3)"),
+    ],
+    ids=["one number a state", "a flat batch", "of one state"],
+)
+def test_a_field_of_another_shape_than_its_states_is_told_so(function: Callable[[Tensor], Tensor], shape: str) -> None:
+    sentence = f"X has shape {shape} for states (3, 3); a field has the shape of its states"
+    field = OwnField(function)
+    assert finding(field, "shape").message == sentence
+    report = check_block(DynamicalBlock(field, "euler", FreeSignal(0.5)))
+    assert (report.failed[0], report.findings[0].message) == ("shapes of its fields", f"OwnField: {sentence}")
+
+
+def test_a_field_of_one_state_is_not_taken_for_one_of_a_batch_of_its_size() -> None:
+    found = finding(OwnField(lambda x: torch.stack([x[1], -x[0], x[2]])), "shape")
+    assert found.message.startswith("X has shape (3, 3) for states (4, 3)")
+
+
+def test_fields_and_modules_are_sent_to_the_check_that_is_theirs() -> None:
+    with pytest.raises(InvalidArgument, match=r"LinearField is a vector field, .*; check its facts with check_field"):
+        check_block(LinearField(3))
+    with pytest.raises(InvalidArgument, match="field is a Linear; a VectorField is needed"):
+        check_field(nn.Linear(2, 2))
+    with pytest.raises(InvalidArgument, match="in_shape of Shapeless is None; set it to the shape of one sample"):
+        check_field(type("Shapeless", (VectorField,), {})())
+    with pytest.raises(InvalidArgument, match="has 701 entries; dense Jacobians are formed for at most 700"):
+        check_field(IdentityField((701,)))
+    with pytest.raises(InvalidArgument, match=r"sample has shape \(4, 2\); states of LinearField have shape \(3,\)"):
+        check_field(LinearField(3), torch.zeros(4, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lipschitz", math.nan),
+        ("lipschitz", -1.0),
+        ("lipschitz", torch.tensor(1.0)),
+        ("one_sided", math.nan),
+        ("spectrum", (1.0, -1.0)),
+        ("spectrum", (math.nan, 0.0)),
+        ("spectrum", (torch.tensor(0.0), torch.tensor(1.0))),
+        ("spectrum", 2.0),
+        ("damping", math.inf),
+        ("linear_invariants", [None]),
+        ("linear_invariants", (1.0, 1.0)),
+        ("linear_invariants", ((0.0, 0.0),)),
+        ("linear_invariants", ((1.0, math.nan),)),
+    ],
+)
+def test_facts_that_cannot_be_are_refused_in_one_sentence(name: str, value: object) -> None:
+    with pytest.raises(InvalidArgument, match=rf"^{name} is .* needed"):
+        FieldFacts(**{name: value})
+
+
+def test_constants_follow_from_a_spectrum_where_they_are_left_out_and_nowhere_else() -> None:
+    alone = FieldFacts(spectrum=(-1.0, 0.25))
+    assert (alone.lipschitz, alone.one_sided) == (1.0, 0.25)
+    stated = FieldFacts(0.5, 0.125, (-1.0, 0.25))
+    assert (stated.lipschitz, stated.one_sided) == (0.5, 0.125)
+    unknown = FieldFacts.of_spectrum(math.nan, 0.0, odd=False, reason="0 · ∞")
+    assert (unknown.spectrum, unknown.lipschitz, unknown.one_sided) == ((-math.inf, math.inf), math.inf, math.inf)
+
+
+class Spiral(VectorField):
+    """ẋ = (aI + ωJ)x with J = ((0, 1), (−1, 0)), and its flow, as the docstring of VectorField asks for it."""
+
+    def __init__(self, rate: float, turn: float) -> None:
+        super().__init__()
+        self.in_shape, self.rate, self.turn = (2,), rate, turn
+        self.register_buffer("matrix", torch.tensor([[rate, turn], [-turn, rate]], dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrix.mT
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(math.hypot(self.rate, self.turn), self.rate, reason="a normal matrix")
+
+    def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
+        cosine, sine = math.cos(self.turn * float(time)), math.sin(self.turn * float(time))
+        return math.exp(self.rate * float(time)) * x @ x.new_tensor([[cosine, sine], [-sine, cosine]]).mT
+
+
+def test_a_flow_is_taken_where_the_class_has_one_and_its_log_determinant_is_asked_for() -> None:
+    field, x = Spiral(-0.5, 2.0), torch.randn(4, 2, dtype=torch.float64)
+    check_field(field).require()
+    block = DynamicalBlock(field, "exact", FreeSignal(0.5)).double()
+    exact = x @ torch.linalg.matrix_exp(0.5 * field.matrix).mT
+    torch.testing.assert_close(block(x), exact, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(block.inverse(block(x)), x, rtol=1e-13, atol=1e-13)
+    with pytest.raises(InvalidArgument, match=r"Spiral has a flow, but not its log-determinant; give it a method"):
+        block.log_determinant(x)
+    check_block(block).require()
+    none = LinearField(2)
+    for call in (none.flow, none.flow_log_determinant):
+        with pytest.raises(InvalidArgument, match="the exact flow needs a closed form, and LinearField has none"):
+            call(x, 0.5)
+    assert ExactFlow().why_not(none) is not None
+
+
+def test_what_a_field_lacks_is_said_with_what_to_write() -> None:
+    class Bare(VectorField):
+        in_shape = (2,)
+
+    x = torch.zeros(1, 2)
+    with pytest.raises(NotImplementedError, match=r"Bare must implement forward\(x\)"):
+        Bare()(x)
+    for call in (Bare().facts, Bare().standing_facts):
+        with pytest.raises(NotImplementedError, match=r"Bare must implement facts\(\)"):
+            call()
+    with pytest.raises(InvalidArgument, match=r"or give it a method energy\(x\), one number a sample"):
+        LinearField(2).energy(x)
+    with pytest.raises(InvalidArgument, match=r"or give it a method potential\(x\) with X = ∇V, one number a sample"):
+        potential_of(Damping((2,)), x)

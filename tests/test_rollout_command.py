@@ -1,0 +1,257 @@
+"""``dynablocks rollout``: a linear fit against powers of its matrix, what is written, every way to use it wrongly."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynablocks.cli import main
+from dynablocks.data.trajectories import read_trajectories
+from dynablocks.fitting import FlowMap, Structure, build, save_fit
+
+F64 = torch.float64
+ROTATION = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=F64)
+
+
+def linear_fit(folder: Path, rate: Tensor, step: float = 0.25) -> Path:
+    """A fit that has learned ẋ = Lx, with four terms of the exponential series in a step (rk4)."""
+    flow = build(Structure("none", ("q", "p"), width=2, step=step))
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.zero_()
+        flow.field.rate.linear.copy_(rate)
+    save_fit(folder, flow)
+    return folder
+
+
+def runs_of(rate: Tensor, start: list[float], step: float, steps: int) -> Tensor:
+    """What that fit does: powers of Σ (hL)ʲ/j!, j <= 4, times the start."""
+    small = step * rate
+    one = sum((torch.linalg.matrix_power(small, j) / math.factorial(j) for j in range(5)), torch.zeros_like(rate))
+    state = torch.tensor(start, dtype=F64)
+    return torch.stack([torch.linalg.matrix_power(one, k) @ state for k in range(steps + 1)])
+
+
+def saved(folder: Path, structure: Structure) -> FlowMap:
+    """An untrained fit of any structure."""
+    flow = build(structure)
+    save_fit(folder, flow)
+    return flow
+
+
+@pytest.fixture
+def fit(tmp_path: Path) -> Path:
+    return linear_fit(tmp_path / "fit", ROTATION)
+
+
+def test_one_state_is_rolled_out_to_standard_output(fit: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rollout", str(fit), "--start", "0.5,-1", "--steps", "3"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    header, *rows = said.out.splitlines()
+    assert header == "trajectory,t,q,p"
+    found = torch.tensor([[float(cell) for cell in row.split(",")] for row in rows], dtype=F64)
+    assert found[:, 0].tolist() == [0, 0, 0, 0]
+    assert found[:, 1].tolist() == [0, 0.25, 0.5, 0.75]
+    assert torch.allclose(found[:, 2:], runs_of(ROTATION, [0.5, -1.0], 0.25, 3), rtol=1e-14, atol=1e-14)
+    assert main(["rollout", str(fit), "--start", "0.5,-1"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 102
+
+
+def test_a_negative_state_may_be_a_word_of_its_own(fit: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rollout", str(fit), "--start", "-0.5,1", "--steps", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "0,0.0,-0.5,1.0"
+
+
+def test_starts_of_a_file_keep_their_names_and_times(
+    fit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "states.csv").write_text("p,note,trajectory,q,t\n0,warm,left,0.5,2\n-1,,right,0.25,3\n")
+    out = tmp_path / "new" / "runs.csv"
+    command = ["rollout", str(fit), "--start", str(tmp_path / "states.csv"), "--steps", "5", "--step", "0.5"]
+    assert main([*command, "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    data = read_trajectories(out)
+    assert (data.labels, data.names) == (("left", "right"), ("q", "p"))
+    for k, (start, begin) in enumerate((([0.5, 0.0], 2.0), ([0.25, -1.0], 3.0))):
+        assert data.times[k].tolist() == [begin + 0.5 * i for i in range(6)]
+        assert torch.allclose(data.states[k], runs_of(ROTATION, start, 0.5, 5), rtol=1e-14, atol=1e-14)
+
+
+def test_a_fit_reads_what_was_rolled_out(fit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "states.csv").write_text("q,p\n0.5,0\n0.25,-1\n1,1\n")
+    out = tmp_path / "runs.csv"
+    command = ["rollout", str(fit), "--start", str(tmp_path / "states.csv"), "--steps", "9", "--out", str(out)]
+    assert main(command) == 0
+    assert main(["fit", str(out), "--preserve", "symplectic", "--dry-run"]) == 0
+    assert "columns     positions q; momenta p\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("structure", "start", "what", "most"),
+    [
+        (Structure("mass", ("S", "I", "R"), width=4, step=0.1), "0.9,0.1,0", "relative change of the mass", 1e-13),
+        (Structure("norm", ("a", "b", "c"), width=4, step=0.1), "1,2,-1", "relative change of the norm", 1e-12),
+        (Structure("positive", ("a", "b"), width=4, step=0.1), "1,0", "negative part of the smallest entry", 0.0),
+    ],
+)
+def test_what_is_kept_is_told_on_standard_error(
+    structure: Structure, start: str, what: str, most: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(tmp_path / "fit", structure)
+    assert main(["rollout", str(tmp_path / "fit"), "--start", start, "--steps", "20"]) == 0
+    said = re.fullmatch(r"(.*): at most ([\d.e+-]+) along 20 steps\n", capsys.readouterr().err)
+    assert said is not None
+    assert said[1] == what
+    assert float(said[2]) <= most
+
+
+def test_the_change_of_a_learned_energy_is_that_along_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flow = saved(tmp_path / "fit", Structure("symplectic", ("q", "p"), width=4, step=0.5, linear=True))
+    assert main(["rollout", str(tmp_path / "fit"), "--start", "0.5,0.25", "--steps", "9"]) == 0
+    said = re.fullmatch(r"change of the learned energy over its spread: at most (\S+) along 9 steps\n", err(capsys))
+    assert said is not None
+    start = torch.tensor([[0.5, 0.25]], dtype=F64)
+    with torch.no_grad():
+        states = flow.rollout(start, torch.full((1, 9), 0.5, dtype=F64))[0]
+        energy, middle = flow.energy(states), flow.energy(states.mean(0, keepdim=True))
+    wanted = float((energy - energy[0]).abs().max() / (energy - middle).square().mean().sqrt())
+    assert float(said[1]) == pytest.approx(wanted, rel=0.06)
+
+
+def err(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err
+
+
+def test_a_run_that_leaves_the_numbers_says_when_and_how_far_it_may_go(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = linear_fit(tmp_path / "fit", 1000 * torch.eye(2, dtype=F64), step=0.1)
+    (tmp_path / "states.csv").write_text("trajectory,t,q,p\ncalm,0,0,0\nwild,7,1,1\n")
+    command = ["rollout", str(fit), "--start", str(tmp_path / "states.csv"), "--out", str(tmp_path / "runs.csv")]
+    assert main(command) == 2
+    said = err(capsys)
+    found = re.search(r"the run from the start 'wild' ends at t = ([\d.]+), after (\d+) of 100 steps: the states", said)
+    assert found is not None
+    reached = int(found[2])
+    # A step multiplies by Σ 100ʲ/j!, j <= 4, and its last stage is 59 times the state after it.
+    factor = sum(100.0**j / math.factorial(j) for j in range(5))
+    assert math.log(1.79e308) / math.log(factor) - 2 < reached <= math.log(1.8e308) / math.log(factor)
+    assert float(found[1]) == pytest.approx(7 + 0.1 * reached, rel=1e-5)
+    assert f"give --steps {reached}, another --start or a smaller --step." in said
+    assert not (tmp_path / "runs.csv").exists()
+    assert main([*command, "--steps", str(reached + 1)]) == 2
+    assert main([*command, "--steps", str(reached)]) == 0
+
+
+def test_a_run_whose_step_has_no_solution_is_told(
+    fit: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dynablocks.errors import NotConverged
+
+    stepped = FlowMap.forward
+
+    def forward(self: FlowMap, x: Tensor, step: Tensor | float | None = None) -> Tensor:
+        if bool((x[:, 1] < -0.3).any()):
+            raise NotConverged("the step is not solved for 1 sample; take a smaller step.")
+        return stepped(self, x, step)
+
+    monkeypatch.setattr(FlowMap, "forward", forward)
+    # From (1, 0) the second entry is −sin t.
+    assert main(["rollout", str(fit), "--start", "1,0", "--steps", "9"]) == 2
+    said = capsys.readouterr()
+    assert "ends at t = 0.5, after 2 of 9 steps: the step is not solved for 1 sample; take a smaller" in said.err
+    assert "step; give --steps 2, another" in said.err
+    assert said.out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ([], "no fit was given; use: dynablocks rollout DIR"),
+        (["{fit}"], "--start is missing; give a number for each state column (q, p)"),
+        (["{folder}/absent", "--start", "1,2"], "holds no finished fit (no config.yaml)"),
+        (["{folder}/states.csv", "--start", "1,2"], "holds no finished fit (no config.yaml)"),
+        (["{folder}/run", "--start", "1,2"], "holds something else than a fit"),
+        (["{folder}/begun", "--start", "1,2"], "holds no finished fit (no model.safetensors)"),
+        (["{folder}/damaged", "--start", "1,2"], "holds a damaged fit"),
+        (["{fit}", "--start", "1"], "of length 1; the fit has 2 state columns (q, p)"),
+        (["{fit}", "--start", "1,2,3"], "of length 3; the fit has 2 state columns (q, p)"),
+        (["{fit}", "--start", "1,nan"], "every number must be finite"),
+        (["{fit}", "--start", "1,x"], "neither numbers separated by commas"),
+        (["{fit}", "--start", "{folder}/absent.csv"], "does not exist"),
+        (["{fit}", "--start", "{folder}"], "is a folder"),
+        (["{fit}", "--start", "{folder}/states.txt"], "has the suffix '.txt'"),
+        (["{fit}", "--start", "{folder}/other.csv"], "without the column 'p'"),
+        (["{fit}", "--start", "{folder}/states.csv"], "column 'p' is nan"),
+        (["{positive}", "--start", "1,-0.5"], "the start '0' has b = -0.5; this fit is of states >= 0"),
+        (["{fit}", "--start", "1,2", "--steps", "0"], "--steps is 0; a whole number from 1"),
+        (["{fit}", "--start", "1,2", "--steps", "-3"], "--steps is -3; a whole number from 1"),
+        (["{fit}", "--start", "1,2", "--steps", "2.5"], "a whole number is needed"),
+        (["{fit}", "--start", "1,2", "--steps", "9" * 30], "a whole number from 1 to 100000000 is needed"),
+        (["{fit}", "--start", "1,2", "--step", "0"], "allowed are values in (0, inf)"),
+        (["{fit}", "--start", "1,2", "--step", "-0.1"], "--step is -0.1; allowed"),
+        (["{fit}", "--start", "1,2", "--step", "1e307"], "give times that are no numbers"),
+        (["{fit}", "--start", "{folder}/late.csv"], "equal after rounding"),
+        (["{fit}", "--start", "1,2", "--out", "{folder}/there.csv"], "is there already; choose another name"),
+        (["{fit}", "--start", "1,2", "--out", "{folder}"], "is a folder; name a file in it"),
+        (["{fit}", "--start", "1,2", "--out", "{folder}/a.parquet"], "ends in .csv"),
+        (["{fit}", "--start", "1,2", "--out", "/proc/a.csv"], "cannot write to /proc"),
+    ],
+)
+def test_a_bad_use_gets_one_sentence(
+    options: list[str], sentence: str, fit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    positive = tmp_path / "positive"
+    saved(positive, Structure("positive", ("a", "b"), width=2))
+    for name in ("begun", "damaged", "run"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_bytes((fit / "config.yaml").read_bytes())
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"no weights")
+    (tmp_path / "run" / "config.yaml").write_text("model:\n  name: certified\n")
+    for name, text in {
+        "states.csv": "q,p\n1,nan\n",
+        "states.txt": "q,p\n1,2\n",
+        "other.csv": "q,v\n1,2\n",
+        "late.csv": "t,q,p\n1e300,1,2\n",
+        "there.csv": "mine\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    places = {"fit": fit, "folder": tmp_path, "positive": positive}
+    assert main(["rollout", *(option.format(**places) for option in options)]) == 2
+    said = capsys.readouterr()
+    assert sentence in said.err
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("dynablocks: error: ")
+    assert said.out == ""
+    assert (tmp_path / "there.csv").read_text() == "mine\n"
+
+
+def test_what_is_in_the_way_is_known_before_the_computation_and_replaced_on_request(
+    fit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "runs.csv"
+    out.write_text("mine\n")
+    command = ["rollout", str(fit), "--start", "1,2", "--steps", "2", "--out", str(out)]
+    with monkeypatch.context() as patch:
+        patch.setattr("dynablocks.fitting.rollout_command.load_fit", lambda place: pytest.fail("the fit was read"))
+        assert main(command) == 2
+    assert out.read_text() == "mine\n"
+    assert main([*command, "--overwrite"]) == 0
+    assert read_trajectories(out).states[0].shape == (3, 2)
+
+
+def test_the_help_says_where_the_trajectories_go(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rollout", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for said in ("standard output", "--start states.csv", "trajectory,t,<state columns>", "load_fit", "default: 100"):
+        assert said in text
+    assert main(["--help"]) == 0
+    assert "\n  rollout   " in capsys.readouterr().out

@@ -1,0 +1,124 @@
+"""check_region: every registered region passes, and regions that allow or promise too much are caught."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynablocks.errors import InvalidArgument, PropertyViolated
+from dynablocks.switching import REGIONS, Region, TightRegion, check_region
+
+
+def regions() -> list[Region]:
+    made = []
+    for name in sorted(REGIONS):
+        for slope, substeps in ((0.5, 1), (0.5, 2), (0.0, 1), (1.0, 1)):
+            try:
+                made.append(REGIONS[name](slope, substeps))
+            except InvalidArgument:
+                assert substeps > 1
+    return made
+
+
+@pytest.mark.parametrize("region", regions(), ids=lambda r: f"{type(r).__name__}-a{r.slope}-S{r.substeps}")
+def test_every_registered_region_passes(region: Region) -> None:
+    assert len(check_region(region).require().findings) == 6
+
+
+class Greedy(TightRegion):
+    """It allows what its own constant forbids."""
+
+    def limit(self, first: float) -> float:
+        return 10 * first
+
+
+class Flattering(TightRegion):
+    """Its constant is 10 % too small everywhere."""
+
+    def pair_constant(self, first, second):
+        return 0.9 * super().pair_constant(first, second)
+
+
+class Generous(TightRegion):
+    """It allows one per cent too much, and its constant stops at 1."""
+
+    def limit(self, first: float) -> float:
+        return 1.01 * super().limit(first) + 0.01
+
+    def pair_constant(self, first, second):
+        value = super().pair_constant(first, second)
+        return value.clamp_max(1.0) if isinstance(value, Tensor) else min(value, 1.0)
+
+
+class OfOtherSteps(TightRegion):
+    """Its constant is that of Euler steps, where exact flows expand more."""
+
+    method = "exact"
+
+
+class Loose(TightRegion):
+    """It projects nothing."""
+
+    def project(self, first: float, second: float) -> tuple[float, float]:
+        return first, second
+
+
+class Restless(TightRegion):
+    """It moves what lies inside."""
+
+    def project(self, first: float, second: float) -> tuple[float, float]:
+        first, second = super().project(first, second)
+        return first, 0.5 * second
+
+
+class WithoutGradient(TightRegion):
+    """Its constant is a number for tensors too."""
+
+    def pair_constant(self, first, second) -> float:
+        return float(super().pair_constant(first, second))
+
+
+BLOCKS = ("declared constant", "measured constant")
+
+
+@pytest.mark.parametrize(
+    ("twin", "failed"),
+    [
+        (Greedy, ("pair constant",)),
+        (Flattering, BLOCKS),
+        (Generous, BLOCKS),
+        (OfOtherSteps, BLOCKS),
+        (Loose, ("projection",)),
+        (Restless, ("projection",)),
+        (WithoutGradient, ("pair constant of tensors",)),
+    ],
+)
+def test_broken_twins_are_caught(twin: type[TightRegion], failed: tuple[str, ...]) -> None:
+    assert check_region(twin(0.5)).failed == failed
+
+
+@pytest.mark.parametrize(
+    ("limit", "sentence"),
+    [
+        (lambda first: math.inf, r"limit\(0\) is inf; a finite number is needed"),
+        (lambda first: -5.0, "no pair of a grid lies in it"),
+        (lambda first: 1 / first, "it raised ZeroDivisionError"),
+    ],
+)
+def test_a_limit_that_is_none_gets_a_sentence(limit, sentence: str) -> None:
+    class Odd(TightRegion):
+        def limit(self, first: float) -> float:
+            return limit(first)
+
+    with pytest.raises(PropertyViolated, match=f"Odd fails the check 'limit': .*{sentence}"):
+        check_region(Odd(0.5)).require()
+
+
+def test_it_leaves_random_numbers_and_gradients_as_they_are() -> None:
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        assert check_region(TightRegion(0.5)).passed
+    assert torch.equal(torch.get_rng_state(), before)
