@@ -392,7 +392,9 @@ def test_shorthands_and_flags_override_presets(capsys: pytest.CaptureFixture[str
     assert "epochs: 100" in text
 
 
-@pytest.mark.parametrize("command", ["run", "train", "attack", "certify", "verify", "explain", "report", "list"])
+@pytest.mark.parametrize(
+    "command", ["run", "train", "attack", "certify", "verify", "explain", "report", "fit", "rollout", "list"]
+)
 def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     assert len(capsys.readouterr().out) > 200

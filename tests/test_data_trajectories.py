@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -141,6 +142,14 @@ def test_labels_are_kept_by_reading_splitting_and_writing(tmp_path: Path) -> Non
     assert read_trajectories(tmp_path / "d.csv").labels == ()
 
 
+def test_the_parts_of_a_csv_do_not_change_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = _random()
+    rows = [",".join(map(str, row)) for row in zip(*_rows(data).values(), strict=True)]
+    for most in (65536, 2):
+        monkeypatch.setattr("dynablocks.data.trajectories.CSV_ROWS", most)
+        assert data.to_csv().splitlines() == ["trajectory,t,s0,s1", *rows]
+
+
 def test_a_split_calls_the_trajectories_as_before() -> None:
     lengths = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
     for data in (_random(lengths), replace(_random(lengths), labels=tuple("abcdefghij"))):
@@ -195,6 +204,56 @@ def test_chosen_columns_are_read_in_their_order_and_others_not_at_all(tmp_path: 
     assert (pairs.names, pairs.x.tolist(), pairs.y.tolist()) == (("p",), [[2], [6]], [[4], [8]])
     assert pairs.h.tolist() == [0.5, 0.25]
     assert read_dynamics(tmp_path / "pairs.csv", ["q", "p"]).names == ("q", "p")
+    (tmp_path / "pairs.csv").write_text("trajectory,in_q,out_q\n,4,5\nrun,6,7\n")
+    assert read_dynamics(tmp_path / "pairs.csv", ["q"]).names == ("q",)
+
+
+def test_names_that_are_not_read_may_be_missing_or_stand_twice(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(",t,gap,q,gap,p\n0,0,,1,,2\n1,0.5,,3,,4\n")
+    columns = [[0.0, 0.5], [None, 1.0], [1.0, 3.0], [None, 2.0], [2.0, 4.0]]
+    parquet.write_table(pa.table(columns, names=["t", "gap", "q", "gap", "p"]), tmp_path / "a.parquet")
+    unknown = re.escape("unknown column 'gp'; did you mean 'gap'? Known: gap, p, q.")
+    for name in ("a.csv", "a.parquet"):
+        data = read_dynamics(tmp_path / name, ["q", "p"])
+        assert isinstance(data, Trajectories)
+        assert data.states[0].tolist() == [[1, 2], [3, 4]]
+        assert read_starts(tmp_path / name, ("p", "q")).states.tolist() == [[2, 1], [4, 3]]
+        with pytest.raises(InvalidArgument, match=unknown):
+            read_dynamics(tmp_path / name, ["gp"])
+        with pytest.raises(BadData, match="the column name 'gap' stands twice"):
+            read_dynamics(tmp_path / name, ["q", "gap"])
+
+
+def test_of_a_wide_parquet_only_the_columns_that_are_needed_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet.write_table(pa.table({"trajectory": ["a", "b"], **WIDE}), tmp_path / "a.parquet")
+    whole, asked = parquet.ParquetFile.read, []
+
+    def read(self: Any, columns: Any = None, **settings: Any) -> Any:
+        asked.append(columns)
+        return whole(self, columns=columns, **settings)
+
+    monkeypatch.setattr(parquet.ParquetFile, "read", read)
+    read_starts(tmp_path / "a.parquet", ("q",))
+    with contextlib.suppress(BadData):
+        read_dynamics(tmp_path / "a.parquet", ["p"])
+    assert [set(columns) for columns in asked] == [{"q", "trajectory", "t"}, {"trajectory", "t", "p"}]
+
+
+def test_a_log_with_columns_called_as_those_of_pairs_is_one_of_trajectories_once_states_are_chosen(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.csv").write_text("t,in_temp,out_temp,q,p\n0,7,8,1,2\n1,9,10,3,4\n")
+    for columns, states in ((["q", "p"], [[1, 2], [3, 4]]), (["out_temp", "in_temp"], [[8, 7], [10, 9]])):
+        data = read_dynamics(tmp_path / "a.csv", columns)
+        assert isinstance(data, Trajectories)
+        assert (data.names, data.states[0].tolist()) == (tuple(columns), states)
+    with pytest.raises(InvalidArgument, match=re.escape("unknown column 'pp'; did you mean 'p'?")):
+        read_dynamics(tmp_path / "a.csv", ["q", "pp"])
+    for chosen in (None, ["temp"]):
+        with pytest.raises(BadData, match="has the column 't' of a trajectory"):
+            read_dynamics(tmp_path / "a.csv", chosen)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +309,11 @@ def test_bad_starts_get_a_sentence(tmp_path: Path, text: str, words: str) -> Non
 def test_starts_without_names_are_refused(tmp_path: Path) -> None:
     for name in ("a.npz", "a.npy"):
         _refused(tmp_path / name, "has no column names; a CSV", lambda path: read_starts(path, ("q", "p")))
+    (tmp_path / "a.txt").write_text("q,p\n1,2\n")
+    words = "has the suffix '.txt'; allowed are .csv, .parquet; convert it"
+    _refused(tmp_path / "a.txt", words, lambda path: read_starts(path, ("q", "p")))
+    with pytest.raises(InvalidArgument, match="names has 't', which is no state column"):
+        read_starts(tmp_path / "a.csv", ("q", "t"))
 
 
 CSV_FAULTS = {
@@ -262,7 +326,9 @@ CSV_FAULTS = {
     "semicolons": ("t;q\n0;1\n1;2\n", "line 1: 't;q' is not separated by commas"),
     "no states": ("trajectory,t\n0,0\n0,1\n", "has no state columns; the header must be trajectory,t"),
     "twice": ("t,q,q\n0,1,2\n1,2,3\n", "the column name 'q' stands twice"),
-    "no name": (",t,q\n0,0,1\n1,1,2\n", "column 1 has no name"),
+    "index": (",t,q\n0,0,1\n1,1,2\n", "column 1 has no name and numbers the rows: it was written by pandas"),
+    "no name": (",t,q\n0,0,1\n2,1,2\n", "column 1 has no name in the header ',t,q'; name or remove it"),
+    "no last name": ("t,q,\n0,1,0\n1,2,1\n", "column 3 has no name in the header 't,q,'; name or remove it"),
     "short row": ("t,q,p\n0,1,2\n\n1,2\n", "line 4 has 2 cells; the header has 3 columns"),
     "long row": ("t,q\n0,1\n1,2,3\n", "line 3 has 3 cells; the header has 2 columns"),
     "nan": ("t,q\n0,1\n1,nan\n", "line 3, column 'q' is nan"),
@@ -285,6 +351,8 @@ CSV_FAULTS = {
     "pairs extra": ("in_q,out_q,note\n0,1,1\n1,2,2\n", "has the column 'note'; a file of pairs has in_<name>"),
     "pairs trajectory": ("trajectory,in_q,out_q\n0,1,1\n1,2,2\n", "has the column 'trajectory'"),
     "pairs or trajectory": ("t,in_q,out_q\n0,1,1\n1,2,2\n", "remove 't' if the rows are pairs"),
+    "pairs time": ("in_q,in_t,out_q,out_t\n0,1,1,2\n1,2,2,3\n", "has a state called 't' (in_t, out_t)"),
+    "pairs label": ("in_trajectory,out_trajectory\n0,1\n1,2\n", "has a state called 'trajectory' (in_trajectory,"),
     "pairs step": ("in_q,out_q,h\n0,1,1\n1,2,0\n", "line 3, column 'h' is 0.0; a time step above 0"),
     "pairs one row": ("in_q,out_q\n0,1\n", "has one row"),
     "pairs text": ("in_q,out_q\n0,1\n1,x\n", "line 3, column 'out_q' is the text 'x'"),
@@ -425,6 +493,14 @@ def test_missing_files_and_folders_get_a_sentence(tmp_path: Path) -> None:
     _refused(tmp_path / "gone.csv", "does not exist; check the path")
     (tmp_path / "folder.csv").mkdir()
     _refused(tmp_path / "folder.csv", "is a folder; name one file in it")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.csv")
+    _refused(tmp_path / "a.csv", "is a pipe or a device; write what it gives into a file (.csv, .parquet, .npz)")
+    words = "is a pipe or a device; write what it gives into a file (.csv, .parquet)"
+    _refused(tmp_path / "a.csv", words, lambda path: read_starts(path, ("q", "p")))
 
 
 def test_the_other_kind_of_file_is_named(tmp_path: Path) -> None:

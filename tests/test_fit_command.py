@@ -303,6 +303,8 @@ def test_a_killed_fit_goes_on(
         (["{odd}", "--preserve", "symplectic", "--columns", "a,b,c"], "even number"),
         (["{pairs}", "--preserve", "none", "--columns", "in_q"], "(named without in_ and out_) 'in_q'. Known: p, q."),
         (["{pairs}", "--preserve", "none", "--columns", "p"], "has the column 'in_p' but not 'out_p'"),
+        (["{timed}", "--preserve", "none", "--columns", "t,q"], "has a state called 't' (in_t, out_t)"),
+        (["{index}", "--preserve", "none"], "to_csv(index=False), or choose the state columns with --columns."),
         (["--example", "pendulum", "--columns", "q,p"], "leave it out with --example"),
         (["{folder}/absent.csv", "--preserve", "none"], "does not exist"),
         (["--example", "pendulun"], "pendulum"),
@@ -327,7 +329,9 @@ def test_a_bad_use_gets_one_sentence(
     (tmp_path / "still.csv").write_text("t,q\n" + "".join(f"{k},1\n" for k in range(20)))
     (tmp_path / "huge.csv").write_text("t,q,p\n" + "".join(f"{k},{(-1) ** k}e200,{k}\n" for k in range(20)))
     (tmp_path / "pairs.csv").write_text("in_q,in_p,out_q\n" + "".join(f"{k},{k},{k + 1}\n" for k in range(20)))
-    paths = {name: str(tmp_path / f"{name}.csv") for name in ("file", "odd", "short", "still", "huge", "pairs")}
+    (tmp_path / "timed.csv").write_text("in_t,in_q,out_t,out_q\n" + "".join(f"{k},1,{k + 1},2\n" for k in range(20)))
+    (tmp_path / "index.csv").write_text(",t,q\n" + "".join(f"{k},{k},{k % 3}\n" for k in range(20)))
+    paths = {path.stem: str(path) for path in tmp_path.glob("*.csv")}
     assert main(["fit", *(option.format(folder=tmp_path, **paths) for option in options)]) == 2
     said = capsys.readouterr()
     assert sentence in said.err

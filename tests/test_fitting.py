@@ -52,7 +52,7 @@ from dynablocks.integrators import exact_solution, integrator
 from dynablocks.integrators.discrete_gradient import DiscreteGradient
 from dynablocks.integrators.solver import solve
 from dynablocks.linear import Dense
-from dynablocks.properties import EnergyPreserving, Equivariant, verify
+from dynablocks.properties import EnergyPreserving, Equivariant, Positive, verify
 from dynablocks.switching import FreeSignal
 from dynablocks.testing import check_block
 
@@ -654,6 +654,14 @@ def test_the_positive_midpoint_has_the_order_it_declares() -> None:
     assert -np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(method.order, abs=0.15)
 
 
+def test_the_positive_midpoint_declares_positivity_alone() -> None:
+    declared = PositiveMidpoint().declare(ProductionDestruction(2, 4), 0.25)
+    assert [type(kept) for kept in declared.properties] == [Positive]
+    assert (declared.title, declared.reason) == ("PositiveMidpoint(h=0.25)", "sums of nonnegative terms")
+    with pytest.raises(InvalidArgument, match="needs a field of the form"):
+        PositiveMidpoint().declare(FreeField(2, 4), 0.25)
+
+
 def test_the_parts_of_surrogates_conform() -> None:
     torch.manual_seed(0)
     check_block(DynamicalBlock(ProductionDestruction.example(), PositiveMidpoint(), FreeSignal(0.5))).require()
@@ -879,6 +887,15 @@ def test_several_runs_together_are_those_of_each_alone(preserve: str) -> None:
         assert torch.allclose(run, torch.cat(z), rtol=1e-11, atol=1e-11)
 
 
+def test_a_run_is_the_same_however_many_states_are_stacked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    flow, h = surrogate("symplectic"), torch.tensor(0.1, dtype=F64)
+    whole, _ = safe_rollout(flow, states(flow, 3), itertools.repeat(h, 7))
+    assert whole.shape == (3, 8, 2)
+    for most in (1, 3, 4, 8):
+        monkeypatch.setattr("dynablocks.fitting.rollout.STACKED_STATES", most)
+        assert torch.equal(safe_rollout(flow, states(flow, 3), itertools.repeat(h, 7))[0], whole)
+
+
 def test_a_run_ends_where_a_step_has_no_solution_or_leaves_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     x, h = torch.tensor([[1.0, 2.0], [-3.0, 4.0]], dtype=F64), torch.tensor(0.2, dtype=F64)
     runs, stopped = safe_rollout(growth(0.2), x / 4 * 1e308, itertools.repeat(h, 9))
@@ -918,6 +935,19 @@ def test_changes_of_what_is_kept_are_those_of_each_run(preserve: str, what: str,
     assert found[0] == what
     assert torch.allclose(found[1], torch.tensor(changes, dtype=F64), rtol=1e-14, atol=1e-15)
     assert change_along(surrogate("none"), torch.ones(1, 2, 2, dtype=F64), torch.ones(1, 2, dtype=F64)) is None
+
+
+@pytest.mark.parametrize(("preserve", "usual"), [("mass", 300.0), ("norm", 100 * 3**0.5)])
+def test_changes_from_a_start_at_0_are_over_the_size_of_the_data(preserve: str, usual: float) -> None:
+    flow = surrogate(preserve)
+    flow.scale.fill_(100.0)
+    runs = torch.zeros(3, 2, 3, dtype=F64)
+    runs[1, 1, 0] = 1e-14
+    runs[2, :, 0] = torch.tensor([1e-6, 3e-6])
+    found = change_along(flow, runs, runs[0])
+    assert found is not None
+    wanted = torch.tensor([[0.0, 0.0], [0.0, 1e-14 / usual], [0.0, 2.0]], dtype=F64)
+    assert torch.allclose(found[1], wanted, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("structure", MAPS.values(), ids=MAPS)

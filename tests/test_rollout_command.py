@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,7 +107,7 @@ def test_what_is_kept_is_told_on_standard_error(
 ) -> None:
     saved(tmp_path / "fit", structure)
     assert main(["rollout", str(tmp_path / "fit"), "--start", start, "--steps", "20"]) == 0
-    said = re.fullmatch(r"(.*): at most ([\d.e+-]+) along 20 steps\n", capsys.readouterr().err)
+    said = re.fullmatch(r"(.*): at most ([\d.e+-]+) in 20 steps of 0\.1\n", capsys.readouterr().err)
     assert said is not None
     assert said[1] == what
     assert float(said[2]) <= most
@@ -116,7 +118,8 @@ def test_the_change_of_a_learned_energy_is_that_along_the_run(
 ) -> None:
     flow = saved(tmp_path / "fit", Structure("symplectic", ("q", "p"), width=4, step=0.5, linear=True))
     assert main(["rollout", str(tmp_path / "fit"), "--start", "0.5,0.25", "--steps", "9"]) == 0
-    said = re.fullmatch(r"change of the learned energy over its spread: at most (\S+) along 9 steps\n", err(capsys))
+    what = "change of the learned energy over its spread along these runs"
+    said = re.fullmatch(what + r": at most (\S+) in 9 steps of 0\.5\n", err(capsys))
     assert said is not None
     start = torch.tensor([[0.5, 0.25]], dtype=F64)
     with torch.no_grad():
@@ -195,7 +198,7 @@ def test_a_run_whose_step_has_no_solution_is_told(
         (["{fit}", "--start", "1,2", "--steps", "0"], "--steps is 0; a whole number from 1"),
         (["{fit}", "--start", "1,2", "--steps", "-3"], "--steps is -3; a whole number from 1"),
         (["{fit}", "--start", "1,2", "--steps", "2.5"], "a whole number is needed"),
-        (["{fit}", "--start", "1,2", "--steps", "9" * 30], "a whole number from 1 to 100000000 is needed"),
+        (["{fit}", "--start", "1,2", "--steps", "9" * 30], "give --steps 16666665 or less, or fewer starts."),
         (["{fit}", "--start", "1,2", "--step", "0"], "allowed are values in (0, inf)"),
         (["{fit}", "--start", "1,2", "--step", "-0.1"], "--step is -0.1; allowed"),
         (["{fit}", "--start", "1,2", "--step", "1e307"], "give times that are no numbers"),
@@ -203,14 +206,18 @@ def test_a_run_whose_step_has_no_solution_is_told(
         (["{fit}", "--start", "1,2", "--out", "{folder}/there.csv"], "is there already; choose another name"),
         (["{fit}", "--start", "1,2", "--out", "{folder}"], "is a folder; name a file in it"),
         (["{fit}", "--start", "1,2", "--out", "{folder}/a.parquet"], "ends in .csv"),
-        (["{fit}", "--start", "1,2", "--out", "/proc/a.csv"], "cannot write to /proc"),
+        (["{fit}", "--start", "1,2", "--out", "{folder}/there.csv/a.csv"], "cannot write to "),
+        (["{fit}", "--start", "1,2", "--overwrite"], "--overwrite replaces the file of --out, which is missing"),
+        (["{fit}", "--start", "{folder}/gone.npz"], "has no column names; a CSV or Parquet file"),
+        (["{timed}", "--start", "1,2"], "has the state column 't', which a CSV of trajectories has already"),
     ],
 )
 def test_a_bad_use_gets_one_sentence(
     options: list[str], sentence: str, fit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    positive = tmp_path / "positive"
+    positive, timed = tmp_path / "positive", tmp_path / "timed"
     saved(positive, Structure("positive", ("a", "b"), width=2))
+    saved(timed, Structure("none", ("q", "t"), width=2))
     for name in ("begun", "damaged", "run"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_bytes((fit / "config.yaml").read_bytes())
@@ -224,7 +231,7 @@ def test_a_bad_use_gets_one_sentence(
         "there.csv": "mine\n",
     }.items():
         (tmp_path / name).write_text(text)
-    places = {"fit": fit, "folder": tmp_path, "positive": positive}
+    places = {"fit": fit, "folder": tmp_path, "positive": positive, "timed": timed}
     assert main(["rollout", *(option.format(**places) for option in options)]) == 2
     said = capsys.readouterr()
     assert sentence in said.err
@@ -255,3 +262,91 @@ def test_the_help_says_where_the_trajectories_go(capsys: pytest.CaptureFixture[s
         assert said in text
     assert main(["--help"]) == 0
     assert "\n  rollout   " in capsys.readouterr().out
+
+
+def test_a_file_says_how_many_starts_it_has(fit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    doubt = ", one a row; if the rows are one measured trajectory, give the row to start from alone"
+    for text, said in (
+        ("q,p\n1,2\n", "1 start"),
+        ("q,p\n1,2\n3,4\n", "2 starts"),
+        ("t,q,p\n5,1,2\n0,3,4\n", "2 starts"),
+        ("trajectory,t,q,p\na,0,1,2\nb,1,3,4\n", "2 starts"),
+        ("t,q,p\n0,1,2\n1,3,4\n", "2 starts" + doubt),
+    ):
+        (tmp_path / "a.csv").write_text(text)
+        assert main(["rollout", str(fit), "--start", str(tmp_path / "a.csv"), "--steps", "1"]) == 0
+        assert err(capsys) == f"a.csv: {said}\n"
+
+
+def test_more_numbers_than_memory_takes_are_refused_before_the_computation(
+    fit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.csv").write_text("q,p\n1,2\n3,4\n")
+    command = ["rollout", str(fit), "--start", str(tmp_path / "a.csv"), "--steps"]
+    monkeypatch.setattr("dynablocks.fitting.rollout_command.MOST_NUMBERS", 30)
+    assert main([*command, "4"]) == 0  # 2 starts, 5 times each, with t, q and p
+    monkeypatch.setattr(FlowMap, "forward", lambda *inputs: pytest.fail("a step was computed"))
+    capsys.readouterr()
+    assert main([*command, "5"]) == 2
+    said = err(capsys)
+    assert "--steps 5 from 2 starts would be 36 numbers; at most 30 are computed at once" in said
+    assert "give --steps 4 or less, or fewer starts." in said
+    monkeypatch.setattr("dynablocks.fitting.rollout_command.MOST_NUMBERS", 5)
+    assert main([*command, "1"]) == 2
+    assert "computed at once: give fewer starts." in err(capsys)
+
+
+def test_the_start_whose_run_ends_is_found_by_halves(
+    fit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dynablocks.errors import NotConverged
+
+    stepped, batches = FlowMap.forward, []
+
+    def forward(self: FlowMap, x: Tensor, step: Tensor | float | None = None) -> Tensor:
+        batches.append(len(x))
+        if bool((x[:, 0] > 1).any()):
+            raise NotConverged("the step is not solved for 1 sample; take a smaller step.")
+        return stepped(self, x, step)
+
+    monkeypatch.setattr(FlowMap, "forward", forward)
+    (tmp_path / "a.csv").write_text("q,p\n" + "".join(f"{2 if k in (37, 51) else 0},0\n" for k in range(64)))
+    assert main(["rollout", str(fit), "--start", str(tmp_path / "a.csv"), "--steps", "3"]) == 2
+    assert "the run from the start '37' ends at t = 0, after 0 of 3 steps: the step is not solved" in err(capsys)
+    assert batches == [64, 32, 16, 8, 4, 2, 1, 1]
+
+
+def test_the_usual_step_is_that_of_the_data_without_its_rounding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = linear_fit(tmp_path / "fit", ROTATION, step=0.09999999999999964)
+    assert main(["rollout", str(fit), "--start", "1,0", "--steps", "2"]) == 0
+    rows = [row.split(",") for row in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[1] for row in rows] == ["0.0", "0.1", "0.2"]
+    found = torch.tensor([[float(cell) for cell in row[2:]] for row in rows], dtype=F64)
+    assert torch.allclose(found, runs_of(ROTATION, [1.0, 0.0], 0.1, 2), rtol=1e-14, atol=1e-14)
+
+
+def test_an_energy_that_is_no_number_is_not_told_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(tmp_path / "fit", Structure("symplectic", ("q", "p"), width=2, step=0.5))
+    monkeypatch.setattr(FlowMap, "energy", lambda self, x: torch.full((len(x),), math.inf, dtype=F64))
+    assert main(["rollout", str(tmp_path / "fit"), "--start", "0.5,0", "--steps", "1"]) == 0
+    assert err(capsys) == (
+        "change of the learned energy over its spread along these runs cannot be measured: it leaves the range of "
+        "numbers in 1 step of 0.5\n"
+    )
+
+
+def test_what_is_piped_is_utf_8_whatever_the_encoding_of_standard_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path / "fit", Structure("none", ("θ", "p"), width=2))
+    piped = io.BytesIO()
+    output = io.TextIOWrapper(piped, encoding="latin-1")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        assert main(["rollout", str(tmp_path / "fit"), "--start", "1,2", "--steps", "1"]) == 0
+    assert piped.getvalue().decode("utf-8").splitlines()[0] == "trajectory,t,θ,p"
+    assert (output.encoding, output.errors) == ("latin-1", "strict")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import StringIO
@@ -29,6 +31,13 @@ PAIRS_HEADER = "in_<name>...,out_<name>... and optionally h"
 DYNAMICS_HEADER = f"{TRAJECTORY_HEADER}, or {PAIRS_HEADER}"
 SIDES = ("in_", "out_")
 SUFFIXES = (".csv", ".parquet", ".npz")
+TABLES = (".csv", ".parquet")
+"""The suffixes of files whose columns have names."""
+LABELS = "trajectory"
+TAKEN = (LABELS, "t")
+"""Columns that are none of the state: a state entry of such a name could not be read again."""
+CSV_ROWS = 65536
+"""A CSV becomes text so many rows at a time."""
 
 
 @dataclass(frozen=True)
@@ -160,13 +169,42 @@ class Trajectories:
 
     def to_csv(self) -> str:
         """``trajectory,t,<state columns>``, trajectories by :meth:`label`; reading it gives the same numbers."""
-        text = StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["trajectory", "t", *self.names])
-        for k, (times, states) in enumerate(zip(self.times, self.states, strict=True)):
-            label = self.label(k)
-            writer.writerows([label, t, *row] for t, row in zip(times.tolist(), states.tolist(), strict=True))
-        return text.getvalue()
+        labels = map(self.label, range(len(self)))
+        return "".join(csv_parts(self.names, zip(labels, self.times, self.states, strict=True)))
+
+
+def csv_parts(names: Sequence[str], runs: Iterable[tuple[str, Tensor, Tensor]]) -> Iterator[str]:
+    """The text ``trajectory,t,<state columns>`` part by part, so that a long one never stands in memory as a whole.
+
+    Args:
+        names: of the n state components.
+        runs: of each trajectory its label, its times (T,) and its states (T, n).
+
+    Example:
+        >>> t = torch.tensor([0.0, 0.5], dtype=torch.float64)
+        >>> "".join(csv_parts(("q",), [("left", t, 1 + t[:, None])]))
+        'trajectory,t,q\\nleft,0.0,1.0\\nleft,0.5,1.5\\n'
+    """
+    yield _csv_text([[*TAKEN, *names]])
+    for label, times, states in runs:
+        for t, x in zip(torch.split(times, CSV_ROWS), torch.split(states, CSV_ROWS), strict=True):
+            yield _csv_text([label, time, *row] for time, row in zip(t.tolist(), x.tolist(), strict=True))
+
+
+def _csv_text(rows: Iterable[Sequence[object]]) -> str:
+    text = StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def reserved_name(names: Iterable[str]) -> str | None:
+    """The first state name that a column of every file of trajectories has already, ``None`` where there is none.
+
+    Example:
+        >>> reserved_name(("q", "t"))
+        't'
+    """
+    return next((name for name in names if name in TAKEN), None)
 
 
 def _require_trajectory(what: str, times: Tensor, states: Tensor, dimension: int) -> None:
@@ -241,7 +279,9 @@ def read_dynamics(path: Path | str, columns: Sequence[str] | None = None) -> Tra
     Args:
         path: the file.
         columns: the state columns to read, in the order that the states are to have; of pairs their names without
-            ``in_`` and ``out_``. What other columns hold is not looked at. ``None``: all, in the order of the file.
+            ``in_`` and ``out_``. Neither the names of other columns nor what they hold is looked at. Where a file with
+            ``t`` has one of the columns itself it is one of trajectories, whatever other columns are called.
+            ``None``: all, in the order of the file.
 
     Raises:
         BadData: the file is missing or cannot be used; the sentence says where and what to do.
@@ -260,25 +300,26 @@ def read_dynamics(path: Path | str, columns: Sequence[str] | None = None) -> Tra
     path = expanded(path)
     _require_different(columns)
     layout = _Layout(DYNAMICS_HEADER, 2, partial(_dynamics_columns, chosen=columns))
-    suffix = _require_file(path, layout.least)
+    suffix = _require_file(path, layout)
     if suffix == ".npz":
         return _read_npz(path, columns)
     table = _read_table(path, suffix, layout)
-    return _pairs(table, whole=columns is None) if _holds_pairs(table.header) else _trajectories(table)
+    return _pairs(table, whole=columns is None) if _holds_pairs(table.header, columns) else _trajectories(table)
 
 
 def read_starts(path: Path | str, names: Sequence[str]) -> Starts:
     """The states of a CSV or Parquet file from which solutions start, one a row.
 
     The file has the columns ``names``, in any order, and may have ``trajectory`` (what the solution is called) and
-    ``t`` (when it starts; 0 when left out). What other columns hold is not looked at.
+    ``t`` (when it starts; 0 when left out). Neither the names of other columns nor what they hold is looked at.
 
     Args:
         path: the file.
-        names: of the state's entries, in their order.
+        names: of the state's entries, in their order; none of them ``trajectory`` or ``t``.
 
     Raises:
         BadData: the file is missing or cannot be used; the sentence says where and what to do.
+        InvalidArgument: ``names`` has ``trajectory`` or ``t``.
 
     Example:
         >>> import tempfile
@@ -288,11 +329,14 @@ def read_starts(path: Path | str, names: Sequence[str]) -> Starts:
         [[0.5, 0.0], [1.5, 0.0]]
     """
     path = expanded(path)
+    taken = reserved_name(names)
+    if taken is not None:
+        raise InvalidArgument(f"names has {taken!r}, which is no state column in a file of starts; rename this entry.")
     header = f"{','.join(names)} and optionally trajectory and t"
     if path.suffix.lower() in (".npy", ".npz"):
         raise BadData(f"{path} has no column names; a CSV or Parquet file with the columns {header} is needed here.")
-    layout = _Layout(header, 1, partial(_start_columns, names=names))
-    table = _read_table(path, _require_file(path, layout.least), layout)
+    layout = _Layout(header, 1, partial(_start_columns, names=names), TABLES)
+    table = _read_table(path, _require_file(path, layout), layout)
     _require_one_row_each(table)
     none = torch.zeros(len(table.lines), dtype=torch.float64)
     times = table.columns(["t"])[:, 0] if "t" in table.names else none
@@ -317,11 +361,15 @@ def read_pairs(path: Path | str) -> Pairs:
 
 @dataclass(frozen=True)
 class _Layout:
-    """What a table is to be: its header in words, its least number of rows, which columns of a header are read."""
+    """What a table is to be: its header in words, its least number of rows, which columns of a header are read.
+
+    ``read`` names them: the labels where they are used, and the numbers in their order. ``suffixes`` are those allowed.
+    """
 
     header: str
     least: int
-    numeric: Callable[[Path, Sequence[str]], list[str]]
+    read: Callable[[Path, Sequence[str]], list[str]]
+    suffixes: tuple[str, ...] = SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -363,21 +411,28 @@ def _require_known(kind: str, columns: Sequence[str], known: Sequence[str]) -> N
             raise unknown_name(kind, name, known)
 
 
-def _holds_pairs(header: Sequence[str]) -> bool:
+def _holds_pairs(header: Sequence[str], chosen: Sequence[str] | None) -> bool:
+    """Whether a header is one of pairs; not where ``t`` and a chosen column are in it, even if in_… and out_… are."""
+    if "t" in header and any(name in header for name in chosen or ()):
+        return False
     sides = {side for side in SIDES for name in header if name.startswith(side)}
     return len(sides) == 2 or (len(sides) == 1 and "t" not in header)
 
 
 def _dynamics_columns(path: Path, header: Sequence[str], chosen: Sequence[str] | None) -> list[str]:
-    """The columns of trajectories or pairs to be read: all, or those of the chosen state components."""
-    if "t" not in header and not _holds_pairs(header):
+    """The columns of trajectories or pairs to be read: all, or those of the chosen state components.
+
+    Pairs have no labels, so a column of them stays unread.
+    """
+    pairs = _holds_pairs(header, chosen)
+    if "t" not in header and not pairs:
         came = _shortened(",".join(header))
         raise BadData(f"{path} has the header {came}, without the column 't'; the header must be {DYNAMICS_HEADER}.")
     if chosen is None:
-        return [name for name in header if name != "trajectory"]
-    if not _holds_pairs(header):
-        _require_known("column", chosen, [name for name in header if name not in ("trajectory", "t")])
-        return ["t", *chosen]
+        return [name for name in header if name != LABELS or not pairs]
+    if not pairs:
+        _require_known("column", chosen, [name for name in dict.fromkeys(header) if name and name not in TAKEN])
+        return [name for name in (*TAKEN, *chosen) if name in header]
     known = {name.removeprefix(side): None for side in SIDES for name in header if name.startswith(side)}
     _require_known("column of pairs (named without in_ and out_)", chosen, list(known))
     sought = [*(f"{side}{name}" for side in SIDES for name in chosen), "h"]
@@ -385,7 +440,7 @@ def _dynamics_columns(path: Path, header: Sequence[str], chosen: Sequence[str] |
 
 
 def _start_columns(path: Path, header: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The columns of the states, and that of the times where there is one."""
+    """The columns of the states, and those of labels and times where there are any."""
     for name in names:
         if name not in header:
             came = _shortened(",".join(header))
@@ -393,7 +448,7 @@ def _start_columns(path: Path, header: Sequence[str], names: Sequence[str]) -> l
                 f"{path} has the header {came}, without the column {name!r}; the columns {','.join(names)} are needed, "
                 "and optionally trajectory and t."
             )
-    return [*names, *(name for name in ("t",) if name in header)]
+    return [*names, *(name for name in TAKEN if name in header)]
 
 
 def _require_one_row_each(table: _Table) -> None:
@@ -401,32 +456,34 @@ def _require_one_row_each(table: _Table) -> None:
     for row, label in enumerate(table.labels or []):
         before = first.setdefault(label, row)
         if before != row:
-            place = table.where(row, "trajectory")
+            place = table.where(row, LABELS)
             raise BadData(
                 f"{place}: {label!r} stands in {table.row_word} {table.lines[before]} already; a start is one row, "
                 "with a label of its own; remove one or rename it."
             )
 
 
-def _require_file(path: Path, least: int) -> str:
+def _require_file(path: Path, layout: _Layout) -> str:
+    allowed = ", ".join(layout.suffixes)
     if path.is_dir():
-        raise BadData(f"{path} is a folder; name one file in it ({', '.join(SUFFIXES)}).")
+        raise BadData(f"{path} is a folder; name one file in it ({allowed}).")
     if not path.exists():
         raise BadData(f"{path} does not exist; check the path.")
+    if not path.is_file():  # to open a pipe waits for its writer, and a fit reads its file twice
+        raise BadData(f"{path} is a pipe or a device; write what it gives into a file ({allowed}) and name that.")
     suffix = path.suffix.lower()
     if suffix == ".npy":
         raise BadData(f"{path} has states but no times; save both: numpy.savez('data.npz', t=times, x=states).")
-    if suffix not in SUFFIXES:
-        raise BadData(
-            f"{path} has the suffix {suffix!r}; allowed are {', '.join(SUFFIXES)}; convert it to one of them."
-        )
+    if suffix not in layout.suffixes:
+        raise BadData(f"{path} has the suffix {suffix!r}; allowed are {allowed}; convert it to one of them.")
     try:
         size = path.stat().st_size
         path.open("rb").close()
     except OSError as error:
         raise BadData(f"{path} cannot be read ({error.strerror or error}); check its permissions.") from error
     if not size:
-        raise BadData(f"{path} is empty; a header line and at least {_rows(least)} are needed; export it again.")
+        needed = _rows(layout.least)
+        raise BadData(f"{path} is empty; a header line and at least {needed} are needed; export it again.")
     return suffix
 
 
@@ -444,10 +501,22 @@ def _require_header(path: Path, header: Sequence[str], needed: str) -> None:
         raise BadData(f"{path} has no header: line 1 is {_shortened(came)}; the header must be {needed}.")
     if len(header) == 1 and any(mark in came for mark in ";\t"):
         raise BadData(f"{path}, line 1: {_shortened(came)} is not separated by commas; export it with commas.")
-    for k, name in enumerate(header):
-        if not name:
-            raise BadData(f"{path}: column {k + 1} has no name in the header {_shortened(came)}; name or remove it.")
-        if name in header[:k]:
+
+
+def _require_names(path: Path, header: Sequence[str], read: Sequence[str], rows: Sequence[Sequence[str]] = ()) -> None:
+    """Each column that is read has a name, and one of its own; ``rows`` of a CSV tell what a first one without is."""
+    if "" in read:
+        place = header.index("")
+        if place == 0 and rows and all(row[0].strip() == str(k) for k, row in enumerate(rows)):
+            raise BadData(
+                f"{path}: column 1 has no name and numbers the rows: it was written by pandas with its index; use "
+                "to_csv(index=False), or choose the state columns with --columns."
+            )
+        came = _shortened(",".join(header))
+        raise BadData(f"{path}: column {place + 1} has no name in the header {came}; name or remove it.")
+    counts = Counter(header)
+    for name in read:
+        if counts[name] > 1:
             raise BadData(f"{path}: the column name {name!r} stands twice in the header; make the names differ.")
 
 
@@ -463,7 +532,8 @@ def _number(cell: str) -> float | None:
         return None
 
 
-def _read_csv(path: Path, layout: _Layout) -> _Table:
+def _csv_rows(path: Path, layout: _Layout) -> tuple[list[list[str]], list[int]]:
+    """The rows of a CSV that are not blank, the header first, and the line of each."""
     reader = csv.reader(StringIO(_decode(path), newline=""), strict=True)
     rows: list[list[str]] = []
     lines: list[int] = []
@@ -479,20 +549,27 @@ def _read_csv(path: Path, layout: _Layout) -> _Table:
     if not rows:
         needed = _rows(layout.least)
         raise BadData(f"{path} has only blank lines; a header line and at least {needed} are needed; export it again.")
+    return rows, lines
+
+
+def _read_csv(path: Path, layout: _Layout) -> _Table:
+    rows, lines = _csv_rows(path, layout)
     header = [name.strip() for name in rows.pop(0)]
     lines.pop(0)
     _require_header(path, header, layout.header)
-    names = layout.numeric(path, header)
+    read = layout.read(path, header)
+    _require_names(path, header, read, rows)
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(header):
             raise BadData(
                 f"{path}, line {line} has {len(row)} {'cell' if len(row) == 1 else 'cells'}; the header has "
                 f"{len(header)} columns; give every line as many (decimal points, no decimal commas)."
             )
+    names = [name for name in read if name != LABELS]
     numeric = [header.index(name) for name in names]
     parsed = [_parse_row(path, line, header, row, numeric) for row, line in zip(rows, lines, strict=True)]
     values = torch.tensor(parsed, dtype=torch.float64).reshape(len(rows), len(numeric))
-    labels = [row[header.index("trajectory")].strip() for row in rows] if "trajectory" in header else None
+    labels = [row[header.index(LABELS)].strip() for row in rows] if LABELS in read else None
     return _checked(_Table(path, header, names, values, labels, lines, "line"), layout.least)
 
 
@@ -534,43 +611,56 @@ def _checked(table: _Table, least: int) -> _Table:
             f"number is needed; correct it or remove the {table.row_word}."
         )
     if table.labels is not None and "" in table.labels:
-        place = table.where(table.labels.index(""), "trajectory")
+        place = table.where(table.labels.index(""), LABELS)
         raise BadData(f"{place} is empty; a number or a name of the trajectory is needed in every row.")
     return table
 
 
 def _read_parquet(path: Path, layout: _Layout) -> _Table:
-    from pyarrow import types
+    from pyarrow import parquet
 
-    table, header, labels = _open_parquet(path)
+    with _whole_parquet(path):
+        file = parquet.ParquetFile(path)
+        schema = file.schema_arrow
+        header = list(schema.names)
     _require_header(path, header, layout.header)
-    names = layout.numeric(path, header)
-    for field in table.schema:
-        if field.name not in names:
-            continue
-        if field.name.startswith("__index_level_"):
-            raise BadData(f"{path} has the pandas index {field.name!r} as a column; write it with index=False.")
-        if not (types.is_integer(field.type) or types.is_floating(field.type)):
-            raise BadData(f"{path}: the column {field.name!r} is {field.type}; integers or floating point are needed.")
-    columns = [np.asarray(table[name].to_numpy(), dtype=np.float64) for name in names]
+    read = layout.read(path, header)
+    _require_names(path, header, read)
+    names = [name for name in read if name != LABELS]
+    _require_numbers(path, schema, names)
+    with _whole_parquet(path):
+        table = file.read(columns=read)
+        labels = [_label(value) for value in table[LABELS].to_pylist()] if LABELS in read else None
+        columns = [np.asarray(table[name].to_numpy(), dtype=np.float64) for name in names]
     values = torch.from_numpy(np.stack(columns, axis=1)) if columns else torch.empty(len(table), 0).double()
     lines = list(range(1, len(table) + 1))
     return _checked(_Table(path, header, names, values, labels, lines, "row"), layout.least)
 
 
-def _open_parquet(path: Path) -> tuple[Any, list[str], list[str] | None]:
-    """The table, its column names and the labels of its trajectory column; damaged text shows only when decoded."""
+@contextlib.contextmanager
+def _whole_parquet(path: Path) -> Iterator[None]:
+    """One sentence for a damaged Parquet file; damaged text, of names or labels, shows only when it is decoded."""
     import pyarrow
-    from pyarrow import parquet
 
     try:
-        table = parquet.ParquetFile(path).read()
-        names = list(table.schema.names)
-        if names.count("trajectory") != 1:
-            return table, names, None
-        return table, names, ["" if k is None else str(k).strip() for k in table["trajectory"].to_pylist()]
+        yield
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _corrupt(path, "parquet", error) from error
+
+
+def _require_numbers(path: Path, schema: Any, names: Sequence[str]) -> None:
+    from pyarrow import types
+
+    for name in names:
+        if name.startswith("__index_level_"):
+            raise BadData(f"{path} has the pandas index {name!r} as a column; write it with index=False.")
+        kind = schema.field(name).type
+        if not (types.is_integer(kind) or types.is_floating(kind)):
+            raise BadData(f"{path}: the column {name!r} is {kind}; integers or floating point are needed.")
+
+
+def _label(value: object) -> str:
+    return "" if value is None else str(value).strip()
 
 
 def _corrupt(path: Path, kind: str, error: Exception) -> BadData:
@@ -620,13 +710,20 @@ def _pairs(table: _Table, whole: bool) -> Pairs:
     if "t" in table.header:
         raise BadData(
             f"{table.path} has the column 't' of a trajectory and the names in_…, out_… of pairs; remove 't' if the "
-            f"rows are pairs ({PAIRS_HEADER}), or rename the states of a trajectory."
+            f"rows are pairs ({PAIRS_HEADER}); of a trajectory rename the states, or choose them by --columns as they "
+            "are called."
         )
     if extra:
         raise BadData(f"{table.path} has the column {extra[0]!r}; a file of pairs has {PAIRS_HEADER}; remove it.")
     for name in sorted(set(inputs) ^ set(outputs)):
         has, lacks = (f"in_{name}", f"out_{name}") if name in inputs else (f"out_{name}", f"in_{name}")
         raise BadData(f"{table.path} has the column {has!r} but not {lacks!r}; a file of pairs has {PAIRS_HEADER}.")
+    taken = reserved_name(inputs)
+    if taken is not None:
+        raise BadData(
+            f"{table.path} has a state called {taken!r} (in_{taken}, out_{taken}), which is another column in files of "
+            "trajectories; rename it, or choose other states."
+        )
     h = table.columns(["h"])[:, 0] if "h" in table.names else torch.ones(len(table.lines), dtype=torch.float64)
     wrong = (h <= 0).nonzero()
     if len(wrong):

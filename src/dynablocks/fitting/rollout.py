@@ -21,6 +21,8 @@ Windows = tuple[Tensor, Tensor, Tensor]
 NOISE_DIFFERENCES = (2, 4, 6)
 ENERGY_CHUNK = 65536
 """A learned energy is computed of so many states at a time, since its hidden units take more room than they do."""
+STACKED_STATES = 4096
+"""A run becomes one tensor every so many states: a tensor of its own for each takes far more room than its numbers."""
 
 
 def windows(data: Trajectories, horizon: int, stride: int = 1) -> Windows:
@@ -129,18 +131,24 @@ def safe_rollout(
         x: the states at the start.
         steps: one number after the other, each for all states.
     """
-    states, stopped = [x], None
+    runs: list[Tensor] = []
+    recent, last, stopped = [x], x, None
     for h in steps:
         try:
-            following = flow(states[-1], h.expand(len(x)))
+            following = flow(last, h.expand(len(x)))
         except DynablocksError as error:
             stopped = str(error)
             break
         if not bool(following.isfinite().all()):
             stopped = "the states left the range of numbers"
             break
-        states.append(following)
-    return torch.stack(states, dim=1), stopped
+        if len(recent) == STACKED_STATES:
+            runs.append(torch.stack(recent, dim=1))
+            recent = []
+        recent.append(following)
+        last = following
+    runs.append(torch.stack(recent, dim=1))
+    return runs[0] if len(runs) == 1 else torch.cat(runs, dim=1), stopped
 
 
 @dataclass(frozen=True)
@@ -183,7 +191,9 @@ def change_along(
 ) -> tuple[str, Float[Tensor, "batch time"]] | None:
     """What a surrogate keeps of a state, in words, and how far it has moved since the start of each run.
 
-    ``None`` where it keeps nothing of a single state; ``reference`` as in :func:`drifts`.
+    ``None`` where it keeps nothing of a single state; ``reference`` as in :func:`drifts`. A relative change is over the
+    mass Σ|wᵢxᵢ| or the norm ‖x‖ at the start; where that is 0 to rounding, over that of a state whose entries all have
+    the size of the data, ``flow.scale``.
 
     Example:
         >>> from dynablocks.fitting.surrogates import Structure, build
@@ -194,11 +204,12 @@ def change_along(
     preserve, start = flow.structure.preserve, states[:, :1]
     if preserve == "mass":
         weights = states.new_tensor(flow.structure.weights or (1.0,) * states.shape[2])
-        size = (weights * start).abs().sum(2).clamp_min(1e-300)
+        size = _never_zero((weights * start).abs().sum(2), flow.scale * weights.abs().sum())
         return "relative change of the mass", ((states - start) @ weights).abs() / size
     if preserve == "norm":
         norms = states.norm(dim=2)
-        return "relative change of the norm", (norms / norms[:, :1].clamp_min(1e-300) - 1).abs()
+        size = _never_zero(norms[:, :1], flow.scale * states.shape[2] ** 0.5)
+        return "relative change of the norm", (norms - norms[:, :1]).abs() / size
     if preserve in LEARNED_ENERGY:
         energy = torch.cat([flow.energy(part) for part in torch.split(states.flatten(0, 1), ENERGY_CHUNK)])
         energy = energy.reshape(states.shape[:2])
@@ -207,6 +218,11 @@ def change_along(
     if preserve == "positive":
         return "negative part of the smallest entry", states.amin(2).clamp_max(0).abs()
     return None
+
+
+def _never_zero(size: Tensor, usual: Tensor) -> Tensor:
+    """The sizes to divide by, the usual one in place of those that are 0 to rounding."""
+    return torch.where(size > torch.finfo(size.dtype).eps * usual, size, usual.to(size))
 
 
 def _energy_spread(flow: FlowMap, reference: Tensor) -> Tensor:

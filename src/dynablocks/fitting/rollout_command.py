@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from dynablocks.data.trajectories import SUFFIXES, Starts, Trajectories, read_starts
+from dynablocks.data.trajectories import SUFFIXES, Starts, csv_parts, read_starts, reserved_name
 from dynablocks.errors import BadData, InvalidArgument, require_range, require_whole
-from dynablocks.files import expanded, require_writable, resolved, write_text
+from dynablocks.files import expanded, require_writable, resolved, write_atomically
 from dynablocks.fitting.job import load_fit, thinned
 from dynablocks.fitting.report import SPREAD_SAMPLES
 from dynablocks.fitting.rollout import change_along, safe_rollout
-from dynablocks.fitting.surrogates import FlowMap, Structure
+from dynablocks.fitting.surrogates import LEARNED_ENERGY, FlowMap, Structure
 from dynablocks.progress import track
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64
 
 SUMMARY = """Trajectories of a fit from states of yours, as CSV: trajectory,t,<state columns>, one row a state, the
 start first. dynablocks fit and pandas.read_csv read it.
@@ -27,9 +33,9 @@ Without --out the CSV goes to standard output, to be piped, and everything else 
 
 EXAMPLES = """starts:
   --start 0.5,0.0      one state: a number for each state column, in the order of the fit
-  --start states.csv   CSV or Parquet with the state columns in any order, one row a start; it may have the columns
+  --start states.csv   CSV or Parquet with the state columns in any order; every row is a start. It may have the columns
                        trajectory, what each is called, and t, when it starts (else they are numbered and start at 0);
-                       what other columns hold is not looked at
+                       other columns are not looked at
 
 examples:
   dynablocks rollout runs/first --start 0.5,0.0 > trajectory.csv
@@ -40,7 +46,8 @@ A fit is most accurate at its usual step; step_halving_error in its metrics.json
 standard error says how far what the fit keeps of a state (mass, norm, learned energy, signs) has moved.
 In Python: flow = dynablocks.fitting.load_fit(DIR); flow.rollout(x, steps)."""
 
-MOST_STEPS = 10**8
+MOST_NUMBERS = 50_000_000
+"""So many times and entries of states are computed at once: they take less than 2 GB, as CSV 1 GB."""
 
 
 def add_arguments(parser: Any) -> None:
@@ -49,7 +56,10 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--start", type=str, default=None, help="a state, as 0.5,0.0, or a file of states")
     parser.add_argument("--steps", type=int, default=100, help="how many steps from each start")
     parser.add_argument(
-        "--step", type=float, default=None, help="the time of a step, above 0 (default: the usual one of the fit)"
+        "--step",
+        type=float,
+        default=None,
+        help="the time of a step, above 0 (default: the usual one of the fit, to 12 digits)",
     )
     parser.add_argument(
         "--out", type=Path, default=None, help="the CSV file to write (default: print it to standard output)"
@@ -59,27 +69,38 @@ def add_arguments(parser: Any) -> None:
 
 def rollout_command(options: Any, say: Callable[[str], None]) -> int:
     """Read the fit and the starts, roll out, write; say how far what is kept has moved."""
+    steps = _require_options(options)
+    flow = load_fit(expanded(options.directory))
+    structure = flow.structure
+    _require_readable(options.directory, structure)
+    starts = _starts(options.start, structure)
+    # A median of differences such as 0.3 − 0.2 is 0.1 but for its last digits.
+    step = float(f"{structure.step:.12g}") if options.step is None else options.step
+    _require_room(starts, steps)
+    times = _times(starts, step, steps)
+    if _numbers(options.start) is None:
+        say(_reading(options.start, starts))
+    states = _states(flow, starts, times, step)
+    runs = ((starts.label(k), times[k], states[k]) for k in range(len(states)))
+    _write(options.out, csv_parts(structure.names, runs))
+    moved = _moved(flow, states)
+    if moved is not None:
+        say(f"{moved} in {steps} step{'s' if steps > 1 else ''} of {step:.12g}")
+    return 0
+
+
+def _require_options(options: Any) -> int:
+    """The number of steps; what is wrong with any option is known before the fit is read."""
     if options.directory is None:
         raise InvalidArgument("no fit was given; use: dynablocks rollout DIR --start 0.5,0.0")
-    steps = require_whole("--steps", options.steps, 1, MOST_STEPS)
+    steps = require_whole("--steps", options.steps, 1)
     if options.step is not None:
         require_range("--step", options.step, 0, open_low=True)
     if options.out is not None:
         _require_out(Path(options.out), overwrite=options.overwrite)
-    flow = load_fit(expanded(options.directory))
-    starts = _starts(options.start, flow.structure)
-    found = _trajectories(flow, starts, flow.structure.step if options.step is None else options.step, steps)
-    if options.out is None:
-        print(found.to_csv(), end="")
-    else:
-        write_text(resolved(expanded(options.out)), found.to_csv())
-        print(options.out)
-    states = torch.stack(found.states)
-    kept = change_along(flow, states, thinned((states.flatten(0, 1),), SPREAD_SAMPLES)[0])
-    if kept is not None:
-        what, change = kept
-        say(f"{what}: at most {float(change.max()):.2g} along {steps} step{'s' if steps > 1 else ''}")
-    return 0
+    elif options.overwrite:
+        raise InvalidArgument("--overwrite replaces the file of --out, which is missing; give --out, or leave it out.")
+    return steps
 
 
 def _require_out(path: Path, *, overwrite: bool) -> None:
@@ -92,6 +113,16 @@ def _require_out(path: Path, *, overwrite: bool) -> None:
     if place.exists() and not overwrite:
         raise InvalidArgument(f"--out {path} is there already; choose another name, or --overwrite to replace it.")
     require_writable(place.parent)
+
+
+def _require_readable(directory: str, structure: Structure) -> None:
+    """A CSV of trajectories can be read again only where no state is called as one of its other columns."""
+    taken = reserved_name(structure.names)
+    if taken is not None:
+        raise InvalidArgument(
+            f"the fit in {directory} has the state column {taken!r}, which a CSV of trajectories has already; use "
+            "flow.rollout in Python, or fit with another name."
+        )
 
 
 def _starts(given: str | None, structure: Structure) -> Starts:
@@ -140,11 +171,37 @@ def _single(given: str, numbers: list[float], structure: Structure) -> Starts:
     return Starts(torch.zeros(1, dtype=torch.float64), state)
 
 
-def _trajectories(flow: FlowMap, starts: Starts, step: float, steps: int) -> Trajectories:
-    """The states at the starts and after each step.
+def _counted(starts: Starts) -> str:
+    count = len(starts.states)
+    return f"{count:,} start{'s' if count > 1 else ''}"
+
+
+def _reading(given: str, starts: Starts) -> str:
+    """How many starts a file has, and a doubt where it looks like one measured trajectory."""
+    found = f"{Path(given).name}: {_counted(starts)}"
+    if len(starts.states) > 1 and not starts.labels and bool((starts.times.diff() > 0).all()):
+        found += ", one a row; if the rows are one measured trajectory, give the row to start from alone"
+    return found
+
+
+def _require_room(starts: Starts, steps: int) -> None:
+    """Refuse more than memory, and whoever reads the CSV, can take."""
+    count, entries = starts.states.shape
+    numbers = count * (steps + 1) * (entries + 1)
+    if numbers > MOST_NUMBERS:
+        most = MOST_NUMBERS // (count * (entries + 1)) - 1
+        advice = f"give --steps {most} or less, or fewer starts" if most >= 1 else "give fewer starts"
+        raise InvalidArgument(
+            f"--steps {steps} from {_counted(starts)} would be {numbers:,} numbers; at most {MOST_NUMBERS:,} are "
+            f"computed at once: {advice}."
+        )
+
+
+def _times(starts: Starts, step: float, steps: int) -> Float64[Tensor, "start time"]:
+    """The times of the start and after each step.
 
     Raises:
-        InvalidArgument: times, or states, leave the range of numbers, or a step's equation is not solved.
+        InvalidArgument: they leave the range of numbers, or are equal after rounding.
     """
     times = starts.times[:, None] + step * torch.arange(steps + 1, dtype=torch.float64)
     if not bool(times.isfinite().all()) or not bool((times.diff(dim=1) > 0).all()):
@@ -152,25 +209,79 @@ def _trajectories(flow: FlowMap, starts: Starts, step: float, steps: int) -> Tra
             f"--step is {step!r}; {steps} such steps from t = {float(starts.times.abs().max()):g} give times that are "
             "no numbers, or are equal after rounding; give another --step."
         )
-    h = torch.tensor(step, dtype=torch.float64)
+    return times
+
+
+def _states(flow: FlowMap, starts: Starts, times: Tensor, step: float) -> Float64[Tensor, "start time n"]:
+    """The states at those times.
+
+    Raises:
+        InvalidArgument: they leave the range of numbers, or a step's equation is not solved.
+    """
+    steps, h = times.shape[1] - 1, torch.tensor(step, dtype=torch.float64)
     states, stopped = safe_rollout(flow, starts.states, track(repeat(h, steps), "rolling out", steps))
-    if stopped is not None:
-        raise _ended(flow, starts, times, states, h, stopped)
-    return Trajectories(times.unbind(), states.unbind(), flow.structure.names, starts.labels)
-
-
-def _ended(flow: FlowMap, starts: Starts, times: Tensor, states: Tensor, h: Tensor, stopped: str) -> InvalidArgument:
-    """The error for a run that ends early: which, when and why."""
-    row, reason = 0, stopped
-    for k, last in enumerate(states[:, -1]):
-        _, alone = safe_rollout(flow, last[None], [h])
-        if alone is not None:
-            row, reason = k, alone
-            break
-    reached, steps = states.shape[1] - 1, times.shape[1] - 1
+    if stopped is None:
+        return states
+    row, reason = _first_failure(flow, states[:, -1], h)
+    reached = states.shape[1] - 1
     advice = f"--steps {reached}, " if reached else ""
-    time = float(times[row, reached])
-    return InvalidArgument(
-        f"the run from the start {starts.label(row)!r} ends at t = {time:.6g}, after {reached} of {steps} steps: "
-        f"{reason.rstrip('.')}; give {advice}another --start or a smaller --step."
+    raise InvalidArgument(
+        f"the run from the start {starts.label(row)!r} ends at t = {float(times[row, reached]):.6g}, after {reached} "
+        f"of {steps} steps: {(reason or stopped).rstrip('.')}; give {advice}another --start or a smaller --step."
     )
+
+
+def _first_failure(flow: FlowMap, states: Tensor, h: Tensor) -> tuple[int, str | None]:
+    """The first of the states from which a step fails, and why; halves are tried, since states fail together."""
+    low, high = 0, len(states)
+    while high - low > 1:
+        middle = (low + high) // 2
+        _, failed = safe_rollout(flow, states[low:middle], [h])
+        low, high = (middle, high) if failed is None else (low, middle)
+    return low, safe_rollout(flow, states[low:high], [h])[1]
+
+
+def _write(out: Path | None, parts: Iterable[str]) -> None:
+    """Write the parts of a CSV one after the other, to a file or to standard output."""
+    if out is None:
+        with _as_utf8(sys.stdout):
+            for part in parts:
+                print(part, end="")
+        return
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.writelines(parts)
+
+    write_atomically(resolved(expanded(out)), write)
+    print(out)
+
+
+@contextlib.contextmanager
+def _as_utf8(stream: Any) -> Iterator[None]:
+    """What is redirected or piped is a file, and of the same bytes everywhere; a terminal has its own encoding."""
+    if not hasattr(stream, "reconfigure") or stream.isatty():
+        yield
+        return
+    before = {"encoding": stream.encoding, "errors": stream.errors}
+    stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        yield
+        stream.flush()
+    finally:
+        with contextlib.suppress(OSError, ValueError):  # after an error it would fail again to write what is left
+            stream.reconfigure(**before)
+
+
+def _moved(flow: FlowMap, states: Tensor) -> str | None:
+    """How far what the fit keeps of a state has moved, in words; ``None`` where it keeps nothing of a state."""
+    kept = change_along(flow, states, thinned((states.flatten(0, 1),), SPREAD_SAMPLES)[0])
+    if kept is None:
+        return None
+    what, change = kept
+    if flow.structure.preserve in LEARNED_ENERGY:
+        what += " along these runs"  # not over that of the training, as the report has it
+    most = float(change.max())
+    if not math.isfinite(most):
+        return f"{what} cannot be measured: it leaves the range of numbers"
+    return f"{what}: at most {most:.2g}"

@@ -16,7 +16,7 @@ from dynablocks.fields.sphere import skew_matrix
 from dynablocks.fields.symmetric import EvenPotential, ridge_energy
 from dynablocks.integrators import Integrator
 from dynablocks.integrators.base import StepSize
-from dynablocks.properties import Declaration, Positive
+from dynablocks.properties import Positive
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -241,11 +241,8 @@ class PositiveMidpoint(Integrator):
             return None
         return f"{self!r} needs a field of the form P − D∘x (ProductionDestruction); got {type(field).__name__}"
 
-    def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
-        self.require(field)
-        kept, losses = self.inherited(field, step_size)
-        title = f"PositiveMidpoint(h={step_size:.5g})"
-        return Declaration.of(*kept, reason="sums of nonnegative terms", title=title, losses=losses)
+    def step_constant(self, field: VectorField, step_size: float, bound: str = "tight") -> tuple[float, str]:
+        return math.inf, "sums of nonnegative terms"
 
 
 def _frozen(x: Tensor, produced: Tensor, destroyed: Tensor, step_size: StepSize) -> Tensor:

@@ -225,6 +225,9 @@ class Trapezoidal(ImplicitIntegrator):
         constant = first / left * ROUNDING_UP if left > 0 else math.inf
         return constant, f"({reason})/(1-hμ/2), hμ/2={rate:.4g}"
 
+    def title(self, step_size: float) -> str:
+        return f"trapezoidal(h={step_size:.5g})"
+
     def guarantees(self, field: VectorField, step_size: float) -> tuple[list[Property], list[str]]:
         kept, losses = self.inherited(field, step_size)
         if abs(step_size) * field.facts().lipschitz < 2:

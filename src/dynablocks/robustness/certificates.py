@@ -110,8 +110,8 @@ def generic_radii(
 ) -> Float[Tensor, " n"]:
     """The radius that needs only the Lipschitz constant of the whole network.
 
-    ``(z_(1) - z_(2) - 4e) / (sqrt(2) L)``. With L = L_body ‖W‖ it never exceeds :func:`certified_radii`, because two
-    rows of W are at most sqrt(2) ‖W‖ apart.
+    ``(z_(1) - z_(2) - 4e) / (sqrt(2) L)``. With L = L_body ‖W‖ it never exceeds :func:`certified_radii`, but for
+    rounding, because two rows of W are at most sqrt(2) ‖W‖ apart.
 
     Args:
         logits: (N, classes).
