@@ -135,7 +135,7 @@ def measured_order(
     if not all(least < error < math.inf for error in errors):
         raise InvalidArgument(
             f"the errors after {counts} steps are {errors}; finite ones above {least:.1e}, what rounding and "
-            "solvers may do, measure an order: take fewer steps where they are below, more or a shorter time where they "
-            "explode."
+            "solvers may do, measure an order: take fewer steps where they are below, more or a shorter time where "
+            "they explode."
         )
     return rate_of(counts, errors)
