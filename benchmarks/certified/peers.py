@@ -26,8 +26,8 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.linear.bounds import ConvGeometry, conv_norm_bounds
 
 COMPARED = {"optimiser": "nesterov", "lr": 0.1, "momentum": 0.9, "batch_size": 256}
-"""SGD with Nesterov momentum, batch 256, one cycle: the recipe of "1-Lipschitz Layers Compared" (arXiv 2311.16833); a
-family's own rate is about the mean of those that its authors' search chose for it (XS to L, their statistics.csv)."""
+"""SGD with Nesterov momentum, batch 256, one cycle: the recipe of "1-Lipschitz Layers Compared" (arXiv 2311.16833);
+where a family below has a rate of its own, it is about the mean of those that their search chose (XS to L)."""
 
 Layer = Callable[[int], nn.Module]
 

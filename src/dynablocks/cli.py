@@ -62,7 +62,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for an error of use, 130 after Ctrl-C.
+    """Run one command; returns the exit code: 0, 1 for a closed pipe, 2 for an error of use, 130 after Ctrl-C.
 
     Example:
         >>> main(["list", "models"])

@@ -10,7 +10,15 @@ from dynablocks.data.planar import PLANAR_SETS, planar
 from dynablocks.data.seeding import mixed_seed
 from dynablocks.data.splits import DataSplits, hold_out
 from dynablocks.data.systems import SYSTEMS, HamiltonianSystem, PhysicalSystem, require_system
-from dynablocks.data.trajectories import Pairs, Trajectories, read_dynamics, read_pairs, read_trajectories
+from dynablocks.data.trajectories import (
+    Pairs,
+    Starts,
+    Trajectories,
+    read_dynamics,
+    read_pairs,
+    read_starts,
+    read_trajectories,
+)
 
 __all__ = [
     "DATASETS",
@@ -21,6 +29,7 @@ __all__ = [
     "ImageDataset",
     "Pairs",
     "PhysicalSystem",
+    "Starts",
     "Trajectories",
     "augment",
     "batch_indices",
@@ -35,6 +44,7 @@ __all__ = [
     "planar",
     "read_dynamics",
     "read_pairs",
+    "read_starts",
     "read_trajectories",
     "require_system",
     "to_unit_range",
