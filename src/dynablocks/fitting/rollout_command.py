@@ -43,7 +43,8 @@ examples:
   dynablocks rollout runs/first --start states.csv --step 0.05 --out trajectories.csv
 
 A fit is most accurate at its usual step; step_halving_error in its metrics.json says how far others are off. At the end
-standard error says how far what the fit keeps of a state (mass, norm, learned energy, signs; the energy of symplectic ones oscillates) has moved.
+standard error says how far what the fit keeps of a state (mass, norm, learned energy, signs) has moved; the learned
+energy of a symplectic one oscillates.
 In Python: flow = dynablocks.fitting.load_fit(DIR); flow.rollout(x, steps)."""
 
 MOST_NUMBERS = 50_000_000
