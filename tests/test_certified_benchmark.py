@@ -17,7 +17,10 @@ from torch.nn import functional
 
 from dynablocks.config import CERTIFIED_PRESETS, preset_settings
 from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument, UnsoundResult
+from dynablocks.models import ModelConfig, build
+from dynablocks.properties import jacobians
 from dynablocks.robustness import CertificateResult
+from dynablocks.switching import set_progress
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "certified"
 
@@ -34,7 +37,7 @@ def load(name: str) -> ModuleType:
 
 
 peers, bounds, run, attack = load("peers"), load("bounds"), load("run"), load("attack")
-expansion, compare = load("expansion"), load("compare")
+expansion, compare, radius_lost = load("expansion"), load("compare"), load("radius_lost")
 
 
 def orthogonal(inputs: int, outputs: int) -> nn.Module:
@@ -710,3 +713,21 @@ def test_a_peer_whose_layer_was_mended_since_is_measured_again(tmp_path: Path, m
         else:
             with pytest.raises(InvalidArgument, match="with source 'orthogonium"):
                 run.result_of("soc", run.parse())
+
+
+@pytest.mark.parametrize("step", [0.0, 1.0])
+def test_the_share_of_the_radius_is_that_of_the_jacobian(step: float) -> None:
+    config = ModelConfig("certified", widths=(4,), layers=(2,), stem=1, dense_layers=1, dense_step="potential")
+    network, pixels = build(config, (4, 4, 4), 3).double().eval(), torch.rand(5, 4, 4, 4, dtype=torch.float64)
+    set_progress(network, step)
+    found = radius_lost.shares(network, pixels)
+    weight, order = network.head.weight.detach(), network(pixels).topk(2, 1).indices
+    rows = weight[order[:, 0]] - weight[order[:, 1]]
+    pulled = (rows.unsqueeze(1) @ jacobians(network.body, pixels)).squeeze(1).norm(dim=1) / rows.norm(dim=1)
+    assert [place for place, _ in found[:1] + found[-1:]] == ["pixels", "DynamicalBlock"]
+    assert found[0][1] == pytest.approx(float(pulled.mean()), rel=1e-12)
+    assert found[-1][1] == pytest.approx(1.0, rel=1e-12)
+    # Steps of 2 along orthonormal rows keep gradient norms, shorter ones and divided rows lose some.
+    behind = dict(found)["Flatten"]
+    assert behind < 1
+    assert (found[0][1] == pytest.approx(behind, rel=1e-12)) == (step == 1.0)
