@@ -3,9 +3,9 @@
     python benchmarks/certified/radius_lost.py RUN [--data.dir CIFAR10] [--images 256]
 
 A certificate takes a margin z_i − z_j to fall by no more than L ‖w_i − w_j‖ a unit of ℓ2; where it is linear it falls
-by its gradient. Printed is the mean over test images of ‖∂(z_i − z_j)/∂h‖ / ‖w_i − w_j‖ in float64, j the class that comes
-second, for the output h of each layer of the body: 1 at its end, and at the pixels the share of the radius that the
-certificate could not lose to anything but curvature. Between two lines is what the layer there loses.
+by its gradient. Printed is the mean over test images of ‖∂(z_i − z_j)/∂h‖ / ‖w_i − w_j‖ in float64, j the class that
+comes second, for the output h of each layer of the body: 1 at its end, and at the pixels the share of the radius that
+the certificate could not lose to anything but curvature. Between two lines is what the layer there loses.
 """
 
 from __future__ import annotations
