@@ -30,6 +30,7 @@ from dynablocks.progress import progress_bar
 from dynablocks.robustness.artefact import ledger, normalisation
 from dynablocks.robustness.certificates import ARITHMETICS, certify
 from dynablocks.robustness.evaluation import checked_logits, evaluating, to_pixels
+from dynablocks.robustness.own_code import has_own
 from dynablocks.robustness.rounding import plain_arithmetic, unit_roundoff
 
 if TYPE_CHECKING:
@@ -44,17 +45,6 @@ _TOLERANCES = {"float64": 1e-9, "float32": 2e-6}
 """By how much bounds may differ relatively: weights that are functions of others end differently on other machines."""
 _INSIDE = 1 - 1e-6
 _LOSSES = ("margin", "cross-entropy", "ratio")
-_LAYERS: tuple[type[nn.Module], ...] = (
-    nn.Sequential,
-    DynamicalBlock,
-    Channelwise,
-    Whitening,
-    PixelNormalisation,
-    SpaceToDepth,
-    ZeroLift,
-    PaperLift,
-    LinearMap,
-)
 
 
 class AuditFailed(UnsoundResult):
@@ -167,17 +157,16 @@ def _ridge_bound(method: Any, field: RidgeField, h: float) -> float:
     return _symmetric_bound(known, min(part * s for s in slopes), max(part * s for s in slopes)) ** method.substeps
 
 
-def _require_own_code(part: object, kinds: tuple[type[object], ...], *names: str) -> None:
+def _require_own_code(part: object, *methods: str) -> None:
     """Refuse a part with methods of its own: the formulas here are those of the library's."""
-    for kind, name in itertools.product(kinds, names):
-        if isinstance(part, kind) and getattr(type(part), name) is not getattr(kind, name):
-            raise AuditFailed(f"{type(part).__name__} has a {name} of its own, which the audit does not know.")
+    for method in methods:
+        if has_own(part, method):
+            raise AuditFailed(f"{type(part).__name__} has a {method} of its own, which the audit does not know.")
 
 
 def _step_bound(method: Any, field: nn.Module, h: float) -> float:
-    _require_own_code(field, (RidgeField, TwoMatrixField, MetricField), "forward", "flow")
-    _require_own_code(field, (RidgeField,), "profile")
-    _require_own_code(method, (ExplicitEuler, ExactFlow), "step")
+    _require_own_code(field, "forward", "flow", "profile")
+    _require_own_code(method, "step")
     if not isinstance(method, (ExplicitEuler, ExactFlow)):
         raise AuditFailed(f"the audit knows Euler steps and exact flows only, not {method!r}; certify such a network.")
     if isinstance(field, (GradientField, PreconditionedField)):
@@ -193,7 +182,7 @@ def _step_bound(method: Any, field: nn.Module, h: float) -> float:
 
 
 def _layer_bound(module: nn.Module) -> float:
-    _require_own_code(module, _LAYERS, "forward")
+    _require_own_code(module, "forward")
     if isinstance(module, nn.Sequential):
         return math.prod(_layer_bound(part) for part in module._modules.values() if part is not None)
     if isinstance(module, DynamicalBlock):

@@ -42,6 +42,7 @@ from dynablocks.linear.bounds import linear_norm_bounds
 from dynablocks.metrics import Channelwise, Whitening
 from dynablocks.models import Network
 from dynablocks.properties import EUCLIDEAN, Lipschitz, Metric, declare
+from dynablocks.robustness.own_code import has_own
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -358,33 +359,13 @@ def _euler(method: ExplicitEuler, field: VectorField, h: Tensor, arithmetic: _Ar
     return [_Step(lambda x: x + part * field(x), stated, local, near)] * method.substeps
 
 
-_PROVED_CODE: tuple[type[object], ...] = (
-    RidgeField,
-    TwoMatrixField,
-    MetricField,
-    DynamicalBlock,
-    ExplicitEuler,
-    ExactFlow,
-    nn.Sequential,
-    Channelwise,
-    Whitening,
-    PixelNormalisation,
-    SpaceToDepth,
-    ZeroLift,
-    PaperLift,
-    LinearMap,
-)
-"""The classes of whose methods the bounds here are proved."""
-
-
 def _require_own_code(part: object, method: str) -> None:
     """Refuse a part with a method of its own: what was proved is how the library's computes.
 
     Raises:
         NoRoundingBound: it has one.
     """
-    known = next((kind for kind in _PROVED_CODE if isinstance(part, kind)), None)
-    if known is not None and getattr(type(part), method) is not getattr(known, method):
+    if has_own(part, method):
         raise NoRoundingBound(f"{type(part).__name__} has a {method} of its own, whose rounding has no proved bound.")
 
 
