@@ -54,7 +54,7 @@ def component_figure(rollout: Rollout, names: Sequence[str]) -> Figure:
         predicted = rollout.predicted[:, k]
         axes.plot(rollout.times[: len(predicted)], predicted, color=VERMILION, label="predicted")
         axes.set(title=names[k].replace("$", r"\$"))
-    panels[0].legend(frameon=False, fontsize=8.5, ncols=2, loc="upper right")
+    panels[0].legend(frameon=False, fontsize=8.5, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
     panels[-1].set(xlabel="time")
     return figure
 
