@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_integrators import Spiral
 from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
@@ -334,25 +335,6 @@ def test_constants_follow_from_a_spectrum_where_they_are_left_out_and_nowhere_el
     assert (stated.lipschitz, stated.one_sided) == (0.5, 0.125)
     unknown = FieldFacts.of_spectrum(math.nan, 0.0, odd=False, reason="0 · ∞")
     assert (unknown.spectrum, unknown.lipschitz, unknown.one_sided) == ((-math.inf, math.inf), math.inf, math.inf)
-
-
-class Spiral(VectorField):
-    """ẋ = (aI + ωJ)x with J = ((0, 1), (−1, 0)), and its flow, as the docstring of VectorField asks for it."""
-
-    def __init__(self, rate: float, turn: float) -> None:
-        super().__init__()
-        self.in_shape, self.rate, self.turn = (2,), rate, turn
-        self.register_buffer("matrix", torch.tensor([[rate, turn], [-turn, rate]], dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.matrix.mT
-
-    def facts(self) -> FieldFacts:
-        return FieldFacts(math.hypot(self.rate, self.turn), self.rate, reason="a normal matrix")
-
-    def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
-        cosine, sine = math.cos(self.turn * float(time)), math.sin(self.turn * float(time))
-        return math.exp(self.rate * float(time)) * x @ x.new_tensor([[cosine, sine], [-sine, cosine]]).mT
 
 
 def test_a_flow_is_taken_where_the_class_has_one_and_its_log_determinant_is_asked_for() -> None:

@@ -7,11 +7,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from test_implicit import assert_stacked_as_alone
 from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
-from dynablocks.experiments.ensembles import ensemble_forward, stacked_parameters
 from dynablocks.fields import FieldFacts, GradientField, PartitionedField, VectorField
 from dynablocks.fields.dissipative import DissipativeField
 from dynablocks.fields.hamiltonian import NeuralHamiltonian
@@ -199,17 +199,7 @@ def test_steps_take_stacked_parameters(kind: str, name: str) -> None:
     with torch.no_grad():
         for parameter in (p for block in blocks for p in block.parameters()):
             parameter.add_(0.2 * torch.randn_like(parameter))
-    x = torch.randn(5, *blocks[0].in_shape, dtype=torch.float64)
-    stacked = stacked_parameters(blocks)
-    outputs = ensemble_forward(blocks[0], stacked, x)
-    gradients = torch.autograd.grad(outputs.square().sum(), list(stacked.values()))
-    for run, block in enumerate(blocks):
-        alone = block(x)
-        torch.testing.assert_close(outputs[run], alone, rtol=0, atol=1e-12)
-        expected = torch.autograd.grad(alone.square().sum(), list(block.parameters()))
-        for one, other in zip(gradients, expected, strict=True):
-            assert float((one[run] - other).abs().max()) <= 1e-8 * max(1.0, float(other.abs().max()))
-    assert not torch.allclose(outputs[0], outputs[1])
+    assert_stacked_as_alone(blocks, torch.randn(5, *blocks[0].in_shape, dtype=torch.float64), 1e-8)
 
 
 def test_a_loss_with_a_known_target_needs_no_solve() -> None:

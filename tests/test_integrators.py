@@ -217,7 +217,7 @@ class Spiral(VectorField):
     def __init__(self, rate: float, turn: float) -> None:
         super().__init__()
         self.in_shape, self.rate, self.turn = (2,), rate, turn
-        self.matrix = torch.tensor([[rate, turn], [-turn, rate]], dtype=torch.float64)
+        self.register_buffer("matrix", torch.tensor([[rate, turn], [-turn, rate]], dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.matrix.mT
