@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from dynablocks.cli import main
-from dynablocks.errors import BadData
+from dynablocks.errors import BadData, InvalidArgument
 from dynablocks.experiments import EXPERIMENTS, Scale, Store, runner, runs
 from dynablocks.experiments.cells import Cell, in_order
 from dynablocks.experiments.robustness import order_checks, paper_rows, warm_row
@@ -365,3 +365,9 @@ def test_check_ends_with_one_where_a_result_differs(tmp_path: Path, monkeypatch:
     assert main(command) == 0
     bound[0] = 1.01
     assert main(command) == 1
+
+
+@pytest.mark.parametrize(("name", "said"), [("fig1", "drawn by table1"), ("fig2", "a sketch")])
+def test_a_figure_without_an_experiment_of_its_name_is_told_where_it_is(name: str, said: str) -> None:
+    with pytest.raises(InvalidArgument, match=said):
+        chosen([name, "all"])

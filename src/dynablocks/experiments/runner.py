@@ -29,12 +29,21 @@ POLL_SECONDS = 0.5
 ENDED = ("built", "failed", "impossible")
 
 
+ELSEWHERE = {
+    "fig1": "Figure 1 is drawn by table1; name that",
+    "fig2": "Figure 2 is a sketch, with nothing to compute; name another",
+}
+"""Figures of the paper that no experiment is called after."""
+
+
 def chosen(names: Sequence[str]) -> list[Experiment]:
     """The experiments of the names; ``all`` is every one.
 
     Raises:
-        InvalidArgument: a name is unknown.
+        InvalidArgument: a name is unknown, or of a figure that stands elsewhere.
     """
+    for name in ELSEWHERE.keys() & set(names):
+        raise InvalidArgument(f"unknown experiment {name!r}: {ELSEWHERE[name]}.")
     wanted = sorted(EXPERIMENTS, key=_natural) if "all" in names else list(names)
     if not wanted:
         raise InvalidArgument(f"nothing was named to reproduce; name one of {', '.join(EXPERIMENTS)}, or all.")
