@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.files import write_json
-from dynablocks.linear.bounds import (
+from dynablocks.numerics.bounds import (
     METHODS,
     ConvGeometry,
     conv_norm_bounds,

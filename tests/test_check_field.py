@@ -32,11 +32,11 @@ from dynablocks.fields import (
     presnov,
 )
 from dynablocks.fields.base import potential_of
-from dynablocks.fields.checks import FACTS, METHODS, false_facts, false_methods
 from dynablocks.integrators import ExactFlow
 from dynablocks.linear import Conv, Dense, OrthogonalDense
 from dynablocks.switching import FreeSignal
 from dynablocks.testing import FIELD_CHECKS, Finding, check_block, check_field
+from dynablocks.testing.facts import FACTS, METHODS, false_facts, false_methods
 
 HONEST: dict[str, Callable[[], VectorField]] = {name: FIELDS[name].example for name in sorted(FIELDS)} | {
     "convolution": lambda: GradientField(Conv((2, 3, 3), 3, 3), leaky_relu(0.1)),

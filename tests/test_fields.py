@@ -35,12 +35,12 @@ from dynablocks.fields import (
     smooth_leaky_relu,
 )
 from dynablocks.fields.base import potential_of
-from dynablocks.fields.checks import false_facts
 from dynablocks.fields.symmetric import EvenPotential, PotentialSum
 from dynablocks.integrators import ExplicitEuler
 from dynablocks.linear import Conv, Dense, OrthogonalConv, OrthogonalDense
 from dynablocks.properties import Declaration, Equivariant, Structured
 from dynablocks.switching import FreeSignal
+from dynablocks.testing.facts import false_facts
 
 FIELD_MAKERS = {name: FIELDS[name].example for name in sorted(FIELDS)} | {
     "gradient free tanh": lambda: GradientField(Dense(3, 5), "tanh", bias=False),

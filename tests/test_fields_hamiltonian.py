@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import FieldFacts, GradientField, PartitionedField, ShearField, VectorField
-from dynablocks.fields.checks import false_facts
 from dynablocks.fields.dissipative import DampedHamiltonian, Damping, DissipativeField
 from dynablocks.fields.hamiltonian import HamiltonianEmbedding, NeuralHamiltonian, SeparableHamiltonian, canonical
 from dynablocks.fields.symmetric import DiagonalField, EvenPotential, GradientOf, LinearField, PotentialSum
@@ -38,6 +37,7 @@ from dynablocks.properties import (
 from dynablocks.properties.verify import jacobians
 from dynablocks.switching import FreeSignal
 from dynablocks.testing import check_block
+from dynablocks.testing.facts import false_facts
 
 
 def scalar_network(features: int) -> nn.Module:

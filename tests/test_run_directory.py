@@ -17,7 +17,7 @@ from dynablocks.run_directory.source import COMPUTING, source_hash
 
 
 def package(place: Path) -> Path:
-    for name in ("blocks.py", "linear/bounds.py", "robustness/attacks.py", "reporting/page.py", "cli.py"):
+    for name in ("blocks.py", "numerics/bounds.py", "robustness/attacks.py", "reporting/page.py", "cli.py"):
         (place / name).parent.mkdir(exist_ok=True)
         (place / name).write_text(f"# {name}\n")
     return place

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from dynablocks.errors import DynablocksError, require_range
 from dynablocks.files import write_json
 from dynablocks.linear import OrthogonalConv
-from dynablocks.linear.bounds import ConvGeometry, conv_norm_bounds, dense_matrix
+from dynablocks.numerics.bounds import ConvGeometry, conv_norm_bounds, dense_matrix
 
 BELOW = 1e-5
 Estimator = Callable[[nn.Conv2d, int], float | None]

@@ -99,3 +99,10 @@ def require_choice(name: str, value: str, choices: Iterable[str]) -> str:
     if value not in options:
         raise unknown_name(name, value, options)
     return value
+
+
+def require_sizes(name: str, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """``shape`` when it has ``rank`` positive sizes, otherwise :class:`InvalidArgument`."""
+    if len(shape) != rank or any(not isinstance(s, int) or s < 1 for s in shape):
+        raise InvalidArgument(f"{name} is {tuple(shape)!r}; {rank} positive sizes are needed.")
+    return tuple(shape)

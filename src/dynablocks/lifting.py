@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dynablocks.errors import InvalidArgument, require_choice
+from dynablocks.errors import InvalidArgument, require_choice, require_sizes
 from dynablocks.linear import Bounds, LinearMap, NormalisedConv, linear_norm_bounds
 from dynablocks.linear.dense import Dense
-from dynablocks.linear.maps import check_shape, require_shape
+from dynablocks.linear.maps import require_shape
 from dynablocks.linear.orthogonal import ORTHOGONAL, orthogonal_start
 from dynablocks.properties import (
     Declaration,
@@ -140,7 +140,7 @@ class ChannelMix(LinearMap):
         self, in_shape: tuple[int, int, int], out_channels: int, method: str = "cayley", spread: float = 1.0
     ) -> None:
         super().__init__()
-        check_shape("in_shape", in_shape, 3)
+        require_sizes("in_shape", in_shape, 3)
         self.in_shape, self.out_shape = tuple(in_shape), (out_channels, *in_shape[1:])
         self.rows_orthonormal = out_channels <= in_shape[0]
         self.columns_orthonormal = out_channels >= in_shape[0]

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dynablocks.errors import InvalidArgument, require_range
+from dynablocks.errors import InvalidArgument, require_range, require_sizes
 from dynablocks.lifting import ChannelMix, PixelNormalisation, ZeroLift
-from dynablocks.linear.maps import check_shape
-from dynablocks.linear.rounding import EPS, product_slack
+from dynablocks.numerics.rounding import EPS, product_slack
 from dynablocks.properties import EUCLIDEAN, Declaration, Lipschitz, Metric, Structured, declare
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class SpectralMetric(Metric):
     wavelength: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", check_shape("shape", tuple(self.shape), 3))
+        object.__setattr__(self, "shape", require_sizes("shape", tuple(self.shape), 3))
         require_range("smooth", self.smooth, 1e-6, 1e6)
         if self.wavelength is None:
             object.__setattr__(self, "wavelength", float(max(self.shape[1:])))

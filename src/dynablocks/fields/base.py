@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument, require_finite
-from dynablocks.linear.rounding import EPS, exp_up
+from dynablocks.numerics.rounding import EPS, exp_up
 from dynablocks.properties import EUCLIDEAN, Metric
 from dynablocks.registry import Registry
 

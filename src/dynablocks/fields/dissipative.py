@@ -16,8 +16,8 @@ from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, known_potent
 from dynablocks.fields.hamiltonian import EnergyField, SeparableHamiltonian, canonical, even_size
 from dynablocks.fields.partitioned import IdentityField, halves
 from dynablocks.fields.symmetric import conservative_field, ridge_energy
-from dynablocks.linear.bounds import linear_norm_bounds
-from dynablocks.linear.rounding import exp_up, round_up
+from dynablocks.numerics.bounds import linear_norm_bounds
+from dynablocks.numerics.rounding import exp_up, round_up
 
 if TYPE_CHECKING:
     from jaxtyping import Float

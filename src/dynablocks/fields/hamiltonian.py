@@ -21,7 +21,7 @@ from dynablocks.fields.symmetric import (
     ridge_energy,
 )
 from dynablocks.linear import Dense
-from dynablocks.linear.rounding import EPS
+from dynablocks.numerics.rounding import EPS
 from dynablocks.properties import declare
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation, activation, leaky_relu
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
 from dynablocks.linear import Dense, LinearMap, shared_weights
-from dynablocks.linear.bounds import matrix_norm_bounds, smallest_singular_value_bounds
-from dynablocks.linear.rounding import product_slack, round_down, round_up
 from dynablocks.metrics import DenseMetric
+from dynablocks.numerics.bounds import linear_norm_bounds, smallest_singular_value_bounds
+from dynablocks.numerics.rounding import product_slack, round_down, round_up
 from dynablocks.properties import Metric
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class MetricField(VectorField):
         # Each of at most four products with factors of norm <= ‖M^{1/2}‖ errs by this, entry by entry.
         slack = 8 * product_slack(entries) * float(outer.norm()) * math.sqrt(entries * self.metric.eigenvalues[1])
         smallest = smallest_singular_value_bounds(matrix, null_space=True).lower
-        return max(0.0, smallest - slack), matrix_norm_bounds(matrix).upper + slack, "dense W M^{1/2}"
+        return max(0.0, smallest - slack), linear_norm_bounds(matrix).upper + slack, "dense W M^{1/2}"
 
     def facts(self) -> FieldFacts:
         smallest, largest, method = self.singular_values()

@@ -13,7 +13,7 @@ from dynablocks.errors import InvalidArgument, require_choice
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, over_states, potential_of
 from dynablocks.fields.gradient import GradientField
 from dynablocks.linear import Dense
-from dynablocks.linear.rounding import round_up
+from dynablocks.numerics.rounding import round_up
 from dynablocks.properties import declare
 
 if TYPE_CHECKING:

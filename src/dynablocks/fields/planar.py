@@ -12,7 +12,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation, activation, leaky_relu
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
 from dynablocks.linear import Dense, LinearMap, OrthogonalDense
-from dynablocks.linear.rounding import EPS, checked_float64, round_up
+from dynablocks.numerics.rounding import EPS, checked_float64, round_up
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -14,7 +14,7 @@ from dynablocks.fields.base import FIELDS, FieldFacts
 from dynablocks.fields.ridge import RidgeField
 from dynablocks.linear import Dense, LinearMap
 from dynablocks.linear.convolution import Conv
-from dynablocks.linear.rounding import checked_float64
+from dynablocks.numerics.rounding import checked_float64
 
 if TYPE_CHECKING:
     from jaxtyping import Float

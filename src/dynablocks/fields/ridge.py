@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dynablocks.fields.activations import Activation, activation
 from dynablocks.fields.base import VectorField, over_states
 from dynablocks.linear import LinearMap, shared_weights
-from dynablocks.linear.rounding import checked_float64, expm1_bounds
+from dynablocks.numerics.rounding import checked_float64, expm1_bounds
 
 if TYPE_CHECKING:
     from jaxtyping import Float

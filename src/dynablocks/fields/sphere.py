@@ -12,7 +12,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation, activation
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, over_matrices
 from dynablocks.linear import Dense, LinearMap, shared_weights
-from dynablocks.linear.solving import solve_systems
+from dynablocks.numerics.solving import solve_systems
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -16,7 +16,7 @@ from dynablocks.fields.gradient import GradientField
 from dynablocks.fields.parity import OddDifference
 from dynablocks.linear import Dense
 from dynablocks.linear.maps import require_shape
-from dynablocks.linear.rounding import EPS, checked_float64
+from dynablocks.numerics.rounding import EPS, checked_float64
 
 if TYPE_CHECKING:
     from jaxtyping import Float

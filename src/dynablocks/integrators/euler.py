@@ -12,7 +12,7 @@ from dynablocks.errors import require_whole
 from dynablocks.fields import RidgeField, VectorField
 from dynablocks.fields.base import over_states
 from dynablocks.integrators.base import INTEGRATORS, RUNGE_KUTTA_KEEPS, Integrator, StepSize
-from dynablocks.linear.rounding import EPS
+from dynablocks.numerics.rounding import EPS
 from dynablocks.properties import GradientNormPreserving, Property
 
 

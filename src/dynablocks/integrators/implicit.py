@@ -16,7 +16,7 @@ from dynablocks.fields.base import over_states
 from dynablocks.integrators.base import INTEGRATORS, RUNGE_KUTTA_KEEPS, ImplicitIntegrator, StepSize
 from dynablocks.integrators.runge_kutta import contractivity_form, require_order
 from dynablocks.integrators.solver import DENSE_LIMIT
-from dynablocks.linear.rounding import EPS
+from dynablocks.numerics.rounding import EPS
 from dynablocks.properties import Invertible, NormPreserving, Property, Symplectic, VolumePreserving
 
 DERIVATIVE_KEPT = (Symplectic, VolumePreserving)

@@ -14,7 +14,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields import VectorField
 from dynablocks.fields.base import over_matrices, over_states
 from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
-from dynablocks.linear.solving import solve_systems
+from dynablocks.numerics.solving import solve_systems
 from dynablocks.properties import LinearInvariant, Positive, Property
 
 if TYPE_CHECKING:

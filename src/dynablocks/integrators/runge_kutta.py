@@ -13,7 +13,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields import VectorField
 from dynablocks.fields.base import over_states
 from dynablocks.integrators.base import INTEGRATORS, RUNGE_KUTTA_KEEPS, Integrator, StepSize
-from dynablocks.linear.rounding import EPS
+from dynablocks.numerics.rounding import EPS
 
 
 def require_order(name: str, order: int, a: np.ndarray, b: np.ndarray) -> None:

@@ -14,7 +14,7 @@ from torch.autograd import Function
 
 from dynablocks.errors import InvalidArgument, NotConverged, require_choice
 from dynablocks.linear.maps import is_mixed, own_precision
-from dynablocks.linear.solving import invert_matrices, solve_systems
+from dynablocks.numerics.solving import invert_matrices, solve_systems
 
 Residual = Callable[..., Tensor]
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dynablocks.errors import InvalidArgument, require_choice
-from dynablocks.linear.bounds import Bounds, ConvGeometry, conv_norm_bounds, conv_smallest_singular_value
+from dynablocks.errors import InvalidArgument, require_choice, require_sizes
 from dynablocks.linear.circular import circulant_product, circular_pad
-from dynablocks.linear.maps import LinearMap, check_shape, require_shape
+from dynablocks.linear.maps import LinearMap, require_shape
 from dynablocks.linear.orthogonal import ORTHOGONAL, orthogonal_start, paraunitary_kernel
 from dynablocks.linear.regularisers import ocnn_penalty
+from dynablocks.numerics.bounds import Bounds, ConvGeometry, conv_norm_bounds, conv_smallest_singular_value
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -53,7 +53,7 @@ class Conv(LinearMap):
         gain: float = 1.0,
     ) -> None:
         super().__init__()
-        check_shape("in_shape", in_shape, 3)
+        require_sizes("in_shape", in_shape, 3)
         require_choice("padding", padding, PADDINGS)
         _check_convolution(in_shape, out_channels, kernel_size, padding, stride, groups)
         self.kernel_size, self.padding, self.stride = kernel_size, padding, stride

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
-from dynablocks.linear.bounds import Bounds, linear_norm_bounds, smallest_singular_value_bounds
 from dynablocks.linear.maps import LinearMap
 from dynablocks.linear.orthogonal import ORTHOGONAL, orthogonal_start
+from dynablocks.numerics.bounds import Bounds, linear_norm_bounds, smallest_singular_value_bounds
 
 if TYPE_CHECKING:
     from jaxtyping import Float

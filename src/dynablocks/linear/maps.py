@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
-from dynablocks.linear.bounds import Bounds
+from dynablocks.numerics.bounds import Bounds
 from dynablocks.properties import (
     Declaration,
     Equivariant,
@@ -180,13 +180,6 @@ class LinearMap(Structured):
     def features(self) -> int:
         """The number of entries of one output."""
         return int(torch.Size(self.out_shape).numel())
-
-
-def check_shape(name: str, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
-    """``shape`` when it has ``rank`` positive sizes, otherwise :class:`InvalidArgument`."""
-    if len(shape) != rank or any(not isinstance(s, int) or s < 1 for s in shape):
-        raise InvalidArgument(f"{name} is {tuple(shape)!r}; {rank} positive sizes are needed.")
-    return tuple(shape)
 
 
 def require_shape(module: object, shape: tuple[int, ...], x: Tensor) -> None:

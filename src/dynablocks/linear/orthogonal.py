@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.linear.maps import own_precision
-from dynablocks.linear.solving import invert_matrices
+from dynablocks.numerics.solving import invert_matrices
 from dynablocks.registry import Registry
 
 if TYPE_CHECKING:

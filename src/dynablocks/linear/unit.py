@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dynablocks.linear.bounds import Bounds, conv_norm_bounds, linear_norm_bounds
 from dynablocks.linear.convolution import Conv
 from dynablocks.linear.dense import Dense
 from dynablocks.linear.maps import TINY, LinearMap, own_precision
+from dynablocks.numerics.bounds import Bounds, conv_norm_bounds, linear_norm_bounds
 
 if TYPE_CHECKING:
     from jaxtyping import Float

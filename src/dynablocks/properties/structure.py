@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
+from dynablocks.numerics.bounds import linear_norm_bounds
 from dynablocks.properties.declarations import (
     Dissipative,
     EnergyPreserving,
@@ -197,8 +198,6 @@ def _sequential(module: nn.Sequential) -> Declaration:
 
 @rule(nn.Linear)
 def _linear(module: nn.Linear) -> Declaration:
-    from dynablocks.linear.bounds import linear_norm_bounds
-
     if module._forward_pre_hooks:
         return Declaration.of(reason="hooks before it, such as weight_norm's, may change its weight", title="Linear")
     bounds = linear_norm_bounds(module.weight.detach())

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument, require_choice, require_range
-from dynablocks.linear.rounding import product_slack
 from dynablocks.models import Network
 from dynablocks.models.network import row_distances
+from dynablocks.numerics.rounding import product_slack
 from dynablocks.properties import EUCLIDEAN, Metric
 from dynablocks.robustness.curves import Curve, checked_epsilons
 from dynablocks.robustness.evaluation import (

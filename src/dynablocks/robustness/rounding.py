@@ -13,7 +13,7 @@ image instead of the norms.
 
 Assumed: IEEE arithmetic rounded to nearest; convolutions that are sums of products (:func:`plain_arithmetic` sees to
 it: Winograd and FFT convolutions are not, and TF32 is another format); ``exp`` accurate to two units in the last place;
-what the bounds of norms assume (:mod:`dynablocks.linear.rounding`).
+what the bounds of norms assume (:mod:`dynablocks.numerics.rounding`).
 
 Source:
     N. J. Higham, Accuracy and Stability of Numerical Algorithms (2002), sections 2.2, 3.1 and 3.5.
@@ -38,9 +38,9 @@ from dynablocks.fields import Activation, MetricField, RidgeField, TwoMatrixFiel
 from dynablocks.integrators import ExactFlow, ExplicitEuler
 from dynablocks.lifting import ChannelMix, Head, PaperLift, PixelNormalisation, SpaceToDepth, ZeroLift
 from dynablocks.linear import Conv, Dense, LinearMap
-from dynablocks.linear.bounds import linear_norm_bounds
 from dynablocks.metrics import Channelwise, Whitening
 from dynablocks.models import Network
+from dynablocks.numerics.bounds import linear_norm_bounds
 from dynablocks.properties import EUCLIDEAN, Lipschitz, Metric, declare
 from dynablocks.robustness.own_code import has_own
 

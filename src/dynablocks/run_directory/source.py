@@ -15,6 +15,7 @@ COMPUTING = (
     "metrics.py",
     "models",
     "modes.py",
+    "numerics",
     "properties",
     "robustness",
     "switching",

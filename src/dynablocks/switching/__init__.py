@@ -1,6 +1,5 @@
 """Switching signals, the regions their steps live in, and the hook that keeps them there."""
 
-from dynablocks.switching.checks import check_region
 from dynablocks.switching.constraints import keep_constraints, project, regularisation, set_progress
 from dynablocks.switching.regions import (
     REGIONS,
@@ -45,7 +44,6 @@ __all__ = [
     "SwitchingSignal",
     "TightHalvesRegion",
     "TightRegion",
-    "check_region",
     "keep_constraints",
     "project",
     "regularisation",

@@ -47,7 +47,7 @@ class Region:
     r"""A set {h₁ in [low₁, high₁], low₂ <= h₂ <= limit(h₁)} of step pairs.
 
     A subclass gives :meth:`limit`, the largest expansive step beside a contractive step h₁, the range of each step and
-    :meth:`pair_constant`, which takes floats or float64 tensors. :func:`dynablocks.switching.check_region` holds it to
+    :meth:`pair_constant`, which takes floats or float64 tensors. :func:`dynablocks.testing.check_region` holds it to
     that.
 
     Attributes:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from dynablocks.errors import InvalidArgument, PropertyViolated
-from dynablocks.switching import REGIONS, Region, TightRegion, check_region
+from dynablocks.switching import REGIONS, Region, TightRegion
+from dynablocks.testing import check_region
 
 
 def regions() -> list[Region]:

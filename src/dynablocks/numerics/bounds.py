@@ -1,8 +1,8 @@
 r"""Sound bounds of the singular values of linear maps and convolutions.
 
 Every upper bound here is at least, and every lower bound at most, the exact-arithmetic value for the weights as stored:
-all work is in float64 on the CPU, and the rounding slack of :mod:`dynablocks.linear.rounding` is added. Power iteration
-only ever gives lower bounds. Assumed are LAPACK's error constant (there) and ``cos`` and ``sin`` within 8 ε.
+all work is in float64 on the CPU, and the rounding slack of :mod:`dynablocks.numerics.rounding` is added. Power
+iteration only ever gives lower bounds. Assumed are LAPACK's error constant (there) and ``cos`` and ``sin`` within 8 ε.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dynablocks.errors import InvalidArgument, require_choice, require_whole
-from dynablocks.linear.rounding import (
+from dynablocks.numerics.rounding import (
     EPS,
     checked_float64,
     product_slack,
@@ -184,20 +184,21 @@ def dense_matrix(
     return _dense(exact, geometry)
 
 
-def matrix_norm_bounds(matrix: Float[Tensor, "rows columns"], *, name: str = "matrix") -> Bounds:
+def linear_norm_bounds(weight: Float[Tensor, "outputs inputs"], *, name: str = "weight") -> Bounds:
     r"""Bounds of the largest singular value by a dense SVD.
 
-    :math:`\hat\sigma_1 \pm 16(m+n)\,\epsilon\,\hat\sigma_1` (:func:`~dynablocks.linear.rounding.singular_value_slack`).
+    :math:`\hat\sigma_1 \pm 16(m+n)\,\epsilon\,\hat\sigma_1`
+    (:func:`~dynablocks.numerics.rounding.singular_value_slack`).
 
     Raises:
-        InvalidArgument: the matrix is not 2-D, holds nan or inf, or its norm exceeds the largest float64.
+        InvalidArgument: the weight is not 2-D, holds nan or inf, or its norm exceeds the largest float64.
 
     Example:
-        >>> bounds = matrix_norm_bounds(torch.eye(3))
+        >>> bounds = linear_norm_bounds(torch.eye(3))
         >>> 1 - 1e-12 < bounds.lower < 1 < bounds.upper < 1 + 1e-12
         True
     """
-    unit, exponent = to_unit_scale(checked_float64(matrix, name, 2))
+    unit, exponent = to_unit_scale(checked_float64(weight, name, 2))
     values, slack = _singular_values(unit)
     return _rescaled(values[0] - slack, values[0] + slack, exponent, True, "dense", name)
 
@@ -226,19 +227,6 @@ def smallest_singular_value_bounds(
     unit, exponent = to_unit_scale(exact)
     values, slack = _singular_values(unit)
     return _rescaled(values[-1] - slack, values[-1] + slack, exponent, True, "dense", name)
-
-
-def linear_norm_bounds(weight: Float[Tensor, "outputs inputs"], *, name: str = "weight") -> Bounds:
-    """Bounds of the norm of the weight of a ``torch.nn.Linear``: :func:`matrix_norm_bounds`.
-
-    Raises:
-        InvalidArgument: the weight is not 2-D, or holds nan or inf.
-
-    Example:
-        >>> linear_norm_bounds(torch.zeros(2, 3)).upper
-        0.0
-    """
-    return matrix_norm_bounds(weight, name=name)
 
 
 def conv_norm_bounds(

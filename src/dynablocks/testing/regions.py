@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dynablocks.blocks import DynamicalBlock
+from dynablocks.fields import GradientField, leaky_relu
+from dynablocks.linear import OrthogonalDense
 from dynablocks.properties import jacobians
 from dynablocks.properties.verify import with_gradients
-from dynablocks.switching.regions import Region
-from dynablocks.switching.signals import PrescribedSignal
-
-if TYPE_CHECKING:
-    from dynablocks.blocks import DynamicalBlock
-    from dynablocks.testing import ConformanceReport
+from dynablocks.switching import PrescribedSignal, Region
+from dynablocks.testing.report import ConformanceReport, Finding
 
 GRID = 5
 FEATURES = 3
@@ -61,8 +59,6 @@ def check_region(region: Region, *, seed: int = 0) -> ConformanceReport:
           ok    declared constant
           ok    measured constant
     """
-    from dynablocks.testing import ConformanceReport, Finding
-
     findings = []
     with torch.random.fork_rng(devices=[]):
         for name, check in CHECKS.items():
@@ -135,10 +131,6 @@ def _pair_constant_of_tensors(region: Region) -> Iterator[str]:
 
 def _blocks(region: Region) -> Iterator[tuple[DynamicalBlock, PrescribedSignal]]:
     """Blocks that come up to a tight bound: with one orthogonal A the entries of Ax do not mix."""
-    from dynablocks.blocks import DynamicalBlock
-    from dynablocks.fields import GradientField, leaky_relu
-    from dynablocks.linear import OrthogonalDense
-
     for slope in dict.fromkeys((region.slope, 0.0)):
         linear, signal = OrthogonalDense(FEATURES, FEATURES), PrescribedSignal(region)
         contractive = GradientField(linear, leaky_relu(region.slope), bias=False)

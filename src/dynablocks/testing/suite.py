@@ -1,4 +1,4 @@
-"""The conformance suite: is a module, or a field, what it says it is? For the library's and for yours."""
+"""Is a module, or a field, what it says it is? The checks, each a function of its own."""
 
 from __future__ import annotations
 
@@ -6,77 +6,26 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
-from dynablocks.errors import InvalidArgument, NotConverged, PropertyViolated
-from dynablocks.fields import FieldFacts, GradientField, VectorField
+from dynablocks.errors import InvalidArgument, NotConverged
+from dynablocks.fields import VectorField
 from dynablocks.fields.base import require_field
-from dynablocks.fields.checks import false_facts, false_methods, wrong_shapes
-from dynablocks.linear import OrthogonalDense, frozen_weights
-from dynablocks.properties import (
-    Declaration,
-    GradientNormPreserving,
-    Invertible,
-    Lipschitz,
-    Structured,
-    declare,
-    explain,
-    verify,
-)
+from dynablocks.linear import frozen_weights
+from dynablocks.properties import declare, explain, verify
 from dynablocks.properties.verify import DENSE_LIMIT, jacobians, largest_finite, with_gradients
-from dynablocks.switching import FreeSignal, keep_constraints, project
+from dynablocks.switching import keep_constraints, project
+from dynablocks.testing.facts import false_facts, false_methods, wrong_shapes
+from dynablocks.testing.report import ConformanceReport, Finding
 
 EPSILON = torch.finfo(torch.float64).eps
 TRAINING_STEPS = 25
 FIELD_ENTRIES = 128
 """Up to so many entries a state :func:`check_block` measures the facts of fields; :func:`check_field` takes more."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The outcome of one check; ``message`` says what is wrong when it failed."""
-
-    check: str
-    passed: bool
-    message: str = ""
-
-    def __str__(self) -> str:
-        return f"ok    {self.check}" if self.passed else f"FAIL  {self.check}: {self.message}"
-
-
-@dataclass(frozen=True)
-class ConformanceReport:
-    """All findings about one module; print it, ask ``passed`` or ``failed``, or :meth:`require` it."""
-
-    subject: str
-    findings: tuple[Finding, ...]
-
-    @property
-    def passed(self) -> bool:
-        return not self.failed
-
-    @property
-    def failed(self) -> tuple[str, ...]:
-        """The names of the checks that failed."""
-        return tuple(f.check for f in self.findings if not f.passed)
-
-    def require(self) -> ConformanceReport:
-        """Itself when everything passed.
-
-        Raises:
-            PropertyViolated: a check failed; the sentence names the module, the check and what was found.
-        """
-        for finding in self.findings:
-            if not finding.passed:
-                raise PropertyViolated(f"{self.subject} fails the check {finding.check!r}: {finding.message}")
-        return self
-
-    def __str__(self) -> str:
-        return "\n".join([self.subject, *(f"  {finding}" for finding in self.findings)])
 
 
 @dataclass(frozen=True)
@@ -188,6 +137,7 @@ def check_field(field: VectorField, sample: Tensor | None = None, *, seed: int =
             finite float batch of states.
 
     Example:
+        >>> from dynablocks.fields import GradientField
         >>> check_field(GradientField.example()).passed
         True
     """
@@ -560,229 +510,3 @@ def _trained(case: Case) -> nn.Module:
         optimiser.step()
     handle.remove()
     return block.requires_grad_(True).eval()
-
-
-class HealthyBlock(Structured):
-    r"""x ↦ s ∘ x + b with L = max |s|, invertible where s ≠ 0: every broken twin differs from it in one thing.
-
-    Example:
-        >>> check_block(HealthyBlock()).passed
-        True
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.in_shape = (3,)
-        self.scale = nn.Parameter(torch.tensor([0.5, -1.0, 0.75]))
-        self.shift = nn.Parameter(torch.tensor([0.25, 0.0, -0.5]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scale * x + self.shift
-
-    def inverse(self, y: Tensor) -> Tensor:
-        return (y - self.shift) / self.scale
-
-    def log_determinant(self, x: Tensor) -> Tensor:
-        return self.scale.abs().log().sum().expand(x.shape[0])
-
-    def declare(self) -> Declaration:
-        sizes = self.scale.detach().double().abs()
-        inverse = (Invertible(),) if float(sizes.min()) > 0 else ()
-        return Declaration.of(Lipschitz(float(sizes.max())), *inverse, reason="elementwise", title=type(self).__name__)
-
-
-class _LipschitzTooSmall(HealthyBlock):
-    def declare(self) -> Declaration:
-        constant = 0.99 * float(self.scale.detach().double().abs().max())
-        return Declaration.of(Lipschitz(constant), reason="one per cent too small")
-
-
-class _DeclaresOnce(HealthyBlock):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first_declaration = super().declare()
-
-    def declare(self) -> Declaration:
-        return self.first_declaration
-
-
-class _ForgetsItsConstraint(HealthyBlock):
-    def declare(self) -> Declaration:
-        return Declaration.of(Lipschitz(1.0), reason="true as long as somebody keeps |s| <= 1")
-
-
-class _InverseOff(HealthyBlock):
-    def inverse(self, y: Tensor) -> Tensor:
-        return super().inverse(y) + 1e-9
-
-
-class _LogDeterminantOff(HealthyBlock):
-    def log_determinant(self, x: Tensor) -> Tensor:
-        return super().log_determinant(x) + 1e-9
-
-
-class _BatchMean(HealthyBlock):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + 1e-6 * x.mean(0)
-
-
-class _BatchLost(HealthyBlock):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).flatten()
-
-
-class _Promotes(HealthyBlock):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * torch.ones(1, dtype=torch.float64)
-
-
-class _NonDeterministic(HealthyBlock):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + 1e-6 * torch.rand(())
-
-
-class _ChangesInput(HealthyBlock):
-    def forward(self, x: Tensor) -> Tensor:
-        output = super().forward(x)
-        if not torch.is_grad_enabled():
-            x.mul_(2)
-        return output
-
-
-class _TrainsDifferently(HealthyBlock):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * (1 - 1e-6 if self.training else 1.0)
-
-
-class _KeepsOldWeight(HealthyBlock):
-    kept: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            return super().forward(x)
-        if self.kept is None:
-            object.__setattr__(self, "kept", self.scale.detach().clone())
-        assert self.kept is not None
-        return self.kept * x + self.shift + 0 * self.scale.sum()
-
-
-class _StateElsewhere(HealthyBlock):
-    offset: float = 0.0
-
-    def project_(self) -> None:
-        self.offset = float(self.shift.detach().sum())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + self.offset
-
-
-class _GradientOff(HealthyBlock):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) - 1e-3 * (x - x.detach())
-
-
-class _InfiniteGradient(HealthyBlock):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + 0 * (x - x).abs().sqrt()
-
-
-class _DeadParameter(HealthyBlock):
-    def __init__(self) -> None:
-        super().__init__()
-        self.unused = nn.Parameter(torch.ones(2))
-
-
-class _NormPreservingClaim(Structured):
-    """The step of size 1.9, which is non-expansive, with the claim that holds at 2 only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.in_shape = (3,)
-        self.block = DynamicalBlock(GradientField(OrthogonalDense(3, 3)), "euler", FreeSignal(1.9))
-
-    def forward(self, x: Tensor) -> Tensor:
-        image: Tensor = self.block(x)
-        return image
-
-    def declare(self) -> Declaration:
-        return Declaration.of(*self.block.properties, GradientNormPreserving(), reason="wishful thinking")
-
-
-class _SilentExplanation(HealthyBlock):
-    def declare(self) -> Declaration:
-        raise InvalidArgument("this module does not know what it is.")
-
-
-class _FrozenDiffers(Structured):
-    """An orthogonal map whose output depends on whether its weight is being shared."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.in_shape = (3,)
-        self.linear = OrthogonalDense(3, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        image: Tensor = self.linear(x)
-        return image * (1 - 1e-6 if self.linear._held is not None else 1.0)
-
-    def declare(self) -> Declaration:
-        return Declaration.of(
-            Lipschitz(math.nextafter(self.linear.properties.lipschitz, math.inf)), reason="orthogonal"
-        )
-
-
-class _OneNumberAState(VectorField):
-    """Minus the sum of a state, which x + hX(x) would subtract from each entry."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.in_shape = (3,)
-        self.rate = nn.Parameter(torch.tensor(0.5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return -self.rate * x.sum(1, keepdim=True)
-
-    def facts(self) -> FieldFacts:
-        return FieldFacts(odd=True, reason="linear")
-
-
-class _FalseDivergence(GradientField):
-    def facts(self) -> FieldFacts:
-        return replace(super().facts(), divergence_free=True)
-
-
-def _euler(field: VectorField) -> DynamicalBlock:
-    return DynamicalBlock(field, "euler", FreeSignal(0.5))
-
-
-def broken_twins() -> dict[str, tuple[nn.Module, str]]:
-    """Modules that violate exactly one thing each, with the name of the check that must catch it.
-
-    Example:
-        >>> module, name = broken_twins()["Lipschitz constant 1 % too small"]
-        >>> name in check_block(module).failed
-        True
-    """
-    return {
-        "Lipschitz constant 1 % too small": (_LipschitzTooSmall(), "properties at the start"),
-        "constraint nobody keeps": (_ForgetsItsConstraint(), "properties after training"),
-        "declaration of old parameters": (_DeclaresOnce(), "properties under hostile parameters"),
-        "inverse off by 1e-9": (_InverseOff(), "properties at the start"),
-        "gradient-norm preservation at h = 1.9": (_NormPreservingClaim(), "properties at the start"),
-        "log-determinant off by 1e-9": (_LogDeterminantOff(), "log-determinant"),
-        "output depends on the batch": (_BatchMean(), "batch invariance"),
-        "batch dimension lost": (_BatchLost(), "batch invariance"),
-        "float32 becomes float64": (_Promotes(), "dtype"),
-        "random forward": (_NonDeterministic(), "determinism"),
-        "input changed in place": (_ChangesInput(), "input untouched"),
-        "train differs from eval": (_TrainsDifferently(), "train and eval"),
-        "weight cached at the first evaluation": (_KeepsOldWeight(), "state round trip"),
-        "state outside the state_dict": (_StateElsewhere(), "state round trip"),
-        "frozen weights change the output": (_FrozenDiffers(), "frozen weights"),
-        "gradient off": (_GradientOff(), "gradients"),
-        "gradient not finite": (_InfiniteGradient(), "gradients"),
-        "parameter without gradient": (_DeadParameter(), "gradient flow"),
-        "declaration that fails": (_SilentExplanation(), "explain"),
-        "field of one number a state": (_euler(_OneNumberAState()), "shapes of its fields"),
-        "fact that no Euler step uses": (_euler(_FalseDivergence(OrthogonalDense(3, 3))), "facts of its fields"),
-    }

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dynablocks.linear.orthogonal import cayley
-from dynablocks.linear.solving import invert_matrices, solve_systems
+from dynablocks.numerics.solving import invert_matrices, solve_systems
 
 
 @pytest.fixture

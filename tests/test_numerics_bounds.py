@@ -18,18 +18,17 @@ from hypothesis import strategies as st
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.linear import Dense, shared_weights
-from dynablocks.linear import bounds as module
-from dynablocks.linear.bounds import (
+from dynablocks.numerics import bounds as module
+from dynablocks.numerics.bounds import (
     Bounds,
     ConvGeometry,
     conv_norm_bounds,
     conv_smallest_singular_value,
     dense_matrix,
     linear_norm_bounds,
-    matrix_norm_bounds,
     smallest_singular_value_bounds,
 )
-from dynablocks.linear.rounding import exp_up, expm1_bounds, to_unit_scale
+from dynablocks.numerics.rounding import exp_up, expm1_bounds, to_unit_scale
 
 PADDINGS = ("same", "full", "valid", 1, (0, 3))
 MODES = ("zeros", "circular")
@@ -389,7 +388,7 @@ def test_weights_without_a_norm_are_named(value: float) -> None:
 @pytest.mark.filterwarnings("error")
 def test_a_norm_beyond_float64_is_an_error() -> None:
     with pytest.raises(InvalidArgument, match="norm of head exceeds the largest float64"):
-        matrix_norm_bounds(torch.full((4, 4), 1e308, dtype=torch.float64), name="head")
+        linear_norm_bounds(torch.full((4, 4), 1e308, dtype=torch.float64), name="head")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,244 @@
+"""Broken twins: modules that violate one thing each, which the suite must catch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from dynablocks.blocks import DynamicalBlock
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields import FieldFacts, GradientField, VectorField
+from dynablocks.linear import OrthogonalDense
+from dynablocks.properties import Declaration, GradientNormPreserving, Invertible, Lipschitz, Structured
+from dynablocks.switching import FreeSignal
+
+
+class HealthyBlock(Structured):
+    r"""x ↦ s ∘ x + b with L = max |s|, invertible where s ≠ 0: every broken twin differs from it in one thing.
+
+    Example:
+        >>> from dynablocks.testing import check_block
+        >>> check_block(HealthyBlock()).passed
+        True
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_shape = (3,)
+        self.scale = nn.Parameter(torch.tensor([0.5, -1.0, 0.75]))
+        self.shift = nn.Parameter(torch.tensor([0.25, 0.0, -0.5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x + self.shift
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return (y - self.shift) / self.scale
+
+    def log_determinant(self, x: Tensor) -> Tensor:
+        return self.scale.abs().log().sum().expand(x.shape[0])
+
+    def declare(self) -> Declaration:
+        sizes = self.scale.detach().double().abs()
+        inverse = (Invertible(),) if float(sizes.min()) > 0 else ()
+        return Declaration.of(Lipschitz(float(sizes.max())), *inverse, reason="elementwise", title=type(self).__name__)
+
+
+class _LipschitzTooSmall(HealthyBlock):
+    def declare(self) -> Declaration:
+        constant = 0.99 * float(self.scale.detach().double().abs().max())
+        return Declaration.of(Lipschitz(constant), reason="one per cent too small")
+
+
+class _DeclaresOnce(HealthyBlock):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first_declaration = super().declare()
+
+    def declare(self) -> Declaration:
+        return self.first_declaration
+
+
+class _ForgetsItsConstraint(HealthyBlock):
+    def declare(self) -> Declaration:
+        return Declaration.of(Lipschitz(1.0), reason="true as long as somebody keeps |s| <= 1")
+
+
+class _InverseOff(HealthyBlock):
+    def inverse(self, y: Tensor) -> Tensor:
+        return super().inverse(y) + 1e-9
+
+
+class _LogDeterminantOff(HealthyBlock):
+    def log_determinant(self, x: Tensor) -> Tensor:
+        return super().log_determinant(x) + 1e-9
+
+
+class _BatchMean(HealthyBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1e-6 * x.mean(0)
+
+
+class _BatchLost(HealthyBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).flatten()
+
+
+class _Promotes(HealthyBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * torch.ones(1, dtype=torch.float64)
+
+
+class _NonDeterministic(HealthyBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1e-6 * torch.rand(())
+
+
+class _ChangesInput(HealthyBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        output = super().forward(x)
+        if not torch.is_grad_enabled():
+            x.mul_(2)
+        return output
+
+
+class _TrainsDifferently(HealthyBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 - 1e-6 if self.training else 1.0)
+
+
+class _KeepsOldWeight(HealthyBlock):
+    kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return super().forward(x)
+        if self.kept is None:
+            object.__setattr__(self, "kept", self.scale.detach().clone())
+        assert self.kept is not None
+        return self.kept * x + self.shift + 0 * self.scale.sum()
+
+
+class _StateElsewhere(HealthyBlock):
+    offset: float = 0.0
+
+    def project_(self) -> None:
+        self.offset = float(self.shift.detach().sum())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.offset
+
+
+class _GradientOff(HealthyBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) - 1e-3 * (x - x.detach())
+
+
+class _InfiniteGradient(HealthyBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 0 * (x - x).abs().sqrt()
+
+
+class _DeadParameter(HealthyBlock):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.ones(2))
+
+
+class _NormPreservingClaim(Structured):
+    """The step of size 1.9, which is non-expansive, with the claim that holds at 2 only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_shape = (3,)
+        self.block = DynamicalBlock(GradientField(OrthogonalDense(3, 3)), "euler", FreeSignal(1.9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        image: Tensor = self.block(x)
+        return image
+
+    def declare(self) -> Declaration:
+        return Declaration.of(*self.block.properties, GradientNormPreserving(), reason="wishful thinking")
+
+
+class _SilentExplanation(HealthyBlock):
+    def declare(self) -> Declaration:
+        raise InvalidArgument("this module does not know what it is.")
+
+
+class _FrozenDiffers(Structured):
+    """An orthogonal map whose output depends on whether its weight is being shared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_shape = (3,)
+        self.linear = OrthogonalDense(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        image: Tensor = self.linear(x)
+        return image * (1 - 1e-6 if self.linear._held is not None else 1.0)
+
+    def declare(self) -> Declaration:
+        return Declaration.of(
+            Lipschitz(math.nextafter(self.linear.properties.lipschitz, math.inf)), reason="orthogonal"
+        )
+
+
+class _OneNumberAState(VectorField):
+    """Minus the sum of a state, which x + hX(x) would subtract from each entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_shape = (3,)
+        self.rate = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -self.rate * x.sum(1, keepdim=True)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(odd=True, reason="linear")
+
+
+class _FalseDivergence(GradientField):
+    def facts(self) -> FieldFacts:
+        return replace(super().facts(), divergence_free=True)
+
+
+def _euler(field: VectorField) -> DynamicalBlock:
+    return DynamicalBlock(field, "euler", FreeSignal(0.5))
+
+
+def broken_twins() -> dict[str, tuple[nn.Module, str]]:
+    """Modules that violate exactly one thing each, with the name of the check that must catch it.
+
+    Example:
+        >>> from dynablocks.testing import check_block
+        >>> module, name = broken_twins()["Lipschitz constant 1 % too small"]
+        >>> name in check_block(module).failed
+        True
+    """
+    return {
+        "Lipschitz constant 1 % too small": (_LipschitzTooSmall(), "properties at the start"),
+        "constraint nobody keeps": (_ForgetsItsConstraint(), "properties after training"),
+        "declaration of old parameters": (_DeclaresOnce(), "properties under hostile parameters"),
+        "inverse off by 1e-9": (_InverseOff(), "properties at the start"),
+        "gradient-norm preservation at h = 1.9": (_NormPreservingClaim(), "properties at the start"),
+        "log-determinant off by 1e-9": (_LogDeterminantOff(), "log-determinant"),
+        "output depends on the batch": (_BatchMean(), "batch invariance"),
+        "batch dimension lost": (_BatchLost(), "batch invariance"),
+        "float32 becomes float64": (_Promotes(), "dtype"),
+        "random forward": (_NonDeterministic(), "determinism"),
+        "input changed in place": (_ChangesInput(), "input untouched"),
+        "train differs from eval": (_TrainsDifferently(), "train and eval"),
+        "weight cached at the first evaluation": (_KeepsOldWeight(), "state round trip"),
+        "state outside the state_dict": (_StateElsewhere(), "state round trip"),
+        "frozen weights change the output": (_FrozenDiffers(), "frozen weights"),
+        "gradient off": (_GradientOff(), "gradients"),
+        "gradient not finite": (_InfiniteGradient(), "gradients"),
+        "parameter without gradient": (_DeadParameter(), "gradient flow"),
+        "declaration that fails": (_SilentExplanation(), "explain"),
+        "field of one number a state": (_euler(_OneNumberAState()), "shapes of its fields"),
+        "fact that no Euler step uses": (_euler(_FalseDivergence(OrthogonalDense(3, 3))), "facts of its fields"),
+    }
