@@ -26,8 +26,9 @@ import yaml
 
 import dynablocks
 from dynablocks import pipeline
+from dynablocks.arguments import preset_model_data
 from dynablocks.catalogue import catalogue
-from dynablocks.cli import _given, main
+from dynablocks.cli import main
 from dynablocks.config import RunConfig, from_yaml, preset_settings, to_yaml
 from dynablocks.data import DataSplits, ImageDataset, load_data
 from dynablocks.errors import BadCheckpoint, UnsoundResult
@@ -362,9 +363,9 @@ def test_ctrl_c_ends_a_training_with_130_and_the_same_command_goes_on(
 
 
 def test_without_a_preset_cifar_images_take_the_quarter_of_an_hour() -> None:
-    assert _given(["--data.name", "cifar10"])[0] == "certified/cpu-15min"
-    assert _given(["--data.name", "cifar10", "--model.name", "resnet"])[0] == "cpu"
-    assert _given([])[0] == "cpu"
+    assert preset_model_data(["--data.name", "cifar10"])[0] == "certified/cpu-15min"
+    assert preset_model_data(["--data.name", "cifar10", "--model.name", "resnet"])[0] == "cpu"
+    assert preset_model_data([])[0] == "cpu"
 
 
 def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,14 +16,8 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from dynablocks.data.trajectories import (
-    Pairs,
-    Trajectories,
-    read_dynamics,
-    read_pairs,
-    read_starts,
-    read_trajectories,
-)
+from dynablocks.data.trajectories import Pairs, Trajectories
+from dynablocks.data.trajectory_files import read_dynamics, read_pairs, read_starts, read_trajectories
 from dynablocks.errors import BadData, InvalidArgument
 
 GOOD = "trajectory,t,q,p\na,0,1,2\na,0.5,3,4\nb,0,5,6\nb,1,7,8\nb,3,9,10\n"

@@ -76,7 +76,7 @@ def test_one_command_leads_from_a_csv_to_a_report(finished: Path) -> None:
 
 
 def test_predictions_join_with_the_file_by_trajectory_and_time(tmp_path: Path) -> None:
-    from dynablocks.data.trajectories import read_trajectories
+    from dynablocks.data.trajectory_files import read_trajectories
     from dynablocks.fitting import Structure, build
     from dynablocks.fitting.report import predictions
     from dynablocks.fitting.rollout import roll_out

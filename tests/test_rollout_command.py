@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dynablocks.cli import main
-from dynablocks.data.trajectories import read_trajectories
+from dynablocks.data.trajectory_files import read_trajectories
 from dynablocks.fitting import FlowMap, Structure, build, save_fit
 
 F64 = torch.float64

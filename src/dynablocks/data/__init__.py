@@ -10,15 +10,8 @@ from dynablocks.data.planar import PLANAR_SETS, planar
 from dynablocks.data.seeding import mixed_seed
 from dynablocks.data.splits import DataSplits, hold_out
 from dynablocks.data.systems import SYSTEMS, HamiltonianSystem, PhysicalSystem, require_system
-from dynablocks.data.trajectories import (
-    Pairs,
-    Starts,
-    Trajectories,
-    read_dynamics,
-    read_pairs,
-    read_starts,
-    read_trajectories,
-)
+from dynablocks.data.trajectories import Pairs, Starts, Trajectories
+from dynablocks.data.trajectory_files import read_dynamics, read_pairs, read_starts, read_trajectories
 
 __all__ = [
     "DATASETS",

@@ -258,7 +258,7 @@ def _column_names(options: Any) -> tuple[str, ...] | None:
 
 
 def _read(options: Any, preserve: str, out: Path, columns: Sequence[str] | None = None) -> _Source:
-    from dynablocks.data.trajectories import read_dynamics
+    from dynablocks.data.trajectory_files import read_dynamics
 
     if options.example is None:
         file = expanded(options.file)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dynablocks.data.trajectories import SUFFIXES, Starts, csv_parts, read_starts, reserved_name
+from dynablocks.data.trajectories import Starts, csv_parts, reserved_name
+from dynablocks.data.trajectory_files import SUFFIXES, read_starts
 from dynablocks.errors import BadData, InvalidArgument, require_range, require_whole
 from dynablocks.files import expanded, require_writable, resolved, write_atomically
 from dynablocks.fitting.job import load_fit, thinned

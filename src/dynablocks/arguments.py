@@ -1,0 +1,209 @@
+"""What is given on the command line and in configuration files: shorthands, parsers, values read as they look."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
+
+from dynablocks.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    import argparse
+
+SHORTHANDS = {
+    "--model": "--model.name",
+    "--lift": "--model.lift",
+    "--data": "--data.name",
+    "--data-dir": "--data.dir",
+    "--epochs": "--training.epochs",
+    "--max-minutes": "--training.max_minutes",
+    "--seed": "--training.seed",
+    "--device": "--training.device",
+}
+
+
+def shorthands_of(command: str) -> dict[str, str]:
+    """The shorthands of a command: of settings that it has."""
+    if command in ("run", "train"):
+        return SHORTHANDS
+    groups = {"explain": ("--model.",), "fit": (), "rollout": (), "list": ()}.get(command, ("--data.dir",))
+    return {short: full for short, full in SHORTHANDS.items() if full.startswith(groups)}
+
+
+def expand(arguments: Sequence[str], command: str) -> list[str]:
+    """Full names for shorthands, as ``--model.name X`` for ``--model X``; files first: every flag overrides them."""
+    shorthands = shorthands_of(command)
+    files: list[str] = []
+    flags: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if flag == "--config":
+            files += [argument] if equals else [argument, *itertools.islice(rest, 1)]
+        else:
+            flags.append(shorthands.get(flag, flag) + equals + value)
+    return files + flags
+
+
+def make_parser(command: str, summary: str, examples: str | None = None) -> Any:
+    """The parser of a command; its help ends with ``examples``, line for line, or with the shorthands."""
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+    class Verbatim(DefaultHelpFormatter):
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            return "\n".join(indent + line for line in text.splitlines())
+
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            raise InvalidArgument(_one_sentence(str(message), command)) from ex
+
+        def parse_args(  # type: ignore[override]
+            self,
+            args: Sequence[str] | None = None,
+            namespace: Any = None,
+            env: bool | None = None,
+            defaults: bool = True,
+            **kwargs: Any,
+        ) -> Any:
+            given = list(args or ())
+            for file in _values_of(given, "--config"):
+                if os.path.isfile(file):
+                    _read_settings(file)
+            _require_plain_numbers(self._option_string_actions, given)
+            try:
+                return super().parse_args(args, namespace, env, defaults, **kwargs)
+            except OverflowError as error:
+                raise InvalidArgument(f"a number is too large ({error}); give a smaller one.") from error
+
+    shorthands = ", ".join(f"{short} = {full}" for short, full in shorthands_of(command).items())
+    return Parser(
+        prog=f"dynablocks {command}",
+        description=summary,
+        epilog=examples or (f"shorthands: {shorthands}" if shorthands else None),
+        formatter_class=Verbatim if examples else DefaultHelpFormatter,
+        exit_on_error=True,
+        default_env=False,
+        allow_abbrev=False,
+    )
+
+
+WORDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "tuple": "a list such as [1,2]"}
+
+
+def _one_sentence(message: str, command: str) -> str:
+    """jsonargparse's message without its history of types: which setting, what came, what is needed."""
+    key = re.search(r'Parser key "([^"]+)"', message)
+    value = re.search(r"(?:Got|Given) value: (.*)", message)
+    wanted = [WORDS.get(kind, kind) for kind in re.findall(r"Expected an? <class '(\w+)'>", message)]
+    if key and value and wanted:
+        text = f"--{key[1]} is {value[1]}; {' or '.join(w for w in wanted if w != 'NoneType')} is needed"
+    else:
+        text = message.strip().splitlines()[-1].strip(" -")
+    return f"{text.rstrip('.')}; see dynablocks {command} --help."
+
+
+def _values_of(arguments: Sequence[str], flag: str) -> list[str]:
+    """All values of a flag, as ``--flag value`` or ``--flag=value``."""
+    found = []
+    for i, argument in enumerate(arguments):
+        if argument == flag and i + 1 < len(arguments):
+            found.append(arguments[i + 1])
+        elif argument.startswith(flag + "="):
+            found.append(argument.partition("=")[2])
+    return found
+
+
+def _value_of(arguments: Sequence[str], flag: str) -> str | None:
+    """The last value of a flag."""
+    return next(iter(reversed(_values_of(arguments, flag))), None)
+
+
+ODD_NUMBER = re.compile(r"(?<![\w.+-])[-+]?(?:\d[\d_]*(?::[0-5]?\d)+(?:\.\d*)?|0[\d_]+)(?![\w.:])")
+"""What YAML 1.1 takes for another number than it looks: 1:30 to the base of 60, 010 to that of 8."""
+LONG_NUMBER = re.compile(r"[-+]?\d[\d_]{308,}")
+
+
+def _fault(number: str) -> str:
+    """What is wrong with a number that one of the two matches."""
+    if LONG_NUMBER.search(number):
+        return "a number has more than 308 digits; give a smaller one."
+    return f"{number} is no plain number: YAML reads 1:30 as 90 and 010 as 8; write it in digits alone, text in quotes."
+
+
+def _require_plain_numbers(options: dict[str, argparse.Action], arguments: Sequence[str]) -> None:
+    """Refuse numbers that jsonargparse, which reads values as YAML 1.1, would take for others.
+
+    Raises:
+        InvalidArgument: naming the flag.
+    """
+    for i, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        action = options.get(flag)
+        if action is None or action.nargs == 0 or flag == "--config":
+            continue
+        kind = getattr(action, "_typehint", None)
+        if {str, Path} & {kind, *get_args(kind)}:
+            continue
+        text = value if equals else " ".join(arguments[i + 1 : i + 2])
+        if kind is None and os.path.isfile(text):
+            _read_settings(text, flag)  # of a group, such as --training FILE
+            continue
+        odd = ODD_NUMBER.search(text) or LONG_NUMBER.search(text)
+        if odd is not None:
+            raise InvalidArgument(f"{flag}: {_fault(odd[0])}")
+
+
+def _read_settings(file: str, flag: str = "--config") -> dict[str, Any]:
+    """The content of a configuration file, with the groups that decide the defaults.
+
+    Raises:
+        InvalidArgument: it is not there, not YAML, holds no settings, or a number that is none to everybody.
+    """
+    import yaml
+
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+        content = yaml.safe_load(text) or {}
+        scalars = [event for event in yaml.parse(text, Loader=yaml.SafeLoader) if isinstance(event, yaml.ScalarEvent)]
+    except FileNotFoundError as error:
+        raise InvalidArgument(f"{flag} {file} does not exist; give a YAML file, see --print_config.") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InvalidArgument(f"{flag} {file} is not readable YAML; write one with --print_config.") from error
+    for scalar in scalars:
+        plain = scalar.style is None and scalar.tag is None
+        if plain and (ODD_NUMBER.fullmatch(scalar.value) or LONG_NUMBER.fullmatch(scalar.value)):
+            raise InvalidArgument(f"{flag} {file}: {_fault(scalar.value)}")
+    if not isinstance(content, dict):
+        raise InvalidArgument(f"{flag} {file} holds no settings; write one with --print_config.")
+    groups = {name: content.get(name) or {} for name in ("data", "model")}
+    if not all(isinstance(group, dict) for group in groups.values()):
+        raise InvalidArgument(f"{flag} {file}: model and data are groups of settings; see --print_config.")
+    return content | groups
+
+
+def preset_model_data(arguments: Sequence[str]) -> tuple[str, str, str]:
+    """Preset, model and data set, from the flags or the configuration files, before the parser knows its defaults."""
+    from dynablocks.config import DataConfig, default_preset
+    from dynablocks.run_directory.network import data_name
+
+    preset: Any = None
+    data: dict[str, Any] = {}
+    model: dict[str, Any] = {}
+    for content in map(_read_settings, _values_of(arguments, "--config")):
+        preset = content.get("preset") or preset
+        data, model = data | content["data"], model | content["model"]
+    name = _value_of(arguments, "--data.name") or data.get("name")
+    folder = _value_of(arguments, "--data.dir") or data.get("dir")
+    found = data_name(DataConfig(None if name is None else str(name), Path(str(folder)) if folder else None))
+    chosen = str(_value_of(arguments, "--model.name") or model.get("name") or "certified")
+    return _value_of(arguments, "--preset") or preset or default_preset(chosen, found), chosen, found
+
+
+def say(sentence: str) -> None:
+    from dynablocks.progress import error_console
+
+    error_console().print(sentence, markup=False, emoji=False, highlight=False, soft_wrap=True)

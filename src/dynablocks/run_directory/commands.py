@@ -1,0 +1,293 @@
+"""The commands of one run directory: ``run | train | attack | certify | audit | verify | explain | report``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynablocks.arguments import expand, make_parser, preset_model_data, say
+from dynablocks.errors import InvalidArgument
+from dynablocks.run_files import CONFIG, METRICS
+
+if TYPE_CHECKING:
+    from dynablocks.config import RunConfig
+
+
+def _parse_run(command: str, summary: str, arguments: Sequence[str]) -> tuple[RunConfig, Any]:
+    from dataclasses import fields
+
+    from dynablocks.config import RunConfig, preset_settings
+    from dynablocks.models import MODELS
+
+    arguments = expand(arguments, command)
+    parser = make_parser(command, summary)
+    parser.add_argument(
+        "--config", action="config", help="a YAML file with any of the settings below; flags override it"
+    )
+    parser.add_argument("--out", type=Path, default=None, help="the run directory (default: runs/DATA-MODEL-PRESET)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="start anew in a directory that holds another training"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what it would cost and what is cached, and stop")
+    parser.add_class_arguments(RunConfig, None, fail_untyped=False)
+    if "-h" in arguments or "--help" in arguments:
+        parser.parse_args(["--help"])
+    preset, model, data = preset_model_data(arguments)
+    kind = MODELS.get_known(model)
+    settings = preset_settings(preset, model, data)
+    parser.set_defaults({f"{g}.{k}": v for g, values in settings.items() for k, v in values.items()})
+    parser.set_defaults({"preset": preset, "model.name": model, "data.name": data})
+    options = parser.parse_args(arguments)
+    built = parser.instantiate(options)
+    config = RunConfig(**{field.name: getattr(built, field.name) for field in fields(RunConfig)})
+    kind.require_settings(config.model)
+    out = options.out or Path("runs") / f"{data}-{model}-{preset.replace('/', '-')}"
+    options.out = out
+    return config, options
+
+
+def _show(metrics: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from dynablocks.reporting import summary_table
+
+    Console(width=None if sys.stdout.isatty() else 100).print(summary_table(metrics))
+
+
+def _dry_run(config: RunConfig, out: Path, *, overwrite: bool) -> int:
+    from dynablocks.run_directory.dry_run import estimate
+
+    facts = estimate(config, out, overwrite=overwrite)
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {value}")
+    return 0
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    from dynablocks.pipeline import require_out, run
+
+    config, options = _parse_run("run", "Train, certify, attack and report in one directory.", arguments)
+    out = require_out(options.out)
+    if options.dry_run:
+        return _dry_run(config, out, overwrite=options.overwrite)
+    command = "dynablocks run " + shlex.join(arguments)
+    _show(run(config, out, command.strip(), say, overwrite=options.overwrite))
+    return 0
+
+
+def train_command(arguments: Sequence[str]) -> int:
+    from dynablocks.pipeline import require_out, train_run
+
+    config, options = _parse_run("train", "Train a network; an unfinished training in --out goes on.", arguments)
+    out = require_out(options.out)
+    if options.dry_run:
+        return _dry_run(config, out, overwrite=options.overwrite)
+    summary = train_run(config, out, overwrite=options.overwrite)
+    say(
+        f"trained {summary.epochs:.4g} epochs in {summary.train_seconds:.0f} s "
+        f"({summary.images_per_second:.0f} images/s); the network is in {out}"
+    )
+    return 0
+
+
+def _directory_parser(command: str, summary: str) -> Any:
+    parser = make_parser(command, summary)
+    parser.add_argument("directory", type=Path, nargs="?", help="the run directory")
+    parser.add_argument("--out", type=Path, default=None, help="the run directory, said the other way")
+    parser.add_argument("--config", action="config", help="a YAML file with any of these settings")
+    parser.add_argument("--data.dir", type=Path, default=None, help="where the images are now, if they moved")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done and what is cached, and stop")
+    return parser
+
+
+def _directory(options: Any, command: str) -> Path:
+    given = _given_directory(options)
+    if given is None:
+        raise InvalidArgument(f"no run directory was given; use: dynablocks {command} DIR")
+    return given
+
+
+def _given_directory(options: Any) -> Path | None:
+    """The run directory, which may be said in two ways but is one."""
+    if None not in (options.directory, options.out) and Path(options.directory) != Path(options.out):
+        raise InvalidArgument(
+            f"two run directories were given, {options.directory} and --out {options.out}; give one: what is made of a "
+            "run is written into it."
+        )
+    given = options.directory or options.out
+    return None if given is None else Path(given)
+
+
+def _moved(options: Any) -> Any:
+    from dynablocks.config import DataConfig
+
+    return DataConfig(dir=options.data.dir)
+
+
+def _describe(directory: Path, what: str) -> int:
+    from dynablocks.run_directory.dry_run import cached_results
+    from dynablocks.run_directory.network import load_config
+
+    config = load_config(directory)
+    cached = ", ".join(cached_results(directory)) or "nothing"
+    print(f"would {what} {config.model.name} on {config.data.name} in {directory}; cached: {cached}")
+    return 0
+
+
+def attack_command(arguments: Sequence[str]) -> int:
+    from dynablocks.files import read_json
+    from dynablocks.pipeline import attack_run
+    from dynablocks.robustness import AttackConfig
+    from dynablocks.run_directory.network import load_config
+
+    arguments = expand(arguments, "attack")
+    parser = _directory_parser("attack", "Attack the test images of a run with l2-PGD at many radii.")
+    parser.add_argument("--attack", type=AttackConfig, default=AttackConfig(), help="how to attack")
+    directory = _directory(parser.parse_args(arguments), "attack")
+    if (directory / CONFIG).exists():
+        stored = asdict(load_config(directory).attack)
+        parser.set_defaults({f"attack.{key}": value for key, value in stored.items()})
+    options = parser.parse_args(arguments)
+    if options.dry_run:
+        return _describe(directory, "attack")
+    attack_run(directory, parser.instantiate(options).attack, _moved(options))
+    _show(read_json(directory / METRICS))
+    return 0
+
+
+def certify_command(arguments: Sequence[str]) -> int:
+    from dynablocks.files import read_json
+    from dynablocks.pipeline import certify_run
+
+    parser = _directory_parser("certify", "Certify every test image of a run, rounding errors included.")
+    parser.add_argument(
+        "--arithmetic",
+        type=str,
+        default="float64",
+        help="float64 or float32, in which the network will run; the proven rounding bound of float32 costs radius",
+    )
+    parser.add_argument("--json", type=Path, default=None, help="also write a certificate file for dynablocks audit")
+    options = parser.parse_args(expand(arguments, "certify"))
+    directory = _directory(options, "certify")
+    if options.dry_run:
+        return _describe(directory, "certify")
+    if options.json is None:
+        certify_run(directory, _moved(options), arithmetic=options.arithmetic)
+    else:
+        from dynablocks.certificate_files import write_certificate
+
+        write_certificate(directory, options.json, _moved(options), arithmetic=options.arithmetic)
+        say(f"the certificate is in {options.json}; check it with: dynablocks audit {options.json}")
+    _show(read_json(directory / METRICS))
+    return 0
+
+
+AUDIT_SUMMARY = """Check a certificate file: every bound, radius and prediction again from the weights, then attacks."""
+
+AUDIT_EXAMPLES = """what is checked:
+  weights   the SHA-256 of the run's model.safetensors is the one that was certified
+  data      the test images have the certified fingerprint
+  bounds    each layer's constant from singular values (dense SVD, or FFT on a padded grid), not from its declaration
+  radii     no radius exceeds what the margin allows; with the rounding bound, each is the same again
+  attacks   gradient ascent with three losses inside the radii of --samples certified images changes no class
+  network   its description is the run's own
+
+examples:
+  dynablocks certify runs/cifar --json cifar.json
+  dynablocks audit cifar.json
+  dynablocks audit cifar.json --samples 500 --steps 200      a harder try
+  dynablocks audit cifar.json --run ~/moved --data.dir ~/cifar10
+
+The exit code is 0 when all agree; anything else is one sentence on stderr and exit code 2."""
+
+
+def audit_command(arguments: Sequence[str]) -> int:
+    parser = make_parser("audit", AUDIT_SUMMARY, AUDIT_EXAMPLES)
+    parser.add_argument("certificate", type=Path, nargs="?", help="the file that certify --json wrote")
+    parser.add_argument("--run", type=Path, default=None, help="the run directory, if it moved")
+    parser.add_argument("--data.dir", type=Path, default=None, help="where the images are now, if they moved")
+    parser.add_argument("--samples", type=int, default=64, help="how many certified images are attacked; 0: none")
+    parser.add_argument("--steps", type=int, default=40, help="gradient steps of each attack")
+    options = parser.parse_args(expand(arguments, "audit"))
+    if options.certificate is None:
+        raise InvalidArgument("no certificate was given; use: dynablocks audit FILE")
+    for name, least in (("samples", 0), ("steps", 1)):
+        if getattr(options, name) < least:
+            raise InvalidArgument(f"--{name} is {getattr(options, name)}; at least {least} is needed.")
+    from dynablocks.certificate_files import audit_certificate
+
+    audit_certificate(
+        options.certificate, run=options.run, data=_moved(options), samples=options.samples, steps=options.steps
+    )
+    print("the certificate holds")
+    return 0
+
+
+def verify_command(arguments: Sequence[str]) -> int:
+    from dynablocks.data import to_unit_range
+    from dynablocks.progress import progress_bar
+    from dynablocks.properties import verify
+    from dynablocks.run_directory.network import load, load_config, load_splits, with_data
+
+    parser = _directory_parser("verify", "Measure every declared property of a run's network in float64.")
+    parser.add_argument("--samples", type=int, default=4, help="how many test images to measure at")
+    parser.add_argument("--deep", action="store_true", help="also every part of the network")
+    options = parser.parse_args(expand(arguments, "verify"))
+    directory = _directory(options, "verify")
+    if options.samples < 1:
+        raise InvalidArgument(f"--samples is {options.samples}; at least 1 is needed.")
+    if options.dry_run:
+        return _describe(directory, "verify")
+    network = load(directory)
+    test = load_splits(with_data(load_config(directory), _moved(options))).test
+    images = to_unit_range(test.images[: options.samples])
+    with progress_bar("verifying") as update:
+        result = verify(network, images, deep=options.deep, progress=update)
+    print(result)
+    result.require()
+    return 0
+
+
+def explain_command(arguments: Sequence[str]) -> int:
+    from dynablocks.models import ModelConfig, build
+    from dynablocks.properties import explain
+    from dynablocks.run_directory.network import load
+
+    parser = make_parser("explain", "Print how a network's properties follow from its parts.")
+    parser.add_argument("directory", type=Path, nargs="?", help="a run directory, or leave it out and name a --model")
+    parser.add_argument("--out", type=Path, default=None, help="the run directory, said the other way")
+    parser.add_argument("--config", action="config", help="a YAML file with any of these settings")
+    parser.add_argument("--model", type=ModelConfig, default=ModelConfig(), help="an untrained model to explain")
+    parser.add_argument("--depth", type=int, default=None, help="how many levels of parts to print")
+    parser.add_argument("--dry-run", action="store_true", help="only say which network would be explained")
+    options = parser.parse_args(expand(arguments, "explain"))
+    directory = _given_directory(options)
+    if options.dry_run:
+        print(f"would explain {directory or 'an untrained ' + options.model.name}")
+        return 0
+    if directory is not None:
+        network = load(directory)
+    else:
+        model = parser.instantiate(options).model
+        network = build(model, (3, 32, 32), 10, seed=0)
+    print(explain(network, options.depth))
+    return 0
+
+
+def report_command(arguments: Sequence[str]) -> int:
+    from dynablocks.pipeline import report_run
+
+    options = _directory_parser("report", "Write the self-contained report.html of a run.").parse_args(
+        expand(arguments, "report")
+    )
+    directory = _directory(options, "report")
+    if options.dry_run:
+        return _describe(directory, "report")
+    path = report_run(directory, f"dynablocks report {shlex.quote(str(directory))}", _moved(options))
+    print(path)
+    return 0
