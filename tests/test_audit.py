@@ -19,7 +19,6 @@ import torch
 from torch import nn
 
 from dynablocks.blocks import DynamicalBlock
-from dynablocks.certificate_files import audit_certificate
 from dynablocks.cli import main
 from dynablocks.data import load_data
 from dynablocks.errors import BadData, DynablocksError
@@ -30,7 +29,8 @@ from dynablocks.lifting import PaperLift
 from dynablocks.linear import Conv, Dense, OrthogonalConv, OrthogonalDense
 from dynablocks.models import MODELS, ModelConfig, build
 from dynablocks.properties import declare
-from dynablocks.properties.verify import jacobians
+from dynablocks.properties.jacobians import jacobians
+from dynablocks.robustness.arithmetic import plain_arithmetic
 from dynablocks.robustness.artefact import ledger
 from dynablocks.robustness.audit import (
     AuditFailed,
@@ -44,7 +44,7 @@ from dynablocks.robustness.audit import (
     singular_range,
 )
 from dynablocks.robustness.evaluation import evaluating
-from dynablocks.robustness.rounding import plain_arithmetic
+from dynablocks.run_directory.certificate_file import audit_certificate
 from dynablocks.run_directory.network import load
 from dynablocks.switching import FreeSignal
 

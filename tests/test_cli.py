@@ -660,7 +660,7 @@ def test_weights_that_change_while_they_are_certified_make_no_certificate(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashes = iter(["before", "after"])
-    monkeypatch.setattr("dynablocks.certificate_files.weights_hash", lambda directory: next(hashes))
+    monkeypatch.setattr("dynablocks.run_directory.certificate_file.weights_hash", lambda directory: next(hashes))
     assert main(["certify", str(finished), "--json", str(tmp_path / "c.json")]) == 2
     assert not (tmp_path / "c.json").exists()
 

@@ -23,7 +23,7 @@ from dynablocks.experiments.embedding import (
     network,
     symplecticity,
 )
-from dynablocks.properties.verify import jacobians
+from dynablocks.properties.jacobians import jacobians
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -34,7 +34,7 @@ from dynablocks.properties import (
     VolumePreserving,
     verify,
 )
-from dynablocks.properties.verify import jacobians
+from dynablocks.properties.jacobians import jacobians
 from dynablocks.switching import FreeSignal
 from dynablocks.testing import check_block
 from dynablocks.testing.facts import false_facts

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dynablocks.data.planar import planar
 from dynablocks.errors import InvalidArgument
 from dynablocks.models.flow import FLOW_BLOCKS, AffineCoupling, AffineMap, DensityFlow, LearnedTimes, density_flow
-from dynablocks.properties.verify import jacobians
+from dynablocks.properties.jacobians import jacobians
 from dynablocks.switching import keep_constraints
 from dynablocks.testing import HealthyBlock, check_block
 

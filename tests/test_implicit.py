@@ -27,7 +27,7 @@ from dynablocks.integrators.implicit import (
 from dynablocks.integrators.solver import solve
 from dynablocks.linear import Dense, OrthogonalConv, OrthogonalDense
 from dynablocks.properties import Invertible, LinearInvariant, NormPreserving, Symplectic, VolumePreserving, verify
-from dynablocks.properties.verify import jacobians
+from dynablocks.properties.jacobians import jacobians
 from dynablocks.switching import FreeSignal, LearnedStep
 from dynablocks.testing import check_block
 

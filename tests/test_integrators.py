@@ -59,7 +59,7 @@ from dynablocks.properties import (
     VolumePreserving,
     verify,
 )
-from dynablocks.properties.verify import jacobians
+from dynablocks.properties.jacobians import jacobians
 from dynablocks.switching import FreeSignal
 
 EVERY_INTEGRATOR = pytest.mark.parametrize("name", sorted(INTEGRATORS))

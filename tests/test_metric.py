@@ -22,10 +22,10 @@ from dynablocks.fields.symmetric import conservative_field
 from dynablocks.integrators import ExactFlow
 from dynablocks.lifting import PixelNormalisation, ZeroLift
 from dynablocks.linear import Conv, Dense, LinearMap, OrthogonalConv, OrthogonalDense
-from dynablocks.metrics import Channelwise, DenseMetric, SpectralMetric, Whitening, smooth_modes
 from dynablocks.models import ModelConfig, Network, build
+from dynablocks.norms import Channelwise, DenseMetric, SpectralMetric, Whitening, smooth_modes
 from dynablocks.properties import EUCLIDEAN, Declaration, Lipschitz, Metric, Structured, Symplectic, declare, verify
-from dynablocks.properties.verify import jacobians
+from dynablocks.properties.jacobians import jacobians
 from dynablocks.robustness import CertificateResult, certified_radii, certify, check_sound
 from dynablocks.robustness.attacks import AttackConfig, attack
 from dynablocks.switching import FreeSignal, LearnedStep

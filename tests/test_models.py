@@ -17,12 +17,12 @@ from dynablocks.blocks import DynamicalBlock
 from dynablocks.config import PAPER_MODELS, preset_settings
 from dynablocks.errors import InvalidArgument
 from dynablocks.linear import ORTHOGONAL
-from dynablocks.metrics import DenseMetric, SpectralMetric, _spectral_factors
 from dynablocks.models import MODELS, ModelConfig, build
 from dynablocks.models.config import DENSE_STEPS, STEPS, WEIGHTS
 from dynablocks.models.network import SHARED
+from dynablocks.norms import DenseMetric, SpectralMetric, _spectral_factors
 from dynablocks.properties import declare, explain
-from dynablocks.properties.verify import jacobian_norms
+from dynablocks.properties.jacobians import jacobian_norms
 from dynablocks.registry import Registry
 from dynablocks.switching import REGIONS, LearnedStep, ScheduledSignal, keep_constraints, project, set_progress
 

@@ -19,8 +19,8 @@ from dynablocks.fields import GradientField, MetricField, PartitionedField
 from dynablocks.integrators import ExplicitEuler
 from dynablocks.lifting import ChannelMix, SpaceToDepth, ZeroLift
 from dynablocks.linear import Bounds, Dense, OrthogonalConv, OrthogonalDense
-from dynablocks.metrics import DenseMetric
 from dynablocks.models.chain import Chain
+from dynablocks.norms import DenseMetric
 from dynablocks.properties import (
     ConformalSymplectic,
     Declaration,
@@ -44,7 +44,8 @@ from dynablocks.properties import (
     explain,
     verify,
 )
-from dynablocks.properties.verify import DENSE_LIMIT, MEASURES, jacobian_norms, jacobians, symplectic_defect
+from dynablocks.properties.jacobians import DENSE_LIMIT, jacobian_norms, jacobians, symplectic_defect
+from dynablocks.properties.verify import MEASURES
 from dynablocks.reversible import ReversibleChain
 from dynablocks.switching import FreeSignal
 from dynablocks.testing import check_block

@@ -17,22 +17,21 @@ from dynablocks.fields import GradientField, MetricField, TwoMatrixField, leaky_
 from dynablocks.integrators import ExactFlow, ExplicitEuler
 from dynablocks.lifting import ChannelMix, Head, PaperLift, PixelNormalisation
 from dynablocks.linear import Bounds, Conv, Dense, LinearMap, OrthogonalConv, OrthogonalDense, frozen_weights
-from dynablocks.metrics import Channelwise, SpectralMetric, Whitening
 from dynablocks.models import MODELS, ModelConfig, Network, build
+from dynablocks.norms import Channelwise, SpectralMetric, Whitening
 from dynablocks.robustness import certified_radii, certify, rounding
-from dynablocks.robustness.audit import AuditFailed, _layer_bound, singular_range
-from dynablocks.robustness.certificates import _logit_error
-from dynablocks.robustness.evaluation import evaluating, to_pixels
-from dynablocks.robustness.rounding import (
-    LogitError,
+from dynablocks.robustness.arithmetic import (
     NoRoundingBound,
-    _Arithmetic,
     full_precision,
     gamma,
     plain_arithmetic,
-    rounding_bound,
+    require_strict_environment,
     unit_roundoff,
 )
+from dynablocks.robustness.audit import AuditFailed, _layer_bound, singular_range
+from dynablocks.robustness.certificates import _logit_error
+from dynablocks.robustness.evaluation import evaluating, to_pixels
+from dynablocks.robustness.rounding import LogitError, _Arithmetic, rounding_bound
 from dynablocks.switching import FreeSignal
 
 TINY = {"widths": (4, 8), "layers": (2, 1)}
@@ -388,7 +387,7 @@ def test_nothing_is_proved_of_float32_where_products_may_be_rounded_further(
 
 
 def test_full_precision_of_an_older_torch_switches_tf32_of_cudnn_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynablocks.robustness.rounding._PRECISION_SWITCHES", ())
+    monkeypatch.setattr("dynablocks.robustness.arithmetic._PRECISION_SWITCHES", ())
     before = torch.backends.cudnn.allow_tf32
     with full_precision():
         assert not torch.backends.cudnn.allow_tf32
@@ -502,12 +501,12 @@ def test_full_precision_switches_the_tf32_of_convolutions_off_too() -> None:
 
 def test_what_may_emulate_products_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_EMULATE_DOUBLE_PRECISION", "1")
-    rounding._require_strict_environment(torch.zeros(1, dtype=torch.float64))
+    require_strict_environment(torch.zeros(1, dtype=torch.float64))
     elsewhere = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float64)
     with pytest.raises(NoRoundingBound, match="cuBLAS may emulate"):
-        rounding._require_strict_environment(elsewhere)
+        require_strict_environment(elsewhere)
     with pytest.raises(NoRoundingBound, match="type meta"):
-        rounding._require_strict_environment(torch.zeros(1, device="meta"))
+        require_strict_environment(torch.zeros(1, device="meta"))
 
 
 def test_weights_are_made_in_the_arithmetic_that_is_certified(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from dynablocks.errors import InvalidArgument
-from dynablocks.linear.bounds import ConvGeometry, conv_norm_bounds
+from dynablocks.numerics.bounds import ConvGeometry, conv_norm_bounds
 
 COMPARED = {"optimiser": "nesterov", "lr": 0.1, "momentum": 0.9, "batch_size": 256}
 """SGD with Nesterov momentum, batch 256, one cycle: the recipe of "1-Lipschitz Layers Compared" (arXiv 2311.16833);

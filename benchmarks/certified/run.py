@@ -44,7 +44,7 @@ from dynablocks.models import MODELS, ModelConfig
 from dynablocks.pipeline import build_for, certify_run, load, train_run
 from dynablocks.progress import progress_bar
 from dynablocks.robustness import certified_radii, certify
-from dynablocks.robustness.rounding import full_precision
+from dynablocks.robustness.arithmetic import full_precision
 from dynablocks.training import TrainingConfig, TrainingSummary, fit
 from dynablocks.training.precision import present_device
 

@@ -38,7 +38,7 @@ from dynablocks.fitting.structures import FreeField
 from dynablocks.fitting.surrogates import Structure, build
 from dynablocks.integrators import exact_solution, integrator
 from dynablocks.models.sympnet import sympnet
-from dynablocks.properties.verify import jacobians, symplectic_defect
+from dynablocks.properties.jacobians import jacobians, symplectic_defect
 from dynablocks.reporting import markdown_table
 from dynablocks.reporting.figures import new_figure, styled
 from dynablocks.switching.signals import FreeSignal

@@ -13,7 +13,7 @@ from torch import Tensor
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
 from dynablocks.experiments.runs import images
-from dynablocks.metrics import SpectralMetric
+from dynablocks.norms import SpectralMetric
 from dynablocks.reporting import markdown_table
 from dynablocks.reporting.figures import new_figure, styled
 

@@ -15,8 +15,8 @@ from dynablocks.errors import UnsoundResult
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
 from dynablocks.experiments.runs import TrainingCell, images
-from dynablocks.metrics import DenseMetric, SpectralMetric, smooth_modes
 from dynablocks.models import ModelConfig, Network
+from dynablocks.norms import DenseMetric, SpectralMetric, smooth_modes
 from dynablocks.pipeline import train_run
 from dynablocks.properties import Lipschitz, verify
 from dynablocks.reporting.figures import BLUE, INK, VERMILION, new_figure, styled

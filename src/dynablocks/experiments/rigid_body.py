@@ -25,7 +25,7 @@ from dynablocks.experiments.cells import Cell, Store
 from dynablocks.experiments.fitted import RunCell, last_tenth
 from dynablocks.fitting import fit
 from dynablocks.fitting.surrogates import FlowMap, Structure, build, training_residuals
-from dynablocks.properties.verify import jacobians
+from dynablocks.properties.jacobians import jacobians
 from dynablocks.reporting import markdown_table
 from dynablocks.reporting.figures import new_figure, styled
 

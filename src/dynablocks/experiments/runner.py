@@ -21,7 +21,7 @@ from dynablocks.files import write_atomically, write_json, write_text
 from dynablocks.progress import PATIENCE_SECONDS
 from dynablocks.reporting.figures import style
 from dynablocks.reporting.words import duration
-from dynablocks.training.loop import is_repeated_interrupt
+from dynablocks.training.interrupts import is_repeated_interrupt
 
 Say = Callable[[str], None]
 

@@ -12,7 +12,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation, activation, leaky_relu
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
 from dynablocks.linear import Dense, LinearMap, shared_weights
-from dynablocks.metrics import DenseMetric
+from dynablocks.norms import DenseMetric
 from dynablocks.numerics.bounds import linear_norm_bounds, smallest_singular_value_bounds
 from dynablocks.numerics.rounding import product_slack, round_down, round_up
 from dynablocks.properties import Metric

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dynablocks.data.trajectories import Trajectories
 from dynablocks.errors import DynablocksError
 from dynablocks.fitting.surrogates import LEARNED_ENERGY, FlowMap
-from dynablocks.properties.verify import jacobians, symplectic_defect
+from dynablocks.properties.jacobians import jacobians, symplectic_defect
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -11,11 +11,11 @@ from dynablocks.fields import MetricField
 from dynablocks.integrators import ExplicitEuler
 from dynablocks.lifting import ChannelMix, ZeroLift
 from dynablocks.linear import OrthogonalConv
-from dynablocks.metrics import Channelwise, SpectralMetric, Whitening
 from dynablocks.models import certified
 from dynablocks.models.config import ModelConfig, needed
 from dynablocks.models.network import MODELS, ModelKind
 from dynablocks.models.paper import Shape
+from dynablocks.norms import Channelwise, SpectralMetric, Whitening
 
 
 def image_metric(config: ModelConfig, shape: Shape) -> SpectralMetric:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
 from dynablocks.lifting import Head, PixelNormalisation
-from dynablocks.metrics import Channelwise, SpectralMetric
 from dynablocks.models.config import ModelConfig, needed
+from dynablocks.norms import Channelwise, SpectralMetric
 from dynablocks.properties import EUCLIDEAN, Declaration, Lipschitz, Metric, Properties, Structured, compose, declare
 from dynablocks.registry import Registry
 from dynablocks.switching import NetworkBudget, PairSignal

@@ -18,6 +18,7 @@ from dynablocks.properties.declarations import (
     Symplectic,
     VolumePreserving,
 )
+from dynablocks.properties.jacobians import jacobians, symplectic_defect
 from dynablocks.properties.structure import (
     Declaration,
     Explanation,
@@ -28,7 +29,7 @@ from dynablocks.properties.structure import (
     rule,
     without_missing_methods,
 )
-from dynablocks.properties.verify import Check, jacobians, symplectic_defect, verify
+from dynablocks.properties.verify import Check, verify
 
 __all__ = [
     "EUCLIDEAN",

@@ -19,7 +19,7 @@ class Metric:
     r"""A norm ‖x‖_M = √(xᵀMx) = ‖Rx‖₂ in which a Lipschitz constant is stated; by default the Euclidean one, R = I.
 
     A subclass gives the symmetric R = M^{1/2} (:meth:`whiten`), its inverse and bounds on M's eigenvalues
-    (:mod:`dynablocks.metrics`); two metrics are the same when they compare equal.
+    (:mod:`dynablocks.norms`); two metrics are the same when they compare equal.
     """
 
     name: str = "l2"

@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,29 +29,19 @@ from dynablocks.properties.declarations import (
     Symplectic,
     VolumePreserving,
 )
-from dynablocks.properties.structure import Declaration, Structured, declare, original
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
-
-DENSE_LIMIT = 700
-"""Jacobians with at most this many rows and columns are formed; larger ones are only multiplied with."""
+from dynablocks.properties.jacobians import (
+    DENSE_LIMIT,
+    jacobian_norms,
+    jacobians,
+    largest_finite,
+    products,
+    rows,
+    symplectic_defect,
+    with_gradients,
+)
+from dynablocks.properties.structure import Structured, declare, original
 
 EPSILON = torch.finfo(torch.float64).eps
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def with_gradients(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a function that differentiates, also where the caller has switched gradients off."""
-
-    @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.inference_mode(False), torch.enable_grad():
-            return function(*args, **kwargs)
-
-    return wrapper
 
 
 @dataclass(frozen=True)
@@ -229,26 +219,20 @@ def _targets(module: nn.Module, x: Tensor) -> list[tuple[str, nn.Module, Tensor]
 
 
 def _check(where: str, module: nn.Module, declared: Property, x: Tensor, search_steps: int) -> Check:
-    measure = MEASURES.get(type(declared))
+    searched = functools.partial(_search_lipschitz, search_steps=search_steps)
+    measure = searched if isinstance(declared, Lipschitz) else MEASURES.get(type(declared))
     if measure is None:
         raise InvalidArgument(f"no measurement is known for {declared}; file one with properties.verify.measures.")
     with torch.no_grad():
         output = module(x)
-    undefined = ~_rows(output).isfinite().all(1)
+    undefined = ~rows(output).isfinite().all(1)
     if bool(undefined.any()) and not (isinstance(declared, Lipschitz) and math.isinf(declared.constant)):
         value = math.inf if isinstance(declared, Lipschitz) else math.nan
         found = Measurement(math.inf, x[undefined][:1], value)
-    elif isinstance(declared, Lipschitz):
-        found = _search_lipschitz(module, declared, x, search_steps)
     else:
         found = measure(module, declared, x)
     tolerance = _tolerance(module, declared, x, output) + declared.tolerance
     return Check(where, declared, found.value, found.residual, tolerance, found.counterexample)
-
-
-def _rows(output: Tensor) -> Tensor:
-    """(batch, entries), of one entry where a module gives a number a sample."""
-    return output.reshape(len(output), -1)
 
 
 def _tolerance(module: nn.Module, declared: Property, x: Tensor, output: Tensor) -> float:
@@ -262,126 +246,8 @@ def _tolerance(module: nn.Module, declared: Property, x: Tensor, output: Tensor)
     return 64 * entries * magnitude * max(1.0, _largest_parameter(module))
 
 
-def largest_finite(values: Tensor) -> float:
-    """The largest |entry| that is finite; 0 without any."""
-    return float(values.detach().abs().nan_to_num(nan=0.0, posinf=0.0).max()) if values.numel() else 0.0
-
-
 def _largest_parameter(module: nn.Module) -> float:
     return max(map(largest_finite, module.parameters()), default=0.0)
-
-
-@with_gradients
-def jacobians(
-    function: Callable[[Tensor], Tensor], x: Float[Tensor, "batch ..."]
-) -> Float[Tensor, "batch outputs inputs"]:
-    """The dense Jacobian at each sample, by reverse-mode differentiation; also where gradients are switched off.
-
-    Args:
-        function: a batch to a batch, sample by sample.
-        x: the samples; entries count in their order in memory.
-
-    Example:
-        >>> jacobians(lambda x: x.square(), torch.tensor([[1.0, 3.0]]))
-        tensor([[[2., 0.],
-                 [0., 6.]]])
-    """
-    outputs = function(x[:1]).numel()
-    blocks = []
-    for part in torch.split(x, max(1, 256 // outputs)):
-        point = part.clone().requires_grad_(True)
-        output = _rows(function(point))
-        if not output.requires_grad:
-            blocks.append(output.new_zeros(len(part), outputs, part[0].numel()))
-            continue
-        eye = torch.eye(outputs, dtype=output.dtype).unsqueeze(1).expand(-1, len(part), -1)
-        (grad,) = torch.autograd.grad(output, point, eye, is_grads_batched=True)
-        blocks.append(grad.flatten(2).transpose(0, 1))
-    return torch.cat(blocks)
-
-
-def symplectic_defect(
-    jacobians: Float[Tensor, "batch entries entries"], factor: float = 1.0
-) -> Float[Tensor, "batch entries entries"]:
-    r"""By how much a map changes the symplectic form at each sample, as a matrix; its norm is the caller's to choose.
-
-    .. math::
-
-        J^\mathsf{T} \mathbb{J} J - c\,\mathbb{J}, \qquad
-        \mathbb{J} = \begin{pmatrix} 0 & I \\ -I & 0 \end{pmatrix}
-
-    It is 0 everywhere exactly where the map is symplectic (c = 1), or conformally so. In floating point it is of the
-    size of rounding times ‖J‖².
-
-    Args:
-        jacobians: J, for states of all positions and then all momenta (:func:`jacobians`).
-        factor: c.
-
-    Raises:
-        InvalidArgument: the Jacobians are not square, or of an odd size.
-
-    Source: Hairer, Lubich and Wanner, "Geometric Numerical Integration", section VI.2.
-
-    Example:
-        >>> half, shear = 0.5 * torch.eye(2), torch.tensor([[1.0, 3.0], [0.0, 1.0]])
-        >>> symplectic_defect(torch.stack([half, shear])).flatten(1).norm(dim=1)
-        tensor([1.0607, 0.0000])
-    """
-    rows, entries = jacobians.shape[-2:]
-    if rows != entries or entries % 2:
-        raise InvalidArgument(
-            f"the Jacobians are {rows} × {entries}; the symplectic form needs square ones of even size, for states of "
-            "all positions and then all momenta."
-        )
-    half = entries // 2
-    form = jacobians.new_zeros(entries, entries)
-    form[:half, half:] = torch.eye(half, dtype=form.dtype, device=form.device)
-    form[half:, :half] = -torch.eye(half, dtype=form.dtype, device=form.device)
-    return jacobians.mT @ form @ jacobians - factor * form
-
-
-def _products(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-    """f(x), x and v ↦ Jᵀv for a batch, sharing one graph."""
-    point = x.clone().requires_grad_(True)
-    output = module(point)
-
-    def pull(v: Tensor) -> Tensor:
-        (grad,) = torch.autograd.grad(output, point, v, retain_graph=True)
-        return grad
-
-    return output, point, pull
-
-
-def jacobian_norms(module: nn.Module, x: Tensor, iterations: int = 60) -> Tensor:
-    """‖J(x)‖₂ for each sample: dense where small, otherwise power iteration on JᵀJ (a lower bound); NaN counts as ∞."""
-    outputs = module(x[:1]).numel()
-    if max(outputs, x[0].numel()) <= DENSE_LIMIT:
-        dense = jacobians(module, x)
-        defined = dense.flatten(1).isfinite().all(1)
-        sizes = cast(Tensor, torch.linalg.matrix_norm(torch.where(defined[:, None, None], dense, 0.0), ord=2))
-        return torch.where(defined, sizes, math.inf)
-    generator = torch.Generator().manual_seed(0)
-    v = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-    norms = torch.zeros(x.shape[0], dtype=x.dtype)
-    shape = (-1,) + (1,) * (x.ndim - 1)
-    for _ in range(iterations):
-        v = v / v.flatten(1).norm(dim=1).clamp_min(1e-300).reshape(shape)
-        pushed = _pushed(module, x, v)
-        _, _, pull = _products(module, x)
-        v = pull(pushed)
-        # ‖Jᵀu‖/‖u‖ is a lower bound for every u, and at u = Jv at least ‖Jv‖/‖v‖.
-        norms = torch.maximum(norms, v.flatten(1).norm(dim=1) / _rows(pushed).norm(dim=1).clamp_min(1e-300))
-    return norms.nan_to_num(nan=math.inf)
-
-
-def _pushed(module: nn.Module, x: Tensor, v: Tensor) -> Tensor:
-    """Jv for each sample; about that where a module has no forward derivative, as large implicit steps have none."""
-    try:
-        return torch.func.jvp(module, (x,), (v,))[1].detach()
-    except NotImplementedError:
-        step = 1e-6 * max(1.0, largest_finite(x))
-        with torch.no_grad():
-            return (module(x + step * v) - module(x - step * v)) / (2 * step)
 
 
 def worst_pair(module: nn.Module, x: Tensor, steps: int = 30) -> tuple[float, Tensor]:
@@ -401,7 +267,7 @@ def worst_pair(module: nn.Module, x: Tensor, steps: int = 30) -> tuple[float, Te
         size = sum(EUCLIDEAN.norm(image.detach()) for image in (*images, a, b))
         ratio = (EUCLIDEAN.norm(images[0] - images[1]) - rounding * size) / gap
         ratio = torch.where(gap > 0, ratio, 0.0)
-        undefined = torch.stack([~_rows(image).isfinite().all(1) for image in images]).any(0)
+        undefined = torch.stack([~rows(image).isfinite().all(1) for image in images]).any(0)
         if bool(undefined.any()):
             top = int(undefined.int().argmax())
             return math.inf, a[top : top + 1].detach().clone()
@@ -427,11 +293,6 @@ class _InCoordinates(nn.Module):
         return self.declared.image.whiten(self.module(self.declared.metric.unwhiten(u)))
 
 
-@measures(Lipschitz)
-def _measure_lipschitz(module: nn.Module, declared: Lipschitz, x: Tensor) -> Measurement:
-    return _search_lipschitz(module, declared, x, 30)
-
-
 def _search_lipschitz(module: nn.Module, declared: Lipschitz, x: Tensor, search_steps: int) -> Measurement:
     if math.isinf(declared.constant):
         return Measurement(0.0, None)
@@ -448,12 +309,12 @@ def _search_lipschitz(module: nn.Module, declared: Lipschitz, x: Tensor, search_
 
 @measures(GradientNormPreserving)
 def _measure_gradient_norm(module: nn.Module, declared: Property, x: Tensor) -> Measurement:
-    output, _, pull = _products(module, x)
+    output, _, pull = products(module, x)
     generator = torch.Generator().manual_seed(2)
     worst, where = 0.0, x[:1]
     for _ in range(8):
         v = torch.randn(output.shape, generator=generator, dtype=x.dtype)
-        residual = (pull(v).flatten(1).norm(dim=1) / _rows(v).norm(dim=1) - 1).abs()
+        residual = (pull(v).flatten(1).norm(dim=1) / rows(v).norm(dim=1) - 1).abs()
         residual = torch.where(residual.isnan(), math.inf, residual)
         top = int(residual.argmax())
         if float(residual[top]) > worst:
@@ -477,7 +338,7 @@ def _measure_inverse(module: nn.Module, declared: Property, x: Tensor) -> Measur
     with torch.no_grad():
         forward = (inverse(module(x)) - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1).clamp_min(1.0)
         image = module(x)
-        back = _rows(module(inverse(image)) - image).norm(dim=1) / _rows(image).norm(dim=1).clamp_min(1.0)
+        back = rows(module(inverse(image)) - image).norm(dim=1) / rows(image).norm(dim=1).clamp_min(1.0)
     residual = torch.maximum(forward, back)
     if max(x[0].numel(), image[0].numel()) <= DENSE_LIMIT:
         residual = residual / _condition(jacobians(module, x))
@@ -494,14 +355,14 @@ def _condition(matrices: Tensor) -> Tensor:
 @measures(NormPreserving)
 def _measure_norm(module: nn.Module, declared: Property, x: Tensor) -> Measurement:
     with torch.no_grad():
-        gap = _rows(module(x)).norm(dim=1) - x.flatten(1).norm(dim=1)
+        gap = rows(module(x)).norm(dim=1) - x.flatten(1).norm(dim=1)
     return _worst(gap.abs() / x.flatten(1).norm(dim=1).clamp_min(1.0), x)
 
 
 @measures(LinearInvariant)
 def _measure_invariant(module: nn.Module, declared: LinearInvariant, x: Tensor) -> Measurement:
     with torch.no_grad():
-        y = _rows(module(x))
+        y = rows(module(x))
     flat = x.flatten(1)
     if declared.weights is None:
         gap = y.sum(1) - flat.sum(1)
@@ -559,7 +420,7 @@ def _measure_positivity(module: nn.Module, declared: Property, x: Tensor) -> Mea
     half = inside * (torch.rand(x.shape, generator=generator, dtype=x.dtype) < 0.5)
     inside = torch.cat([inside, half, 1e-6 * inside, torch.zeros_like(inside[:1])])
     with torch.no_grad():
-        y = _rows(module(inside))
+        y = rows(module(inside))
         return _worst(torch.where(y.isfinite(), (-y).clamp_min(0.0), math.inf).amax(1), inside)
 
 
@@ -568,14 +429,4 @@ def _measure_symmetry(module: nn.Module, declared: Equivariant, x: Tensor) -> Me
     if declared.group != "sign":
         raise InvalidArgument(f"the group {declared.group!r} has no measurement; known: sign.")
     with torch.no_grad():
-        return _worst(_rows(module(-x) + module(x)).norm(dim=1), x)
-
-
-def parts_of(declaration: Declaration, prefix: str = "") -> list[tuple[str, Declaration]]:
-    """All parts of a declaration, depth first, with dotted names."""
-    found = []
-    for name, part in declaration.parts:
-        path = f"{prefix}.{name}" if prefix else name
-        found.append((path, part))
-        found.extend(parts_of(part, path))
-    return found
+        return _worst(rows(module(-x) + module(x)).norm(dim=1), x)

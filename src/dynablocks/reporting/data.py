@@ -17,7 +17,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields import VectorField
 from dynablocks.linear import frozen_weights
 from dynablocks.properties import declare
-from dynablocks.properties.verify import DENSE_LIMIT, jacobian_norms
+from dynablocks.properties.jacobians import DENSE_LIMIT, jacobian_norms
 from dynablocks.robustness.curves import Curve
 
 if TYPE_CHECKING:

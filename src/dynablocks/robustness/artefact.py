@@ -13,9 +13,9 @@ from dynablocks.errors import BadData
 from dynablocks.files import is_number
 from dynablocks.models import Network
 from dynablocks.properties import Declaration, Lipschitz, declare
+from dynablocks.robustness.arithmetic import plain_arithmetic, unit_roundoff
 from dynablocks.robustness.certificates import ARITHMETICS, CertificateResult
 from dynablocks.robustness.evaluation import evaluating
-from dynablocks.robustness.rounding import plain_arithmetic, unit_roundoff
 
 if TYPE_CHECKING:
     from dynablocks.data import DataSplits

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dynablocks.ball import foolbox_direction, foolbox_norms, projected, unit_ball_points
 from dynablocks.errors import InvalidArgument, require_range, require_whole
 from dynablocks.registry import Registry
+from dynablocks.robustness.arithmetic import full_precision
 from dynablocks.robustness.curves import PAPER_EPSILONS, Curve, checked_epsilons
 from dynablocks.robustness.evaluation import (
     LabelledImages,
@@ -25,7 +26,6 @@ from dynablocks.robustness.evaluation import (
     model_place,
     to_pixels,
 )
-from dynablocks.robustness.rounding import full_precision
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int

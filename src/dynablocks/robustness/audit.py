@@ -24,14 +24,14 @@ from dynablocks.integrators import ExactFlow, ExplicitEuler
 from dynablocks.lifting import ChannelMix, PaperLift, PixelNormalisation, SpaceToDepth, ZeroLift
 from dynablocks.linear import Dense, LinearMap
 from dynablocks.linear.convolution import Conv
-from dynablocks.metrics import Channelwise, Whitening
 from dynablocks.models import Network
+from dynablocks.norms import Channelwise, Whitening
 from dynablocks.progress import progress_bar
+from dynablocks.robustness.arithmetic import plain_arithmetic, unit_roundoff
 from dynablocks.robustness.artefact import ledger, normalisation
 from dynablocks.robustness.certificates import ARITHMETICS, certify
 from dynablocks.robustness.evaluation import checked_logits, evaluating, to_pixels
 from dynablocks.robustness.own_code import has_own
-from dynablocks.robustness.rounding import plain_arithmetic, unit_roundoff
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -157,7 +157,7 @@ def _ridge_bound(method: Any, field: RidgeField, h: float) -> float:
     return _symmetric_bound(known, min(part * s for s in slopes), max(part * s for s in slopes)) ** method.substeps
 
 
-def _require_own_code(part: object, *methods: str) -> None:
+def _refuse_own_code(part: object, *methods: str) -> None:
     """Refuse a part with methods of its own: the formulas here are those of the library's."""
     for method in methods:
         if has_own(part, method):
@@ -165,8 +165,8 @@ def _require_own_code(part: object, *methods: str) -> None:
 
 
 def _step_bound(method: Any, field: nn.Module, h: float) -> float:
-    _require_own_code(field, "forward", "flow", "profile")
-    _require_own_code(method, "step")
+    _refuse_own_code(field, "forward", "flow", "profile")
+    _refuse_own_code(method, "step")
     if not isinstance(method, (ExplicitEuler, ExactFlow)):
         raise AuditFailed(f"the audit knows Euler steps and exact flows only, not {method!r}; certify such a network.")
     if isinstance(field, (GradientField, PreconditionedField)):
@@ -182,7 +182,7 @@ def _step_bound(method: Any, field: nn.Module, h: float) -> float:
 
 
 def _layer_bound(module: nn.Module) -> float:
-    _require_own_code(module, "forward")
+    _refuse_own_code(module, "forward")
     if isinstance(module, nn.Sequential):
         return math.prod(_layer_bound(part) for part in module._modules.values() if part is not None)
     if isinstance(module, DynamicalBlock):

@@ -17,6 +17,7 @@ from dynablocks.models import Network
 from dynablocks.models.network import row_distances
 from dynablocks.numerics.rounding import product_slack
 from dynablocks.properties import EUCLIDEAN, Metric
+from dynablocks.robustness.arithmetic import NoRoundingBound, plain_arithmetic
 from dynablocks.robustness.curves import Curve, checked_epsilons
 from dynablocks.robustness.evaluation import (
     LabelledImages,
@@ -27,7 +28,7 @@ from dynablocks.robustness.evaluation import (
     model_place,
     to_pixels,
 )
-from dynablocks.robustness.rounding import LogitError, NoRoundingBound, plain_arithmetic, rounding_bound
+from dynablocks.robustness.rounding import LogitError, rounding_bound
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int

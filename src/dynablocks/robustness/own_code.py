@@ -9,7 +9,7 @@ from dynablocks.fields import MetricField, RidgeField, TwoMatrixField
 from dynablocks.integrators import ExactFlow, ExplicitEuler
 from dynablocks.lifting import PaperLift, PixelNormalisation, SpaceToDepth, ZeroLift
 from dynablocks.linear import LinearMap
-from dynablocks.metrics import Channelwise, Whitening
+from dynablocks.norms import Channelwise, Whitening
 
 FIELDS: tuple[type[object], ...] = (RidgeField, TwoMatrixField, MetricField)
 METHODS: tuple[type[object], ...] = (ExplicitEuler, ExactFlow)

@@ -11,9 +11,9 @@ Every bound is affine in the radius r, because activations move by at most :math
 gives a bound for every image within r of the one that was measured. In float32 Euler steps take :math:`|A||x|` at that
 image instead of the norms.
 
-Assumed: IEEE arithmetic rounded to nearest; convolutions that are sums of products (:func:`plain_arithmetic` sees to
-it: Winograd and FFT convolutions are not, and TF32 is another format); ``exp`` accurate to two units in the last place;
-what the bounds of norms assume (:mod:`dynablocks.numerics.rounding`).
+Assumed: IEEE arithmetic rounded to nearest; convolutions that are sums of products (Winograd and FFT convolutions are
+not, and TF32 is another format: :func:`dynablocks.robustness.arithmetic.plain_arithmetic` switches them off); ``exp``
+accurate to two units in the last place; what the bounds of norms assume (:mod:`dynablocks.numerics.rounding`).
 
 Source:
     N. J. Higham, Accuracy and Stability of Numerical Algorithms (2002), sections 2.2, 3.1 and 3.5.
@@ -21,123 +21,35 @@ Source:
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
-from dynablocks.errors import InvalidArgument
 from dynablocks.fields import Activation, MetricField, RidgeField, TwoMatrixField, VectorField
 from dynablocks.integrators import ExactFlow, ExplicitEuler
 from dynablocks.lifting import ChannelMix, Head, PaperLift, PixelNormalisation, SpaceToDepth, ZeroLift
 from dynablocks.linear import Conv, Dense, LinearMap
-from dynablocks.metrics import Channelwise, Whitening
 from dynablocks.models import Network
+from dynablocks.norms import Channelwise, Whitening
 from dynablocks.numerics.bounds import linear_norm_bounds
 from dynablocks.properties import EUCLIDEAN, Lipschitz, Metric, declare
+from dynablocks.robustness.arithmetic import NoRoundingBound, gamma, require_strict_environment, unit_roundoff
 from dynablocks.robustness.own_code import has_own
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-
-__all__ = [
-    "LogitError",
-    "NoRoundingBound",
-    "full_precision",
-    "gamma",
-    "plain_arithmetic",
-    "rounding_bound",
-    "unit_roundoff",
-]
 
 _INFLATION = 1 + 2.0**-30
 """Covers the float64 arithmetic that evaluates the bounds."""
 _EXP_ROUNDINGS = 4
 _UNDERFLOW = 2.0**32
 """Smallest normal numbers a step may lose to underflow: 2^26 entries in ℓ2 times 2^19 operations each."""
-_FPMATH_VARIABLES = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
-_EMULATION_VARIABLES = ("CUBLAS_EMULATE_SINGLE_PRECISION", "CUBLAS_EMULATE_DOUBLE_PRECISION")
-_PRECISION_SWITCHES = (("cuda", "matmul"), ("cudnn", "conv"), ("mkldnn", "matmul"), ("mkldnn", "conv"))
-
-
-class NoRoundingBound(InvalidArgument):
-    """A layer for which no bound of its rounding error has been proved."""
-
-
-def unit_roundoff(dtype: torch.dtype) -> float:
-    """u, half the gap between 1 and the next number of the format.
-
-    Example:
-        >>> unit_roundoff(torch.float32) == 2.0**-24
-        True
-    """
-    return torch.finfo(dtype).eps / 2
-
-
-def gamma(count: int, unit: float) -> float:
-    r""":math:`\gamma_n = nu / (1 - nu)`: a product of n factors 1 + δ, |δ| <= u, differs from 1 by at most that.
-
-    Infinite for nu >= 1.
-
-    Example:
-        >>> 1152 * 2.0**-24 < gamma(1152, 2.0**-24) < 1153 * 2.0**-24
-        True
-    """
-    return math.inf if count * unit >= 1 else count * unit / (1 - count * unit)
-
-
-@contextlib.contextmanager
-def plain_arithmetic() -> Iterator[None]:
-    """Within the context convolutions and products are sums of products in the format of their inputs.
-
-    NNPACK (small batches of 3 × 3 convolutions on one CPU thread: Winograd), cuDNN (Winograd, FFT, TF32), products in
-    TF32 or bfloat16 and autocast are switched off; oneDNN is asked for its direct algorithm by torch and stays. What an
-    environment variable makes of oneDNN's products is not undone; :func:`rounding_bound` proves nothing then.
-
-    Example:
-        >>> with plain_arithmetic():
-        ...     torch.backends.cudnn.enabled
-        False
-    """
-    cudnn, nnpack = torch.backends.cudnn.enabled, torch._C._get_nnpack_enabled()
-    try:
-        torch.backends.cudnn.enabled = False
-        torch._C._set_nnpack_enabled(False)
-        with full_precision(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            yield
-    finally:
-        torch._C._set_nnpack_enabled(nnpack)
-        torch.backends.cudnn.enabled = cudnn
-
-
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """No TF32, no bfloat16 in float32 products; torch refuses to mix its old and new switches for that."""
-    found = (getattr(getattr(torch.backends, name), kind, None) for name, kind in _PRECISION_SWITCHES)
-    held: list[tuple[Any, str]] = [
-        (s, s.fp32_precision) for s in found if s is not None and hasattr(s, "fp32_precision")
-    ]
-    before = None if held else (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
-    try:
-        for switch, _ in held:
-            switch.fp32_precision = "ieee"
-        if before is not None:
-            torch.set_float32_matmul_precision("highest")
-            torch.backends.cudnn.allow_tf32 = False
-        yield
-    finally:
-        for switch, value in held:
-            switch.fp32_precision = value
-        if before is not None:
-            torch.set_float32_matmul_precision(before[0])
-            torch.backends.cudnn.allow_tf32 = before[1]
 
 
 @dataclass(frozen=True)
@@ -336,9 +248,9 @@ def _ridge_change(field: RidgeField, slope: float, growth: float, roundings: int
 
 def _euler(method: ExplicitEuler, field: VectorField, h: Tensor, arithmetic: _Arithmetic) -> list[_Step]:
     """The substeps, or the one step of an elementwise recursion."""
-    _require_own_code(field, "forward")
+    _refuse_own_code(field, "forward")
     if isinstance(field, RidgeField):
-        _require_own_code(field, "profile")
+        _refuse_own_code(field, "profile")
     if isinstance(field, RidgeField) and method.substeps > 1 and field.linear.rows_orthonormal:
         return [_recursion(method, field, h, arithmetic)]
     part, number = h / method.substeps, float(h.detach()) / method.substeps
@@ -359,7 +271,7 @@ def _euler(method: ExplicitEuler, field: VectorField, h: Tensor, arithmetic: _Ar
     return [_Step(lambda x: x + part * field(x), stated, local, near)] * method.substeps
 
 
-def _require_own_code(part: object, method: str) -> None:
+def _refuse_own_code(part: object, method: str) -> None:
     """Refuse a part with a method of its own: what was proved is how the library's computes.
 
     Raises:
@@ -412,7 +324,7 @@ def _flow(method: ExactFlow, field: VectorField, time: Tensor, arithmetic: _Arit
     number = float(time.detach())
     if not isinstance(field, RidgeField) or field.sigma.negative_slope is None:
         raise NoRoundingBound(f"the rounding of the exact flow of {type(field).__name__} has no proved bound.")
-    _require_own_code(field, "flow")
+    _refuse_own_code(field, "flow")
     exponents = [number * scale for scale in field.scale_range()]
     largest = max(map(abs, exponents))
     if largest > 80:
@@ -426,8 +338,8 @@ def _flow(method: ExactFlow, field: VectorField, time: Tensor, arithmetic: _Arit
 
 
 def _block(block: DynamicalBlock, arithmetic: _Arithmetic) -> Iterator[_Step]:
-    _require_own_code(block, "forward")
-    _require_own_code(block.method, "step")
+    _refuse_own_code(block, "forward")
+    _refuse_own_code(block.method, "step")
     for index, step_size in block.signal.pieces():
         field = block.fields[index]
         assert isinstance(field, VectorField)
@@ -444,7 +356,7 @@ def _block(block: DynamicalBlock, arithmetic: _Arithmetic) -> Iterator[_Step]:
 
 def _leaf(module: nn.Module, arithmetic: _Arithmetic) -> _Affine:
     """The local error of one layer."""
-    _require_own_code(module, "forward")
+    _refuse_own_code(module, "forward")
     if isinstance(module, Channelwise):
         return _leaf(module.module, arithmetic)
     if isinstance(module, (nn.Identity, nn.Flatten, nn.ReLU, nn.MaxPool2d, SpaceToDepth, ZeroLift)):
@@ -473,7 +385,7 @@ def _normalisation(module: PixelNormalisation, arithmetic: _Arithmetic) -> _Affi
 
 def _steps(module: nn.Module, arithmetic: _Arithmetic) -> Iterator[_Step]:
     if isinstance(module, nn.Sequential):
-        _require_own_code(module, "forward")
+        _refuse_own_code(module, "forward")
         for part in module._modules.values():
             if part is not None:
                 yield from _steps(part, arithmetic)
@@ -511,24 +423,12 @@ def rounding_bound(
         >>> bool(error.features.max() < 1e-3)
         True
     """
-    _require_strict_environment(pixels)
+    require_strict_environment(pixels)
     arithmetic = _Arithmetic(pixels)
     chain = _Chain(pixels, network.metric, metric, arithmetic)
     for step in _steps(network.body, arithmetic):
         chain.take(step)
     return chain.through_head(network.head, arithmetic)
-
-
-def _require_strict_environment(pixels: Tensor) -> None:
-    kind = pixels.device.type
-    if kind not in ("cpu", "cuda"):
-        raise NoRoundingBound(f"how a device of type {kind} computes is not known; certify on a CPU.")
-    for name in _FPMATH_VARIABLES:
-        if pixels.dtype == torch.float32 and os.environ.get(name, "strict").lower() != "strict":
-            raise NoRoundingBound(f"{name} is {os.environ[name]!r}: oneDNN may round float32 factors; unset it.")
-    for name in _EMULATION_VARIABLES:
-        if kind == "cuda" and os.environ.get(name, "0") not in ("", "0"):
-            raise NoRoundingBound(f"{name} is {os.environ[name]!r}: cuBLAS may emulate products; unset it.")
 
 
 class _Chain:

@@ -179,7 +179,7 @@ def certify_command(arguments: Sequence[str]) -> int:
     if options.json is None:
         certify_run(directory, _moved(options), arithmetic=options.arithmetic)
     else:
-        from dynablocks.certificate_files import write_certificate
+        from dynablocks.run_directory.certificate_file import write_certificate
 
         write_certificate(directory, options.json, _moved(options), arithmetic=options.arithmetic)
         say(f"the certificate is in {options.json}; check it with: dynablocks audit {options.json}")
@@ -219,7 +219,7 @@ def audit_command(arguments: Sequence[str]) -> int:
     for name, least in (("samples", 0), ("steps", 1)):
         if getattr(options, name) < least:
             raise InvalidArgument(f"--{name} is {getattr(options, name)}; at least {least} is needed.")
-    from dynablocks.certificate_files import audit_certificate
+    from dynablocks.run_directory.certificate_file import audit_certificate
 
     audit_certificate(
         options.certificate, run=options.run, data=_moved(options), samples=options.samples, steps=options.steps

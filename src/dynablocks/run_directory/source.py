@@ -12,7 +12,7 @@ COMPUTING = (
     "integrators",
     "lifting.py",
     "linear",
-    "metrics.py",
+    "norms.py",
     "models",
     "modes.py",
     "numerics",

@@ -16,7 +16,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields.base import FieldFacts, VectorField
 from dynablocks.fields.hamiltonian import canonical
 from dynablocks.properties import EUCLIDEAN, Metric
-from dynablocks.properties.verify import jacobians, largest_finite, with_gradients
+from dynablocks.properties.jacobians import jacobians, largest_finite, with_gradients
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -13,7 +13,7 @@ from dynablocks.blocks import DynamicalBlock
 from dynablocks.fields import GradientField, leaky_relu
 from dynablocks.linear import OrthogonalDense
 from dynablocks.properties import jacobians
-from dynablocks.properties.verify import with_gradients
+from dynablocks.properties.jacobians import with_gradients
 from dynablocks.switching import PrescribedSignal, Region
 from dynablocks.testing.report import ConformanceReport, Finding
 

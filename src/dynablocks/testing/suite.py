@@ -17,7 +17,7 @@ from dynablocks.fields import VectorField
 from dynablocks.fields.base import require_field
 from dynablocks.linear import frozen_weights
 from dynablocks.properties import declare, explain, verify
-from dynablocks.properties.verify import DENSE_LIMIT, jacobians, largest_finite, with_gradients
+from dynablocks.properties.jacobians import DENSE_LIMIT, jacobians, largest_finite, with_gradients
 from dynablocks.switching import keep_constraints, project
 from dynablocks.testing.facts import false_facts, false_methods, wrong_shapes
 from dynablocks.testing.report import ConformanceReport, Finding

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from dynablocks.training.budget import FIRST_FITS, StepPlan
 from dynablocks.training.checkpoint import find_checkpoint, load_weights, read_config, read_state, reserved, tidy
 from dynablocks.training.config import TrainingConfig
 from dynablocks.training.display import Display
+from dynablocks.training.interrupts import polite_interrupt
 from dynablocks.training.losses import logit_scale
 from dynablocks.training.precision import choose_device
 from dynablocks.training.record import append_metrics, check_same_run, cut_metrics, describe_run
@@ -42,8 +42,6 @@ LOOK_STEPS = 20
 LOOK_SECONDS = 1.0
 SAVES_SHARE = 50
 """Between two checkpoints at ends of epochs lie at least so many times the seconds that one takes."""
-REPEAT_SECONDS = 1.0
-_latest_interrupt = [-math.inf]
 
 
 @dataclass(frozen=True)
@@ -405,36 +403,3 @@ def require_budget(config: TrainingConfig, checkpoint: Path, state: dict[str, An
             f"{checkpoint.parent} holds a finished training with max_minutes {budget}, this one has "
             f"{config.max_minutes}; choose another --out, or --overwrite to train from the start."
         )
-
-
-def is_repeated_interrupt() -> bool:
-    """Whether another interrupt came just before: a worker of ``reproduce`` gets the terminal's and its command's."""
-    now = time.monotonic()
-    if now - _latest_interrupt[0] <= REPEAT_SECONDS:
-        return True
-    _latest_interrupt[0] = now
-    return False
-
-
-@contextlib.contextmanager
-def polite_interrupt() -> Iterator[Callable[[], bool]]:
-    """Note the first Ctrl-C, from which on the yielded function returns True; a second one interrupts at once."""
-    noted: list[int] = []
-    _latest_interrupt[0] = -math.inf
-
-    def note(number: int, frame: object) -> None:
-        if is_repeated_interrupt():
-            return
-        if noted:
-            raise KeyboardInterrupt
-        noted.append(number)
-
-    try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(noted)
-    finally:
-        signal.signal(signal.SIGINT, before)
