@@ -61,8 +61,8 @@ def row(run: Path) -> list[str]:
 
 def draw(run: Path, file: Path) -> None:
     """The accuracy curves of a run as SVG."""
-    from dynablocks.pipeline import stored_curves
     from dynablocks.reporting.figures import robustness_figure
+    from dynablocks.run_directory.metrics import stored_curves
 
     figure = robustness_figure(stored_curves(run))
     file.parent.mkdir(parents=True, exist_ok=True)

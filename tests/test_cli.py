@@ -25,7 +25,6 @@ import torch
 import yaml
 
 import dynablocks
-from dynablocks import pipeline
 from dynablocks.arguments import preset_model_data
 from dynablocks.catalogue import catalogue
 from dynablocks.cli import main
@@ -34,11 +33,11 @@ from dynablocks.data import DataSplits, ImageDataset, load_data
 from dynablocks.errors import BadCheckpoint, UnsoundResult
 from dynablocks.files import sha256, write_text
 from dynablocks.models import ModelConfig, build
-from dynablocks.pipeline import attack_run, certify_run
 from dynablocks.properties import Lipschitz, explain
-from dynablocks.run_directory import results
+from dynablocks.run_directory import pipeline, results
 from dynablocks.run_directory.metrics import collect_metrics, stored_curves
 from dynablocks.run_directory.network import build_for, load, load_config, load_splits, pixel_statistics
+from dynablocks.run_directory.pipeline import attack_run, certify_run
 from dynablocks.training import TrainingConfig, fit, loop
 
 TINY = (

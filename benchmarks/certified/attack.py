@@ -26,9 +26,10 @@ from dynablocks.errors import DynablocksError, UnsoundResult, require_range
 from dynablocks.experiments.provenance import commit, device_name
 from dynablocks.files import read_json, write_json
 from dynablocks.linear import frozen_weights
-from dynablocks.pipeline import attack_run, certify_run, load, load_config, load_splits, weights_hash, with_data
 from dynablocks.robustness import PAPER_EPSILONS, CertificateResult
 from dynablocks.robustness.soundness import ATTACK_RESOLUTION
+from dynablocks.run_directory.network import load, load_config, load_splits, weights_hash, with_data
+from dynablocks.run_directory.pipeline import attack_run, certify_run
 from dynablocks.run_files import AUTOATTACK
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -21,8 +21,7 @@ from torch import Tensor
 from dynablocks.data import to_unit_range
 from dynablocks.errors import DynablocksError, require_whole
 from dynablocks.models import Network
-from dynablocks.pipeline import load
-from dynablocks.run_directory.network import load_config, load_splits
+from dynablocks.run_directory.network import load, load_config, load_splits
 
 
 def shares(network: Network, pixels: Tensor) -> list[tuple[str, float]]:

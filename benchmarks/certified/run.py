@@ -41,10 +41,11 @@ from dynablocks.errors import DynablocksError, InvalidArgument, require_range, u
 from dynablocks.experiments.provenance import commit, device_name
 from dynablocks.files import held, is_number, read_json, write_atomically, write_json
 from dynablocks.models import MODELS, ModelConfig
-from dynablocks.pipeline import build_for, certify_run, load, train_run
 from dynablocks.progress import progress_bar
 from dynablocks.robustness import certified_radii, certify
 from dynablocks.robustness.arithmetic import full_precision
+from dynablocks.run_directory.network import build_for, load
+from dynablocks.run_directory.pipeline import certify_run, train_run
 from dynablocks.training import TrainingConfig, TrainingSummary, fit
 from dynablocks.training.precision import present_device
 

@@ -17,13 +17,13 @@ from dynablocks.experiments.cells import Cell, Store
 from dynablocks.experiments.runs import TrainingCell, images
 from dynablocks.models import ModelConfig, Network
 from dynablocks.norms import DenseMetric, SpectralMetric, smooth_modes
-from dynablocks.pipeline import train_run
 from dynablocks.properties import Lipschitz, verify
 from dynablocks.reporting.figures import BLUE, INK, VERMILION, new_figure, styled
 from dynablocks.reporting.tables import markdown_table
 from dynablocks.robustness import certify
 from dynablocks.robustness.evaluation import evaluating, to_pixels
 from dynablocks.run_directory.network import load
+from dynablocks.run_directory.pipeline import train_run
 from dynablocks.training import TrainingConfig
 
 if TYPE_CHECKING:

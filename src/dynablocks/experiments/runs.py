@@ -14,10 +14,10 @@ from dynablocks.errors import DynablocksError
 from dynablocks.experiments.cells import Cell, Store
 from dynablocks.files import write_tensors
 from dynablocks.models import MODELS, ModelConfig
-from dynablocks.pipeline import train_run
 from dynablocks.progress import progress_bar
 from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, attack, certify, check_sound
 from dynablocks.run_directory.network import load, load_splits
+from dynablocks.run_directory.pipeline import train_run
 from dynablocks.run_files import ATTACK_TENSORS, CERTIFICATE_TENSORS, TRAINING
 from dynablocks.training import TrainingConfig
 from dynablocks.training.precision import present_device

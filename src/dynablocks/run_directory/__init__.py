@@ -1,1 +1,1 @@
-"""What a run directory holds: its network, its results and their figures; the commands are in the pipeline."""
+"""A run directory: its network, its results and their figures, and the commands that make them."""

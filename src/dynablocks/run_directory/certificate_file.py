@@ -17,7 +17,6 @@ from dynablocks.data import DataSplits, load_data
 from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument
 from dynablocks.files import expanded, read_json, require_writable, resolved, sha256, write_json
 from dynablocks.models import Network
-from dynablocks.pipeline import certify_run
 from dynablocks.robustness.artefact import artefact, checked_artefact
 from dynablocks.robustness.audit import AuditFailed, audit
 from dynablocks.run_directory.network import (
@@ -30,6 +29,7 @@ from dynablocks.run_directory.network import (
     weights_hash,
     with_data,
 )
+from dynablocks.run_directory.pipeline import certify_run
 from dynablocks.run_files import CHECKPOINT, PREVIOUS_CHECKPOINT, RUN_FILES, WEIGHTS
 from dynablocks.switching import set_progress
 from dynablocks.training import find_checkpoint, load_weights, read_config

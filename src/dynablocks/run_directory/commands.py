@@ -69,7 +69,7 @@ def _dry_run(config: RunConfig, out: Path, *, overwrite: bool) -> int:
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    from dynablocks.pipeline import require_out, run
+    from dynablocks.run_directory.pipeline import require_out, run
 
     config, options = _parse_run("run", "Train, certify, attack and report in one directory.", arguments)
     out = require_out(options.out)
@@ -81,7 +81,7 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def train_command(arguments: Sequence[str]) -> int:
-    from dynablocks.pipeline import require_out, train_run
+    from dynablocks.run_directory.pipeline import require_out, train_run
 
     config, options = _parse_run("train", "Train a network; an unfinished training in --out goes on.", arguments)
     out = require_out(options.out)
@@ -141,9 +141,9 @@ def _describe(directory: Path, what: str) -> int:
 
 def attack_command(arguments: Sequence[str]) -> int:
     from dynablocks.files import read_json
-    from dynablocks.pipeline import attack_run
     from dynablocks.robustness import AttackConfig
     from dynablocks.run_directory.network import load_config
+    from dynablocks.run_directory.pipeline import attack_run
 
     arguments = expand(arguments, "attack")
     parser = _directory_parser("attack", "Attack the test images of a run with l2-PGD at many radii.")
@@ -162,7 +162,7 @@ def attack_command(arguments: Sequence[str]) -> int:
 
 def certify_command(arguments: Sequence[str]) -> int:
     from dynablocks.files import read_json
-    from dynablocks.pipeline import certify_run
+    from dynablocks.run_directory.pipeline import certify_run
 
     parser = _directory_parser("certify", "Certify every test image of a run, rounding errors included.")
     parser.add_argument(
@@ -280,7 +280,7 @@ def explain_command(arguments: Sequence[str]) -> int:
 
 
 def report_command(arguments: Sequence[str]) -> int:
-    from dynablocks.pipeline import report_run
+    from dynablocks.run_directory.pipeline import report_run
 
     options = _directory_parser("report", "Write the self-contained report.html of a run.").parse_args(
         expand(arguments, "report")

@@ -12,16 +12,13 @@ from dynablocks.errors import BadData, DynablocksError, InvalidArgument
 from dynablocks.files import read_json, require_writable, resolved, write_json, write_text
 from dynablocks.progress import progress_bar
 from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, attack, certify
-from dynablocks.run_directory.dry_run import estimate
-from dynablocks.run_directory.metrics import collect_metrics, stated_radii, stored_curves
+from dynablocks.run_directory.metrics import collect_metrics, stated_radii
 from dynablocks.run_directory.network import (
-    build_for,
     data_name,
     load,
     load_config,
     load_splits,
     require_checkpoint,
-    weights_hash,
     with_data,
 )
 from dynablocks.run_directory.report import report_data
@@ -30,24 +27,6 @@ from dynablocks.run_directory.warm_start import build_untrained, require_unseen,
 from dynablocks.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, PREVIOUS_CHECKPOINT, REPORT, TRAINING
 from dynablocks.training import TrainingSummary, fit
 from dynablocks.training.precision import present_device
-
-__all__ = [
-    "attack_run",
-    "build_for",
-    "certify_run",
-    "collect_metrics",
-    "estimate",
-    "load",
-    "load_config",
-    "load_splits",
-    "report_run",
-    "require_out",
-    "run",
-    "stored_curves",
-    "train_run",
-    "weights_hash",
-    "with_data",
-]
 
 Say = Callable[[str], None]
 
