@@ -23,13 +23,13 @@ from dynablocks.experiments.planar_networks import (
     FAMILIES,
     PlanarNetwork,
     StandardisedTraining,
-    contraction_constant,
     largest_rotation_step,
     rotation_constant,
 )
 from dynablocks.fields import PlanarField, leaky_relu
 from dynablocks.linear import OrthogonalDense
 from dynablocks.properties import declare
+from dynablocks.switching import tight_contraction
 
 ROUNDING = 1e-12
 
@@ -83,7 +83,7 @@ def test_contraction_constant_is_the_dense_one() -> None:
     for step in (0.0, 0.5, 4 / 3, 2.0, 2.5):
         slopes = torch.linspace(0.5, 1, 6, dtype=torch.float64)
         expected = float((1 - step * slopes).abs().max())
-        assert float(contraction_constant(torch.tensor(step, dtype=torch.float64), 0.5)) == pytest.approx(expected)
+        assert float(tight_contraction(torch.tensor(step, dtype=torch.float64), 0.5)) == pytest.approx(expected)
 
 
 def networks(family: str, count: int) -> list[StandardisedTraining]:

@@ -128,7 +128,7 @@ def damped_pairs(count: int, seed: int) -> Pairs:
 
 
 class Embedded(nn.Module):
-    """P Ψ E with Ψ in R⁴, and the residual that is fitted."""
+    """P Ψ E with Ψ in R⁴: zeros are appended to the state, and taken off its image."""
 
     def __init__(self, step: nn.Module) -> None:
         super().__init__()
@@ -206,12 +206,13 @@ class DampedCell(RunCell):
         )
         seconds, test = time.perf_counter() - clock, slice(self.train, None)
         state = truth = x[self.train :][:1]
-        path = [truth[0].tolist()]
+        path, true_path = [truth[0].tolist()], [truth[0].tolist()]
         with torch.no_grad():
             error = float((module(x[test]) - y[test]).square().mean())
             for _ in range(ROLLOUT):
                 state, truth = module(state), exact_solution(damped, truth, STEP)
                 path.append(state[0].tolist())
+                true_path.append(truth[0].tolist())
         return {
             "test": error,
             "rollout": float((state - truth).square().mean()),
@@ -219,17 +220,8 @@ class DampedCell(RunCell):
             "seconds": seconds,
             "area": float(torch.linalg.det(jacobians(module, x[:20])).mean()),
             "path": path,
-            "true_path": exact_path(x[self.train :][:1]),
+            "true_path": true_path,
         }
-
-
-def exact_path(start: Tensor) -> list[list[float]]:
-    """The damped pendulum's states."""
-    states = [start]
-    for _ in range(ROLLOUT):
-        states.append(exact_solution(damped, states[-1], STEP))
-    path: list[list[float]] = torch.cat(states).tolist()
-    return path
 
 
 @EXPERIMENTS.register("embedding")

@@ -32,12 +32,12 @@ def smooth_problems(seed: int = 0) -> list[VectorField]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         gradient = GradientField(Dense(3, 4), "tanh").double()
-        others = [FIELDS[name].example().double() for name in ("partitioned", "rotation") if name in FIELDS]
+        others = [FIELDS[name].example().double() for name in ("partitioned", "rotation")]
         for field in (gradient, *others):
             for parameter in field.parameters():
                 torch.nn.init.normal_(parameter, std=0.5)
-        positive = [FIELDS[name].example().double() for name in ("compartments",) if name in FIELDS]
-    return [gradient, *others, *positive]
+        positive = FIELDS["compartments"].example().double()
+    return [gradient, *others, positive]
 
 
 def suited_problem(name: str, seed: int = 0) -> VectorField | None:

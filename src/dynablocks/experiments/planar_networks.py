@@ -15,7 +15,7 @@ from dynablocks.fields import GradientField, PlanarField, leaky_relu
 from dynablocks.lifting import Head
 from dynablocks.linear import OrthogonalDense
 from dynablocks.properties import Declaration, Structured, compose, declare
-from dynablocks.switching import LearnedStep
+from dynablocks.switching import LearnedStep, tight_contraction
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -26,16 +26,6 @@ FOLD = 4 / 3
 """The contractive step of smallest constant for a = 1/2: 1 − h = −1/3, 1 − ah = 1/3, a fold that loses no direction."""
 STARTS: dict[str, tuple[float, float]] = {"F+Fc": (0.5, 0.1), "F": (FOLD, FOLD), "Fc": (FOLD, FOLD)}
 """The steps before training and projection: the default of ``PairSignal`` for pairs, otherwise the fold."""
-
-
-def contraction_constant(step: Float[Tensor, "*batch"], slope: float) -> Float[Tensor, "*batch"]:
-    """max(|1 − h|, |1 − ah|), the exact constant of x − hAᵀΣ(Ax + b) for orthogonal A (design D2.2).
-
-    Example:
-        >>> round(float(contraction_constant(torch.tensor(4 / 3, dtype=torch.float64), 0.5)), 12)
-        0.333333333333
-    """
-    return torch.maximum((1 - step).abs(), (1 - slope * step).abs())
 
 
 def _corners(slope: float) -> Iterator[tuple[float, float, float]]:
@@ -188,7 +178,7 @@ class PlanarNetwork(Structured):
         if free:
             bounds = torch.ones_like(steps[..., free])
             if first == "Fc":
-                bounds = 1 / contraction_constant(steps[..., 0::2], self.slope)
+                bounds = 1 / tight_contraction(steps[..., 0::2], self.slope)
             steps[..., free] = self._limited(steps[..., free], self._cosines(parameters, free), bounds)
         for k in range(len(self.kinds)):
             parameters[f"body.{k}.signal.steps"].copy_(steps[..., k : k + 1])
