@@ -18,6 +18,7 @@ from torch.nn import functional
 from dynablocks.config import CERTIFIED_PRESETS, preset_settings
 from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument, UnsoundResult
 from dynablocks.models import ModelConfig, build
+from dynablocks.numerics.bounds import ConvGeometry, dense_matrix
 from dynablocks.properties import jacobians
 from dynablocks.robustness import CertificateResult
 from dynablocks.switching import set_progress
@@ -66,7 +67,7 @@ def steepest(model: nn.Module, points: Tensor) -> float:
     return max(norms)
 
 
-@pytest.mark.parametrize("layer", [loose_convolution, peers.CPLStep])
+@pytest.mark.parametrize("layer", [loose_convolution, peers.CPLStep, peers._soc])
 def test_sound_bound_is_above_every_jacobian(layer: object) -> None:
     model = tiny(layer)
     bound = peers.sound_bound(model)
@@ -163,6 +164,12 @@ def test_the_expansion_is_measured_of_entries_with_and_without_dense_layers(
         ("cpl", "depth=[2,-1]", "depth is"),
         ("cpl", "width=wide", "width is 'wide'"),
         ("cpl", "stem=0", "stem is 0"),
+        ("cpl", "inner=0", "inner is 0; allowed are values in"),
+        ("sll", "inner=1.5", r"inner is 1\.5; allowed are values in"),
+        ("cpl", "inner=wide", "inner is 'wide'"),
+        ("aoc", "inner=0.5", r"inner is 0\.5, but the layers of orthogonium .* as many rows as channels; leave it out"),
+        ("ours", "inner=0.5", "unknown setting of ours 'inner'"),
+        ("torchlip", "loss=lse-hkr", "unknown loss 'lse-hkr'"),  # run.py alone knows it, as a program
         ("cpl", "batch_size=many", "batch_size is 'many'"),
         ("ours", "widths=64", "ours cannot be made with"),
         ("ours", "lr=-1", "lr is -1"),
@@ -376,21 +383,27 @@ def test_a_network_of_an_earlier_preset_is_not_taken_for_that_of_today(
 def test_a_peer_searched_in_other_settings_is_not_taken_for_one_of_this_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried = [{"change": change} for change in run.SEARCH]
+    rates = [{"change": run.ADAM | {"lr": rate}} for rate in (0.001, 0.009)]
+    tried = [{"change": change} for change in run.changes_of("cpl")] + rates
+    of_an_older_search = [{"change": change} for change in run.SEARCH] + rates
     where = ["run.py", "--data-dir", "nowhere", "--out", str(tmp_path)]
     for changes, arguments, said in (
         (tried[:4], ["--search", "1"], "changes searched"),
+        (of_an_older_search, ["--search", "1"], "changes searched .*one table compares equals"),
+        (tried[:-1], ["--search", "1"], "settings tried 8, asked for is 9"),
+        ([*tried, tried[-1]], ["--search", "1"], "settings tried 10, asked for is 9"),
         (tried, [], r"search 1\.0, asked for is 0\.0"),
         (tried, ["--search", "1"], None),
     ):
-        facts = entry("aoc-0", 40.0) | {"search": {"chosen": {}, "minutes": 1.0, "tried": changes}}
-        run.write_json(tmp_path / "aoc-0" / "result.json", facts)
+        facts = entry("cpl-0", 40.0) | {"search": {"chosen": {}, "minutes": 1.0, "tried": changes}}
+        facts |= {"settings": {"family": "cpl"}, "source": peers.FAMILIES["cpl"].source}
+        run.write_json(tmp_path / "cpl-0" / "result.json", facts)
         monkeypatch.setattr(sys, "argv", [*where, *arguments])
         if said is None:
-            assert run.result_of("aoc", run.parse())["clean"] == 60.0
+            assert run.result_of("cpl", run.parse())["clean"] == 60.0
         else:
             with pytest.raises(InvalidArgument, match=said):
-                run.result_of("aoc", run.parse())
+                run.result_of("cpl", run.parse())
 
 
 def on_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
@@ -612,20 +625,167 @@ def test_a_layer_too_large_to_be_factorised_keeps_the_bound_of_the_torus() -> No
 def test_the_rescaled_skew_kernel_is_skew_and_of_norm_at_most_one(scale: float) -> None:
     raw = scale * torch.randn(4, 4, 3, 3, dtype=torch.float64)
     raw[0] *= 1e3  # rows of unlike size, where scaling them alone would undo skewness
-    skew = raw - raw.flip(2, 3).transpose(0, 1)
-    kernel = peers.SkewRescaling()(skew)
-    torch.testing.assert_close(kernel, -kernel.flip(2, 3).transpose(0, 1), rtol=1e-14, atol=0.0)
-    basis = torch.eye(4 * 36, dtype=torch.float64).reshape(-1, 4, 6, 6)
-    dense = functional.conv2d(basis, kernel, padding=1).flatten(1)
+    kernel = peers.SkewRescaling(reach=1.0)(raw)
+    assert torch.equal(kernel, -kernel.flip(2, 3).transpose(0, 1))
+    dense = dense_matrix(kernel, ConvGeometry((6, 6), padding=1))
     assert 0.1 < torch.linalg.matrix_norm(dense, 2) <= 1 + 1e-12
+    torch.testing.assert_close(peers.SkewRescaling()(raw), 1.5 * kernel, rtol=1e-15, atol=0.0)
+    skew = raw - raw.flip(2, 3).transpose(0, 1)
     by_rows = skew * skew_rows(skew)
     assert not torch.allclose(by_rows, -by_rows.flip(2, 3).transpose(0, 1))
+    with pytest.raises(InvalidArgument, match="is not skew"):
+        peers._series_bound(by_rows, (6, 6))
 
 
 def skew_rows(kernel: Tensor) -> Tensor:
     """The factors of its rows with which the norm is at most 1."""
     gram = functional.conv2d(kernel, kernel, padding=2).abs().sum((1, 2, 3))
     return gram.rsqrt()[:, None, None, None]
+
+
+@pytest.mark.parametrize("hostile", [1.0, 1e3])
+def test_soc_is_the_series_of_the_exponential_of_its_kernels_matrix(hostile: float) -> None:
+    layer = peers.SkewExponential(3).double()
+    basis = torch.eye(75, dtype=torch.float64).reshape(-1, 3, 5, 5)
+    with torch.no_grad():
+        layer.parametrizations.kernel.original[0].mul_(hostile)
+        matrix = dense_matrix(layer.kernel, ConvGeometry((5, 5), padding=1))
+        found = layer(basis).flatten(1).T
+        layer.bias.fill_(0.25)
+        torch.testing.assert_close(layer(basis).flatten(1).T, found + 0.25, rtol=0.0, atol=1e-14)
+    assert torch.equal(matrix, -matrix.T)
+    power = expected = torch.eye(75, dtype=torch.float64)
+    for k in range(1, 5):
+        power = matrix @ power / k
+        expected = expected + power
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-13)
+    norm = float(torch.linalg.matrix_norm(matrix, 2))
+    assert norm <= 1.5 * (1 + 1e-12)
+    # Taylor's remainder of the exponential of a skew matrix.
+    remainder = found - torch.linalg.matrix_exp(matrix)
+    assert torch.linalg.matrix_norm(remainder, 2) <= norm**5 / 120 + 1e-12
+    values = torch.linalg.svdvals(found)
+    assert peers._layer_bound(layer, (5, 5)) == 1.0
+    assert values[0] <= 1 + 1e-13
+    # 1 − θ⁶/72 + θ⁸/576 falls from 1 at θ = 0 to its value at 1.5.
+    assert values[-1] >= (1 - 1.5**6 / 72 + 1.5**8 / 576) ** 0.5 * (1 - 1e-12)
+
+
+def test_a_series_of_a_kernel_that_is_not_skew_or_too_large_has_no_bound() -> None:
+    layer = peers.SkewExponential(4)
+    nn.utils.parametrize.remove_parametrizations(layer, "kernel")
+    assert peers._layer_bound(layer, (4, 4)) == 1.0
+    with torch.no_grad():
+        layer.kernel.mul_(1000)
+    with pytest.raises(InvalidArgument, match=r"has norm .*at most √8 is allowed"):
+        peers._layer_bound(layer, (4, 4))
+    with torch.no_grad():
+        layer.kernel.div_(1000)
+        layer.kernel[1].mul_(1 + 1e-5)
+    with pytest.raises(InvalidArgument, match="is not skew"):
+        peers._layer_bound(layer, (4, 4))
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_gershgorins_scaling_is_that_of_the_dense_matrix_and_bounds_the_step_whatever_q(kernel_size: int) -> None:
+    kernel = torch.randn(5, 4, kernel_size, kernel_size, dtype=torch.float64)
+    kernel[0] *= 30
+    scaling = peers.Gershgorin(5).double()
+    with torch.no_grad():
+        plain = scaling(kernel)
+        scaling.q.copy_(2 * torch.randn(5, dtype=torch.float64))
+        scaled, q = scaling(kernel), scaling.q.repeat_interleave(49)
+    assert not torch.allclose(scaled, plain)
+    # On a torus of 7 pixels no two taps of KKᵀ meet: its rows are those on the plane.
+    torus = ConvGeometry((7, 7), padding=kernel_size // 2, padding_mode="circular")
+    dense = dense_matrix(kernel, torus)
+    rows = ((dense @ dense.T).abs() * torch.exp(q[None, :] - q[:, None])).sum(1)
+    torch.testing.assert_close(dense_matrix(scaled, torus), dense / rows.sqrt()[:, None], rtol=1e-12, atol=1e-14)
+    for matrix in (dense_matrix(scaled, torus), dense_matrix(scaled, ConvGeometry((4, 4), padding=kernel_size // 2))):
+        assert torch.linalg.eigvalsh(matrix.T @ matrix)[-1] <= 1 + 1e-12
+        active = (torch.rand(len(matrix), dtype=torch.float64) < 0.5).double()
+        step = torch.eye(matrix.shape[1], dtype=torch.float64) - 2 * matrix.T @ (active[:, None] * matrix)
+        assert torch.linalg.eigvalsh(step).abs().max() <= 1 + 1e-12
+
+
+def test_inner_is_the_share_of_rows_and_at_least_one_row() -> None:
+    assert peers.CPLStep(8, 4, inner=0.25).kernel.shape == (2, 8, 3, 3)
+    assert peers.CPLStep(3, 1, kernel_size=1, inner=0.1).kernel.shape == (1, 3, 1, 1)
+    options = {"dense": 1, "dense_layer": peers.FAMILIES["cpl"].dense_layer, "takes_inner": True, "inner": 0.5}
+    family = peers.Family("here", peers.CPLStep, orthogonal, 4, (1, 0, 1), **options)
+    model = family.build((3, 16, 16), 3, torch.full((3,), 0.5), seed=0)
+    steps = [part.kernel.shape for part in model.body if isinstance(part, peers.CPLStep)]
+    assert steps == [(2, 4, 3, 3), (8, 16, 3, 3), (32, 64, 1, 1)]
+    # The stage of depth 0 has its fold and its map to 8 channels all the same.
+    assert [part.out_channels for part in model.body if isinstance(part, nn.Conv2d)] == [4, 8, 16]
+    bound = peers.sound_bound(model)
+    assert steepest(model, torch.randn(3, 3, 16, 16)) <= bound * (1 + 1e-6)
+    with pytest.raises(InvalidArgument, match=r"inner is 0\.5, but the layers of here"):
+        replace(family, takes_inner=False)
+
+
+def searching(name: str, change: dict) -> tuple:
+    """What :func:`peer_config` makes of a change."""
+    args = {"preset": "certified/cpu-1h", "minutes": 1.0, "seed": 0, "held_out": 0, "data_dir": None, "set": change}
+    return run.peer_config(name, run.argparse.Namespace(**args))
+
+
+@pytest.mark.parametrize("name", sorted(peers.FAMILIES))
+def test_every_change_of_a_search_is_one_of_a_family_and_its_training(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(run.LOSSES, "lse-hkr", peers.lse_hkr)
+    for change in run.changes_of(name):
+        family, settings, config = searching(name, change)
+        assert all(getattr(config, key) == value for key, value in settings.items())
+        for key, value in change.items():
+            wanted = tuple(value) if isinstance(value, list) else value
+            assert (getattr(family, key) if key in run.FAMILY_SIZES else getattr(config, key)) == wanted
+
+
+def test_own_recipes_are_those_of_the_authors() -> None:
+    cpl, sll, aoc = (searching(name, {})[2] for name in ("cpl", "sll", "aoc"))
+    assert (cpl.optimiser, cpl.lr, cpl.momentum, cpl.loss, cpl.margin) == ("adam", 0.001, 0.9, "hinge", 0.7)
+    assert (sll.optimiser, sll.lr, sll.momentum, sll.loss) == ("adam", 0.01, 0.5, "offset-cross-entropy")
+    assert (sll.offset, sll.temperature) == (pytest.approx(2.1213, abs=1e-4), 0.25)
+    assert (aoc.optimiser, aoc.lr, aoc.batch_size) == ("nesterov", 0.006, 256)
+    assert searching("cpl", run.ADAM | run.OUR_LOSS)[2].loss == "offset-cross-entropy"
+    assert searching("sll", run.ADAM)[2].momentum == 0.9
+
+
+def test_each_family_is_offered_the_common_changes_and_those_for_it() -> None:
+    common = list(run.SEARCH)
+    assert run.changes_of("aoc") == run.changes_of("soc") == run.changes_of("aol") == run.changes_of(None) == common
+    assert run.changes_of("cpl") == run.changes_of("sll") == [*common, run.OUR_SIZES]
+    assert run.changes_of("torchlip") == common + list(peers.FAMILIES["torchlip"].search)
+    assert len(peers.FAMILIES["torchlip"].search) == 3
+    # Ours are the sizes and the recipe of our preset.
+    preset = preset_settings("certified/cpu-1h", "certified", "cifar10")
+    model, training, ours = preset["model"], preset["training"], run.OUR_SIZES
+    assert (ours["stem"], ours["width"], ours["depth"]) == (model["stem"], model["widths"][0], list(model["layers"]))
+    assert (ours["dense"], ours["inner"]) == (model["dense_layers"], model["dense_rows"])
+    assert ours["inner"] == model["rows"]
+    for name in ("optimiser", "momentum", "lr", "loss", "offset", "temperature", "batch_size"):
+        assert ours[name] == training[name]
+
+
+def test_importing_the_benchmark_adds_no_loss_to_the_library() -> None:
+    assert "lse-hkr" not in run.LOSSES
+
+
+def test_lse_hkr_is_the_packages_formula_of_logits_over_the_margin() -> None:
+    pytest.importorskip("deel.torchlip", reason="needs the peers' packages, see benchmarks/certified/run.py")
+    logits, labels = torch.randn(6, 10, dtype=torch.float64), torch.tensor([0, 3, 9, 3, 1, 7])
+    found = peers.lse_hkr(run.TrainingConfig(margin=0.2))(logits, labels)
+    scaled = logits / 0.2
+    right = scaled.gather(1, labels[:, None]).squeeze(1)
+    sharpness = 2 * torch.tensor(9.0, dtype=torch.float64).log()
+    wrong = torch.stack([torch.cat([row[:y], row[y + 1 :]]) for row, y in zip(scaled, labels.tolist(), strict=True)])
+    wrong = torch.logsumexp(sharpness * wrong, 1) / sharpness
+    hinge = (0.5 - right).clamp_min(0) + (0.5 + wrong).clamp_min(0)
+    torch.testing.assert_close(found, (0.1 * (wrong - right) + 0.9 * hinge).mean(), rtol=1e-6, atol=0.0)
+    with pytest.raises(InvalidArgument, match="margin is 0"):
+        peers.lse_hkr(run.TrainingConfig(margin=0.0))
 
 
 def test_sll_starts_from_the_size_its_authors_mean() -> None:
@@ -636,10 +796,46 @@ def test_sll_starts_from_the_size_its_authors_mean() -> None:
     )
 
 
+def test_slls_q_is_learned_and_its_rows_are_as_many_as_asked_for() -> None:
+    pytest.importorskip("orthogonium", reason="needs the peers' packages on the path, see benchmarks/certified/run.py")
+    layer = peers.FAMILIES["sll"].layer
+    assert [layer(49, 4, inner=rows / 49).kernel.shape[0] for rows in (1, 7, 49)] == [1, 7, 49]
+    block = layer(6, 4, inner=0.5)
+    block(torch.randn(2, 6, 4, 4)).square().sum().backward()
+    assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in block.parameters())
+
+
+@pytest.mark.parametrize(("name", "kind"), [("aoc", "mix"), ("aol", "mix"), ("aol", "dense"), ("soc", "dense")])
+def test_maps_of_one_tap_start_without_bias_and_have_no_padding(name: str, kind: str) -> None:
+    pytest.importorskip("orthogonium", reason="needs the peers' packages on the path, see benchmarks/certified/run.py")
+    family = peers.FAMILIES[name]
+    conv = family.mix(8, 4) if kind == "mix" else family.dense_layer(8)[0]
+    assert not conv.bias.any()
+    assert (conv.padding, conv.padding_mode) == ((0, 0), "zeros")
+    assert peers._layer_bound(conv, (1, 1)) <= 1 + 1e-4
+
+
+def test_the_dense_layers_by_cholesky_have_the_gradient_of_their_formula() -> None:
+    pytest.importorskip("orthogonium", reason="needs the peers' packages on the path, see benchmarks/certified/run.py")
+    conv = peers.FAMILIES["aoc"].dense_layer(5)[0].double()
+    original, direction = conv.parametrizations.weight.original, torch.randn(5, 5, dtype=torch.float64)
+    with torch.no_grad():
+        original.add_(0.3 * torch.randn_like(original))
+    (conv.weight[:, :, 0, 0] * direction).sum().backward()
+    raw = original.detach()[:, :, 0, 0].clone().requires_grad_()
+    factor = torch.linalg.cholesky(raw @ raw.T + 1e-5 * torch.eye(5, dtype=torch.float64))
+    expected = torch.linalg.solve_triangular(factor, raw, upper=False)
+    torch.testing.assert_close(conv.weight.detach()[:, :, 0, 0], expected.detach(), rtol=1e-10, atol=1e-10)
+    (expected * direction).sum().backward()
+    torch.testing.assert_close(original.grad[:, :, 0, 0], raw.grad, rtol=1e-8, atol=1e-8)
+
+
 @pytest.mark.parametrize("name", ["soc", "sll", "cpl", "aoc"])
 def test_what_claims_the_constant_one_has_it_by_our_bound(name: str) -> None:
     pytest.importorskip("orthogonium", reason="needs the peers' packages on the path, see benchmarks/certified/run.py")
     family = replace(peers.FAMILIES[name], width=4, depth=(2, 1, 0), dense=1)
+    if family.takes_inner:
+        family = replace(family, inner=0.5)
     model = family.build((3, 16, 16), 3, torch.full((3,), 0.5), seed=0)
     with torch.no_grad(), torch.nn.utils.parametrize.cached():
         assert peers.sound_bound(model.eval()) <= 1 + 1e-4

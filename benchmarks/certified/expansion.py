@@ -40,7 +40,7 @@ def trained(directory: Path) -> Classifier:
         if "family" not in settings:
             raise InvalidArgument(f"{directory} is no peer; dynablocks verify measures a network of ours.")
         sizes = {"width": settings["width"], "depth": tuple(settings["depth"]), "stem": settings["stem"]}
-        sizes["dense"] = settings.get("dense", 0)  # entries of before have none
+        sizes |= {"dense": settings.get("dense", 0), "inner": settings.get("inner", 1.0)}  # entries of before have none
         if any(type(n) is not int for n in (*sizes["depth"], sizes["width"], sizes["stem"], sizes["dense"])):
             raise TypeError("sizes are whole numbers")
         family = replace(FAMILIES[settings["family"]], **sizes)

@@ -6,14 +6,14 @@
 
 The first makes the whole table, in hours. CIFAR10 is a copy of the data, WORK a new folder. Entries run one after the
 other, each trained for the same wall-clock minutes by the same loop on the same images with the same augmentation
-(that of our preset; the batch size is each one's own), on all CPU threads or the GPU; the loss is offset cross-entropy,
-its offset and temperature the peer's or ours, see SEARCH. Every entry leaves WORK/NAME/result.json and is skipped when
-that is there; an interrupted training goes on. The radii of all images lie beside it, for compare.py. --page FILE
+(that of our preset; the batch size is each one's own), on all CPU threads or the GPU; the loss is the peer's or ours,
+see peers.py and SEARCH. Every entry leaves WORK/NAME/result.json and is skipped when that is there; an interrupted
+training goes on. The radii of all images lie beside it, for compare.py. --page FILE
 holds the results too: with it a table is made in several sittings on machines of one kind,
 whatever became of WORK; its "title" and a "note" may be changed by hand and stay. With --search, each peer is first
-trained for so many minutes with each change of SEARCH, then with other learning rates (RATES), in WORK/search on
-held-out training images, and takes the best one. With --held-out, such images are measured in place of the test images:
-the way to choose settings by hand.
+trained for so many minutes with each change of SEARCH and those that are for it alone (changes_of), then with other
+learning rates (RATES), in WORK/search on held-out training images, and takes the best one. With --held-out, such images
+are measured in place of the test images: the way to choose settings by hand.
 
 Needs for the peers (their dependencies would bring another torch and torchvision):
 pip install --no-deps --target PEERS orthogonium==0.0.4 deel-torchlip==1.0.5 einops, and --peers PEERS.
@@ -46,15 +46,15 @@ from dynablocks.robustness import certified_radii, certify
 from dynablocks.robustness.arithmetic import full_precision
 from dynablocks.run_directory.network import build_for, load
 from dynablocks.run_directory.pipeline import certify_run, train_run
-from dynablocks.training import TrainingConfig, TrainingSummary, fit
+from dynablocks.training import LOSSES, TrainingConfig, TrainingSummary, fit
 from dynablocks.training.precision import present_device
 
 sys.path.insert(0, str(Path(__file__).parent))
-from peers import FAMILIES, Family, explained, sound_bound
+from peers import ADAM, FAMILIES, OUR_LOSS, Family, explained, lse_hkr, sound_bound
 
 RADII = (36, 72, 108, 255)
 RADII_FILE = "radii.safetensors"
-FAMILY_SIZES = ("width", "depth", "stem", "dense")
+FAMILY_SIZES = ("width", "depth", "stem", "dense", "inner")
 FIXED = {"epochs", "max_minutes", "seed", "validate_every"}
 """Settings of the training that --set cannot change: the budget ends it, --seed and --held-out say the rest."""
 COMMON: dict[str, Any] = {
@@ -63,21 +63,23 @@ COMMON: dict[str, Any] = {
     "offset": 2 * 2**0.5 * 36 / 255,
     "temperature": 0.25,
 }
-"""What all peers share: the loss of "1-Lipschitz Layers Compared"; the augmentation is that of our preset."""
+"""What a peer has where its own recipe says nothing: the loss of "1-Lipschitz Layers Compared"."""
 
-_ADAM: dict[str, Any] = {"optimiser": "adam", "lr": 0.003}
 _OUR_FRAME: dict[str, Any] = {"stem": 4, "width": 64}
-_OUR_LOSS: dict[str, Any] = {"offset": 0.6, "temperature": 0.35}
 _OUR_TAIL: dict[str, Any] = {"stem": 4, "dense": 3, "batch_size": 512}
 SEARCH: tuple[dict[str, Any], ...] = (
     {},
-    _ADAM,
-    _ADAM | _OUR_LOSS,
-    _ADAM | _OUR_LOSS | _OUR_FRAME,
-    _ADAM | _OUR_LOSS | _OUR_TAIL,
-    _ADAM | _OUR_LOSS | _OUR_FRAME | _OUR_TAIL,
+    ADAM,
+    ADAM | OUR_LOSS,
+    ADAM | OUR_LOSS | _OUR_FRAME,
+    ADAM | OUR_LOSS | _OUR_TAIL,
+    ADAM | OUR_LOSS | _OUR_FRAME | _OUR_TAIL,
 )
 """What --search tries for each peer, over its own recipe: all that helped our network and is no part of its layers."""
+OUR_SIZES: dict[str, Any] = (
+    ADAM | {"lr": 0.005} | OUR_LOSS | _OUR_FRAME | _OUR_TAIL | {"depth": [4, 4, 0], "inner": 0.5, "dense": 6}
+)
+"""And for layers of the kind of ours, steps along so many rows: the sizes and the rate of our presets."""
 RATES = (1 / 3, 3.0)
 """And then the best of these with its learning rate times each of these numbers."""
 HELD_OUT = 5000
@@ -96,7 +98,7 @@ def train_peer(
     mean = (splits.train.images[:10000].double().mean((0, 2, 3)) / 255).float()
     model = family.build(splits.train.image_shape, splits.train.num_classes, mean, args.seed)
     described = {"family": name, "width": family.width, "depth": list(family.depth), "stem": family.stem}
-    described |= {"dense": family.dense, "source": family.source}
+    described |= {"dense": family.dense, "inner": family.inner, "source": family.source}
     summary = fit(model, splits, config, directory, describe=described)
     # Layers of orthogonium move their kernels at each use, by rounding; cached, the kernels bounded are those applied.
     with torch.no_grad(), full_precision(), torch.nn.utils.parametrize.cached():
@@ -114,6 +116,8 @@ def peer_config(name: str, args: argparse.Namespace) -> tuple[Family, dict[str, 
     changes = dict(args.set)
     sizes = {k: changes.pop(k) for k in FAMILY_SIZES if k in changes}
     for size, value in sizes.items():
+        if size == "inner":
+            continue  # a fraction, which Family checks
         numbers, least = value if size == "depth" else [value], 1 if size in ("width", "stem") else 0
         if not isinstance(numbers, list) or not numbers or any(type(n) is not int or n < least for n in numbers):
             wanted = "a list of whole numbers, one a stage, as [2,2,2]" if size == "depth" else "a whole number"
@@ -396,11 +400,14 @@ def require_same(path: Path, result: dict[str, Any], args: argparse.Namespace, *
             made |= {f"model.{name}": value for name, value in result["settings"]["config"].items()}
     elif not result["source"].startswith("dynablocks") and "=" not in result["name"] and set(args.entries) - {"ours"}:
         searched = result.get("search") or {}
+        tried, changes = searched.get("tried", []), changes_of(family) if args.search else []
         made |= {
             "search": searched.get("minutes", 0.0),
-            "changes searched": [t.get("change") for t in searched.get("tried", [])[: len(SEARCH)]],
+            "changes searched": [t.get("change") for t in tried[: len(changes)]],
+            "settings tried": len(tried),
         }
-        asked |= {"search": args.search, "changes searched": list(SEARCH) if args.search else []}
+        asked |= {"search": args.search, "changes searched": changes}
+        asked |= {"settings tried": len(changes) + len(RATES) if args.search else 0}
     for name, wanted in asked.items():
         if made.get(name) != wanted:
             raise InvalidArgument(
@@ -459,8 +466,15 @@ def as_named(config: RunConfig) -> dict[str, Any]:
     return {f"model.{name}": value for name, value in json.loads(json.dumps(asdict(complete))).items()}
 
 
+def changes_of(family: str | None) -> list[dict[str, Any]]:
+    """What --search tries for a family before RATES: SEARCH, our sizes if its layers have them, and its own."""
+    known = FAMILIES.get(family or "")
+    ours = [OUR_SIZES] if known is not None and known.takes_inner else []
+    return [*SEARCH, *ours, *(known.search if known is not None else ())]
+
+
 def best_change(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """The change of SEARCH, and of RATES, with which a family certifies most held-out images at 36/255, and all."""
+    """The change of a family, and of RATES, with which it certifies most held-out images at 36/255, and all."""
 
     def attempt(change: dict[str, Any]) -> dict[str, Any]:
         changes = {"set": args.set | change, "out": args.out / "search", "minutes": args.search}
@@ -472,7 +486,7 @@ def best_change(name: str, args: argparse.Namespace) -> dict[str, Any]:
         change: dict[str, Any] = max(tried, key=lambda t: t["certified"])["change"]
         return change
 
-    tried = [attempt(change) for change in SEARCH]
+    tried = [attempt(change) for change in changes_of(name)]
     framed = best()
     rate = (FAMILIES[name].settings() | args.set | framed)["lr"]
     tried += [attempt(framed | {"lr": float(f"{factor * rate:.3g}")}) for factor in RATES]
@@ -512,6 +526,7 @@ def write_page(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    LOSSES.register("lse-hkr")(lse_hkr)  # here, so that importing this file adds nothing to the library's losses
     try:
         main()
     except KeyboardInterrupt:
