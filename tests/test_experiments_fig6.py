@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
 from dynablocks.experiments import EXPERIMENTS, Scale, Store
 from dynablocks.experiments.fig6 import (
@@ -79,6 +80,15 @@ def test_both_networks_keep_mass_whatever_their_weights() -> None:
         assert float((y - x[:, :3]).abs().max()) > 1e-3
         size = float(y.abs().max()) + 1
         assert float((y.sum(1) - x.sum(1)).abs().max()) <= 200 * EPS * size
+
+
+def test_the_printed_network_has_three_blocks_of_three_layers() -> None:
+    network = printed_network(50, 0)
+    assert sum(isinstance(part, DynamicalBlock) for part in network.modules()) == 9
+    # Of a layer on n entries: C, b, B of n(n − 1)/2 columns, and the step.
+    entries = 3 * [10, 10, 15]
+    expected = sum(50 * n + 50 + 50 * n * (n - 1) // 2 + 1 for n in entries)
+    assert sum(p.numel() for p in network.parameters()) == expected == 34_959
 
 
 def test_the_block_of_one_field_declares_mass_and_it_holds() -> None:

@@ -57,6 +57,7 @@ from dynablocks.properties import (
     Positive,
     Symplectic,
     VolumePreserving,
+    symplectic_defect,
     verify,
 )
 from dynablocks.properties.jacobians import jacobians
@@ -525,6 +526,66 @@ def test_the_table_of_what_is_kept_is_what_blocks_declare(kind: type, field: str
     assert block.properties.of(kind) is not None
     x = 0.1 + torch.rand(3, *(block.in_shape or (3,)), dtype=torch.float64)
     assert len(verify(block, x, kinds=(kind,)).require()) >= 1
+
+
+class TwoContractions(VectorField):
+    """X₁ + X₂, each −AᵀReLU(Ax + b) with an orthogonal A of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_shape = (3,)
+        self.parts = nn.ModuleList([GradientField(OrthogonalDense(3, 3), "relu") for _ in range(2)])
+        for part in self.parts:
+            nn.init.normal_(part.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parts[0](x) + self.parts[1](x)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(reason="a sum of two")
+
+    def terms(self) -> tuple[VectorField, ...]:
+        return tuple(self.parts)
+
+
+CUBE = 2 ** (1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "back"), [("lie-trotter", 0.0), ("strang", 0.0), ("yoshida4", (2 * CUBE - 1) / (2 - CUBE))]
+)
+def test_a_splitting_of_order_above_two_goes_back_in_time_and_may_expand(name: str, back: float) -> None:
+    """Forwards each flow has the constant 1, for −t it has e^t, since ‖A‖ = 1 and ReLU has the slopes 0 and 1.
+
+    With Yoshida's weights γ, −cγ, γ for c = 2^{1/3} and γ = 1/(2 − c) the second term goes back once, for cγ, and the
+    first twice, for (c − 1)γ/2, where two Strang steps meet: (2c − 1)γ in all.
+    """
+    field, method = TwoContractions().double(), INTEGRATORS[name]()
+    declared = method.declare(field, 1.0)
+    assert declared.properties.lipschitz == pytest.approx(math.exp(back), rel=1e-12)
+    dense = dense_step(method, field, 2 * torch.randn(200, 3, dtype=torch.float64), 1.0)
+    assert torch.linalg.matrix_norm(dense, ord=2).max() <= declared.properties.lipschitz * (1 + 1e-12)
+    grows = "Lipschitz grows: order 4 needs negative substeps, in which contraction expands"
+    assert (grows in declared.losses) == (back > 0)
+
+
+def test_a_step_size_that_depends_on_the_state_loses_the_symplectic_form() -> None:
+    """DΨ = ∂Ψ/∂x + ∂Ψ/∂h (∇h)ᵀ: what is declared is of the first part alone."""
+    field, verlet = PartitionedField(None, linear_field(-4.0)).double(), integrator("verlet")
+    x = torch.tensor([[1.0, 0.5], [-0.3, 2.0]], dtype=torch.float64)
+
+    def size(points: Tensor) -> Tensor:
+        return 0.1 * (1 + points.square().sum(1))
+
+    fixed, rates = [], []
+    for point, h in zip(x.split(1), size(x).split(1), strict=True):
+        fixed.append(dense_step(verlet, field, point, float(h)))
+        rates.append(jacobians(lambda step, at=point: verlet.step(field, at, step), h[:, None]))
+    varying = jacobians(lambda points: verlet.step(field, points, size(points)), x)
+    gradients = 0.2 * x[:, None]
+    torch.testing.assert_close(varying, torch.cat(fixed) + torch.cat(rates) @ gradients, rtol=0, atol=1e-12)
+    assert float(symplectic_defect(torch.cat(fixed)).abs().max()) <= 1e-12
+    assert float(symplectic_defect(varying).abs().amax((1, 2)).min()) > 1e-3
 
 
 class Driven(GradientField):

@@ -374,6 +374,15 @@ def test_the_papers_networks_have_twelve_layers_and_half_the_kernels_of_the_othe
         assert len(network.blocks()) == (6 if pairs else 12)
 
 
+@pytest.mark.parametrize("name", PAPER_MODELS)
+def test_the_papers_last_layer_is_free_in_two_networks_and_of_frobenius_norm_one_in_the_others(name: str) -> None:
+    head = build(ModelConfig(name, **TINY), (1, 8, 8), 3).head
+    free = name in ("resnet", "naive")
+    assert head.normalise == ("none" if free else "frobenius")
+    # The start has orthonormal rows, one a class.
+    assert float(head.weight.detach().norm()) == pytest.approx(math.sqrt(3) if free else 1.0, rel=1e-5)
+
+
 def kernels(network: nn.Module) -> int:
     """How many numbers the steps' kernels hold."""
     return sum(p.numel() for _, block in network.blocks() for p in block.parameters() if p.ndim == 4)

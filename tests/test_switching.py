@@ -16,7 +16,7 @@ from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import GradientField, leaky_relu
 from dynablocks.integrators import ExactFlow, ExplicitEuler
-from dynablocks.linear import NormalisedConv, OrthogonalDense
+from dynablocks.linear import Dense, NormalisedConv, OrthogonalDense
 from dynablocks.models import ModelConfig, Network, build
 from dynablocks.properties import declare
 from dynablocks.switching import (
@@ -140,7 +140,7 @@ def block_of(signal: PairSignal, slope: float, expansive_slope: float) -> Dynami
 
 
 def measured(block: DynamicalBlock, points: int = 64) -> float:
-    x = 2 * torch.randn(points, 3, dtype=torch.float64)
+    x = 2 * torch.randn(points, *block.in_shape, dtype=torch.float64)
     jacobians = torch.func.vmap(torch.func.jacrev(lambda v: block(v[None])[0]))(x)
     return float(torch.linalg.matrix_norm(jacobians, ord=2).max().detach())
 
@@ -171,6 +171,25 @@ def test_a_point_outside_the_tight_region_can_expand() -> None:
     block = block_of(signal, 0.5, 0.5)
     block.fields[1].linear = block.fields[0].linear
     assert measured(block, 2000) > 1.005
+
+
+def test_a_pair_expands_where_the_contractive_map_has_a_kernel() -> None:
+    """Regions ask for AᵀA = I: what a wide A maps to 0 is stretched by 1 + h₂, and the block declares it."""
+    region, first = TightRegion(0.5), 4 / 3
+    second = region.limit(first)
+    assert region.pair_constant(first, second) <= 1 + 1e-12
+    fields = [GradientField(Dense(4, 2), leaky_relu(0.5), expansive=expansive) for expansive in (False, True)]
+    block = DynamicalBlock(fields, "euler", PrescribedSignal(region)).double()
+    with torch.no_grad():
+        block.signal.steps.copy_(torch.tensor([first, second], dtype=torch.float64))
+        for field, entries in zip(fields, torch.eye(4, dtype=torch.float64).split(2), strict=True):
+            field.linear.matrix.copy_(entries)
+    expands, declared = measured(block), block.properties.lipschitz
+    assert expands == pytest.approx(1 + second, rel=1e-12)
+    assert expands <= declared == pytest.approx(1 + second, rel=1e-9)
+    # One and the same map leaves its kernel alone.
+    fields[1].linear = fields[0].linear
+    assert measured(block) == pytest.approx(1.0, rel=1e-12)
 
 
 @EVERY_REGION

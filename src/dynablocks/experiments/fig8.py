@@ -133,7 +133,7 @@ class FlowStep(nn.Module):
         super().__init__()
         self.field, self.method = field, method
 
-    def forward(self, pair: Float64[Tensor, "batch 2n"]) -> Float64[Tensor, "batch n"]:
+    def forward(self, pair: Float64[Tensor, "batch twice"]) -> Float64[Tensor, "batch n"]:
         x, y = pair.chunk(2, dim=1)
         if self.method != "splitting":
             return integrator(self.method).step(self.field, x, STEP)

@@ -1,7 +1,4 @@
-"""Feasible regions for pairs of steps (h₁ contractive, h₂ expansive) that do not expand for orthonormal A.
-
-That is A₁ᵀA₁ = I in the contractive field, ‖A₂‖ <= 1 in the expansive one; otherwise the block declares what it has.
-"""
+"""Feasible regions for pairs of steps (h₁ contractive, h₂ expansive) that do not expand for orthonormal A."""
 
 from __future__ import annotations
 
@@ -45,6 +42,9 @@ def _log(value: Number) -> Number:
 @dataclass(frozen=True)
 class Region:
     r"""A set {h₁ in [low₁, high₁], low₂ <= h₂ <= limit(h₁)} of step pairs.
+
+    Condition: A₁ᵀA₁ = I in the contractive field and ‖A₂‖ <= 1 in the expansive one; otherwise a pair may expand, and
+    the block declares what it has.
 
     A subclass gives :meth:`limit`, the largest expansive step beside a contractive step h₁, the range of each step and
     :meth:`pair_constant`, which takes floats or float64 tensors. :func:`dynablocks.testing.check_region` holds it to

@@ -321,6 +321,9 @@ class NetworkBudget(nn.Module):
     The projection multiplies every positive expansive step by the largest common θ in [0, 1] that meets the budget.
     What steps outside of these signals contract is not credited.
 
+    Condition, as for the regions: A₁ᵀA₁ = I in contractive fields and ‖A₂‖ <= 1 in expansive ones; otherwise a pair may
+    expand beyond its Lᵢ, and the network with it, and the blocks declare what they have.
+
     Args:
         signals: pair signals with ``balance="network"``; they stay registered where they are. One that acts several
             times stands here as often.

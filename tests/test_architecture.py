@@ -1,0 +1,169 @@
+"""What holds of the source as a whole: where imports point, how shapes are written, what cells are called."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import dynablocks
+from dynablocks import experiments
+from dynablocks.experiments import Cell
+
+SOURCE = Path(dynablocks.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+
+LAYERS = (
+    ("__main__", "cli", "catalogue"),
+    ("experiments",),
+    ("fitting",),
+    ("run_directory", "config", "arguments"),
+    ("reporting", "training", "robustness", "testing"),
+    ("models",),
+    ("blocks", "reversible"),
+    ("structured_lifting",),
+    ("integrators",),
+    ("fields", "switching"),
+    ("lifting", "norms"),
+    ("linear",),
+    ("properties",),
+    ("numerics",),
+    ("data",),
+    ("errors", "registry", "files", "run_files", "progress", "modes", "ball"),
+)
+"""The rooms of CONTRIBUTING.md from top to bottom: each imports from its own layer and those below."""
+
+HEIGHT = {room: -depth for depth, layer in enumerate(LAYERS) for room in layer}
+
+
+def room_of(path: Path) -> str:
+    """The module or package of ``dynablocks`` that a file belongs to."""
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported_when_loaded(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The imports that run when a module does: not those of functions, nor what a type checker alone reads."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            yield from imported_when_loaded(ast.Module(node.orelse, []))
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.expr):
+            yield from imported_when_loaded(node)
+
+
+def imported_names(node: ast.Import | ast.ImportFrom) -> list[str]:
+    """Absolute names; a relative import is named ``dynablocks.(relative)``, which is no room."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    module = "dynablocks.(relative)" if node.level else node.module
+    return [f"{module}.{alias.name}" for alias in node.names]
+
+
+def upward_imports(source: str, room: str) -> list[str]:
+    """What a file of ``room`` imports from rooms above its own, or from none: a name that the package itself lends."""
+    names = [name.split(".") for node in imported_when_loaded(ast.parse(source)) for name in imported_names(node)]
+    rooms = {parts[1] for parts in names if parts[0] == "dynablocks" and len(parts) > 1}
+    return sorted(other for other in rooms if HEIGHT.get(other, 1) > HEIGHT[room])
+
+
+def test_every_room_has_a_place() -> None:
+    assert sorted(HEIGHT) == sorted({room_of(path) for path in FILES} - {"__init__"})
+
+
+def test_imports_point_downwards() -> None:
+    inside = [path for path in FILES if room_of(path) != "__init__"]
+    found = {str(path): upward_imports(path.read_text(encoding="utf-8"), room_of(path)) for path in inside}
+    assert {path: rooms for path, rooms in found.items() if rooms} == {}
+
+
+TWIN = """
+import dynablocks
+from typing import TYPE_CHECKING
+from dynablocks import DynamicalBlock, run_files
+from dynablocks.linear import Dense
+if TYPE_CHECKING:
+    from dynablocks.cli import main
+else:
+    import dynablocks.training.loop
+class Field:
+    from dynablocks.blocks import DynamicalBlock
+try:
+    from ..models import build
+except ImportError:
+    pass
+def later():
+    from dynablocks.experiments import Cell
+"""
+
+
+def test_upward_imports_are_seen() -> None:
+    """The broken twin."""
+    assert upward_imports(TWIN, "fields") == ["(relative)", "DynamicalBlock", "blocks", "training"]
+    assert upward_imports(TWIN, "experiments") == ["(relative)", "DynamicalBlock"]
+    assert upward_imports("from dynablocks.errors import InvalidArgument", "ball") == []
+
+
+SHAPED = {"Bool", "Float", "Float32", "Float64", "Int", "Int64", "UInt8"}
+
+
+def shapes(source: str) -> Iterator[str]:
+    """The shapes of the jaxtyping annotations in a file."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Subscript(ast.Name(kind), ast.Tuple([_, ast.Constant(str(shape))])) if kind in SHAPED:
+                yield shape
+
+
+def can_be_read(dimension: str) -> bool:
+    """Whether jaxtyping takes it for a dimension: a name, a number or "...", behind marks such as ``*``.
+
+    It takes expressions of names before it, too; none is used here.
+    """
+    bare = dimension.lstrip("*#_?")
+    return bare in ("", "...") or bare.isidentifier() or bare.isdigit()
+
+
+def test_shapes_can_be_read() -> None:
+    """Annotations are not evaluated, so a shape that is none would stand."""
+    found = {(str(path), shape) for path in FILES for shape in shapes(path.read_text(encoding="utf-8"))}
+    assert len(found) > 100
+    assert {(path, shape) for path, shape in found if not all(map(can_be_read, shape.split()))} == set()
+
+
+@pytest.mark.parametrize(("shape", "right"), [("batch ...", True), ("*batch n 2", True), ("batch 2n", False)])
+def test_a_shape_that_is_none_is_seen(shape: str, right: bool) -> None:
+    source = f'def step(x: Float64[Tensor, "{shape}"]) -> int: ...'
+    assert [all(map(can_be_read, found.split())) for found in shapes(source)] == [right]
+
+
+ONE_KIND_TWICE = {"printed-field": ["dynablocks.experiments.fig8", "dynablocks.experiments.metric"]}
+"""The kind of two classes: another name for one would leave its stored results without a cell."""
+
+
+def cell_classes() -> Iterator[type[Cell]]:
+    """The classes of cells that the experiments build."""
+    for found in pkgutil.iter_modules(experiments.__path__):
+        module = importlib.import_module(f"{experiments.__name__}.{found.name}")
+        for kind in vars(module).values():
+            here = isinstance(kind, type) and issubclass(kind, Cell) and kind.__module__ == module.__name__
+            if here and not inspect.isabstract(kind):
+                yield kind
+
+
+def test_a_kind_of_cell_is_one_class() -> None:
+    classes: dict[str, list[type[Cell]]] = {}
+    for cell in cell_classes():
+        classes.setdefault(object.__new__(cell).kind, []).append(cell)
+    assert len(classes) > 20
+    shared = {kind: same for kind, same in classes.items() if len(same) > 1}
+    assert {kind: sorted(cell.__module__ for cell in same) for kind, same in shared.items()} == ONE_KIND_TWICE
+    for one, other in shared.values():
+        # Keys hash the names of settings, too: without a common one no key is both's.
+        assert not {field.name for field in fields(one)} & {field.name for field in fields(other)}
