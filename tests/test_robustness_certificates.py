@@ -372,6 +372,7 @@ def test_a_part_with_code_of_its_own_is_evaluated_as_it_is_and_nothing_is_proved
     assert network(torch.ones(1, 1, 2, 2)).argmax() == 0
     assert result.predictions.tolist() == [0]
     assert not result.proved
+    assert result.radii.tolist() == [0.0]
     with pytest.raises(AuditFailed, match="of its own"):
         _layer_bound(body)
 

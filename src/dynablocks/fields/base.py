@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument, require_finite
 from dynablocks.numerics.rounding import EPS, exp_up
 from dynablocks.properties import EUCLIDEAN, Metric
+from dynablocks.properties.own_code import replaced
 from dynablocks.registry import Registry
 
 
@@ -165,6 +167,15 @@ def _require_invariants(invariants: tuple[tuple[float, ...] | None, ...]) -> Non
         )
 
 
+COMPUTING = ("forward", "profile", "preactivation", "rate", "energy", "gradient", "structure", "potential")
+"""The methods of fields that X is made of."""
+
+
+def _no_facts(self: VectorField) -> FieldFacts:
+    name = type(self).__name__
+    return FieldFacts(reason=f"{name} computes X by code of its own, of which the facts that it inherits do not speak")
+
+
 class VectorField(nn.Module):
     """A parametric autonomous vector field x ↦ X(x) on inputs of one shape.
 
@@ -177,9 +188,25 @@ class VectorField(nn.Module):
 
     Attributes:
         in_shape: the shape of one sample, a tuple of sizes.
+
+    What a class says is said of its own methods: a subclass with another ``forward`` (or another ``profile``,
+    ``preactivation``, ``rate``, ``energy``, …) has no facts until it has a :meth:`facts` of its own, one with another
+    ``flow`` none of the constants of the one before.
     """
 
     in_shape: tuple[int, ...]
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        roots = (nn.Module, VectorField)
+        if replaced(cls, COMPUTING, ("facts",), roots):
+            cls.facts = _no_facts  # type: ignore[method-assign]
+        if replaced(cls, COMPUTING, ("euler_constant",), roots):
+            cls.euler_constant = VectorField.euler_constant  # type: ignore[method-assign]
+        if replaced(cls, (*COMPUTING, "flow"), ("flow_constant",), roots):
+            cls.flow_constant = VectorField.flow_constant  # type: ignore[method-assign]
+        if replaced(cls, (*COMPUTING, "flow"), ("flow_log_determinant",), roots):
+            cls.flow_log_determinant = VectorField.flow_log_determinant  # type: ignore[method-assign]
 
     @classmethod
     def example(cls) -> VectorField:

@@ -13,9 +13,14 @@ from dynablocks.fields.activations import Activation, activation
 from dynablocks.fields.base import VectorField, over_states
 from dynablocks.linear import LinearMap, shared_weights
 from dynablocks.numerics.rounding import checked_float64, expm1_bounds
+from dynablocks.properties.own_code import overrides
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+
+RIDGE_METHODS = ("forward", "profile", "preactivation", "ridge_step", "euler_step")
+"""What a ridge field computes with: steps in u = Ax + b are those of a field that has none of its own."""
 
 
 class RidgeField(VectorField):
@@ -58,9 +63,8 @@ class RidgeField(VectorField):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the class computes X(x) = Aᵀ g(Ax + b), with no forward or profile of its own."""
-        kind = type(self)
-        return kind.forward is RidgeField.forward and kind.profile is RidgeField.profile
+        """Whether the class computes X(x) = Aᵀ g(Ax + b), with none of these methods of its own."""
+        return not any(overrides(self, RidgeField, name) for name in RIDGE_METHODS)
 
     def ridge_step(self, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
         """x + Aᵀ change(Ax + b): one product with A and one with Aᵀ."""

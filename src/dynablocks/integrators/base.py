@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from dynablocks.properties import (
     Symplectic,
     VolumePreserving,
 )
+from dynablocks.properties.own_code import replaced
 from dynablocks.registry import Registry
 
 StepSize = Tensor | float
@@ -72,8 +74,18 @@ class Integrator:
     solved: frozenset[type[Property]] = frozenset()
     tolerance: float = 0.0
 
+    def __init_subclass__(cls, **given: Any) -> None:
+        """A step of a subclass that says nothing about it is guaranteed nothing, whatever it inherits."""
+        super().__init_subclass__(**given)
+        if replaced(cls, ("step",), ("step_constant", "guarantees", "declare", "keeps"), (Integrator,)):
+            cls.declare = _says_nothing  # type: ignore[method-assign]
+            cls.keeps = frozenset()
+
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
         """Ψ^h(x) for a batch.
+
+        What is declared is of a step that does not depend on the state. With h(x) the Jacobian DΨ^h gains
+        ∂Ψ^h/∂h (∇h)ᵀ: the symplectic form and volume are lost, and the constant is another.
 
         Args:
             field: X.
@@ -165,6 +177,12 @@ class Integrator:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name})"
+
+
+def _says_nothing(self: Integrator, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
+    self.require(field)
+    reason = f"{type(self).__name__} has a step of its own, of which the constants that it inherits do not speak"
+    return Declaration.of(reason=reason, title=self.title(step_size))
 
 
 class ImplicitIntegrator(Integrator):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -21,6 +22,7 @@ from dynablocks.properties import (
     Property,
     Structured,
 )
+from dynablocks.properties.own_code import replaced
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -58,6 +60,7 @@ class LinearMap(Structured):
         columns_orthonormal: AᵀA = I by construction.
     """
 
+    speaking = ("declare", "compute_norm_bounds")
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
     rows_orthonormal: bool = False
@@ -65,6 +68,15 @@ class LinearMap(Structured):
     _held: Tensor | None = None
     _held_facts: dict[str, object] | None = None
     _held_copy: Tensor | None = None
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        """Products of a subclass that says nothing about them have no bounds, whatever it inherits."""
+        super().__init_subclass__(**given)
+        own = replaced(cls, ("multiply", "multiply_adjoint"), ("compute_norm_bounds",), (LinearMap,))
+        if own or replaced(cls, ("affine", "adjoint"), ("compute_norm_bounds",)):
+            for name, value in vars(_Unknown).items():
+                if not name.startswith("__"):
+                    setattr(cls, name, value)
 
     def compute_weight(self) -> Tensor:
         """The weight as a differentiable function of the parameters."""
@@ -180,6 +192,24 @@ class LinearMap(Structured):
     def features(self) -> int:
         """The number of entries of one output."""
         return int(torch.Size(self.out_shape).numel())
+
+
+class _Unknown:
+    """What is known of a map whose products are not those that its class speaks of."""
+
+    rows_orthonormal = property(lambda self: False, lambda self, value: None)
+    columns_orthonormal = property(lambda self: False, lambda self, value: None)
+
+    def compute_norm_bounds(self) -> Bounds:
+        return Bounds(0.0, math.inf, exact=False, method="unknown products")
+
+    def compute_smallest_singular_value(self) -> float:
+        return 0.0
+
+    def declare(self) -> Declaration:
+        name = type(self).__name__
+        reason = f"{name} has products of its own, of which the bounds that it inherits do not speak"
+        return Declaration.of(reason=reason, title=name)
 
 
 def require_shape(module: object, shape: tuple[int, ...], x: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -24,6 +25,7 @@ from dynablocks.properties.declarations import (
     Symplectic,
     VolumePreserving,
 )
+from dynablocks.properties.own_code import foreign, replaced
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,18 @@ class Declaration:
 class Structured(nn.Module):
     """A module that declares its properties from its present parameters.
 
-    Subclasses implement :meth:`declare`; every bound in it is an upper bound in float64.
+    Subclasses implement :meth:`declare`; every bound in it is an upper bound in float64. It speaks of the ``forward``
+    beside it: a subclass with another ``forward`` declares nothing until it has a ``declare`` of its own, and so does a
+    module with forward hooks.
     """
+
+    speaking: ClassVar[tuple[str, ...]] = ("declare",)
+    """The methods that tell what holds of ``forward``."""
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        if replaced(cls, ("forward",), cls.speaking) is not None:
+            cls.declare = _says_nothing  # type: ignore[method-assign]
 
     def declare(self) -> Declaration:
         """The guarantees that hold for the parameters as they are now, with the reason for each."""
@@ -56,7 +68,13 @@ class Structured(nn.Module):
     @property
     def properties(self) -> Properties:
         """The guarantees that hold for the parameters as they are now."""
-        return self.declare().properties
+        return declare(self).properties
+
+
+def _says_nothing(self: Structured) -> Declaration:
+    name = type(self).__name__
+    reason = f"{name} has a forward of its own, of which the declare() that it inherits does not speak"
+    return Declaration.of(reason=reason, title=name)
 
 
 RULES: dict[type[nn.Module], Callable[[nn.Module], Declaration]] = {}
@@ -82,13 +100,17 @@ def original(module: nn.Module) -> nn.Module:
 def declare(module: nn.Module) -> Declaration:
     """The declaration of any module; one that is unknown declares nothing, and says so.
 
-    A compiled module is what it was before.
+    A compiled module is what it was before. One with forward hooks, or whose ``forward`` was set on the instance,
+    declares nothing: what its class says is not of that.
 
     Example:
         >>> declare(nn.Sequential(nn.Flatten(), nn.ReLU())).properties
         (Lipschitz(1), Positive)
     """
     module = original(module)
+    reason = foreign(module)
+    if reason is not None:
+        return Declaration.of(reason=reason, title=type(module).__name__)
     if isinstance(module, Structured):
         return module.declare()
     known = RULES.get(type(module))
@@ -198,8 +220,6 @@ def _sequential(module: nn.Sequential) -> Declaration:
 
 @rule(nn.Linear)
 def _linear(module: nn.Linear) -> Declaration:
-    if module._forward_pre_hooks:
-        return Declaration.of(reason="hooks before it, such as weight_norm's, may change its weight", title="Linear")
     bounds = linear_norm_bounds(module.weight.detach())
     kept: list[Property] = [Lipschitz(bounds.upper)]
     if module.bias is None:
@@ -214,7 +234,7 @@ def _relu(module: nn.Module) -> Declaration:
 
 @rule(nn.LeakyReLU)
 def _leaky_relu(module: nn.LeakyReLU) -> Declaration:
-    constant = max(1.0, abs(module.negative_slope))
+    constant = max(1.0, abs(module.negative_slope)) if math.isfinite(module.negative_slope) else math.inf
     return Declaration.of(Lipschitz(constant), reason=f"slopes in {{1, {module.negative_slope:g}}}", title="LeakyReLU")
 
 

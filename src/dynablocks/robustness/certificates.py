@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument, require_choice, require_range
+from dynablocks.lifting import Head
 from dynablocks.models import Network
 from dynablocks.models.network import row_distances
 from dynablocks.numerics.rounding import product_slack
 from dynablocks.properties import EUCLIDEAN, Metric
+from dynablocks.properties.own_code import foreign, overrides
 from dynablocks.robustness.arithmetic import NoRoundingBound, plain_arithmetic
 from dynablocks.robustness.curves import Curve, checked_epsilons
 from dynablocks.robustness.evaluation import (
@@ -311,11 +313,19 @@ def certify(
         )
     dtype = ARITHMETICS[require_choice("arithmetic", arithmetic, ARITHMETICS)]
     images, labels = checked_data(model, dataset, samples)
+    reason = foreign(model)
+    if reason is not None:
+        raise InvalidArgument(f"{reason}; a certificate is of what the classes compute: remove it before.")
     if isinstance(model, Network):
         if type(model).forward is not Network.forward:
             raise InvalidArgument(
                 f"{type(model).__name__} has a forward of its own, of which nothing is known; a certificate is made of "
                 "the body and the head. Put what it does into a layer of the body."
+            )
+        if overrides(model.head, Head, "forward"):
+            raise InvalidArgument(
+                f"{type(model.head).__name__} has a forward of its own, of which its weight does not tell; put what it "
+                "does into the weight."
             )
         model = model if model_place(model)[1] == dtype else copy.deepcopy(model).to(dtype)
         certificate_inputs = model.certificate_inputs

@@ -7,11 +7,14 @@ from torch import nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.fields import MetricField, RidgeField, TwoMatrixField
 from dynablocks.integrators import ExactFlow, ExplicitEuler
-from dynablocks.lifting import PaperLift, PixelNormalisation, SpaceToDepth, ZeroLift
-from dynablocks.linear import LinearMap
+from dynablocks.lifting import ChannelMix, Head, PaperLift, PixelNormalisation, SpaceToDepth, ZeroLift
+from dynablocks.linear import Conv, Dense, LinearMap
 from dynablocks.norms import Channelwise, Whitening
+from dynablocks.properties.own_code import overrides, shadowed
 
 FIELDS: tuple[type[object], ...] = (RidgeField, TwoMatrixField, MetricField)
+PRODUCTS = ("forward", "multiply", "multiply_adjoint", "affine", "adjoint")
+"""The methods of linear maps that compute."""
 METHODS: tuple[type[object], ...] = (ExplicitEuler, ExactFlow)
 LAYERS: tuple[type[object], ...] = (
     nn.Sequential,
@@ -22,6 +25,10 @@ LAYERS: tuple[type[object], ...] = (
     SpaceToDepth,
     ZeroLift,
     PaperLift,
+    Head,
+    ChannelMix,
+    Conv,
+    Dense,
     LinearMap,
 )
 
@@ -37,4 +44,4 @@ def has_own(part: object, method: str) -> bool:
         (True, False, False)
     """
     known = next((kind for kind in (*FIELDS, *METHODS, *LAYERS) if isinstance(part, kind)), None)
-    return known is not None and getattr(type(part), method, None) is not getattr(known, method, None)
+    return shadowed(part, method) or (known is not None and overrides(part, known, method))

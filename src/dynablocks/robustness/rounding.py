@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.fields import Activation, MetricField, RidgeField, TwoMatrixField, VectorField
+from dynablocks.fields.ridge import RIDGE_METHODS
 from dynablocks.integrators import ExactFlow, ExplicitEuler
 from dynablocks.lifting import ChannelMix, Head, PaperLift, PixelNormalisation, SpaceToDepth, ZeroLift
 from dynablocks.linear import Conv, Dense, LinearMap
@@ -39,8 +40,9 @@ from dynablocks.models import Network
 from dynablocks.norms import Channelwise, Whitening
 from dynablocks.numerics.bounds import linear_norm_bounds
 from dynablocks.properties import EUCLIDEAN, Lipschitz, Metric, declare
+from dynablocks.properties.own_code import foreign
 from dynablocks.robustness.arithmetic import NoRoundingBound, gamma, require_strict_environment, unit_roundoff
-from dynablocks.robustness.own_code import has_own
+from dynablocks.robustness.own_code import PRODUCTS, has_own
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -156,6 +158,7 @@ class _Arithmetic:
         """Ax + b, or scale · Aᵀx with up to three roundings of the scaled weights or entries; ``bias`` is ‖b‖."""
         if not isinstance(linear, (Dense, Conv, ChannelMix)):
             raise NoRoundingBound(f"how the linear map {type(linear).__name__} computes is not known.")
+        _refuse_own_code(linear, *PRODUCTS[1:] if isinstance(linear, Head) else PRODUCTS)
         norm, absolute = scale * linear.norm_bounds().upper, scale * _absolute_norm(linear)
         length, entries = _inner_length(linear, adjoint), math.prod(linear.in_shape if adjoint else linear.out_shape)
         fresh = self.gamma(length + 4)
@@ -248,9 +251,7 @@ def _ridge_change(field: RidgeField, slope: float, growth: float, roundings: int
 
 def _euler(method: ExplicitEuler, field: VectorField, h: Tensor, arithmetic: _Arithmetic) -> list[_Step]:
     """The substeps, or the one step of an elementwise recursion."""
-    _refuse_own_code(field, "forward")
-    if isinstance(field, RidgeField):
-        _refuse_own_code(field, "profile")
+    _refuse_own_code(field, *(RIDGE_METHODS if isinstance(field, RidgeField) else ("forward",)))
     if isinstance(field, RidgeField) and method.substeps > 1 and field.linear.rows_orthonormal:
         return [_recursion(method, field, h, arithmetic)]
     part, number = h / method.substeps, float(h.detach()) / method.substeps
@@ -271,14 +272,16 @@ def _euler(method: ExplicitEuler, field: VectorField, h: Tensor, arithmetic: _Ar
     return [_Step(lambda x: x + part * field(x), stated, local, near)] * method.substeps
 
 
-def _refuse_own_code(part: object, method: str) -> None:
-    """Refuse a part with a method of its own: what was proved is how the library's computes.
+def _refuse_own_code(part: object, *methods: str) -> None:
+    """Refuse a part with methods of its own: what was proved is how the library's computes.
 
     Raises:
         NoRoundingBound: it has one.
     """
-    if has_own(part, method):
-        raise NoRoundingBound(f"{type(part).__name__} has a {method} of its own, whose rounding has no proved bound.")
+    for method in methods:
+        if has_own(part, method):
+            name = type(part).__name__
+            raise NoRoundingBound(f"{name} has a {method} of its own, whose rounding has no proved bound.")
 
 
 def _recursion(method: ExplicitEuler, field: RidgeField, h: Tensor, arithmetic: _Arithmetic) -> _Step:
@@ -324,7 +327,7 @@ def _flow(method: ExactFlow, field: VectorField, time: Tensor, arithmetic: _Arit
     number = float(time.detach())
     if not isinstance(field, RidgeField) or field.sigma.negative_slope is None:
         raise NoRoundingBound(f"the rounding of the exact flow of {type(field).__name__} has no proved bound.")
-    _refuse_own_code(field, "flow")
+    _refuse_own_code(field, "flow", *RIDGE_METHODS)
     exponents = [number * scale for scale in field.scale_range()]
     largest = max(map(abs, exponents))
     if largest > 80:
@@ -359,11 +362,11 @@ def _leaf(module: nn.Module, arithmetic: _Arithmetic) -> _Affine:
     _refuse_own_code(module, "forward")
     if isinstance(module, Channelwise):
         return _leaf(module.module, arithmetic)
-    if isinstance(module, (nn.Identity, nn.Flatten, nn.ReLU, nn.MaxPool2d, SpaceToDepth, ZeroLift)):
+    if type(module) in (nn.Identity, nn.Flatten, nn.ReLU, nn.MaxPool2d) or isinstance(module, (SpaceToDepth, ZeroLift)):
         return _Affine()
     if isinstance(module, PixelNormalisation):
         return _normalisation(module, arithmetic)
-    if isinstance(module, nn.AvgPool2d):
+    if type(module) is nn.AvgPool2d:
         sides = module.kernel_size if isinstance(module.kernel_size, tuple) else (module.kernel_size,) * 2
         return _Affine(arithmetic.gamma(math.prod(sides) + 1) / math.sqrt(math.prod(sides)))
     if isinstance(module, PaperLift):
@@ -424,6 +427,10 @@ def rounding_bound(
         True
     """
     require_strict_environment(pixels)
+    reason = foreign(network)
+    if reason is not None:
+        raise NoRoundingBound(f"{reason}, so the rounding of the network has no proved bound.")
+    _refuse_own_code(network.head, "forward")
     arithmetic = _Arithmetic(pixels)
     chain = _Chain(pixels, network.metric, metric, arithmetic)
     for step in _steps(network.body, arithmetic):

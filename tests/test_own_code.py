@@ -1,0 +1,154 @@
+"""Code of one's own: what a class says is never taken for what a subclass, an instance or a hook computes."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+import types
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dynablocks
+from dynablocks import DynamicalBlock, ModelConfig
+from dynablocks.fields import GradientField, VectorField, leaky_relu
+from dynablocks.fields.base import _no_facts
+from dynablocks.integrators import ExactFlow, ExplicitEuler, Integrator
+from dynablocks.integrators import base as integrators
+from dynablocks.lifting import Head
+from dynablocks.linear import Dense, OrthogonalDense
+from dynablocks.models import Network
+from dynablocks.properties import Declaration, Lipschitz, Structured, declare, jacobians, structure
+from dynablocks.robustness import certify
+from dynablocks.robustness.audit import AuditFailed, _layer_bound
+from dynablocks.switching import FreeSignal
+
+
+def block(linear: Dense, method: Integrator, h: float = 2.0, kind: type[GradientField] = GradientField) -> nn.Module:
+    return DynamicalBlock(kind(linear, "relu"), method, FreeSignal(h)).double()
+
+
+class DoubledBlock(DynamicalBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Honest(DoubledBlock):
+    def declare(self) -> Declaration:
+        return Declaration.of(Lipschitz(2.0), reason="twice a step that does not expand")
+
+
+class Tripled(OrthogonalDense):
+    def multiply(self, weight: Tensor, x: Tensor) -> Tensor:
+        return 3 * super().multiply(weight, x)
+
+    def multiply_adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
+        return 3 * super().multiply_adjoint(weight, y)
+
+
+class Sharpened(GradientField):
+    def preactivation(self, x: Tensor) -> Tensor:
+        return 3 * super().preactivation(x)
+
+
+class Overshooting(ExplicitEuler):
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return 2 * super().step(field, x, step_size) - x
+
+
+TWINS: dict[str, Callable[[], nn.Module]] = {
+    "block": lambda: DoubledBlock(GradientField(OrthogonalDense(3, 3), "relu"), "euler", FreeSignal(2.0)).double(),
+    "linear map": lambda: block(Tripled(3, 3), ExplicitEuler()),
+    "substeps": lambda: block(Tripled(3, 3), ExplicitEuler(2)),
+    "field": lambda: block(OrthogonalDense(3, 3), ExplicitEuler(), kind=Sharpened),
+    "integrator": lambda: block(OrthogonalDense(3, 3), Overshooting()),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_what_replaces_code_declares_nothing(name: str) -> None:
+    """Each of them expands, and inherits that it does not."""
+    torch.manual_seed(0)
+    twin, x = TWINS[name](), torch.randn(64, 3, dtype=torch.float64)
+    assert float(torch.linalg.matrix_norm(jacobians(twin, x), ord=2).max()) > 1.5
+    for properties in (declare(twin).properties, twin.properties):
+        assert properties.lipschitz == math.inf
+        assert not [stated for stated in properties if not isinstance(stated, Lipschitz)]
+    with pytest.raises(AuditFailed, match="of its own"):
+        _layer_bound(twin)
+
+
+def test_a_subclass_that_speaks_is_heard() -> None:
+    assert Honest(GradientField(OrthogonalDense(3, 3), "relu"), "euler", FreeSignal(2.0)).properties.lipschitz == 2.0
+
+
+def test_a_linear_map_with_products_of_its_own_has_no_bounds_and_no_flow() -> None:
+    linear = Tripled(3, 3)
+    assert (linear.norm_bounds().upper, linear.smallest_singular_value()) == (math.inf, 0.0)
+    assert not linear.rows_orthonormal
+    assert not linear.columns_orthonormal
+    assert ExactFlow().why_not(GradientField(linear, leaky_relu(0.5))) is not None
+
+
+def spoilt_by_hook(module: nn.Module) -> None:
+    module.register_forward_hook(lambda module, given, output: 2 * output)
+
+
+def spoilt_by_pre_hook(module: nn.Module) -> None:
+    module.register_forward_pre_hook(lambda module, given: (2 * given[0],))
+
+
+def spoilt_on_the_instance(module: nn.Module) -> None:
+    kind = type(module)
+    module.forward = types.MethodType(lambda self, x: 2 * kind.forward(self, x), module)  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("spoil", [spoilt_by_hook, spoilt_by_pre_hook, spoilt_on_the_instance])
+@pytest.mark.parametrize("part", ["", "body", "body.0", "body.1", "body.1.fields.0.linear", "head"])
+def test_hooks_and_methods_of_an_instance_void_what_is_declared(spoil: Callable[[nn.Module], None], part: str) -> None:
+    body = nn.Sequential(nn.Flatten(), DynamicalBlock(GradientField(Dense(4, 4)), "euler", FreeSignal(0.0)))
+    network = Network(body, Head(4, 2, "none"), (1, 2, 2), ModelConfig()).eval()
+    data = torch.ones(1, 1, 2, 2), torch.tensor([0])
+    assert network.properties.lipschitz < math.inf
+    certify(network, data)
+    spoil(network.get_submodule(part))
+    assert network.properties.lipschitz == math.inf
+    with pytest.raises(ValueError, match=r"forward hooks|of this instance"):
+        certify(network, data)
+
+
+class Tempered(Head):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def test_a_head_with_a_forward_of_its_own_is_not_certified() -> None:
+    """Its rows are twice those that its weight has."""
+    network = Network(nn.Sequential(nn.Flatten()), Tempered(4, 2, "none"), (1, 2, 2), ModelConfig()).eval()
+    with pytest.raises(ValueError, match="Tempered has a forward of its own"):
+        certify(network, (torch.ones(1, 1, 2, 2), torch.tensor([0])))
+
+
+def descendants(kind: type) -> Iterator[type]:
+    for each in kind.__subclasses__():
+        yield each
+        yield from descendants(each)
+
+
+def test_the_classes_of_the_library_speak_for_themselves() -> None:
+    for module in pkgutil.walk_packages(dynablocks.__path__, "dynablocks."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    silent = {structure._says_nothing, integrators._says_nothing, _no_facts}
+    found = {
+        each.__name__
+        for root in (Structured, VectorField, Integrator)
+        for each in descendants(root)
+        if each.__module__.startswith("dynablocks.") and "twins" not in each.__module__
+        if {vars(each).get("declare"), vars(each).get("facts")} & silent
+    }
+    # Its logits depend on the batch.
+    assert found == {"StandardisedTraining"}
