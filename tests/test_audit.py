@@ -9,7 +9,7 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -549,3 +549,17 @@ def test_the_audit_takes_the_checkpoint_that_certify_takes(
     (run / "checkpoint" / "model.safetensors").write_bytes(b"")
     assert main(["certify", str(run), "--json", str(tmp_path / "made.json")]) == 0
     assert check(tmp_path / "made.json", steps=1, samples=2)
+
+
+def test_the_attacks_show_how_far_they_are(genuine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, int, int]] = []
+
+    def recorded(items: Iterable[int], label: str, total: int) -> list[int]:
+        steps = list(items)
+        told.append((label, len(steps), total))
+        return steps
+
+    monkeypatch.setattr("dynablocks.robustness.audit.track", recorded)
+    check(genuine, samples=2, steps=3)
+    losses = ("margin", "cross-entropy", "ratio")
+    assert told == [(f"attacking with the {loss} loss", 4, 4) for loss in losses]

@@ -25,19 +25,23 @@ import torch
 import yaml
 
 import dynablocks
-from dynablocks.arguments import preset_model_data
+from dynablocks import arguments
+from dynablocks.arguments import make_parser, preset_model_data
 from dynablocks.catalogue import catalogue
 from dynablocks.cli import main
 from dynablocks.config import RunConfig, from_yaml, preset_settings, to_yaml
 from dynablocks.data import DataSplits, ImageDataset, load_data
-from dynablocks.errors import BadCheckpoint, UnsoundResult
+from dynablocks.errors import BadCheckpoint, InvalidArgument, UnsoundResult
 from dynablocks.files import sha256, write_text
 from dynablocks.models import ModelConfig, build
 from dynablocks.properties import Lipschitz, explain
+from dynablocks.robustness import attacks
 from dynablocks.run_directory import pipeline, results
+from dynablocks.run_directory.commands import _parse_run
 from dynablocks.run_directory.metrics import collect_metrics, stored_curves
 from dynablocks.run_directory.network import build_for, load, load_config, load_splits, pixel_statistics
 from dynablocks.run_directory.pipeline import attack_run, certify_run
+from dynablocks.run_files import ATTACK_PARTIAL
 from dynablocks.training import TrainingConfig, fit, loop
 
 TINY = (
@@ -356,9 +360,53 @@ def test_ctrl_c_ends_a_training_with_130_and_the_same_command_goes_on(
     monkeypatch.setattr(loop, "take_step", pressed_in_the_fifth)
     command = ["train", *TINY.split(), "--out", str(tmp_path / "run")]
     assert main(command) == 130
-    assert "Stopped after step 5 of 22" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "Stopped after step 5 of 22" in said
+    assert "what was finished" not in said
     assert main(command) == 0
     assert steps == list(range(22))
+
+
+def test_ctrl_c_outside_a_training_is_one_sentence(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pressed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    twin = shutil.copytree(finished, tmp_path / "run")
+    for stored in twin.glob("certificate.*"):
+        stored.unlink()
+    monkeypatch.setattr(pipeline, "certify", pressed)
+    assert main(["certify", str(twin)]) == 130
+    said = capsys.readouterr().err
+    assert said == "dynablocks: stopped; what was finished is kept, and the same command does the rest.\n"
+
+
+def test_an_attack_that_was_stopped_goes_on_to_the_same_result(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = (shutil.copytree(finished, tmp_path / name) for name in ("whole", "stopped"))
+    for stored in (*whole.glob("attack.*"), *stopped.glob("attack.*")):
+        stored.unlink()
+    assert main(["attack", str(whole)]) == 0
+    begun: list[tuple[str, int, int]] = []
+    attack_at = attacks._Attack._attack_at
+
+    def pressed_in_the_fifth(self: Any, *attacked: Any) -> None:
+        begun.append(attacked)
+        if len(begun) == 5:
+            raise KeyboardInterrupt
+        attack_at(self, *attacked)
+
+    monkeypatch.setattr("dynablocks.progress.LINE_SECONDS", 0.0)
+    monkeypatch.setattr(attacks._Attack, "_attack_at", pressed_in_the_fifth)
+    assert main(["attack", str(stopped)]) == 130
+    assert (stopped / ATTACK_PARTIAL).exists()
+    assert main(["attack", str(stopped)]) == 0
+    assert len(begun) == len(set(begun)) + 1, "only the round that was stopped is made again"
+    assert not (stopped / ATTACK_PARTIAL).exists()
+    for name in ("attack.json", "attack.safetensors"):
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_without_a_preset_cifar_images_take_the_quarter_of_an_hour() -> None:
@@ -789,3 +837,73 @@ def test_a_report_of_what_is_no_run_says_so_and_writes_nothing(
     assert "free some space" not in said
     assert name in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt"]
+
+
+def test_a_home_folder_is_one_wherever_a_path_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("out: ~/runs/a\nwarm_start: ~/runs/b\n")
+    config, options = _parse_run("train", "Train.", ["--preset", "smoke", f"--config={settings}"])
+    assert (options.out, config.warm_start) == (tmp_path / "runs" / "a", tmp_path / "runs" / "b")
+    assert _parse_run("train", "Train.", ["--preset", "smoke", "--out=~/c"])[1].out == tmp_path / "c"
+    parser = make_parser("audit", "Audit.")
+    for flag in ("--run", "--json"):
+        parser.add_argument(flag, type=Path)
+    found = parser.parse_args(["--run=~/d", "--json", "~/e.json"])
+    assert (found.run, found.json) == (tmp_path / "d", tmp_path / "e.json")
+    with pytest.raises(InvalidArgument, match="begins with a home folder that is not known here"):
+        parser.parse_args(["--run=~no-such-user-here/d"])
+
+
+def test_a_configuration_file_is_read_once_with_or_without_a_byte_order_mark(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read: list[str] = []
+    text_of = arguments._text
+
+    def counted(file: str, flag: str) -> str:
+        read.append(file)
+        return text_of(file, flag)
+
+    monkeypatch.setattr(arguments, "_text", counted)
+    for name, mark in (("plain.yaml", ""), ("marked.yaml", "\ufeff")):
+        file = tmp_path / name
+        file.write_text(f"{mark}data:\n  name: digits\n  dir: größer\n", encoding="utf-8")
+        assert main(["train", "--preset", "smoke", "--config", str(file), "--print_config"]) == 0
+        assert yaml.safe_load(capsys.readouterr().out)["data"]["dir"] == "größer"
+        file.write_text(f"{mark}attack:\n  steps: 2\n", encoding="utf-8")
+        assert main(["attack", str(finished), f"--config={file}", "--dry-run"]) == 0
+        assert read == [str(file)] * 2
+        read.clear()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="open files have no names here")
+def test_a_configuration_may_come_through_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, b"preset: smoke\nmodel:\n  name: resnet\n")
+        os.close(writing)
+        assert main(["train", "--config", f"/dev/fd/{reading}", "--print_config"]) == 0
+    finally:
+        os.close(reading)
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["preset"], shown["model"]["name"]) == ("smoke", "resnet")
+
+
+@pytest.mark.parametrize("text", ["", "# training:\n#   lr: 0.1\n", "- 1\n"])
+def test_a_configuration_without_settings_is_one_sentence(
+    text: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    for command in (["train"], ["attack", str(finished)]):
+        assert main([*command, "--config", str(file)]) == 2
+        said = capsys.readouterr().err
+        assert said == f"dynablocks: error: --config {file} holds no settings; write one with --print_config.\n"
+
+
+def test_commands_work_where_there_is_no_standard_output(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        codes = [main(["list", "models"]), main(["certify", str(finished)])]
+    assert codes == [0, 0]

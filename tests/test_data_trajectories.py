@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import io
 import os
 import re
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -531,3 +534,39 @@ X = T[:, None]
 def test_bad_arguments_get_a_sentence(call: Callable[[], object], words: str) -> None:
     with pytest.raises(InvalidArgument, match=words):
         call()
+
+
+def test_reading_a_long_csv_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, int]] = []
+
+    def recorded(items: Iterable[Any], label: str, total: int) -> Iterator[Any]:
+        told.append((label, total))
+        return iter(items)
+
+    monkeypatch.setattr("dynablocks.data.trajectory_files.track", recorded)
+    (tmp_path / "log.csv").write_text(GOOD)
+    _assert_equal(read_trajectories(tmp_path / "log.csv"), read_trajectories(tmp_path / "log.csv"))
+    assert told[:2] == [("reading log.csv", GOOD.count("\n") + 1), ("parsing log.csv", 5)]
+
+
+def test_a_damaged_header_in_an_npz_is_refused(tmp_path: Path) -> None:
+    """Its bracket is never closed, at which numpy's second look gives up by an error of its tokenizer."""
+    buffer = io.BytesIO()
+    np.save(buffer, T5)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        for name in ("t.npy", "x.npy"):
+            file.writestr(name, buffer.getvalue().replace(b"}", b" "))
+    _refused(tmp_path / "a.npz", "the array 't' holds Python objects or is damaged")
+
+
+def test_labels_that_are_no_values_of_python_are_refused(tmp_path: Path) -> None:
+    far = pa.array([2**61, 2**61], pa.timestamp("us"))  # 73,000 years from now
+    parquet.write_table(pa.table({"trajectory": far, "t": [0.0, 1.0], "q": [1.0, 2.0]}), tmp_path / "a.parquet")
+    _refused(tmp_path / "a.parquet", "has a value that cannot be read (")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pandas") is not None, reason="pandas has times of nanoseconds")
+def test_labels_of_nanoseconds_are_refused(tmp_path: Path) -> None:
+    fine = pa.array([1, 1], pa.timestamp("ns"))
+    parquet.write_table(pa.table({"trajectory": fine, "t": [0.0, 1.0], "q": [1.0, 2.0]}), tmp_path / "a.parquet")
+    _refused(tmp_path / "a.parquet", "write the labels of trajectories as text.")

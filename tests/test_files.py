@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from dynablocks.errors import DynablocksError, InvalidArgument, require_finite
-from dynablocks.files import expanded, held, lock_file, require_writable, resolved, write_atomically, write_text
+from dynablocks.files import (
+    expanded,
+    held,
+    is_held,
+    lock_file,
+    require_writable,
+    resolved,
+    write_atomically,
+    write_text,
+)
 
 
 def full(*_: object) -> None:
@@ -79,3 +89,32 @@ def test_a_whole_number_that_no_float_holds_is_one_sentence() -> None:
     with pytest.raises(InvalidArgument, match="samples is a whole number of more than 308 digits"):
         require_finite("samples", 10**400)
     assert require_finite("samples", 10**300) == 1e300
+
+
+def test_whether_a_lock_is_held_is_asked_without_writing(tmp_path: Path) -> None:
+    lock = tmp_path / "not" / "yet" / "lock"
+    assert not is_held(lock)
+    assert list(tmp_path.iterdir()) == []
+    with held(lock):
+        assert is_held(lock)
+    assert not is_held(lock)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EIO])
+def test_folders_that_cannot_be_flushed_are_no_failure(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = os.fsync
+
+    def of_files_alone(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", of_files_alone)
+    if number == errno.EIO:
+        with pytest.raises(DynablocksError, match="cannot write"):
+            write_text(tmp_path / "a.txt", "whole")
+    else:
+        write_text(tmp_path / "a.txt", "whole")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "whole")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -263,7 +264,9 @@ def test_a_killed_fit_goes_on(
         patch.setattr("dynablocks.fitting.commands.save_fit", killed)
         assert main([*command, "--out", str(tmp_path / "a")]) == 130
     assert calls
-    assert "the same command, without --overwrite, goes on" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the same command, without --overwrite, goes on" in said
+    assert "what was finished" not in said
     assert len(list((tmp_path / "a" / "checkpoint").glob("*.pt"))) == 2
     assert not (tmp_path / "a" / "metrics.json").exists()
     assert main([*command, "--out", str(tmp_path / "a")]) == 0
@@ -497,3 +500,65 @@ def test_the_help_promises_what_the_maps_can_do(capsys: pytest.CaptureFixture[st
     assert "not flows that stretch along their own axis" in text
     for claimed in ("incompressible", "exactly", "a minute or two"):
         assert claimed not in text
+
+
+def test_the_lock_of_a_fit_lies_in_its_folder_where_nothing_can_be_written_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dynablocks.files import lock_file
+
+    file, out, access = write_csv(tmp_path / "data.csv"), tmp_path / "shared" / "mine", os.access
+    out.mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != out.parent and access(path, mode))
+    command = ["fit", str(file), "--preserve", "none", "--preset", "smoke", "--width", "2", "--substeps", "1"]
+    with lock_file(out / ".lock") as free:
+        assert free
+        assert main([*command, "--out", str(out)]) == 2
+    assert "another process" in capsys.readouterr().err
+    assert main([*command, "--out", str(out)]) == 0
+    assert [path.name for path in out.parent.iterdir()] == ["mine"]
+    assert load_fit(out).structure.names == ("q", "p")
+
+
+def test_what_is_hidden_in_a_folder_is_in_nobodys_way(tmp_path: Path) -> None:
+    file, out = write_csv(tmp_path / "data.csv"), tmp_path / "out"
+    out.mkdir()
+    for name in (".DS_Store", ".config.yaml.0f0f.tmp"):
+        (out / name).touch()
+    command = ["fit", str(file), "--preserve", "none", "--preset", "smoke", "--width", "2", "--substeps", "1"]
+    assert main([*command, "--out", str(out)]) == 0
+
+
+def test_too_little_memory_for_a_fit_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("dynablocks.fitting.commands.plan", fails)
+    assert main(["fit", str(write_csv(tmp_path / "data.csv")), "--preserve", "none"]) == 2
+    said = capsys.readouterr().err
+    assert said == "dynablocks: error: out of memory; give fewer rows or a smaller --width.\n"
+
+
+def test_a_long_curve_is_drawn_by_some_of_its_points() -> None:
+    from dynablocks.fitting import figures
+    from dynablocks.fitting.rollout import Drift, Rollout
+
+    times = torch.linspace(0, 1, 50_001, dtype=torch.float64)
+    states = torch.stack([times, 1 - times], dim=1)
+    rollout = Rollout(times, states, states)
+    drawn = [
+        figures.component_figure(rollout, ("q", "p")),
+        figures.portrait_figure([rollout], states, ("q", "p")),
+        figures.error_figure([rollout] * 3),
+        figures.drift_figure([Drift("a mass", times, times)]),
+    ]
+    lines = [line.get_xydata() for figure in drawn for axes in figure.axes for line in axes.lines]
+    assert len(lines) == 12
+    assert {len(points) for points in lines} == {figures.MOST_POINTS}
+    # Points of the curve, its first and its last among them.
+    assert lines[0][0].tolist() == [0.0, 0.0]
+    assert lines[0][-1].tolist() == [1.0, 1.0]
+    short = figures.component_figure(Rollout(times[:9], states[:9], states[:9]), ("q", "p"))
+    assert [len(line.get_xydata()) for line in short.axes[0].lines] == [9, 9]

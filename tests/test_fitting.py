@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from dynablocks.fields.hamiltonian import NeuralHamiltonian, canonical
 from dynablocks.fields.mass import CompartmentField
 from dynablocks.fields.sphere import RotationField, SphereField
 from dynablocks.fields.symmetric import PotentialSum, ridge_energy
-from dynablocks.fitting import FitConfig, Structure, build, fit, load_fit, regression, save_fit, structures
+from dynablocks.fitting import FitConfig, Structure, build, fit, load_fit, regression, rollout, save_fit, structures
 from dynablocks.fitting.job import claim, plan, run_stages, thinned
 from dynablocks.fitting.objective import Objective
 from dynablocks.fitting.regression import FitRecord
@@ -1084,3 +1085,54 @@ def test_thinned_rows_are_evenly_spaced_and_never_beyond_the_last(rows: int, mos
     assert len(kept) == most
     assert kept[0] == 0
     assert most == 1 or (kept[-1] == rows - 1 and int(kept.diff().max() - kept.diff().min()) <= 1)
+
+
+def test_a_folder_stays_that_of_a_fit_whenever_its_writer_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = FitConfig("none", width=2)
+    structure = plan(spirals(), config).structure
+    folder = tmp_path / "fit"
+
+    def claimed(seed: int, *, overwrite: bool) -> bool:
+        return claim(folder, replace(config, seed=seed), structure, {"sha256": "0"}, overwrite=overwrite)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    folder.mkdir()
+    (folder / ".config.yaml.0f0f.tmp").touch()
+    assert not claimed(0, overwrite=False)
+    (folder / "model.safetensors").touch()
+    (folder / "mine.csv").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr("dynablocks.fitting.job.write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            claimed(1, overwrite=True)
+    assert not (folder / "model.safetensors").exists()
+    with pytest.raises(BadCheckpoint, match="another seed"):
+        claimed(1, overwrite=False)
+    assert not claimed(1, overwrite=True)
+    assert not claimed(1, overwrite=False)
+    assert (folder / "mine.csv").exists()
+
+
+def test_the_noise_of_a_long_log_is_that_of_some_of_its_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    t = torch.linspace(0, 40, 4001, dtype=F64)
+    x = torch.stack([t.cos(), -t.sin()], dim=1)
+    log = Trajectories((t,), (x + 0.02 * torch.randn(x.shape, dtype=F64, generator=generator),), ("q", "p"))
+    wanted = 0.02 / float(x.std(0).mean())
+    assert noise_level(log) == pytest.approx(wanted, rel=0.1)
+    differences, taken = rollout._differences, []
+
+    def counted(*given: Any) -> Tensor:
+        found = differences(*given)
+        taken.append(len(found))
+        return found
+
+    monkeypatch.setattr(rollout, "_differences", counted)
+    monkeypatch.setattr(rollout, "MOST_DIFFERENCES", 1000)
+    assert noise_level(log) == pytest.approx(wanted, rel=0.1)
+    assert len(taken) == 3
+    assert all(750 < count <= 1000 for count in taken)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -16,16 +17,26 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from dynablocks.cli import main
 from dynablocks.errors import BadData, InvalidArgument
 from dynablocks.experiments import EXPERIMENTS, Scale, Store, runner, runs
 from dynablocks.experiments.cells import Cell, in_order
 from dynablocks.experiments.robustness import order_checks, paper_rows, warm_row
-from dynablocks.experiments.runner import all_cells, chosen, interrupt_once, page, time_limit, write_outputs
+from dynablocks.experiments.runner import (
+    all_cells,
+    build_with_workers,
+    chosen,
+    interrupt_once,
+    page,
+    time_limit,
+    write_outputs,
+)
 from dynablocks.experiments.runs import AttackCell
+from dynablocks.files import lock_file
 from dynablocks.robustness import PAPER_EPSILONS
-from dynablocks.training import loop
+from dynablocks.training import interrupts
 
 SMOKE = Scale("smoke")
 
@@ -216,14 +227,14 @@ def test_images_that_cannot_be_had_are_asked_for_once(monkeypatch: pytest.Monkey
 
 def test_one_ctrl_c_that_comes_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 10.3, 12.0, 14.0, 14.2, 14.4])
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    monkeypatch.setattr(loop, "_latest_interrupt", [0.0])
+    monkeypatch.setattr(interrupts, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(interrupts, "_latest_interrupt", [0.0])
     with pytest.raises(KeyboardInterrupt):
         interrupt_once(signal.SIGINT, None)
     interrupt_once(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt):
         interrupt_once(signal.SIGINT, None)
-    with loop.polite_interrupt() as stopping:
+    with interrupts.polite_interrupt() as stopping:
         for _ in range(2):  # the terminal's and the command's, in a training
             signal.raise_signal(signal.SIGINT)
         assert stopping()
@@ -371,3 +382,37 @@ def test_check_ends_with_one_where_a_result_differs(tmp_path: Path, monkeypatch:
 def test_a_figure_without_an_experiment_of_its_name_is_told_where_it_is(name: str, said: str) -> None:
     with pytest.raises(InvalidArgument, match=said):
         chosen([name, "all"])
+
+
+def test_states_are_told_without_writing_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path / "cells")
+    (cell,) = all_cells(chosen(["fig5"]), SMOKE)
+    begun, lock = store.directory(cell).with_suffix(".partial"), store.root / "locks" / store.directory(cell).name
+    begun.mkdir(parents=True)
+    with lock_file(lock) as free:
+        assert free
+        assert store.state(cell) == "running"
+    lock.unlink()
+    lock.parent.rmdir()
+    monkeypatch.setattr("dynablocks.experiments.cells.lock_file", lambda path: pytest.fail("a lock was written"))
+    assert store.state(cell) == "partial"
+    command = ["reproduce", "fig5", "--preset", "smoke", "--out", str(tmp_path)]
+    assert main([*command, "--dry-run"]) == 0
+    assert main([*command, "--check"]) == 0
+    assert "partial" in capsys.readouterr().out
+    assert [path.name for path in store.root.iterdir()] == [begun.name]
+
+
+def test_workers_draw_no_bars_over_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminals = []
+
+    def started(command: list[str], env: dict[str, str]) -> SimpleNamespace:
+        terminals.append(Console(file=io.StringIO(), force_terminal=True, _environ=env))
+        return SimpleNamespace(wait=lambda: 0)
+
+    monkeypatch.delenv("TTY_INTERACTIVE", raising=False)
+    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(Popen=started))
+    build_with_workers(["fig5"], jobs=3, cores=2)
+    assert [terminal.is_interactive for terminal in terminals] == [False] * 3

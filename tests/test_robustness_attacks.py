@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from dynablocks.errors import BadData, DynablocksError, InvalidArgument
 from dynablocks.robustness import DEFAULT_EPSILONS, LOSSES, AttackConfig, AttackResult, attack, l2_pgd
 from dynablocks.robustness.attacks import _starts
+from dynablocks.robustness.partial import Partial
 
 EPSILONS = (0.0, 0.1, 0.3, 0.6, 1.0)
 
@@ -311,3 +314,87 @@ def test_default_epsilons_hold_the_stable_ones():
     wanted = {0.0, 36 / 255, 72 / 255, 108 / 255, 0.5, 1.0, 8 / 255, 16 / 255, 0.3, 0.6, 0.8}
     assert set(DEFAULT_EPSILONS) == wanted
     assert list(DEFAULT_EPSILONS) == sorted(wanted)
+
+
+class Killed(Exception):
+    """Nothing after this instant is run."""
+
+
+def attack_until(rounds: int, config: AttackConfig, partial: Partial) -> None:
+    """The attack on twelve images, killed after so many rounds."""
+    model, pixels = Network(), images(12)
+    done: list[float] = []
+
+    def progress(fraction: float) -> None:
+        done.append(fraction)
+        if len(done) == rounds:
+            raise Killed
+
+    with pytest.raises(Killed):
+        attack(model, (pixels, wrong_labels(model, pixels)), config, progress, partial)
+
+
+def wrong_labels(model: nn.Module, pixels: Tensor) -> Tensor:
+    labels = predicted(model, pixels)
+    labels[:2] = (labels[:2] + 1) % 5
+    return labels
+
+
+def same_bits(found: AttackResult, wanted: AttackResult) -> bool:
+    pairs = [(tensor, wanted.tensors()[name]) for name, tensor in found.tensors().items()]
+    return found.summary() == wanted.summary() and all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("early_drop", [True, False])
+@pytest.mark.parametrize("rounds", [1, 11, 23])
+def test_a_killed_attack_goes_on_to_the_same_bits(
+    rounds: int, early_drop: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynablocks.progress.LINE_SECONDS", 0.0)
+    config = AttackConfig((0.0, 0.2, 0.6, 2.0), restarts=2, steps=3, batch_size=5, examples=4, early_drop=early_drop)
+    model, pixels = Network(), images(12)
+    data = (pixels, wrong_labels(model, pixels))
+    undisturbed = attack(model, data, config)
+    file = tmp_path / "attack.partial.safetensors"
+    attack_until(rounds, config, Partial(file, "weights", config))
+    fractions: list[float] = []
+    found = attack(model, data, config, fractions.append, Partial(file, "weights", config))
+    assert same_bits(found, undisturbed)
+    # Of 24 rounds; the first call says where it goes on.
+    assert fractions == [number / 24 for number in range(rounds, 25)]
+    assert any(found.example_losses)
+
+
+def test_what_another_attack_left_or_damaged_is_not_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynablocks.progress.LINE_SECONDS", 0.0)
+    config = AttackConfig((0.2, 0.6), steps=2, losses=("margin",), restarts=2)
+    model, pixels = Network(), images(12)
+    file = tmp_path / "partial.safetensors"
+    attack_until(2, config, Partial(file, "weights", config))
+    assert Partial(file, "weights", config).read()[0] == 2
+    for other in (Partial(file, "other weights", config), Partial(file, "weights", AttackConfig())):
+        assert other.read() == (0, {})
+    content = file.read_bytes()
+    for damage in (content[:-9], content[:20], b"", b"{}"):
+        file.write_bytes(damage)
+        assert Partial(file, "weights", config).read() == (0, {})
+        fractions: list[float] = []
+        attack(model, (pixels, predicted(model, pixels)), config, fractions.append, Partial(file, "weights", config))
+        assert len(fractions) == 4
+    Partial(file).remove()
+    Partial(file).remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_found_is_stored_once_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("dynablocks.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
+    partial = Partial(tmp_path / "partial.safetensors")
+    stored = []
+    for second in range(0, 200, 25):
+        now[0] = float(second)
+        partial.write(second, {"norm": torch.zeros(1)})
+        stored.append(partial.read()[0])
+    assert stored == [0, 0, 0, 75, 75, 75, 150, 150]

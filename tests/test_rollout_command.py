@@ -6,6 +6,7 @@ import io
 import math
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -350,3 +351,26 @@ def test_what_is_piped_is_utf_8_whatever_the_encoding_of_standard_output(
         assert main(["rollout", str(tmp_path / "fit"), "--start", "1,2", "--steps", "1"]) == 0
     assert piped.getvalue().decode("utf-8").splitlines()[0] == "trajectory,t,θ,p"
     assert (output.encoding, output.errors) == ("latin-1", "strict")
+
+
+@pytest.mark.parametrize("piped", [False, True])
+def test_writing_a_long_csv_shows_how_far_it_is(
+    piped: bool, fit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[tuple[str, int, int]] = []
+
+    def recorded(items: Iterable[str], label: str, total: int) -> list[str]:
+        parts = list(items)
+        told.append((label, len(parts), total))
+        return parts
+
+    for place in ("data.trajectories", "fitting.rollout_command"):
+        monkeypatch.setattr(f"dynablocks.{place}.CSV_ROWS", 2)
+    monkeypatch.setattr("dynablocks.fitting.rollout_command.track", recorded)
+    (tmp_path / "states.csv").write_text("q,p\n1,2\n3,4\n")
+    out = [] if piped else ["--out", str(tmp_path / "runs.csv")]
+    assert main(["rollout", str(fit), "--start", str(tmp_path / "states.csv"), "--steps", "4", *out]) == 0
+    # A header, and of each run two, two and one row.
+    assert told[-1] == ("writing", 7, 7)
+    text = capsys.readouterr().out if piped else (tmp_path / "runs.csv").read_text()
+    assert len(text.splitlines()) == 11

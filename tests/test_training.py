@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ from dynablocks.training import (
     choose_precision,
     fit,
     hinge,
+    interrupts,
     learning_rate_factor,
     make_loss,
     make_optimiser,
@@ -486,6 +488,23 @@ def test_choose_precision_takes_the_faster_and_leaves_the_model(monkeypatch: pyt
         assert choose_precision(model, batch, "cpu") == expected
 
 
+def test_the_choice_of_the_precision_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    import dynablocks.training.precision as precision
+
+    told: list[str | float] = []
+
+    @contextlib.contextmanager
+    def recorded(label: str) -> Iterator[Callable[[float], None]]:
+        told.append(label)
+        yield told.append
+
+    monkeypatch.setattr(precision, "progress_bar", recorded)
+    monkeypatch.setattr(precision, "supports_bf16", lambda device: True)
+    monkeypatch.setattr(precision, "timed_step", lambda *_: 0.75)
+    choose_precision(small_model(), torch.rand(4, 1, 8, 8), "cpu")
+    assert told == ["choosing the precision", 0.25, 0.5, 0.6875, 0.875, 1.0, 1.0]
+
+
 @pytest.mark.parametrize("slow_down", [0.3, 1.0, 4.0])
 @pytest.mark.parametrize("limit", [None, 2000])
 def test_plan_fills_the_budget_and_progress_never_falls(slow_down: float, limit: int | None) -> None:
@@ -550,14 +569,57 @@ def test_a_plain_console_gets_a_line_an_epoch() -> None:
     terminal = io.StringIO()
     fit(small_model(), quadrants(), config, console=Console(file=terminal, force_terminal=True, width=160))
     assert "left" in terminal.getvalue()
+    assert [line.endswith(" left") for line in lines] == [True, True]
+
+
+def test_a_long_epoch_gets_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    from rich.console import Console
+
+    from dynablocks.training.display import Display
+
+    now = [0.0]
+    monkeypatch.setattr("dynablocks.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
+    stream, metrics = io.StringIO(), {"epoch": 0.5, "epochs": 2.0, "loss": 1.0, "seconds": 30.0}
+    with Display(Console(file=stream, force_terminal=False)) as display:
+        for second in range(0, 200, 10):
+            now[0] = float(second)
+            display.update(0.1, 90.0, metrics)
+            if second == 90:
+                display.epoch(metrics, 75.0)
+    assert stream.getvalue().splitlines() == [
+        "epoch 0.5/2  loss 1.0000  1:30 left",
+        "epoch 0.5/2  loss 1.0000  0:30 trained, 1:15 left",
+        "epoch 0.5/2  loss 1.0000  1:30 left",
+    ]
+    with Display(Console(file=stream, force_terminal=False), silent=True) as display:
+        now[0] += 90.0
+        display.update(0.2, 80.0, metrics)
+        display.epoch(metrics, 80.0)
+    assert len(stream.getvalue().splitlines()) == 3
+
+
+def test_a_narrow_terminal_shows_the_time_left() -> None:
+    import io
+
+    from rich.console import Console
+
+    from dynablocks.training.display import Display
+
+    stream = io.StringIO()
+    metrics = {"epoch": 0.5, "epochs": 2.0, "loss": 1.0, "accuracy": 0.5, "images_per_second": 1234.0}
+    with Display(Console(file=stream, force_terminal=True, width=40, _environ={"TERM": "xterm"})) as display:
+        display.update(0.5, 90.0, metrics)
+    assert "1:30 left" in stream.getvalue()
 
 
 def test_only_an_interrupt_that_counted_makes_the_next_one_a_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 0.5, 1.2, 1.3])
-    monkeypatch.setattr(loop_module.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(loop_module, "_latest_interrupt", [-math.inf])
-    monkeypatch.setattr(loop_module, "REPEAT_SECONDS", 1.0)
-    assert [loop_module.is_repeated_interrupt() for _ in range(4)] == [False, True, False, True]
+    monkeypatch.setattr(interrupts, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(interrupts, "_latest_interrupt", [-math.inf])
+    monkeypatch.setattr(interrupts, "REPEAT_SECONDS", 1.0)
+    assert [interrupts.is_repeated_interrupt() for _ in range(4)] == [False, True, False, True]
 
 
 def test_the_average_meets_the_constraints_and_has_the_present_buffers() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from dynablocks.errors import InvalidArgument
+from dynablocks.files import expanded
+from dynablocks.progress import error_console, print_line
 
 if TYPE_CHECKING:
     import argparse
@@ -52,6 +54,15 @@ def expand(arguments: Sequence[str], command: str) -> list[str]:
 def make_parser(command: str, summary: str, examples: str | None = None) -> Any:
     """The parser of a command; its help ends with ``examples``, line for line, or with the shorthands."""
     from jsonargparse import ArgumentParser, DefaultHelpFormatter
+    from jsonargparse.typing import Path_fr
+
+    texts: dict[str, str] = {}
+
+    def text_of(file: str) -> str:
+        """The text of a ``--config`` file, which is read once: a pipe gives it once."""
+        if file not in texts:
+            texts[file] = _text(file, "--config")
+        return texts[file]
 
     class Verbatim(DefaultHelpFormatter):
         def _fill_text(self, text: str, width: int, indent: str) -> str:
@@ -60,6 +71,15 @@ def make_parser(command: str, summary: str, examples: str | None = None) -> Any:
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise InvalidArgument(_one_sentence(str(message), command)) from ex
+
+        def settings(self, file: str) -> dict[str, Any]:
+            """What a ``--config`` file holds, as :func:`read_settings` has it."""
+            return _settings(text_of(file), f"--config {file}")
+
+        def parse_path(self, path: str | os.PathLike[str], *arguments: Any, **options: Any) -> Any:
+            """The text that was checked: UTF-8, and not in the encoding of this machine."""
+            with Path_fr(path).relative_path_context():
+                return self.parse_string(text_of(str(path)), str(path), *arguments, **options)
 
         def parse_args(  # type: ignore[override]
             self,
@@ -71,11 +91,11 @@ def make_parser(command: str, summary: str, examples: str | None = None) -> Any:
         ) -> Any:
             given = list(args or ())
             for file in _values_of(given, "--config"):
-                if os.path.isfile(file):
-                    _read_settings(file)
+                if os.path.exists(expanded(file)) and not os.path.isdir(expanded(file)):
+                    self.settings(file)
             _require_plain_numbers(self._option_string_actions, given)
             try:
-                return super().parse_args(args, namespace, env, defaults, **kwargs)
+                return _at_home(super().parse_args(args, namespace, env, defaults, **kwargs))
             except OverflowError as error:
                 raise InvalidArgument(f"a number is too large ({error}); give a smaller one.") from error
 
@@ -89,6 +109,14 @@ def make_parser(command: str, summary: str, examples: str | None = None) -> Any:
         default_env=False,
         allow_abbrev=False,
     )
+
+
+def _at_home(options: Any) -> Any:
+    """The options with the ``~`` of every path replaced: a shell leaves that of --out=~/a, and none sees a file's."""
+    for name, value in list(options.items()):
+        if isinstance(value, Path):
+            options[name] = expanded(value)
+    return options
 
 
 WORDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "tuple": "a list such as [1,2]"}
@@ -150,50 +178,70 @@ def _require_plain_numbers(options: dict[str, argparse.Action], arguments: Seque
             continue
         text = value if equals else " ".join(arguments[i + 1 : i + 2])
         if kind is None and os.path.isfile(text):
-            _read_settings(text, flag)  # of a group, such as --training FILE
+            read_settings(text, flag)  # of a group, such as --training FILE
             continue
         odd = ODD_NUMBER.search(text) or LONG_NUMBER.search(text)
         if odd is not None:
             raise InvalidArgument(f"{flag}: {_fault(odd[0])}")
 
 
-def _read_settings(file: str, flag: str = "--config") -> dict[str, Any]:
+def read_settings(file: str, flag: str = "--config") -> dict[str, Any]:
     """The content of a configuration file, with the groups that decide the defaults.
 
     Raises:
         InvalidArgument: it is not there, not YAML, holds no settings, or a number that is none to everybody.
     """
+    return _settings(_text(file, flag), f"{flag} {file}")
+
+
+def _text(file: str, flag: str) -> str:
+    """The text of a configuration file: UTF-8, with or without a byte order mark."""
+    place = expanded(file)
+    try:
+        return place.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise InvalidArgument(f"{flag} {file} does not exist; give a YAML file, see --print_config.") from error
+    except (OSError, ValueError) as error:
+        raise InvalidArgument(f"{flag} {file} is not readable YAML; write one with --print_config.") from error
+
+
+def _settings(text: str, where: str) -> dict[str, Any]:
+    """The content of a configuration file ``where``, of that text."""
     import yaml
 
     try:
-        text = Path(file).read_text(encoding="utf-8")
-        content = yaml.safe_load(text) or {}
+        content = yaml.safe_load(text)
         scalars = [event for event in yaml.parse(text, Loader=yaml.SafeLoader) if isinstance(event, yaml.ScalarEvent)]
-    except FileNotFoundError as error:
-        raise InvalidArgument(f"{flag} {file} does not exist; give a YAML file, see --print_config.") from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InvalidArgument(f"{flag} {file} is not readable YAML; write one with --print_config.") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InvalidArgument(f"{where} is not readable YAML; write one with --print_config.") from error
     for scalar in scalars:
         plain = scalar.style is None and scalar.tag is None
         if plain and (ODD_NUMBER.fullmatch(scalar.value) or LONG_NUMBER.fullmatch(scalar.value)):
-            raise InvalidArgument(f"{flag} {file}: {_fault(scalar.value)}")
+            raise InvalidArgument(f"{where}: {_fault(scalar.value)}")
     if not isinstance(content, dict):
-        raise InvalidArgument(f"{flag} {file} holds no settings; write one with --print_config.")
+        raise InvalidArgument(f"{where} holds no settings; write one with --print_config.")
     groups = {name: content.get(name) or {} for name in ("data", "model")}
     if not all(isinstance(group, dict) for group in groups.values()):
-        raise InvalidArgument(f"{flag} {file}: model and data are groups of settings; see --print_config.")
+        raise InvalidArgument(f"{where}: model and data are groups of settings; see --print_config.")
     return content | groups
 
 
-def preset_model_data(arguments: Sequence[str]) -> tuple[str, str, str]:
-    """Preset, model and data set, from the flags or the configuration files, before the parser knows its defaults."""
+def preset_model_data(
+    arguments: Sequence[str], settings_of: Callable[[str], dict[str, Any]] = read_settings
+) -> tuple[str, str, str]:
+    """Preset, model and data set, from the flags or the configuration files, before the parser knows its defaults.
+
+    Args:
+        arguments: of the command line, with full names.
+        settings_of: what a configuration file holds.
+    """
     from dynablocks.config import DataConfig, default_preset
     from dynablocks.run_directory.network import data_name
 
     preset: Any = None
     data: dict[str, Any] = {}
     model: dict[str, Any] = {}
-    for content in map(_read_settings, _values_of(arguments, "--config")):
+    for content in map(settings_of, _values_of(arguments, "--config")):
         preset = content.get("preset") or preset
         data, model = data | content["data"], model | content["model"]
     name = _value_of(arguments, "--data.name") or data.get("name")
@@ -204,6 +252,4 @@ def preset_model_data(arguments: Sequence[str]) -> tuple[str, str, str]:
 
 
 def say(sentence: str) -> None:
-    from dynablocks.progress import error_console
-
-    error_console().print(sentence, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    print_line(error_console(), sentence)

@@ -12,6 +12,7 @@ from typing import Any
 
 from dynablocks.arguments import expand, make_parser, say
 from dynablocks.errors import DynablocksError, unknown_name
+from dynablocks.progress import Stopped, is_terminal
 from dynablocks.run_directory import commands
 
 USAGE = """dynablocks: neural networks from dynamical systems, robust by proof.
@@ -41,6 +42,15 @@ examples:
   dynablocks reproduce all --preset smoke               every figure and table in minutes, to see that it works
 """
 
+LESS_MEMORY = {
+    "run": "use a smaller --training.batch_size or --model.widths",
+    "train": "use a smaller --training.batch_size or --model.widths",
+    "attack": "use a smaller --attack.batch_size",
+    "fit": "give fewer rows or a smaller --width",
+    "rollout": "use a smaller --steps",
+}
+"""What to do where the memory of a command does not suffice."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 for a closed pipe, 2 for an error of use, 130 after Ctrl-C.
@@ -65,7 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DynablocksError as error:
         print(f"dynablocks: error: {error}", file=sys.stderr)
         return 2
+    except Stopped:
+        return 130
     except KeyboardInterrupt:
+        print("dynablocks: stopped; what was finished is kept, and the same command does the rest.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 1
@@ -78,10 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # torch says RuntimeError, on a CPU as on a GPU.
         if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
             raise
-        settings = dict.fromkeys(("run", "train"), "--training.batch_size or --model.widths")
-        smaller = settings | {"attack": "--attack.batch_size", "fit": "--width", "rollout": "--steps"}
-        name = arguments[0]
-        advice = f"use a smaller {smaller[name]}" if name in smaller else "free some, or take a larger machine"
+        advice = LESS_MEMORY.get(arguments[0], "free some, or take a larger machine")
         print(f"dynablocks: error: out of memory; {advice}.", file=sys.stderr)
         return 2
     finally:
@@ -120,7 +130,7 @@ def _every_character() -> Iterator[None]:
     if getattr(stream, "errors", None) != "strict" or not hasattr(stream, "reconfigure"):
         yield
         return
-    stream.reconfigure(errors="replace" if stream.isatty() else "backslashreplace")
+    stream.reconfigure(errors="replace" if is_terminal(stream) else "backslashreplace")
     try:
         yield
     finally:

@@ -116,12 +116,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def flush_directory(path: Path) -> None:
-    """Make the names in a folder outlive a power cut; Windows opens no folders, and keeps them by itself."""
+    """Make the names in a folder outlive a power cut, where folders can be flushed.
+
+    Windows opens no folders, and keeps them by itself; some network and FUSE file systems flush none.
+    """
     if os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)
 
@@ -136,7 +142,7 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
     """Write ``tensors`` as safetensors to ``path`` atomically; the SHA-256 of what this process wrote."""
     from safetensors.torch import save_file
 
@@ -145,7 +151,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
     def write(temporary: Path) -> None:
         nonlocal written
-        save_file(plain, temporary)
+        save_file(plain, temporary, None if metadata is None else dict(metadata))
         written = sha256(temporary)  # of the own file: another process may rename its own into the place of this one
 
     write_atomically(path, write)
@@ -240,6 +246,22 @@ def held(path: Path, patience: float = 60.0) -> Iterator[None]:
         if time.monotonic() > ends:
             raise DynablocksError(f"another process holds {path} for more than {patience:g} s; end it and try again.")
         time.sleep(0.05)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock ``path``. Nothing is written: the folder may be read-only, or not be there.
+
+    Raises:
+        DynablocksError: the lock cannot be read.
+    """
+    try:
+        stream = open(path, "rb")  # noqa: SIM115
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise DynablocksError(f"cannot read {path}: {error.strerror or error}; make the file readable.") from error
+    with stream:
+        return not _lock(stream.fileno())
 
 
 def _lock(handle: int) -> bool:

@@ -1,11 +1,15 @@
-"""Progress bars with the time left, for anything that takes more than two seconds."""
+"""How far long work is: a bar with the time left on a terminal, elsewhere a line a minute; and the consoles for both.
+
+A bar leaves no trace at its end. Lines are for what is read later, or as text: the log of a job, ``TERM=dumb``.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -13,6 +17,37 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 2.0
+"""What takes longer shows how far it is."""
+LINE_SECONDS = 60.0
+"""Where no bar can be drawn, a line appears at most so often."""
+REFRESH_SECONDS = 0.1
+"""Items that come faster are not shown one by one."""
+SPEED_SECONDS = 3600.0
+"""A bar takes its speed from its moves in so long a time: one that seldom moves needs two of them."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C of which a person was told already: what is kept, and how to go on."""
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether a stream ends at a terminal; one that is closed, or not there at all, does not.
+
+    Example:
+        >>> is_terminal(None)
+        False
+    """
+    try:
+        return stream is not None and bool(stream.isatty())
+    except ValueError:
+        return False
+
+
+def output_console(columns: int) -> Console:
+    """The console on standard output, as wide as its terminal, or so many columns where it is none."""
+    from rich.console import Console
+
+    return Console(width=None if is_terminal(sys.stdout) else columns)
 
 
 def error_console() -> Console:
@@ -22,35 +57,91 @@ def error_console() -> Console:
     return Console(stderr=True)
 
 
+def print_line(console: Console, sentence: str) -> None:
+    """Print a sentence as it stands: a name in it may have brackets and colons."""
+    console.print(sentence, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def clock(seconds: float) -> str:
+    """A time in words of a clock.
+
+    Example:
+        >>> clock(190), clock(3661)
+        ('3:10', '1:01:01')
+    """
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class EveryMinute:
+    """Says when the next line is due: a minute after it was made, and after each time that it said so."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether a minute has passed."""
+        now = time.monotonic()
+        if now - self._last < LINE_SECONDS:
+            return False
+        self._last = now
+        return True
+
+
+class ProgressLines:
+    """Takes the fraction done, as a bar does, and prints at most one line a minute.
+
+    The speed is that since the first call: what goes on from where it was stopped does not begin at 0.
+    """
+
+    def __init__(self, label: str, console: Console) -> None:
+        self._label, self._console, self._minute = label, console, EveryMinute()
+        self._first: tuple[float, float] | None = None
+
+    def __call__(self, fraction: float) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, fraction
+        if fraction >= 1 or not self._minute.is_due():
+            return
+        began, before = self._first
+        gained = fraction - before
+        left = f", about {clock((now - began) * (1 - fraction) / gained)} left" if gained > 0 else ""
+        print_line(self._console, f"{self._label}: {100 * fraction:.0f} %{left}")
+
+
 @contextlib.contextmanager
 def progress_bar(label: str, console: Console | None = None) -> Iterator[Callable[[float], None]]:
-    """A bar for one task; the yielded function takes the fraction done. Without a terminal nothing is drawn.
+    """A bar for one task, or its lines; the yielded function takes the fraction done.
 
     Example:
         >>> with progress_bar("counting") as update:
         ...     update(1.0)
     """
-    with _bar(console or error_console()) as progress:
+    console = console or error_console()
+    if not console.is_interactive:
+        yield ProgressLines(label, console)
+        return
+    with _bar(console) as progress:
         task = progress.add_task(label, total=1.0)
         yield lambda fraction: progress.update(task, completed=fraction)
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """Yield ``items``; after two seconds show on a terminal's stderr how far it is, and leave no trace at the end."""
-    start = time.monotonic()
-    bar: Progress | None = None
-    try:
+    """Yield ``items``, ``total`` of them; after two seconds show on standard error how far it is."""
+    due = time.monotonic() + PATIENCE_SECONDS
+    update: Callable[[float], None] | None = None
+    with contextlib.ExitStack() as stack:
         for done, item in enumerate(items, start=1):
             yield item
-            if bar is None and time.monotonic() - start > PATIENCE_SECONDS:
-                bar = _bar(error_console())
-                bar.add_task(description, total=total)
-                bar.start()
-            if bar is not None:
-                bar.update(bar.task_ids[0], completed=done)
-    finally:
-        if bar is not None:
-            bar.stop()
+            now = time.monotonic()
+            if now < due:
+                continue
+            due = now + REFRESH_SECONDS
+            if update is None:
+                update = stack.enter_context(progress_bar(description))
+            update(done / total)
 
 
 def _bar(console: Console) -> Progress:
@@ -64,4 +155,10 @@ def _bar(console: Console) -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    return Progress(
+        *columns,
+        console=console,
+        transient=True,
+        speed_estimate_period=SPEED_SECONDS,
+        redirect_stdout=is_terminal(sys.stdout),  # of results that are piped none may go to the bar's console
+    )

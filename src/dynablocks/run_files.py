@@ -5,7 +5,7 @@ from __future__ import annotations
 CONFIG = "config.yaml"
 """Every setting, by ``train`` and ``fit``; in a checkpoint those that decide its training, with the network's."""
 LOCK = ".lock"
-"""Held by the one training of this directory, by the training loop."""
+"""Held by the one training of this directory, by the training loop; by ``fit`` where it cannot write beside it."""
 
 CHECKPOINT = "checkpoint"
 """The folder of the newest checkpoint, by the training loop; of a fit that of its stages."""
@@ -32,6 +32,8 @@ ATTACK = "attack.json"
 """How images were attacked and how many survived, for scripts, by ``attack``."""
 ATTACK_TENSORS = "attack.safetensors"
 """What broke each attacked image, and adversarial examples, by ``attack`` and by a cell."""
+ATTACK_PARTIAL = "attack.partial.safetensors"
+"""What an attack that is not finished has found, by ``attack`` and by a cell."""
 AUTOATTACK = "autoattack.json"
 """How many images survived AutoAttack, by ``benchmarks/certified/attack.py``."""
 METRICS = "metrics.json"
@@ -55,6 +57,7 @@ EXAMPLE_DATA = "example.csv"
 
 RUN_FILES = (
     ATTACK,
+    ATTACK_PARTIAL,
     ATTACK_TENSORS,
     AUTOATTACK,
     CELL,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import tokenize
 import zipfile
 import zlib
 from collections import Counter
@@ -21,6 +22,7 @@ from torch import Tensor
 from dynablocks.data.trajectories import LABELS, TAKEN, Pairs, Starts, Trajectories, reserved_name
 from dynablocks.errors import BadData, InvalidArgument, unknown_name
 from dynablocks.files import expanded
+from dynablocks.progress import track
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -302,11 +304,13 @@ def _number(cell: str) -> float | None:
 
 def _csv_rows(path: Path, layout: _Layout) -> tuple[list[list[str]], list[int]]:
     """The rows of a CSV that are not blank, the header first, and the line of each."""
-    reader = csv.reader(StringIO(_decode(path), newline=""), strict=True)
+    text = _decode(path)
+    count, reader = text.count("\n") + 1, csv.reader(StringIO(text, newline=""), strict=True)
+    del text  # the reader has a copy, and a file may be long
     rows: list[list[str]] = []
     lines: list[int] = []
     try:
-        for row in reader:
+        for row in track(reader, f"reading {path.name}", count):
             if any(cell.strip() for cell in row):
                 rows.append(row)
                 lines.append(reader.line_num)
@@ -335,7 +339,8 @@ def _read_csv(path: Path, layout: _Layout) -> _Table:
             )
     names = [name for name in read if name != LABELS]
     numeric = [header.index(name) for name in names]
-    parsed = [_parse_row(path, line, header, row, numeric) for row, line in zip(rows, lines, strict=True)]
+    placed = track(zip(rows, lines, strict=True), f"parsing {path.name}", len(rows))
+    parsed = [_parse_row(path, line, header, row, numeric) for row, line in placed]
     values = torch.tensor(parsed, dtype=torch.float64).reshape(len(rows), len(numeric))
     labels = [row[header.index(LABELS)].strip() for row in rows] if LABELS in read else None
     return _checked(_Table(path, header, names, values, labels, lines, "line"), layout.least)
@@ -407,13 +412,20 @@ def _read_parquet(path: Path, layout: _Layout) -> _Table:
 
 @contextlib.contextmanager
 def _whole_parquet(path: Path) -> Iterator[None]:
-    """One sentence for a damaged Parquet file; damaged text, of names or labels, shows only when it is decoded."""
+    """One sentence for a damaged Parquet file, and for labels that Python has no value for, as times of nanoseconds.
+
+    Damaged text, of names or labels, shows only when it is decoded.
+    """
     import pyarrow
 
     try:
         yield
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _corrupt(path, "parquet", error) from error
+    except (ValueError, OverflowError, KeyError) as error:
+        raise BadData(
+            f"{path} has a value that cannot be read ({_reason(error)}); write the labels of trajectories as text."
+        ) from error
 
 
 def _require_numbers(path: Path, schema: Any, names: Sequence[str]) -> None:
@@ -432,8 +444,11 @@ def _label(value: object) -> str:
 
 
 def _corrupt(path: Path, kind: str, error: Exception) -> BadData:
-    reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-    return BadData(f"{path} is truncated or no {kind} file ({reason}); write it again.")
+    return BadData(f"{path} is truncated or no {kind} file ({_reason(error)}); write it again.")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
 
 
 def _trajectories(table: _Table) -> Trajectories:
@@ -550,7 +565,7 @@ def _npz_arrays(path: Path) -> dict[str, NDArray[np.float64]]:
                 arrays[name] = file[name] if name in keys else None
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, MemoryError, zlib.error) as error:
         raise _corrupt(path, "npz", error) from error
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, tokenize.TokenError) as error:
         raise BadData(f"{path}: the array {name!r} holds Python objects or is damaged; save plain numbers.") from error
     for name, array in arrays.items():
         if array is None:

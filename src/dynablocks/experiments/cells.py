@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 from dynablocks.errors import DynablocksError
 from dynablocks.experiments.provenance import made_here
-from dynablocks.files import lock_file, read_json, write_json
+from dynablocks.files import is_held, lock_file, read_json, write_json
 from dynablocks.run_files import CELL, FAILED, RESULT
 
 MADE = {"commit", "torch", "device", "threads", "date"}
@@ -171,9 +171,8 @@ class Store:
         partial = self._partial(cell)
         if not partial.is_dir():
             return "waiting"
-        with lock_file(self._lock(cell)) as free:
-            if not free:
-                return "running"
+        if is_held(self._lock(cell)):
+            return "running"
         return "failed" if (partial / FAILED).exists() else "partial"
 
     def failure(self, cell: Cell) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from dynablocks.experiments.runner import (
     time_limit,
     write_outputs,
 )
+from dynablocks.progress import Stopped, output_console
 from dynablocks.reporting.words import duration
 
 if TYPE_CHECKING:
@@ -109,10 +109,10 @@ def _build(
                 build_with_workers([a for a in arguments if a != "--retry"], options.jobs, cores())
             else:
                 build_cells(cells, store, say, retry=options.retry)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             if not is_over():
                 say("stopped; the same command goes on from here")
-                raise
+                raise Stopped from interrupt
     states = [store.state(cell) for cell in cells]
     if not options.worker:
         _write(experiments, scale, store, options.out, say)
@@ -183,6 +183,4 @@ def check_table(checks: Sequence[tuple[str, Check]]) -> Table:
 
 
 def _show(table: Table) -> None:
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    output_console(140).print(table)

@@ -101,8 +101,11 @@ def build_cells(cells: Sequence[Cell], store: Store, say: Say, *, retry: bool = 
 
 
 def build_with_workers(arguments: Sequence[str], jobs: int, cores: int) -> None:
-    """Run the same command in ``jobs`` processes that share the cells and the cores, and wait for them."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
+    """Run the same command in ``jobs`` processes that share the cells and the cores, and wait for them.
+
+    Bars of several processes would overwrite one another, so each has a dumb terminal and prints lines.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // jobs)), "TERM": "dumb"}
     command = [sys.executable, "-m", "dynablocks", "reproduce", *arguments, "--jobs", "1", "--worker"]
     workers = [subprocess.Popen(command, env=environment) for _ in range(jobs)]
     try:

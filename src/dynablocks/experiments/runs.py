@@ -16,9 +16,11 @@ from dynablocks.files import write_tensors
 from dynablocks.models import MODELS, ModelConfig
 from dynablocks.progress import progress_bar
 from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, attack, certify, check_sound
+from dynablocks.robustness.partial import Partial
 from dynablocks.run_directory.network import load, load_splits
 from dynablocks.run_directory.pipeline import train_run
-from dynablocks.run_files import ATTACK_TENSORS, CERTIFICATE_TENSORS, TRAINING
+from dynablocks.run_directory.results import belongs_to
+from dynablocks.run_files import ATTACK_PARTIAL, ATTACK_TENSORS, CERTIFICATE_TENSORS, TRAINING
 from dynablocks.training import TrainingConfig
 from dynablocks.training.precision import present_device
 
@@ -165,11 +167,13 @@ class AttackCell(Cell):
         return self.training, self.certificate
 
     def build(self, directory: Path, store: Store) -> dict[str, Any]:
-        network = load(store.directory(self.training)).to(present_device(self.training.training.device))
-        test = images(self.training.data, self.training.data_dir).test
+        run, splits = store.directory(self.training), images(self.training.data, self.training.data_dir)
+        partial = Partial(directory / ATTACK_PARTIAL, belongs_to(run, splits.fingerprint), self.config)
+        network = load(run).to(present_device(self.training.training.device))
         with progress_bar(self.title) as update:
-            result = attack(network, test, self.config, update)
+            result = attack(network, splits.test, self.config, update, partial)
         write_tensors(directory / ATTACK_TENSORS, result.tensors())
+        partial.remove()
         check_sound(result, stored_certificate(self.certificate, store))
         return result.summary()
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,8 +27,9 @@ from dynablocks.fitting.job import (
 )
 from dynablocks.fitting.report import LONG_STEPS, headline_rows, measure, warnings, write_outputs
 from dynablocks.fitting.surrogates import LEARNED_ENERGY, SURROGATES, Structure, build
+from dynablocks.progress import Stopped, output_console, progress_bar
 from dynablocks.reporting.words import duration
-from dynablocks.run_files import CONFIG, EXAMPLE_DATA, METRICS, REPORT
+from dynablocks.run_files import CONFIG, EXAMPLE_DATA, LOCK, METRICS, REPORT
 
 if TYPE_CHECKING:
     from dynablocks.data.trajectories import Pairs, Trajectories
@@ -136,8 +137,7 @@ def fit_command(options: Any, arguments: Sequence[str], say: Callable[[str], Non
     if options.dry_run:
         return _dry_run(planned, config, origin.file, out)
     source = origin.describe()
-    place = resolved(out)
-    with lock_file(place.parent / f".{place.name}.lock") as free:
+    with lock_file(_lock(resolved(out))) as free:
         if not free:
             raise InvalidArgument(f"another process is fitting in {out}; wait for it or choose another --out.")
         finished = claim(out, config, planned.structure, source, overwrite=options.overwrite)
@@ -148,19 +148,24 @@ def fit_command(options: Any, arguments: Sequence[str], say: Callable[[str], Non
         else:
             try:
                 _fit(planned, config, out, source, "dynablocks fit " + shlex.join(arguments), say)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as interrupt:
                 say(f"interrupted; the same command, without --overwrite, goes on from {out}")
-                raise
+                raise Stopped from interrupt
     _show(read_json(out / METRICS))
     print(out / REPORT)
     return 0
 
 
+def _lock(folder: Path) -> Path:
+    """Beside the folder, so that a refused fit leaves that as it is; inside where nothing can be written beside it."""
+    if folder.is_dir() and not os.access(folder.parent, os.W_OK):
+        return folder / LOCK
+    return folder.parent / f".{folder.name}.lock"
+
+
 def _fit(
     planned: Plan, config: FitConfig, out: Path, source: dict[str, str], command: str, say: Callable[[str], None]
 ) -> None:
-    from dynablocks.progress import progress_bar
-
     say(_reading(planned, source["file"]))
     fitted = run_stages(planned, config, out, say)
     save_fit(out, fitted.flow)
@@ -315,7 +320,6 @@ def _dry_run(planned: Plan, config: FitConfig, file: Path, out: Path) -> int:
 
 
 def _show(metrics: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=None, show_edge=False)
@@ -323,6 +327,6 @@ def _show(metrics: dict[str, Any]) -> None:
         table.add_column(heading, justify="right" if heading == "result" else "left", overflow="fold")
     for row in headline_rows(metrics):
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 110).print(table, markup=False)
+    output_console(110).print(table, markup=False)
     for warning in warnings(metrics):
         print(f"warning: {warning}")

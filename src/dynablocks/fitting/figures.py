@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dynablocks.fitting.job import thinned
 from dynablocks.fitting.regression import FitRecord
 from dynablocks.fitting.rollout import Drift, Rollout
 from dynablocks.reporting.figures import BLUE, INK, SERIES, VERMILION, new_figure, styled
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_PANELS = 6
+MOST_POINTS = 2001
+"""Of a curve: what a figure cannot show would make the page large and slow. The long run of a report has so many."""
+
+
+def _drawn(across: Tensor, up: Tensor) -> tuple[Tensor, ...]:
+    """The points of a curve to draw: all of a short one, evenly spaced ones of a long one."""
+    return thinned((across, up), MOST_POINTS)
 
 
 @styled
@@ -50,9 +58,9 @@ def component_figure(rollout: Rollout, names: Sequence[str]) -> Figure:
     figure = new_figure(7.4, 0.6 + 1.3 * shown, None)
     panels = figure.subplots(shown, 1, sharex=True, squeeze=False)[:, 0]
     for k, axes in enumerate(panels):
-        axes.plot(rollout.times, rollout.measured[:, k], "o", color=BLUE, markersize=2.5, label="measured")
-        predicted = rollout.predicted[:, k]
-        axes.plot(rollout.times[: len(predicted)], predicted, color=VERMILION, label="predicted")
+        measured, predicted = rollout.measured[:, k], rollout.predicted[:, k]
+        axes.plot(*_drawn(rollout.times, measured), "o", color=BLUE, markersize=2.5, label="measured")
+        axes.plot(*_drawn(rollout.times[: len(predicted)], predicted), color=VERMILION, label="predicted")
         axes.set(title=names[k].replace("$", r"\$"))
     panels[0].legend(frameon=False, fontsize=8.5, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
     panels[-1].set(xlabel="time")
@@ -66,9 +74,9 @@ def portrait_figure(rollouts: Sequence[Rollout], states: Tensor, names: Sequence
     left, right = figure.subplots(1, 2)
     for k, rollout in enumerate(rollouts[:MOST_PANELS]):
         labels = ("measured", "predicted") if k == 0 else (None, None)
-        left.plot(*rollout.measured[:, :2].T, "o", color=BLUE, markersize=2, label=labels[0])
-        left.plot(*rollout.predicted[:, :2].T, color=VERMILION, linewidth=1.2, label=labels[1])
-    right.plot(*states[:, :2].T, ".", color=VERMILION, markersize=1.2)
+        left.plot(*_drawn(*rollout.measured[:, :2].T), "o", color=BLUE, markersize=2, label=labels[0])
+        left.plot(*_drawn(*rollout.predicted[:, :2].T), color=VERMILION, linewidth=1.2, label=labels[1])
+    right.plot(*_drawn(*states[:, :2].T), ".", color=VERMILION, markersize=1.2)
     left.legend(frameon=False, fontsize=8.5)
     across, up = (name.replace("$", r"\$") for name in names[:2])
     left.set(title="test data", xlabel=across, ylabel=up)
@@ -85,10 +93,10 @@ def error_figure(rollouts: Sequence[Rollout]) -> Figure:
         error = rollout.errors.sqrt()[1:]
         times = (rollout.times - rollout.times[0])[1 : len(error) + 1]
         label = "a test trajectory" if k == 0 else None
-        axes.plot(times, error.clamp_min(1e-17), color=BLUE, alpha=0.5, linewidth=1.2, label=label)
+        axes.plot(*_drawn(times, error.clamp_min(1e-17)), color=BLUE, alpha=0.5, linewidth=1.2, label=label)
     times, median = median_error(rollouts)
     if len(rollouts) > 2 and len(times):
-        axes.plot(times, median.clamp_min(1e-17), color=VERMILION, label="median")
+        axes.plot(*_drawn(times, median.clamp_min(1e-17)), color=VERMILION, label="median")
     axes.set(yscale="log", xlabel="time since the start of the prediction", title="root mean squared error")
     axes.legend(frameon=False, fontsize=8.5)
     return figure
@@ -112,6 +120,6 @@ def drift_figure(drifts: Sequence[Drift]) -> Figure:
     """What is kept, along a long run."""
     figure = new_figure(7.4, 2.8, None)
     for axes, drift in zip(figure.subplots(1, len(drifts), squeeze=False)[0], drifts, strict=True):
-        axes.plot(drift.times, drift.values.clamp_min(1e-18), ".", color=BLUE, markersize=2)
+        axes.plot(*_drawn(drift.times, drift.values.clamp_min(1e-18)), ".", color=BLUE, markersize=2)
         axes.set(yscale="log", xlabel="time", title=drift.what)
     return figure

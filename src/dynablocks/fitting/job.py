@@ -420,7 +420,7 @@ def claim(directory: Path, config: FitConfig, structure: Structure, source: dict
     if overwrite and (directory / CONFIG).exists():
         read_config(directory)  # refuses the folder of anything but a fit
         _forget(directory)
-    if (directory / CONFIG).exists():
+    elif (directory / CONFIG).exists():
         stored = read_config(directory)
         differing = _differing(stored, plain)
         if differing:
@@ -429,7 +429,7 @@ def claim(directory: Path, config: FitConfig, structure: Structure, source: dict
             )
         if (directory / METRICS).exists() and (directory / WEIGHTS).exists():
             return True
-    elif directory.exists() and any(p.name != EXAMPLE_DATA for p in directory.iterdir()):
+    elif directory.exists() and not all(_is_harmless(path) for path in directory.iterdir()):
         raise InvalidArgument(f"--out {directory} holds other files; give an empty or a new folder.")
     write_text(directory / CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
     return False
@@ -446,7 +446,13 @@ def _differing(stored: dict[str, Any], wanted: dict[str, Any]) -> str | None:
     return None
 
 
+def _is_harmless(path: Path) -> bool:
+    """Whether a fit may begin beside this: what a desktop, a lock or a killed writer leaves is hidden."""
+    return path.name == EXAMPLE_DATA or path.name.startswith(".")
+
+
 def _forget(directory: Path) -> None:
-    for name in (CONFIG, WEIGHTS, METRICS, VERIFICATION, PREDICTIONS, REPORT):
+    """Remove what a fit made but its settings, which the next one replaces: without them the folder is no fit's."""
+    for name in (WEIGHTS, METRICS, VERIFICATION, PREDICTIONS, REPORT):
         (directory / name).unlink(missing_ok=True)
     shutil.rmtree(directory / CHECKPOINT, ignore_errors=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dynablocks.data.trajectories import Starts, csv_parts, reserved_name
+from dynablocks.data.trajectories import CSV_ROWS, Starts, csv_parts, reserved_name
 from dynablocks.data.trajectory_files import SUFFIXES, read_starts
 from dynablocks.errors import BadData, InvalidArgument, require_range, require_whole
 from dynablocks.files import expanded, require_writable, resolved, write_atomically
@@ -22,7 +22,7 @@ from dynablocks.fitting.job import load_fit, thinned
 from dynablocks.fitting.report import SPREAD_SAMPLES
 from dynablocks.fitting.rollout import change_along, safe_rollout
 from dynablocks.fitting.surrogates import LEARNED_ENERGY, FlowMap, Structure
-from dynablocks.progress import track
+from dynablocks.progress import is_terminal, track
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -84,7 +84,10 @@ def rollout_command(options: Any, say: Callable[[str], None]) -> int:
         say(_reading(options.start, starts))
     states = _states(flow, starts, times, step)
     runs = ((starts.label(k), times[k], states[k]) for k in range(len(states)))
-    _write(options.out, csv_parts(structure.names, runs))
+    parts = csv_parts(structure.names, runs)
+    if options.out is not None or not is_terminal(sys.stdout):
+        parts = track(parts, "writing", 1 + len(states) * math.ceil(times.shape[1] / CSV_ROWS))
+    _write(options.out, parts)
     moved = _moved(flow, states)
     if moved is not None:
         say(f"{moved} in {steps} step{'s' if steps > 1 else ''} of {step:.12g}")
@@ -262,7 +265,7 @@ def _write(out: Path | None, parts: Iterable[str]) -> None:
 @contextlib.contextmanager
 def _as_utf8(stream: Any) -> Iterator[None]:
     """What is redirected or piped is a file, and of the same bytes everywhere; a terminal has its own encoding."""
-    if not hasattr(stream, "reconfigure") or stream.isatty():
+    if not hasattr(stream, "reconfigure") or is_terminal(stream):
         yield
         return
     before = {"encoding": stream.encoding, "errors": stream.errors}

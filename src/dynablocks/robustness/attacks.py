@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ from dynablocks.robustness.evaluation import (
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
+
+    from dynablocks.robustness.partial import Partial
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 LOSSES: Registry[Loss] = Registry("attack loss")
@@ -322,6 +325,7 @@ def attack(
     dataset: LabelledImages | tuple[Tensor, Tensor],
     config: AttackConfig | None = None,
     progress: Callable[[float], None] | None = None,
+    partial: Partial | None = None,
 ) -> AttackResult:
     """:func:`l2_pgd` with every loss, restart and epsilon; the worst case and each loss alone.
 
@@ -330,10 +334,12 @@ def attack(
         dataset: ``images`` (uint8, or floats in [0, 1]) and ``labels``, or a pair of them.
         config: how; the paper's setting with three losses when None.
         progress: called with the fraction done.
+        partial: where to store what was found so far, and to go on from; whoever stores the result removes it.
 
     Raises:
         BadData: images or labels that do not fit the model.
         InvalidArgument: logits that are not finite or not (N, classes).
+        DynablocksError: ``partial`` cannot be written.
 
     Source:
         Madry et al., ICLR 2018; Croce and Hein, ICML 2020.
@@ -347,7 +353,7 @@ def attack(
     config = AttackConfig() if config is None else config
     images, labels = checked_data(model, dataset, config.samples)
     with full_precision(), evaluating(model):
-        return _Attack(model, images, labels, config).run(progress)
+        return _Attack(model, images, labels, config).run(progress, partial)
 
 
 class _Attack:
@@ -377,16 +383,18 @@ class _Attack:
             parts.append(logits.argmax(dim=1).cpu())
         return torch.cat(parts)
 
-    def run(self, progress: Callable[[float], None] | None) -> AttackResult:
+    def run(self, progress: Callable[[float], None] | None, partial: Partial | None) -> AttackResult:
         total = len(self.config.losses) * len(self.config.epsilons) * self.config.restarts
-        done = 0
-        for loss in self.config.losses:
-            for index in range(len(self.config.epsilons)):
-                for restart in range(self.config.restarts):
-                    self._attack_at(loss, index, restart)
-                    done += 1
-                    if progress is not None:
-                        progress(done / total)
+        done = 0 if partial is None else self._go_on(partial)
+        if done and progress is not None:
+            progress(done / total)
+        for loss, index, restart in itertools.islice(self._rounds(), done, None):
+            self._attack_at(loss, index, restart)
+            done += 1
+            if partial is not None:
+                partial.write(done, self._found())
+            if progress is not None:
+                progress(done / total)
         return AttackResult(
             self.config,
             self.labels,
@@ -398,6 +406,38 @@ class _Attack:
             self.example_norms,
             tuple(self.example_losses),
         )
+
+    def _rounds(self) -> Iterator[tuple[str, int, int]]:
+        """Loss, number of the epsilon and of the restart, one round after the other.
+
+        A round depends on what those before have found and on nothing else: its starts are drawn anew for each sample.
+        """
+        for loss in self.config.losses:
+            for index in range(len(self.config.epsilons)):
+                for restart in range(self.config.restarts):
+                    yield loss, index, restart
+
+    def _found(self) -> dict[str, Tensor]:
+        """All that a round changes."""
+        makers = [self.config.losses.index(loss) if loss else -1 for loss in self.example_losses]
+        found = {
+            "norm": self.norm,
+            "examples": self.examples,
+            "example_predictions": self.example_predictions,
+            "example_norms": self.example_norms,
+            "example_losses": torch.tensor(makers, dtype=torch.int64),
+        }
+        return found | {f"broken.{loss}": hit for loss, hit in self.broken.items()}
+
+    def _go_on(self, partial: Partial) -> int:
+        """Take what an attack that was stopped had found; how many rounds it had done."""
+        done, found = partial.read()
+        if done:
+            self.broken = {loss: found[f"broken.{loss}"] for loss in self.config.losses}
+            self.norm, self.examples = found["norm"], found["examples"]
+            self.example_predictions, self.example_norms = found["example_predictions"], found["example_norms"]
+            self.example_losses = [self.config.losses[i] if i >= 0 else "" for i in found["example_losses"].tolist()]
+        return done
 
     def _attack_at(self, loss: str, index: int, restart: int) -> None:
         """Attack with one loss at one epsilon from one start every sample that is still worth it."""

@@ -20,18 +20,19 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import UnsoundResult
 from dynablocks.fields import GradientField, MetricField, PreconditionedField, RidgeField, TwoMatrixField
+from dynablocks.fields.ridge import RIDGE_METHODS
 from dynablocks.integrators import ExactFlow, ExplicitEuler
-from dynablocks.lifting import ChannelMix, PaperLift, PixelNormalisation, SpaceToDepth, ZeroLift
+from dynablocks.lifting import ChannelMix, Head, PaperLift, PixelNormalisation, SpaceToDepth, ZeroLift
 from dynablocks.linear import Dense, LinearMap
 from dynablocks.linear.convolution import Conv
 from dynablocks.models import Network
 from dynablocks.norms import Channelwise, Whitening
-from dynablocks.progress import progress_bar
+from dynablocks.progress import progress_bar, track
 from dynablocks.robustness.arithmetic import plain_arithmetic, unit_roundoff
 from dynablocks.robustness.artefact import ledger, normalisation
 from dynablocks.robustness.certificates import ARITHMETICS, certify
 from dynablocks.robustness.evaluation import checked_logits, evaluating, to_pixels
-from dynablocks.robustness.own_code import has_own
+from dynablocks.robustness.own_code import PRODUCTS, has_own
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -63,6 +64,7 @@ def singular_range(linear: LinearMap, scales: np.ndarray[Any, Any] | None = None
         raise AuditFailed(
             f"the audit does not know the linear map {type(linear).__name__}; extend robustness/audit.py."
         )
+    _refuse_own_code(linear, *PRODUCTS[1:] if isinstance(linear, Head) else PRODUCTS)
     weight = linear.weight.detach().cpu().double().numpy()
     if scales is not None:
         weight = weight * scales.reshape(-1, *(1,) * (weight.ndim - 1))
@@ -165,7 +167,7 @@ def _refuse_own_code(part: object, *methods: str) -> None:
 
 
 def _step_bound(method: Any, field: nn.Module, h: float) -> float:
-    _refuse_own_code(field, "forward", "flow", "profile")
+    _refuse_own_code(field, "flow", *(RIDGE_METHODS if isinstance(field, RidgeField) else ("forward",)))
     _refuse_own_code(method, "step")
     if not isinstance(method, (ExplicitEuler, ExactFlow)):
         raise AuditFailed(f"the audit knows Euler steps and exact flows only, not {method!r}; certify such a network.")
@@ -194,9 +196,9 @@ def _layer_bound(module: nn.Module) -> float:
         return float(module.scale.double().abs().max())
     if isinstance(module, PaperLift):
         return abs(float(module.alpha.detach())) * singular_range(module.linear)[0]
-    if isinstance(module, (nn.Identity, nn.Flatten, nn.ReLU, SpaceToDepth, ZeroLift, Whitening)):
+    if type(module) in (nn.Identity, nn.Flatten, nn.ReLU) or isinstance(module, (SpaceToDepth, ZeroLift, Whitening)):
         return 1.0
-    if isinstance(module, nn.MaxPool2d) and _has_disjoint_windows(module):
+    if type(module) is nn.MaxPool2d and _has_disjoint_windows(module):
         return 1.0
     if isinstance(module, LinearMap):
         return singular_range(module)[0]
@@ -468,7 +470,7 @@ def _ascend(
     start = torch.randn(pixels.shape, generator=generator).to(pixels)
     moved = pixels + start * (0.5 * radii / start.flatten(1).norm(dim=1)).reshape(shape)
     broken, norms = torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device), radii.clone()
-    for step in range(steps + 1):
+    for step in track(range(steps + 1), f"attacking with the {loss} loss", steps + 1):
         moved = moved.clamp(0, 1).detach().requires_grad_()
         with torch.enable_grad():
             logits = network(moved)

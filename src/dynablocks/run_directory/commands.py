@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +35,7 @@ def _parse_run(command: str, summary: str, arguments: Sequence[str]) -> tuple[Ru
     parser.add_class_arguments(RunConfig, None, fail_untyped=False)
     if "-h" in arguments or "--help" in arguments:
         parser.parse_args(["--help"])
-    preset, model, data = preset_model_data(arguments)
+    preset, model, data = preset_model_data(arguments, parser.settings)
     kind = MODELS.get_known(model)
     settings = preset_settings(preset, model, data)
     parser.set_defaults({f"{g}.{k}": v for g, values in settings.items() for k, v in values.items()})
@@ -51,11 +50,10 @@ def _parse_run(command: str, summary: str, arguments: Sequence[str]) -> tuple[Ru
 
 
 def _show(metrics: dict[str, Any]) -> None:
-    from rich.console import Console
-
+    from dynablocks.progress import output_console
     from dynablocks.reporting import summary_table
 
-    Console(width=None if sys.stdout.isatty() else 100).print(summary_table(metrics))
+    output_console(100).print(summary_table(metrics))
 
 
 def _dry_run(config: RunConfig, out: Path, *, overwrite: bool) -> int:

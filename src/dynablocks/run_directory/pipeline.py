@@ -12,6 +12,7 @@ from dynablocks.errors import BadData, DynablocksError, InvalidArgument
 from dynablocks.files import read_json, require_writable, resolved, write_json, write_text
 from dynablocks.progress import progress_bar
 from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, attack, certify
+from dynablocks.robustness.partial import Partial
 from dynablocks.run_directory.metrics import collect_metrics, stated_radii
 from dynablocks.run_directory.network import (
     data_name,
@@ -24,7 +25,16 @@ from dynablocks.run_directory.network import (
 from dynablocks.run_directory.report import report_data
 from dynablocks.run_directory.results import ATTACK, CERTIFICATE, belongs_to, restored, store, training_facts
 from dynablocks.run_directory.warm_start import build_untrained, require_unseen, take_body
-from dynablocks.run_files import CHECKPOINT, CONFIG, MANIFEST, METRICS, PREVIOUS_CHECKPOINT, REPORT, TRAINING
+from dynablocks.run_files import (
+    ATTACK_PARTIAL,
+    CHECKPOINT,
+    CONFIG,
+    MANIFEST,
+    METRICS,
+    PREVIOUS_CHECKPOINT,
+    REPORT,
+    TRAINING,
+)
 from dynablocks.training import TrainingSummary, fit
 from dynablocks.training.precision import present_device
 
@@ -68,7 +78,10 @@ def train_run(config: RunConfig, directory: Path, *, overwrite: bool = False) ->
 
 
 def attack_run(directory: Path, config: AttackConfig | None = None, data: DataConfig | None = None) -> AttackResult:
-    """Attack the test images of a run; write attack.json and attack.safetensors; stop where a certificate is broken."""
+    """Attack the test images of a run; write attack.json and attack.safetensors; stop where a certificate is broken.
+
+    An attack that was stopped goes on from its last minute, while weights, images, code and settings stay.
+    """
     run = with_data(load_config(directory), data)
     training_facts(directory)
     splits = load_splits(run)
@@ -79,9 +92,11 @@ def attack_run(directory: Path, config: AttackConfig | None = None, data: DataCo
         require_writable(directory)
         belongs = belongs_to(directory, splits.fingerprint)
         network = load(directory).to(present_device(run.training.device))
+        partial = Partial(directory / ATTACK_PARTIAL, belongs, settings)
         with progress_bar(f"attacking {settings.samples} images") as update:
-            result = attack(network, splits.test, settings, update)
+            result = attack(network, splits.test, settings, update, partial)
         store(directory, ATTACK, result.summary() | belongs, result.tensors())
+        partial.remove()
     collect_metrics(directory, splits)
     return result
 

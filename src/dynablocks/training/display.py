@@ -1,9 +1,11 @@
-"""What a person sees of a training: a progress bar, or one line an epoch where there is no terminal."""
+"""What a person sees of a training: a progress bar, or lines where there is no terminal."""
 
 from __future__ import annotations
 
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+
+from dynablocks.progress import EveryMinute, clock, error_console, print_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
 
 class Display:
     """Shows loss, accuracy, images a second, the epoch and the time left, on standard error.
+
+    A bar on a terminal; elsewhere, as in the log of a job, a line for every epoch and one a minute within a long one.
 
     Args:
         console: where to write; standard error when empty.
@@ -26,13 +30,12 @@ class Display:
         self._console = console
         self._silent = silent
         self._bar: Progress | None = None
+        self._minute = EveryMinute()
 
     def __enter__(self) -> Display:
-        from rich.console import Console
-
         if self._console is None:
-            self._console = Console(stderr=True)
-        if self._console.is_terminal and not self._silent:
+            self._console = error_console()
+        if self._console.is_interactive and not self._silent:
             self._bar = _progress_bar(self._console)
             self._bar.start()
             self._bar.add_task("", total=1.0, text="")
@@ -46,20 +49,25 @@ class Display:
             self._bar = None
 
     def update(self, progress: float, seconds_left: float, metrics: dict[str, Any]) -> None:
-        """Move the bar; nothing without a terminal."""
+        """Move the bar; without one print a line where the last is a minute old."""
         if self._bar is not None:
-            text = f"{_sentence(metrics)}  {_clock(seconds_left)} left"
+            # A narrow terminal shows the beginning of the text alone.
+            text = f"{clock(seconds_left)} left  {_sentence(metrics)}"
             self._bar.update(self._bar.task_ids[0], completed=progress, text=text)
+        elif self._minute.is_due():
+            self.say(f"{_sentence(metrics)}  {clock(seconds_left)} left")
 
-    def epoch(self, metrics: dict[str, Any]) -> None:
+    def epoch(self, metrics: dict[str, Any], seconds_left: float) -> None:
         """One line for a finished epoch; nothing where the bar is."""
-        if self._bar is None and not self._silent:
-            self.say(f"{_sentence(metrics)}  {_clock(metrics.get('seconds', 0.0))} trained")
+        if self._bar is None:
+            self._minute = EveryMinute()
+            trained = clock(metrics.get("seconds", 0.0))
+            self.say(f"{_sentence(metrics)}  {trained} trained, {clock(seconds_left)} left")
 
     def say(self, sentence: str) -> None:
         """Print a sentence, above the bar."""
         if self._console is not None and not self._silent:
-            self._console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+            print_line(self._console, sentence)
 
 
 def _progress_bar(console: Console) -> Progress:
@@ -77,9 +85,3 @@ def _sentence(metrics: dict[str, Any]) -> str:
         parts.append(f"validation {100 * metrics['validation_accuracy']:.1f} %")
     parts += [f"{metrics['images_per_second']:.0f} images/s"] if "images_per_second" in metrics else []
     return "  ".join(parts)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -19,6 +19,7 @@ from dynablocks.data import to_unit_range
 from dynablocks.errors import BadCheckpoint
 from dynablocks.linear import frozen_weights, shared_weights
 from dynablocks.modes import eval_mode
+from dynablocks.progress import Stopped
 from dynablocks.run_files import HISTORY
 from dynablocks.switching.constraints import regularisation, set_progress
 from dynablocks.training.adversary import attacked, ball_points, divergence
@@ -164,11 +165,11 @@ def train(
                 else f"; {session.directory} holds a checkpoint: the same command, without --overwrite, goes on"
             )
             display.say(f"Stopped after step {session.step} of {session.plan.total}{where}.")
-            raise KeyboardInterrupt
+            raise Stopped
     summary = finish(session)
     if stopping():
         display.say("Stopped after the last step; the same command, without --overwrite, finishes the run.")
-        raise KeyboardInterrupt
+        raise Stopped
     return summary
 
 
@@ -258,8 +259,12 @@ def look(session: Session, display: Display) -> None:
     elif is_shared_look(session) and session.plan.budget_seconds is not None:
         refit(session.plan, session)
         session.plan = StepPlan(**session.fabric.broadcast(session.plan.state()))
-    seconds_left = session.elapsed / session.step * (session.plan.total - session.step)
-    display.update(session.plan.progress(session.step), seconds_left, current_metrics(session))
+    display.update(session.plan.progress(session.step), seconds_left(session), current_metrics(session))
+
+
+def seconds_left(session: Session) -> float:
+    """The time that the steps of the plan still take, at the speed so far."""
+    return session.elapsed / session.step * (session.plan.total - session.step)
 
 
 def require_finite_losses(session: Session) -> None:
@@ -305,7 +310,7 @@ def finish_epoch(session: Session, display: Display) -> None:
     session.metrics, session.tally = metrics, Tally()
     if session.fabric.is_global_zero and session.directory is not None:
         append_metrics(session.directory, metrics)
-    display.epoch(metrics)
+    display.epoch(metrics, seconds_left(session))
 
 
 @torch.no_grad()

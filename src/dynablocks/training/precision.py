@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.linear import shared_weights
+from dynablocks.progress import progress_bar
 
 if TYPE_CHECKING:
     from lightning_fabric.plugins import Precision
@@ -39,17 +40,20 @@ def choose_precision(model: nn.Module, sample_batch: Tensor, device: torch.devic
     device = torch.device(device)
     if not supports_bf16(device) or not any(p.requires_grad for p in model.parameters()):
         return "32"
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), progress_bar("choosing the precision") as update:
         trial = copy.deepcopy(model).train()
         fastest = {"32": float("inf"), "bf16": float("inf")}
-        for name in fastest:
+        for done, name in enumerate(fastest, start=1):
             timed_step(trial, sample_batch, device, name)
+            update(0.25 * done)
         spent = 0.0
         while spent < 2 * SECONDS_EACH:
             for name in fastest:
                 seconds = timed_step(trial, sample_batch, device, name)
                 fastest[name] = min(fastest[name], seconds)
                 spent += seconds
+                update(min(1.0, 0.5 + 0.25 * spent / SECONDS_EACH))
     return "bf16" if fastest["32"] > NEEDED_GAIN * fastest["bf16"] else "32"
 
 
