@@ -177,15 +177,40 @@ class WrongSign(LinearField):
     def potential(self, x: Tensor) -> Tensor:
         return -super().potential(x)
 
+    def facts(self) -> FieldFacts:
+        return replace(super().facts(), reason="claimed")
+
 
 class Upside(NeuralHamiltonian):
     def energy(self, x: Tensor) -> Tensor:
         return -super().energy(x)
 
+    def facts(self) -> FieldFacts:
+        return replace(super().facts(), reason="claimed")
+
 
 class Steep(DissipativeField):
     def gradient(self, x: Tensor) -> Tensor:
         return 2 * super().gradient(x)
+
+
+class Bent(DissipativeField):
+    """Its structure is right, but not linear in v."""
+
+    def structure(self, x: Tensor, v: Tensor) -> Tensor:
+        return v.norm(dim=1, keepdim=True) * super().structure(x, v)
+
+
+class Rising(DissipativeField):
+    """X is that of the class, which dissipates V; a step along any v but ∇V(x) does not."""
+
+    def structure(self, x: Tensor, v: Tensor) -> Tensor:
+        slope = self.gradient(x)
+        along = slope * (slope * v).sum(1, keepdim=True) / slope.square().sum(1, keepdim=True)
+        return super().structure(x, v) + 10 * (v - along)
+
+    def facts(self) -> FieldFacts:
+        return replace(super().facts(), reason="claimed")
 
 
 class Halved(PartitionedField):
@@ -225,6 +250,8 @@ WRONG: list[tuple[str, Callable[[], VectorField]]] = [
     ("potential", lambda: WrongSign(3)),
     ("energy", lambda: Upside(4, width=3)),
     ("structure", lambda: Steep(3, width=4)),
+    ("structure", lambda: Bent(3, width=4)),
+    ("structure", lambda: Rising(3, width=4)),
     ("terms", lambda: Halved(None, GradientField(Dense(2, 3), "tanh"))),
     ("euler_constant", lambda: Small(Dense(3, 5), Dense(3, 5))),
     ("flow", lambda: Late((4,))),
@@ -243,6 +270,13 @@ def test_each_method_that_contradicts_the_field_is_found_and_named(
     assert found.message.startswith(f"{method}: ") or f"; {method}: " in found.message, found.message
 
 
+def test_what_a_structure_does_to_other_vectors_than_gradients_is_in_no_fact() -> None:
+    rising = Rising(3, width=4)
+    assert finding(rising, "facts at the start").passed
+    message = finding(rising, "methods").message
+    assert message.startswith("structure: ⟨v, structure(x, v)⟩ for a random v is "), message
+
+
 def test_each_method_has_a_measurement_and_a_liar() -> None:
     assert {method for method, _ in WRONG} == set(METHODS)
 
@@ -251,6 +285,9 @@ def test_a_number_a_state_of_another_shape_is_named() -> None:
     class Column(LinearField):
         def potential(self, x: Tensor) -> Tensor:
             return super().potential(x).unsqueeze(1)
+
+        def facts(self) -> FieldFacts:
+            return replace(super().facts(), reason="claimed")
 
     (told,) = false_methods(Column(2).double(), torch.ones(3, 2, dtype=torch.float64))
     assert told == "potential: it has shape (3, 1) for 3 states; potential(x) is one number a state, (3,)"

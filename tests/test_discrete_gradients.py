@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import FieldFacts, GradientField, PartitionedField, VectorField
-from dynablocks.fields.dissipative import DissipativeField
-from dynablocks.fields.hamiltonian import NeuralHamiltonian
+from dynablocks.fields.dissipative import DampedHamiltonian, DissipativeField
+from dynablocks.fields.hamiltonian import HamiltonianEmbedding, NeuralHamiltonian, SeparableHamiltonian, canonical
 from dynablocks.integrators import measured_order
 from dynablocks.integrators.base import INTEGRATORS
 from dynablocks.integrators.discrete_gradient import KINDS, MinusPotential, discrete_gradient, energy_form
 from dynablocks.linear import Dense
-from dynablocks.properties import Declaration, Dissipative, EnergyPreserving, Structured, declare, verify
+from dynablocks.properties import Declaration, Dissipative, EnergyPreserving, Equivariant, Structured, declare, verify
 from dynablocks.switching import FreeSignal
-from dynablocks.testing import check_block
+from dynablocks.testing import check_block, check_field
+from dynablocks.testing.facts import false_facts, false_methods
 
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
@@ -323,3 +324,129 @@ class Climbs(Structured):
 
     def declare(self) -> Declaration:
         return Declaration.of(Dissipative(self.claimed), reason="a false claim")
+
+
+class Askew(VectorField):
+    """X = (p³, −q³) = S∇H for H = (q⁴ + p⁴)/4 with S(x) = X(x)∇H(x)ᵀ/‖∇H(x)‖², which is not skew."""
+
+    in_shape = (2,)
+
+    def energy(self, x: Tensor) -> Tensor:
+        return 0.25 * (x**4).sum(1)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return x**3
+
+    def structure(self, x: Tensor, v: Tensor) -> Tensor:
+        slope = self.gradient(x)
+        return self(x) * (slope * v).sum(1, keepdim=True) / slope.square().sum(1, keepdim=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return canonical(self.gradient(x))
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(odd=True, conserves_energy=True)
+
+
+def test_a_structure_that_is_skew_on_gradients_alone_is_found_since_steps_lose_the_energy() -> None:
+    """The broken twin: X = S∇H and dH/dt = 0 are true. For y = x + hX(m), ⟨∇H(m), y − x⟩ = 0: the midpoint rule."""
+    field, x, h = Askew(), torch.tensor([[1.0, 0.5], [0.3, -0.9]], dtype=torch.float64), 0.5
+    assert not list(false_facts(field, x))
+    (told,) = false_methods(field, x)
+    assert told.startswith("structure: |⟨v, structure(x, v)⟩| for a random v is "), told
+    assert "methods" in check_field(field).failed
+    y = INTEGRATORS["gonzalez"]().step(field, x, h)
+    torch.testing.assert_close(y, INTEGRATORS["implicit-midpoint"]().step(field, x, h), rtol=0, atol=1e-10)
+    assert float((field.energy(y) - field.energy(x)).abs().max()) > 1e-3
+    for kind in ("gonzalez", "mean-value"):
+        assert not verify(DynamicalBlock(field, kind, FreeSignal(h)), x, kinds=(EnergyPreserving,)).passed
+
+
+class Slanted(VectorField):
+    """X(x) = −x = −eˣ H'(x) for H' = x e⁻ˣ: an odd field of an S and an H that are neither even nor odd."""
+
+    in_shape = (1,)
+
+    def energy(self, x: Tensor) -> Tensor:
+        return -((1 + x) * torch.exp(-x)).sum(1)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return x * torch.exp(-x)
+
+    def structure(self, x: Tensor, v: Tensor) -> Tensor:
+        return -torch.exp(x) * v
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -x
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(odd=True, dissipates_energy=True)
+
+
+@EVERY_KIND
+def test_steps_of_an_odd_field_with_a_structure_of_its_own_need_not_be_odd(kind: str) -> None:
+    field, method, x = Slanted(), INTEGRATORS[kind](), torch.tensor([[1.0], [0.4]], dtype=torch.float64)
+    assert not [*false_facts(field, x), *false_methods(field, x)]
+    declared = method.declare(field, 0.5)
+    assert declared.properties.of(Equivariant) is None
+    assert [loss.split()[0] for loss in declared.losses] == ["Equivariant"]
+    assert float((method.step(field, x, 0.5) + method.step(field, -x, 0.5)).abs().min()) > 1e-4
+    assert declared.properties.of(Dissipative) is not None
+    verify(DynamicalBlock(field, kind, FreeSignal(0.5)), x).require()
+
+
+def odd_force(expansive: bool) -> GradientField:
+    return GradientField(Dense(2, 3), "tanh", expansive=expansive, bias=False)
+
+
+ODD = {
+    "Hamiltonian": lambda: NeuralHamiltonian(4, width=3, even=True),
+    "halves": lambda: PartitionedField(None, odd_force(expansive=False)),
+    "separable": lambda: SeparableHamiltonian(None, odd_force(expansive=True)),
+    "damped": lambda: DampedHamiltonian(None, odd_force(expansive=True)),
+    "embedding": lambda: HamiltonianEmbedding(odd_force(expansive=False)),
+    "dissipative": lambda: DissipativeField(2, odd_force(expansive=True), width=3),
+    "gradient": lambda: odd_force(expansive=False),
+}
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("name", ODD)
+def test_steps_of_odd_fields_with_a_constant_structure_are_odd(kind: str, name: str) -> None:
+    block = DynamicalBlock(ODD[name](), kind, FreeSignal(0.1)).double()
+    assert block.properties.of(Equivariant) is not None
+    verify(block, torch.randn(4, *block.in_shape, dtype=torch.float64), kinds=(Equivariant,)).require()
+
+
+class Harmonic(VectorField):
+    """X = ∇V for V = Re z³, which keeps H = Im z³, since ⟨∇V, ∇H⟩ = 0 (Cauchy and Riemann)."""
+
+    in_shape = (2,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, p = x.unbind(1)
+        return torch.stack([3 * (q * q - p * p), -6 * q * p], dim=1)
+
+    def potential(self, x: Tensor) -> Tensor:
+        q, p = x.unbind(1)
+        return q**3 - 3 * q * p * p
+
+    def energy(self, x: Tensor) -> Tensor:
+        q, p = x.unbind(1)
+        return 3 * q * q * p - p**3
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(conservative=True, conserves_energy=True)
+
+
+@EVERY_KIND
+def test_a_step_that_follows_a_potential_keeps_no_other_energy(kind: str) -> None:
+    field, method, x = Harmonic(), INTEGRATORS[kind](), torch.tensor([[0.7, 0.3], [-0.5, 0.6]], dtype=torch.float64)
+    assert not [*false_facts(field, x), *false_methods(field, x)]
+    declared = method.declare(field, 0.1)
+    assert declared.properties.of(EnergyPreserving) is None
+    assert [loss.split()[0] for loss in declared.losses] == ["EnergyPreserving"]
+    assert declared.properties.of(Dissipative) == Dissipative(MinusPotential(field), tolerance=method.tolerance)
+    y = method.step(field, x, 0.1)
+    assert float((field.energy(y) - field.energy(x)).abs().max()) > 1e-6
+    verify(DynamicalBlock(field, kind, FreeSignal(0.1)), x).require()

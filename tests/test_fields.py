@@ -6,6 +6,7 @@ import contextlib
 import copy
 import itertools
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -19,8 +20,11 @@ from dynablocks.fields import (
     Activation,
     Damping,
     DiagonalField,
+    DissipativeField,
+    FieldFacts,
     GradientField,
     GradientOf,
+    IdentityField,
     LinearField,
     MassPreservingField,
     MetricField,
@@ -417,3 +421,110 @@ def test_slopes_of_either_sign_count_by_their_size_and_others_are_refused() -> N
     for slopes in ((1.0, 0.0), (0.0, math.inf), (math.nan, 1.0)):
         with pytest.raises(InvalidArgument, match="two finite numbers"):
             Activation("odd one", torch.sin, *slopes)
+
+
+class Scaled(IdentityField):
+    """X(x) = cx, whose spectrum is c and nothing else."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__((2,))
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+    def potential(self, x: Tensor) -> Tensor:
+        return self.factor * super().potential(x)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts.of_spectrum(self.factor, self.factor, odd=True, reason="exact")
+
+
+@pytest.mark.parametrize("factors", [(1.0, 1.5 * 2.0**-53, -1.0), (0.1, 0.2, -0.3), (1e16, 1.0, -1e16, 1.0)])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_spectrum_of_a_sum_that_cancels_holds_the_exact_one(factors: tuple[float, ...], sign: float) -> None:
+    low, high = PotentialSum(*map(Scaled, factors), sign=sign).facts().spectrum
+    exact = Fraction(sign) * sum(map(Fraction, factors))
+    assert Fraction(low) <= exact <= Fraction(high)
+    assert high - low <= 1e-14 * sum(map(abs, factors))
+
+
+def test_constants_of_weights_whose_squares_underflow_are_rounded_up() -> None:
+    ridge = GradientField(Dense(1, 1), leaky_relu(1.0), expansive=True).double()
+    falling = DissipativeField(1, LinearField(1)).double()
+    with torch.no_grad():
+        ridge.linear.matrix.fill_(1e-170)
+        falling.factor.fill_(1e-170)
+        falling.slope.matrix.fill_(1.0)
+    exact = Fraction(1e-170) ** 2
+    low, high = ridge.facts().spectrum
+    assert Fraction(low) <= exact <= Fraction(high)
+    assert exact <= Fraction(falling.facts().lipschitz) < Fraction(1e-300)
+    with torch.no_grad():
+        ridge.linear.matrix.zero_()
+        falling.factor.zero_()
+    assert ridge.facts().spectrum == (0.0, 0.0)
+    assert falling.facts().lipschitz == 0.0
+
+
+def test_numbers_that_overflow_against_each_other_bound_nothing() -> None:
+    """X(x) = −1e308 x: in √(1 + 2hμ + h²L²) the terms are −∞ and ∞."""
+
+    class Steep(Scaled):
+        def facts(self) -> FieldFacts:
+            return FieldFacts(1e308, -1e308, reason="exact")
+
+    assert Steep(-1e308).euler_constant(1.0)[0] == pytest.approx(1e308)
+    assert Steep(-1e308).euler_constant(10.0)[0] == math.inf
+    ridge = GradientField(Dense(2, 2))
+    for ends in ((math.nan, 0.0), (0.0, math.nan), (-math.inf, math.nan)):
+        assert ridge.update_spectrum(*ends) == (-math.inf, math.inf)
+
+
+class InPlace(nn.Module):
+    """x ↦ W ReLU(x), where the ReLU is written over x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(torch.relu_(x))
+
+
+class OutOfPlace(InPlace):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(torch.relu(x))
+
+
+SHEARS = {
+    "kick": lambda force: ShearField(force, (4,)),
+    "drift": lambda force: ShearField(force, (4,), moves="q"),
+    "halves": lambda force: PartitionedField(None, force, (4,)),
+}
+
+
+@pytest.mark.parametrize("quiet", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", SHEARS)
+def test_a_force_that_is_written_over_the_half_that_rests_is_refused(name: str, quiet: type[torch.no_grad]) -> None:
+    field, x = SHEARS[name](InPlace()), torch.randn(3, 4)
+    steps = [field] if name == "halves" else [field, lambda x: field.flow(x, 0.5)]
+    with quiet():
+        for step in steps:
+            with pytest.raises(InvalidArgument, match=r"the force \(InPlace\) changes its input in place"):
+                step(x.clone() if quiet is not torch.inference_mode else x)
+
+
+@pytest.mark.parametrize("name", SHEARS)
+def test_a_force_gets_a_copy_where_nobody_counts_what_it_writes(name: str) -> None:
+    """Of inference tensors and under torch.func: there the half that rests stays as it is."""
+    force, twin = InPlace(), OutOfPlace()
+    twin.load_state_dict(force.state_dict())
+    field, expected = SHEARS[name](force), SHEARS[name](twin)
+    x = torch.randn(3, 4)
+    with torch.inference_mode():
+        inside = x.clone()
+        torch.testing.assert_close(field(inside), expected(x))
+        assert torch.equal(inside, x)
+    mapped = torch.func.vmap(lambda v: field(v[None])[0])(x)
+    torch.testing.assert_close(mapped, expected(x))

@@ -152,6 +152,9 @@ def test_a_field_of_wrong_sign_or_without_symmetry_is_refused_by_verify() -> Non
         def structure(self, x: Tensor, v: Tensor) -> Tensor:
             return -super().structure(x, v)
 
+        def facts(self) -> FieldFacts:
+            return replace(super().facts(), reason="claimed")
+
     def failures(field: VectorField, method: str) -> set[type[Property]]:
         block = DynamicalBlock(field, method, FreeSignal(0.1)).double()
         return {type(c.declared) for c in verify(block, draw(block)) if not c.passed}

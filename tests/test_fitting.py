@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument, NotConverged
-from dynablocks.fields import GradientField, LinearField
+from dynablocks.fields import FieldFacts, GradientField, LinearField
 from dynablocks.fields.hamiltonian import NeuralHamiltonian, canonical
 from dynablocks.fields.mass import CompartmentField
 from dynablocks.fields.sphere import RotationField, SphereField
@@ -331,6 +331,9 @@ def test_an_odd_number_of_columns_keeps_its_learned_energy_too() -> None:
     class Leaking(SkewGradientField):
         def structure(self, x: Tensor, v: Tensor) -> Tensor:
             return super().structure(x, v) - 1e-6 * v
+
+        def facts(self) -> FieldFacts:
+            return replace(super().facts(), reason="claimed all the same")
 
     assert not verify(FlowMap(Leaking(3, 4).double(), integrator("gonzalez"), flow.structure), x[:4]).passed
 
@@ -1011,6 +1014,9 @@ def test_a_learned_energy_is_verified_alike_whatever_the_size_of_the_data() -> N
     class Leaking(SkewGradientField):
         def structure(self, x: Tensor, v: Tensor) -> Tensor:
             return super().structure(x, v) - 1e-6 * v
+
+        def facts(self) -> FieldFacts:
+            return replace(super().facts(), reason="claimed all the same")
 
     structure = MAPS["skew"]
     for size, field, kept in (

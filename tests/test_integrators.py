@@ -475,6 +475,55 @@ def test_the_step_of_size_two_is_a_reflection(sizes: tuple[int, int]) -> None:
         assert ExplicitEuler(substeps).declare(field, h).properties.of(GradientNormPreserving) is None
 
 
+LOST = torch.tensor([[0.0, 0.0], [0.0, 0.0], [2.0**27, 2.0**26]], dtype=torch.float64)
+"""Parameters whose Cayley transform is off by O(1) in float64: 1 is lost in I + BᵀB."""
+
+
+def test_a_reflection_by_rows_without_digits_keeps_no_gradient_norms() -> None:
+    field = GradientField(OrthogonalDense(3, 2), "relu").double()
+    with torch.no_grad():
+        field.linear.matrix.copy_(LOST)
+    declared = ExplicitEuler().declare(field, 2.0)
+    assert declared.properties.of(GradientNormPreserving) is None
+    assert declared.losses[0].startswith("GradientNormPreserving is lost: rounding leaves ‖AAᵀ − I‖ = ")
+    values = torch.linalg.svdvals(dense_step(ExplicitEuler(), field, torch.randn(50, 3, dtype=torch.float64), 2.0))
+    assert (values - 1).abs().max() > 0.1
+    assert values.max() <= declared.properties.lipschitz * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("off", [1e-5, 1e-9])
+def test_rows_that_are_nearly_orthonormal_reflect_and_go_back_to_the_stated_tolerance(off: float) -> None:
+    """Against dense Jacobians, and the flow −t of the flow t."""
+    torch.manual_seed(0)
+    reflecting = GradientField(OrthogonalDense(3, 2), "relu").double()
+    flowing = GradientField(OrthogonalDense(3, 2), leaky_relu(0.5)).double()
+    x = torch.randn(50, 3, dtype=torch.float64)
+    for field in (reflecting, flowing):
+        nn.init.normal_(field.bias)
+        assert field.inverse_tolerance(0.8) == 0.0
+        field.linear.hold(field.linear.weight.detach() + off * torch.randn(2, 3, dtype=torch.float64))
+    stated = ExplicitEuler().declare(reflecting, 2.0).properties.of(GradientNormPreserving)
+    values = torch.linalg.svdvals(dense_step(ExplicitEuler(), reflecting, x, 2.0))
+    assert 0.01 * off < float((values - 1).abs().max()) <= stated.tolerance <= 100 * off
+    with torch.no_grad():
+        back = flowing.flow(flowing.flow(x, 0.8), -0.8)
+    gap = ((back - x).norm(dim=1) / x.norm(dim=1).clamp_min(1.0)).max()
+    assert 0.01 * off < float(gap) <= flowing.inverse_tolerance(0.8) <= 100 * off
+    with torch.no_grad():
+        flowing.linear.hold(None)
+        flowing.linear.matrix.copy_(LOST)
+    assert flowing.inverse_tolerance(0.8) is None
+    assert ExactFlow().declare(flowing, 0.8).properties.of(Invertible) is None
+
+
+@pytest.mark.parametrize("h", [1.0, -3.0, 12.0])
+@pytest.mark.parametrize("bound", ["tight", "paper"])
+def test_substeps_beyond_all_numbers_have_no_constant(h: float, bound: str) -> None:
+    """(1 − 10³⁰h/12)¹² is beyond all floats, and ∞ − ∞ bounds nothing."""
+    field = GradientField(OrthogonalDense(4, 2), "relu", alpha=1e30)
+    assert ExplicitEuler(12).declare(field, h, bound).properties.lipschitz == math.inf
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

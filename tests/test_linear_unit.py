@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.fields import GradientField
 from dynablocks.integrators import ExplicitEuler
-from dynablocks.linear import LinearMap, NormalisedConv, UnitConv, UnitDense, frozen_weights, shared_weights
+from dynablocks.linear import Dense, LinearMap, NormalisedConv, UnitConv, UnitDense, frozen_weights, shared_weights
 from dynablocks.properties import verify
 from dynablocks.robustness.audit import singular_range
 from dynablocks.switching import FreeSignal
@@ -214,3 +214,36 @@ def test_a_step_that_trusts_too_small_a_norm_is_caught() -> None:
 
     block = DynamicalBlock(GradientField(Halved(4, 4), "relu"), ExplicitEuler(), FreeSignal(2.0)).eval()
     assert block.properties.lipschitz > 2
+
+
+@EVERY_MAP
+def test_a_weight_whose_squares_overflow_is_divided_and_has_a_slope_in_evaluation(name: str) -> None:
+    """K/‖K‖ does not change with the scale of K, and its slope is divided by it; a power of two leaves all digits."""
+    linear, scale = MAKERS[name]().eval(), 2.0**83
+    direction = torch.randn_like(free(linear))
+    found = []
+    for factor in (1.0, scale):
+        with torch.no_grad():
+            free(linear).mul_(factor)
+            expected = linear.compute_weight()
+        weight = linear.compute_weight()
+        assert torch.equal(weight, expected)
+        (slope,) = torch.autograd.grad((weight * direction).sum(), free(linear))
+        found.append((weight.detach(), factor * slope))
+    assert not bool(free(linear).square().sum().isfinite())
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_what_is_declared_in_training_holds_for_the_uses_that_follow() -> None:
+    """Each takes a step of power iteration of its own; a bound of the present weight alone is too large in the end."""
+    linear = UnitDense(2, 2).double().train()
+    with torch.no_grad():
+        linear.matrix.copy_(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
+        linear.leading.copy_(torch.tensor([[0.6, 0.8]]))
+        high, low = linear.norm_bounds().upper, linear.smallest_singular_value()
+        of_this_weight = Dense.compute_smallest_singular_value(linear)
+    values = torch.stack([torch.linalg.svdvals(linear.compute_weight().detach()) for _ in range(40)])
+    assert low <= float(values.min())
+    assert float(values.max()) <= high
+    assert float(values[-1, -1]) == pytest.approx(1 / 3)
+    assert of_this_weight > 0.5

@@ -26,6 +26,8 @@ from dynablocks.linear import (
     paraunitary_kernel,
     shared_weights,
 )
+from dynablocks.linear.orthogonal import orthonormality_defect
+from dynablocks.properties import GradientNormPreserving, NormPreserving, verify
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -495,3 +497,79 @@ def test_the_penalty_of_a_grouped_convolution_is_that_of_its_groups() -> None:
 def test_weights_are_made_on_devices_without_autocast() -> None:
     for linear in (OrthogonalDense(4, 2), OrthogonalConv((4, 3, 3), kernel_size=2)):
         assert linear.to("meta").weight.is_meta
+
+
+ISOMETRIES: dict[str, Callable[[], LinearMap]] = {
+    "square": lambda: OrthogonalDense(4, 4),
+    "rows": lambda: OrthogonalDense(5, 3),
+    "columns": lambda: OrthogonalDense(3, 5),
+    "circular": lambda: OrthogonalConv((3, 4, 5), kernel_size=3),
+    "circular, even": lambda: OrthogonalConv((2, 3, 3), kernel_size=2),
+    "circular rows": lambda: OrthogonalConv((4, 4, 4), 2, 3),
+    "full": lambda: OrthogonalConv((2, 3, 4), kernel_size=3, padding="full"),
+    "same, one pixel": lambda: OrthogonalConv((3, 3, 3), kernel_size=1, padding="same"),
+    "mix of channels, down": lambda: ChannelMix((4, 2, 3), 3),
+    "mix of channels, up": lambda: ChannelMix((2, 2, 3), 4),
+}
+EVERY_ISOMETRY = pytest.mark.parametrize("name", ISOMETRIES)
+
+
+def dense_defect(linear: LinearMap) -> float:
+    """‖AAᵀ − I‖, or ‖AᵀA − I‖ where the columns are orthonormal, of the dense matrix."""
+    matrix = linear.dense_matrix()
+    gram = matrix @ matrix.mT if linear.rows_orthonormal else matrix.mT @ matrix
+    return float(torch.linalg.matrix_norm(gram - torch.eye(len(gram), dtype=torch.float64), ord=2))
+
+
+@pytest.mark.parametrize("off", [1e-6, 1e-2, 1.0])
+@EVERY_ISOMETRY
+def test_the_orthonormality_defect_bounds_that_of_the_dense_matrix(name: str, off: float) -> None:
+    linear = ISOMETRIES[name]().double()
+    weight = linear.weight.detach()
+    linear.hold(weight + off * torch.randn_like(weight))
+    measured = dense_defect(linear)
+    assert 0.1 * off < measured <= linear.orthonormality_defect() * (1 + 1e-12)
+    assert linear.orthonormality_defect() <= 64 * measured
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@EVERY_ISOMETRY
+def test_isometries_of_ordinary_parameters_are_declared_without_a_tolerance(name: str, dtype: torch.dtype) -> None:
+    linear = ISOMETRIES[name]().to(dtype)
+    declared = linear.declare()
+    assert (declared.properties.of(GradientNormPreserving) is not None) == linear.rows_orthonormal
+    assert (declared.properties.of(NormPreserving) is not None) == linear.columns_orthonormal
+    assert {stated.tolerance for stated in declared.properties} == {0.0}
+    assert declared.losses == ()
+
+
+@pytest.mark.parametrize(
+    ("row", "dtype"), [((2.0**27, 2.0**26), torch.float64), ((2.0**13, 2.0**11), torch.float32)], ids=str
+)
+def test_columns_without_digits_are_not_said_to_keep_norms(row: tuple[float, ...], dtype: torch.dtype) -> None:
+    """In I + BᵀB the 1 is lost, or nearly; the exact transform has orthonormal columns."""
+    linear = OrthogonalDense(2, 3).to(dtype)
+    with torch.no_grad():
+        linear.matrix.copy_(torch.tensor([(0.0, 0.0), (0.0, 0.0), row]))
+    values = torch.linalg.svdvals(linear.dense_matrix())
+    assert (values - 1).abs().max() > 0.05
+    declared = linear.declare()
+    assert declared.properties.of(NormPreserving) is None
+    assert declared.losses[0].startswith("NormPreserving is lost: rounding leaves ‖AAᵀ − I‖ = ")
+    assert values.max() <= declared.properties.lipschitz
+
+
+@pytest.mark.parametrize("make", [lambda: OrthogonalDense(2, 3), lambda: OrthogonalDense(3, 2)])
+def test_what_large_parameters_leave_of_an_isometry_is_its_tolerance(make: Callable[[], LinearMap]) -> None:
+    linear = make().double()
+    with torch.no_grad():
+        linear.matrix.zero_()
+        linear.matrix[2] = torch.tensor([3000.1, 1234.7])
+    values = torch.linalg.svdvals(linear.dense_matrix())
+    (stated,) = [p for p in linear.properties if isinstance(p, (GradientNormPreserving, NormPreserving))]
+    assert 0 < float((values - 1).abs().max()) <= stated.tolerance < 1e-3
+    verify(linear, torch.randn(5, *linear.in_shape)).require()
+
+
+def test_a_weight_that_is_no_number_is_no_isometry() -> None:
+    assert orthonormality_defect(torch.tensor([[torch.nan]])) == float("inf")

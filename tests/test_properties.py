@@ -482,8 +482,8 @@ def test_deep_verification_visits_the_linear_maps_of_fields() -> None:
             return Bounds(1.0, 1.0, exact=True, method="wishful thinking")
 
     block = DynamicalBlock(GradientField(Wrong(4, 4), "relu"), ExplicitEuler(), FreeSignal(0.5))
-    found = {check.where: check.passed for check in verify(block, torch.randn(3, 4), deep=True).checks}
-    assert found["fields.0.linear"] is False
+    failed = {check.where for check in verify(block, torch.randn(3, 4), deep=True).checks if not check.passed}
+    assert "fields.0.linear" in failed
 
 
 @pytest.mark.parametrize("quiet", [torch.no_grad, torch.inference_mode])

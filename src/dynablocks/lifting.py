@@ -13,7 +13,7 @@ from dynablocks.errors import InvalidArgument, require_choice, require_sizes
 from dynablocks.linear import Bounds, LinearMap, NormalisedConv, linear_norm_bounds
 from dynablocks.linear.dense import Dense
 from dynablocks.linear.maps import require_shape
-from dynablocks.linear.orthogonal import ORTHOGONAL, orthogonal_start
+from dynablocks.linear.orthogonal import ORTHOGONAL, orthogonal_start, orthonormality_defect
 from dynablocks.properties import (
     Declaration,
     Equivariant,
@@ -161,6 +161,9 @@ class ChannelMix(LinearMap):
 
     def compute_norm_bounds(self) -> Bounds:
         return linear_norm_bounds(self.weight.detach()[:, :, 0, 0])
+
+    def compute_orthonormality_defect(self) -> float:
+        return orthonormality_defect(self.weight)
 
 
 class PaperLift(Structured):

@@ -49,7 +49,7 @@ class FieldFacts:
         hamiltonian: X = 𝕁∇H on x = (q, p), so q̇ = ∂H/∂p and ṗ = −∂H/∂q.
         damping: the rate γ of a conformal Hamiltonian field q̇ = ∂H/∂p, ṗ = −∂H/∂q − γp, ``None`` for other fields.
         conserves_energy, dissipates_energy: d/dt H <= 0 along solutions, with equality in the first case, for H the
-            field's ``energy``.
+            field's ``energy``. Of a field with a method ``structure`` it says more (:class:`VectorField`).
         tangent: ⟨x, X(x)⟩ = 0, so solutions keep their norm.
         positive: Xᵢ(x) >= 0 where xᵢ = 0 and x >= 0, so solutions stay nonnegative.
         reason: where the numbers come from.
@@ -186,6 +186,10 @@ class VectorField(nn.Module):
     :meth:`_standing_facts` what holds for all of them, beside :meth:`facts`: then its steps read none.
     :func:`dynablocks.testing.check_field` holds all of this against the field.
 
+    One that is S(x)∇H(x) has the methods ``energy``, ``gradient`` and ``structure(x, v)``. The last is S(x)v for every
+    v, and not for ∇H(x) alone: linear in v, and ⟨v, S(x)v⟩ is 0 for all v where the facts say that energy is conserved,
+    <= 0 where they say that it is dissipated. Discrete gradients, which are none of the gradients, rest on it.
+
     Attributes:
         in_shape: the shape of one sample, a tuple of sizes.
 
@@ -290,6 +294,13 @@ class VectorField(nn.Module):
         rate = min(facts.lipschitz, facts.one_sided) if time > 0 else facts.lipschitz
         return exp_up(rate * abs(time)), f"e^(t·{rate:.4g}), Grönwall"
 
+    def inverse_tolerance(self, time: float) -> float | None:
+        """By how much Φ_{−t} may miss the inverse of Φ_t beyond rounding, relative to max(1, ‖x‖): 0 of a closed form.
+
+        ``None`` where the present parameters leave nothing of the inverse.
+        """
+        return 0.0
+
     def euler_constant(self, step_size: float, bound: str = "tight") -> tuple[float, str]:
         r"""A Lipschitz constant of x + hX(x) for h = ``step_size`` of either sign, and the reason.
 
@@ -316,7 +327,9 @@ class VectorField(nn.Module):
         one_sided = facts.one_sided if h >= 0 or facts.spectrum is None else -facts.spectrum[0]
         linear, square = 2 * abs(h) * one_sided, (h * facts.lipschitz) * (h * facts.lipschitz)
         slack = 8 * EPS * (1 + abs(linear) + square)
-        inner = math.nextafter(math.sqrt(max(0.0, 1 + linear + square + slack)), math.inf)
+        inner = 1 + linear + square + slack
+        # ∞ − ∞, of numbers that overflow, says nothing; max(0, nan) would be 0.
+        inner = math.inf if math.isnan(inner) else math.nextafter(math.sqrt(max(0.0, inner)), math.inf)
         return min(general, inner), f"min(1+|h|L, √(1+2|h|μ+h²L²)), L={facts.lipschitz:.4g}, μ={one_sided:.4g}"
 
 

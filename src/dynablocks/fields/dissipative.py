@@ -73,13 +73,14 @@ class DissipativeField(EnergyField):
         return value
 
     def structure(self, x: Tensor, v: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
-        """−Rv = −L(Lᵀv)."""
+        """−Rv = −L(Lᵀv), for every v: ⟨v, −Rv⟩ = −‖Lᵀv‖² <= 0."""
         return -functional.linear(v @ self.factor, self.factor)
 
     def facts(self) -> FieldFacts:
         known, norm = self.slope.facts().euclidean(), linear_norm_bounds(self.factor.detach()).upper
-        size = round_up(norm * norm)
-        lipschitz = round_up(size * known.lipschitz) if size else 0.0
+        # Upwards also where products of tiny numbers underflow.
+        size = math.nextafter(norm * norm, math.inf) if norm else 0.0
+        lipschitz = math.nextafter(size * known.lipschitz, math.inf) if size and known.lipschitz else 0.0
         return replace(
             self._standing_facts(),
             lipschitz=lipschitz,
@@ -214,7 +215,7 @@ class DampedHamiltonian(SeparableHamiltonian):
         return "a damped Hamiltonian field is S∇H for T(p) = ‖p‖²/2 only (kinetic=None)"
 
     def structure(self, x: Tensor, v: Tensor) -> Tensor:
-        """(v_p, −v_q − γv_p).
+        """(v_p, −v_q − γv_p), for every v: ⟨v, Sv⟩ = −γ‖v_p‖² <= 0.
 
         Raises:
             InvalidArgument: T is not ‖p‖²/2.

@@ -51,7 +51,7 @@ class EnergyField(VectorField):
         return gradient_of(self.energy, x)
 
     def structure(self, x: Float[Tensor, "batch ..."], v: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
-        """S(x)v per sample."""
+        """S(x)v per sample, for every v: linear in v, ⟨v, S(x)v⟩ = 0 where H is conserved, <= 0 where it falls."""
         raise NotImplementedError(f"{type(self).__name__} must implement structure(x, v): the product S(x)v.")
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:

@@ -123,7 +123,8 @@ class MetricField(VectorField):
         smallest, largest, method = self.singular_values()
         slopes = sorted(self.sign * slope for slope in (self.sigma.slope_min, self.sigma.slope_max))
         ends = largest if slopes[0] < 0 else smallest, largest if slopes[1] > 0 else smallest
-        low, high = (slope * (end * end) for slope, end in zip(slopes, ends, strict=True))
+        low = math.nextafter(slopes[0] * (ends[0] * ends[0]), -math.inf) if slopes[0] else 0.0
+        high = math.nextafter(slopes[1] * (ends[1] * ends[1]), math.inf) if slopes[1] else 0.0
         odd, reason = self.sigma.odd and self.bias is None, f"self-adjoint Jacobian in {self.metric.name}, {method}"
         return FieldFacts.of_spectrum(low, high, odd=odd, reason=reason, metric=self.metric)
 

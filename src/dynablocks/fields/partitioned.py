@@ -27,6 +27,12 @@ def halves(x: Float[Tensor, "batch entries ..."], split: int) -> tuple[Tensor, T
     return x[:, :split], x[:, split:]
 
 
+def _writes(x: Tensor) -> int | None:
+    """How often x and what it is a view of were written to; ``None`` where that is not counted."""
+    uncounted = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or x.is_inference()
+    return None if uncounted else x._version
+
+
 @FIELDS.register("shear")
 class ShearField(VectorField):
     r"""X(q, p) = (0, v(q)), or (u(p), 0) with ``moves="q"``: one part moves, driven by the other, which rests.
@@ -77,9 +83,16 @@ class ShearField(VectorField):
         """The force at the half that rests.
 
         Raises:
-            InvalidArgument: it is not of the shape of the half that moves.
+            InvalidArgument: it is not of the shape of the half that moves, or it is written over the half that rests.
         """
-        rate: Tensor = self.force(rests)
+        writes = _writes(rests)
+        # What is a view of the state is not for the force to change; where nobody would notice, it gets a copy.
+        rate: Tensor = self.force(rests.clone() if writes is None else rests)
+        if writes is not None and writes != _writes(rests):
+            raise InvalidArgument(
+                f"the force ({type(self.force).__name__}) changes its input in place, and with it the half of the "
+                "state that rests; give it layers that do not, such as nn.ReLU() for nn.ReLU(inplace=True)."
+            )
         if rate.shape != moves.shape:
             raise InvalidArgument(
                 f"the force has shape {tuple(rate.shape)}, the half that it moves {tuple(moves.shape)}; a force has "

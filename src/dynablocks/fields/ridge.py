@@ -118,6 +118,20 @@ class RidgeField(VectorField):
         constant = math.nextafter(max(abs(1 + low), abs(1 + high)), math.inf)
         return constant, f"exact flow, symmetric Jacobian with eigenvalues in [{1 + low:.6g}, {1 + high:.6g}]"
 
+    def inverse_tolerance(self, time: float) -> float | None:
+        r"""‖A‖ e₊ e₋ (‖A‖ + ‖b‖) δ for ‖AAᵀ − I‖ <= δ and e± = max |e^{±st} − 1| over the slopes s of g.
+
+        The flow −t starts from A(x + Aᵀ(φ_t(u) − u)) + b = φ_t(u) + (AAᵀ − I)(φ_t(u) − u) for u = Ax + b, and not from
+        φ_t(u) itself.
+        """
+        if type(self).flow is not RidgeField.flow:
+            return super().inverse_tolerance(time)
+        slopes, upper = self.slope_range(), self.linear.norm_bounds().upper
+        there, back = (max(abs(end) for s in slopes for end in expm1_bounds(t * s)) for t in (time, -time))
+        pixels = self.linear.features // self.linear.out_shape[0]
+        bias = 0.0 if self.bias is None else math.sqrt(pixels) * float(self.bias.detach().double().norm())
+        return self.linear.isometry_tolerance(upper * there * back * (upper + bias))
+
     def _times(self, time: Tensor | float, u: Tensor) -> Tensor:
         scales = self.slope_scales()
         if scales is None:
@@ -138,11 +152,23 @@ class RidgeField(VectorField):
         return min(ends), max(ends)
 
     def update_spectrum(self, low: float, high: float) -> tuple[float, float]:
-        """An interval that holds the eigenvalues of AᵀEA for every diagonal E with entries in [low, high]."""
+        """An interval that holds the eigenvalues of AᵀEA for every diagonal E with entries in [low, high].
+
+        All numbers where an end is none, as ∞ − ∞ of products that overflowed.
+        """
         upper, lower = self.linear.norm_bounds().upper, self.linear.smallest_singular_value()
-        largest, smallest = upper * upper, lower * lower  # inf where ** would raise
-        # 0 · inf: an infinite slope in a direction that A may not reach bounds nothing from the other side.
-        return (
-            low * largest if low < 0 else (low * smallest if low and smallest else 0.0),
-            high * largest if high > 0 else (high * smallest if high and smallest else 0.0),
-        )
+        # Rounded outwards, since products of tiny numbers underflow; those of large ones are inf where ** would raise.
+        largest = math.nextafter(upper * upper, math.inf) if upper else 0.0
+        smallest = math.nextafter(lower * lower, 0.0)
+
+        def least(slope: float) -> float:
+            """The least eigenvalue where no entry is below ``slope``."""
+            if slope < 0:
+                return math.nextafter(slope * largest, -math.inf) if largest else slope * largest
+            # 0 · inf: an infinite slope in a direction that A may not reach bounds nothing from the other side.
+            return math.nextafter(slope * smallest, 0.0) if slope and smallest else 0.0
+
+        ends = least(low), 0.0 - least(-high)
+        if any(map(math.isnan, (low, high, *ends))):
+            return -math.inf, math.inf
+        return ends

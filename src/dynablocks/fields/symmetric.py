@@ -209,7 +209,7 @@ class PotentialSum(VectorField):
             conservative = all(facts.conservative for facts in known)
             lipschitz = math.nextafter(sum(f.lipschitz for f in known) * (1 + len(known) * EPS), math.inf)
             return FieldFacts(lipschitz, conservative=conservative, odd=odd, reason="sum of fields")
-        low, high = _widened(sum(s[0] for s in spectra), sum(s[1] for s in spectra))
+        low, high = _sum_of_intervals(spectra)
         return FieldFacts.of_spectrum(*sorted((self.sign * low, self.sign * high)), odd=odd, reason=known[0].reason)
 
     def _standing_facts(self) -> FieldFacts:
@@ -244,9 +244,10 @@ class EvenPotential(OddDifference):
         return FieldFacts(conservative=self.field.standing_facts().euclidean().conservative)
 
 
-def _widened(low: float, high: float) -> tuple[float, float]:
-    slack = 4 * EPS * max(abs(low), abs(high))
-    return low - slack, high + slack
+def _sum_of_intervals(intervals: list[tuple[float, float]]) -> tuple[float, float]:
+    """An interval that holds all sums of numbers of each; rounding is that of the terms, which may cancel."""
+    slack = 4 * len(intervals) * EPS * sum(max(abs(low), abs(high)) for low, high in intervals)
+    return sum(low for low, _ in intervals) - slack, sum(high for _, high in intervals) + slack
 
 
 def conservative_field(energy: nn.Module, in_shape: tuple[int, ...] | None = None) -> VectorField:

@@ -15,7 +15,8 @@ from torch import Tensor
 from dynablocks.errors import InvalidArgument, require_choice, require_whole
 from dynablocks.fields import VectorField
 from dynablocks.fields.base import known_potential, over_states, why_no_potential
-from dynablocks.fields.hamiltonian import canonical
+from dynablocks.fields.dissipative import DampedHamiltonian, DissipativeField
+from dynablocks.fields.hamiltonian import HamiltonianEmbedding, NeuralHamiltonian, SeparableHamiltonian, canonical
 from dynablocks.integrators.base import INTEGRATORS, ImplicitIntegrator, StepSize
 from dynablocks.properties import Dissipative, EnergyPreserving, Equivariant, Property
 
@@ -28,11 +29,27 @@ Energy = Callable[[Tensor], Tensor]
 
 
 class EnergyForm(NamedTuple):
-    """X(x) = S(x)∇H(x): ``energy`` H per sample, ``gradient`` ∇H, ``structure`` (x, v) ↦ S(x)v."""
+    """X(x) = S(x)∇H(x): ``energy`` H per sample, ``gradient`` ∇H, ``structure`` (x, v) ↦ S(x)v.
+
+    ``constant`` says that S is known to be the same everywhere: then H is even where X is odd, and steps are odd, too.
+    """
 
     energy: Energy
     gradient: Callable[[Tensor], Tensor]
     structure: Callable[[Tensor, Tensor], Tensor]
+    constant: bool
+
+
+CONSTANT: frozenset[Callable[..., Tensor]] = frozenset(
+    {
+        NeuralHamiltonian.structure,
+        SeparableHamiltonian.structure,
+        HamiltonianEmbedding.structure,
+        DissipativeField.structure,
+        DampedHamiltonian.structure,
+    }
+)
+"""Of the library's fields the methods ``structure`` that do not depend on x."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +68,10 @@ def energy_form(field: VectorField) -> EnergyForm | str:
     Fields that have the methods ``energy``, ``gradient`` and ``structure`` say so themselves; Hamiltonian ones have
     S = 𝕁 = [[0, I], [−I, 0]], so ∇H = −𝕁X; gradient fields X = −∇H have S = −I.
 
+    Condition: ``structure(x, v)`` is linear in v, and ⟨v, structure(x, v)⟩ is 0 for every v where the field conserves
+    its energy, <= 0 where it dissipates it. That dH/dt is so says it of v = ∇H(x) alone;
+    :func:`dynablocks.testing.check_field` measures it for others.
+
     Example:
         >>> from dynablocks.fields import PartitionedField
         >>> x = torch.ones(1, 4)
@@ -62,10 +83,11 @@ def energy_form(field: VectorField) -> EnergyForm | str:
     if reason is not None:
         return str(reason)
     if all(callable(getattr(field, name, None)) for name in ("energy", "gradient", "structure")):
-        return EnergyForm(field.energy, field.gradient, field.structure)  # type: ignore[arg-type]
+        constant = getattr(field.structure, "__func__", None) in CONSTANT
+        return EnergyForm(field.energy, field.gradient, field.structure, constant)  # type: ignore[arg-type]
     facts = field.standing_facts()
     if facts.hamiltonian:
-        return EnergyForm(field.energy, lambda x: -canonical(field(x)), lambda x, v: canonical(v))
+        return EnergyForm(field.energy, lambda x: -canonical(field(x)), lambda x, v: canonical(v), True)
     name = type(field).__name__
     if not facts.conservative:
         return (
@@ -75,7 +97,7 @@ def energy_form(field: VectorField) -> EnergyForm | str:
     reason = why_no_potential(field)
     if reason is not None:
         return reason
-    return EnergyForm(MinusPotential(field), lambda x: -field(x), lambda x, v: -v)
+    return EnergyForm(MinusPotential(field), lambda x: -field(x), lambda x, v: -v, True)
 
 
 def _zeros(field: VectorField) -> Tensor:
@@ -201,9 +223,10 @@ class DiscreteGradient(ImplicitIntegrator):
 
     H(y) − H(x) = h ⟨∇̄H, S∇̄H⟩ is 0 for Sᵀ = −S and <= 0 for S <= 0: energy is conserved, or dissipated, for every step
     size, to the solver's tolerance. ``gonzalez`` and ``mean-value`` are symmetric of order 2; ``itoh-abe`` has order 1
-    and is not symmetric.
+    and is not symmetric. Steps of an odd field are odd where S is constant.
 
-    Condition: the field has the form X = S∇H (:func:`energy_form`).
+    Condition: the field has the form X = S∇H (:func:`energy_form`), and S is skew, or <= 0, on all vectors, since
+    ∇̄H(x, y) is no gradient of H. Of a ``structure(x, v)`` of your own that is taken for granted.
 
     Args:
         kind: ``"gonzalez"``, ``"mean-value"`` or ``"itoh-abe"`` (:func:`discrete_gradient`).
@@ -271,12 +294,29 @@ class DiscreteGradient(ImplicitIntegrator):
         return math.inf, "H(y) − H(x) = h⟨∇̄H, S∇̄H⟩"
 
     def guarantees(self, field: VectorField, step_size: float) -> tuple[list[Property], list[str]]:
-        kept, losses = self.inherited(field, step_size)
+        inherited, losses = self.inherited(field, step_size)
         form = energy_form(field)
-        told = any(isinstance(p, Dissipative) for p in kept)
-        if isinstance(form, EnergyForm) and isinstance(form.energy, MinusPotential) and step_size >= 0 and not told:
+        if isinstance(form, str):
+            return inherited, losses
+        kept: list[Property] = []
+        for owned in inherited:
+            lost = _why_lost(owned, form, type(field).__name__)
+            if lost is None:
+                kept.append(owned)
+            else:
+                losses.append(f"{type(owned).__name__} is lost: {lost}")
+        if isinstance(form.energy, MinusPotential) and step_size >= 0:
             kept.append(Dissipative(form.energy, tolerance=self.tolerance))
         return kept, losses
+
+
+def _why_lost(owned: Property, form: EnergyForm, name: str) -> str | None:
+    """Why a step does not keep what the flow of the field keeps, ``None`` where it does."""
+    if isinstance(owned, (EnergyPreserving, Dissipative)) and owned.function != form.energy:
+        return f"the step is one of −V for X = ∇V; for energy(x) give {name} methods gradient(x) and structure(x, v)"
+    if isinstance(owned, Equivariant) and not form.constant:
+        return f"a step of an odd S∇H is odd where S(−x) = S(x), unknown of {name}; Runge–Kutta methods keep it"
+    return None
 
 
 for _kind in KINDS:

@@ -76,7 +76,13 @@ class ExplicitEuler(Integrator):
 
     def guarantees(self, field: VectorField, step_size: float) -> tuple[list[Property], list[str]]:
         kept, losses = self.inherited(field, step_size)
-        return ([GradientNormPreserving(), *kept] if self._reflects(field, step_size) else kept), losses
+        if not self._reflects(field, step_size):
+            return kept, losses
+        # J = I − 2AᵀDA, D of zeros and ones, has JJᵀ − I = 4AᵀD(AAᵀ − I)DA, of norm <= 4(1 + δ)δ for ‖AAᵀ − I‖ <= δ.
+        tolerance = field.linear.isometry_tolerance(4.01)
+        if tolerance is None:
+            return kept, [*losses, f"GradientNormPreserving is lost: {field.linear.why_no_isometry()}"]
+        return [GradientNormPreserving(tolerance=tolerance), *kept], losses
 
     def title(self, step_size: float) -> str:
         return f"Euler(h={step_size:.5g}, S={self.substeps})"
@@ -85,14 +91,16 @@ class ExplicitEuler(Integrator):
         moves, ends = [h * slope for slope in field.slope_range()], []
         for some in itertools.combinations_with_replacement(moves, self.substeps):
             product = math.prod(1 + move for move in some)
-            width = 4 * self.substeps * 2.0**-52 * abs(product)  # moves, factors and products are rounded
+            width = 4 * self.substeps * EPS * abs(product)  # moves, factors and products are rounded
             shrinks = all(-1 <= move <= 0 for move in some)
-            ends += [product - width, min(product + width, 1.0) if shrinks else product + width]
+            # Beyond all numbers a product may be of either sign, and ∞ − ∞ is none.
+            low, high = (product - width, product + width) if math.isfinite(product) else (-math.inf, math.inf)
+            ends += [low, min(high, 1.0) if shrinks else high]
         low, high = field.update_spectrum(min(ends) - 1, max(ends) - 1)
         constant = math.nextafter(max(abs(1 + low), abs(1 + high)), math.inf)
         return constant, f"elementwise substeps, 1+λ in [{1 + low:.6g}, {1 + high:.6g}]"
 
-    def _reflects(self, field: VectorField, step_size: float) -> bool:
+    def _reflects(self, field: VectorField, step_size: float) -> TypeGuard[RidgeField]:
         return (
             self.substeps == 1
             and _is_plain(field)

@@ -58,7 +58,15 @@ class ExactFlow(Integrator):
         invertible = field.standing_facts().divergence_free or all(
             field.flow_constant(time)[0] < LARGEST for time in (step_size, -step_size)
         )
-        return ([Invertible(), *kept] if invertible else kept), losses
+        if not invertible:
+            return kept, losses
+        tolerance = field.inverse_tolerance(step_size)
+        if tolerance is None:
+            return kept, [
+                *losses,
+                f"Invertible is lost: rounding leaves too little of AAᵀ = I in {type(field).__name__}",
+            ]
+        return [Invertible(tolerance=tolerance), *kept], losses
 
     def title(self, step_size: float) -> str:
         return f"ExactFlow(t={step_size:.5g})"

@@ -13,7 +13,7 @@ from torch.nn import functional
 from dynablocks.errors import InvalidArgument, require_choice, require_sizes
 from dynablocks.linear.circular import circulant_product, circular_pad
 from dynablocks.linear.maps import LinearMap, require_shape
-from dynablocks.linear.orthogonal import ORTHOGONAL, orthogonal_start, paraunitary_kernel
+from dynablocks.linear.orthogonal import ORTHOGONAL, orthogonal_start, orthonormality_defect, paraunitary_kernel
 from dynablocks.linear.regularisers import ocnn_penalty
 from dynablocks.numerics.bounds import Bounds, ConvGeometry, conv_norm_bounds, conv_smallest_singular_value
 
@@ -265,6 +265,9 @@ class OrthogonalConv(Conv):
 
     def compute_weight(self) -> Float[Tensor, "out in k k"]:
         return self.compute_weights([self])[0]
+
+    def compute_orthonormality_defect(self) -> float:
+        return orthonormality_defect(self.weight)
 
 
 def _check_convolution(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.linear.maps import LinearMap
-from dynablocks.linear.orthogonal import ORTHOGONAL, orthogonal_start
+from dynablocks.linear.orthogonal import ORTHOGONAL, orthogonal_start, orthonormality_defect
 from dynablocks.numerics.bounds import Bounds, linear_norm_bounds, smallest_singular_value_bounds
 
 if TYPE_CHECKING:
@@ -90,3 +90,6 @@ class OrthogonalDense(Dense):
 
     def compute_weight(self) -> Float[Tensor, "out in"]:
         return self.compute_weights([self])[0]
+
+    def compute_orthonormality_defect(self) -> float:
+        return orthonormality_defect(self.weight)

@@ -35,6 +35,12 @@ __all__ = ["Bounds", "LinearMap", "frozen_weights", "shared_weights"]
 TINY = 1e-30
 """Divides in place of a norm that is zero."""
 
+ROUNDINGS = 64
+"""‖AAᵀ − I‖ <= 64 n ε, for rows of n entries and ε of their number format, is what rounding leaves of AAᵀ = I."""
+
+LOOSEST = 1e-3
+"""What A misses by more than this for want of AAᵀ = I is not said of it at all."""
+
 
 def own_precision(like: Tensor) -> contextlib.AbstractContextManager[None]:
     """No autocast, where the device has one (the meta device does not)."""
@@ -58,6 +64,9 @@ class LinearMap(Structured):
         in_shape, out_shape: shapes of one sample, without the batch.
         rows_orthonormal: A Aᵀ = I by construction (exact flows need it).
         columns_orthonormal: AᵀA = I by construction.
+
+    A construction can lose all its digits where its parameters are large, so what orthonormal rows or columns guarantee
+    is declared as far as the :meth:`orthonormality_defect` of the present weight allows (:meth:`isometry_tolerance`).
     """
 
     speaking = ("declare", "compute_norm_bounds")
@@ -113,6 +122,37 @@ class LinearMap(Structured):
     def smallest_singular_value(self) -> float:
         """:meth:`compute_smallest_singular_value`, once for each weight held by :func:`shared_weights`."""
         return self.once("smallest singular value", self.compute_smallest_singular_value)
+
+    def compute_orthonormality_defect(self) -> float:
+        """δ >= ‖AAᵀ − I‖, or ‖AᵀA − I‖, of the weight as it is stored and used, where that is 0 by construction.
+
+        0 where the construction is not measured.
+        """
+        return 0.0
+
+    def orthonormality_defect(self) -> float:
+        """:meth:`compute_orthonormality_defect`, once for each weight held by :func:`shared_weights`."""
+        return self.once("orthonormality defect", self.compute_orthonormality_defect)
+
+    def isometry_tolerance(self, growth: float = 1.0) -> float | None:
+        """To what holds, beyond rounding, what is exact for δ = 0 and missed by at most ``growth`` · δ otherwise.
+
+        Singular values lie within δ of 1, which is ``growth`` = 1. The tolerance is 0 where δ is rounding of the weight
+        (:data:`ROUNDINGS`), and ``None`` where it exceeds :data:`LOOSEST`.
+        """
+        weight, defect = self.weight, self.orthonormality_defect()
+        entries = max(weight.shape[0], weight[0].numel())
+        if defect <= ROUNDINGS * entries * torch.finfo(weight.dtype).eps:
+            return 0.0
+        tolerance = growth * defect
+        return tolerance if tolerance <= LOOSEST else None
+
+    def why_no_isometry(self) -> str:
+        """The sentence for an :meth:`isometry_tolerance` of ``None``."""
+        return (
+            f"rounding leaves ‖AAᵀ − I‖ = {self.orthonormality_defect():.1e} of the orthonormal {type(self).__name__}; "
+            "its parameters are too large for their number format"
+        )
 
     def once(self, name: str, compute: Callable[[], T]) -> T:
         """``compute()``, a fact of the weight, once for each weight held by :func:`shared_weights`."""
@@ -178,12 +218,16 @@ class LinearMap(Structured):
     def declare(self) -> Declaration:
         bounds = self.norm_bounds()
         kept: list[Property] = [Lipschitz(bounds.upper), Equivariant()]
-        if self.rows_orthonormal:
-            kept.append(GradientNormPreserving())
-        if self.columns_orthonormal:
-            kept.append(NormPreserving())
+        built = (self.rows_orthonormal, GradientNormPreserving()), (self.columns_orthonormal, NormPreserving())
+        isometries: list[Property] = [owned for holds, owned in built if holds]
+        tolerance = self.isometry_tolerance() if isometries else 0.0
+        losses: list[str] = []
+        if tolerance is None:
+            losses += [f"{type(owned).__name__} is lost: {self.why_no_isometry()}" for owned in isometries]
+        else:
+            kept += [owned.within(tolerance) for owned in isometries]
         reason = f"‖A‖ <= {bounds.upper:.9g} ({bounds.method})"
-        return Declaration.of(*kept, reason=reason, title=type(self).__name__)
+        return Declaration.of(*kept, reason=reason, title=type(self).__name__, losses=losses)
 
     def extra_repr(self) -> str:
         return f"{self.in_shape} -> {self.out_shape}"

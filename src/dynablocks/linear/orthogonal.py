@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,8 @@ def cayley(free: Float[Tensor, "*batch n p"]) -> Float[Tensor, "*batch n p"]:
     and the gradient is made of products.
 
     Condition: none on the parameters, since the symmetric part of I + A − Aᵀ + BᵀB is at least I. Rounding leaves
-    ‖QᵀQ − I‖ of the order ε(1 + ‖B‖²).
+    ‖QᵀQ − I‖ of the order ε(1 + ‖B‖²), so that nothing is left of QᵀQ = I where that reaches 1
+    (:func:`orthonormality_defect` measures it).
     Source: Cayley (1846); Helfrich, Willmott and Ye (2018).
 
     Example:
@@ -81,6 +83,37 @@ def _require_digits(free: Tensor) -> None:
 def _parts(free: Tensor) -> tuple[Tensor, Tensor]:
     columns = free.shape[-1]
     return free.narrow(-2, 0, columns), free.narrow(-2, columns, free.shape[-2] - columns)
+
+
+@torch.no_grad()
+def orthonormality_defect(weight: Float[Tensor, "rows columns *kernel"]) -> float:
+    r"""δ with ‖AAᵀ − I‖₂ <= δ, or ‖AᵀA − I‖₂ <= δ where A has more rows than columns, in float64.
+
+    For a matrix δ is the Frobenius norm. A kernel K stands for the convolution whose symbol is Σ_t K_t e^{i⟨ω, t⟩}; at
+    every frequency ŴŴ* − I = Σ_s (Σ_t K_{t+s}K_tᵀ − δ_{s0}I) e^{i⟨ω, s⟩}, so that δ is the sum of the norms over s.
+    Where the kernel has as many rows as columns ‖Ŵ*Ŵ − I‖ is the same. The singular values lie within δ of 1.
+
+    Args:
+        weight: a matrix, or the kernel (rows, columns, k, k) of a convolution of stride 1.
+
+    Returns:
+        δ, infinite where the weight is not finite.
+
+    Example:
+        >>> orthonormality_defect(torch.diag(torch.tensor([1.0, 0.5])))
+        0.75
+    """
+    exact = weight.detach().to(device="cpu", dtype=torch.float64)
+    if exact.shape[0] > exact.shape[1]:
+        exact = exact.transpose(0, 1)
+    if exact.ndim == 2:
+        gaps = (exact @ exact.mT)[..., None, None]
+    else:
+        gaps = functional.conv2d(exact, exact, padding=exact.shape[-1] - 1)
+    centre = gaps.shape[-1] // 2
+    gaps[:, :, centre, centre] -= torch.eye(len(exact), dtype=torch.float64, device="cpu")
+    defect = float(torch.linalg.vector_norm(gaps, dim=(0, 1)).sum())
+    return defect if math.isfinite(defect) else math.inf
 
 
 def orthogonal_start(count: tuple[int, ...], size: int, columns: int, spread: float = 1.0) -> Tensor:

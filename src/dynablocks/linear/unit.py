@@ -27,9 +27,13 @@ class UnitNorm(LinearMap):
 
     In training mode ‖K‖ is power iteration, one more step at each use with gradients, from the leading vector of the
     last: a lower bound that stays close as long as K moves slowly. In evaluation mode it is a sound upper bound in
-    float64, kept until K changes, so that ‖A‖ <= 1. What is declared is a sound bound of the weight of the mode: a
-    little above 1 in training. Gradients are those of K/‖K‖ ("same" padding: with the norm of the padded torus taken
-    for that of the map), as near as the leading vector is.
+    float64, kept until K changes, so that ‖A‖ <= 1. Gradients are those of K/‖K‖ ("same" padding: with the norm of the
+    padded torus taken for that of the map), as near as the leading vector is.
+
+    What is declared is a sound bound of the weight of the mode: a little above 1 in training. There the weight is
+    another at the next use with gradients, divided by ‖Kv‖ for a v that is one step further. For the same K that norm
+    does not fall (‖Kv‖² is a Rayleigh quotient of KᵀK), so the weight shrinks, by the factor ‖A‖ at most: bounds of its
+    singular values from both sides hold for all uses that follow, but for rounding in the number format of K.
 
     Source: Meunier et al. (2022), "A dynamical system perspective for Lipschitz neural networks" (convex potential
         layers), with a sound norm in place of their hundred iterations.
@@ -64,18 +68,33 @@ class UnitNorm(LinearMap):
         weight = self.free_weight()
         learning = torch.is_grad_enabled()
         with own_precision(weight):
-            if not self.training and not (learning and weight.requires_grad):
-                return weight / max(self._norm(weight), TINY)
+            if not self.training:
+                unit = weight / max(self._norm(weight), TINY)
+                # Its own norm gives the slope, and the value 1: that of K may be beyond the number format.
+                return unit / self._relative_length(unit) if learning and weight.requires_grad else unit
             vector = self.leading
-            for _ in range(int(learning) if self.training else GRADIENT_STEPS):
+            if learning:
                 vector = self.power_step(weight, vector)
             length = self.multiply(weight, vector).norm().clamp_min(TINY)
-            if not self.training:
-                return weight * (length.detach() / length) / max(self._norm(weight), TINY)
             # The stored vector is a copy: the graph needs this one as it is, and functorch allows no writing.
             if learning and not torch._C._are_functorch_transforms_active():
                 self.leading.copy_(vector)
             return weight / length
+
+    def _relative_length(self, weight: Tensor) -> Tensor:
+        """‖Wv‖ over itself for the leading vector v of W: 1, with the slope of log ‖W‖."""
+        vector = self.leading
+        for _ in range(GRADIENT_STEPS):
+            vector = self.power_step(weight, vector)
+        length = self.multiply(weight, vector).norm().clamp_min(TINY)
+        return length / length.detach()
+
+    def compute_smallest_singular_value(self) -> float:
+        if not self.training:
+            return super().compute_smallest_singular_value()
+        # The norm first: where no weight is held and gradients are on, each of the two is of a weight of its own.
+        largest = self.norm_bounds().upper
+        return super().compute_smallest_singular_value() / max(1.0, largest)
 
 
 class UnitConv(UnitNorm, Conv):

@@ -220,8 +220,15 @@ def _difference(what: str, one: Tensor, other: Tensor, slack: float) -> Iterator
 
 def _change(at: Measured, slope: Float[Tensor, "batch entries"]) -> tuple[Float[Tensor, " batch"], float]:
     """⟨slope, X⟩ at each state, and what rounding of its terms may be."""
-    sizes = slope.norm(dim=1) * at.rates.norm(dim=1)
-    return (slope * at.rates).sum(1), at.unit * max(1.0, float(sizes.max()))
+    return _product(at, slope, at.rates)
+
+
+def _product(
+    at: Measured, one: Float[Tensor, "batch entries"], other: Float[Tensor, "batch entries"]
+) -> tuple[Float[Tensor, " batch"], float]:
+    """⟨one, other⟩ at each state, and what rounding of its terms may be."""
+    sizes = one.norm(dim=1) * other.norm(dim=1)
+    return (one * other).sum(1), at.unit * max(1.0, float(sizes.max()))
 
 
 @with_gradients
@@ -394,6 +401,22 @@ def _structure(at: Measured, facts: FieldFacts) -> Iterator[str]:
     slope = _slope("energy", energy, at.x)
     yield from _difference("∇H and gradient", slope, given.flatten(1), at.tolerance(slope))
     yield from _difference("structure(x, gradient(x)) and X", image, at.rates, at.tolerance(image, slope))
+    yield from _form_of_structure(at, facts, structure)
+
+
+def _form_of_structure(at: Measured, facts: FieldFacts, structure: Callable[[Tensor, Tensor], Tensor]) -> Iterator[str]:
+    """S(x)v for random v: a discrete gradient is none of the gradients, of which dH/dt speaks."""
+    generator = torch.Generator().manual_seed(5)
+    v, w = torch.randn(2, *at.x.shape, generator=generator, dtype=at.x.dtype)
+    with torch.no_grad():
+        one, other, both = (structure(at.x, given).flatten(1) for given in (v, w, v - 2 * w))
+    names, rounding = "structure(x, v − 2w) and structure(x, v) − 2 structure(x, w)", at.tolerance(one, other, both)
+    yield from _difference(names, both, one - 2 * other, rounding)
+    growth, rounding = _product(at, v.flatten(1), one)
+    if facts.conserves_energy:
+        yield from _beyond("|⟨v, structure(x, v)⟩| for a random v", growth.abs(), rounding)
+    elif facts.dissipates_energy:
+        yield from _beyond("⟨v, structure(x, v)⟩ for a random v", growth, rounding)
 
 
 @measures("terms", METHODS)
