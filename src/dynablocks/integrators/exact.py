@@ -64,7 +64,7 @@ class ExactFlow(Integrator):
         if tolerance is None:
             return kept, [
                 *losses,
-                f"Invertible is lost: rounding leaves too little of AAᵀ = I in {type(field).__name__}",
+                "Invertible is lost: rounding leaves too little of AAᵀ = I",
             ]
         return [Invertible(tolerance=tolerance), *kept], losses
 
