@@ -868,6 +868,7 @@ def test_a_configuration_file_is_read_once_with_or_without_a_byte_order_mark(
     monkeypatch.setattr(arguments, "_text", counted)
     for name, mark in (("plain.yaml", ""), ("marked.yaml", "\ufeff")):
         file = tmp_path / name
+        capsys.readouterr()
         file.write_text(f"{mark}data:\n  name: digits\n  dir: größer\n", encoding="utf-8")
         assert main(["train", "--preset", "smoke", "--config", str(file), "--print_config"]) == 0
         assert yaml.safe_load(capsys.readouterr().out)["data"]["dir"] == "größer"

@@ -311,6 +311,9 @@ def test_each_hostile_kind_catches_what_nothing_else_sees(kind: str) -> None:
 
 def test_a_wrong_answer_beside_a_refused_one_is_seen() -> None:
     class Refuses(HealthyBlock):
+        def declare(self) -> Declaration:
+            return super().declare()
+
         def large(self) -> bool:
             return float(self.scale.detach().abs().max()) > 100
 

@@ -448,5 +448,6 @@ def test_a_step_that_follows_a_potential_keeps_no_other_energy(kind: str) -> Non
     assert [loss.split()[0] for loss in declared.losses] == ["EnergyPreserving"]
     assert declared.properties.of(Dissipative) == Dissipative(MinusPotential(field), tolerance=method.tolerance)
     y = method.step(field, x, 0.1)
-    assert float((field.energy(y) - field.energy(x)).abs().max()) > 1e-6
+    # Along a straight line z³ changes by Δz times the mean of 3z², which here is |Δz|²/h: the mean value keeps Im z³.
+    assert (float((field.energy(y) - field.energy(x)).abs().max()) > 1e-6) == (kind != "mean-value")
     verify(DynamicalBlock(field, kind, FreeSignal(0.1)), x).require()

@@ -234,9 +234,14 @@ class LeakingField(MassPreservingField):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * torch.tensor([1 + 1e-9, 1.0, 1.0, 1.0], dtype=x.dtype)
 
+    def facts(self) -> FieldFacts:
+        return super().facts()
+
 
 class SpillingPatankar(ModifiedPatankar):
     """The stages of a method that is conservative, but explicit: it leaves x >= 0."""
+
+    keeps = ModifiedPatankar.keeps
 
     def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
         return x + step_size * field(x)

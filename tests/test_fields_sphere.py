@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
-from dynablocks.fields import VectorField
+from dynablocks.fields import FieldFacts, VectorField
 from dynablocks.fields.base import potential_of
 from dynablocks.fields.mass import MassPreservingField
 from dynablocks.fields.presnov import presnov
@@ -118,6 +118,9 @@ class NotQuiteTangent(SphereField):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + 1e-9 * x
+
+    def facts(self) -> FieldFacts:
+        return super().facts()
 
     def rotate(self, at: Tensor, v: Tensor, time: Tensor | float, chart: str = "exp") -> Tensor:
         return v + time * self(at)

@@ -297,6 +297,9 @@ class Misprinted(MetricField):
         inner = self.metric.whiten(self.metric.whiten(self.linear(x)))
         return -self.linear.adjoint(self.sigma(inner + self.bias))
 
+    def facts(self) -> FieldFacts:
+        return super().facts()
+
 
 class Claims(Structured):
     """A block with the claim that it is non-expansive in a metric."""

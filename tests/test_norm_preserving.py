@@ -215,6 +215,9 @@ def test_projection_returns_a_drifting_mass() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + 1e-3
 
+        def facts(self) -> FieldFacts:
+            return super().facts()
+
     field = Drifting(GradientField(Dense(4, 5), "tanh"), [None]).double()
     x = torch.randn(5, 4, dtype=torch.float64)
     with torch.no_grad():
@@ -251,12 +254,16 @@ def test_projection_loses_symplecticity_and_says_so() -> None:
 class UnprojectedCalvo(CalvoEulerHeun):
     """Heun's step with the declaration of Calvo's."""
 
+    keeps = CalvoEulerHeun.keeps
+
     def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
         return integrator("heun").step(field, x, step_size)
 
 
 class TiltedProjection(Projected):
     """The projection with a norm off by 1e-11."""
+
+    keeps = Projected.keeps
 
     def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
         return super().step(field, x, step_size) * (1 + 1e-11)

@@ -18,7 +18,7 @@ from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import GradientField, PartitionedField, ShearField, leaky_relu
 from dynablocks.linear import Dense, OrthogonalDense, frozen_weights, shared_weights
-from dynablocks.properties import Invertible, VolumePreserving
+from dynablocks.properties import Declaration, Invertible, VolumePreserving
 from dynablocks.reversible import DriftWarning, ReversibleChain
 from dynablocks.switching import FreeSignal, LearnedStep
 from dynablocks.testing import HealthyBlock, check_block
@@ -195,6 +195,9 @@ class NoisyScale(HealthyBlock):
 
     def inverse(self, y: Tensor) -> Tensor:
         return super().inverse(y / (1 + torch.rand(3, dtype=y.dtype)))
+
+    def declare(self) -> Declaration:
+        return super().declare()
 
 
 def test_dropout_is_the_same_in_both_passes() -> None:

@@ -26,7 +26,7 @@ def package(place: Path) -> Path:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda place: (place / "linear" / "bounds.py").write_text("SLACK = 0\n"),
+        lambda place: (place / "numerics" / "bounds.py").write_text("SLACK = 0\n"),
         lambda place: (place / "blocks.py").write_text(""),
         lambda place: (place / "models").mkdir() or (place / "models" / "new.py").write_text("x = 1\n"),
         lambda place: (place / "robustness" / "attacks.py").unlink(),
@@ -47,8 +47,8 @@ def test_code_that_computes_no_certificate_may_change(tmp_path: Path) -> None:
     before = source_hash(place)
     (place / "reporting" / "page.py").write_text("other\n")
     (place / "cli.py").unlink()
-    (place / "linear" / "notes.txt").write_text("no code\n")
-    (place / "linear" / ".#bounds.py").symlink_to("an-editor-that-runs")
+    (place / "numerics" / "notes.txt").write_text("no code\n")
+    (place / "numerics" / ".#bounds.py").symlink_to("an-editor-that-runs")
     assert source_hash(place) == before
 
 

@@ -20,7 +20,7 @@ from dynablocks.fields import ShearField
 from dynablocks.integrators import ExactFlow, Splitting
 from dynablocks.linear import LinearMap, shared_weights
 from dynablocks.properties import Declaration, Invertible, Structured, compose, declare, without_missing_methods
-from dynablocks.properties.own_code import foreign, overrides
+from dynablocks.properties.own_code import overrides
 from dynablocks.switching import SwitchingSignal
 
 if TYPE_CHECKING:
@@ -285,7 +285,7 @@ class _Shear:
 
 def _shears(block: nn.Module) -> tuple[_Shear, ...]:
     """The block as shears in the order of their application; none when it is something else."""
-    if overrides(block, DynamicalBlock, "forward") or foreign(block) is not None:
+    if overrides(block, DynamicalBlock, "forward") or block._forward_hooks or block._forward_pre_hooks:
         return ()
     block = cast(DynamicalBlock, block)
     found: list[_Shear] = []

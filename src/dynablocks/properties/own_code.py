@@ -59,18 +59,34 @@ def overrides(part: object, kind: type, method: str) -> bool:
     return shadowed(part, method) or getattr(type(part), method, None) is not getattr(kind, method, None)
 
 
-def foreign(module: nn.Module) -> str | None:
+WRAPPERS = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module"}
+"""What ``torch.compile`` and distributed training wrap around a module, and where they keep it."""
+
+
+def foreign(module: nn.Module, *, everywhere: bool = False) -> str | None:
     """Why a module does not compute what its classes say: hooks, or methods set on an instance; ``None`` if it does.
+
+    Looked at are the module and those of its parts that speak themselves, by ``declare`` or ``facts``; what is said of
+    a block with a force of torch's layers is said whatever that force computes.
+
+    Args:
+        module: any module.
+        everywhere: look at all parts.
 
     Example:
         >>> chain = nn.Sequential(nn.ReLU())
+        >>> handle = chain[0].register_forward_hook(lambda module, given, output: 2 * output)
         >>> foreign(chain) is None
         True
-        >>> handle = chain[0].register_forward_hook(lambda module, given, output: 2 * output)
-        >>> foreign(chain)
+        >>> foreign(chain[0])
+        'ReLU has forward hooks, which may change what it computes'
+        >>> foreign(chain, everywhere=True)
         '0 has forward hooks, which may change what it computes'
     """
     for path, part in module.named_modules():
+        speaks = part is module or hasattr(type(part), "declare") or hasattr(type(part), "facts")
+        if type(part).__name__ in WRAPPERS or not (everywhere or speaks):
+            continue
         name = path or type(part).__name__
         if part._forward_hooks or part._forward_pre_hooks:
             return f"{name} has forward hooks, which may change what it computes"

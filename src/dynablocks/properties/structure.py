@@ -25,7 +25,7 @@ from dynablocks.properties.declarations import (
     Symplectic,
     VolumePreserving,
 )
-from dynablocks.properties.own_code import foreign, replaced
+from dynablocks.properties.own_code import WRAPPERS, foreign, replaced
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def rule(kind: type[nn.Module]) -> Callable[[Callable[..., Declaration]], Callab
 
 def original(module: nn.Module) -> nn.Module:
     """The module inside what ``torch.compile`` or distributed training wrapped around it, or the module itself."""
-    inside = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module"}.get(type(module).__name__)
+    inside = WRAPPERS.get(type(module).__name__)
     return module if inside is None else original(getattr(module, inside))
 
 

@@ -313,7 +313,7 @@ def certify(
         )
     dtype = ARITHMETICS[require_choice("arithmetic", arithmetic, ARITHMETICS)]
     images, labels = checked_data(model, dataset, samples)
-    reason = foreign(model)
+    reason = foreign(model, everywhere=True)
     if reason is not None:
         raise InvalidArgument(f"{reason}; a certificate is of what the classes compute: remove it before.")
     if isinstance(model, Network):

@@ -427,7 +427,7 @@ def rounding_bound(
         True
     """
     require_strict_environment(pixels)
-    reason = foreign(network)
+    reason = foreign(network, everywhere=True)
     if reason is not None:
         raise NoRoundingBound(f"{reason}, so the rounding of the network has no proved bound.")
     _refuse_own_code(network.head, "forward")
