@@ -49,8 +49,8 @@ class Structured(nn.Module):
     """A module that declares its properties from its present parameters.
 
     Subclasses implement :meth:`declare`; every bound in it is an upper bound in float64. It speaks of the ``forward``
-    beside it: a subclass with another ``forward`` declares nothing until it has a ``declare`` of its own, and so does a
-    module with forward hooks.
+    beside it: a subclass with another ``forward`` (or ``inverse``) declares nothing until it has a ``declare`` of its own,
+    and so does a module with forward hooks.
     """
 
     speaking: ClassVar[tuple[str, ...]] = ("declare",)
@@ -58,7 +58,7 @@ class Structured(nn.Module):
 
     def __init_subclass__(cls, **given: Any) -> None:
         super().__init_subclass__(**given)
-        if replaced(cls, ("forward",), cls.speaking) is not None:
+        if replaced(cls, ("forward", "inverse"), cls.speaking) is not None:
             cls.declare = _says_nothing  # type: ignore[method-assign]
 
     def declare(self) -> Declaration:
@@ -73,7 +73,7 @@ class Structured(nn.Module):
 
 def _says_nothing(self: Structured) -> Declaration:
     name = type(self).__name__
-    reason = f"{name} has a forward of its own, of which the declare() that it inherits does not speak"
+    reason = f"{name} has a forward or an inverse of its own, of which the declare() that it inherits does not speak"
     return Declaration.of(reason=reason, title=name)
 
 

@@ -220,7 +220,7 @@ def _targets(module: nn.Module, x: Tensor) -> list[tuple[str, nn.Module, Tensor]
 
 def _check(where: str, module: nn.Module, declared: Property, x: Tensor, search_steps: int) -> Check:
     searched = functools.partial(_search_lipschitz, search_steps=search_steps)
-    measure = searched if isinstance(declared, Lipschitz) else MEASURES.get(type(declared))
+    measure: Measure | None = searched if isinstance(declared, Lipschitz) else MEASURES.get(type(declared))
     if measure is None:
         raise InvalidArgument(f"no measurement is known for {declared}; file one with properties.verify.measures.")
     with torch.no_grad():

@@ -420,6 +420,7 @@ def rounding_bound(
     Example:
         >>> from dynablocks.linear import frozen_weights
         >>> from dynablocks.models import ModelConfig, build
+        >>> from dynablocks.robustness import plain_arithmetic
         >>> network = build(ModelConfig("certified", widths=(4,), layers=(1,)), (1, 8, 8), 10, seed=0).eval()
         >>> with torch.no_grad(), frozen_weights(network), plain_arithmetic():
         ...     logits, error = rounding_bound(network, torch.rand(2, 1, 8, 8))
