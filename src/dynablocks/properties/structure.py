@@ -49,8 +49,8 @@ class Structured(nn.Module):
     """A module that declares its properties from its present parameters.
 
     Subclasses implement :meth:`declare`; every bound in it is an upper bound in float64. It speaks of the ``forward``
-    beside it: a subclass with another ``forward`` (or ``inverse``) declares nothing until it has a ``declare`` of its own,
-    and so does a module with forward hooks.
+    beside it: a subclass with another ``forward`` (or ``inverse``) declares nothing until it has a ``declare`` of its
+    own, and so does a module with forward hooks.
     """
 
     speaking: ClassVar[tuple[str, ...]] = ("declare",)
