@@ -19,9 +19,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dynablocks.config import DataConfig
+from dynablocks.data import to_unit_range
 from dynablocks.errors import DynablocksError
+from dynablocks.files import write_json
 from dynablocks.linear import frozen_weights
 from dynablocks.robustness import DEFAULT_EPSILONS, AttackConfig, attack
+from dynablocks.run_directory.network import load, load_config, load_splits, with_data
 
 
 class SmallNetwork(nn.Module):
@@ -70,15 +74,8 @@ def trained_on_digits(train: tuple[Tensor, Tensor], epochs: int) -> nn.Module:
 
 def of_run(directory: Path, data_dir: Path | None, count: int) -> tuple[nn.Module, tuple[Tensor, Tensor], str]:
     """The model of a run directory, its test images and their name."""
-    import yaml
-
-    import dynablocks
-    from dynablocks.data import load_data, to_unit_range
-
-    chosen = yaml.safe_load((directory / "config.yaml").read_text())["data"]
-    where = data_dir or (chosen["dir"] and Path(chosen["dir"]))
-    test = load_data(chosen["name"], where).test
-    return dynablocks.load(directory), (to_unit_range(test.images[:count]), test.labels[:count]), test.name
+    test = load_splits(with_data(load_config(directory), DataConfig(dir=data_dir))).test
+    return load(directory), (to_unit_range(test.images[:count]), test.labels[:count]), test.name
 
 
 def foolbox_accuracy(
@@ -102,7 +99,7 @@ def mean(rows: Sequence[Sequence[float]]) -> list[float]:
     return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
 
 
-def main() -> int:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="a run directory; a small network on digits when left out")
     parser.add_argument("--data-dir", type=Path, help="where the run's data set lies")
@@ -112,7 +109,11 @@ def main() -> int:
     parser.add_argument("--tolerance", type=float, default=0.01)
     parser.add_argument("--epochs", type=int, default=30, help="of the small network")
     parser.add_argument("--out", type=Path, help="write the table as JSON too")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = parse()
     if options.run is None:
         train, data = digits(options.samples)
         model, name = trained_on_digits(train, options.epochs), "digits"
@@ -138,8 +139,6 @@ def main() -> int:
     agree = worst <= options.tolerance + 1e-9
     print(f"largest difference {worst:.4f}, allowed {options.tolerance:g}: {'agree' if agree else 'DIFFER'}")
     if options.out is not None:
-        from dynablocks.files import write_json
-
         table = [{"epsilon": e, "ours": a, "foolbox": b} for e, a, b in rows]
         write_json(
             options.out,

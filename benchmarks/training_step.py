@@ -20,7 +20,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -36,6 +36,8 @@ from dynablocks.linear.circular import circular_pad
 from dynablocks.models import ModelConfig, build
 from dynablocks.switching import ExactFlowRegion, PrescribedSignal, TightRegion, keep_constraints, regularisation
 from dynablocks.training.precision import supports_bf16
+
+IMAGE, CLASSES = (3, 32, 32), 10
 
 
 def medians(actions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -140,22 +142,23 @@ def orthogonal_weights(network: nn.Module) -> Callable[[], None]:
     return step
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path, default=None, help="also write the figures here")
-    options = parser.parse_args()
-    torch.manual_seed(0)
-    pixels = torch.rand(options.batch, 3, 32, 32).to(memory_format=torch.channels_last)
-    figures: dict[str, float] = {}
+def images(batch: int) -> Tensor:
+    """Random pixels of the size of CIFAR's."""
+    return torch.rand(batch, *IMAGE).to(memory_format=torch.channels_last)
 
-    network = build(ModelConfig("prescribed", layers=(4, 4, 4), lift="paper"), (3, 32, 32), 10, seed=0)
-    times = medians({"step": training_step(network, pixels), "raw": raw_convolutions(network, pixels)}, options.repeats)
-    figures["raw convolutions / training step (prescribed, twice the paper's layers)"] = times["raw"] / times["step"]
 
+def prescribed_step(batch: int, repeats: int) -> dict[str, float]:
+    """The first figure of the list above."""
+    network = build(ModelConfig("prescribed", layers=(4, 4, 4), lift="paper"), IMAGE, CLASSES, seed=0)
+    pixels = images(batch)
+    times = medians({"step": training_step(network, pixels), "raw": raw_convolutions(network, pixels)}, repeats)
+    return {"raw convolutions / training step (prescribed, twice the paper's layers)": times["raw"] / times["step"]}
+
+
+def exact_flows(batch: int, repeats: int) -> dict[str, float]:
+    """The second figure."""
     shape, sigma = (64, 16, 16), leaky_relu(0.5)
-    x = torch.randn(options.batch, *shape).to(memory_format=torch.channels_last)
+    x = torch.randn(batch, *shape).to(memory_format=torch.channels_last)
     fields = [GradientField(OrthogonalConv(shape), sigma), GradientField(OrthogonalConv(shape), sigma, expansive=True)]
     exact = DynamicalBlock(fields, "exact", PrescribedSignal(ExactFlowRegion(0.5)))
     euler = DynamicalBlock(fields, "euler", PrescribedSignal(TightRegion(0.5, 2)))
@@ -163,30 +166,45 @@ def main() -> None:
     def both_ways(block: DynamicalBlock) -> Callable[[], None]:
         return lambda: block(x).square().mean().backward()
 
-    times = medians({"exact": both_ways(exact), "euler": both_ways(euler)}, options.repeats)
-    figures["exact flow / S = 2 Euler (64 channels, 16 x 16)"] = times["exact"] / times["euler"]
+    times = medians({"exact": both_ways(exact), "euler": both_ways(euler)}, repeats)
+    return {"exact flow / S = 2 Euler (64 channels, 16 x 16)": times["exact"] / times["euler"]}
 
+
+def orthogonal_shares(batch: int, repeats: int) -> dict[str, float]:
+    """The third figures."""
+    figures, pixels = {}, images(batch)
     for method in ("cayley", "expm"):
-        certified = build(ModelConfig("certified", method=method), (3, 32, 32), 10, seed=0)
-        actions = {"weights": orthogonal_weights(certified), "step": training_step(certified, pixels, False)}
-        times = medians(actions, options.repeats)
+        network = build(ModelConfig("certified", method=method), IMAGE, CLASSES, seed=0)
+        actions = {"weights": orthogonal_weights(network), "step": training_step(network, pixels, False)}
+        times = medians(actions, repeats)
         figures[f"orthogonal weights ({method}) / training step (certified)"] = times["weights"] / times["step"]
+    return figures
 
+
+def preset_actions(formats: Sequence[torch.dtype]) -> dict[str, Callable[[], object]]:
+    """What the fourth and fifth figures time: the preset's network and one with a third stage, in each format."""
     settings = preset_settings("certified/cpu-1h", "certified", "cifar10")
     three_stages = settings["model"] | {"layers": (4, 4, 3), "dense_layers": 0}
     headline, convolutions = (
-        build(ModelConfig("certified", **chosen), (3, 32, 32), 10, seed=0).to(memory_format=torch.channels_last)
+        build(ModelConfig("certified", **chosen), IMAGE, CLASSES, seed=0).to(memory_format=torch.channels_last)
         for chosen in (settings["model"], three_stages)
     )
-    pixels = torch.rand(settings["training"]["batch_size"], 3, 32, 32).to(memory_format=torch.channels_last)
-    formats = [torch.float32] + [torch.bfloat16] * supports_bf16(torch.device("cpu"))
-    actions = {"weights": orthogonal_weights(headline)}
+    pixels = images(settings["training"]["batch_size"])
+    actions: dict[str, Callable[[], object]] = {"weights": orthogonal_weights(headline)}
     for dtype in formats:
+        circulant = training_step(convolutions, pixels, False, dtype)
         actions[f"step {dtype}"] = training_step(headline, pixels, False, dtype)
         actions[f"raw {dtype}"] = raw_convolutions(headline, pixels, dtype)
-        actions[f"circulant {dtype}"] = training_step(convolutions, pixels, False, dtype)
-        actions[f"plain {dtype}"] = without_products(actions[f"circulant {dtype}"])
-    times = medians(actions, options.repeats)
+        actions[f"circulant {dtype}"] = circulant
+        actions[f"plain {dtype}"] = without_products(circulant)
+    return actions
+
+
+def preset_shares(repeats: int) -> dict[str, float]:
+    """The fourth and fifth figures."""
+    figures = {}
+    formats = [torch.float32] + [torch.bfloat16] * supports_bf16(torch.device("cpu"))
+    times = medians(preset_actions(formats), repeats)
     for dtype in formats:
         arithmetic, step = str(dtype).removeprefix("torch."), times[f"step {dtype}"]
         name = f"certified/cpu-1h, {arithmetic}"
@@ -197,7 +215,24 @@ def main() -> None:
     if len(formats) > 1:
         name = "training step, bfloat16 / float32 (certified/cpu-1h)"
         figures[name] = times[f"step {formats[1]}"] / times[f"step {formats[0]}"]
+    return figures
 
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path, default=None, help="also write the figures here")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    torch.manual_seed(0)
+    figures = prescribed_step(options.batch, options.repeats)
+    figures |= exact_flows(options.batch, options.repeats)
+    figures |= orthogonal_shares(options.batch, options.repeats)
+    figures |= preset_shares(options.repeats)
     for name, value in figures.items():
         print(f"{value:6.3f}  {name}")
     if options.json is not None:

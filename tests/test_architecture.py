@@ -26,7 +26,7 @@ LAYERS = (
     ("run_directory", "config", "arguments"),
     ("reporting", "training", "robustness", "testing"),
     ("models",),
-    ("blocks", "reversible"),
+    ("blocks", "composition", "reversible"),
     ("structured_lifting",),
     ("integrators",),
     ("fields", "switching"),

@@ -21,8 +21,8 @@ from dynablocks.experiments.energy import (
     best_published,
     judged,
 )
-from dynablocks.experiments.energy_data import NOISE, SYSTEMS, learning_data, solutions
-from dynablocks.experiments.energy_models import MODELS, Relative, Rollout, fit_noisy, hamiltonian_model
+from dynablocks.experiments.energy_data import NOISE, learning_data, learning_system, solutions
+from dynablocks.experiments.energy_models import HAMILTONIANS, Relative, RolloutMap, fit_noisy, hamiltonian_model
 from dynablocks.fields.hamiltonian import SeparableHamiltonian
 from dynablocks.fields.symmetric import LinearField, ridge_energy
 
@@ -44,7 +44,7 @@ def spring(stiffness: float = 2.0) -> SeparableHamiltonian:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_solutions_keep_the_energy(name: str) -> None:
-    system = SYSTEMS[name]
+    system = learning_system(name)
     random = np.random.RandomState(3)
     starts = torch.from_numpy(np.stack([system.draw(random) for _ in range(5)]))
     states = solutions(system, starts)
@@ -57,7 +57,7 @@ def test_solutions_keep_the_energy(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_slopes_are_hamiltonian(name: str) -> None:
-    system = SYSTEMS[name]
+    system = learning_system(name)
     random = np.random.RandomState(4)
     x = torch.from_numpy(np.stack([system.draw(random) for _ in range(5)])).requires_grad_()
     (gradient,) = torch.autograd.grad(system.energy(x).sum(), x)
@@ -90,17 +90,18 @@ def test_statistics_of_the_data_are_those_published() -> None:
     assert not torch.equal(learning_data("spring", seed=1).train, data.train)
     random = np.random.RandomState(0)
     for name, low, high in (("spring", 0.1, 1.0), ("pendulum", 1.3, 2.3)):
-        radii = np.array([np.linalg.norm(SYSTEMS[name].draw(random)) for _ in range(400)])
+        system = learning_system(name)
+        radii = np.array([np.linalg.norm(system.draw(random)) for _ in range(400)])
         assert low <= radii.min() < low + 0.02
         assert high - 0.02 < radii.max() <= high
-        inside = np.abs([SYSTEMS[name].draw_rollout(random) for _ in range(400)])
+        inside = np.abs([system.draw_rollout(random) for _ in range(400)])
         assert 0.2 <= inside.min() < 0.21
         assert 0.99 < inside.max() <= 1.0
 
 
 def test_bodies_are_opposite_on_nearly_circular_orbits() -> None:
     random = np.random.RandomState(0)
-    starts = torch.from_numpy(np.stack([SYSTEMS["two-body"].draw(random) for _ in range(2000)]))
+    starts = torch.from_numpy(np.stack([learning_system("two-body").draw(random) for _ in range(2000)]))
     assert torch.equal(starts[:, ::2], -starts[:, 1::2])
     place, speed = starts[:, 0:4:2], starts[:, 4::2]
     assert float((place * speed).sum(1).abs().max()) < 1e-15
@@ -119,7 +120,7 @@ def test_unknown_names_are_explained() -> None:
         hamiltonian_model("seperable", 2, 3)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", HAMILTONIANS)
 def test_every_model_is_the_field_of_its_energy(model: str) -> None:
     dimension = 8 if model == "relative" else 2
     field = hamiltonian_model(model, dimension, 3)
@@ -146,7 +147,7 @@ def test_noisy_trajectories_give_the_spring_back() -> None:
     clean = rotated(starts, times)
     noisy = clean + 0.01 * torch.randn(clean.shape, dtype=torch.float64, generator=generator)
     field = spring(1.8)
-    misfit = fit_noisy(Rollout(field, 0.2, 20, 8, noisy[:, 0]), noisy, noise=0.01, steps=8)
+    misfit = fit_noisy(RolloutMap(field, 0.2, 20, 8, noisy[:, 0]), noisy, noise=0.01, steps=8)
     # 160 measurements, 10 unknowns: expect 0.94 ± 0.11.
     assert 0.6 < misfit < 1.3
     with torch.no_grad():
@@ -157,8 +158,8 @@ def test_noisy_trajectories_give_the_spring_back() -> None:
 
 def test_the_metric_is_zero_for_the_truth_and_sees_a_wrong_spring() -> None:
     data = learning_data("spring", seed=0)
-    truth = judged(SYSTEMS["spring"], spring(), data, 64)
-    wrong = judged(SYSTEMS["spring"], spring(2.2), data, 64)
+    truth = judged(learning_system("spring"), spring(), data, 64)
+    wrong = judged(learning_system("spring"), spring(2.2), data, 64)
     assert truth["published"] < 1e-6
     assert truth["derivative"] == pytest.approx(4 * NOISE**2, rel=0.05)
     # q² + ap² for a = 1/1.1 is kept, so q² + p² swings by up to a tenth of p².
@@ -187,7 +188,7 @@ def test_smoke_experiment(tmp_path: Path) -> None:
     cells = experiment.cells(scale)
     assert [store.build(cell) for cell in cells] == ["built"] * len(cells)
     assert {check.verdict for check in experiment.checks(scale, store)} == {"not compared"}
-    assert MODELS[CLAIMED["pendulum"]] in experiment.tables(scale, store)
+    assert HAMILTONIANS[CLAIMED["pendulum"]] in experiment.tables(scale, store)
     assert set(experiment.figures(scale, store)) == {"energy", "energy_phase"}
     again = cells[0].build(tmp_path, store)
     assert again == store.result(cells[0])

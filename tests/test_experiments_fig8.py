@@ -20,11 +20,11 @@ from dynablocks.experiments.fig8 import (
     NetworkRotation,
     SplittingFieldCell,
     SumField,
-    flow_pairs,
     judged,
     printed_field,
     ridge_field,
     target,
+    target_pairs,
 )
 from dynablocks.fields.sphere import RotationField
 from dynablocks.fields.symmetric import GradientOf
@@ -46,7 +46,7 @@ def true_x1() -> SumField:
 
 @pytest.mark.parametrize("name", DIMENSIONS)
 def test_pairs_are_of_the_flow(name: str) -> None:
-    x, y = flow_pairs(name, 20, 0)
+    x, y = target_pairs(name, 20, 0)
     assert float(x.abs().max()) <= 1
     back = x
     for _ in range(50):
@@ -67,7 +67,7 @@ class Lambda(SumField):
 
 def test_the_discrete_gradient_step_ends_in_y_for_its_own_solution() -> None:
     field = true_x1()
-    x, _ = flow_pairs("X1", 10, 1)
+    x, _ = target_pairs("X1", 10, 1)
     y = x
     step = FlowStep(field, "splitting")
     for _ in range(60):

@@ -15,7 +15,7 @@ from dynablocks.experiments.base import Scale
 from dynablocks.experiments.cells import Store
 from dynablocks.experiments.provenance import made_here
 from dynablocks.experiments.robustness import attack_note, make_row, paper_model, paper_training
-from dynablocks.experiments.robustness_figures import gap_figure, steps_figure
+from dynablocks.experiments.robustness_figures import gap_figure, paper_steps_figure
 from dynablocks.files import write_json, write_tensors
 from dynablocks.robustness import AttackResult, CertificateResult
 from dynablocks.run_files import ATTACK_TENSORS, CERTIFICATE_TENSORS, RESULT
@@ -127,7 +127,7 @@ def test_orders_that_the_papers_own_numbers_contradict_are_not_held_against_a_re
 def test_steps_are_drawn_as_the_paper_draws_them() -> None:
     row = robustness.paper_row(Scale("smoke"), "flexible", 0.07)
     steps = {"steps": [{"block": "1", "values": {"h1": 1.0, "h2": -0.4}}]}
-    (axes,) = steps_figure([row], SimpleNamespace(result={row.training: steps}.get)).axes
+    (axes,) = paper_steps_figure([row], SimpleNamespace(result={row.training: steps}.get)).axes
     lines = [line for line in axes.lines if len(line.get_xdata())]
     segments = [tuple(line.get_xdata()) for line in lines if len(line.get_xdata()) == 2]
     assert segments == [(0.0, -0.4), pytest.approx((-0.4, 0.6))]

@@ -15,10 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynablocks import reversible
 from dynablocks.blocks import DynamicalBlock
+from dynablocks.composition import Composition
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import GradientField, PartitionedField, ShearField, leaky_relu
 from dynablocks.linear import Dense, OrthogonalDense, frozen_weights, shared_weights
-from dynablocks.properties import Declaration, Invertible, VolumePreserving
+from dynablocks.models.chain import Chain
+from dynablocks.properties import Declaration, Invertible, Structured, VolumePreserving, jacobians
 from dynablocks.reversible import DriftWarning, ReversibleChain
 from dynablocks.switching import FreeSignal, LearnedStep
 from dynablocks.testing import HealthyBlock, check_block
@@ -121,6 +123,56 @@ def test_properties_are_those_of_the_composition() -> None:
     assert properties.of(Invertible) is not None
     assert properties.of(VolumePreserving) is not None
     assert ReversibleChain([hamiltonian(), exact()]).properties.of(VolumePreserving) is None
+
+
+@pytest.mark.parametrize("make", [lambda parts: Chain(*parts), ReversibleChain], ids=["Chain", "ReversibleChain"])
+def test_a_part_that_stands_twice_counts_twice(make: Callable[[list[nn.Module]], Composition]) -> None:
+    """Against the dense Jacobian."""
+    block = exact()
+    chain, x = make([block, hamiltonian(), block]).double(), torch.randn(4, 6, dtype=DOUBLE)
+    expected = torch.linalg.slogdet(jacobians(chain, x))[1]
+    assert float(expected.abs().min()) > 0.1
+    with torch.no_grad():
+        y, found = chain.with_log_determinant(x)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+        assert torch.equal(found, chain.log_determinant(x))
+        assert torch.equal(y, chain(x))
+        torch.testing.assert_close(chain.inverse(y), x, rtol=0, atol=1e-12)
+    assert [name for name, _ in chain.declare().parts] == ["0", "1", "2"]
+
+
+class ChainWithForward(ReversibleChain):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class ChainWithInverse(ReversibleChain):
+    def inverse(self, y: Tensor) -> Tensor:
+        return 2 * super().inverse(y)
+
+
+@pytest.mark.parametrize("kind", [ChainWithForward, ChainWithInverse])
+def test_a_chain_with_a_map_of_its_own_declares_nothing(kind: type[ReversibleChain]) -> None:
+    assert not kind([hamiltonian()]).properties
+
+
+class Mirror(Structured):
+    """x ↦ −x, without a log-determinant."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -x
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return -y
+
+    def declare(self) -> Declaration:
+        return Declaration.of(Invertible(), reason="its own inverse")
+
+
+def test_a_block_without_a_log_determinant_is_named() -> None:
+    chain = ReversibleChain([HealthyBlock(), Mirror()])
+    with pytest.raises(InvalidArgument, match=r"part 1 \(Mirror\) has no log_determinant"):
+        chain.log_determinant(torch.randn(2, 3))
 
 
 class LiveBytes(TorchDispatchMode):

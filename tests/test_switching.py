@@ -75,18 +75,6 @@ def test_projection_lands_inside_and_fixes_exactly_the_region(region: Region) ->
 
 
 @EVERY_REGION
-def test_nearest_is_inside_and_never_farther_than_the_projection(region: Region) -> None:
-    for first, second in random_points(12):
-        near, simple = region.nearest(first, second), region.project(first, second)
-        assert region.contains(*near, slack=1e-9)
-        distance = math.hypot(near[0] - first, near[1] - second)
-        assert distance <= math.hypot(simple[0] - first, simple[1] - second) + 1e-12
-        grid = np.linspace(*region.first_range, 301)
-        brute = min(math.hypot(h - first, region.project(h, second)[1] - second) for h in grid)
-        assert distance <= brute + 1e-9
-
-
-@EVERY_REGION
 def test_the_boundary_rises_then_falls_and_its_pair_constant_is_at_most_one(region: Region) -> None:
     points = region.boundary(200)
     rises = np.sign(np.diff(points[:, 1]).round(12))

@@ -185,6 +185,16 @@ def is_number(value: object) -> bool:
         return False
 
 
+def finite_or_none(value: float) -> float | None:
+    """A number as JSON has it: ``None`` for NaN and infinity, which :func:`write_json` refuses.
+
+    Example:
+        >>> finite_or_none(0.5), finite_or_none(float("inf"))
+        (0.5, None)
+    """
+    return value if math.isfinite(value) else None
+
+
 def read_json(path: Path) -> Any:
     """The JSON content of ``path``.
 

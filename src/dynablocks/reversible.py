@@ -15,11 +15,12 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from dynablocks.blocks import DynamicalBlock
+from dynablocks.composition import Composition
 from dynablocks.errors import InvalidArgument, require_range, require_whole
 from dynablocks.fields import ShearField
 from dynablocks.integrators import ExactFlow, Splitting
 from dynablocks.linear import LinearMap, shared_weights
-from dynablocks.properties import Declaration, Invertible, Structured, compose, declare, without_missing_methods
+from dynablocks.properties import Declaration, Invertible, declare
 from dynablocks.properties.own_code import overrides
 from dynablocks.switching import SwitchingSignal
 
@@ -37,7 +38,7 @@ class DriftWarning(UserWarning):
     """Activations reconstructed through the inverse differ from the stored ones: gradients are that inaccurate."""
 
 
-class ReversibleChain(Structured):
+class ReversibleChain(Composition):
     r"""x ↦ Ψ_n ∘ … ∘ Ψ_1(x) for invertible blocks; backpropagation stores x and y and reconstructs all in between.
 
     Backward goes from the last block to the first: x_{k−1} = Ψ_k⁻¹(x_k), then the derivative of Ψ_k at x_{k−1}. For a
@@ -97,6 +98,9 @@ class ReversibleChain(Structured):
             self.in_shape = getattr(self.blocks[0], "in_shape", None)
             self.out_shape = getattr(self.blocks[-1], "out_shape", self.in_shape)
 
+    def sequence(self) -> nn.ModuleList:
+        return self.blocks
+
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """The chain's map on a batch."""
         if not torch.is_grad_enabled() or _transforms_active() or not len(self.blocks):
@@ -109,28 +113,12 @@ class ReversibleChain(Structured):
             return cast(Tensor, apply(_Plan(self, weights, x), x, *weights.tensors))
 
     def ordinary(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
-        """The same map with ordinary backpropagation, which stores every activation."""
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-    def inverse(self, y: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
-        """The x with ``chain(x) == y``."""
-        for block in reversed(self.blocks):
-            y = cast(Any, block).inverse(y)
-        return y
-
-    def log_determinant(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
-        """log |det J(x)| per sample, by ordinary backpropagation; every block must have it."""
-        total = x.new_zeros(x.shape[0])
-        for block in self.blocks:
-            total = total + cast(Any, block).log_determinant(x)
-            x = block(x)
-        return total
+        """The same map with ordinary backpropagation, which stores every activation, as log-determinants do."""
+        return super().forward(x)
 
     def declare(self) -> Declaration:
-        declared = compose(((str(k), block) for k, block in enumerate(self.blocks)), title="ReversibleChain")
-        return without_missing_methods(self, declared)
+        # The forward of this class is another way to the same map, of which the composition speaks.
+        return super().declare()
 
     def report_drift(self, drift: Tensor) -> None:
         """Keep the figure, and warn the first time that it is above the tolerance."""

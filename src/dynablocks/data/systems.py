@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float64
 
 Invariant = Callable[[Tensor], Tensor]
-PRESERVED = ("energy", "mass", "volume", "symplectic", "norm", "positive")
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,8 @@ class PhysicalSystem:
     Attributes:
         name: its name in :data:`SYSTEMS`.
         state_names: one name a component, positions before momenta.
-        preserves: what the flow keeps, words of :data:`PRESERVED`; "energy", "mass" and "norm" are invariants too.
+        preserves: what the flow keeps: "energy", "mass", "norm" (these are among the invariants, too), "volume",
+            "symplectic" (the form) or "positive" (states >= 0 stay so).
         stiff: whether an explicit reference solver would be hopeless.
         separable: whether there is an energy of the form T(p) + V(q).
         open_low: every constant must be larger than this.

@@ -181,7 +181,7 @@ class Drift(Experiment):
     def figures(self, scale: Scale, store: Store) -> dict[str, Figure]:
         results = {(cell.problem, cell.method): store.result(cell) for cell in self.drift_cells(scale)}
         found = {key: result for key, result in results.items() if result is not None}
-        return {self.name: drift_figure(found, watermark=scale.watermark)}
+        return {self.name: energy_error_figure(found, watermark=scale.watermark)}
 
     def checks(self, scale: Scale, store: Store) -> list[Check]:
         checks = []
@@ -210,7 +210,7 @@ def scientific(value: Any) -> str:
 
 
 @styled
-def drift_figure(results: dict[tuple[str, str], dict[str, Any]], *, watermark: str | None = None) -> Figure:
+def energy_error_figure(results: dict[tuple[str, str], dict[str, Any]], *, watermark: str | None = None) -> Figure:
     """The largest |H − H₀| of each block of steps against time, logarithmic, one panel for each problem."""
     figure = new_figure(9.0, 3.6, watermark)
     for axes, problem in zip(figure.subplots(1, len(PROBLEMS)), PROBLEMS, strict=True):

@@ -46,7 +46,7 @@ from dynablocks.switching.signals import FreeSignal
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SYSTEMS = ("pendulum", "rigid-body", "sir", "lotka-volterra", "abc-flow")
+EMBEDDED_SYSTEMS = ("pendulum", "rigid-body", "sir", "lotka-volterra", "abc-flow")
 METHODS = ("implicit-midpoint", "gauss4", "rk4")
 SYMPLECTIC = ("implicit-midpoint", "gauss4")
 NETWORKS = {"plane": "symplectic in R²", "embedded": "pᵀf(z) in R⁴, midpoint", "sympnet": "SympNet G in R⁴"}
@@ -234,7 +234,7 @@ class Embedding(Experiment):
 
     def embeddings(self, scale: Scale) -> list[EmbeddingCell]:
         """Every system and method."""
-        systems = SYSTEMS[:2] if scale.preset == "smoke" else SYSTEMS
+        systems = EMBEDDED_SYSTEMS[:2] if scale.preset == "smoke" else EMBEDDED_SYSTEMS
         states = 2 if scale.preset == "smoke" else 10
         return [EmbeddingCell(system, method, states, scale.seed) for system in systems for method in METHODS]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
 from dynablocks.experiments.energy_data import LearningData, LearningSystem, learning_data, learning_system
-from dynablocks.experiments.energy_models import MODELS, Rollout, fit_noisy, hamiltonian_model
+from dynablocks.experiments.energy_models import HAMILTONIANS, RolloutMap, fit_noisy, hamiltonian_model
 from dynablocks.fields import VectorField
 from dynablocks.fields.hamiltonian import SeparableHamiltonian
 from dynablocks.fitting import fit
@@ -68,7 +68,7 @@ class LearningCell(Cell):
 
     Args:
         system: spring, pendulum or two-body.
-        model: one of :data:`MODELS`.
+        model: one of :data:`HAMILTONIANS`.
         seed: of data and start.
         width: ridge functions of each potential.
         substeps: of each sampling interval, in the fit and in the rollouts.
@@ -104,13 +104,13 @@ class LearningCell(Cell):
 
     def _fit_noisy(self, system: LearningSystem, field: VectorField, train: Tensor) -> list[float]:
         before, after = train[:, :-1].flatten(0, 1), torch.stack([train[:, :-1], train[:, 1:]], dim=2).flatten(0, 1)
-        pairs = Rollout(field, system.interval, 2, self.substeps)
+        pairs = RolloutMap(field, system.interval, 2, self.substeps)
         fit(pairs, before, after, adam_steps=0, finish="lbfgs", finish_steps=100, label="fitting pairs")
         starts, losses = None, []
         for length, steps in self.windows:
             windows = train[:, : train.shape[1] // length * length].reshape(-1, length, system.dimension)
             chosen = windows[:, 0] if starts is None else starts[:: len(starts) // len(windows)]
-            rollout = Rollout(field, system.interval, length, self.substeps, chosen)
+            rollout = RolloutMap(field, system.interval, length, self.substeps, chosen)
             losses.append(fit_noisy(rollout, windows, system.noise, steps))
             assert rollout.starts is not None
             starts = rollout.starts.detach()
@@ -122,9 +122,9 @@ class LearningCell(Cell):
             which = torch.randint(len(data.train), (self.samples, 1), generator=generator)
             when = torch.randint(data.train.shape[1] - length + 1, (self.samples, 1), generator=generator)
             windows = data.train[which, when + torch.arange(length)]
-            rollout = Rollout(field, system.interval, length, self.substeps)
+            rollout = RolloutMap(field, system.interval, length, self.substeps)
 
-            def residuals(model: Rollout, x: Tensor, y: Tensor) -> Tensor:
+            def residuals(model: RolloutMap, x: Tensor, y: Tensor) -> Tensor:
                 value: Tensor = model(x)[:, -1] - y
                 return value
 
@@ -142,7 +142,7 @@ def judged(system: LearningSystem, field: VectorField, data: LearningData, subst
         energy: of the true H; derivative: of the slopes; also the first rollout, for the figures.
     """
     with torch.no_grad():
-        states = Rollout(field, system.interval, len(system.times), substeps)(data.rollouts[:, 0])
+        states = RolloutMap(field, system.interval, len(system.times), substeps)(data.rollouts[:, 0])
         slopes = field(data.test.flatten(0, 1)) - data.test_slopes.flatten(0, 1)
     measured = (system.measured(states) - system.measured(data.rollouts)).square().mean(1)
     energies = system.energy(states) - system.energy(data.rollouts)
@@ -284,7 +284,7 @@ class Energy(Experiment):
 
     def tables(self, scale: Scale, store: Store) -> str:
         results = self.results(scale, store)
-        names = MODELS | {"srnn": "SRNN, leapfrog, run here"}
+        names = HAMILTONIANS | {"srnn": "SRNN, leapfrog, run here"}
         rows: list[dict[str, Any]] = []
         for model in dict.fromkeys(model for model, _ in results):
             figures = {system: mean(r["published"] for r in results.get((model, system), ())) for system in NAMES}
@@ -335,7 +335,7 @@ class Energy(Experiment):
             rivals.append(("any data", "best of all" if strictest < rivals[0][2] else rivals[0][1], strictest))
             for data, rival, figure in rivals:
                 agrees = None if scale.preset == "smoke" or value is None else value <= figure
-                what = f"{system}: energy error of {MODELS[CLAIMED[system]]}, {data}"
+                what = f"{system}: energy error of {HAMILTONIANS[CLAIMED[system]]}, {data}"
                 checks.append(Check.of(what, f"{figure:.2e} ({rival})", f"<= {figure:.2e}", got, agrees))
         return checks
 

@@ -59,7 +59,7 @@ def solutions(
     """Φ_t of each start at the system's times, by DOP853 with relative tolerance 1e-11.
 
     Example:
-        >>> solutions(SYSTEMS["spring"], torch.ones(1, 2, dtype=torch.float64)).shape
+        >>> solutions(learning_system("spring"), torch.ones(1, 2, dtype=torch.float64)).shape
         torch.Size([1, 100, 2])
     """
     from scipy.integrate import solve_ivp
@@ -190,7 +190,7 @@ def _bodies_energy(x: Tensor) -> Tensor:
 
 _LONG = torch.linspace(0.0, 20.0, 100, dtype=torch.float64)
 _ORBITS = torch.linspace(0.0, 25.0, 500, dtype=torch.float64)
-SYSTEMS = {
+LEARNING_SYSTEMS = {
     "spring": LearningSystem("spring", 2, _LONG, _spring_slope, _squares, _squares, _on_circle(0.1), _inside),
     "pendulum": LearningSystem(
         "pendulum", 2, _LONG, _pendulum_slope, _pendulum_energy, _squares, _on_circle(1.3), _inside
@@ -211,6 +211,6 @@ def learning_system(name: str) -> LearningSystem:
         >>> learning_system("pendulum").dimension
         2
     """
-    if name not in SYSTEMS:
-        raise unknown_name("system", name, SYSTEMS)
-    return SYSTEMS[name]
+    if name not in LEARNING_SYSTEMS:
+        raise unknown_name("system", name, LEARNING_SYSTEMS)
+    return LEARNING_SYSTEMS[name]

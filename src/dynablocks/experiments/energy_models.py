@@ -19,7 +19,7 @@ from dynablocks.integrators import integrator
 if TYPE_CHECKING:
     from jaxtyping import Float64
 
-MODELS = {
+HAMILTONIANS = {
     "separable": "H = T(p) + V(q)",
     "even": "H = T(p) + V(q), T and V even",
     "kinetic": "H = pᵀMp/2 + V(q), M learned",
@@ -70,7 +70,7 @@ def hamiltonian_model(name: str, entries: int, width: int, seed: int = 0) -> Vec
     """The field of a model, float64, its parameters drawn from their prior.
 
     Args:
-        name: one of :data:`MODELS`.
+        name: one of :data:`HAMILTONIANS`.
         entries: of x = (q, p).
         width: ridge functions of each potential (twice as many for H of both).
         seed: of the start.
@@ -82,7 +82,7 @@ def hamiltonian_model(name: str, entries: int, width: int, seed: int = 0) -> Vec
         >>> hamiltonian_model("separable", 2, 4).facts().conserves_energy
         True
     """
-    require_choice("model", name, MODELS)
+    require_choice("model", name, HAMILTONIANS)
     half = entries // 2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -114,7 +114,7 @@ def spread_of(key: str, spreads: dict[str, float]) -> float | None:
     return next((spread for end, spread in spreads.items() if key.endswith(end)), None)
 
 
-class Rollout(nn.Module):
+class RolloutMap(nn.Module):
     r"""x₀ ↦ (x₀, Ψ(x₀), Ψ²(x₀), …), Ψ some steps of a method over one sampling interval.
 
     With ``starts`` the input is a row of weights and x₀ = weights · starts, so that a one-hot row selects a learned
@@ -128,7 +128,7 @@ class Rollout(nn.Module):
         starts: noisy starts to learn, (windows, n).
 
     Example:
-        >>> model = Rollout(hamiltonian_model("separable", 2, 4), 0.2, 5)
+        >>> model = RolloutMap(hamiltonian_model("separable", 2, 4), 0.2, 5)
         >>> model(torch.zeros(3, 2, dtype=torch.float64)).shape
         torch.Size([3, 5, 2])
     """
@@ -153,7 +153,7 @@ class Rollout(nn.Module):
         return torch.stack(states, dim=1)
 
 
-def fit_noisy(rollout: Rollout, windows: Float64[Tensor, "windows length n"], noise: float, steps: int) -> float:
+def fit_noisy(rollout: RolloutMap, windows: Float64[Tensor, "windows length n"], noise: float, steps: int) -> float:
     r"""Maximum a posteriori fit of field and starts: min Σ‖Ψᵏ(xᵢ) − zᵢₖ‖²/noise² + Σ(θⱼ/priorⱼ)².
 
     The prior's residuals are samples of their own: weights that select a piece of θ instead of a start.
@@ -165,7 +165,7 @@ def fit_noisy(rollout: Rollout, windows: Float64[Tensor, "windows length n"], no
     pieces = -(-sum(p.numel() for p in rollout.field.parameters()) // size)
     targets = torch.cat([windows, windows.new_zeros(pieces, *windows.shape[1:])])
 
-    def residuals(model: Rollout, weights: Tensor, target: Tensor) -> Tensor:
+    def residuals(model: RolloutMap, weights: Tensor, target: Tensor) -> Tensor:
         scaled = [p.flatten() / (spread_of(key, PRIOR) or math.inf) for key, p in model.field.named_parameters()]
         theta = noise * torch.cat(scaled)
         padded = torch.cat([theta, theta.new_zeros(pieces * size - theta.numel())]).view(pieces, size)

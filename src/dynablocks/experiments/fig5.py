@@ -44,9 +44,9 @@ class LearnedSteps(Experiment):
         return markdown_table(lines, columns)
 
     def figures(self, scale: Scale, store: Store) -> dict[str, Figure]:
-        from dynablocks.experiments.robustness_figures import steps_figure
+        from dynablocks.experiments.robustness_figures import paper_steps_figure
 
-        return {self.name: steps_figure(self.rows(scale), store, watermark=scale.watermark)}
+        return {self.name: paper_steps_figure(self.rows(scale), store, watermark=scale.watermark)}
 
     def checks(self, scale: Scale, store: Store) -> list[Check]:
         checks = []

@@ -73,8 +73,8 @@ def target(name: str, x: Float64[Tensor, "batch n"]) -> Float64[Tensor, "batch n
     return x.sin() ** 3 + x**3 if name == "X1" else torch.stack([x[:, 1], -x[:, 0].sin()], dim=1)
 
 
-def flow_pairs(name: str, count: int, seed: int) -> Pairs:
-    """Points uniform in [−1, 1]ⁿ and Φ^h of them."""
+def target_pairs(name: str, count: int, seed: int) -> Pairs:
+    """Points uniform in [−1, 1]ⁿ and Φ^h of them, the flow of :func:`target`."""
     generator = seeded_generator(seed)
     x = 2 * torch.rand(count, DIMENSIONS[name], dtype=torch.float64, generator=generator) - 1
     return x, exact_solution(lambda z: target(name, z), x, STEP)
@@ -197,7 +197,7 @@ class FieldCell(FittedCell):
         """The step to be fitted, with random parameters."""
 
     def data(self) -> Pairs:
-        x, y = flow_pairs(self.target, self.points, self.mixed(0))
+        x, y = target_pairs(self.target, self.points, self.mixed(0))
         return torch.cat([x, y], dim=1), y
 
     def network(self) -> FlowStep:

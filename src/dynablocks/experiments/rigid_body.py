@@ -184,7 +184,7 @@ class RigidBodyFlowMap(Experiment):
     def figures(self, scale: Scale, store: Store) -> dict[str, Figure]:
         first = {kind: store.result(group[0]) for kind, group in self.groups(scale).items()}
         found = {kind: result for kind, result in first.items() if result is not None}
-        return {self.name: drift_figure(found, watermark=scale.watermark)}
+        return {self.name: rigid_body_figure(found, watermark=scale.watermark)}
 
     def checks(self, scale: Scale, store: Store) -> list[Check]:
         rows, checks = self.summaries(scale, store), []
@@ -208,7 +208,7 @@ class RigidBodyFlowMap(Experiment):
 
 
 @styled
-def drift_figure(results: dict[str, dict[str, Any]], *, watermark: str | None = None) -> Figure:
+def rigid_body_figure(results: dict[str, dict[str, Any]], *, watermark: str | None = None) -> Figure:
     """Drift of energy and norm along the rollouts, and one rollout in the plane of the first two entries."""
     figure = new_figure(10.0, 3.4, watermark)
     energy, norm, plane = figure.subplots(1, 3)

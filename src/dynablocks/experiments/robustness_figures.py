@@ -75,7 +75,7 @@ def gap_figure(rows: Sequence[Row], store: Store, *, watermark: str | None = Non
 
 
 @styled
-def steps_figure(rows: Sequence[Row], store: Store, *, watermark: str | None = None) -> Figure:
+def paper_steps_figure(rows: Sequence[Row], store: Store, *, watermark: str | None = None) -> Figure:
     """The paper's Figures 5 and 12: learned (h₁, h₂) of each pair as segments on the t axis, one line a network.
 
     A step begins at its dot and ends at its diamond, to the left of it where it is negative; h₂ is taken first (3.12).

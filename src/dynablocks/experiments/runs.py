@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ from dynablocks.config import DataConfig, RunConfig
 from dynablocks.data import DataSplits
 from dynablocks.errors import DynablocksError
 from dynablocks.experiments.cells import Cell, Store
-from dynablocks.files import write_tensors
+from dynablocks.files import finite_or_none, read_json, write_tensors
 from dynablocks.models import MODELS, ModelConfig
 from dynablocks.progress import progress_bar
 from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, attack, certify, check_sound
@@ -101,7 +100,6 @@ class TrainingCell(Cell):
         return RunConfig(self.preset, self.model, data, self.training, warm_start=start)
 
     def build(self, directory: Path, store: Store) -> dict[str, Any]:
-        from dynablocks.files import read_json
         from dynablocks.properties import declare
         from dynablocks.reporting import step_rows
 
@@ -110,16 +108,13 @@ class TrainingCell(Cell):
         timed = ("train_seconds", "images_per_second", "fingerprint")
         network = load(directory)
         steps = [{"block": row.block, "values": dict(row.values)} for row in step_rows(network)]
-        bounds = [[name, finite(declare(block).properties.lipschitz)] for name, block in network.blocks()]
+        bounds = [[name, finite_or_none(declare(block).properties.lipschitz)] for name, block in network.blocks()]
         return {key: facts[key] for key in facts if key not in timed} | {"steps": steps, "block_bounds": bounds}
 
 
 @dataclass(frozen=True)
 class CertificateCell(Cell):
-    """The certified radius of every test image.
-
-    Version 2: with the proven rounding bound of the logits.
-    """
+    """The certified radius of every test image, with the proven rounding bound of the logits."""
 
     version: ClassVar[int] = 2
 
@@ -176,11 +171,6 @@ class AttackCell(Cell):
         partial.remove()
         check_sound(result, stored_certificate(self.certificate, store))
         return result.summary()
-
-
-def finite(value: float) -> float | None:
-    """A number that JSON has, or ``None``."""
-    return value if math.isfinite(value) else None
 
 
 def stored_certificate(cell: CertificateCell, store: Store) -> CertificateResult:

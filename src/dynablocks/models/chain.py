@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from torch import nn
 
-from torch import Tensor, nn
-
+from dynablocks.composition import Composition
 from dynablocks.errors import InvalidArgument
-from dynablocks.properties import Declaration, Structured, compose, without_missing_methods
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 
-class Chain(Structured):
+class Chain(Composition):
     r"""x ↦ f_k(… f₁(x)): its properties are the composition of the parts'.
 
     Args:
@@ -40,44 +35,8 @@ class Chain(Structured):
         self.parts = nn.ModuleList(parts)
         self.in_shape: tuple[int, ...] | None = getattr(parts[0], "in_shape", None)
 
-    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
-        for part in self.parts:
-            x = part(x)
-        return x
-
-    def inverse(self, y: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
-        """The x with ``chain(x) == y``.
-
-        Raises:
-            InvalidArgument: a part has no inverse.
-        """
-        for position in reversed(range(len(self.parts))):
-            y = self._method(position, "inverse", y)
-        return y
-
-    def log_determinant(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
-        """log |det J(x)| per sample, the sum of the parts'.
-
-        Raises:
-            InvalidArgument: a part has none in closed form.
-        """
-        total = x.new_zeros(x.shape[0])
-        for position, part in enumerate(self.parts):
-            total = total + self._method(position, "log_determinant", x)
-            x = part(x)
-        return total
-
-    def _method(self, position: int, method: str, x: Tensor) -> Tensor:
-        part = self.parts[position]
-        found = getattr(part, method, None)
-        if found is None:
-            raise InvalidArgument(f"part {position} ({type(part).__name__}) has no {method}; use blocks that have one.")
-        return cast(Tensor, found(x))
-
-    def declare(self) -> Declaration:
-        # named_children would leave out the second use of a part.
-        parts = [(str(position), part) for position, part in enumerate(self.parts)]
-        return without_missing_methods(self, compose(parts, title=type(self).__name__))
+    def sequence(self) -> nn.ModuleList:
+        return self.parts
 
     def __len__(self) -> int:
         return len(self.parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,8 @@ class DensityFlow(Structured):
             raise InvalidArgument(
                 f"x has the shape {tuple(x.shape)}; points of shape (batch, {self.in_shape[0]}) are needed."
             )
-        z, log_determinant = self._transform(x)
+        with shared_weights(self.chain):
+            z, log_determinant = self.chain.with_log_determinant(x)
         return log_determinant - 0.5 * z.square().sum(1) - 0.5 * self.in_shape[0] * math.log(2 * math.pi)
 
     @torch.no_grad()
@@ -100,14 +101,6 @@ class DensityFlow(Structured):
 
     def declare(self) -> Declaration:
         return self.chain.declare()
-
-    def _transform(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        total = x.new_zeros(x.shape[0])
-        with shared_weights(self.chain):
-            for block in self.chain.blocks:
-                total = total + cast(Any, block).log_determinant(x)
-                x = block(x)
-        return x, total
 
 
 class AffineMap(Structured):

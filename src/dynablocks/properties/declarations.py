@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Self, TypeVar
 
@@ -283,9 +283,6 @@ class Properties(tuple[Property, ...]):
         wanted = (metric, metric if to is None else to)
         stated = (p for p in self if isinstance(p, Lipschitz))
         return next((p.constant for p in stated if (p.metric, p.image) == wanted), math.inf)
-
-    def kinds(self) -> Iterator[type[Property]]:
-        return (type(p) for p in self)
 
     def __repr__(self) -> str:
         return "(" + ", ".join(str(p) for p in self) + ")"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dynablocks.errors import BadData
-from dynablocks.files import is_number
+from dynablocks.files import finite_or_none, is_number
 from dynablocks.models import Network
 from dynablocks.properties import Declaration, Lipschitz, declare
 from dynablocks.robustness.arithmetic import plain_arithmetic, unit_roundoff
@@ -38,7 +38,7 @@ def ledger(network: Network) -> list[dict[str, Any]]:
     for name, part in declared.parts:
         bound = _constant(part)
         product *= bound
-        row = {"name": name, "kind": part.title, "bound": _number(bound), "product": _number(product)}
+        row = {"name": name, "kind": part.title, "bound": finite_or_none(bound), "product": finite_or_none(product)}
         rows.append(row | {"reason": part.reason})
     return rows
 
@@ -46,10 +46,6 @@ def ledger(network: Network) -> list[dict[str, Any]]:
 def _constant(part: Declaration) -> float:
     stated = part.properties.of(Lipschitz)
     return math.inf if stated is None else stated.constant
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def artefact(
@@ -91,10 +87,10 @@ def artefact(
             "format": result.arithmetic,
             "unit_roundoff": unit_roundoff(kind),
             "rounding": "proved" if result.proved else "measured",
-            "largest_logit_error": _number(result.logit_error),
+            "largest_logit_error": finite_or_none(result.logit_error),
         },
         "layers": rows,
-        "body_lipschitz": _number(result.body_lipschitz),
+        "body_lipschitz": finite_or_none(result.body_lipschitz),
         "data": dict(data) | {"fingerprint": splits.fingerprint, "images": len(result.labels)},
         "clean_accuracy": result.accuracy,
         "images": [{"label": label, "prediction": guess, "radius": radius} for label, guess, radius in images],

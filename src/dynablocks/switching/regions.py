@@ -104,26 +104,6 @@ class Region:
         first = min(max(first, low), high)
         return first, min(max(second, self.second_low), max(self.limit(first), self.second_low))
 
-    def nearest(self, first: float, second: float) -> tuple[float, float]:
-        """The Euclidean projection, to about 1e-9: dense search along the boundary, then golden sections."""
-        if self.contains(first, second):
-            return first, second
-        low, high = self.first_range
-
-        def distance(h: float) -> float:
-            return math.hypot(h - first, min(max(second, self.second_low), self.limit(h)) - second)
-
-        grid = np.linspace(low, high, 2001)
-        centre = min(grid, key=distance)
-        width = (high - low) / 2000
-        left, right = max(low, centre - width), min(high, centre + width)
-        ratio = (math.sqrt(5) - 1) / 2
-        for _ in range(60):
-            a, b = right - ratio * (right - left), left + ratio * (right - left)
-            left, right = (left, b) if distance(a) < distance(b) else (a, right)
-        found = self.project((left + right) / 2, second), self.project(first, second)
-        return min(found, key=lambda pair: math.hypot(pair[0] - first, pair[1] - second))
-
     def boundary(self, points: int = 400) -> np.ndarray:
         """Points (points, 2) along the upper boundary h₂ = limit(h₁), for plots."""
         grid = np.linspace(*self.first_range, points)
