@@ -14,14 +14,29 @@ from torch import Tensor, nn
 
 import dynablocks
 from dynablocks import DynamicalBlock, ModelConfig
-from dynablocks.fields import GradientField, VectorField, leaky_relu
+from dynablocks.fields import FieldFacts, GradientField, PartitionedField, VectorField, leaky_relu
 from dynablocks.fields.base import _no_facts
-from dynablocks.integrators import ExactFlow, ExplicitEuler, Integrator
+from dynablocks.fields.dissipative import Damping
+from dynablocks.fields.hamiltonian import EnergyField, canonical
+from dynablocks.integrators import ExactFlow, ExplicitEuler, ImplicitRungeKutta, Integrator
 from dynablocks.integrators.base import CLAIMS
+from dynablocks.integrators.implicit import IMPLICIT_MIDPOINT
 from dynablocks.lifting import Head
-from dynablocks.linear import Dense, OrthogonalDense
+from dynablocks.linear import Bounds, Dense, OrthogonalDense
 from dynablocks.models import Network
-from dynablocks.properties import Declaration, Lipschitz, Structured, declare, jacobians, structure
+from dynablocks.properties import (
+    Declaration,
+    Equivariant,
+    GradientNormPreserving,
+    Invertible,
+    Lipschitz,
+    Structured,
+    Symplectic,
+    declare,
+    jacobians,
+    structure,
+    symplectic_defect,
+)
 from dynablocks.robustness import certify
 from dynablocks.robustness.audit import AuditFailed, _layer_bound
 from dynablocks.switching import FreeSignal
@@ -49,6 +64,13 @@ class Tripled(OrthogonalDense):
         return 3 * super().multiply_adjoint(weight, y)
 
 
+class Measured(Tripled):
+    """It says how large its products are, and no more."""
+
+    def compute_norm_bounds(self) -> Bounds:
+        return Bounds(0.0, 3.0001, exact=False, method="three times an isometry")
+
+
 class Sharpened(GradientField):
     def preactivation(self, x: Tensor) -> Tensor:
         return 3 * super().preactivation(x)
@@ -59,6 +81,28 @@ class Overshooting(ExplicitEuler):
 
     def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
         return 2 * super().step(field, x, step_size) - x
+
+
+class Extrapolated(ImplicitRungeKutta):
+    """The same by a method that says of each instance what it keeps."""
+
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return 2 * super().step(field, x, step_size) - x
+
+
+class Backwards(ExactFlow):
+    def inverse(self, field: VectorField, y: Tensor, step_size: Tensor | float) -> Tensor:
+        return y
+
+
+class Stronger(Damping):
+    """Twice the field, with facts of its own and the flow of half of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+    def facts(self) -> FieldFacts:
+        return super().facts()
 
 
 TWINS: dict[str, Callable[[], nn.Module]] = {
@@ -93,6 +137,65 @@ def test_a_linear_map_with_products_of_its_own_has_no_bounds_and_no_flow() -> No
     assert not linear.rows_orthonormal
     assert not linear.columns_orthonormal
     assert ExactFlow().why_not(GradientField(linear, leaky_relu(0.5))) is not None
+
+
+def test_what_is_said_of_products_is_taken_alone() -> None:
+    """Bounds of the norm say nothing of the least singular value, of orthonormal rows or of a reflection."""
+    linear = Measured(3, 3)
+    assert (linear.norm_bounds().upper, linear.smallest_singular_value()) == (3.0001, 0.0)
+    assert [type(stated) for stated in linear.properties] == [Lipschitz, Equivariant]
+    assert not linear.rows_orthonormal
+    reflecting = block(linear, ExplicitEuler()).properties
+    assert reflecting.of(GradientNormPreserving) is None
+    assert reflecting.lipschitz >= 2 * 9 - 1
+
+
+def test_what_an_integrator_keeps_is_not_kept_by_another_step() -> None:
+    field, x = PartitionedField.example().double(), torch.randn(4, 4, dtype=torch.float64)
+    assert ImplicitRungeKutta(IMPLICIT_MIDPOINT).declare(field, 0.5).properties.of(Symplectic) is not None
+    method = Extrapolated(IMPLICIT_MIDPOINT)
+    assert [*method.declare(field, 0.5).properties] == []
+    assert float(symplectic_defect(jacobians(lambda x: method.step(field, x, 0.5), x)).abs().max()) > 1e-3
+    flowing = GradientField(OrthogonalDense(3, 3), leaky_relu(0.5))
+    assert ExactFlow().declare(flowing, 0.5).properties.of(Invertible) is not None
+    assert Backwards().declare(flowing, 0.5).properties.of(Invertible) is None
+
+
+def test_a_field_with_another_forward_has_no_flow_of_the_one_before() -> None:
+    assert ExactFlow().why_not(Damping((2,))) is None
+    assert "a forward of its own, and no flow" in str(ExactFlow().why_not(Stronger((2,))))
+
+
+def test_a_template_may_leave_its_code_to_subclasses() -> None:
+    class Template(EnergyField):
+        in_shape = (2,)
+
+        def facts(self) -> FieldFacts:
+            return FieldFacts(conserves_energy=True)
+
+    class Leaf(Template):
+        def energy(self, x: Tensor) -> Tensor:
+            return x.square().sum(1)
+
+        def structure(self, x: Tensor, v: Tensor) -> Tensor:
+            return canonical(v)
+
+    assert Leaf().facts().conserves_energy
+
+
+@pytest.mark.parametrize("name", ["profile", "preactivation"])
+def test_a_method_set_on_a_field_voids_what_is_declared_of_its_steps(name: str) -> None:
+    field = GradientField(OrthogonalDense(3, 3), "relu")
+    setattr(field, name, lambda given: 3 * given)
+    assert [*ExplicitEuler().declare(field, 2.0).properties] == []
+    assert [*DynamicalBlock(field, "euler", FreeSignal(2.0)).properties] == []
+
+
+def test_hooks_on_what_is_wrapped_around_a_module_count() -> None:
+    compiled = torch.compile(DynamicalBlock(GradientField(OrthogonalDense(3, 3)), "euler", FreeSignal(1.0)))
+    assert declare(compiled).properties.lipschitz < math.inf
+    compiled.register_forward_hook(lambda module, given, output: 2 * output)
+    assert declare(compiled).properties.lipschitz == math.inf
 
 
 def spoilt_by_hook(module: nn.Module) -> None:

@@ -523,6 +523,22 @@ def test_plan_fills_the_budget_and_progress_never_falls(slow_down: float, limit:
         assert 55 < elapsed < 61
 
 
+@pytest.mark.parametrize("pause", [5.0, 20.0])
+def test_a_machine_that_sleeps_does_not_hurry_the_schedule(pause: float) -> None:
+    """Steps of 0.1 s in a budget of 100 s, and a pause after 30 s: 97 − 30 − pause seconds are left."""
+    plan, elapsed, step, slopes = StepPlan.of(None, 100.0), 0.0, 0, []
+    while step < plan.total:
+        before = plan.progress(step)
+        step, elapsed = step + 1, elapsed + 0.1 + (pause if step == 300 else 0.0)
+        if plan.is_due(step, elapsed):
+            plan.fit(step, elapsed)
+        slopes.append(plan.progress(step) - before)
+    assert 95 <= elapsed <= 97
+    fair = (1 - 300 / 970) / ((97 - 30 - pause) / 0.1)
+    assert max(slopes[301:]) <= 1.05 * fair
+    assert min(slopes[301:]) >= 0.95 * fair
+
+
 def test_plan_without_need_of_the_budget_is_untouched() -> None:
     shortened = StepPlan(100, 1.0, 40, fitted_step=20)
     shortened.budget_seconds = None

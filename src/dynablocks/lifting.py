@@ -150,7 +150,7 @@ class ChannelMix(LinearMap):
 
     def compute_weight(self) -> Float[Tensor, "out in 1 1"]:
         frame = self.parametrisation(self.free)
-        matrix = frame if self.columns_orthonormal else frame.mT
+        matrix = frame if self.out_shape[0] >= self.in_shape[0] else frame.mT
         return matrix[:, :, None, None].contiguous()
 
     def multiply(self, weight: Tensor, x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from dynablocks.fields import ShearField
 from dynablocks.integrators import ExactFlow, Splitting
 from dynablocks.linear import LinearMap, shared_weights
 from dynablocks.properties import Declaration, Invertible, declare
-from dynablocks.properties.own_code import overrides
+from dynablocks.properties.own_code import overrides, shadowed
 from dynablocks.switching import SwitchingSignal
 
 if TYPE_CHECKING:
@@ -279,6 +279,8 @@ def _shears(block: nn.Module) -> tuple[_Shear, ...]:
     found: list[_Shear] = []
     for piece, (index, _) in enumerate(block.signal.pieces()):
         vector_field = block._field(index)
+        if shadowed(block.method, "step"):
+            return ()
         if type(block.method) is Splitting:
             substeps = block.method.substeps(vector_field)
         elif type(block.method) is ExactFlow:

@@ -167,8 +167,13 @@ def _require_invariants(invariants: tuple[tuple[float, ...] | None, ...]) -> Non
         )
 
 
-COMPUTING = ("forward", "profile", "preactivation", "rate", "energy", "gradient", "structure", "potential")
-"""The methods of fields that X is made of."""
+MOVING = ("forward", "profile", "preactivation", "rate", "rotate", "generator", "symmetric")
+COMPUTING = (
+    *MOVING,
+    *("energy", "gradient", "structure", "potential"),
+    *("rates", "production_destruction", "hidden_layer", "outputs", "mixing"),
+)
+"""The methods of fields that X is made of; the first are those that steps and flows call."""
 
 
 def _no_facts(self: VectorField) -> FieldFacts:
@@ -199,18 +204,20 @@ class VectorField(nn.Module):
     """
 
     in_shape: tuple[int, ...]
+    _flow_of_another: bool = False
 
     def __init_subclass__(cls, **given: Any) -> None:
         super().__init_subclass__(**given)
         roots = (nn.Module, VectorField)
         if replaced(cls, COMPUTING, ("facts",), roots):
             cls.facts = _no_facts  # type: ignore[method-assign]
-        if replaced(cls, COMPUTING, ("euler_constant",), roots):
+        if replaced(cls, MOVING, ("euler_constant",), roots):
             cls.euler_constant = VectorField.euler_constant  # type: ignore[method-assign]
-        if replaced(cls, (*COMPUTING, "flow"), ("flow_constant",), roots):
+        if replaced(cls, (*MOVING, "flow"), ("flow_constant",), roots):
             cls.flow_constant = VectorField.flow_constant  # type: ignore[method-assign]
-        if replaced(cls, (*COMPUTING, "flow"), ("flow_log_determinant",), roots):
+        if replaced(cls, (*MOVING, "flow"), ("flow_log_determinant",), roots):
             cls.flow_log_determinant = VectorField.flow_log_determinant  # type: ignore[method-assign]
+        cls._flow_of_another = replaced(cls, ("forward",), ("flow",), roots) is not None
 
     @classmethod
     def example(cls) -> VectorField:
@@ -268,9 +275,12 @@ class VectorField(nn.Module):
 
     def why_no_flow(self) -> str | None:
         """Why the flow has no closed form, ``None`` when it has one: by default where the class has a :meth:`flow`."""
+        name = type(self).__name__
+        if self._flow_of_another:
+            return f"{name} has a forward of its own, and no flow to go with it"
         if type(self).flow is not VectorField.flow:
             return None
-        return f"the exact flow needs a closed form, and {type(self).__name__} has none"
+        return f"the exact flow needs a closed form, and {name} has none"
 
     def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
         """Φ_t(x), the solution at t = ``time`` (any sign; a number, or shaped to multiply x), exact up to rounding."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,7 @@ class EnergyField(VectorField):
         """∇H(x) per sample, by automatic differentiation of :meth:`energy`."""
         return gradient_of(self.energy, x)
 
+    @abstractmethod
     def structure(self, x: Float[Tensor, "batch ..."], v: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """S(x)v per sample, for every v: linear in v, ⟨v, S(x)v⟩ = 0 where H is conserved, <= 0 where it falls."""
         raise NotImplementedError(f"{type(self).__name__} must implement structure(x, v): the product S(x)v.")

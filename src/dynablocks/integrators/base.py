@@ -25,7 +25,7 @@ from dynablocks.properties import (
     Symplectic,
     VolumePreserving,
 )
-from dynablocks.properties.own_code import replaced
+from dynablocks.properties.own_code import foreign, replaced
 from dynablocks.registry import Registry
 
 StepSize = Tensor | float
@@ -82,6 +82,8 @@ class Integrator:
         """A step of a subclass is guaranteed only what the subclass says of it, whatever it inherits."""
         super().__init_subclass__(**given)
         silent = [claim for claim in CLAIMS if replaced(cls, ("step",), (claim, "declare"), (Integrator,))]
+        if replaced(cls, ("inverse",), ("guarantees", "declare"), ()):
+            silent += ["guarantees", "declare"]
         for claim in silent:
             setattr(cls, claim, vars(Integrator)[claim])
 
@@ -122,6 +124,9 @@ class Integrator:
             InvalidArgument: the method does not apply to the field.
         """
         self.require(field)
+        foreign_code = foreign(field)
+        if foreign_code is not None:
+            return Declaration.of(reason=foreign_code, title=self.title(step_size))
         constant, reason = self.step_constant(field, step_size, bound)
         known = [Lipschitz(constant, field.facts().metric)] if math.isfinite(constant) else []
         kept, losses = self.guarantees(field, step_size)

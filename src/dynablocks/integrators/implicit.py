@@ -118,7 +118,11 @@ class ImplicitRungeKutta(ImplicitIntegrator):
         super().__init__(tolerance, max_iterations)
         self.tableau, self.name = tableau, tableau.name
         self.order, self.symmetric = tableau.order, tableau.symmetric
-        self.keeps = RUNGE_KUTTA_KEEPS | ({Symplectic, NormPreserving} if tableau.symplectic else set())
+
+    @property
+    def keeps(self) -> frozenset[type[Property]]:  # type: ignore[override]
+        """Quadratic invariants where the tableau is symplectic, beside what every Runge–Kutta method keeps."""
+        return RUNGE_KUTTA_KEEPS | ({Symplectic, NormPreserving} if self.tableau.symplectic else set())
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
         a, d, step_size = self.tableau.a, self.tableau.stage_weights, over_states(step_size, x)

@@ -53,6 +53,10 @@ def is_mixed(like: Tensor) -> bool:
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
+PRODUCTS, IMAGES = ("multiply", "multiply_adjoint"), ("affine", "adjoint")
+"""The methods of a linear map that multiply, and those that the library makes of them."""
+
+
 class LinearMap(Structured):
     """x ↦ Ax between spaces of declared shapes, with the adjoint y ↦ Aᵀy.
 
@@ -79,13 +83,19 @@ class LinearMap(Structured):
     _held_copy: Tensor | None = None
 
     def __init_subclass__(cls, **given: Any) -> None:
-        """Products of a subclass that says nothing about them have no bounds, whatever it inherits."""
+        """Of products of a subclass holds only what it says of them, whatever it inherits."""
         super().__init_subclass__(**given)
-        own = replaced(cls, ("multiply", "multiply_adjoint"), ("compute_norm_bounds",), (LinearMap,))
-        if own or replaced(cls, ("affine", "adjoint"), ("compute_norm_bounds",)):
-            for name, value in vars(_Unknown).items():
-                if not name.startswith("__"):
-                    setattr(cls, name, value)
+        own = replaced(cls, PRODUCTS, ("compute_orthonormality_defect",), (LinearMap,))
+        own = own or replaced(cls, IMAGES, ("multiply", "compute_orthonormality_defect"))
+        neutral = ["rows_orthonormal", "columns_orthonormal"] if own else []
+        for claim in ("compute_norm_bounds", "compute_smallest_singular_value"):
+            if replaced(cls, PRODUCTS, (claim,), (LinearMap,)) or replaced(cls, IMAGES, (claim,)):
+                neutral.append(claim)
+        said = ("declare", "compute_norm_bounds")
+        if replaced(cls, PRODUCTS, said, (LinearMap,)) or replaced(cls, IMAGES, said):
+            neutral.append("declare")
+        for claim in neutral:
+            setattr(cls, claim, vars(_Unknown)[claim])
 
     def compute_weight(self) -> Tensor:
         """The weight as a differentiable function of the parameters."""
@@ -142,7 +152,7 @@ class LinearMap(Structured):
         """
         weight, defect = self.weight, self.orthonormality_defect()
         entries = max(weight.shape[0], weight[0].numel())
-        if defect <= ROUNDINGS * entries * torch.finfo(weight.dtype).eps:
+        if defect <= min(ROUNDINGS * entries * torch.finfo(weight.dtype).eps, LOOSEST):
             return 0.0
         tolerance = growth * defect
         return tolerance if tolerance <= LOOSEST else None
@@ -252,6 +262,8 @@ class _Unknown:
 
     def declare(self) -> Declaration:
         name = type(self).__name__
+        if isinstance(self, LinearMap) and type(self).compute_norm_bounds is not _Unknown.compute_norm_bounds:
+            return LinearMap.declare(self)  # a subclass has spoken since
         reason = f"{name} has products of its own, of which the bounds that it inherits do not speak"
         return Declaration.of(reason=reason, title=name)
 

@@ -87,7 +87,7 @@ class Property:
 
     def then(self, following: Self) -> Self | None:
         """The guarantee of "first self, then ``following``", or ``None`` when the composition has none."""
-        total = self.tolerance + following.tolerance
+        total = self.tolerance + following.tolerance + self.tolerance * following.tolerance
         return replace(self, tolerance=total) if self == replace(following, tolerance=self.tolerance) else None
 
     def within(self, tolerance: float) -> Self:

@@ -12,7 +12,8 @@ def replaced(
 ) -> str | None:
     """The method of ``code`` that a class replaces without a word about it: no method of ``said`` beside or below it.
 
-    A template that speaks and leaves the method to its subclasses is no such class: nothing is replaced there.
+    A template that speaks and leaves the method to its subclasses (as an ``abstractmethod``, or not at all) is no such
+    class: nothing is replaced there.
 
     Args:
         kind: the class.
@@ -34,10 +35,14 @@ def replaced(
     order = kind.__mro__
     spoken = next((k for k, each in enumerate(order) if any(name in vars(each) for name in said)), len(order))
     for name in code:
-        defined = [k for k, each in enumerate(order) if name in vars(each) and each not in roots]
+        defined = [k for k, each in enumerate(order) if each not in roots and _has_code(vars(each).get(name))]
         if len(defined) > 1 and defined[0] < spoken:
             return name
     return None
+
+
+def _has_code(method: object) -> bool:
+    return method is not None and not getattr(method, "__isabstractmethod__", False)
 
 
 def shadowed(part: object, method: str) -> bool:
@@ -49,9 +54,11 @@ def shadowed(part: object, method: str) -> bool:
         >>> shadowed(layer, "forward"), shadowed(nn.ReLU(), "forward")
         (True, False)
     """
-    own = vars(part).get(method)
+    own, of_class = vars(part).get(method), getattr(type(part), method, None)
+    if own is None or not callable(of_class):
+        return False
     # Lightning's Fabric leaves the bound method of the class itself there.
-    return own is not None and getattr(own, "__func__", own) is not getattr(type(part), method, None)
+    return not (getattr(own, "__func__", None) is of_class and getattr(own, "__self__", None) is part)
 
 
 def overrides(part: object, kind: type, method: str) -> bool:
@@ -61,6 +68,11 @@ def overrides(part: object, kind: type, method: str) -> bool:
 
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module"}
 """What ``torch.compile`` and distributed training wrap around a module, and where they keep it."""
+
+
+WATCHED = ("forward", "inverse", "flow", "profile", "preactivation", "rate", "rotate")
+WATCHED += ("multiply", "multiply_adjoint", "affine", "adjoint")
+"""The methods that are looked for on instances."""
 
 
 def foreign(module: nn.Module, *, everywhere: bool = False) -> str | None:
@@ -85,11 +97,12 @@ def foreign(module: nn.Module, *, everywhere: bool = False) -> str | None:
     """
     for path, part in module.named_modules():
         speaks = part is module or hasattr(type(part), "declare") or hasattr(type(part), "facts")
-        if type(part).__name__ in WRAPPERS or not (everywhere or speaks):
+        if not (everywhere or speaks):
             continue
         name = path or type(part).__name__
         if part._forward_hooks or part._forward_pre_hooks:
             return f"{name} has forward hooks, which may change what it computes"
-        if shadowed(part, "forward"):
-            return f"{name} has a forward of this instance, not of its class"
+        own = next((method for method in WATCHED if shadowed(part, method)), None)
+        if own is not None and type(part).__name__ not in WRAPPERS:
+            return f"{name} has a {own} of this instance, not of its class"
     return None

@@ -107,8 +107,7 @@ def declare(module: nn.Module) -> Declaration:
         >>> declare(nn.Sequential(nn.Flatten(), nn.ReLU())).properties
         (Lipschitz(1), Positive)
     """
-    module = original(module)
-    reason = foreign(module)
+    reason, module = foreign(module), original(module)
     if reason is not None:
         return Declaration.of(reason=reason, title=type(module).__name__)
     if isinstance(module, Structured):

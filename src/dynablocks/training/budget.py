@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ RESERVE = 0.03
 WARM_UP_STEPS = 3
 FIRST_FITS = (WARM_UP_STEPS, 2 * WARM_UP_STEPS, WARM_UP_STEPS + 20)
 REFIT_SHARE = 0.02
+REMEMBERED = 3
 
 
 @dataclass
@@ -18,7 +20,8 @@ class StepPlan:
 
     Without a budget progress is ``step / total``. With one, the speed is measured, from steps 3 to 6, from 3 to 23,
     then over every fiftieth of the budget, and ``total`` becomes what fits (3 % kept in reserve), never more than
-    ``limit``. From a new fit on, progress rises linearly from where it stands to 1 at the new total: it never falls,
+    ``limit``. What counts is the median of the last three measurements: a machine that slept for a while costs its
+    time, and no more; a schedule hurried by it could not go back. From a new fit on, progress rises linearly from where it stands to 1 at the new total: it never falls,
     and ends at 1 exactly.
 
     Args:
@@ -30,6 +33,7 @@ class StepPlan:
         fitted_step: the step up to which the speed has been measured.
         fitted_seconds: the elapsed seconds at that step.
         step_seconds: the measured seconds a step takes.
+        measured: the last measurements of it.
 
     Example:
         >>> plan = StepPlan.of(100, None)
@@ -45,6 +49,7 @@ class StepPlan:
     fitted_step: int = 0
     fitted_seconds: float = 0.0
     step_seconds: float = 0.0
+    measured: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, limit: int | None, budget_seconds: float | None) -> StepPlan:
@@ -71,8 +76,9 @@ class StepPlan:
             return
         if step > self.fitted_step and step != WARM_UP_STEPS:
             recent = (elapsed - self.fitted_seconds) / (step - self.fitted_step)
-            trusted = step > FIRST_FITS[-1] and self.step_seconds > 0
-            self.step_seconds = 0.5 * (recent + self.step_seconds) if trusted else recent
+            before = self.measured if step > FIRST_FITS[-1] else ()
+            self.measured = (*before, recent)[-REMEMBERED:]
+            self.step_seconds = statistics.median_low(self.measured)
         if step not in FIRST_FITS[1:-1]:
             self.fitted_step, self.fitted_seconds = step, elapsed
         if self.step_seconds > 0:
