@@ -74,6 +74,14 @@ def test_one_command_leads_from_a_csv_to_a_report(finished: Path) -> None:
     assert 0 <= metrics["step_halving_error"] < 0.1
     assert "two half steps against one" in page
     assert "change of the learned energy over its spread" in metrics["drift"]
+    with open(finished.parent / "data.csv") as stream:
+        column = [float(row["q"]) for row in csv.DictReader(stream)]
+    low, high = metrics["training_range"]["q"]
+    assert min(column) <= low < high <= max(column)
+    assert {low, high} <= set(column)
+    assert 0 < metrics["test_error_over_motion"] < 1
+    assert metrics["rollout_steps"] == 11
+    assert metrics["doubts"] == []
 
 
 def test_predictions_join_with_the_file_by_trajectory_and_time(tmp_path: Path) -> None:
@@ -164,6 +172,16 @@ def test_a_poor_surrogate_is_not_sold_as_a_good_one() -> None:
     assert uneven.startswith("Column 'p' is learned worse than the rest: its error is 2.0 % of its own spread")
     assert warnings(good | {"column_relative_errors": {"q": 1e-3, "p": 0.009}}) == []
     assert warnings(good | {"test_relative_error": 0.01, "column_relative_errors": {"q": 0.01, "p": 0.09}}) == []
+    (still,) = warnings(good | {"test_error_over_motion": 0.6})
+    assert "is 60.0 % of the motion in a step (100 % is predicting no change)" in still
+    assert warnings(good | {"test_error_over_motion": 0.6, "noise_level": 0.01}) == []
+    assert warnings(good | {"test_error_over_motion": 0.4, "test_spread": 0.2}) == []
+    (narrow,) = warnings(good | {"test_spread": 0.05})
+    assert narrow.startswith("The test states spread over 5.0 % of what the training states do")
+    assert warnings(good | {"rollout_relative_error": 0.4, "noise_level": 0.2}) == []
+    assert "friction" in far
+    assert "friction" not in warnings(good | {"rollout_relative_error": 0.4, "preserve": "none"})[0]
+    assert warnings(good | {"doubts": ["There is one trajectory."]}) == ["There is one trajectory."]
 
 
 def test_a_column_that_does_not_move_has_no_relative_error() -> None:
@@ -183,6 +201,20 @@ def test_metrics_from_before_a_measure_are_shown() -> None:
     assert "two half steps against one" not in [row[0] for row in headline_rows(old)]
     rows = {name: value for name, value, _ in headline_rows(old | {"step_halving_error": None})}
     assert rows["two half steps against one"] == "unknown"
+
+
+def test_the_table_says_how_long_rollouts_are_and_whose_the_properties_are() -> None:
+    metrics = {"test_mse": 1e-6, "test_relative_error": 1e-3, "horizon": 1, "rollout_mse": 0.01, "drift": {}}
+    metrics |= {"verified": True, "properties": ["Symplectic"], "parameters": 3, "seconds": 1.0, "stopped": "done"}
+    metrics |= {"rollout_relative_error": 0.1, "rollout_error_over_motion": 0.25, "test_error_over_motion": 0.05}
+    metrics |= {"rollout_steps": 5000, "rollout_time": 500.0, "rollouts_cut": 2, "rollouts_ended_early": 0}
+    rows = {name: (value, meaning) for name, value, meaning in headline_rows(metrics)}
+    said = rows["error of whole rollouts"][1]
+    assert "up to 5,000 steps (a time of 500); 2 are longer and count so far" in said
+    assert rows["error of one step over the motion"][0] == "5.0 %"
+    assert rows["error of whole rollouts over the motion"][0] == "25.0 %"
+    assert rows["declared properties"] == ("hold", "Symplectic; of the surrogate, whether or not the data has them")
+    assert "chaos" in rows["relative error of whole rollouts"][1]
 
 
 def test_a_surrogate_with_unsolved_steps_is_reported_all_the_same(
@@ -423,6 +455,25 @@ def test_a_dry_run_says_what_the_columns_are_taken_for(
 ) -> None:
     assert main(["fit", *options, "--dry-run", "--out", str(tmp_path / "out")]) == 0
     assert said in capsys.readouterr().out
+
+
+def test_columns_that_alternate_get_the_order_to_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_csv(tmp_path / "data.csv", columns=("q1", "p1", "q2", "p2"))
+    command = ["fit", str(file), "--preserve", "symplectic", "--dry-run"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "warning: Positions and momenta seem to alternate, but q1, p1 are taken for the positions" in said
+    assert "--columns q1,q2,p1,p2\n" in said
+    assert main([*command, "--columns", "q1,q2,p1,p2"]) == 0
+    assert "alternate" not in capsys.readouterr().out
+
+
+def test_every_fit_says_which_columns_are_momenta(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, settings = write_csv(tmp_path / "data.csv"), ["--preset", "smoke", "--width", "2", "--substeps", "1"]
+    assert main(["fit", str(file), "--preserve", "symplectic", *settings, "--out", str(tmp_path / "a")]) == 0
+    assert "positions q; momenta p" in capsys.readouterr().err
+    assert main(["fit", str(file), "--preserve", "none", *settings, "--out", str(tmp_path / "b")]) == 0
+    assert "momenta" not in capsys.readouterr().err
 
 
 def test_an_example_of_positive_states_may_keep_them_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

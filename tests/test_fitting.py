@@ -25,7 +25,8 @@ from dynablocks.fields.mass import CompartmentField
 from dynablocks.fields.sphere import RotationField, SphereField
 from dynablocks.fields.symmetric import PotentialSum, ridge_energy
 from dynablocks.fitting import FitConfig, Structure, build, fit, load_fit, regression, rollout, save_fit, structures
-from dynablocks.fitting.job import claim, plan, run_stages, thinned
+from dynablocks.fitting.doubts import doubts, positions_first
+from dynablocks.fitting.job import claim, plan, run_stages, thinned, without_gaps
 from dynablocks.fitting.objective import Objective
 from dynablocks.fitting.regression import FitRecord
 from dynablocks.fitting.rollout import (
@@ -458,7 +459,7 @@ def test_data_that_cannot_be_learned_gets_a_sentence() -> None:
     decay = torch.linspace(1, 0.1, 40, dtype=F64)[:, None]
     decay[-2:] = -0.01  # in the test part
     times = torch.linspace(0, 1, 40, dtype=F64)
-    with pytest.raises(BadData, match="negative values"):
+    with pytest.raises(BadData, match=r"negative values \(-0\.01 in trajectory '0' at t = 0\.974359\).*put 0 there"):
         plan(Trajectories((times,), (decay,), ("c",)), FitConfig("positive"))
     moving = Trajectories((t, t), (torch.ones(20, 2, dtype=F64), spirals(1).states[0][:20]), ("q", "p"))
     with pytest.raises(BadData, match="training part"):
@@ -1142,3 +1143,185 @@ def test_the_noise_of_a_long_log_is_that_of_some_of_its_differences(monkeypatch:
     assert noise_level(log) == pytest.approx(wanted, rel=0.1)
     assert len(taken) == 3
     assert all(750 < count <= 1000 for count in taken)
+
+
+@pytest.mark.parametrize(
+    ("preserve", "noise"),
+    [("symplectic", "yes"), ("mass", "yes"), ("norm", "yes"), ("none", "yes"), ("none", "no"), ("energy", "no")],
+)
+def test_a_fit_does_not_see_the_unit_of_the_data(preserve: str, noise: str) -> None:
+    """A power of two rounds nothing, so that the fits are equal to the last bit."""
+    config = FitConfig(preserve, noise=noise, width=2, substeps=1, adam_steps=20, finish_steps=2, max_minutes=None)
+    found = []
+    for unit in (1.0, 2.0**-20):
+        data = spirals(noise=0.01)
+        data = replace(data, states=tuple(unit * x for x in data.states))
+        found.append(run_stages(plan(data, config), config))
+    first, second = (dict(fitted.flow.named_parameters()) for fitted in found)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert found[0].history.loss == found[1].history.loss
+    assert found[1].flow.scale == 2.0**-20 * found[0].flow.scale
+
+
+def test_residuals_are_in_the_units_of_the_map() -> None:
+    flow = surrogate("symplectic")
+    x, h = states(flow, 4), torch.tensor([[0.1], [0.2], [0.1], [0.05]], dtype=F64)
+    y = x + 0.1
+    flow.scale.fill_(4.0)
+    wanted = (flow(x, h) - y) / 4
+    assert torch.equal(training_residuals(flow)(flow, x, y, h), wanted)
+    assert torch.equal(rollout_residuals(flow, x, y, h), wanted)
+
+
+def test_samples_that_lie_close_together_do_not_set_the_unit_of_time() -> None:
+    flow = build(Structure("none", ("a", "b")))
+    x = torch.randn(10, 2, dtype=F64)
+    y, h = x + 0.1 * torch.randn(10, 2, dtype=F64), torch.ones(10, dtype=F64)
+    h[3] = 1e-9
+    flow.adopt_units(x, y, h)
+    wanted = flow.scale * h.square().mean().sqrt() / (y - x).square().mean().sqrt()
+    assert float(flow.unit) == pytest.approx(float(wanted), rel=1e-12)
+
+
+def test_the_noise_of_one_column_among_clean_ones_is_seen() -> None:
+    t = torch.linspace(0, 40, 4001, dtype=F64)
+    noisy = t.cos() + 0.05 * torch.randn(len(t), dtype=F64, generator=torch.Generator().manual_seed(0))
+    log = Trajectories((t,), (torch.stack([t.cos(), t.sin(), noisy], 1),), ("a", "b", "c"))
+    assert noise_level(log) == pytest.approx(0.05 / float(noisy.std()) / 3**0.5, rel=0.15)
+
+
+def test_the_noise_of_rounded_data_is_not_zero() -> None:
+    """A jump by s leaves s·(1, −5, 10, −10, 5, −1)/√924 of the differences of order 6, the smallest estimate."""
+    t = torch.arange(2000, dtype=F64)
+    rounded = 0.1 * (t / 200).floor()
+    wanted = 0.1 * math.sqrt(9 * 252 / 924 / 1994) / float(rounded.std())
+    assert noise_level(Trajectories((t,), (rounded[:, None],), ("a",))) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_no_noise_is_taken_at_its_word() -> None:
+    assert plan(spirals(noise=0.02), FitConfig("none", noise="no")).noise == 0.0
+    assert plan(spirals(noise=0.02), FitConfig("none")).noise > 0.0
+
+
+def test_steps_across_gaps_are_left_out_of_the_fit() -> None:
+    whole = spirals(6)
+    late = torch.arange(21) >= 10
+    data = replace(whole, times=tuple(torch.where(late, t + 5, t) for t in whole.times))
+    config = FitConfig("none", noise="no", width=2, substeps=1, adam_steps=2, finish_steps=1)
+    planned = plan(data, config)
+    assert len(planned.parts.train) == 4
+    assert run_stages(planned, config).history.samples == 4 * 19
+    (told,) = doubts(planned)
+    assert told.startswith("4 of 80 training steps take more than 5 times the usual 0.1:")
+    assert doubts(plan(whole, config)) == []
+    several = FitConfig("none", noise="yes", width=2, substeps=1, adam_steps=2, finish_steps=1)
+    assert run_stages(plan(data, several), several).stages["10 steps"].samples == 4  # one window of each later piece
+
+
+def test_data_without_gaps_is_left_as_it_is() -> None:
+    data = spirals()
+    assert without_gaps(data, 0.5) is data
+    assert without_gaps(data, 0.05) is None
+    x, y, h = data.pairs()
+    h[3] = 9.0
+    kept = without_gaps(Pairs(x, y, h, data.names), 0.5)
+    assert isinstance(kept, Pairs)
+    assert torch.equal(kept.x, torch.cat([x[:3], x[4:]]))
+    assert float(kept.h.max()) < 0.5
+
+
+def sums(left: float, noise: float = 0.0) -> Trajectories:
+    """Two columns s and 1 − (1 − left)·s, whose sum moves by left · s."""
+    t, generator = torch.linspace(0, 2, 41, dtype=F64), torch.Generator().manual_seed(0)
+    found = []
+    for k in range(5):
+        s = 0.5 + 0.3 * (t + k).sin()
+        x = torch.stack([s, 1 - (1 - left) * s], dim=1)
+        found.append(x + noise * torch.randn(x.shape, dtype=F64, generator=generator))
+    return Trajectories((t,) * 5, tuple(found), ("a", "b"))
+
+
+def test_data_that_does_not_keep_its_mass_is_told() -> None:
+    assert doubts(plan(sums(0.0), FitConfig("mass"))) == []
+    assert doubts(plan(sums(0.1), FitConfig("mass", weights=(0.9, 1.0)))) == []
+    (told,) = doubts(plan(sums(0.1), FitConfig("mass")))
+    share = 0.1 / math.sqrt(2 * (1 + 0.9**2))
+    assert f"the weighted sum of the columns does not stay: along a trajectory it varies by {100 * share:.1f} %" in told
+    assert "compare with --preserve none" in told
+    assert doubts(plan(sums(0.1), FitConfig("none"))) == []
+    assert doubts(plan(sums(0.0, 0.01), FitConfig("mass"))) == []
+    assert len(doubts(plan(sums(0.0, 0.01), FitConfig("mass", noise="no")))) == 1
+
+
+def test_data_that_does_not_keep_its_norm_is_told() -> None:
+    circles = spirals()
+    assert doubts(plan(circles, FitConfig("norm"))) == []
+    ellipses = replace(circles, states=tuple(x * torch.tensor([1.0, 0.5], dtype=F64) for x in circles.states))
+    (told,) = doubts(plan(ellipses, FitConfig("norm")))
+    assert "the norm of the state does not stay" in told
+
+
+def test_a_single_trajectory_is_told_and_two_are_not() -> None:
+    (told,) = doubts(plan(spirals(1), FitConfig("none")))
+    assert told.startswith("There is one trajectory:")
+    assert doubts(plan(spirals(2), FitConfig("none"))) == []
+
+
+def test_an_angle_that_wraps_is_told() -> None:
+    t = torch.linspace(0, 20, 201, dtype=F64)
+    wrapped = torch.remainder(t + math.pi, 2 * math.pi) - math.pi
+    log = Trajectories((t,), (torch.stack([wrapped, t.cos()], 1),), ("theta", "c"))
+    found = [told for told in doubts(plan(log, FitConfig("none"))) if "wraps" in told]
+    assert len(found) == 1
+    assert found[0].startswith("Column 'theta' jumps by 6.18: an angle that wraps?")
+    straight = replace(log, states=(torch.stack([t, t.cos()], 1),))
+    assert not [told for told in doubts(plan(straight, FitConfig("none"))) if "wraps" in told]
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        ("q1,p1,q2,p2", "q1,q2,p1,p2"),
+        ("x_1,v_1,x_2,v_2,x_3,v_3", "x_1,x_2,x_3,v_1,v_2,v_3"),
+        ("theta1,omega1,theta2,omega2", "theta1,theta2,omega1,omega2"),
+        ("q1,q2,p1,p2", None),
+        ("q,p", None),
+        ("q1,p1", None),
+        ("a1,a2,a3,a4", None),
+        ("q1,p1,q2,p3", None),
+        ("x,y,px,py", None),
+    ],
+)
+def test_positions_and_momenta_that_alternate_are_told(names: str, order: str | None) -> None:
+    found = positions_first(names.split(","))
+    assert found == (None if order is None else tuple(order.split(",")))
+
+
+def test_rollouts_of_long_trajectories_end_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dynablocks.fitting.report import _rollout_metrics
+
+    data = spirals()
+    flow = surrogate("symplectic")
+    whole = roll_out(flow, data)
+    assert _rollout_metrics(whole, data, 1.0)["rollouts_cut"] == 0
+    monkeypatch.setattr(rollout, "MOST_ROLLED_STEPS", 3)
+    found = roll_out(flow, data)
+    for short, long in zip(found, whole, strict=True):
+        assert torch.equal(short.predicted, long.predicted[:4])
+        assert torch.equal(short.times, long.times[:4])
+        assert torch.equal(short.measured, long.measured[:4])
+    metrics = _rollout_metrics(found, data, 1.0)
+    assert (metrics["rollouts_cut"], metrics["rollout_steps"]) == (4, 3)
+    assert metrics["rollout_time"] == pytest.approx(0.3)
+
+
+def test_predicting_no_change_is_an_error_of_one_over_the_motion() -> None:
+    from dynablocks.fitting.report import _over_motion, _rollout_metrics
+    from dynablocks.fitting.rollout import Rollout
+
+    x, y, h = spirals().pairs()
+    held = float((x - y).square().mean())
+    assert _over_motion(held, Pairs(x, y, h, ("q", "p"))) == 1.0
+    assert _over_motion(0.0, Pairs(x, x, h, ("q", "p"))) is None
+    resting = [Rollout(t, z, z[:1].expand(len(z), -1)) for t, z in zip(spirals().times, spirals().states, strict=True)]
+    assert _rollout_metrics(resting, spirals(), 1.0)["rollout_error_over_motion"] == pytest.approx(1.0, rel=1e-12)

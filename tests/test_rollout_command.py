@@ -374,3 +374,34 @@ def test_writing_a_long_csv_shows_how_far_it_is(
     assert told[-1] == ("writing", 7, 7)
     text = capsys.readouterr().out if piped else (tmp_path / "runs.csv").read_text()
     assert len(text.splitlines()) == 11
+
+
+LEAVE = "leave the range of the training data (the first in column 'q', from t = "
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        ("0.5,0", ""),
+        # q = cos t + sin t, which is 1.22 after a step, outside of [−1, 1] and a twentieth of 2 beyond.
+        ("1,1", f"1 of 1 runs {LEAVE}0.25): nothing was learned there\n"),
+        ("{file}", f"a.csv: 2 starts\n1 of 2 runs {LEAVE}7): nothing was learned there\n"),
+    ],
+)
+def test_runs_that_leave_the_range_of_the_training_data_are_told(
+    start: str, said: str, fit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (fit / "metrics.json").write_text('{"training_range": {"p": [-1.0, 1.0], "q": [-1.0, 1.0]}}')
+    (tmp_path / "a.csv").write_text("trajectory,t,q,p\ninside,0,0.5,0\noutside,7,1.2,0\n")
+    given = start.format(file=tmp_path / "a.csv")
+    assert main(["rollout", str(fit), "--start", given, "--steps", "2"]) == 0
+    assert err(capsys) == said
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", "no JSON", '{"training_range": {"q": [0, 0]}}', '{"training_range": {"q": null, "p": [0, 1]}}']
+)
+def test_a_fit_without_a_range_has_none_to_leave(text: str, fit: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (fit / "metrics.json").write_text(text)
+    assert main(["rollout", str(fit), "--start", "5,0", "--steps", "1"]) == 0
+    assert err(capsys) == ""

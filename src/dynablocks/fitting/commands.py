@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynablocks.errors import BadData, InvalidArgument, require_choice, require_range, unknown_name
 from dynablocks.files import expanded, lock_file, read_json, resolved, sha256, write_text
+from dynablocks.fitting.doubts import doubts
 from dynablocks.fitting.job import (
     MOST_SAMPLES,
     PRESETS,
@@ -44,7 +45,8 @@ optionally h, the time between them."""
 EXAMPLES = """what to preserve:
   mass        a weighted sum of the columns (--weights; by default all 1): reactions, epidemics, compartments;
               columns may become negative
-  symplectic  Hamiltonian mechanics: columns are all positions, then all momenta; long-time behaviour is right
+  symplectic  Hamiltonian mechanics: columns are all positions, then all momenta; over long times
+              the learned energy oscillates and, as a rule, does not drift
   energy      a learned energy, to the solver's tolerance; an even number of columns is all positions, then all momenta
   volume      of the state space, where no column drives itself (dx/dt does not depend on x): rigid bodies, the ABC
               flow, separable maps; not flows that stretch along their own axis, as x' = x, y' = -y
@@ -56,9 +58,9 @@ EXAMPLES = """what to preserve:
 examples:
   dynablocks fit --example pendulum --out runs/first        no data needed: from nothing to a report in minutes
   dynablocks fit pendulum.csv --preserve symplectic --odd   f(-x) = -f(x), where the system has this symmetry
-  dynablocks fit sir.csv --preserve mass                    S + I + R stays the same, to rounding
+  dynablocks fit sir.csv --preserve mass                    S + I + R of the surrogate stays the same, to rounding
   dynablocks fit tanks.parquet --preserve mass --weights 1,2.5,0.5
-  dynablocks fit robot.csv --preserve symplectic --coupled  the energy is not T(p) + V(q)
+  dynablocks fit arm.csv --preserve symplectic --coupled    the energy is not T(p) + V(q); momenta, not velocities
   dynablocks fit log.csv --preserve symplectic --columns q1,q2,p1,p2    of a file with more columns, or another order
   dynablocks fit data.csv --preserve none --preset smoke    seconds, to see that the file is read
   dynablocks rollout runs/first --start 0.5,0.0 --out trajectory.csv    then: trajectories of the fit
@@ -106,7 +108,12 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "--width", type=int, default=None, help="hidden units of each learned function (default: the preset's)"
     )
-    parser.add_argument("--noise", type=str, default="auto", help="auto, yes (fit several steps in a row) or no")
+    parser.add_argument(
+        "--noise",
+        type=str,
+        default="auto",
+        help="auto, yes (fit several steps in a row) or no (there is none: sampling that is coarse looks like it)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what was read and what would be fitted, and stop")
     parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds another fit")
 
@@ -167,6 +174,8 @@ def _fit(
     planned: Plan, config: FitConfig, out: Path, source: dict[str, str], command: str, say: Callable[[str], None]
 ) -> None:
     say(_reading(planned, source["file"]))
+    if _has_momenta(planned.structure):
+        say(_columns(planned.structure))
     fitted = run_stages(planned, config, out, say)
     save_fit(out, fitted.flow)
     with progress_bar("verifying and rolling out") as update:
@@ -293,10 +302,14 @@ def _reading(planned: Plan, file: str) -> str:
     return f"{file}: {len(planned.structure.names)} state columns, steps: {counts}{used}{noise}"
 
 
+def _has_momenta(structure: Structure) -> bool:
+    return structure.preserve in LEARNED_ENERGY and len(structure.names) % 2 == 0
+
+
 def _columns(structure: Structure) -> str:
     """The state columns, and which of them are taken for positions and momenta."""
     names, half = structure.names, len(structure.names) // 2
-    if structure.preserve not in LEARNED_ENERGY or len(names) % 2:
+    if not _has_momenta(structure):
         return ", ".join(names)
     return f"positions {', '.join(names[:half])}; momenta {', '.join(names[half:])}"
 
@@ -316,6 +329,8 @@ def _dry_run(planned: Plan, config: FitConfig, file: Path, out: Path) -> int:
     }
     for name, value in facts.items():
         print(f"{name:<12}{value}")
+    for doubt in doubts(planned):
+        print(f"warning: {doubt}")
     return 0
 
 

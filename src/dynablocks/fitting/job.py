@@ -25,6 +25,8 @@ NOISY = 1e-4
 MOST_SAMPLES = 20_000
 """A stage of a fit takes at most so many samples (steps, or runs of several steps), evenly spaced."""
 NOISE = ("auto", "yes", "no")
+GAP = 5.0
+"""A step that takes so many times the usual one is left out of the fit: it would set the error of all of them."""
 HARMLESS = ("max_minutes",)
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -103,14 +105,18 @@ def plan(data: Trajectories | Pairs, config: FitConfig) -> Plan:
         InvalidArgument: the structure does not fit the columns.
     """
     parts = split(data, config.seed)
-    x, y, h = pairs_of(parts.train)
     for part in (data, parts.train):
-        _require_states(torch.cat(pairs_of(part)[:2]), config.preserve, data.names)
-    noise = noise_level(parts.train) if isinstance(parts.train, Trajectories) else 0.0
+        _require_states(torch.cat(pairs_of(part)[:2]), data.names)
+    if config.preserve == "positive":
+        _require_nonnegative(data)
+    step = float(pairs_of(parts.train)[2].median())
+    train, held = _fitted_parts(parts, step)
+    x, y, _ = pairs_of(train)
+    noise = noise_level(train) if isinstance(train, Trajectories) and config.noise != "no" else 0.0
     noisy = config.noise == "yes" or (config.noise == "auto" and noise > NOISY)
     horizon = 1
-    if isinstance(parts.train, Trajectories):
-        fitted = [p for p in (parts.train, parts.validation) if isinstance(p, Trajectories)]
+    if isinstance(train, Trajectories):
+        fitted = [part for part in (train, held) if isinstance(part, Trajectories)]
         horizon = longest_horizon(fitted, config.horizon or (10 if noisy else 1))
         if config.noise == "yes" and horizon == 1 and config.horizon != 1:
             raise InvalidArgument(
@@ -130,7 +136,7 @@ def plan(data: Trajectories | Pairs, config: FitConfig) -> Plan:
         odd=config.odd,
         separable=config.separable,
         substeps=config.substeps or _substeps(x, y, config, 0.3 if noisy else 0.1),
-        step=float(h.median()),
+        step=step,
         linear=config.preserve in LEARNED_ENERGY and not config.odd,
     )
     with torch.random.fork_rng():
@@ -147,7 +153,41 @@ def longest_horizon(parts: Sequence[Trajectories], wanted: int) -> int:
     return 1
 
 
-def _require_states(states: Tensor, preserve: str, names: tuple[str, ...]) -> None:
+def without_gaps(data: Trajectories | Pairs, longest: float) -> Trajectories | Pairs | None:
+    """The data without steps that take longer, trajectories in pieces; all of it where there are none.
+
+    Returns:
+        ``None`` where no step is left.
+
+    Example:
+        >>> t = torch.tensor([0.0, 1.0, 9.0, 10.0, 11.0, 30.0], dtype=torch.float64)
+        >>> [piece.tolist() for piece in without_gaps(Trajectories((t,), (t[:, None],), ("q",)), 5.0).times]
+        [[0.0, 1.0], [9.0, 10.0, 11.0]]
+    """
+    short = pairs_of(data)[2] <= longest
+    if bool(short.all()):
+        return data
+    if not bool(short.any()):
+        return None
+    if isinstance(data, Pairs):
+        return Pairs(data.x[short], data.y[short], data.h[short], data.names)
+    times: list[Tensor] = []
+    states: list[Tensor] = []
+    for t, x in zip(data.times, data.states, strict=True):
+        starts = [place + 1 for place, h in enumerate(t.diff().tolist()) if h > longest]
+        times.extend(piece for piece in torch.tensor_split(t, starts) if len(piece) > 1)
+        states.extend(piece for piece in torch.tensor_split(x, starts) if len(piece) > 1)
+    return Trajectories(tuple(times), tuple(states), data.names)
+
+
+def _fitted_parts(parts: Parts, step: float) -> tuple[Trajectories | Pairs, Trajectories | Pairs | None]:
+    """What is fitted of the training part and of the validation; half of the steps are no longer than ``step``."""
+    train = without_gaps(parts.train, GAP * step)
+    assert train is not None
+    return train, None if parts.validation is None else without_gaps(parts.validation, GAP * step)
+
+
+def _require_states(states: Tensor, names: tuple[str, ...]) -> None:
     if bool((states == states[0]).all()):
         raise BadData("every state to learn from is the same; there is no motion in the file, or in its training part.")
     largest = states.abs().amax(0)
@@ -157,9 +197,21 @@ def _require_states(states: Tensor, preserve: str, names: tuple[str, ...]) -> No
             f"column {names[place]!r} reaches {float(largest[place]):.3g}, too large to be squared; "
             "scale the columns, and leave out rows with fill values."
         )
-    if preserve == "positive" and bool((states < 0).any()):
-        column = names[int((states < 0).any(0).nonzero()[0])]
-        raise BadData(f"column {column!r} has negative values; --preserve positive needs states >= 0.")
+
+
+def _require_nonnegative(data: Trajectories | Pairs) -> None:
+    for k, states in enumerate((data.x, data.y) if isinstance(data, Pairs) else data.states):
+        if not bool((states < 0).any()):
+            continue
+        row, column = (states < 0).nonzero()[0].tolist()
+        if isinstance(data, Pairs):
+            place = f"{('in', 'out')[k]}_{data.names[column]} of pair {row + 1}"
+        else:
+            place = f"trajectory {data.label(k)!r} at t = {float(data.times[k][row]):.6g}"
+        raise BadData(
+            f"column {data.names[column]!r} has negative values ({float(states[row, column]):.6g} in {place}); "
+            "--preserve positive needs states >= 0: put 0 there if that is noise, or take another structure."
+        )
 
 
 def _substeps(x: Tensor, y: Tensor, config: FitConfig, most: float) -> int:
@@ -221,7 +273,7 @@ def run_stages(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         flow = build(planned.structure)
-    train, held = planned.parts.train, planned.parts.validation
+    train, held = _fitted_parts(planned.parts, planned.structure.step)
     x, y, h = pairs_of(train)
     flow.adopt_units(x, y, h)
     long = planned.horizon > 1

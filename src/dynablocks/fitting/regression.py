@@ -264,7 +264,8 @@ class _Run:
             return self.best_record  # a step without a solution; the best comes back when Adam ends
         if not math.isfinite(loss):
             raise InvalidArgument(
-                f"the loss is {loss} at {phase} step {step}; use a smaller lr or step size, or scale the data."
+                f"the loss is {loss} at {phase} step {step}: numbers overflow, or the equation of a step is not "
+                "solved; use a smaller lr or step size (of dynablocks fit: more --substeps), or scale the data."
             )
         held = None if self.held_out is None else self.held_out.value()
         found = FitRecord(phase, step, self.seconds, loss, held if held is not None and math.isfinite(held) else None)

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.errors import NotConverged
-from dynablocks.files import write_json, write_text
+from dynablocks.files import finite_or_none, write_json, write_text
 from dynablocks.fitting import figures
+from dynablocks.fitting.doubts import doubts
 from dynablocks.fitting.job import MOST_SAMPLES, Fitted, pairs_of, thinned
 from dynablocks.fitting.rollout import Drift, Rollout, drifts, roll_out, safe_rollout
 from dynablocks.fitting.single_steps import column_errors, one_step_error, step_halving_gap
@@ -37,6 +38,9 @@ COARSE, COARSE_RATIO = 1e-3, 3.0
 """From which gap of two half steps, also over the relative error of one step, a reader is warned."""
 UNEVEN, UNEVEN_RATIO = 0.01, 10.0
 """From which relative error of a column, also over that of all, a reader is warned."""
+STILL, NARROW = 0.5, 0.1
+"""From which error of one step over the motion, and to which spread of the test states over that of the training ones,
+a reader is warned."""
 KEPT = {
     "mass": "the mass",
     "symplectic": "the symplectic form",
@@ -124,12 +128,11 @@ def _metrics(
 ) -> dict[str, Any]:
     flow, planned = fitted.flow, fitted.plan
     parts = planned.parts
-    y = pairs_of(parts.train)[1]
+    x, y, _ = pairs_of(parts.train)
     spread = float(y.var(dim=0).mean())
     columns = column_errors(flow, parts.test)
     test = math.inf if columns is None else float(columns.mean())
     gap = step_halving_gap(flow, thinned((pairs_of(parts.test)[0],), HALVED_SAMPLES)[0])
-    rollout = _mean([float(r.errors[1:].mean()) for r in rollouts if len(r.errors) > 1])
     metrics: dict[str, Any] = {
         "preserve": flow.structure.preserve,
         "parameters": fitted.history.unknowns,
@@ -137,22 +140,61 @@ def _metrics(
         "validation_mse": None if parts.validation is None else one_step_error(flow, parts.validation),
         "test_mse": test,
         "test_relative_error": math.sqrt(test / spread) if spread > 0 else None,
+        "test_error_over_motion": _over_motion(test, parts.test),
+        "test_spread": _test_spread(parts.test, spread),
         "column_relative_errors": None if columns is None else _by_column(flow.structure.names, columns, y),
         "step_halving_error": gap / math.sqrt(spread * y.shape[1]) if gap is not None and spread > 0 else None,
         "samples_used": {name: history.samples for name, history in fitted.stages.items()},
+        "training_range": _ranges(flow.structure.names, torch.cat([x, y])),
         "noise_level": planned.noise,
         "horizon": planned.horizon,
-        "rollout_mse": rollout,
-        "rollout_relative_error": math.sqrt(rollout / spread) if rollout is not None and spread > 0 else None,
-        "rollouts_ended_early": sum(r.stopped is not None for r in rollouts),
+        **_rollout_metrics(rollouts, parts.test, spread),
         "long_steps": long_steps,
         "drift": {drift.what: float(drift.values.max()) for drift in moved},
         "verified": None if verification is None else verification.passed,
         "properties": [str(kept) for kept in flow.properties],
         "seconds": sum(history.seconds for history in fitted.stages.values()),
         "stopped": fitted.history.stopped,
+        "doubts": doubts(planned),
     }
-    return {key: _finite(value) for key, value in metrics.items()}
+    return {key: _as_json(value) for key, value in metrics.items()}
+
+
+def _rollout_metrics(rollouts: Sequence[Rollout], test: Trajectories | Pairs, spread: float) -> dict[str, Any]:
+    compared = [r for r in rollouts if len(r.errors) > 1]
+    error = _mean([float(r.errors[1:].mean()) for r in compared])
+    held = _mean([float((r.measured[1 : len(r.errors)] - r.measured[0]).square().mean()) for r in compared])
+    longest = max(compared, key=lambda r: len(r.errors), default=None)
+    measured = test.times if isinstance(test, Trajectories) else ()
+    return {
+        "rollout_mse": error,
+        "rollout_relative_error": math.sqrt(error / spread) if error is not None and spread > 0 else None,
+        "rollout_error_over_motion": math.sqrt(error / held) if error is not None and held else None,
+        "rollout_steps": 0 if longest is None else len(longest.errors) - 1,
+        "rollout_time": 0.0 if longest is None else float(longest.times[len(longest.errors) - 1] - longest.times[0]),
+        "rollouts_cut": sum(len(r.times) < len(t) for r, t in zip(rollouts, measured, strict=True)),
+        "rollouts_ended_early": sum(r.stopped is not None for r in rollouts),
+    }
+
+
+def _over_motion(error: float, data: Trajectories | Pairs) -> float | None:
+    """The root of a mean squared error of one step over that of the prediction that nothing moves."""
+    x, y, _ = pairs_of(data)
+    motion = float((y - x).square().mean())
+    return math.sqrt(error / motion) if motion > 0 else None
+
+
+def _test_spread(test: Trajectories | Pairs, spread: float) -> float | None:
+    """The spread of the test states over that of the training ones; pairs are drawn at random, so that they agree."""
+    if not isinstance(test, Trajectories) or spread <= 0:
+        return None
+    return math.sqrt(float(torch.cat(test.states).var(dim=0).mean()) / spread)
+
+
+def _ranges(names: Sequence[str], states: Tensor) -> dict[str, list[float]]:
+    """The smallest and the largest value of each column."""
+    least, most = states.amin(0).tolist(), states.amax(0).tolist()
+    return {name: [low, high] for name, low, high in zip(names, least, most, strict=True)}
 
 
 def _by_column(names: Sequence[str], errors: Tensor, states: Tensor) -> dict[str, float | None]:
@@ -167,10 +209,10 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _finite(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return {key: _as_json(entry) for key, entry in value.items()}
+    return finite_or_none(value) if isinstance(value, float) else value
 
 
 def write_outputs(directory: Path, outcome: Outcome, source: dict[str, Any], command: str) -> None:
@@ -178,8 +220,8 @@ def write_outputs(directory: Path, outcome: Outcome, source: dict[str, Any], com
     checks = [
         {
             "property": str(check.declared),
-            "residual": _finite(check.residual),
-            "tolerance": _finite(check.tolerance),
+            "residual": finite_or_none(check.residual),
+            "tolerance": finite_or_none(check.tolerance),
             "holds": check.passed,
         }
         for check in outcome.verification or ()
@@ -227,24 +269,40 @@ def headline_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("error of one step", _number(metrics["test_mse"]), "mean squared, on data that was not fitted"),
         ("relative error of one step", _share(metrics["test_relative_error"]), over + noisy),
     ]
+    if "test_error_over_motion" in metrics:
+        meaning = "root mean squared error over that of predicting no change (100 %)" + noisy
+        rows.append(("error of one step over the motion", _share(metrics["test_error_over_motion"]), meaning))
     if "step_halving_error" in metrics:
         meaning = "largest distance over the spread: how far shorter steps than the usual one are off; longer ones more"
         rows.append(("two half steps against one", _share(metrics["step_halving_error"]), meaning))
     if metrics["rollout_mse"] is not None:
-        ended = metrics["rollouts_ended_early"]
-        early = f"; {ended} ended early and count to their end" if ended else ""
-        meaning = f"mean squared, from the first state on{early}"
-        rows.append(("error of whole rollouts", _number(metrics["rollout_mse"]), meaning))
-        rows.append(("relative error of whole rollouts", _share(metrics["rollout_relative_error"]), over))
+        rows.extend(_rollout_rows(metrics, over))
     if metrics["horizon"] > 1:
         rows.append(("noise in the data", _number(metrics["noise_level"]), "estimate, over the spread of the states"))
     for what, value in metrics["drift"].items():
         rows.append((what, _number(value), f"largest along {metrics['long_steps']} steps"))
     verdict = {True: "hold", False: "VIOLATED", None: "not measured"}[metrics["verified"]]
-    rows.append(("declared properties", verdict, ", ".join(metrics["properties"])))
+    of_whom = "; of the surrogate, whether or not the data has them"
+    declared = ", ".join(metrics["properties"]) + of_whom if metrics["properties"] else "none"
+    rows.append(("declared properties", verdict, declared))
     rows.append(("parameters", words.count(metrics["parameters"]), "numbers that were learned"))
     rows.append(("time of the fit", words.duration(metrics["seconds"]), metrics["stopped"]))
     return rows
+
+
+def _rollout_rows(metrics: dict[str, Any], over: str) -> Iterator[tuple[str, str, str]]:
+    ended, cut = metrics["rollouts_ended_early"], metrics.get("rollouts_cut", 0)
+    early = f"; {ended} ended early and count to their end" if ended else ""
+    steps = metrics.get("rollout_steps", 0)
+    length = f", up to {steps:,} steps (a time of {metrics['rollout_time']:.4g})" if steps else ""
+    first = f"; {cut} are longer and count so far" if cut else ""
+    meaning = f"mean squared, from the first state on{length}{first}{early}"
+    yield "error of whole rollouts", _number(metrics["rollout_mse"]), meaning
+    meaning = f"{over}; chaos makes it large in the end, however good the fit"
+    yield "relative error of whole rollouts", _share(metrics["rollout_relative_error"]), meaning
+    if "rollout_error_over_motion" in metrics:
+        meaning = "root mean squared error over that of staying at the first state (100 %)"
+        yield "error of whole rollouts over the motion", _share(metrics["rollout_error_over_motion"]), meaning
 
 
 def warnings(metrics: dict[str, Any]) -> list[str]:
@@ -281,13 +339,38 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
             "vector_field, are not as accurate as the steps that were fitted. Take the usual step only, or fit with "
             "more --substeps."
         )
-    rollout = metrics["rollout_relative_error"]
-    if rollout is not None and rollout > FAR:
-        found.append(
-            f"Rollouts are off by {_share(rollout)} of the spread of the states: good for a few steps only. A longer "
-            "fit (--preset long), more data, or keeping more of what the system keeps may help."
+    found.extend(_little_motion(metrics, above_noise))
+    found.extend(_far_rollouts(metrics))
+    return [*found, *metrics.get("doubts", ())]
+
+
+def _far_rollouts(metrics: dict[str, Any]) -> Iterator[str]:
+    error = metrics["rollout_relative_error"]
+    if error is None or error <= max(FAR, 3 * (metrics["noise_level"] or 0.0)):
+        return
+    structure = (
+        "; or the data does not keep what the surrogate keeps (friction, driving, velocities in place of momenta): "
+        "compare with --preserve none"
+    )
+    yield (
+        f"Rollouts are off by {_share(error)} of the spread of the states: good for a few steps only. A longer fit "
+        "(--preset long) or more data may help, though not for long against chaos"
+        f"{'' if metrics.get('preserve') == 'none' else structure}."
+    )
+
+
+def _little_motion(metrics: dict[str, Any], above_noise: bool) -> Iterator[str]:
+    still, spread = metrics.get("test_error_over_motion"), metrics.get("test_spread")
+    if still is not None and still > STILL and above_noise:
+        yield (
+            f"The error of one step is {_share(still)} of the motion in a step (100 % is predicting no change): hardly "
+            "anything of the motion was learned. A longer fit (--preset long), a larger --width or more data may help."
         )
-    return found
+    if spread is not None and spread < NARROW:
+        yield (
+            f"The test states spread over {_share(spread)} of what the training states do, as where a motion dies out: "
+            "errors over the spread look better than they are; look at those over the motion."
+        )
 
 
 def _uneven_columns(errors: dict[str, float | None], relative: float | None, preserve: str) -> list[str]:
@@ -373,7 +456,8 @@ def _verification(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
 def _training(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
     yield "<h2>The fit</h2>"
     caption = (
-        "Adam, then from the dotted line on a second-order finish. The best parameters on the validation were kept."
+        "Adam, then from the dotted line on a second-order finish. The best parameters on the validation were kept. "
+        "Residuals are over the size of the states."
     )
     yield figure(figures.loss_figure(outcome.fitted.curve()), "loss", caption)
     rows = [(key, _number(outcome.metrics[f"{key}_mse"])) for key in ("train", "validation", "test")]

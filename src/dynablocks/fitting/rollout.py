@@ -26,6 +26,8 @@ ENERGY_CHUNK = 65536
 """A learned energy is computed of so many states at a time, since its hidden units take more room than they do."""
 STACKED_STATES = 4096
 """A run becomes one tensor every so many states: a tensor of its own for each takes far more room than its numbers."""
+MOST_ROLLED_STEPS = 5000
+"""A rollout of a test trajectory takes so many steps at most: more of a long log says little more and takes minutes."""
 
 
 def windows(data: Trajectories, horizon: int, stride: int = 1) -> Windows:
@@ -51,20 +53,23 @@ def windows(data: Trajectories, horizon: int, stride: int = 1) -> Windows:
 
 
 def rollout_residuals(module: nn.Module, x: Tensor, y: Tensor, step: Tensor) -> Tensor:
-    """The errors of several steps in a row, divided by the square root of their number."""
+    """The errors of several steps in a row, divided by the square root of their number, in the map's own units."""
+    assert isinstance(module, FlowMap)
     states, z = [], x
     for h in step.unbind(1):
         z = module(z, h)
         states.append(z)
-    return (torch.cat(states, dim=1) - y) / len(states) ** 0.5
+    return (torch.cat(states, dim=1) - y) / len(states) ** 0.5 / module.scale
 
 
 def noise_level(data: Trajectories) -> float:
     """An estimate of the noise's standard deviation over the spread of the states, from high divided differences.
 
     A divided difference of order k annihilates polynomials of lower degree, so of a smooth trajectory little is left
-    but noise; the smallest estimate over the orders 2, 4, 6 counts. Coarse sampling looks like noise. Of many samples
-    about 100,000 differences of each order are taken, evenly spaced.
+    but noise; the smallest estimate over the orders 2, 4, 6 counts. Coarse sampling looks like noise. Each column is
+    measured over its own spread, and the root mean square over the columns that move is the estimate: a median over all
+    would not see the noise of one column among clean ones. Of many samples about 100,000 differences of each order are
+    taken, evenly spaced.
 
     Example:
         >>> t = torch.linspace(0, 1, 50, dtype=torch.float64)
@@ -77,6 +82,7 @@ def noise_level(data: Trajectories) -> float:
     if not bool(moving.any()):
         return 0.0
     every = math.ceil(len(states) / MOST_DIFFERENCES)
+    still = torch.cat([x[:, moving].diff(dim=0) for x in data.states]).abs().median(dim=0).values == 0
     found = []
     for order in NOISE_DIFFERENCES:
         left = [
@@ -85,8 +91,18 @@ def noise_level(data: Trajectories) -> float:
             if len(t) > order
         ]
         if left:
-            found.append(float(torch.cat(left).abs().median()) / 0.6745)
+            found.append(float(_deviations(torch.cat(left), still).square().mean().sqrt()))
     return min(found, default=0.0)
+
+
+def _deviations(differences: Tensor, still: Tensor) -> Tensor:
+    """The noise of each column, from the median of what is left, which outliers do not move.
+
+    Of columns that mostly stay as they are, as rounded measurements of a slow motion do, the median would be 0: there
+    it is the root mean square.
+    """
+    typical = differences.abs().median(dim=0).values / 0.6745
+    return torch.where(still, differences.square().mean(dim=0).sqrt(), typical)
 
 
 def _differences(times: Tensor, states: Tensor, order: int, every: int) -> Tensor:
@@ -118,9 +134,10 @@ class Rollout:
 
 
 def roll_out(flow: FlowMap, data: Trajectories) -> list[Rollout]:
-    """Predictions from the first state of every trajectory over its own times."""
+    """Predictions from the first state of every trajectory over its own times, 5,000 steps of each at most."""
     found = []
-    for k, (times, states) in enumerate(zip(data.times, data.states, strict=True)):
+    for k in range(len(data)):
+        times, states = data.times[k][: MOST_ROLLED_STEPS + 1], data.states[k][: MOST_ROLLED_STEPS + 1]
         predicted, stopped = safe_rollout(flow, states[:1], times.diff().unbind())
         found.append(Rollout(times, states, predicted[0], stopped, data.label(k)))
     return found

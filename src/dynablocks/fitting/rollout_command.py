@@ -16,13 +16,14 @@ from torch import Tensor
 
 from dynablocks.data.trajectories import CSV_ROWS, Starts, csv_parts, reserved_name
 from dynablocks.data.trajectory_files import SUFFIXES, read_starts
-from dynablocks.errors import BadData, InvalidArgument, require_range, require_whole
-from dynablocks.files import expanded, require_writable, resolved, write_atomically
+from dynablocks.errors import BadData, DynablocksError, InvalidArgument, require_range, require_whole
+from dynablocks.files import expanded, read_json, require_writable, resolved, write_atomically
 from dynablocks.fitting.job import load_fit, thinned
 from dynablocks.fitting.report import SPREAD_SAMPLES
 from dynablocks.fitting.rollout import change_along, safe_rollout
 from dynablocks.fitting.surrogates import LEARNED_ENERGY, FlowMap, Structure
 from dynablocks.progress import is_terminal, track
+from dynablocks.run_files import METRICS
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -44,12 +45,14 @@ examples:
   dynablocks rollout runs/first --start states.csv --step 0.05 --out trajectories.csv
 
 A fit is most accurate at its usual step; step_halving_error in its metrics.json says how far others are off. At the end
-standard error says how far what the fit keeps of a state (mass, norm, learned energy, signs) has moved; the learned
-energy of a symplectic one oscillates.
+standard error says when runs leave the range of the training data, where nothing was learned, and how far what the fit
+keeps of a state (mass, norm, learned energy, signs) has moved; the learned energy of a symplectic one oscillates.
 In Python: flow = dynablocks.fitting.load_fit(DIR); flow.rollout(x, steps)."""
 
 MOST_NUMBERS = 50_000_000
 """So many times and entries of states are computed at once: they take less than 2 GB, as CSV 1 GB."""
+OUTSIDE = 0.05
+"""By so much of the range of the training data a run may leave it without being told."""
 
 
 def add_arguments(parser: Any) -> None:
@@ -70,7 +73,7 @@ def add_arguments(parser: Any) -> None:
 
 
 def rollout_command(options: Any, say: Callable[[str], None]) -> int:
-    """Read the fit and the starts, roll out, write; say how far what is kept has moved."""
+    """Read the fit and the starts, roll out, write; say where runs leave the data, how far what is kept has moved."""
     steps = _require_options(options)
     flow = load_fit(expanded(options.directory))
     structure = flow.structure
@@ -88,6 +91,9 @@ def rollout_command(options: Any, say: Callable[[str], None]) -> int:
     if options.out is not None or not is_terminal(sys.stdout):
         parts = track(parts, "writing", 1 + len(states) * math.ceil(times.shape[1] / CSV_ROWS))
     _write(options.out, parts)
+    left = _left_range(_training_range(expanded(options.directory), structure), times, states, structure)
+    if left is not None:
+        say(left)
     moved = _moved(flow, states)
     if moved is not None:
         say(f"{moved} in {steps} step{'s' if steps > 1 else ''} of {step:.12g}")
@@ -276,6 +282,39 @@ def _as_utf8(stream: Any) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError, ValueError):  # after an error it would fail again to write what is left
             stream.reconfigure(**before)
+
+
+def _training_range(directory: Path, structure: Structure) -> Float64[Tensor, "2 n"] | None:
+    """The least and the greatest value of each column of the training data; ``None`` where the fit has none."""
+    try:
+        ranges = read_json(directory / METRICS)["training_range"]
+        return torch.tensor([ranges[name] for name in structure.names], dtype=torch.float64).reshape(-1, 2).mT
+    except (DynablocksError, KeyError, TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _left_range(
+    limits: Float64[Tensor, "2 n"] | None,
+    times: Float64[Tensor, "start time"],
+    states: Float64[Tensor, "start time n"],
+    structure: Structure,
+) -> str | None:
+    """How many runs leave the range of the training data, and where the first of them does, in words."""
+    if limits is None:
+        return None
+    low, high = limits
+    room = OUTSIDE * (high - low)
+    outside = (states < low - room) | (states > high + room)
+    left = outside.any(2).any(1)
+    if not bool(left.any()):
+        return None
+    run = int(left.nonzero()[0])
+    place = int(outside[run].any(1).nonzero()[0])
+    column = structure.names[int(outside[run, place].nonzero()[0])]
+    return (
+        f"{int(left.sum())} of {len(states)} runs leave the range of the training data (the first in column "
+        f"{column!r}, from t = {float(times[run, place]):.6g}): nothing was learned there"
+    )
 
 
 def _moved(flow: FlowMap, states: Tensor) -> str | None:

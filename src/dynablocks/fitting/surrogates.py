@@ -183,7 +183,8 @@ class FlowMap(Structured):
             self.centre.copy_(x.mean(0))
         size = float((x - self.centre).square().mean().sqrt()) or 1.0
         self.scale.fill_(2.0 ** round(math.log2(size)) if kind == "power of two" else size)
-        speed = float(((y - x) / (self.scale * h[:, None])).square().mean().sqrt())
+        # Not the mean of speeds: two samples that lie close together would have the noise over next to no time.
+        speed = float(((y - x) / self.scale).square().mean().sqrt() / h.square().mean().sqrt())
         self.unit.fill_(1 / speed if speed > 0 else float(h.mean()))
 
     def _require(self, x: Tensor, step: Tensor | float | None = None) -> None:
@@ -273,16 +274,22 @@ def training_residuals(flow: FlowMap) -> Residuals:
     r"""The residuals of one step: without a solve where the method has such a form (D2.12), else module(x, h) − y.
 
     Discrete gradients: y − x − hS∇̄H(x, y); implicit midpoint: y − x − hX((x + y)/2); both vanish exactly where the step
-    from x is y, and neither solves an equation.
+    from x is y, and neither solves an equation. All are in the map's own units, over ``flow.scale``: what an optimiser
+    takes for small does not depend on the unit of the data.
     """
     method = flow.method
     if flow.structure.substeps != 1:
-        return flow_map_residuals
+        return _step_residuals
     if isinstance(method, DiscreteGradient):
         return _discrete_gradient_residuals
     if isinstance(method, ImplicitRungeKutta) and method.tableau.name == "implicit-midpoint":
         return _midpoint_residuals
-    return flow_map_residuals
+    return _step_residuals
+
+
+def _step_residuals(module: nn.Module, x: Tensor, y: Tensor, *step: Tensor) -> Tensor:
+    assert isinstance(module, FlowMap)
+    return flow_map_residuals(module, x, y, *step) / module.scale
 
 
 def _discrete_gradient_residuals(module: nn.Module, x: Tensor, y: Tensor, *step: Tensor) -> Tensor:
@@ -292,13 +299,13 @@ def _discrete_gradient_residuals(module: nn.Module, x: Tensor, y: Tensor, *step:
     assert not isinstance(form, str)
     a, b, h = _ends(module, x, y, *step)
     mean = discrete_gradient(module.method.kind, form.energy, a, b, gradient=form.gradient, nodes=module.method.nodes)
-    return module.scale * (b - a - h * form.structure((a + b) / 2, mean))
+    return b - a - h * form.structure((a + b) / 2, mean)
 
 
 def _midpoint_residuals(module: nn.Module, x: Tensor, y: Tensor, *step: Tensor) -> Tensor:
     assert isinstance(module, FlowMap)
     a, b, h = _ends(module, x, y, *step)
-    return module.scale * (b - a - h * module.field((a + b) / 2))
+    return b - a - h * module.field((a + b) / 2)
 
 
 def _ends(flow: FlowMap, x: Tensor, y: Tensor, *step: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
