@@ -36,7 +36,7 @@ from dynablocks.training.losses import LossFunction
 COMPARED = {"optimiser": "nesterov", "lr": 0.1, "momentum": 0.9, "batch_size": 256}
 """SGD with Nesterov momentum, batch 256, one cycle: the recipe of "1-Lipschitz Layers Compared" (arXiv 2311.16833);
 AOC, SOC and AOL have rates of about the mean of those that the search there chose for them (XS to L; of AOC's kind,
-BCOP, 0.0036 to 0.0065), CPL and SLL the recipes of their own authors' code."""
+BCOP, 0.0036 to 0.0065), CPL and SLL optimiser, rate and loss of their own authors' code."""
 ADAM: dict[str, Any] = {"optimiser": "adam", "momentum": 0.9, "lr": 0.003}
 OUR_LOSS: dict[str, Any] = {"loss": "offset-cross-entropy", "offset": 0.6, "temperature": 0.35}
 
@@ -111,6 +111,10 @@ class Classifier(nn.Module):
 
     def __init__(self, body: nn.Sequential, head: RowNormalisedHead, shape: tuple[int, int, int], mean: Tensor) -> None:
         super().__init__()
+        # torch caches the weights of a deep copy (choose_precision makes one) under the id of the original;
+        # what stands in __dict__ is copied along.
+        for module in body.modules():
+            module.__dict__.setdefault("_cached_as", id(module))
         self.body, self.head, self.input_shape, self.num_classes = body, head, shape, head.out_features
         self.register_buffer("mean", mean.view(1, -1, 1, 1))
 
@@ -119,7 +123,7 @@ class Classifier(nn.Module):
         # the cache, in which orthogonium's power iterations, which write what they read, would stand still.
         with torch.autocast(x.device.type, enabled=False):
             made = {
-                (id(module), name): getattr(module, name)
+                (module.__dict__.get("_cached_as", id(module)), name): getattr(module, name)
                 for path, module in self.body.named_modules()
                 if "parametrizations" not in path.split(".")
                 for name in getattr(module, "parametrizations", ())
@@ -209,12 +213,36 @@ def _orthogonal_mix(inputs: int, outputs: int, **options: Any) -> nn.Module:
     return layer
 
 
-def _orthogonal_dense(features: int) -> nn.Module:
-    from orthogonium.reparametrizers import CHOLESKY_STABLE_ORTHO_PARAMS
+class CholeskyFrame(nn.Module):
+    r"""X ↦ L⁻¹X with LLᵀ = XXᵀ + 10⁻⁵ I, of norm below 1: one factorisation for twelve iterations of Björck.
 
-    # L⁻¹X with LLᵀ = XXᵀ + 10⁻⁵ I (reparametrizers.py), of norm below 1: the package's way for large matrices, with one
-    # factorisation in place of twelve iterations of Björck. What float32 makes of it, sound_bound sees.
-    return nn.Sequential(_orthogonal_mix(features, features, ortho_params=CHOLESKY_STABLE_ORTHO_PARAMS), MaxMin())
+    orthogonium's way for large matrices. Where X is nearly singular, rounding in float32 may leave the sum indefinite;
+    it is then factorised in float64. What rounding does otherwise, :func:`sound_bound` sees.
+    """
+
+    def __init__(self, weight_shape: tuple[int, ...]) -> None:
+        from orthogonium.reparametrizers import BatchedCholeskyOrthogonalization
+
+        super().__init__()
+        self.factorised = BatchedCholeskyOrthogonalization(weight_shape, stable=True)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        made: Tensor
+        try:
+            made = self.factorised(weight)
+        except torch.linalg.LinAlgError:
+            made = self.factorised(weight.double()).to(weight.dtype)
+        return made
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight
+
+
+def _orthogonal_dense(features: int) -> nn.Module:
+    from orthogonium.reparametrizers import BatchedIdentity, OrthoParams
+
+    params = OrthoParams(spectral_normalizer=BatchedIdentity, orthogonalizer=CholeskyFrame)
+    return nn.Sequential(_orthogonal_mix(features, features, ortho_params=params), MaxMin())
 
 
 def _aoc(channels: int, size: int) -> nn.Module:
@@ -249,7 +277,7 @@ class SkewRescaling(nn.Module):
 
 
 class SkewExponential(nn.Module):
-    r"""Σ_{k<=4} Kᵏx/k! + b of a skew 3 × 3 convolution K with ‖K‖ <= 1.5, term by term; Singla and Feizi (2021), SOC.
+    r"""Σ_{k<=4} Kᵏx/k! + b of a skew 3 × 3 convolution K, ‖K‖ <= 1.5, by Horner's rule; Singla and Feizi (2021), SOC.
 
     K has eigenvalues iθ and is normal, so the norm is the largest |Σ_{k<=4} (iθ)ᵏ/k!|, and
 
@@ -268,10 +296,9 @@ class SkewExponential(nn.Module):
         parametrize.register_parametrization(self, "kernel", SkewRescaling())
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel, term, total = self.kernel, x, x
-        for k in range(1, 5):
-            term = functional.conv2d(term, kernel, padding=1) / k
-            total = total + term
+        kernel, total = self.kernel, x
+        for k in (4, 3, 2, 1):
+            total = torch.add(x, functional.conv2d(total, kernel, padding=1), alpha=1 / k)
         return total + self.bias[:, None, None].type_as(total)
 
 

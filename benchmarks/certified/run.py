@@ -10,10 +10,11 @@ other, each trained for the same wall-clock minutes by the same loop on the same
 see peers.py and SEARCH. Every entry leaves WORK/NAME/result.json and is skipped when that is there; an interrupted
 training goes on. The radii of all images lie beside it, for compare.py. --page FILE
 holds the results too: with it a table is made in several sittings on machines of one kind,
-whatever became of WORK; its "title" and a "note" may be changed by hand and stay. With --search, each peer is first
-trained for so many minutes with each change of SEARCH and those that are for it alone (changes_of), then with other
-learning rates (RATES), in WORK/search on held-out training images, and takes the best one. With --held-out, such images
-are measured in place of the test images: the way to choose settings by hand.
+whatever became of WORK; its "title" and a "note" may be changed by hand and stay. With --search M, each peer is first
+trained on held-out training images: for M minutes with each change of SEARCH and those that are for it alone
+(changes_of), then for LONGER times as many with the best of these and the largest network (finalists), then with other
+learning rates (RATES), in WORK/search-MINUTES; it takes the best of the longer trials. What --set says holds in all of
+them. With --held-out, such images are measured in place of the test images: the way to choose settings by hand.
 
 Needs for the peers (their dependencies would bring another torch and torchvision):
 pip install --no-deps --target PEERS orthogonium==0.0.4 deel-torchlip==1.0.5 einops, and --peers PEERS.
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
 import time
@@ -80,9 +82,14 @@ OUR_SIZES: dict[str, Any] = (
     ADAM | {"lr": 0.005} | OUR_LOSS | _OUR_FRAME | _OUR_TAIL | {"depth": [4, 4, 0], "inner": 0.5, "dense": 6}
 )
 """And for layers of the kind of ours, steps along so many rows: the sizes and the rate of our presets."""
+FINALISTS, LONGER = 3, 4
+"""The best so many of these are tried again for so many times the minutes, and the largest network with them, since
+short trials prefer networks that begin fast."""
 RATES = (1 / 3, 3.0)
-"""And then the best of these with its learning rate times each of these numbers."""
+"""And then the best of those with its learning rate times each of these numbers, as long."""
 HELD_OUT = 5000
+EARLIER = re.compile(r" at [0-9a-f]{7,40}$")
+"""How the source of a result ends that is kept by hand: made by the code and the search of that commit."""
 
 
 def shares(radii: torch.Tensor) -> dict[str, float]:
@@ -259,11 +266,7 @@ def as_page(
     )
     searched = [r for r in results if r.get("search")]
     each = max((r["search"].get("minutes", 0.0) for r in searched), default=0.0)
-    if searched:
-        caption += (
-            f" {'; '.join(searches(searched))} settings (sizes, optimiser, rate, loss, batches), chosen by "
-            f"{each:g}-minute trainings on {HELD_OUT} held-out training images."
-        )
+    caption += how_searched(searched) if searched else ""
     command = f"python benchmarks/certified/run.py --data-dir CIFAR10 --out WORK --peers PEERS --minutes {minutes:g}"
     command += f" --preset {preset}" + (f" --search {each:g}" if searched else "")
     origin = {
@@ -286,12 +289,26 @@ def as_page(
     } | {name: earlier[name] for name in WRITTEN_BY_HAND if name in earlier}
 
 
+def how_searched(searched: list[dict[str, Any]]) -> str:
+    """The sentence of the caption about the searches that were made."""
+    made = [result["search"] for result in searched]
+    lengths = {t.get("minutes", s.get("minutes", 0.0)) for s in made for t in s.get("tried", [])}
+    trials = " and ".join(f"{minutes:g}-minute" for minutes in sorted(lengths))
+    sentence = (
+        f" {'; '.join(searches(searched))} settings (sizes, optimiser, rate, loss, batches), chosen by {trials} "
+        f"trainings on {HELD_OUT} held-out training images"
+    )
+    longer = f" (the longer ones of the best {FINALISTS} and the largest network, then of two other rates)"
+    return sentence + (longer if len(lengths) > 1 else "") + "."
+
+
 def searches(searched: list[dict[str, Any]]) -> list[str]:
-    """Which networks are the best of how many settings."""
+    """Which networks are the best of how many different settings."""
     names: dict[int, list[str]] = {}
     for result in searched:
         name = result["name"].replace(f"-{result['seed']}", "", 1)
-        names.setdefault(len(result["search"].get("tried", [])), []).append(name)
+        settings = {json.dumps(t.get("change"), sort_keys=True) for t in result["search"].get("tried", [])}
+        names.setdefault(len(settings), []).append(name)
     return [f"{', '.join(sorted(set(names[count])))}: the best of {count}" for count in sorted(names)]
 
 
@@ -329,7 +346,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--entries", nargs="+", default=["ours", *FAMILIES], choices=["ours", *FAMILIES])
     parser.add_argument("--preset", default="certified/cpu-1h", help="our preset")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--search", type=float, default=0.0, help="minutes for each change tried for a peer; 0: none")
+    parser.add_argument("--search", type=float, default=0.0, help="minutes of a peer's first trials; 0: no search")
     parser.add_argument("--held-out", type=int, default=0, help="training images to hold out and measure instead")
     parser.add_argument("--peers", type=Path, help="folder with orthogonium, deel and einops")
     parser.add_argument("--page", type=Path, help="add to the table in this file, for docs/make_results.py")
@@ -363,7 +380,7 @@ def result_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
     path = args.out / label(name, args) / "result.json"
     if not path.exists():
         searched = best_change(name, args) if args.search and name != "ours" else {}
-        chosen = argparse.Namespace(**vars(args) | {"set": args.set | searched.get("chosen", {})})
+        chosen = argparse.Namespace(**vars(args) | {"set": searched.get("chosen", {}) | args.set})
         splits = load_data("cifar10", args.data_dir, args.held_out, args.seed)
         measured = splits.validation if args.held_out else splits.test
         started = time.strftime("%Y-%m-%d %H:%M")
@@ -382,8 +399,9 @@ def result_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def require_same(path: Path, result: dict[str, Any], args: argparse.Namespace, **also: Any) -> None:
     """Refuse a result that was made otherwise than ``args`` ask for, or does not say how.
 
-    Ours of an earlier preset stays on a page when its name and its source ("dynablocks at COMMIT") are changed by hand;
-    an entry with --set, which its name tells, need not have been searched.
+    An earlier entry, ours or a peer's, stays on a page when its name is changed by hand and its source says at which
+    commit it was made (:data:`EARLIER`): it is not held against today's preset, layers and search. An entry with --set,
+    which its name tells, need not have been searched.
 
     Raises:
         InvalidArgument: naming the first difference.
@@ -392,28 +410,40 @@ def require_same(path: Path, result: dict[str, Any], args: argparse.Namespace, *
     asked = {"minutes": args.minutes, "measured": "held-out" if args.held_out else "test", "preset": args.preset}
     asked |= also if "crop" in result["name"] else crop(args) | also  # a trial of other crops says so in its name
     family = (result.get("settings") or {}).get("family")
-    asked |= {"source": FAMILIES[family].source} if family in FAMILIES else {}
+    earlier = EARLIER.search(result["source"]) is not None and result["name"] != f"{family}-{result['seed']}"
+    asked |= {"source": FAMILIES[family].source} if family in FAMILIES and not earlier else {}
     made = {"crop_fill": "zeros"} | result  # there was no other when the first results were written
     if result["source"] == "dynablocks":
         if "=" not in result["name"]:
             asked |= as_named(unchanged(args))
             made |= {f"model.{name}": value for name, value in result["settings"]["config"].items()}
-    elif not result["source"].startswith("dynablocks") and "=" not in result["name"] and set(args.entries) - {"ours"}:
-        searched = result.get("search") or {}
-        tried, changes = searched.get("tried", []), changes_of(family) if args.search else []
-        made |= {
-            "search": searched.get("minutes", 0.0),
-            "changes searched": [t.get("change") for t in tried[: len(changes)]],
-            "settings tried": len(tried),
-        }
-        asked |= {"search": args.search, "changes searched": changes}
-        asked |= {"settings tried": len(changes) + len(RATES) if args.search else 0}
+    elif not earlier and "=" not in result["name"] and set(args.entries) - {"ours"}:
+        searched, planned = made_and_planned(result.get("search") or {}, family, args.search)
+        made, asked = made | searched, asked | planned
     for name, wanted in asked.items():
         if made.get(name) != wanted:
             raise InvalidArgument(
                 f"{path} holds {result['name']} with {name} {made.get(name, 'not recorded')!r}, asked for is "
                 f"{wanted!r}; one table compares equals, so name another file or folder."
             )
+
+
+def made_and_planned(
+    search: dict[str, Any], family: str | None, minutes: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a search tried, and what one of so many minutes tries after the same first trials; 0 minutes: nothing."""
+    changes, tried = changes_of(family) if minutes else [], search.get("tried", [])
+    first, later = tried[: len(changes)], tried[len(changes) :]
+    chosen = finalists(first, family) if minutes else []
+    made = {
+        "search": search.get("minutes", 0.0),
+        "changes searched": [t.get("change") for t in first],
+        "finalists": [t.get("change") for t in later[: len(chosen)]],
+        "minutes of trials": [t.get("minutes") for t in tried],
+    }
+    longer = len(chosen) + len(RATES) if minutes else 0
+    planned: dict[str, Any] = {"search": minutes, "changes searched": changes, "finalists": chosen}
+    return made, planned | {"minutes of trials": [minutes] * len(changes) + [LONGER * minutes] * longer}
 
 
 TEXTS = ("name", "source", "data", "hardware", "started", "measured", "precision", "device")
@@ -433,7 +463,7 @@ def require_whole(path: Path, result: Any) -> None:
     faults += [name for name in ("own", "certified") if not has_shares(parts.get(name))]
     faults += [] if str(parts.get("precision")) in FORMATS else ["precision"]
     tried = search.get("tried", []) if isinstance(search, dict) and is_number(search.get("minutes", 0.0)) else None
-    faults += [] if isinstance(tried, list) and all(isinstance(t, dict) for t in tried) else ["search"]
+    faults += [] if isinstance(tried, list) and all(is_trial(t) for t in tried) else ["search"]
     ours = parts.get("source") == "dynablocks"
     described = isinstance(settings, dict) and isinstance(settings.get("config"), dict)
     faults += ["settings"] if ours and not described else []
@@ -442,6 +472,11 @@ def require_whole(path: Path, result: Any) -> None:
             f"{path} holds a result without {faults[0]}, or with another kind of it: it was cut or edited; remove it "
             "there, and the same command measures it again."
         )
+
+
+def is_trial(value: object) -> bool:
+    """Whether it may be a trial of a search; those of earlier searches do not have all parts."""
+    return isinstance(value, dict) and all(is_number(value.get(name, 0.0)) for name in ("minutes", "certified"))
 
 
 def has_shares(value: object) -> bool:
@@ -467,30 +502,48 @@ def as_named(config: RunConfig) -> dict[str, Any]:
 
 
 def changes_of(family: str | None) -> list[dict[str, Any]]:
-    """What --search tries for a family before RATES: SEARCH, our sizes if its layers have them, and its own."""
+    """What --search tries first for a family: SEARCH, our sizes if its layers have them, and its own."""
     known = FAMILIES.get(family or "")
     ours = [OUR_SIZES] if known is not None and known.takes_inner else []
     return [*SEARCH, *ours, *(known.search if known is not None else ())]
 
 
+def finalists(tried: list[dict[str, Any]], family: str | None) -> list[dict[str, Any]]:
+    """The changes that a family's search tries for longer: the best of the first trials, and the largest network."""
+    largest = OUR_SIZES if OUR_SIZES in changes_of(family) else SEARCH[-1]
+    best = sorted(tried, key=lambda trial: -trial.get("certified", 0.0))[:FINALISTS]
+    chosen = [trial.get("change", {}) for trial in best]
+    return chosen if largest in chosen else [*chosen, largest]
+
+
 def best_change(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """The change of a family, and of RATES, with which it certifies most held-out images at 36/255, and all."""
+    """The change with which a family certifies most held-out images at 36/255, by successive halving, and all trials.
 
-    def attempt(change: dict[str, Any]) -> dict[str, Any]:
-        changes = {"set": args.set | change, "out": args.out / "search", "minutes": args.search}
-        short = argparse.Namespace(**vars(args) | changes | {"held_out": HELD_OUT, "search": 0.0})
-        result = result_of(name, short)
-        return {"change": change, "clean": result["clean"], "certified": result["certified"]["36"]}
+    All of :func:`changes_of` are tried for ``args.search`` minutes, their :func:`finalists` for LONGER times as many,
+    and as long the best of these with each of RATES, unless --set says the rate. The best of the longer trials is
+    chosen.
+    """
 
-    def best() -> dict[str, Any]:
-        change: dict[str, Any] = max(tried, key=lambda t: t["certified"])["change"]
+    def trials(changes: list[dict[str, Any]], minutes: float) -> list[dict[str, Any]]:
+        short = {"out": args.out / f"search-{minutes:g}", "minutes": minutes, "held_out": HELD_OUT, "search": 0.0}
+        found: list[dict[str, Any]] = []
+        for change in changes:
+            result = result_of(name, argparse.Namespace(**vars(args) | short | {"set": change | args.set}))
+            facts = {"clean": result["clean"], "certified": result["certified"]["36"]}
+            found.append({"change": change, "minutes": minutes} | facts)
+        return found
+
+    def best(tried: list[dict[str, Any]]) -> dict[str, Any]:
+        change: dict[str, Any] = max(tried, key=lambda trial: trial["certified"])["change"]
         return change
 
-    tried = [attempt(change) for change in changes_of(name)]
-    framed = best()
-    rate = (FAMILIES[name].settings() | args.set | framed)["lr"]
-    tried += [attempt(framed | {"lr": float(f"{factor * rate:.3g}")}) for factor in RATES]
-    return {"chosen": best(), "minutes": args.search, "tried": tried}
+    first = trials(changes_of(name), args.search)
+    longer = trials(finalists(first, name), LONGER * args.search)
+    leader = best(longer)
+    rate = (FAMILIES[name].settings() | leader)["lr"]
+    factors = () if "lr" in args.set else RATES
+    longer += trials([leader | {"lr": float(f"{factor * rate:.3g}")} for factor in factors], LONGER * args.search)
+    return {"chosen": best(longer), "minutes": args.search, "tried": first + longer}
 
 
 def main() -> None:
@@ -531,5 +584,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from the last checkpoint")
-    except (DynablocksError, ModuleNotFoundError, OSError) as error:
+    except (DynablocksError, ModuleNotFoundError, OSError, torch.linalg.LinAlgError) as error:
         sys.exit(explained(error))

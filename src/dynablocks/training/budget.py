@@ -21,8 +21,8 @@ class StepPlan:
     Without a budget progress is ``step / total``. With one, the speed is measured, from steps 3 to 6, from 3 to 23,
     then over every fiftieth of the budget, and ``total`` becomes what fits (3 % kept in reserve), never more than
     ``limit``. What counts is the median of the last three measurements: a machine that slept for a while costs its
-    time, and no more; a schedule hurried by it could not go back. From a new fit on, progress rises linearly from where it stands to 1 at the new total: it never falls,
-    and ends at 1 exactly.
+    time and no more, where a schedule hurried by it could not go back. From a new fit on, progress rises linearly from
+    where it stands to 1 at the new total: it never falls, and ends at 1 exactly.
 
     Args:
         limit: the most steps to do; empty for as many as fit.
