@@ -140,6 +140,9 @@ def test_a_field_of_wrong_sign_or_without_symmetry_is_refused_by_verify() -> Non
         def symmetric(self) -> Tensor:
             return self.matrix
 
+        def facts(self) -> FieldFacts:
+            return super().facts()
+
     class NotOdd(SeparableHamiltonian):
         def facts(self) -> FieldFacts:
             return replace(super().facts(), odd=True)

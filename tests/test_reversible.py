@@ -105,6 +105,9 @@ def test_a_wrong_inverse_is_seen() -> None:
         def inverse(self, y: Tensor) -> Tensor:
             return super().inverse(y) * (1 + 1e-4)
 
+        def declare(self) -> Declaration:
+            return super().declare()
+
     chain = ReversibleChain([HealthyBlock(), Wrong(), HealthyBlock()]).double()
     with pytest.warns(DriftWarning, match="3 blocks"):
         wrong = compare(chain, torch.randn(4, 3, dtype=DOUBLE))

@@ -87,8 +87,8 @@ class Property:
 
     def then(self, following: Self) -> Self | None:
         """The guarantee of "first self, then ``following``", or ``None`` when the composition has none."""
-        total = self.tolerance + following.tolerance + self.tolerance * following.tolerance
-        return replace(self, tolerance=total) if self == replace(following, tolerance=self.tolerance) else None
+        alike = self == replace(following, tolerance=self.tolerance)
+        return replace(self, tolerance=_together(self, following)) if alike else None
 
     def within(self, tolerance: float) -> Self:
         """The same guarantee to another tolerance."""
@@ -149,6 +149,11 @@ class Lipschitz(Property):
         return (f"{self.constant:.9g}", *[names] * (names != "l2"))
 
 
+def _together(first: Property, second: Property) -> float:
+    """Two maps off by factors 1 + τ₁ and 1 + τ₂ are off by their product."""
+    return first.tolerance + second.tolerance + first.tolerance * second.tolerance
+
+
 @dataclass(frozen=True)
 class GradientNormPreserving(Property):
     r"""J(x) J(x)ᵀ = I for almost every x: back-propagated gradients keep their norm."""
@@ -169,7 +174,7 @@ class Symplectic(Property):
 
     def then(self, following: Property) -> Property | None:  # type: ignore[override]
         if isinstance(following, ConformalSymplectic):
-            return following.within(self.tolerance + following.tolerance)
+            return following.within(_together(self, following))
         return super().then(following) if isinstance(following, Symplectic) else None
 
 
@@ -208,7 +213,7 @@ class ConformalSymplectic(Property):
 
     def then(self, following: Property) -> ConformalSymplectic:
         factor = following.factor if isinstance(following, ConformalSymplectic) else 1.0
-        return ConformalSymplectic(self.factor * factor, tolerance=self.tolerance + following.tolerance)
+        return ConformalSymplectic(self.factor * factor, tolerance=_together(self, following))
 
     def details(self) -> tuple[str, ...]:
         return (f"{self.factor:.9g}",)

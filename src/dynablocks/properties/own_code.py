@@ -70,8 +70,10 @@ WRAPPERS = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module"}
 """What ``torch.compile`` and distributed training wrap around a module, and where they keep it."""
 
 
-WATCHED = ("forward", "inverse", "flow", "profile", "preactivation", "rate", "rotate")
-WATCHED += ("multiply", "multiply_adjoint", "affine", "adjoint")
+WATCHED = (
+    *("forward", "inverse", "flow", "profile", "preactivation", "rate", "rotate"),
+    *("multiply", "multiply_adjoint", "affine", "adjoint"),
+)
 """The methods that are looked for on instances."""
 
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument, require_choice, require_range
-from dynablocks.files import finite_or_none
 from dynablocks.lifting import Head
 from dynablocks.models import Network
 from dynablocks.models.network import row_distances
@@ -234,8 +233,8 @@ class CertificateResult:
         return {
             "samples": len(self.labels),
             "clean_accuracy": self.accuracy,
-            "body_lipschitz": finite_or_none(self.body_lipschitz),
-            "logit_error": finite_or_none(self.logit_error),
+            "body_lipschitz": self.body_lipschitz if math.isfinite(self.body_lipschitz) else None,
+            "logit_error": self.logit_error if math.isfinite(self.logit_error) else None,
             "arithmetic": self.arithmetic,
             "rounding": "proved" if self.proved else "measured",
             "certified_accuracy": self.curve(epsilons).points(),
