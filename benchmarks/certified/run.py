@@ -1,4 +1,4 @@
-"""Certified accuracy in the same minutes: ours and the layers of orthogonium, deel-torchlip and CPL, in one job.
+"""Certified accuracy in the same minutes: ours, the layers of orthogonium and deel-torchlip, CPL and SOC, in one job.
 
     python benchmarks/certified/run.py --data-dir CIFAR10 --out WORK --peers PEERS --search 2
     python benchmarks/certified/run.py --data-dir CIFAR10 --out TRIALS --peers PEERS --entries aoc --minutes 3 \

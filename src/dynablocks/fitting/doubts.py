@@ -60,8 +60,8 @@ def _wrapped(planned: Plan) -> Iterator[str]:
     for name, jump, wraps in zip(planned.structure.names, moves.amax(0).tolist(), jumps.tolist(), strict=True):
         if wraps:
             yield (
-                f"Column {name!r} jumps by {jump:.3g}: an angle that wraps? Then take numpy.unwrap of it before, one "
-                "trajectory at a time."
+                f"Column {name!r} jumps by {jump:.3g}: an angle that wraps? Then take numpy.unwrap of it before (of "
+                "degrees with period=360), one trajectory at a time."
             )
 
 
