@@ -46,7 +46,7 @@ def loss_figure(curve: Sequence[tuple[str, FitRecord]]) -> Figure:
         if finish is not None:
             axes.axvline(finish, color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
         offset = seconds[-1] if seconds else offset
-    axes.set(yscale="log", xlabel="seconds", title="mean squared residual")
+    axes.set(yscale="log", xlabel="seconds", title="mean squared residual, in units of the fit")
     axes.legend(frameon=False, fontsize=8.5)
     return figure
 
