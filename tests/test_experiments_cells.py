@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -11,14 +13,17 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from dynablocks.errors import BadData, DynablocksError
-from dynablocks.experiments.cells import Cell, Store, in_order
+from dynablocks.experiments.cells import Cell, Store, in_order, stored_tensors
 from dynablocks.experiments.runner import build_cells
-from dynablocks.run_files import FAILED
+from dynablocks.files import write_json, write_tensors
+from dynablocks.run_files import FAILED, RESULT
 
 
 @dataclass(frozen=True)
@@ -298,3 +303,201 @@ def test_a_failure_that_cannot_be_stored_is_told(tmp_path: Path, monkeypatch: py
 
     with pytest.warns(UserWarning, match=r"no such luck.*not stored: the disk is full"):
         Store(tmp_path).build(FullDiskCell())
+
+
+@pytest.mark.parametrize("result", ["gone", '{"result": ', "{}"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_folder_without_a_whole_result_is_in_nobodys_way(begun: bool, result: str, tmp_path: Path) -> None:
+    """As a kill between two renamings leaves it, or a user who deletes result.json to have the cell built again."""
+    cell, store = SumCell(), Store(tmp_path)
+    store.build(cell)
+    final, whole = store.directory(cell), store.result(cell)
+    (final / "kept.txt").write_text("a file of the cell")
+    if result == "gone":
+        (final / "result.json").unlink()
+    else:
+        (final / "result.json").write_text(result)
+    if begun:
+        final.with_suffix(".partial").mkdir()
+        (final.with_suffix(".partial") / "begun.txt").write_text("a file of a later build")
+    again = Store(tmp_path)
+    assert again.build(cell, retry=True) == "built"
+    assert again.result(cell) == whole
+    aside = [path for path in tmp_path.iterdir() if ".damaged-" in path.name]
+    assert len(aside) == begun
+    assert (final / "begun.txt").exists() == begun
+    assert [path.name for path in tmp_path.rglob("kept.txt")] == ["kept.txt"]
+    assert (aside[0] if begun else final).joinpath("kept.txt").exists()
+
+
+def test_a_cell_that_another_process_built_meanwhile_stays_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    store.build(SumCell())
+    late = Store(tmp_path)
+    monkeypatch.setattr(late, "state", lambda cell: "failed")
+    late.forget_failure(SumCell())
+    assert Store(tmp_path).state(SumCell()) == "built"
+
+
+@dataclass(frozen=True)
+class SteppingCell(Cell):
+    leftovers: ClassVar[tuple[str, ...]] = ("progress.txt",)
+
+    def build(self, directory: Path, store: Store) -> dict[str, Any]:
+        path = directory / "progress.txt"
+        before = path.read_text() if path.exists() else "nothing"
+        path.write_text("everything")
+        return {"went on from": before}
+
+
+def test_a_build_keeps_what_it_goes_on_from_until_its_result_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, content: object) -> None:
+        if path.name == RESULT:
+            raise KeyboardInterrupt
+        write_json(path, content)
+
+    store = Store(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("dynablocks.experiments.cells.write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.build(SteppingCell())
+    assert store.build(SteppingCell()) == "built"
+    assert store.result(SteppingCell()) == {"went on from": "everything"}
+    assert sorted(path.name for path in store.directory(SteppingCell()).iterdir()) == ["cell.json", "result.json"]
+
+
+def test_a_result_that_is_stored_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    store, cell = Store(tmp_path), SteppingCell()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.build(cell)
+    result = store.directory(cell).with_suffix(".partial") / RESULT
+    whole = result.read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(SteppingCell, "build", lambda *_: pytest.fail("the result was there"))
+        assert store.build(cell) == "built"
+    assert (store.directory(cell) / RESULT).read_text() == whole
+    another = whole.replace('"version": 1', '"version": 2').replace('"nothing"', '"another"')
+    for other in ('{"result": ', another):
+        (store.directory(cell) / RESULT).unlink()
+        os.rename(store.directory(cell), result.parent)
+        result.write_text(other)
+        assert Store(tmp_path).build(cell) == "built"
+        assert Store(tmp_path).result(cell) == {"went on from": "nothing"}
+
+
+def caused(error: DynablocksError, cause: Exception) -> DynablocksError:
+    error.__cause__ = cause
+    return error
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (FULL, "partial"),
+        (PermissionError(errno.EACCES, "Permission denied"), "partial"),
+        (MemoryError(), "partial"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "partial"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "partial"),
+        (caused(DynablocksError("cannot write a"), FULL), "partial"),
+        (caused(DynablocksError("cannot write b"), SafetensorError("I/O error")), "partial"),
+        (FileNotFoundError(errno.ENOENT, "No such file"), "failed"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "failed"),
+        (caused(DynablocksError("c does not exist"), FileNotFoundError()), "failed"),
+        (caused(DynablocksError("d is no JSON"), ValueError()), "failed"),
+        (caused(BadData("e is no image"), FULL), "failed"),
+        (DynablocksError("no such luck"), "failed"),
+    ],
+)
+def test_what_the_machine_lacks_is_no_failure_of_the_cell(
+    error: Exception, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Cell, directory: Path, store: Store) -> dict[str, Any]:
+        raise error
+
+    store = Store(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(SumCell, "build", fails)
+        if state == "failed":
+            assert store.build(SumCell()) == "failed"
+        else:
+            with pytest.raises(type(error)) as caught:
+                store.build(SumCell())
+            assert caught.value is error
+    assert store.state(SumCell()) == state
+    assert bool(list(tmp_path.rglob(FAILED))) == (state == "failed")
+    assert store.build(SumCell()) == ("built" if state == "partial" else "failed")
+
+
+@dataclass(frozen=True)
+class CountsCell(Cell):
+    def build(self, directory: Path, store: Store) -> dict[str, Any]:
+        write_tensors(directory / "counts.safetensors", {"counts": torch.arange(3, dtype=torch.float64)})
+        return {}
+
+
+def stored_counts(store: Store) -> torch.Tensor:
+    return stored_tensors(CountsCell(), store, "counts.safetensors", lambda tensors: tensors["counts"])
+
+
+@dataclass(frozen=True)
+class ReadingCell(Cell):
+    counts: CountsCell = CountsCell()
+
+    def build(self, directory: Path, store: Store) -> dict[str, Any]:
+        return {"sum": float(stored_counts(store).sum())}
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "another"])
+def test_a_damaged_file_of_a_built_cell_is_one_sentence(damage: str, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.build(CountsCell())
+    folder = store.directory(CountsCell())
+    path = folder / "counts.safetensors"
+    assert stored_counts(store).tolist() == [0.0, 1.0, 2.0]
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    elif damage == "another":
+        write_tensors(path, {"others": torch.zeros(3)})
+    else:
+        path.write_bytes(content[:-1] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(BadData) as caught:
+        stored_counts(store)
+    assert str(caught.value) == f"{path} is damaged; remove {folder} and give the command again."
+    # Nor has the cell that reads it failed: after the advice it is built.
+    with pytest.raises(BadData, match="is damaged; remove"):
+        store.build(ReadingCell())
+    assert store.state(ReadingCell()) == "partial"
+    shutil.rmtree(folder)
+    again = Store(tmp_path)
+    assert [again.build(cell) for cell in (CountsCell(), ReadingCell())] == ["built", "built"]
+    assert again.result(ReadingCell()) == {"sum": 3.0}
+
+
+def test_a_cell_without_digests_is_read(tmp_path: Path) -> None:
+    """As earlier commits stored it."""
+    store = Store(tmp_path)
+    store.build(CountsCell())
+    path = store.directory(CountsCell()) / RESULT
+    record = json.loads(path.read_text())
+    assert list(record["files"]) == ["counts.safetensors"]
+    del record["files"]
+    write_json(path, record)
+    old = Store(tmp_path)
+    assert stored_counts(old).tolist() == [0.0, 1.0, 2.0]
+    tensors = path.parent / "counts.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    with pytest.raises(BadData, match="is damaged; remove"):
+        stored_counts(old)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from dynablocks.errors import DynablocksError, InvalidArgument, require_finite
 from dynablocks.files import (
@@ -17,6 +19,7 @@ from dynablocks.files import (
     lock_file,
     require_writable,
     resolved,
+    tensor_digest,
     write_atomically,
     write_text,
 )
@@ -118,3 +121,38 @@ def test_folders_that_cannot_be_flushed_are_no_failure(
     else:
         write_text(tmp_path / "a.txt", "whole")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "whole")]
+
+
+def test_what_killed_writers_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    hour, day = 3600.0, 86_400.0
+    ages = {
+        ".a [1].txt.0123456789abcdef.tmp": 2 * day,
+        ".a [1].txt.fedcba9876543210.tmp": 25 * hour,
+        ".a [1].txt.00000000ffffffff.tmp": 23 * hour,  # it may have a writer
+        ".a [1].txt.0f0f.tmp": 2 * day,
+        ".a [1].txt.0123456789abcdef.tmp.txt": 2 * day,
+        ".a 1.txt.0123456789abcdef.tmp": 2 * day,
+        "a [1].txt.0123456789abcdef.tmp": 2 * day,
+    }
+    now = time.time()
+    for name, age in ages.items():
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (now - age, now - age))
+    for text in ("one", "two"):
+        write_text(tmp_path / "a [1].txt", text)
+    assert (tmp_path / "a [1].txt").read_text() == "two"
+    assert {path.name for path in tmp_path.iterdir()} == {"a [1].txt", *list(ages)[2:]}
+
+
+def test_a_digest_sees_names_types_shapes_and_every_bit() -> None:
+    x = torch.arange(6, dtype=torch.float64).reshape(2, 3)
+    digest = tensor_digest({"x": x})
+    for same in (x.T.contiguous().T, torch.cat([x, x])[:2], x.clone().requires_grad_(True)):
+        assert tensor_digest({"x": same}) == digest
+    flipped = x.clone()
+    flipped.view(torch.uint8)[1, -8] ^= 1
+    others = [{"y": x}, {"x": x.float()}, {"x": x.reshape(3, 2)}, {"x": x, "y": x[:0]}, {"x": flipped}, {}]
+    assert len({digest, *(tensor_digest(other) for other in others)}) == 1 + len(others)
+    # A single entry with the stride of a column, no entry, one without a dimension, and half precision.
+    for tensor in (x[:1, 0], x[:0], x[0, 0], x.bfloat16(), x > 1):
+        assert tensor_digest({"x": tensor}) == tensor_digest({"x": tensor.clone()})

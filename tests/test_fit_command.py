@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -114,8 +115,9 @@ def test_the_saved_surrogate_makes_the_written_predictions(finished: Path) -> No
     with open(finished / "predictions.csv") as stream:
         rows = list(csv.DictReader(stream))
     times = torch.tensor([float(row["t"]) for row in rows], dtype=torch.float64)
-    wanted = torch.tensor([[float(row[f"{name}_predicted"]) for name in ("q", "p")] for row in rows]).double()
-    assert torch.allclose(flow.rollout(wanted[:1], times.diff()[None])[0], wanted, atol=1e-6)
+    predicted = [[float(row[f"{name}_predicted"]) for name in ("q", "p")] for row in rows]
+    wanted = torch.tensor(predicted, dtype=torch.float64)
+    assert torch.allclose(flow.rollout(wanted[:1], times.diff()[None])[0], wanted, rtol=0, atol=1e-12)
 
 
 def test_the_same_command_again_computes_nothing_and_another_is_refused(
@@ -259,7 +261,7 @@ def test_the_median_error_is_taken_at_equal_times() -> None:
         rollouts.append(Rollout(times, measured, measured + (times - 7)[:, None]))
     times, median = median_error(rollouts)
     assert float(times[-1]) == pytest.approx(4.9)
-    assert torch.allclose(median, times, rtol=1e-12)
+    assert torch.allclose(median, times, rtol=1e-12, atol=1e-12)
 
 
 def test_an_example_needs_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -613,3 +615,32 @@ def test_a_long_curve_is_drawn_by_some_of_its_points() -> None:
     assert lines[0][-1].tolist() == [1.0, 1.0]
     short = figures.component_figure(Rollout(times[:9], states[:9], states[:9]), ("q", "p"))
     assert [len(line.get_xydata()) for line in short.axes[0].lines] == [9, 9]
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "5", "null", '"whole"', "[1]", "stopped", "verified", "drift"])
+def test_metrics_that_were_cut_or_edited_are_one_sentence(
+    text: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    whole = json.loads((out / "metrics.json").read_text())
+    edited = json.dumps(whole | {text: 10**400}) if text in whole else text
+    (out / "metrics.json").write_text(edited)
+    options = ["--preset", "smoke", "--width", "3", "--substeps", "1", "--out", str(out)]
+    command = ["fit", str(finished.parent / "data.csv"), "--preserve", "symplectic", *options]
+    assert main(command) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    sentence = f"{out / 'metrics.json'} was cut or edited; remove it and give the command again."
+    assert said == f"dynablocks: error: {sentence}"
+
+
+def test_metrics_that_are_removed_are_made_again(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    whole = (out / "metrics.json").read_text()
+    (out / "metrics.json").unlink()
+    options = ["--preset", "smoke", "--width", "3", "--substeps", "1", "--out", str(out)]
+    assert main(["fit", str(finished.parent / "data.csv"), "--preserve", "symplectic", *options]) == 0
+    again, before = json.loads((out / "metrics.json").read_text()), json.loads(whole)
+    del again["seconds"], before["seconds"]
+    assert again == before

@@ -1,16 +1,25 @@
-"""What long work says of itself: bars on a terminal, lines elsewhere, on a clock that is moved by hand."""
+"""What goes to standard error: bars on a terminal, lines elsewhere, on a clock that is moved by hand; errors."""
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
 
 from dynablocks import progress
-from dynablocks.progress import is_terminal, output_console, progress_bar, track
+from dynablocks.cli import main
+from dynablocks.data import ImageDataset, cache, cifar
+from dynablocks.errors import DynablocksError
+from dynablocks.progress import error_console, is_terminal, output_console, print_line, progress_bar, tell, track
 
 
 @pytest.fixture
@@ -130,3 +139,118 @@ def test_a_closed_or_missing_output_is_no_terminal(monkeypatch: pytest.MonkeyPat
         console = output_console(70)
         console.print("to nobody")
         assert console.width == 70
+
+
+class Refusing(io.StringIO):
+    """A standard error whose disk is full, or whose reader is gone."""
+
+    def __init__(self, number: int, *, terminal: bool = False) -> None:
+        super().__init__()
+        self.number, self.terminal, self.tries = number, terminal, 0
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def write(self, text: str) -> int:
+        self.tries += 1
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.fixture
+def _plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("_plain_terminal")
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_standard_error_that_takes_nothing_ends_no_computation(
+    number: int, terminal: bool, hand: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, output = Refusing(number, terminal=terminal), sys.stdout
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        console = error_console()
+        print_line(console, "one")
+        assert (console.quiet, stream.tries) == (True, 1)
+        print_line(console, "two")
+        assert stream.tries == 1
+        tell("three")
+        assert stream.tries == 2
+        with progress_bar("counting") as update:
+            for second in (0.0, 90.0, 180.0):
+                hand.now = second
+                update(second / 200)
+        assert (sys.stderr, sys.stdout) == (stream, output)
+        assert stream.tries > 2
+
+
+def test_a_closed_standard_error_ends_no_computation(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", closed)
+        tell("to nobody")
+        print_line(error_console(), "to nobody")
+
+
+def test_a_line_for_a_console_of_the_callers_ends_no_computation() -> None:
+    console = Console(file=Refusing(errno.ENOSPC))
+    print_line(console, "one")
+    assert console.quiet
+
+
+def test_what_is_told_reaches_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    tell("a [name]: with brackets")
+    print_line(error_console(), "a [name]: with brackets")
+    assert capsys.readouterr() == ("", "a [name]: with brackets\n" * 2)
+
+
+def images(count: int) -> ImageDataset:
+    return ImageDataset("cifar10", torch.zeros(count, 3, 32, 32, dtype=torch.uint8), torch.arange(count), ("a", "b"))
+
+
+def note_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise DynablocksError("cannot write")
+
+    monkeypatch.setattr(cache, "write_atomically", refused)
+    cache._save(Path("nowhere") / "a.safetensors", "key", "digest", images(2), images(1))
+
+
+def note_of_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar, "require_folder", lambda folder: folder)
+    monkeypatch.setattr(cifar, "find_copy", lambda kind, root: cifar.Copy(root, (), lambda: (images(2), images(1))))
+    monkeypatch.setattr(cifar, "cached", lambda name, root, files, read: (*read(), "digest"))
+    cifar.load_cifar(cifar.CIFAR10, Path("here"))
+
+
+def error_of_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["no-such-command"]) == 2
+
+
+@pytest.mark.parametrize("message", [note_of_the_cache, note_of_a_copy, error_of_a_command])
+def test_a_message_is_never_taken_for_a_result(
+    message: Callable[[pytest.MonkeyPatch], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    message(monkeypatch)
+    output, error = capsys.readouterr()
+    assert output == ""
+    assert error.count("\n") == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", None)
+        message(monkeypatch)
+        tell("to nobody")
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no disk is always full here")
+def test_the_exit_code_is_right_where_standard_error_takes_nothing() -> None:
+    command = [sys.executable, "-m", "dynablocks", "no-such-command"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, check=False)
+    assert (done.returncode, done.stdout) == (2, b"")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -20,9 +21,11 @@ import torch
 from rich.console import Console
 
 from dynablocks.cli import main
-from dynablocks.errors import BadData, InvalidArgument
+from dynablocks.errors import BadData, InvalidArgument, UnsoundResult
 from dynablocks.experiments import EXPERIMENTS, Scale, Store, runner, runs
 from dynablocks.experiments.cells import Cell, in_order
+from dynablocks.experiments.pendulum import ROLLOUT, PendulumFlowMap
+from dynablocks.experiments.provenance import made_here
 from dynablocks.experiments.robustness import order_checks, paper_rows, warm_row
 from dynablocks.experiments.runner import (
     all_cells,
@@ -33,9 +36,11 @@ from dynablocks.experiments.runner import (
     time_limit,
     write_outputs,
 )
-from dynablocks.experiments.runs import AttackCell
-from dynablocks.files import lock_file
+from dynablocks.experiments.runs import AttackCell, stored_attack, stored_certificate
+from dynablocks.experiments.table1 import WEIGHTS, PlanarClassification, stored_network
+from dynablocks.files import lock_file, write_json
 from dynablocks.robustness import PAPER_EPSILONS
+from dynablocks.run_files import ATTACK_PARTIAL, ATTACK_TENSORS, CERTIFICATE_TENSORS, RESULT
 from dynablocks.training import interrupts
 
 SMOKE = Scale("smoke")
@@ -416,3 +421,93 @@ def test_workers_draw_no_bars_over_one_another(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(runner, "subprocess", SimpleNamespace(Popen=started))
     build_with_workers(["fig5"], jobs=3, cores=2)
     assert [terminal.is_interactive for terminal in terminals] == [False] * 3
+
+
+def test_workers_that_a_signal_ended_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes = iter([-9, 3, -15, 0])
+    started = SimpleNamespace(Popen=lambda command, env: SimpleNamespace(wait=lambda: next(codes)))
+    monkeypatch.setattr(runner, "subprocess", started)
+    build_with_workers(["fig5"], jobs=4, cores=4)
+    assert capsys.readouterr().err.splitlines() == [
+        "a worker was ended by signal 9 (out of memory?); use fewer --jobs",
+        "a worker was ended by signal 15; the same command goes on from what it left",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_sentence_and_the_cell_is_built_later(
+    error: Exception, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(self: Cell, directory: Path, store: Store) -> dict[str, Any]:
+        raise error
+
+    (cell,) = all_cells(chosen(["fig5"]), SMOKE)
+    monkeypatch.setattr(type(cell), "build", fails)
+    assert main(["reproduce", "fig5", "--preset", "smoke", "--out", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert message.count("\n") == 1
+    assert Store(tmp_path / "cells").state(cell) == "partial"
+
+
+def test_an_attack_keeps_what_it_found_until_its_result_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A certificate that it breaks, or a kill, comes between."""
+
+    def attacked(network: object, images: object, config: object, progress: object, partial: Any) -> SimpleNamespace:
+        partial.path.write_text("found")
+        return SimpleNamespace(tensors=lambda: {"labels": torch.zeros(1)}, summary=lambda: {"samples": 1})
+
+    def broken(*_: object) -> None:
+        raise UnsoundResult("the attack broke a certificate.")
+
+    row = paper_rows(SMOKE, (0.07,))[0]
+    monkeypatch.setattr(runs, "attack", attacked)
+    monkeypatch.setattr(runs, "load", lambda run: torch.nn.Identity())
+    monkeypatch.setattr(runs, "belongs_to", lambda run, fingerprint: {"weights": "0"})
+    monkeypatch.setattr(runs, "stored_certificate", lambda cell, store: None)
+    monkeypatch.setattr(AttackCell, "needs", lambda self: ())
+    store = Store(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "check_sound", broken)
+        assert store.build(row.attack) == "failed"
+    (left,) = tmp_path.rglob(ATTACK_PARTIAL)
+    assert left.read_text() == "found"
+    monkeypatch.setattr(runs, "check_sound", lambda attacked, certificate: None)
+    assert store.build(row.attack, retry=True) == "built"
+    assert not list(tmp_path.rglob(ATTACK_PARTIAL))
+    record = store.record(row.attack)
+    assert record is not None
+    assert list(record["files"]) == [ATTACK_TENSORS]
+
+
+@pytest.mark.parametrize("name", ["certificate", "attack", "network", "rollout"])
+@pytest.mark.parametrize("content", [None, b"", b"\x10\x00\x00\x00\x00\x00\x00\x00{}"])
+def test_a_cut_file_of_a_built_cell_is_one_sentence(content: bytes | None, name: str, tmp_path: Path) -> None:
+    row, pendulum = paper_rows(SMOKE, (0.07,))[0], PendulumFlowMap()
+    store, ensemble = Store(tmp_path), PlanarClassification().cell(SMOKE, "F")
+    fitted = pendulum.runs(SMOKE, True)[0]
+    readers: dict[str, tuple[Cell, str, Callable[[], object]]] = {
+        "certificate": (row.certificate, CERTIFICATE_TENSORS, lambda: stored_certificate(row.certificate, store)),
+        "attack": (row.attack, ATTACK_TENSORS, lambda: stored_attack(row.attack, store)),
+        "network": (ensemble, WEIGHTS, lambda: stored_network(ensemble, store, 0)),
+        "rollout": (fitted, ROLLOUT, lambda: pendulum.figures(SMOKE, store)),
+    }
+    cell, file, read = readers[name]
+    folder = store.directory(cell)
+    write_json(folder / RESULT, {"result": {"rollout": 1.0}, "made": made_here() | {"seconds": 1.0}})
+    if content is not None:
+        (folder / file).write_bytes(content)
+    with pytest.raises(BadData) as caught:
+        read()
+    assert str(caught.value) == f"{folder / file} is damaged; remove {folder} and give the command again."

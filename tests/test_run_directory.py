@@ -1,7 +1,9 @@
-"""What a run directory holds is reused while the weights, the images and the code that made it are the same."""
+"""What a run directory holds: reused while weights, images and code stay, overwritten at once, found behind links."""
 
 from __future__ import annotations
 
+import itertools
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,10 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from dynablocks.config import DataConfig, RunConfig
+from dynablocks.errors import DynablocksError
+from dynablocks.models import ModelConfig
 from dynablocks.robustness import CertificateResult
-from dynablocks.run_directory import results
+from dynablocks.run_directory import pipeline, results
+from dynablocks.run_directory.certificate_file import audit_certificate, write_certificate
+from dynablocks.run_directory.network import load, load_config
+from dynablocks.run_directory.pipeline import train_run
 from dynablocks.run_directory.results import CERTIFICATE, belongs_to, restored, store
 from dynablocks.run_directory.source import COMPUTING, source_hash
+from dynablocks.training import TrainingConfig, find_checkpoint, loop
 
 
 def package(place: Path) -> Path:
@@ -73,3 +82,102 @@ def test_a_result_of_other_code_is_not_taken(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(results, "SOURCE", "of another commit")
     assert restored(tmp_path, CERTIFICATE, "images") is not None  # it is shown, and not taken for the computation
     assert restored(tmp_path, CERTIFICATE, "images", same_code=True) is None
+
+
+def tiny(width: int) -> RunConfig:
+    training = TrainingConfig(epochs=0.1, batch_size=64, precision="32", device="cpu")
+    return RunConfig("smoke", ModelConfig("certified", widths=(width,), layers=(1,)), DataConfig("digits"), training)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished training; whoever changes it copies it first."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    train_run(tiny(4), out)
+    return out
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(call: int, patch: pytest.MonkeyPatch) -> None:
+    """Stop before so many changes of the run directory have been made, at the latest before the first step."""
+    calls = itertools.count(1)
+
+    def counted(change: Callable[..., object]) -> Callable[..., object]:
+        def act(*arguments: object, **named: object) -> object:
+            if next(calls) == call:
+                raise Killed
+            return change(*arguments, **named)
+
+        return act
+
+    def never(*_: object) -> None:
+        raise Killed
+
+    for owner, name in ((Path, "rename"), (Path, "unlink"), (shutil, "rmtree"), (pipeline, "write_text")):
+        patch.setattr(owner, name, counted(getattr(owner, name)))
+    patch.setattr(loop, "train", never)
+
+
+@pytest.mark.parametrize("call", range(1, 11))
+def test_a_kill_while_a_run_is_overwritten_leaves_no_network_with_the_settings_of_another(
+    call: int, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    shutil.copytree(run / "checkpoint", run / "checkpoint.previous")
+    (run / "report.html").touch()
+    with monkeypatch.context() as patch:
+        kill_at(call, patch)
+        with pytest.raises(Killed):
+            train_run(tiny(8), run, overwrite=True)
+    if find_checkpoint(run) is not None:
+        assert load(run).config.widths == load_config(run).model.widths == (4,)
+        train_run(tiny(4), run)
+        assert load_config(run).model.widths == (4,)
+        return
+    with monkeypatch.context() as patch:
+        kill_at(1000, patch)
+        with pytest.raises(Killed):
+            train_run(tiny(8), run)
+    assert not [name for name in ("training.json", "metrics.json", "report.html") if (run / name).exists()]
+
+
+def test_overwriting_ends_with_the_new_network_alone(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    shutil.copytree(run / "checkpoint", run / "checkpoint.previous")
+    train_run(tiny(8), run, overwrite=True)
+    assert load(run).config.widths == load_config(run).model.widths == (8,)
+    assert not list(run.glob("checkpoint.*"))
+
+
+@pytest.mark.parametrize("content", [None, b"preset: [", b"preset: cpu\n", b"\xff"])
+def test_settings_that_are_lost_are_written_again_by_the_same_training(
+    content: bytes | None, trained: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    path = run / "config.yaml"
+    before, made = path.read_bytes(), (run / "checkpoint" / "manifest.json").stat().st_mtime_ns
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DynablocksError, match=r"the same training command, without --overwrite, writes it again\.$"):
+        load_config(run)
+    pipeline.require_out(run)
+    train_run(tiny(4), run)
+    assert path.read_bytes() == before
+    assert (run / "checkpoint" / "manifest.json").stat().st_mtime_ns == made
+
+
+def test_a_certificate_behind_a_link_is_audited_from_the_link_and_from_the_file(trained: Path, tmp_path: Path) -> None:
+    run, file = shutil.copytree(trained, tmp_path / "run"), tmp_path / "far" / "off" / "certificate.json"
+    file.parent.mkdir(parents=True)
+    link = tmp_path / "link.json"
+    link.symlink_to(file)
+    write_certificate(run, link)
+    assert link.is_symlink()
+    for path in (link, file):
+        said: list[str] = []
+        audit_certificate(path, samples=0, say=said.append)
+        assert said

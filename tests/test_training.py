@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_progress import Refusing
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -628,6 +631,67 @@ def test_a_narrow_terminal_shows_the_time_left() -> None:
     with Display(Console(file=stream, force_terminal=True, width=40, _environ={"TERM": "xterm"})) as display:
         display.update(0.5, 90.0, metrics)
     assert "1:30 left" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("width", "said"),
+    [
+        (200, "1:02:30 left  epoch 12.5/151.4  loss 1.1682  accuracy 43.9 %  1850 images/s"),
+        (80, "1:02:30 left  epoch 12.5/151.4  accuracy 43.9 %"),
+        (60, "1:02:30 left  epoch 12.5/151.4"),
+        (34, "1:02:30 left"),
+    ],
+)
+def test_the_bar_keeps_its_place_beside_what_there_is_room_for(width: int, said: str) -> None:
+    import io
+
+    from rich.console import Console
+
+    from dynablocks.training.display import Display
+
+    stream = io.StringIO()
+    metrics = {"epoch": 12.5, "epochs": 151.4, "loss": 1.1682, "accuracy": 0.439, "images_per_second": 1850.0}
+    console = Console(file=stream, force_terminal=True, no_color=True, width=width, _environ={"TERM": "xterm"})
+    with Display(console) as display:
+        display.update(0.42, 3750.0, metrics)
+    line = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue()).splitlines()[-1].strip()
+    assert re.fullmatch(rf"train \W+ 42% {re.escape(said)}", line), line
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_training_goes_on_where_standard_error_takes_nothing(
+    number: int, terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setenv("TERM", "xterm")
+    config = TrainingConfig(epochs=2, batch_size=32, **QUIET)
+    stream = Refusing(number, terminal=terminal)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        summary = fit(small_model(), quadrants(), config, tmp_path)
+        assert sys.stderr is stream
+    assert stream.tries > 0
+    assert summary.steps == 6
+    assert [line["step"] for line in metric_lines(tmp_path)] == [3, 6]
+
+
+def test_a_console_of_the_callers_that_fails_at_the_end_ends_no_training() -> None:
+    from rich.console import Console
+
+    from dynablocks.training.display import Display
+
+    class FilledLater(Refusing):
+        full = False
+
+        def write(self, text: str) -> int:
+            return super().write(text) if self.full else len(text)
+
+    stream = FilledLater(errno.ENOSPC)
+    with Display(Console(file=stream, force_terminal=True, width=80, _environ={"TERM": "xterm"})):
+        stream.full = True
+    assert stream.tries > 0
 
 
 def test_only_an_interrupt_that_counted_makes_the_next_one_a_repetition(monkeypatch: pytest.MonkeyPatch) -> None:

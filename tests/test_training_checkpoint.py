@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -17,6 +21,8 @@ import dynablocks.training.checkpoint as checkpoint_module
 from dynablocks.errors import BadCheckpoint, DynablocksError
 from dynablocks.files import sha256
 from dynablocks.training import TrainingConfig, find_checkpoint, fit, load_checkpoint, save_checkpoint
+from dynablocks.training.checkpoint import has_checkpoint, read_state, tidy
+from dynablocks.training.record import append_metrics
 
 
 class Killed(Exception):
@@ -211,6 +217,165 @@ def test_leftovers_are_cleaned_and_a_broken_newest_gives_way(tmp_path: Path) -> 
         fit(small_model(), quadrants(), config, tmp_path, on_step=steps.append)
     assert steps[0] == 4
     assert not list(tmp_path.glob(".checkpoint.tmp*"))
+    assert (tmp_path / "checkpoint.damaged" / "state.pt").read_bytes() == b"broken"
+
+
+def all_files(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def unreadable(names: Iterable[str], number: int) -> object:
+    """SHA-256 on a disk that does not give the files of some folders."""
+
+    def hashed(path: Path) -> str:
+        if path.parent.name in names:
+            raise OSError(number, os.strerror(number), str(path))
+        return sha256(path)
+
+    return hashed
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES])
+def test_a_moment_in_which_nothing_can_be_read_costs_no_checkpoint(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainingConfig(epochs=1, batch_size=32, checkpoint_seconds=0.0, **QUIET)
+    fit(small_model(), quadrants(), config, tmp_path)
+    before = all_files(tmp_path)
+    said = rf"checkpoint cannot be read \({os.strerror(number)}\); nothing was changed: make it readable, or move it"
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "sha256", unreadable(["checkpoint"], number))
+        with pytest.raises(DynablocksError, match=said) as error:
+            fit(small_model(), quadrants(), config, tmp_path)
+    assert "--overwrite" not in str(error.value)
+    assert all_files(tmp_path) == before
+    fit(small_model(), quadrants(), config, tmp_path, on_step=lambda step: pytest.fail("trained"))
+
+
+def test_nothing_older_is_offered_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path, small_model(), "", {"step": 1})
+    monkeypatch.setattr(checkpoint_module, "sha256", unreadable(["checkpoint"], errno.EIO))
+    with pytest.raises(DynablocksError, match=r"nothing was changed: make it readable\.$"):
+        find_checkpoint(tmp_path)
+
+
+def test_a_folder_that_cannot_be_looked_at_is_not_taken_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, small_model(), "", {"step": 1})
+    stat = Path.stat
+
+    def refused(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "checkpoint":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", refused)
+        for look in (find_checkpoint, has_checkpoint):
+            with pytest.raises(DynablocksError, match=r"cannot be read \(Permission denied\)"):
+                look(tmp_path)
+    assert has_checkpoint(tmp_path)
+
+
+def test_a_state_that_cannot_be_read_now_is_no_reason_to_train_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    save_checkpoint(tmp_path, small_model(), "", {"step": 1})
+    monkeypatch.setattr(torch, "load", refused)
+    with pytest.raises(DynablocksError, match="nothing was changed") as error:
+        read_state(tmp_path / "checkpoint")
+    assert "--overwrite" not in str(error.value)
+
+
+def test_damaged_checkpoints_are_set_aside_until_all_is_trained_anew(tmp_path: Path) -> None:
+    model = save_twice(tmp_path)
+    previous = tmp_path / "checkpoint.previous"
+    for name in ("checkpoint.damaged", "checkpoint.damaged-2", "checkpoint.damaged-3"):
+        (tmp_path / "checkpoint" / "state.pt").write_text(name)
+        tidy(tmp_path, previous)
+        assert (tmp_path / name / "state.pt").read_text() == name
+        assert not (tmp_path / "checkpoint").exists()
+        assert find_checkpoint(tmp_path) == previous
+        tidy(tmp_path, previous)
+        save_checkpoint(tmp_path, model, "seed: 0\n", {"step": 3})
+    tidy(tmp_path, tmp_path / "checkpoint")
+    assert len(list(tmp_path.iterdir())) == 5
+    tidy(tmp_path, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_start_of_a_training_beside_a_damaged_checkpoint_alone_keeps_it(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.damaged").mkdir()
+    tidy(tmp_path, None)
+    assert (tmp_path / "checkpoint.damaged").exists()
+
+
+@pytest.mark.parametrize("keep", ["checkpoint.previous", None])
+def test_a_checkpoint_that_cannot_be_moved_stops_the_training_before_it_begins(
+    keep: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    save_twice(tmp_path)
+    before = all_files(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refused)
+        with pytest.raises(DynablocksError, match=r"cannot move a checkpoint in .*: Permission denied; make"):
+            tidy(tmp_path, None if keep is None else tmp_path / keep)
+    assert all_files(tmp_path) == before
+
+
+def saving_meanwhile(directory: Path, model: nn.Module, steps: Iterable[int]) -> object:
+    """SHA-256 beside a training that saves whenever a state is about to be hashed."""
+    left = iter(steps)
+
+    def hashed(path: Path) -> str:
+        if path.name == "state.pt" and path.parent.name in ("checkpoint", "checkpoint.previous"):
+            for step in itertools.islice(left, 1):
+                save_checkpoint(directory, model, "seed: 0\n", {"step": step})
+        return sha256(path)
+
+    return hashed
+
+
+def test_a_reader_beside_a_training_looks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save_twice(tmp_path)
+    monkeypatch.setattr(checkpoint_module, "sha256", saving_meanwhile(tmp_path, model, (3, 4)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*the previous checkpoint")
+        assert load_checkpoint(tmp_path, model)["step"] == 4
+
+
+def test_a_reader_that_is_always_too_late_is_not_told_to_train_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_twice(tmp_path)
+    monkeypatch.setattr(checkpoint_module, "sha256", saving_meanwhile(tmp_path, model, itertools.count(3)))
+    with pytest.raises(BadCheckpoint, match=r"a training replaces the checkpoints in .*; try again") as error:
+        find_checkpoint(tmp_path)
+    assert "--overwrite" not in str(error.value)
+
+
+def test_a_line_of_the_metrics_is_on_the_disk_before_the_checkpoint_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    fsync, path = os.fsync, tmp_path / "metrics.jsonl"
+
+    def noted(handle: int) -> None:
+        if os.path.samestat(os.fstat(handle), path.stat()):
+            flushed.append(path.read_text())
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    for step in (1, 2):
+        append_metrics(tmp_path, {"step": step})
+    assert flushed == ['{"step": 1}\n', '{"step": 1}\n{"step": 2}\n']
 
 
 def test_full_disk_is_one_sentence_and_the_old_checkpoint_stays(tmp_path: Path) -> None:

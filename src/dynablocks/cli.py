@@ -8,11 +8,11 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from dynablocks.arguments import expand, make_parser, say
-from dynablocks.errors import DynablocksError, unknown_name
-from dynablocks.progress import Stopped, is_terminal
+from dynablocks.errors import OUT_OF_MEMORY, DynablocksError, unknown_name
+from dynablocks.progress import Stopped, is_terminal, tell
 from dynablocks.run_directory import commands
 
 USAGE = """dynablocks: neural networks from dynamical systems, robust by proof.
@@ -73,33 +73,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _every_character():
             return _exit_code(arguments)
     except DynablocksError as error:
-        print(f"dynablocks: error: {error}", file=sys.stderr)
+        tell(f"dynablocks: error: {error}")
         return 2
     except Stopped:
         return 130
     except KeyboardInterrupt:
-        print("dynablocks: stopped; what was finished is kept, and the same command does the rest.", file=sys.stderr)
+        tell("dynablocks: stopped; what was finished is kept, and the same command does the rest.")
         return 130
     except BrokenPipeError:
         return 1
     except OSError as error:
         place = "" if error.filename is None else f"{error.filename}: "
-        place = place if _is_output_open() else "standard output: "
-        print(f"dynablocks: error: {place}{error.strerror or error}; choose another place.", file=sys.stderr)
+        place = place if _is_open(sys.stdout) else "standard output: "
+        tell(f"dynablocks: error: {place}{error.strerror or error}; choose another place.")
         return 2
     except (MemoryError, RuntimeError) as error:
         # torch says RuntimeError, on a CPU as on a GPU.
-        if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
+        if isinstance(error, RuntimeError) and not re.search(OUT_OF_MEMORY, str(error)):
             raise
         advice = LESS_MEMORY.get(arguments[0], "free some, or take a larger machine")
-        print(f"dynablocks: error: out of memory; {advice}.", file=sys.stderr)
+        tell(f"dynablocks: error: out of memory; {advice}.")
         return 2
     finally:
         warnings.formatwarning = format_before
-        if not _is_output_open():
-            # The interpreter writes out at its end what is left, and would fail then.
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        for stream in (sys.stdout, sys.stderr):
+            if not _is_open(stream):
+                _discard(stream)
 
 
 def _exit_code(arguments: list[str]) -> int:
@@ -113,14 +112,21 @@ def _exit_code(arguments: list[str]) -> int:
     return code
 
 
-def _is_output_open() -> bool:
-    """Whether standard output takes what was printed: its disk may be full, its reader gone."""
+def _is_open(stream: TextIO | None) -> bool:
+    """Whether a stream takes what was printed: its disk may be full, its reader gone."""
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        if stream is not None:
+            stream.flush()
     except (OSError, ValueError):
         return False
     return True
+
+
+def _discard(stream: TextIO) -> None:
+    """Send to nowhere what a stream holds: the interpreter writes it out at its end, would fail, and exit with 120."""
+    with contextlib.suppress(OSError, ValueError):
+        handle = stream.fileno()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), handle)
 
 
 @contextlib.contextmanager

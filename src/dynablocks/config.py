@@ -230,7 +230,10 @@ def from_yaml(text: str, where: str) -> RunConfig:
         raise
     except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InvalidArgument(f"{where} is not a configuration of this version ({first}); make it again.") from error
+        raise InvalidArgument(
+            f"{where} is not a configuration of this version ({first}); the same training command, without "
+            "--overwrite, writes it again."
+        ) from error
 
 
 def _tuples(content: dict[str, Any]) -> dict[str, Any]:

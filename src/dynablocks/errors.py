@@ -7,6 +7,9 @@ import math
 import operator
 from collections.abc import Iterable
 
+OUT_OF_MEMORY = "out of memory|can't allocate memory"
+"""How a RuntimeError of torch says so, on a GPU and on a CPU."""
+
 
 class DynablocksError(Exception):
     """Something the user gave cannot be used; the command line prints the sentence and exits with 2."""

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 ROOM = "free some space, make the folder writable or choose another"
 """What to do where nothing can be written."""
+STALE_SECONDS = 86_400.0
+"""A temporary file to which nothing was written for so long has no writer any more."""
 
 
 def expanded(path: str | Path) -> Path:
@@ -82,7 +85,8 @@ def require_writable(directory: Path) -> None:
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then flush and rename it; a failure leaves ``path`` as it
-    was. Who may read it follows the umask, as for any new file.
+    was. Who may read it follows the umask, as for any new file. What writers of ``path`` left that were killed more
+    than a day ago is removed.
 
     Raises:
         DynablocksError: the disk is full, the place is not writable, or UTF-8 has not what is written.
@@ -93,6 +97,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         unused = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
         os.close(os.open(unused, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
         temporary = unused
@@ -113,6 +118,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of writers of ``path`` that were killed, never of one that writes."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.tmp")
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            if name.fullmatch(entry.name) and time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_SECONDS:
+                os.unlink(entry.path)
 
 
 def flush_directory(path: Path) -> None:
@@ -219,6 +233,28 @@ def sha256(path: Path) -> str:
     with open(path, "rb") as stream:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
+    return digest.hexdigest()
+
+
+def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of named tensors: names, types, shapes and bits, in whatever order, layout and place they are.
+
+    Example:
+        >>> import torch
+        >>> one = tensor_digest({"a": torch.zeros(2), "b": torch.ones(1)})
+        >>> one == tensor_digest({"b": torch.ones(1), "a": torch.zeros(2)})
+        True
+        >>> one == tensor_digest({"b": torch.ones(1), "a": torch.tensor([0.0, -0.0])})
+        False
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        # Cloned, since a single entry may be contiguous with a stride that no view as bytes takes.
+        tensor = tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format)
+        digest.update(f"{name!r} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ A bar leaves no trace at its end. Lines are for what is read later, or as text: 
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -51,15 +52,46 @@ def output_console(columns: int) -> Console:
 
 
 def error_console() -> Console:
-    """The console on standard error, where everything that is not a result goes."""
+    """The console on standard error, where everything that is not a result goes.
+
+    It falls silent where its disk is full or its reader gone: what is told of a computation does not end it.
+    """
+    return _quiet_when_broken()(stderr=True)
+
+
+@functools.cache
+def _quiet_when_broken() -> type[Console]:
     from rich.console import Console
 
-    return Console(stderr=True)
+    class QuietWhenBroken(Console):
+        """A console that stops nothing: rich's own leaves the program where the reader is gone."""
+
+        def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+            # Here all is written: lines, a bar's beginning, its moves from a thread of their own, and its end.
+            try:
+                super().__exit__(exc_type, exc_value, traceback)
+            except (OSError, ValueError):
+                self.quiet = True
+
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+
+    return QuietWhenBroken
 
 
 def print_line(console: Console, sentence: str) -> None:
-    """Print a sentence as it stands: a name in it may have brackets and colons."""
-    console.print(sentence, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    """Print a sentence as it stands: a name in it may have brackets and colons. A full disk makes the console quiet."""
+    try:
+        console.print(sentence, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    except OSError:
+        console.quiet = True
+
+
+def tell(sentence: str) -> None:
+    """Write a sentence to standard error where there is one that takes it, and never to standard output."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(sentence, file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:

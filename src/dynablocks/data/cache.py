@@ -5,26 +5,37 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dynablocks.data.datasets import ImageDataset, fingerprint
-from dynablocks.errors import BadData, DynablocksError
+from dynablocks.errors import BadData, DynablocksError, InvalidArgument
 from dynablocks.files import expanded, resolved, sha256, write_atomically
-from dynablocks.progress import track
+from dynablocks.progress import tell, track
 
 _VERSION = "1"
 Splits = tuple[ImageDataset, ImageDataset]
 
 
-def cache_folder() -> Path:
-    """Where decoded data is kept: $DYNABLOCKS_CACHE, or dynablocks under $XDG_CACHE_HOME, or ~/.cache/dynablocks."""
+def cache_folder() -> Path | None:
+    """Where decoded data is kept: $DYNABLOCKS_CACHE, or dynablocks under $XDG_CACHE_HOME, or ~/.cache/dynablocks.
+
+    Returns:
+        ``None`` where none of them is set and this user has no home folder, as in some containers.
+
+    Raises:
+        InvalidArgument: $DYNABLOCKS_CACHE begins with the home folder of nobody.
+    """
     chosen = os.environ.get("DYNABLOCKS_CACHE")
     if chosen:
         return expanded(chosen)
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path(os.path.expanduser("~")) / ".cache") / "dynablocks"
+    if os.path.isabs(base):
+        return Path(base) / "dynablocks"
+    try:
+        return expanded("~") / ".cache" / "dynablocks"
+    except InvalidArgument:
+        return None
 
 
 def cached(
@@ -34,21 +45,29 @@ def cached(
 
     A folder and name own one cache file. It is used only when the names, sizes, modification times and SHA-256 of
     ``files`` are those it was made from and its content has the fingerprint it was written with; otherwise it is
-    rebuilt. A cache that cannot be written is skipped with a note on stderr.
+    rebuilt. A cache that cannot be written, or has no place, is skipped with a note on stderr.
 
     Raises:
         BadData: a file cannot be read, or what ``read`` raises.
     """
     key = _key(root, files)
     slot = hashlib.sha256(os.fsencode(f"{name}\0{resolved(root)}")).hexdigest()[:16]
-    path = cache_folder() / f"{name}-{slot}.safetensors"
-    found = _load(path, key)
+    folder = cache_folder()
+    path = None if folder is None else folder / f"{name}-{slot}.safetensors"
+    found = None if path is None else _load(path, key)
     if found is not None:
         return found
     train, test = read()
     digest = fingerprint(train, test)
-    _save(path, key, digest, train, test)
+    if path is None:
+        _tell_skipped("no home folder is known")
+    else:
+        _save(path, key, digest, train, test)
     return train, test, digest
+
+
+def _tell_skipped(reason: str) -> None:
+    tell(f"note: {reason}, so the images are decoded again next time; set DYNABLOCKS_CACHE to a writable folder.")
 
 
 def _key(root: Path, files: Sequence[Path]) -> str:
@@ -97,8 +116,4 @@ def _save(path: Path, key: str, digest: str, train: ImageDataset, test: ImageDat
     try:
         write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=about))
     except (DynablocksError, SafetensorError, OSError):
-        print(
-            f"note: {path.parent} cannot be written, so the images are decoded again next time; "
-            "set DYNABLOCKS_CACHE to a writable folder.",
-            file=sys.stderr,
-        )
+        _tell_skipped(f"{path.parent} cannot be written")

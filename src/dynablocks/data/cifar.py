@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from dynablocks.data.folders import (
 from dynablocks.data.hub import fetch_parquet
 from dynablocks.data.parquet import find_parquet, read_parquet, stored_class_names
 from dynablocks.errors import BadData
+from dynablocks.progress import tell
 
 _SHAPE = (3, 32, 32)
 _FULL_SIZE = (50_000, 10_000)
@@ -167,10 +167,9 @@ def load_cifar(cifar: Cifar, data_dir: Path | None) -> tuple[ImageDataset, Image
                 "or take them as your own images with --data folder."
             )
     if (len(train), len(test)) != _FULL_SIZE:
-        print(
+        tell(
             f"note: the copy in {copy.place} has {len(train):,} training and {len(test):,} test images; "
-            f"{cifar.title} has {_FULL_SIZE[0]:,} and {_FULL_SIZE[1]:,}.",
-            file=sys.stderr,
+            f"{cifar.title} has {_FULL_SIZE[0]:,} and {_FULL_SIZE[1]:,}."
         )
     return train, test, digest
 

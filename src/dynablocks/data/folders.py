@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +44,24 @@ def entries(folder: Path) -> list[Path]:
 
 
 def subfolders(folder: Path, depth: int = SEARCH_DEPTH) -> list[Path]:
-    """``folder`` and the folders at most ``depth`` levels below it, nearest first."""
+    """``folder`` and the folders at most ``depth`` levels below it, nearest first.
+
+    Those below that this user may not read are left out: a mounted disk has such a lost+found.
+    """
     level, found = [folder], [folder]
     for _ in range(depth):
-        level = [entry for parent in level for entry in entries(parent) if entry.is_dir()]
+        level = [entry for parent in level for entry in entries(parent) if entry.is_dir() and _is_readable(entry)]
         found.extend(level)
     return found
+
+
+def _is_readable(folder: Path) -> bool:
+    """Whether a folder can be listed, and what is in it be looked at."""
+    try:
+        os.scandir(folder).close()
+    except OSError:
+        return False
+    return os.access(folder, os.X_OK)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 from dynablocks.errors import BadData
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+"""What the system says where a file cannot be stored; of a network it says other things."""
+ROOM = "free space, or set HF_HOME to another place"
 
 
 def is_offline() -> bool:
@@ -19,7 +24,7 @@ def fetch_parquet(repository: str) -> Path:
     A copy in the Hub's cache is used without asking the network; HF_HUB_OFFLINE forbids asking it at all.
 
     Raises:
-        BadData: there is neither a cached copy nor a network; the sentence says why.
+        BadData: there is neither a cached copy nor a network, or no room for a copy; the sentence says why.
     """
     cached = _cached_copy(repository)
     if cached is not None:
@@ -31,6 +36,8 @@ def fetch_parquet(repository: str) -> Path:
     except Exception as error:
         # The library raises its own errors, its HTTP client's and the system's; all mean "not from there".
         reason = f"the Hub's {repository} could not be fetched: {type(error).__name__}"
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            reason = f"the Hub's {repository} could not be stored: {error.strerror}; {ROOM}"
     raise BadData(reason)
 
 

@@ -3,7 +3,8 @@
 A cell is a frozen dataclass of settings. Its key is the SHA-256 of the settings, the kind's version, the data's hash
 and the keys of the cells it needs, so equal keys mean equal results, and a folder of cells can be shared by any number
 of processes and machines. A cell is built under a temporary name and renamed when it is whole; a killed build goes on
-from what it left there; a failed one leaves ``FAILED.json`` and blocks nobody.
+from what it left there; a failed one leaves ``FAILED.json`` and blocks nobody. Where memory or disk give out nothing is
+said of the cell: the error reaches the caller, and the cell stays a begun one.
 """
 
 from __future__ import annotations
@@ -14,22 +15,32 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import time
 import traceback
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from dynablocks.errors import DynablocksError
+from dynablocks.errors import OUT_OF_MEMORY, BadData, DynablocksError
 from dynablocks.experiments.provenance import made_here
-from dynablocks.files import is_held, lock_file, read_json, write_json
+from dynablocks.files import is_held, lock_file, read_json, sha256, write_json
 from dynablocks.run_files import CELL, FAILED, RESULT
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
 
 MADE = {"commit", "torch", "device", "threads", "date"}
 """What a result says, beside its time, of where it was made."""
+
+
+class DamagedCell(BadData):
+    """A file of a built cell is not what its build wrote: no failure of the cell that reads it."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +52,11 @@ class Cell(ABC):
 
     Attributes:
         version: raised when :meth:`build` changes its meaning; part of the key.
+        leftovers: the files from which a killed :meth:`build` goes on; removed once the result is stored.
     """
 
     version: ClassVar[int] = 1
+    leftovers: ClassVar[tuple[str, ...]] = ()
 
     @property
     def kind(self) -> str:
@@ -197,7 +210,8 @@ class Store:
         if self.state(cell) != "failed":
             return
         with lock_file(self._lock(cell)) as free:
-            if free:
+            # Another process may have built it since.
+            if free and self.record(cell) is None:
                 self._set_damaged_aside(cell)
                 (self._partial(cell) / FAILED).unlink(missing_ok=True)
 
@@ -206,6 +220,10 @@ class Store:
 
         Returns:
             Its state afterwards.
+
+        Raises:
+            OSError, MemoryError, RuntimeError, DynablocksError: memory or disk gave out; the cell stays partial.
+            DamagedCell: a file of a cell that it reads is damaged; the cell stays partial.
         """
         state = self.state(cell)
         if state in ("built", "running", "impossible") or (state == "failed" and not retry):
@@ -221,25 +239,46 @@ class Store:
         return self.state(cell)
 
     def _set_damaged_aside(self, cell: Cell) -> None:
-        """Make a cell whose result cannot be read a begun one: its files stay for the build to find."""
-        final = self.directory(cell)
-        if (final / RESULT).exists() and not self._partial(cell).exists():
-            (final / RESULT).unlink()
-            os.rename(final, self._partial(cell))
+        """Free the name of a built cell from a folder whose result is gone or cannot be read.
+
+        Its files stay for the build to find, unless a begun one has files of its own. A kill at any instant leaves what
+        the next call sets aside.
+        """
+        final, partial = self.directory(cell), self._partial(cell)
+        if not final.is_dir():
+            return
+        if partial.exists():
+            os.rename(final, final.with_name(f"{final.name}.damaged-{secrets.token_hex(4)}"))
+            return
+        (final / RESULT).unlink(missing_ok=True)
+        os.rename(final, partial)
 
     def _build(self, cell: Cell) -> None:
-        partial, started = self._partial(cell), time.perf_counter()
+        partial = self._partial(cell)
         try:
             partial.mkdir(parents=True, exist_ok=True)
             (partial / FAILED).unlink(missing_ok=True)
             description = cell.description()
-            write_json(partial / CELL, description)
-            result = cell.build(partial, self)
-            made = made_here() | {"seconds": round(time.perf_counter() - started, 2)}
-            write_json(partial / RESULT, {"title": cell.title, **description, "result": result, "made": made})
+            if not _is_result_of(partial / RESULT, description):
+                self._compute(cell, description)
+            for name in cell.leftovers:
+                (partial / name).unlink(missing_ok=True)
             os.rename(partial, self.directory(cell))
         except Exception as error:
+            if isinstance(error, DamagedCell) or _is_of_the_machine(error):
+                raise
             self._note_failure(cell, error)
+
+    def _compute(self, cell: Cell, description: dict[str, Any]) -> None:
+        """Build the cell in its folder; the result is written last, when everything else is there."""
+        partial, started = self._partial(cell), time.perf_counter()
+        write_json(partial / CELL, description)
+        result = cell.build(partial, self)
+        made = made_here() | {"seconds": round(time.perf_counter() - started, 2)}
+        tensors = [path for path in sorted(partial.glob("*.safetensors")) if path.name not in cell.leftovers]
+        files = {path.name: sha256(path) for path in tensors}
+        record = {"title": cell.title, **description, "result": result, "made": made, "files": files}
+        write_json(partial / RESULT, record)
 
     def _note_failure(self, cell: Cell, error: Exception) -> None:
         report = {"title": cell.title, "error": f"{error}" or type(error).__name__, "type": type(error).__name__}
@@ -256,11 +295,57 @@ class Store:
 
 
 def _is_record(content: object) -> bool:
-    """Whether a result file holds what :meth:`Store._build` writes: a result, where and in what time it was made."""
+    """Whether a result file holds what a build writes: a result, where and in what time it was made."""
     if not isinstance(content, dict) or not isinstance(made := content.get("made"), dict):
         return False
     timed = isinstance(seconds := made.get("seconds"), (int, float)) and 0 <= seconds < 1e308
     return timed and made.keys() >= MADE and isinstance(content.get("result"), dict)
+
+
+def _is_result_of(path: Path, description: dict[str, Any]) -> bool:
+    """Whether a build that was killed had stored its result, so that only the renaming is left."""
+    try:
+        record = read_json(path)
+    except DynablocksError:
+        return False
+    return _is_record(record) and all(record.get(name) == value for name, value in description.items())
+
+
+def _is_of_the_machine(error: BaseException | None) -> bool:
+    """Whether memory, disk or permissions kept a cell from being built: elsewhere, or later, it can be.
+
+    A file that is not there is the cell's own failure.
+    """
+    from safetensors import SafetensorError
+
+    if type(error) is DynablocksError:
+        # A file cannot be written or read; what is wrong in a file is BadData or BadCheckpoint.
+        return isinstance(error.__cause__, SafetensorError) or _is_of_the_machine(error.__cause__)
+    if isinstance(error, RuntimeError):
+        return re.search(OUT_OF_MEMORY, str(error)) is not None
+    return isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError)
+
+
+def stored_tensors(cell: Cell, store: Store, name: str, restore: Callable[[dict[str, Tensor]], T]) -> T:
+    """What ``restore`` makes of a tensor file of a built cell.
+
+    Raises:
+        DamagedCell: the file is not there, cannot be read, or is not what the build wrote, which its SHA-256 tells; the
+            results of older cells hold none.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = store.directory(cell)
+    path = folder / name
+    damaged = DamagedCell(f"{path} is damaged; remove {folder} and give the command again.")
+    try:
+        digest = (store.record(cell) or {}).get("files", {}).get(name)
+        if digest is not None and sha256(path) != digest:
+            raise damaged
+        return restore(load_file(path))
+    except (OSError, SafetensorError, AttributeError, KeyError, TypeError, RuntimeError, StopIteration) as error:
+        raise damaged from error
 
 
 def in_order(cells: list[Cell]) -> Iterator[Cell]:

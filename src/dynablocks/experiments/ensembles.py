@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dynablocks.data.seeding import seeded_generator
+from dynablocks.ensembles import ensemble_forward, stacked_parameters
 from dynablocks.errors import InvalidArgument, require_range
 
 if TYPE_CHECKING:
@@ -50,48 +51,6 @@ class EnsembleTraining:
         # A gradient that is 0 but for rounding must stay nearly 0 when it is divided by its own size.
         adam = torch.optim.Adam(parameters, lr=self.learning_rate, eps=1e-5)
         return adam, torch.optim.lr_scheduler.CosineAnnealingLR(adam, self.steps)
-
-
-def stacked_parameters(networks: Sequence[nn.Module]) -> dict[str, Tensor]:
-    """The parameters of equal networks by name, stacked along a new first dimension, as leaves that need gradients.
-
-    Raises:
-        InvalidArgument: no network, or networks of different parameters.
-
-    Example:
-        >>> stacked = stacked_parameters([nn.Linear(2, 3), nn.Linear(2, 3)])
-        >>> stacked["weight"].shape
-        torch.Size([2, 3, 2])
-    """
-    shapes = [{name: parameter.shape for name, parameter in network.named_parameters()} for network in networks]
-    if not shapes or any(shape != shapes[0] for shape in shapes):
-        raise InvalidArgument(f"an ensemble needs networks of equal parameters; got {len(networks)} that differ.")
-    columns = zip(*(network.parameters() for network in networks), strict=True)
-    stacked = (torch.stack([p.detach() for p in column]).requires_grad_() for column in columns)
-    return dict(zip(shapes[0], stacked, strict=True))
-
-
-def ensemble_forward(
-    template: nn.Module, parameters: Mapping[str, Tensor], x: Float[Tensor, "*runs batch features"]
-) -> Float[Tensor, "runs batch classes"]:
-    """The outputs of all runs, by ``torch.func`` over the template's own forward.
-
-    Args:
-        template: a network of the ensemble; its own parameters are not used.
-        parameters: stacked ones.
-        x: one batch for each run, or (batch, features) for all of them.
-
-    Example:
-        >>> networks = [nn.Linear(2, 3), nn.Linear(2, 3)]
-        >>> outputs = ensemble_forward(networks[0], stacked_parameters(networks), torch.ones(5, 2))
-        >>> bool(torch.allclose(outputs[1], networks[1](torch.ones(5, 2))))
-        True
-    """
-
-    def one(own: dict[str, Tensor], batch: Tensor) -> Tensor:
-        return cast(Tensor, torch.func.functional_call(template, own, (batch,)))
-
-    return torch.func.vmap(one, in_dims=(0, 0 if x.ndim == 3 else None))(dict(parameters), x)
 
 
 def batch_choices(seeds: Sequence[int], training: EnsembleTraining, samples: int) -> Int[Tensor, "runs steps batch"]:
@@ -134,7 +93,7 @@ def train_ensemble(
     choices = batch_choices(seeds, training, len(points))
     for step in range(training.steps):
         chosen = choices[:, step]
-        logits = ensemble_forward(template, parameters, points[chosen])
+        logits = ensemble_forward(template, parameters, points[chosen], shared=False)
         loss = functional.cross_entropy(logits.flatten(0, 1), labels[chosen].flatten(), reduction="sum")
         optimiser.zero_grad()
         torch.autograd.backward(loss / training.batch_size)

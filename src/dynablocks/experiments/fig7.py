@@ -1,9 +1,9 @@
 """Figure 7: regression by compositions of gradient flows and sphere-preserving flows (paper appendix A).
 
 f(x) = x² + |x| + sin x and g(x, y) = √(x² + y²) from 1,800 noisy values at normal points (200 more are for testing);
-the paper shows the fits on [−3, 3] and [−2, 2]². Every block is a linear lift and layers Φ_{X_S}^h ∘ Φ_{X_G}^h, the
-same h in both. What is not printed follows the released code: Euler steps, ReLU, |h| and α from a normal distribution,
-the rate divided by ten every 50 epochs.
+the paper shows the fits on [−3, 3] and [−2, 2]². Every block is a linear lift and layers Ψ_{X_S}^h ∘ Ψ_{X_G}^h of
+numerical steps, the same h in both. What is not printed follows the released code: Euler steps, ReLU, |h| and α from a
+normal distribution, the rate divided by ten every 50 epochs.
 
 The second row has half the layers, keeps ‖z‖ in the steps of X_S and ends with Levenberg–Marquardt. σ and the first h
 were chosen on held-out training values of f (mean square; the noise alone gives 1.0e-4; draws 0 to 2 where given):

@@ -85,7 +85,7 @@ class ConvergenceCell(Cell):
 class FlowBoundsCell(Cell):
     r"""The largest ratios measured / bound of Proposition 2.1 and of appendix D, over random fields.
 
-    Proposition 2.1: ‖Φ_X^t(x) − Φ_Y^t(x)‖ <= ε t e^{Lt} for sup ‖X − Y‖ <= ε and L = Lip(X).
+    Proposition 2.1: ‖Φ_X^t(x) − Φ_Y^t(x)‖ <= ε t e^{Lt} for sup ‖X − Y‖ <= ε over Rⁿ and L = Lip(X).
 
     Appendix D: one Lie–Trotter step Φ_g^h ∘ Φ_f^h. Its proof gives ½ h² L_f G e^{(L_f + L_g)h} with G = max ‖g‖ where
     the solutions run; as printed L_f is missing and L_f + L_g <= Lip(f + g) is used, which is the wrong way round.

@@ -28,7 +28,7 @@ from torch import Tensor
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.data.seeding import mixed_seed, seeded_generator
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
-from dynablocks.experiments.cells import Cell, Store
+from dynablocks.experiments.cells import Cell, Store, stored_tensors
 from dynablocks.fields import GradientField, PartitionedField, VectorField
 from dynablocks.fields.odd import OddField
 from dynablocks.files import write_tensors
@@ -238,14 +238,12 @@ class PendulumFlowMap(Experiment):
         return row | {"seconds": f"{statistics.median(r['seconds'] for r in results):.1f}"}
 
     def figures(self, scale: Scale, store: Store) -> dict[str, Figure]:
-        from safetensors.torch import load_file
-
         found = {}
         for odd in KINDS:
             built = [(r["rollout"], cell) for cell in self.runs(scale, odd) if (r := store.result(cell)) is not None]
             if built:
                 middle = sorted(built, key=lambda pair: pair[0])[(len(built) - 1) // 2][1]
-                found[KINDS[odd]] = load_file(store.directory(middle) / ROLLOUT)["states"]
+                found[KINDS[odd]] = stored_tensors(middle, store, ROLLOUT, lambda tensors: tensors["states"])
         return {self.name: pendulum_figure(found, watermark=scale.watermark)}
 
     def checks(self, scale: Scale, store: Store) -> list[Check]:

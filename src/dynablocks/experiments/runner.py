@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from dynablocks.arguments import say
 from dynablocks.errors import InvalidArgument
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store, in_order
@@ -65,8 +66,12 @@ def build_cells(cells: Sequence[Cell], store: Store, say: Say, *, retry: bool = 
     """Build what is missing; wait for cells that other processes build.
 
     The time left follows from what all processes together have built meanwhile.
+
+    Raises:
+        MemoryError, RuntimeError: memory did not suffice for a cell; the others are built.
     """
     ended: set[Cell] = set()
+    lacking: Exception | None = None
     settled = [state for state in ENDED if not (retry and state == "failed")]
 
     def outstanding() -> float:
@@ -79,7 +84,13 @@ def build_cells(cells: Sequence[Cell], store: Store, say: Say, *, retry: bool = 
             if cell in ended:
                 continue
             before, started = store.state(cell), time.perf_counter()
-            state = store.build(cell, retry=retry)
+            try:
+                state = store.build(cell, retry=retry)
+            except (MemoryError, RuntimeError) as error:
+                lacking = lacking or error
+                ended.add(cell)
+                moved = True
+                continue
             waiting = waiting or state == "running"
             if state not in ENDED:
                 continue
@@ -95,6 +106,8 @@ def build_cells(cells: Sequence[Cell], store: Store, say: Say, *, retry: bool = 
             if state == "failed":
                 say(f"          {store.failure(cell)}")
         if not moved and not waiting:
+            if lacking is not None:
+                raise lacking
             return
         if not moved:
             time.sleep(POLL_SECONDS)
@@ -103,14 +116,14 @@ def build_cells(cells: Sequence[Cell], store: Store, say: Say, *, retry: bool = 
 def build_with_workers(arguments: Sequence[str], jobs: int, cores: int) -> None:
     """Run the same command in ``jobs`` processes that share the cells and the cores, and wait for them.
 
-    Bars of several processes would overwrite one another, so each has a dumb terminal and prints lines.
+    Bars of several processes would overwrite one another, so each has a dumb terminal and prints lines. One that a
+    signal ends can say nothing itself, so that is said here.
     """
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // jobs)), "TERM": "dumb"}
     command = [sys.executable, "-m", "dynablocks", "reproduce", *arguments, "--jobs", "1", "--worker"]
     workers = [subprocess.Popen(command, env=environment) for _ in range(jobs)]
     try:
-        for worker in workers:
-            worker.wait()
+        codes = [worker.wait() for worker in workers]
     except KeyboardInterrupt:
         for worker in workers:
             with contextlib.suppress(ProcessLookupError):
@@ -118,6 +131,10 @@ def build_with_workers(arguments: Sequence[str], jobs: int, cores: int) -> None:
         for worker in workers:
             worker.wait()
         raise
+    for number in (-code for code in codes if code < 0):
+        # By 9, SIGKILL, the kernel ends what takes the last memory.
+        hint = " (out of memory?); use fewer --jobs" if number == 9 else "; the same command goes on from what it left"
+        say(f"a worker was ended by signal {number}{hint}")
 
 
 def interrupt_once(number: int, frame: object) -> None:
@@ -192,9 +209,8 @@ def provenance(experiment: Experiment, scale: Scale, store: Store) -> dict[str, 
     rows = []
     for cell in in_order(experiment.cells(scale)):
         record = store.record(cell) or {}
-        rows.append(
-            {"title": cell.title, "state": store.state(cell), **{k: v for k, v in record.items() if k != "title"}}
-        )
+        said = {key: value for key, value in record.items() if key not in ("title", "files")}
+        rows.append({"title": cell.title, "state": store.state(cell), **said})
     checks = [asdict(check) for check in experiment.checks(scale, store)]
     return {"experiment": experiment.name, "preset": scale.preset, "seed": scale.seed, "checks": checks, "cells": rows}
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from dynablocks.config import DataConfig, RunConfig
 from dynablocks.data import DataSplits
 from dynablocks.errors import DynablocksError
-from dynablocks.experiments.cells import Cell, Store
+from dynablocks.experiments.cells import Cell, Store, stored_tensors
 from dynablocks.files import finite_or_none, read_json, write_tensors
 from dynablocks.models import MODELS, ModelConfig
 from dynablocks.progress import progress_bar
@@ -141,6 +141,8 @@ class CertificateCell(Cell):
 class AttackCell(Cell):
     """The attack on the first test images; a broken certificate is a failure."""
 
+    leftovers: ClassVar[tuple[str, ...]] = (ATTACK_PARTIAL,)
+
     training: TrainingCell
     config: AttackConfig
 
@@ -168,24 +170,27 @@ class AttackCell(Cell):
         with progress_bar(self.title) as update:
             result = attack(network, splits.test, self.config, update, partial)
         write_tensors(directory / ATTACK_TENSORS, result.tensors())
-        partial.remove()
         check_sound(result, stored_certificate(self.certificate, store))
         return result.summary()
 
 
 def stored_certificate(cell: CertificateCell, store: Store) -> CertificateResult:
-    """The certificate of a built cell."""
-    from safetensors.torch import load_file
+    """The certificate of a built cell.
 
+    Raises:
+        DamagedCell: its file of tensors is not what the build wrote.
+    """
     summary = store.result(cell)
     assert summary is not None
-    return CertificateResult.restore(summary, load_file(store.directory(cell) / CERTIFICATE_TENSORS))
+    return stored_tensors(cell, store, CERTIFICATE_TENSORS, functools.partial(CertificateResult.restore, summary))
 
 
 def stored_attack(cell: AttackCell, store: Store) -> AttackResult:
-    """The attack of a built cell."""
-    from safetensors.torch import load_file
+    """The attack of a built cell.
 
+    Raises:
+        DamagedCell: its file of tensors is not what the build wrote.
+    """
     summary = store.result(cell)
     assert summary is not None
-    return AttackResult.restore(summary, load_file(store.directory(cell) / ATTACK_TENSORS))
+    return stored_tensors(cell, store, ATTACK_TENSORS, functools.partial(AttackResult.restore, summary))

@@ -31,9 +31,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from dynablocks.data import mixed_seed, planar
+from dynablocks.ensembles import ensemble_forward
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
-from dynablocks.experiments.cells import Cell, Store
-from dynablocks.experiments.ensembles import EnsembleTraining, ensemble_forward, train_ensemble
+from dynablocks.experiments.cells import Cell, Store, stored_tensors
+from dynablocks.experiments.ensembles import EnsembleTraining, train_ensemble
 from dynablocks.experiments.planar_networks import FAMILIES, PlanarNetwork, StandardisedTraining
 from dynablocks.experiments.reference import paper_results
 from dynablocks.files import write_tensors
@@ -168,11 +169,17 @@ def unstacked(family: str, layers: int, parameters: dict[str, Tensor]) -> list[P
 
 
 def stored_network(cell: EnsembleCell, store: Store, run: int) -> PlanarNetwork:
-    """One trained network of a built cell."""
-    from safetensors.torch import load_file
+    """One trained network of a built cell.
 
-    parameters = load_file(store.directory(cell) / WEIGHTS)
-    return unstacked(cell.family, cell.layers, {name: stack[run : run + 1] for name, stack in parameters.items()})[0]
+    Raises:
+        DamagedCell: the file of its weights is not what the build wrote.
+    """
+
+    def chosen(parameters: dict[str, Tensor]) -> PlanarNetwork:
+        one = {name: stack[run : run + 1] for name, stack in parameters.items()}
+        return unstacked(cell.family, cell.layers, one)[0]
+
+    return stored_tensors(cell, store, WEIGHTS, chosen)
 
 
 def median_run(result: dict[str, Any]) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynablocks.errors import BadData, InvalidArgument, require_choice, require_range, unknown_name
+from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument, require_choice, require_range, unknown_name
 from dynablocks.files import expanded, lock_file, read_json, resolved, sha256, write_text
 from dynablocks.fitting.doubts import doubts
 from dynablocks.fitting.job import (
@@ -158,7 +158,7 @@ def fit_command(options: Any, arguments: Sequence[str], say: Callable[[str], Non
             except KeyboardInterrupt as interrupt:
                 say(f"interrupted; the same command, without --overwrite, goes on from {out}")
                 raise Stopped from interrupt
-    _show(read_json(out / METRICS))
+    _show(out / METRICS)
     print(out / REPORT)
     return 0
 
@@ -334,14 +334,26 @@ def _dry_run(planned: Plan, config: FitConfig, file: Path, out: Path) -> int:
     return 0
 
 
-def _show(metrics: dict[str, Any]) -> None:
+def _show(path: Path) -> None:
+    """Print what a fit's metrics say.
+
+    Raises:
+        BadCheckpoint: they are JSON, but not the metrics of a fit.
+    """
     from rich.table import Table
 
+    metrics = read_json(path)
+    try:
+        rows, said = headline_rows(metrics), warnings(metrics)
+        if not all(isinstance(cell, str) for row in rows for cell in row):
+            raise TypeError("the table has words alone")
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BadCheckpoint(f"{path} was cut or edited; remove it and give the command again.") from error
     table = Table(title=None, show_edge=False)
     for heading in ("", "result", "meaning"):
         table.add_column(heading, justify="right" if heading == "result" else "left", overflow="fold")
-    for row in headline_rows(metrics):
+    for row in rows:
         table.add_row(*row)
     output_console(110).print(table, markup=False)
-    for warning in warnings(metrics):
+    for warning in said:
         print(f"warning: {warning}")

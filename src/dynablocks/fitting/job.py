@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.errors import BadCheckpoint, BadData, DynablocksError, InvalidArgument, require_choice, require_range
-from dynablocks.files import plain_data, write_atomically, write_text
+from dynablocks.files import plain_data, tensor_digest, write_atomically, write_text
 from dynablocks.fitting.regression import FitHistory, FitRecord, fit
 from dynablocks.fitting.rollout import noise_level, rollout_residuals, windows
 from dynablocks.fitting.surrogates import LEARNED_ENERGY, SURROGATES, FlowMap, Structure, build, training_residuals
@@ -28,6 +28,8 @@ NOISE = ("auto", "yes", "no")
 GAP = 5.0
 """A step that takes so many times the usual one is left out of the fit: it would set the error of all of them."""
 HARMLESS = ("max_minutes",)
+DIGEST = "digest"
+"""Under this name the file of the weights says what they are, so that a flipped bit is seen."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"width": 6, "adam_steps": 40, "finish_steps": 4, "max_minutes": None},
@@ -358,7 +360,6 @@ def save_fit(directory: Path | str, flow: FlowMap) -> None:
         BadCheckpoint: the folder holds something else, or a fit of ``dynablocks fit`` with another structure.
     """
     import yaml
-    from safetensors.torch import save_model
 
     _require_built(flow)
     directory, structure = Path(directory), plain_data(asdict(flow.structure))
@@ -368,7 +369,29 @@ def save_fit(directory: Path | str, flow: FlowMap) -> None:
     if not stored["fit"]:
         text = yaml.safe_dump({"fit": {}, "structure": structure}, sort_keys=False, allow_unicode=True)
         write_text(directory / CONFIG, text)
-    write_atomically(directory / WEIGHTS, lambda path: save_model(flow, str(path)))
+    write_atomically(directory / WEIGHTS, lambda path: _save_weights(flow, path))
+
+
+def _save_weights(flow: FlowMap, path: Path) -> None:
+    from safetensors.torch import save_model
+
+    save_model(flow, str(path), {DIGEST: _digest(flow)})
+
+
+def _digest(flow: FlowMap) -> str:
+    """Of a map's numbers in float64, in which they are loaded whatever they were stored in."""
+    state = flow.state_dict().items()
+    return tensor_digest({name: value.double() if value.is_floating_point() else value for name, value in state})
+
+
+def _is_whole(flow: FlowMap, path: Path) -> bool:
+    """Whether the numbers of a loaded map are finite, and those that were stored where the file says which."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as stream:
+        stored = (stream.metadata() or {}).get(DIGEST)
+    finite = all(bool(value.isfinite().all()) for value in flow.state_dict().values())
+    return finite and stored in (None, _digest(flow))
 
 
 def _require_built(flow: FlowMap) -> None:
@@ -416,7 +439,7 @@ def load_fit(directory: Path | str) -> FlowMap:
     """The surrogate of ``dynablocks fit`` or :func:`save_fit` in a folder, in float64: ``flow(x)``, ``flow(x, step)``.
 
     Raises:
-        BadCheckpoint: the directory holds no finished fit.
+        BadCheckpoint: the directory holds no finished fit, or one whose numbers are not those that were stored.
 
     Example:
         >>> load_fit("nowhere")
@@ -436,6 +459,8 @@ def load_fit(directory: Path | str) -> FlowMap:
         stored |= {"names": tuple(stored["names"]), "weights": None if weights is None else tuple(weights)}
         flow = build(Structure(**stored))
         load_model(flow, str(directory / WEIGHTS))
+        if not _is_whole(flow, directory / WEIGHTS):
+            raise BadCheckpoint("numbers that are not finite, or not those that were stored")
     except Exception as error:
         raise BadCheckpoint(f"{directory} holds a damaged fit; make it again with --overwrite.") from error
     return flow.eval()

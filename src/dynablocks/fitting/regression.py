@@ -395,23 +395,19 @@ def _finish(run: _Run, name: str | None, steps: int | None, begun: float) -> Non
         method.load_state_dict(run.optimiser_state)
     inner = getattr(method, "inner_steps", 1)
     most = FINISH_STEPS[method.name] if steps is None else steps
-    run.history.stopped = "the steps of the finish were done"
-    while run.step < most:
-        if run.time_is_over():
-            run.history.stopped = "the time was over"
-            return
-        if not method.advance():
-            run.history.stopped = "no step lowers the loss any more"
+    while True:
+        # Asked before a step and not after it, so that a fit that was killed after its last one takes no other.
+        reason = _why_stop(run, inner, most)
+        if reason is None and not method.advance():
+            reason = "no step lowers the loss any more"
+        if reason is not None:
+            run.history.stopped = reason
             return
         run.step += inner
         run.record(method.name, run.step)
         run.save(method)
         done = max(run.step / most, 0.0 if run.max_seconds is None else run.seconds / run.max_seconds)
         run.show(begun + (1 - begun) * done)
-        reason = _why_stop(run, inner)
-        if reason is not None:
-            run.history.stopped = reason
-            return
 
 
 def _applies(objective: Objective) -> bool:
@@ -425,7 +421,17 @@ def _applies(objective: Objective) -> bool:
     return True
 
 
-def _why_stop(run: _Run, inner: int) -> str | None:
+def _why_stop(run: _Run, inner: int, most: int) -> str | None:
+    """Why the finish takes no other step; ``None`` where it takes one."""
+    settled = _why_settled(run, inner) if run.step else None
+    if settled is not None:
+        return settled
+    if run.step >= most:
+        return "the steps of the finish were done"
+    return "the time was over" if run.time_is_over() else None
+
+
+def _why_settled(run: _Run, inner: int) -> str | None:
     records = run.history.records
     if records[-1].loss == 0:
         return "the loss is zero"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dynablocks.files import write_tensors
+from dynablocks.files import tensor_digest, write_tensors
 from dynablocks.progress import EveryMinute
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ class Partial:
         self._minute = EveryMinute()
 
     def read(self) -> tuple[int, dict[str, Tensor]]:
-        """How many rounds were done and what they found; 0 and nothing where no such attack was stopped."""
+        """How many rounds were done and what they found; 0 and nothing where no such attack was stopped, and where the
+        file is damaged."""
         from safetensors import SafetensorError, safe_open
 
         damage = (OSError, SafetensorError, KeyError, ValueError)
@@ -42,7 +43,8 @@ class Partial:
             if about.get("key") == self.key:
                 # Cloned, since tensors of an open file would keep it from being replaced on Windows.
                 found = {name: stream.get_tensor(name).clone() for name in stream.keys()}  # noqa: SIM118
-                return int(about["rounds"]), found
+                rounds = int(about["rounds"])
+                return (rounds, found) if about["digest"] == self._digest(rounds, found) else (0, {})
         return 0, {}
 
     def write(self, rounds: int, found: Mapping[str, Tensor]) -> None:
@@ -52,7 +54,12 @@ class Partial:
             DynablocksError: the disk is full, or the place is not writable.
         """
         if self._minute.is_due():
-            write_tensors(self.path, found, {"key": self.key, "rounds": str(rounds)})
+            about = {"key": self.key, "rounds": str(rounds), "digest": self._digest(rounds, found)}
+            write_tensors(self.path, found, about)
+
+    def _digest(self, rounds: int, found: Mapping[str, Tensor]) -> str:
+        """Of all that is gone on from: a bit that a disk flips would go into the result."""
+        return hashlib.sha256(f"{self.key} {rounds} {tensor_digest(found)}".encode()).hexdigest()
 
     def remove(self) -> None:
         """The result is stored: nothing is to be gone on from."""

@@ -42,20 +42,20 @@ def write_certificate(
 
     Args:
         directory: the run directory.
-        path: the JSON file.
+        path: the JSON file; of a link the file it leads to, and the run is found from there.
         data: where the images are now, if they moved.
         arithmetic: float64 or float32, in which the network will run.
 
     Returns:
         What the file holds.
     """
-    if path.is_dir():
-        raise InvalidArgument(f"--json {path} is a folder; name a file in it, such as {path / 'audited.json'}.")
     whole, run_folder = resolved(path), resolved(directory)
+    if whole.is_dir():
+        raise InvalidArgument(f"--json {path} is a folder; name a file in it, such as {path / 'audited.json'}.")
     of_run = whole.parent == run_folder and whole.name in RUN_FILES
     if of_run or {run_folder / CHECKPOINT, run_folder / PREVIOUS_CHECKPOINT} & set(whole.parents):
         raise InvalidArgument(f"{path} is the run's own file; give --json another name, such as audited.json.")
-    require_writable(path.parent)
+    require_writable(whole.parent)
     weights = weights_hash(directory)
     result = certify_run(directory, data, arithmetic=arithmetic)
     run = with_data(load_config(directory), data)
@@ -73,7 +73,7 @@ def write_certificate(
         splits=load_splits(run),
         data={"name": data_name(run.data), "dir": folder},
     )
-    write_json(path, content)
+    write_json(whole, content)
     return content
 
 
@@ -100,7 +100,7 @@ def audit_certificate(
         BadData: the file is no certificate.
     """
     content = checked_artefact(read_json(path), str(path))
-    directory = path.parent / content["run"] if run is None else run
+    directory = resolved(path).parent / content["run"] if run is None else run
     network = _network(content, path, directory)
     say(f"weights: SHA-256 {content['weights'][:16]}… as certified")
     splits = _splits(content, data)

@@ -142,7 +142,10 @@ def load_config(directory: Path) -> RunConfig:
     try:
         return from_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise BadCheckpoint(f"{path} cannot be read ({error}); train again with --overwrite.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise BadCheckpoint(
+            f"{path} cannot be read ({reason}); the same training command, without --overwrite, writes it again."
+        ) from error
 
 
 def weights_hash(directory: Path) -> str:

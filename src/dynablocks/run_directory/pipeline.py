@@ -36,6 +36,7 @@ from dynablocks.run_files import (
     TRAINING,
 )
 from dynablocks.training import TrainingSummary, fit
+from dynablocks.training.checkpoint import has_checkpoint
 from dynablocks.training.precision import present_device
 
 Say = Callable[[str], None]
@@ -53,7 +54,7 @@ def train_run(config: RunConfig, directory: Path, *, overwrite: bool = False) ->
     settings = replace(config, data=replace(config.data, name=data_name(config.data)))
 
     def begin() -> None:
-        if overwrite:
+        if not has_checkpoint(directory):  # so these tell of a network that is gone
             for name in (TRAINING, METRICS, REPORT):
                 (directory / name).unlink(missing_ok=True)
         write_text(directory / CONFIG, to_yaml(settings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from dynablocks.files import flush_directory, lock_file, sha256
 from dynablocks.run_files import (
     CHECKPOINT,
     CONFIG,
+    DAMAGED_CHECKPOINT,
     LOCK,
     MANIFEST,
     PREVIOUS_CHECKPOINT,
@@ -30,6 +32,8 @@ from dynablocks.run_files import (
 )
 
 FORMAT = 1
+LOOKS = 3
+"""How often to look at checkpoints that a training replaces meanwhile."""
 
 
 def save_checkpoint(directory: Path, model: nn.Module, config_text: str, state: Mapping[str, Any]) -> Path:
@@ -147,7 +151,11 @@ def _version() -> str:
 
 
 def what_is_wrong(checkpoint: Path) -> str | None:
-    """Why a checkpoint folder cannot be used, or ``None`` when every file matches its manifest."""
+    """Why a checkpoint folder cannot be used, or ``None`` when every file matches its manifest.
+
+    Raises:
+        DynablocksError: a file is there and cannot be read; it may be whole.
+    """
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
@@ -158,47 +166,94 @@ def what_is_wrong(checkpoint: Path) -> str | None:
                 return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
             if sha256(path) != entry["sha256"]:
                 return f"{name} does not match its SHA-256"
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         return f"{Path(str(error.filename)).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise _unreadable(checkpoint, error) from error
+    except (ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
     return None
 
 
+def _unreadable(checkpoint: Path, error: OSError) -> DynablocksError:
+    """The sentence for a checkpoint that may be whole: disks, networks and permissions come back."""
+    older = checkpoint.name == CHECKPOINT and os.path.isdir(checkpoint.parent / PREVIOUS_CHECKPOINT)
+    escape = ", or move it away to go on from the one before" if older else ""
+    return DynablocksError(
+        f"{checkpoint} cannot be read ({error.strerror or error}); nothing was changed: make it readable{escape}."
+    )
+
+
+def _is_there(checkpoint: Path) -> bool:
+    # Not exists(): from Python 3.14 on that takes a folder which cannot be looked at for one that is not there.
+    try:
+        checkpoint.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _unreadable(checkpoint, error) from error
+    return True
+
+
 def has_checkpoint(directory: Path | None) -> bool:
     """Whether a run directory holds a checkpoint, whole or not."""
-    return directory is not None and any((directory / name).exists() for name in (CHECKPOINT, PREVIOUS_CHECKPOINT))
+    return directory is not None and any(_is_there(directory / name) for name in (CHECKPOINT, PREVIOUS_CHECKPOINT))
 
 
 def find_checkpoint(directory: Path) -> Path | None:
     """The newest whole checkpoint in a run directory; ``None`` when there never was one.
 
-    A broken newest one is passed over for the previous one, with a warning.
+    A broken newest one is passed over for the previous one, with a warning. What a training replaces meanwhile looks
+    broken and is looked at again.
 
     Raises:
         BadCheckpoint: checkpoints are there and none is whole.
+        DynablocksError: one cannot be read, and may be whole.
 
     Example:
         >>> find_checkpoint(Path("no-such-directory")) is None
         True
     """
     directory = Path(directory)
-    newest, previous = directory / CHECKPOINT, directory / PREVIOUS_CHECKPOINT
-    present = [path for path in (newest, previous) if path.exists()]
-    if not present:
-        return None
+    for _ in range(LOOKS):
+        before = _manifests(directory)
+        found, faults = _newest_whole(directory)
+        if (found is not None and not faults) or _manifests(directory) == before:
+            break
+    else:
+        if found is None:
+            raise BadCheckpoint(f"a training replaces the checkpoints in {directory}; try again, or when it has ended.")
+    if found is not None and faults:
+        warnings.warn(f"{faults[0]}; the previous checkpoint {found} is used.", UserWarning, stacklevel=2)
+    if found is None and faults:
+        raise BadCheckpoint(
+            f"no whole checkpoint in {directory} ({'; '.join(faults)}); restore it from a copy, "
+            "or train again with --overwrite."
+        )
+    return found
+
+
+def _newest_whole(directory: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint, and what is wrong with those passed over."""
     faults: list[str] = []
-    for path in present:
-        fault = what_is_wrong(path)
-        if fault is None:
-            if faults:
-                warnings.warn(f"{faults[0]}; the previous checkpoint {path} is used.", UserWarning, stacklevel=2)
-            return path
-        faults.append(f"{path}: {fault}")
-    raise BadCheckpoint(
-        f"no whole checkpoint in {directory} ({'; '.join(faults)}); restore it from a copy, "
-        "or train again with --overwrite."
-    )
+    for path in (directory / CHECKPOINT, directory / PREVIOUS_CHECKPOINT):
+        if _is_there(path):
+            fault = what_is_wrong(path)
+            if fault is None:
+                return path, faults
+            faults.append(f"{path}: {fault}")
+    return None, faults
+
+
+def _manifests(directory: Path) -> list[bytes | None]:
+    """The manifests as they are now: a checkpoint that was replaced has another one."""
+    found: list[bytes | None] = []
+    for name in (CHECKPOINT, PREVIOUS_CHECKPOINT):
+        try:
+            found.append((directory / name / MANIFEST).read_bytes())
+        except OSError:
+            found.append(None)
+    return found
 
 
 def load_checkpoint(directory: Path, model: nn.Module) -> dict[str, Any]:
@@ -243,7 +298,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
     try:
         state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except OSError as error:
+        raise _unreadable(checkpoint, error) from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise BadCheckpoint(f"{checkpoint / STATE} cannot be read; train again with --overwrite.") from error
     if not isinstance(state, dict):
         raise BadCheckpoint(f"{checkpoint / STATE} holds no training state; train again with --overwrite.")
@@ -256,17 +313,55 @@ def read_config(checkpoint: Path) -> str:
 
 
 def tidy(directory: Path, keep: Path | None) -> None:
-    """Remove what a killed writer left behind, and a broken newest checkpoint when ``keep`` is the previous one.
+    """Remove what a killed writer left behind, and set a broken newest checkpoint aside when ``keep`` is the previous.
 
-    With ``keep=None`` every checkpoint goes: the start of a new training.
+    What is set aside becomes ``checkpoint.damaged``, the next one ``checkpoint.damaged-2``, and so on. With
+    ``keep=None`` every checkpoint goes, and these with it: the start of a new training.
+
+    Raises:
+        DynablocksError: a checkpoint cannot be moved.
     """
-    for leftover in Path(directory).glob(f"{UNFINISHED_CHECKPOINT}*"):
+    directory = Path(directory)
+    for leftover in directory.glob(f"{UNFINISHED_CHECKPOINT}*"):
+        _discard(leftover)
+    try:
+        if keep is None and has_checkpoint(directory):
+            # The newest last: a kill on the way leaves the training before, and nothing older in its place.
+            damaged = *directory.glob(DAMAGED_CHECKPOINT), *directory.glob(f"{DAMAGED_CHECKPOINT}-[0-9]*")
+            for place in (*damaged, directory / PREVIOUS_CHECKPOINT, directory / CHECKPOINT):
+                _remove(place)
+            flush_directory(directory)
+        elif keep is not None and keep.name == PREVIOUS_CHECKPOINT and _is_there(directory / CHECKPOINT):
+            _set_aside(directory / CHECKPOINT)
+            flush_directory(directory)
+    except OSError as error:
+        raise DynablocksError(
+            f"cannot move a checkpoint in {directory}: {error.strerror or error}; make the folder writable, or choose "
+            "another --out."
+        ) from error
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, if it is there, at once: a kill leaves none in part."""
+    if _is_there(checkpoint):
+        leftover = checkpoint.parent / f"{UNFINISHED_CHECKPOINT}{uuid.uuid4().hex}"
+        checkpoint.rename(leftover)
+        _discard(leftover)
+
+
+def _discard(leftover: Path) -> None:
+    if leftover.is_dir() and not leftover.is_symlink():
         shutil.rmtree(leftover, ignore_errors=True)
-    if keep is None:
-        for name in (PREVIOUS_CHECKPOINT, CHECKPOINT):
-            shutil.rmtree(Path(directory) / name, ignore_errors=True)
-    elif keep.name == PREVIOUS_CHECKPOINT:
-        shutil.rmtree(keep.parent / CHECKPOINT, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            leftover.unlink()
+
+
+def _set_aside(checkpoint: Path) -> None:
+    """Rename a damaged checkpoint: something of it may still be of use to somebody."""
+    names = itertools.chain([DAMAGED_CHECKPOINT], (f"{DAMAGED_CHECKPOINT}-{number}" for number in itertools.count(2)))
+    places = (checkpoint.parent / name for name in names)
+    checkpoint.rename(next(place for place in places if not os.path.lexists(place)))
 
 
 @contextlib.contextmanager

@@ -96,14 +96,15 @@ def fit(
         console: a rich console for the progress; standard error when empty.
         resume: go on from a checkpoint; otherwise earlier checkpoints are deleted.
         on_step: called after each step with the number of steps done.
-        on_start: called by the first process once nothing speaks against this training any more.
+        on_start: called by the first process once nothing speaks against this training any more, and no checkpoint is
+            left but one to go on from.
 
     Returns:
         The summary; of a training that had finished before, the stored one, at once.
 
     Raises:
         BadCheckpoint: the checkpoint is broken, or belongs to other settings.
-        DynablocksError: the loss is no longer finite, or the disk is full.
+        DynablocksError: the loss is no longer finite, the disk is full, or a checkpoint cannot be read or moved.
         KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
     """
     if config.threads is not None:
@@ -121,8 +122,8 @@ def fit(
             begin()
             return summary
         session = Session(model, splits, config, directory, text, state, checkpoint)
-        begin()
         prepare_directory(session, checkpoint)
+        begin()
         display = stack.enter_context(Display(console, silent=not session.fabric.is_global_zero))
         stopping = stack.enter_context(polite_interrupt())
         summary = train(session, display, stopping, on_step)
@@ -369,7 +370,7 @@ def earlier_checkpoint(directory: Path, text: str) -> Path | None:
 
 
 def prepare_directory(session: Session, checkpoint: Path | None) -> None:
-    """Once every process has read the checkpoint, the first removes what no longer holds."""
+    """Once every process has read the checkpoint, the first removes what no longer holds; what is damaged it keeps."""
     session.fabric.barrier()
     if session.directory is None or not session.fabric.is_global_zero:
         return

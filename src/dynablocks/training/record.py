@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -75,10 +76,12 @@ def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def append_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
-    """Append one JSON line to ``metrics.jsonl``."""
+    """Append one JSON line to ``metrics.jsonl`` and flush it: no checkpoint outlives a power cut without its lines."""
     try:
         with open(directory / HISTORY, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(metrics, allow_nan=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
     except OSError as error:
         raise DynablocksError(
             f"cannot write to {directory / HISTORY}: {error.strerror}; free some space; the same command, "
