@@ -1,4 +1,7 @@
-"""What holds of the source as a whole: where imports point, how shapes are written, what cells are called."""
+"""What holds of the source as a whole: where imports point, how shapes are written, what cells are called.
+
+And of the tests: with what tolerances they compare.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ LAYERS = (
     ("properties",),
     ("numerics",),
     ("data",),
-    ("errors", "registry", "files", "run_files", "progress", "modes", "ball"),
+    ("errors", "registry", "files", "run_files", "progress", "modes", "ball", "ensembles"),
 )
 """The rooms of CONTRIBUTING.md from top to bottom: each imports from its own layer and those below."""
 
@@ -167,3 +170,46 @@ def test_a_kind_of_cell_is_one_class() -> None:
     for one, other in shared.values():
         # Keys hash the names of settings, too: without a common one no key is both's.
         assert not {field.name for field in fields(one)} & {field.name for field in fields(other)}
+
+
+COMPARISONS = ("allclose", "assert_allclose", "assert_close")
+
+
+def without_tolerances(source: str) -> list[int]:
+    """The lines of comparisons of tensors that leave a tolerance to the library.
+
+    Not those behind ``not``: to differ by more than the tolerances given by default, far above rounding, is what they
+    claim.
+    """
+    nodes = list(ast.walk(ast.parse(source)))
+    refuted = {node.operand for node in nodes if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)}
+    lines = []
+    for node in nodes:
+        match node:
+            case ast.Call(ast.Attribute(attr=name) | ast.Name(name)) if name in COMPARISONS and node not in refuted:
+                if not {"rtol", "atol"} <= {given.arg for given in node.keywords}:
+                    lines.append(node.lineno)
+    return sorted(lines)
+
+
+def test_comparisons_say_both_tolerances() -> None:
+    """Those given by default, 1e-5 or 1e-7 of the numbers, hide what is wrong in float64."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    found = {path.name: without_tolerances(path.read_text(encoding="utf-8")) for path in files}
+    assert len(found) > 50
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize(
+    ("comparison", "seen"),
+    [
+        ("assert torch.allclose(a, b)", True),
+        ("assert torch.allclose(a, b, atol=1e-12)", True),
+        ("torch.testing.assert_close(a, b, rtol=1e-12)", True),
+        ("assert_close(a, b, 1e-12, 1e-12)", True),
+        ("torch.testing.assert_close(a, b, rtol=0, atol=1e-12)", False),
+        ("assert not torch.allclose(a, b)", False),
+    ],
+)
+def test_a_comparison_without_a_tolerance_is_seen(comparison: str, seen: bool) -> None:
+    assert without_tolerances(comparison) == [1] * seen

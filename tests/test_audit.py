@@ -22,13 +22,13 @@ from dynablocks.blocks import DynamicalBlock
 from dynablocks.cli import main
 from dynablocks.data import load_data
 from dynablocks.errors import BadData, DynablocksError
-from dynablocks.fields import GradientField, leaky_relu
+from dynablocks.fields import GradientField, MetricField, PreconditionedField, TwoMatrixField, leaky_relu
 from dynablocks.files import sha256
 from dynablocks.integrators import ExactFlow, ExplicitEuler
 from dynablocks.lifting import PaperLift
 from dynablocks.linear import Conv, Dense, OrthogonalConv, OrthogonalDense
 from dynablocks.models import MODELS, ModelConfig, build
-from dynablocks.properties import declare
+from dynablocks.properties import EUCLIDEAN, declare
 from dynablocks.properties.jacobians import jacobians
 from dynablocks.robustness.arithmetic import plain_arithmetic
 from dynablocks.robustness.artefact import ledger
@@ -167,12 +167,12 @@ def test_another_normalisation_in_the_weights_is_caught(genuine: Path, tmp_path:
         check(path)
 
 
-def lower(row: int | None) -> Callable[[dict[str, Any]], object]:
+def lower(row: int | None, share: float = 0.999) -> Callable[[dict[str, Any]], object]:
     def change(content: dict[str, Any]) -> None:
         if row is None:
             content["body_lipschitz"] *= 0.9
         else:
-            content["layers"][row]["bound"] *= 0.999
+            content["layers"][row]["bound"] *= share
 
     return change
 
@@ -196,10 +196,22 @@ def radius(factor: float) -> Callable[[dict[str, Any]], object]:
     return change
 
 
+def largest_radius(factor: float) -> Callable[[dict[str, Any]], object]:
+    def change(content: dict[str, Any]) -> None:
+        max(content["images"], key=lambda row: row["radius"])["radius"] *= factor
+
+    return change
+
+
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a layer's bound": (lower(4), "layer 4 .*too low"),
+    "a bound lowered by two billionths": (lower(4, 1 - 2e-9), "layer 4 .*too low"),
     "the body's bound": (lower(None), "the whole body .* too low"),
     "a raised bound": (lambda c: c["layers"][2].update(bound=1.5), "recomputed from the weights: 1"),
+    "a bound raised by two hundred-millionths": (
+        lambda c: c["layers"][2].update(bound=1 + 2e-8),
+        "bounds layer 2 .*recomputed from the weights: 1",
+    ),
     "the product": (lambda c: c["layers"][-1].update(product=0.5), "the body up to layer .* too low"),
     "a bound that is no number": (lambda c: c["layers"][1].update(bound="1"), "no number"),
     "a layer that is none": (lambda c: c.update(layers=[1]), "layer 0 of .* no number"),
@@ -215,6 +227,8 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "the described mean": (described, "normalisation was changed"),
     "the described scaling": (config, "normalisation was changed"),
     "a larger radius": (radius(1.001), "margin allows"),
+    "a radius larger by five millionths": (largest_radius(1 + 5e-6), "margin allows"),
+    "a radius larger by half a millionth": (largest_radius(1 + 5e-7), "recomputed from the weights"),
     "a smaller radius": (radius(0.5), "recomputed from the weights"),
     "a prediction": (lambda c: c["images"][0].update(prediction=(c["images"][0]["prediction"] + 1) % 10), "classified"),
     "a label": (lambda c: c["images"][3].update(label=11), "image 3 has label"),
@@ -317,8 +331,13 @@ def test_the_attack_breaks_what_is_certified_too_far(genuine: Path) -> None:
         ModelConfig("certified", widths=(4, 8), layers=(1, 0), dense_layers=2, dense_rows=0.25, step_start=2.0),
         ModelConfig("certified", widths=(4, 8), layers=(1, 0), dense_layers=2, dense_width=6),
         ModelConfig("metric", widths=(4,), layers=(1,), dense_layers=2, dense_rows=0.25),
+        *(
+            ModelConfig("certified", widths=(4, 8), layers=(1, 1), step=step)
+            for step in ("preconditioned", "exact", "potential")
+        ),
+        ModelConfig("certified", widths=(4,), layers=(0,), dense_layers=2, dense_step="potential"),
     ],
-    ids=lambda config: f"{config.name}-{config.dense_layers}-{config.dense_width}",
+    ids=lambda config: f"{config.name}-{config.step}-{config.dense_layers}-{config.dense_width}-{config.dense_step}",
 )
 def test_bounds_of_every_model_agree_with_the_declared_ones(config: ModelConfig) -> None:
     """Two ways to the same number: never above the declared bound, and for plain layers not far below it."""
@@ -409,6 +428,18 @@ def test_an_attack_that_succeeds_fails_the_audit(genuine: Path) -> None:
         _attack(content, network, load_data("digits").test.images, 12, 10, 0)
 
 
+def uneven(factor: float = 1.0) -> Dense:
+    """A map whose rows are neither orthogonal nor of one length."""
+    linear = Dense(3, 3)
+    with torch.no_grad():
+        linear.matrix.copy_(factor * torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, -0.5], [0.25, 0.0, 1.0]]))
+    return linear
+
+
+def in_a_metric(expansive: bool) -> MetricField:
+    return MetricField(uneven(), MetricField.example().metric, "tanh", expansive=expansive, whitened=True)
+
+
 STEPS = {
     "exact": (ExactFlow(), lambda: GradientField(OrthogonalDense(3, 3), leaky_relu(0.3)), 0.7),
     "exact, expansive": (
@@ -419,6 +450,15 @@ STEPS = {
     "recursion": (ExplicitEuler(3), lambda: GradientField(OrthogonalDense(3, 3), leaky_relu(0.3)), 2.4),
     "substeps": (ExplicitEuler(2), lambda: GradientField(Dense(3, 3), leaky_relu(0.3)), 0.8),
     "alpha": (ExplicitEuler(), lambda: GradientField(Dense(3, 4), "tanh", alpha=0.7, expansive=True), 0.8),
+    "preconditioned": (ExplicitEuler(), lambda: PreconditionedField(uneven(), "tanh"), 3.0),
+    "two matrices": (ExplicitEuler(), lambda: TwoMatrixField(uneven(), uneven(2.0), "tanh", decay=0.5), 0.8),
+    "two matrices, substeps": (
+        ExplicitEuler(2),
+        lambda: TwoMatrixField(uneven(), uneven(2.0), "tanh", decay=0.5),
+        0.8,
+    ),
+    "metric": (ExplicitEuler(), lambda: in_a_metric(expansive=False), 2.5),
+    "metric, expansive, substeps": (ExplicitEuler(2), lambda: in_a_metric(expansive=True), 0.8),
 }
 
 
@@ -428,9 +468,13 @@ def test_the_step_bounds_lie_between_jacobians_and_declarations(name: str) -> No
     method, make, h = STEPS[name]
     block = DynamicalBlock(make(), method, FreeSignal(h)).double()
     x = torch.cat([3 * torch.randn(400, 3, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64)])
-    measured = float(torch.linalg.matrix_norm(jacobians(block, x), ord=2).max())
-    bound = _step_bound(block.method, block.fields[0], h)
-    assert measured <= bound * (1 + 1e-9) <= block.properties.lipschitz * (1 + 2e-9)
+    field, dense, metric = block.fields[0], jacobians(block, x), EUCLIDEAN
+    if isinstance(field, MetricField):
+        metric = field.metric
+        dense = metric.root @ dense @ metric.inverse_root
+    measured = float(torch.linalg.matrix_norm(dense, ord=2).max())
+    bound = _step_bound(block.method, field, h)
+    assert measured <= bound * (1 + 1e-9) <= block.properties.lipschitz_in(metric) * (1 + 2e-9)
     assert measured >= (0.8 if name == "substeps" else 0.99) * bound
 
 

@@ -37,6 +37,14 @@ def _file(name: str, content: bytes) -> Prepare:
     return write
 
 
+def _files(content: bytes, *names: str) -> Prepare:
+    def write(place: Path) -> None:
+        for name in names:
+            _file(name, content)(place)
+
+    return write
+
+
 def _damage(name: str, change: Callable[[bytes], bytes]) -> Prepare:
     """A finished run whose newest and previous checkpoint both hold a damaged file."""
 
@@ -78,119 +86,337 @@ def _nan_epochs(place: Path) -> None:
 
 _CSV = b"trajectory,t,q,p\n" + b"".join(f"0,{k}.0,{k}.0,{-k}.0\n".encode() for k in range(40))
 
-CASES: dict[str, tuple[str, Prepare]] = {
-    "no command": ("", _nothing),
-    "unknown command": ("trian", _nothing),
-    "unknown model": ("train --model prescibed --preset smoke", _nothing),
-    "unknown preset": ("train --preset smok", _nothing),
-    "unknown data set": ("train --data cifar11 --preset smoke", _nothing),
-    "unknown flag": ("train --preset smoke --speed 3", _nothing),
-    "flag without value": ("train --preset smoke --epochs", _nothing),
-    "a word for a number": ("train --preset smoke --epochs many", _nothing),
-    "negative epochs": ("train --preset smoke --epochs -1", _nothing),
-    "minutes as on a clock": ("train --preset smoke --max-minutes 1:30", _nothing),
-    "epochs as on a clock": ("train --preset smoke --epochs=1:30 --print_config", _nothing),
-    "hours as on a clock": ("reproduce fig3 --preset smoke --dry-run --max-hours 1:30", _nothing),
-    "minutes of a fit as on a clock": ("fit d.csv --preserve none --max-minutes 1:30", _file("d.csv", _CSV)),
-    "widths with leading zeros": ("train --preset smoke --model.widths [010,020]", _nothing),
-    "widths beyond all memories": ("train --preset smoke --model.widths [99999999999999999999]", _nothing),
-    "a number of 400 digits": (f"train --preset smoke --training.lr {'9' * 400}", _nothing),
-    "epochs of 400 digits": (f"train --preset smoke --epochs {'9' * 400}", _nothing),
-    "epochs beyond all numbers": ("train --preset smoke --epochs 1e308", _nothing),
-    "minutes beyond all numbers": ("train --preset smoke --max-minutes 1e307", _nothing),
-    "hours beyond all timers": ("reproduce fig3 --preset smoke --dry-run --max-hours 3e6", _nothing),
-    "a seed beyond 32 bits of reproduce": ("reproduce fig3 --preset smoke --dry-run --seed 5000000000", _nothing),
-    "threads beyond all processors": ("train --preset smoke --training.threads 3000000000", _nothing),
-    "a learning rate that rises without end": ("train --preset smoke --training.step_factor 1e300", _nothing),
-    "a crop wider than the image": (f"train {TINY} --training.crop_padding 9 --out b", _nothing),
-    "radii beyond float32": ("train --preset smoke --attack.epsilons [1e30]", _nothing),
-    "NaN learning rate": ("train --preset smoke --training.lr nan", _nothing),
-    "batch size 0": ("train --preset smoke --training.batch_size 0", _nothing),
-    "unknown optimiser": ("train --preset smoke --training.optimiser adan", _nothing),
-    "unknown loss": ("train --preset smoke --training.loss hing", _nothing),
-    "negative minutes": ("train --preset smoke --max-minutes -3", _nothing),
-    "widths and layers differ": ("train --preset smoke --model.widths [4,4,4]", _nothing),
-    "width 0": ("train --preset smoke --model.widths [0,4]", _nothing),
-    "too many stages": ("train --preset smoke --model.widths [4,4,4,4] --model.layers [1,1,1,1]", _nothing),
-    "unknown padding": ("train --preset smoke --model.padding reflect", _nothing),
-    "even kernel with same padding": ("train --preset smoke --model.padding same --model.kernel_size 2", _nothing),
-    "slope above 1": ("train --preset smoke --model.slope 1.5", _nothing),
-    "unknown region": ("train --model prescribed --preset smoke --model.region tigt", _nothing),
-    "a setting of other models": ("train --preset smoke --model.lift paper", _nothing),
-    "exact flow without orthogonal rows": ("train --model prescribed --preset smoke --model.region exact", _nothing),
-    "negative epsilon": ("train --preset smoke --attack.epsilons [-0.1]", _nothing),
-    "unknown attack loss": ("train --preset smoke --attack.losses [cw]", _nothing),
-    "missing data folder": ("train --data-dir nowhere --preset smoke", _nothing),
-    "data folder is a file": ("train --data-dir notes.txt --preset smoke", _file("notes.txt", b"hello")),
-    "empty data folder": ("train --data-dir empty --preset smoke", lambda place: (place / "empty").mkdir()),
-    "truncated parquet": (
+CASES: dict[str, tuple[str, Prepare, str]] = {
+    "no command": ("", _nothing, ""),
+    "unknown command": ("trian", _nothing, "unknown command 'trian'; did you mean 'train'"),
+    "unknown model": (
+        "train --model prescibed --preset smoke",
+        _nothing,
+        "unknown model 'prescibed'; did you mean 'prescribed'",
+    ),
+    "unknown preset": ("train --preset smok", _nothing, "unknown preset 'smok'; did you mean 'smoke'"),
+    "unknown data set": ("train --data cifar11 --preset smoke", _nothing, "unknown data set 'cifar11'"),
+    "unknown flag": ("train --preset smoke --speed 3", _nothing, "--speed"),
+    "flag without value": (
+        "train --preset smoke --epochs",
+        _nothing,
+        "--training.epochs: expected one argument",
+    ),
+    "a word for a number": ("train --preset smoke --epochs many", _nothing, "--training.epochs is many; a number"),
+    "negative epochs": ("train --preset smoke --epochs -1", _nothing, "epochs is -1.0; allowed are values in (0,"),
+    "minutes as on a clock": (
+        "train --preset smoke --max-minutes 1:30",
+        _nothing,
+        "--training.max_minutes: 1:30 is no plain number",
+    ),
+    "epochs as on a clock": (
+        "train --preset smoke --epochs=1:30 --print_config",
+        _nothing,
+        "--training.epochs: 1:30 is no plain number",
+    ),
+    "hours as on a clock": (
+        "reproduce fig3 --preset smoke --dry-run --max-hours 1:30",
+        _nothing,
+        "--max-hours: 1:30 is no plain number",
+    ),
+    "minutes of a fit as on a clock": (
+        "fit d.csv --preserve none --max-minutes 1:30",
+        _file("d.csv", _CSV),
+        "--max-minutes: 1:30 is no plain number",
+    ),
+    "widths with leading zeros": (
+        "train --preset smoke --model.widths [010,020]",
+        _nothing,
+        "--model.widths: 010 is no plain number",
+    ),
+    "widths beyond all memories": (
+        "train --preset smoke --model.widths [99999999999999999999]",
+        _nothing,
+        "widths is [99999999999999999999]; whole numbers from 1 to 65536 are needed",
+    ),
+    "a number of 400 digits": (
+        f"train --preset smoke --training.lr {'9' * 400}",
+        _nothing,
+        "--training.lr: a number has more than 308 digits",
+    ),
+    "epochs of 400 digits": (
+        f"train --preset smoke --epochs {'9' * 400}",
+        _nothing,
+        "--training.epochs: a number has more than 308 digits",
+    ),
+    "epochs beyond all numbers": (
+        "train --preset smoke --epochs 1e308",
+        _nothing,
+        "epochs is 1e+308; allowed are values in (0, 1e+09]",
+    ),
+    "minutes beyond all numbers": (
+        "train --preset smoke --max-minutes 1e307",
+        _nothing,
+        "max_minutes is 1e+307; allowed are values in (0, 1e+07]",
+    ),
+    "hours beyond all timers": (
+        "reproduce fig3 --preset smoke --dry-run --max-hours 3e6",
+        _nothing,
+        "max_hours is 3000000.0; allowed are values in (0, 100000]",
+    ),
+    "a seed beyond 32 bits of reproduce": (
+        "reproduce fig3 --preset smoke --dry-run --seed 5000000000",
+        _nothing,
+        "seed is 5000000000; allowed are values in [0, 4e+09]",
+    ),
+    "threads beyond all processors": (
+        "train --preset smoke --training.threads 3000000000",
+        _nothing,
+        "threads is 3000000000; a whole number from 1 to 4096",
+    ),
+    "a learning rate that rises without end": (
+        "train --preset smoke --training.step_factor 1e300",
+        _nothing,
+        "step_factor is 1e+300; allowed are values in (0, 10]",
+    ),
+    "a crop wider than the image": (
+        f"train {TINY} --training.crop_padding 9 --out b",
+        _nothing,
+        "crop_padding is 9; of images of 8x8 pixels 0 to 7",
+    ),
+    "radii beyond float32": (
+        "train --preset smoke --attack.epsilons [1e30]",
+        _nothing,
+        "epsilon is 1e+30; allowed are values in [0, 1e+06]",
+    ),
+    "NaN learning rate": ("train --preset smoke --training.lr nan", _nothing, "lr is nan; a"),
+    "batch size 0": (
+        "train --preset smoke --training.batch_size 0",
+        _nothing,
+        "batch_size is 0; a whole number from 1",
+    ),
+    "unknown optimiser": ("train --preset smoke --training.optimiser adan", _nothing, "unknown optimiser 'adan'"),
+    "unknown loss": (
+        "train --preset smoke --training.loss hing",
+        _nothing,
+        "unknown loss 'hing'; did you mean 'hinge'",
+    ),
+    "negative minutes": (
+        "train --preset smoke --max-minutes -3",
+        _nothing,
+        "max_minutes is -3.0; allowed are values in (0,",
+    ),
+    "widths and layers differ": (
+        "train --preset smoke --model.widths [4,4,4]",
+        _nothing,
+        "widths [4, 4, 4] and layers [1, 1] differ in length",
+    ),
+    "width 0": ("train --preset smoke --model.widths [0,4]", _nothing, "widths is [0, 4]; whole numbers from 1"),
+    "too many stages": (
+        "train --preset smoke --model.widths [4,4,4,4] --model.layers [1,1,1,1]",
+        _nothing,
+        "a 1 x 1 image cannot be folded by 2",
+    ),
+    "unknown padding": ("train --preset smoke --model.padding reflect", _nothing, "unknown padding 'reflect'"),
+    "even kernel with same padding": (
+        "train --preset smoke --model.padding same --model.kernel_size 2",
+        _nothing,
+        "kernel_size is 2 with padding 'same'; use an odd one",
+    ),
+    "slope above 1": (
+        "train --preset smoke --model.slope 1.5",
+        _nothing,
+        "slope is 1.5; allowed are values in [0, 1]",
+    ),
+    "unknown region": (
+        "train --model prescribed --preset smoke --model.region tigt",
+        _nothing,
+        "unknown region 'tigt'; did you mean 'tight'",
+    ),
+    "a setting of other models": (
+        "train --preset smoke --model.lift paper",
+        _nothing,
+        "lift is 'paper', but model certified has no such setting",
+    ),
+    "exact flow without orthogonal rows": (
+        "train --model prescribed --preset smoke --model.region exact",
+        _nothing,
+        "the exact flow needs a gradient field whose A has orthonormal rows",
+    ),
+    "negative epsilon": (
+        "train --preset smoke --attack.epsilons [-0.1]",
+        _nothing,
+        "epsilon is -0.1; allowed are values in [0, inf)",
+    ),
+    "unknown attack loss": ("train --preset smoke --attack.losses [cw]", _nothing, "unknown attack loss 'cw'"),
+    "missing data folder": (
+        "train --data-dir nowhere --preset smoke",
+        _nothing,
+        "the data folder nowhere does not exist",
+    ),
+    "data folder is a file": (
+        "train --data-dir notes.txt --preset smoke",
+        _file("notes.txt", b"hello"),
+        "the data folder notes.txt is a file",
+    ),
+    "empty data folder": (
+        "train --data-dir empty --preset smoke",
+        lambda place: (place / "empty").mkdir(),
+        "the data folder empty is empty",
+    ),
+    "parquet of the training alone": (
         "train --data cifar10 --data-dir data --preset smoke",
         _file("data/train-00000-of-00001.parquet", b"PAR1 and then nothing"),
+        "data has parquet files but no test-*.parquet",
     ),
-    "CIFAR-100 without a copy": ("train --data cifar100 --preset smoke", _nothing),
-    "validation larger than the data": ("train --preset smoke --data.validation 5000", _nothing),
-    "missing config file": ("train --config nowhere.yaml", _nothing),
-    "config is not YAML": ("train --config bad.yaml", _file("bad.yaml", b"model: [unclosed")),
-    "config with an unknown key": ("train --config bad.yaml", _file("bad.yaml", b"model:\n  nmae: certified\n")),
-    "config is binary": ("train --config bad.yaml", _file("bad.yaml", b"\xff\xfe\x00\x01")),
-    "--out is a file": ("train --preset smoke --out notes.txt", _file("notes.txt", b"hello")),
-    "--out holds other files": ("train --preset smoke --out photos", _file("photos/me.jpg", b"...")),
+    "truncated parquet": (
+        "train --data cifar10 --data-dir data --preset smoke",
+        _files(b"PAR1 and then nothing", *(f"data/{part}-00000-of-00001.parquet" for part in ("train", "test"))),
+        "data/train-00000-of-00001.parquet is truncated or no parquet file",
+    ),
+    "CIFAR-100 without a copy": (
+        "train --data cifar100 --preset smoke",
+        _nothing,
+        "CIFAR-100 is not at hand (HF_HUB_OFFLINE is set",
+    ),
+    "validation larger than the data": (
+        "train --preset smoke --data.validation 5000",
+        _nothing,
+        "validation is 5000; digits has 1438 training images",
+    ),
+    "missing config file": ("train --config nowhere.yaml", _nothing, "--config nowhere.yaml does not exist"),
+    "config is not YAML": (
+        "train --config bad.yaml",
+        _file("bad.yaml", b"model: [unclosed"),
+        "--config bad.yaml is not readable YAML",
+    ),
+    "config with an unknown key": (
+        "train --config bad.yaml",
+        _file("bad.yaml", b"model:\n  nmae: certified\n"),
+        "nmae",
+    ),
+    "config is binary": (
+        "train --config bad.yaml",
+        _file("bad.yaml", b"\xff\xfe\x00\x01"),
+        "--config bad.yaml is not readable YAML",
+    ),
+    "--out is a file": (
+        "train --preset smoke --out notes.txt",
+        _file("notes.txt", b"hello"),
+        "--out notes.txt is a file; give a folder",
+    ),
+    "--out holds other files": (
+        "train --preset smoke --out photos",
+        _file("photos/me.jpg", b"..."),
+        "--out photos holds other files",
+    ),
     "--out holds the config.yaml of something else": (
         "train --preset smoke --overwrite --out theirs",
         _file("theirs/config.yaml", b"server: example.org\n"),
+        "--out theirs holds other files",
     ),
-    "fit --overwrite on a trained network": ("fit d.csv --preserve none --overwrite --out run", _file("d.csv", _CSV)),
-    "a seed with a leading zero in a config": ("train --config c.yaml", _file("c.yaml", b"training:\n  seed: 010\n")),
+    "fit --overwrite on a trained network": (
+        "fit d.csv --preserve none --overwrite --out run",
+        _file("d.csv", _CSV),
+        "run holds something else than a fit",
+    ),
+    "a seed with a leading zero in a config": (
+        "train --config c.yaml",
+        _file("c.yaml", b"training:\n  seed: 010\n"),
+        "--config c.yaml: 010 is no plain number",
+    ),
     "minutes as on a clock in a config": (
         "train --config c.yaml",
         _file("c.yaml", b"training:\n  max_minutes: 1:30\n"),
+        "--config c.yaml: 1:30 is no plain number",
     ),
     "a number of 400 digits in a config": (
         "train --config c.yaml",
         _file("c.yaml", b"training:\n  lr: " + b"9" * 400 + b"\n"),
+        "--config c.yaml: a number has more than 308 digits",
     ),
-    "a date that never was in a config": ("train --config c.yaml", _file("c.yaml", b"data:\n  dir: 2024-02-30\n")),
+    "a date that never was in a config": (
+        "train --config c.yaml",
+        _file("c.yaml", b"data:\n  dir: 2024-02-30\n"),
+        "--config c.yaml is not readable YAML",
+    ),
     "a config that is nested too deep": (
         "train --config c.yaml",
         _file("c.yaml", b"data: " + b"[" * 3000 + b"]" * 3000),
+        "--config c.yaml is not readable YAML",
     ),
     **{
         f"{command} with a config that is binary": (
             f"{command} run --config bad.yaml",
             _file("bad.yaml", b"\xff\xfe\x00\x01"),
+            "--config bad.yaml is not readable YAML",
         )
         for command in ("attack", "certify", "verify", "explain", "report")
     },
-    "a data folder in the home of nobody": ("train --preset smoke --data-dir ~no-such-user-here/data", _nothing),
+    "a data folder in the home of nobody": (
+        "train --preset smoke --data-dir ~no-such-user-here/data",
+        _nothing,
+        "~no-such-user-here/data begins with a home folder that is not known here",
+    ),
     "--json is a link to itself": (
         "certify run --json loop.json",
         lambda place: (place / "loop.json").symlink_to(place / "loop.json"),
+        "loop.json is a link that leads back to itself",
     ),
     "a warm start that is a link to itself": (
         f"train {TINY} --warm_start loop --out b",
         lambda place: (place / "loop").symlink_to(place / "loop"),
+        "loop is a link that leads back to itself",
     ),
-    "training.json with NaN": ("certify run", _nan_epochs),
-    "a name that is too long": (f"train --preset smoke --out {'x' * 300}", _nothing),
-    "a seed that is too large": ("train --preset smoke --seed 18446744073709551616", _nothing),
-    "a number for a data set in a config": ("train --config c.yaml", _file("c.yaml", b"data:\n  name: 5\n")),
-    "--out is not writable": ("train --preset smoke --out /proc/run", _nothing),
-    "attack without a directory": ("attack", _nothing),
-    "attack a missing run": ("attack nowhere", _nothing),
-    "certify an empty folder": ("certify empty", lambda place: (place / "empty").mkdir()),
-    "explain a file": ("explain notes.txt", _file("notes.txt", b"hello")),
-    "verify with 0 samples": ("verify run --samples 0", _nothing),
-    "report of a missing run": ("report nowhere", _nothing),
-    "list an unknown kind": ("list modles", _nothing),
-    "warm start that saw the held-out images": (f"train {TINY} --warm_start run --data.validation 9 --out b", _nothing),
-    "resume with other settings": (f"train {TINY} --training.lr 0.5 --out run", _nothing),
-    "truncated weights": ("certify run", _damage("model.safetensors", lambda b: b[: len(b) // 2])),
-    "flipped bit in the weights": ("certify run", _damage("model.safetensors", lambda b: b[:-1] + bytes([b[-1] ^ 1]))),
-    "empty weights": ("explain run", _damage("model.safetensors", lambda b: b"")),
-    "broken manifest": ("certify run", _damage("manifest.json", lambda b: b"{")),
-    "NaN weights": ("certify run", _nan_weights),
-    "config.yaml removed": ("attack run", _remove_config),
+    "training.json with NaN": ("certify run", _nan_epochs, "run/training.json was cut or edited"),
+    "a name that is too long": (f"train --preset smoke --out {'x' * 300}", _nothing, "File name too long"),
+    "a seed that is too large": (
+        "train --preset smoke --seed 18446744073709551616",
+        _nothing,
+        "seed is 18446744073709551616; a whole number from 0",
+    ),
+    "a number for a data set in a config": (
+        "train --config c.yaml",
+        _file("c.yaml", b"data:\n  name: 5\n"),
+        "--data.name is 5; str is needed",
+    ),
+    "--out is not writable": ("train --preset smoke --out /proc/run", _nothing, "cannot write to /proc/run"),
+    "attack without a directory": ("attack", _nothing, "no run directory was given; use: dynablocks attack DIR"),
+    "attack a missing run": ("attack nowhere", _nothing, "nowhere is not a run directory"),
+    "certify an empty folder": (
+        "certify empty",
+        lambda place: (place / "empty").mkdir(),
+        "empty holds no checkpoint",
+    ),
+    "explain a file": ("explain notes.txt", _file("notes.txt", b"hello"), "notes.txt is not a run directory"),
+    "verify with 0 samples": ("verify run --samples 0", _nothing, "--samples is 0; at least 1 is needed"),
+    "report of a missing run": ("report nowhere", _nothing, "nowhere is not a run directory"),
+    "list an unknown kind": ("list modles", _nothing, "unknown kind 'modles'; did you mean 'models'"),
+    "warm start that saw the held-out images": (
+        f"train {TINY} --warm_start run --data.validation 9 --out b",
+        _nothing,
+        "--warm_start run was trained on images that are held out here",
+    ),
+    "resume with other settings": (
+        f"train {TINY} --training.lr 0.5 --out run",
+        _nothing,
+        "run holds a training with training.lr",
+    ),
+    "truncated weights": (
+        "certify run",
+        _damage("model.safetensors", lambda b: b[: len(b) // 2]),
+        "no whole checkpoint in run (run/checkpoint: model.safetensors has",
+    ),
+    "flipped bit in the weights": (
+        "certify run",
+        _damage("model.safetensors", lambda b: b[:-1] + bytes([b[-1] ^ 1])),
+        "model.safetensors does not match its SHA-256",
+    ),
+    "empty weights": (
+        "explain run",
+        _damage("model.safetensors", lambda b: b""),
+        "model.safetensors has 0 bytes instead of",
+    ),
+    "broken manifest": ("certify run", _damage("manifest.json", lambda b: b"{"), "manifest.json cannot be read"),
+    "NaN weights": ("certify run", _nan_weights, "the weights in run/checkpoint hold NaN or infinity"),
+    "config.yaml removed": ("attack run", _remove_config, "run/config.yaml cannot be read"),
 }
+"""Arguments, what is there before, and what the sentence says of it."""
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +439,7 @@ def complaint(arguments: str) -> tuple[int, str]:
 def test_bad_input_gets_one_sentence(
     name: str, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments, prepare = CASES[name]
+    arguments, prepare, words = CASES[name]
     shutil.copytree(finished_run, tmp_path / "run")
     prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -227,6 +453,7 @@ def test_bad_input_gets_one_sentence(
     sentences = [line for line in text.splitlines() if line.startswith("dynablocks: error: ")]
     assert len(sentences) == 1
     assert "Traceback" not in text
+    assert words in sentences[0]
     assert len(sentences[0]) < 420
 
 
@@ -272,7 +499,7 @@ def table() -> None:
         main(f"train {TINY} --out {finished / 'run'}".split())
         os.environ["HF_HUB_OFFLINE"] = "1"
         print("| input | exit | sentence |\n|---|---|---|")
-        for case, (arguments, prepare) in CASES.items():
+        for case, (arguments, prepare, _) in CASES.items():
             place = Path(name) / case.replace(" ", "-").replace("/", "-")
             shutil.copytree(finished, place)
             prepare(place)

@@ -35,9 +35,11 @@ def test_the_projection_is_the_nearest_point_of_the_ball(norms) -> None:
     inside = lengths(delta) <= 1
     assert 0 < int(inside.sum()) < 6
     assert torch.equal(moved[inside], delta[inside])
-    assert torch.allclose(lengths(moved[~inside]), torch.ones(int((~inside).sum()), dtype=torch.float64), atol=48 * EPS)
+    assert torch.allclose(
+        lengths(moved[~inside]), torch.ones(int((~inside).sum()), dtype=torch.float64), rtol=0, atol=48 * EPS
+    )
     along = torch.nn.functional.cosine_similarity(moved.double().flatten(1), delta.double().flatten(1))
-    assert torch.allclose(along, torch.ones(6, dtype=torch.float64), atol=48 * EPS)
+    assert torch.allclose(along, torch.ones(6, dtype=torch.float64), rtol=0, atol=48 * EPS)
     each = torch.full((6, 1, 1, 1), 1.0)
     # A number is divided by a tensor as its reciprocal times the number.
     assert torch.allclose(projected(delta, each, norms(delta)), moved, rtol=2 * EPS, atol=0)
@@ -47,7 +49,7 @@ def test_the_projection_is_the_nearest_point_of_the_ball(norms) -> None:
 def test_directions_have_length_one_whatever_the_size_of_the_gradient(scale: float) -> None:
     gradient = torch.randn(4, 3, 4, 4)
     for found in (direction(scale * gradient), foolbox_direction(scale * gradient, exact=True)):
-        assert torch.allclose(lengths(found), torch.ones(4, dtype=torch.float64), atol=48 * EPS)
+        assert torch.allclose(lengths(found), torch.ones(4, dtype=torch.float64), rtol=0, atol=48 * EPS)
         along = torch.nn.functional.cosine_similarity(found.double().flatten(1), gradient.double().flatten(1))
         assert float(along.min()) > 1 - 48 * EPS
 

@@ -18,6 +18,7 @@ from dynablocks.errors import InvalidArgument, PropertyViolated
 from dynablocks.fields import (
     FIELDS,
     Damping,
+    DiagonalField,
     DissipativeField,
     FieldFacts,
     GradientField,
@@ -26,6 +27,7 @@ from dynablocks.fields import (
     MassPreservingField,
     NeuralHamiltonian,
     PartitionedField,
+    ShearField,
     TwoMatrixField,
     VectorField,
     leaky_relu,
@@ -103,7 +105,8 @@ FALSE: list[dict[str, object]] = [
 def test_each_false_fact_is_found_and_named(claim: dict[str, object]) -> None:
     found = finding(Claiming(**claim), "facts at the start")
     assert not found.passed
-    assert found.message.startswith(f"{next(iter(claim))}: "), found.message
+    # What follows from the claim is false, too, and may be told first.
+    assert f"; {next(iter(claim))}: " in f"; {found.message}", found.message
 
 
 def test_what_is_not_claimed_is_not_found() -> None:
@@ -281,6 +284,107 @@ def test_each_method_has_a_measurement_and_a_liar() -> None:
     assert {method for method, _ in WRONG} == set(METHODS)
 
 
+class OfNumbers(Damping):
+    def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
+        return super().flow(x, float(time))
+
+
+class OfTheFirst(Damping):
+    """All states move for the time of the first."""
+
+    def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
+        return super().flow(x, torch.as_tensor(time, dtype=x.dtype).flatten()[0])
+
+
+class WithoutGradient(Damping):
+    def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
+        return super().flow(x, torch.as_tensor(time, dtype=x.dtype).detach())
+
+
+class TwiceTheGradient(Damping):
+    def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
+        time = torch.as_tensor(time, dtype=x.dtype)
+        return super().flow(x, 2 * time - time.detach())
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (OfNumbers, "flow: flow(x, t) with t of shape (5, 1), one a state, raises "),
+        (OfTheFirst, "flow: Φ_t(x) for one t a state and for each t alone differ by"),
+        (WithoutGradient, "flow: flow(x, t) has no gradient in a tensor t"),
+        (TwiceTheGradient, "flow: ⟨v, ∂Φ_t(x)/∂t⟩ and ⟨v, X(Φ_t(x))⟩ for a random v differ by"),
+    ],
+)
+def test_a_flow_takes_a_time_for_each_state_and_has_the_gradient_of_it(kind: type[Damping], sentence: str) -> None:
+    """Steps of a batch may differ, and steps are learned; of one number for all of them each flow is right."""
+    told = list(false_methods(kind((4,), 0.5).double(), torch.randn(5, 4, dtype=torch.float64)))
+    assert told
+    assert told[0].startswith(sentence), told
+
+
+class Backwards(ShearField):
+    def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
+        return super().flow(x, -time)
+
+
+class Hasty(ShearField):
+    def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
+        return super().flow(x, 2 * time)
+
+
+class OnSpheres(ShearField):
+    def facts(self) -> FieldFacts:
+        return replace(super().facts(), tangent=True)
+
+
+def with_kick(kind: type[ShearField]) -> PartitionedField:
+    """A field that is the sum of its terms, of which one is another's."""
+    field = PartitionedField.example()
+    field.kick = kind(field.kick.force)
+    return field
+
+
+@pytest.mark.parametrize("kind", [Backwards, Hasty])
+def test_a_term_with_the_flow_of_another_field_is_found(kind: type[ShearField]) -> None:
+    """The steps of a splitting are those of the flows of its terms."""
+    report = check_field(with_kick(kind))
+    assert report.failed == ("methods",), str(report)
+    message = report.findings[-1].message
+    assert message.startswith(f"term {kind.__name__}: flow: its derivative at time 0 and X differ by"), message
+
+
+def test_a_term_with_a_false_fact_is_found_beside_its_field_and_in_a_block() -> None:
+    field = with_kick(OnSpheres)
+    message = finding(field, "facts at the start").message
+    assert message.startswith("term OnSpheres: tangent: ⟨x, X⟩ is "), message
+    report = check_block(DynamicalBlock(field, "verlet", FreeSignal(0.1)))
+    (found,) = [found for found in report.findings if found.check == "facts of its fields"]
+    assert found.message.startswith("PartitionedField: term OnSpheres: tangent: "), found.message
+
+
+class Endless(VectorField):
+    """X(x) = sx, the sum of its halves, which are such sums."""
+
+    def __init__(self, share: float = 1.0) -> None:
+        super().__init__()
+        self.in_shape, self.share = (2,), share
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.share * x
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts.of_spectrum(self.share, self.share, odd=True, reason="a multiple of x")
+
+    def terms(self) -> tuple[VectorField, ...]:
+        return Endless(self.share / 2), Endless(self.share / 2)
+
+
+def test_terms_of_terms_are_not_asked_for() -> None:
+    x = torch.randn(3, 2, dtype=torch.float64)
+    assert not [*false_facts(Endless(), x), *false_methods(Endless(), x)]
+
+
 def test_a_number_a_state_of_another_shape_is_named() -> None:
     class Column(LinearField):
         def potential(self, x: Tensor) -> Tensor:
@@ -384,9 +488,9 @@ def test_a_flow_is_taken_where_the_class_has_one_and_its_log_determinant_is_aske
     with pytest.raises(InvalidArgument, match=r"Spiral has a flow, but not its log-determinant; give it a method"):
         block.log_determinant(x)
     check_block(block).require()
-    none = LinearField(2)
+    none = DiagonalField(2)
     for call in (none.flow, none.flow_log_determinant):
-        with pytest.raises(InvalidArgument, match="the exact flow needs a closed form, and LinearField has none"):
+        with pytest.raises(InvalidArgument, match="needs a closed form, and DiagonalField implements none"):
             call(x, 0.5)
     assert ExactFlow().why_not(none) is not None
 

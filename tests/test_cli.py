@@ -199,6 +199,7 @@ def test_a_broken_certificate_is_a_hard_error(finished: Path, tmp_path: Path) ->
         with pytest.raises(UnsoundResult, match="certified at radius"):
             report(twin)
     assert main(["attack", str(twin)]) == 2
+    assert main(["report", str(twin)]) == 2
 
 
 def test_results_of_other_weights_are_not_reused(finished: Path, tmp_path: Path) -> None:
@@ -617,18 +618,6 @@ def test_measured_pixel_statistics_are_those_of_the_pixels() -> None:
     mean, std = pixel_statistics(train)
     assert mean == tuple(round(float(m), 4) for m in pixels.mean(1))
     assert std == tuple(round(float(s), 4) for s in pixels.std(1))
-
-
-def test_a_report_of_contradicting_results_is_refused(finished: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    twin = shutil.copytree(finished, tmp_path / "run")
-    certificate = load_file(twin / "certificate.safetensors")
-    certificate["radii"] = certificate["radii"] * 1e4 + 1e4
-    save_file(certificate, twin / "certificate.safetensors")
-    summary = json.loads((twin / "certificate.json").read_text())
-    (twin / "certificate.json").write_text(json.dumps(summary | {"tensors": sha256(twin / "certificate.safetensors")}))
-    assert main(["report", str(twin)]) == 2
 
 
 def test_an_unfinished_training_is_refused_before_anything_is_certified(

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -412,35 +413,56 @@ def test_a_malicious_pickle_is_refused_and_never_run(tmp_path: Path, protocol: i
     assert target.exists(), "the pickle must be harmful without the restriction, or this test shows nothing"
 
 
+BROKEN = "data_batch_2 is truncated or no pickled CIFAR batch"
+NO_DATA = "data_batch_2 has no uint8 array 'data' of shape (N, 3072)"
+NO_LABELS = "data_batch_2 has no 'labels' of one integer an image"
+
+
 @pytest.mark.parametrize(
-    "content",
+    ("content", "words"),
     [
-        b"cbuiltins\neval\n(S'1'\ntR.",
-        b"cos\nsystem\n(S'true'\ntR.",
-        b"c__builtin__\ngetattr\n.",
-        b"\x80\x04\x8c\x05numpy\x8c\x09load.load\x93.",
-        b"cnumpy\ndtype\n(S'O'\ntR.",
-        b"cnumpy.core.multiarray\n_reconstruct\n(tR(I1\n(I3\ntcnumpy\ndtype\n(S'u1'\ntRI00\nS'ab'\ntb.",
-        b"cnumpy.core.multiarray\n_reconstruct\n}S'x'\nI1\nsb.",
-        b"cnumpy.core.multiarray\n_reconstruct\nN}S'__call__'\nI1\ns\x86b.",
-        pickle.dumps([1, 2], 2),
-        pickle.dumps({b"data": np.zeros((1, 3072)), b"labels": [0]}, 2),
-        b"",
-        b"not a pickle",
-        pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [0]}, 2)[:-30],
-        pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [0, 1]}, 2),
-        pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [0.5]}, 2),
-        pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [2**70]}, 2),
-        pickle.dumps({b"data": np.zeros((1, 3071), np.uint8), b"labels": [0]}, 2),
-        pickle.dumps({b"data": np.zeros((0, 3072), np.uint8), b"labels": []}, 2),
-        pickle.dumps({b"labels": [0]}, 2),
-        pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}, 2),
+        (b"cbuiltins\neval\n(S'1'\ntR.", "data_batch_2 holds the name builtins.eval, which no CIFAR batch does"),
+        (b"cos\nsystem\n(S'true'\ntR.", "data_batch_2 holds the name os.system, which no CIFAR batch does"),
+        (b"c__builtin__\ngetattr\n.", "data_batch_2 holds the name __builtin__.getattr, which no CIFAR batch does"),
+        (b"\x80\x04\x8c\x05numpy\x8c\x09load.load\x93.", "data_batch_2 holds the name numpy.load.load"),
+        (b"cnumpy\ndtype\n(S'O'\ntR.", "data_batch_2 holds an array of type 'O'"),
+        (
+            b"cnumpy.core.multiarray\n_reconstruct\n(tR(I1\n(I3\ntcnumpy\ndtype\n(S'u1'\ntRI00\nS'ab'\ntb.",
+            "data_batch_2 holds an array of 2 items for shape (3,)",
+        ),
+        (
+            b"cnumpy.core.multiarray\n_reconstruct\n}S'x'\nI1\nsb.",
+            "data_batch_2 holds a _Reconstruct rather than a dict",
+        ),
+        (b"cnumpy.core.multiarray\n_reconstruct\nN}S'__call__'\nI1\ns\x86b.", BROKEN),
+        (pickle.dumps([1, 2], 2), "data_batch_2 holds a list rather than a dict"),
+        (
+            pickle.dumps({b"data": np.zeros((1, 3072)), b"labels": [0]}, 2),
+            "data_batch_2 holds an array of type 'f8'",
+        ),
+        (b"", BROKEN),
+        (b"not a pickle", BROKEN),
+        (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [0]}, 2)[:-30], BROKEN),
+        (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [0, 1]}, 2), NO_LABELS),
+        (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [0.5]}, 2), NO_LABELS),
+        (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [2**70]}, 2), NO_LABELS),
+        (pickle.dumps({b"data": np.zeros((1, 3071), np.uint8), b"labels": [0]}, 2), NO_DATA),
+        (
+            # Bytes of length 0 are pickled as a call of their class.
+            pickle.dumps({b"data": np.zeros((0, 3072), np.uint8), b"labels": []}, 2),
+            "data_batch_2 holds the name __builtin__.bytes",
+        ),
+        (pickle.dumps({b"labels": [0]}, 2), NO_DATA),
+        (
+            pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}, 2),
+            "to 10; with 10 classes allowed are 0 to 9",
+        ),
     ],
 )
-def test_a_batch_that_is_not_one_gets_one_sentence(tmp_path: Path, content: bytes) -> None:
+def test_a_batch_that_is_not_one_gets_one_sentence(tmp_path: Path, content: bytes, words: str) -> None:
     root = _pickled_copy(tmp_path, "cifar10")
     (root / "data_batch_2").write_bytes(content)
-    with pytest.raises(BadData) as caught:
+    with pytest.raises(BadData, match=re.escape(words)) as caught:
         load_data("cifar10", root)
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(".")

@@ -10,15 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dynablocks.blocks import DynamicalBlock
 from dynablocks.data import planar
+from dynablocks.ensembles import ensemble_forward, stacked_parameters
 from dynablocks.errors import InvalidArgument
-from dynablocks.experiments.ensembles import (
-    EnsembleTraining,
-    ensemble_forward,
-    stacked_parameters,
-    train_alone,
-    train_ensemble,
-)
+from dynablocks.experiments.ensembles import EnsembleTraining, train_alone, train_ensemble
 from dynablocks.experiments.planar_networks import (
     FAMILIES,
     PlanarNetwork,
@@ -26,10 +22,10 @@ from dynablocks.experiments.planar_networks import (
     largest_rotation_step,
     rotation_constant,
 )
-from dynablocks.fields import PlanarField, leaky_relu
-from dynablocks.linear import OrthogonalDense
+from dynablocks.fields import GradientField, PlanarField, leaky_relu
+from dynablocks.linear import Dense, OrthogonalDense, frozen_weights
 from dynablocks.properties import declare
-from dynablocks.switching import tight_contraction
+from dynablocks.switching import FreeSignal, tight_contraction
 
 ROUNDING = 1e-12
 
@@ -201,6 +197,43 @@ def test_outputs_of_an_ensemble_are_those_of_its_networks() -> None:
     outputs = ensemble_forward(starts[0], stacked_parameters(starts), points)
     for run, network in enumerate(starts):
         torch.testing.assert_close(outputs[run], network(points), rtol=1e-9, atol=1e-9)
+
+
+def test_a_batch_of_shaped_states_is_shared_unless_each_run_is_given_its_own() -> None:
+    """As many states as runs, so that neither can be told from the shapes."""
+    layers = [nn.Linear(3, 4).double() for _ in range(2)]
+    stacked, x = stacked_parameters(layers), torch.randn(2, 5, 3, dtype=torch.float64)
+    shared = ensemble_forward(layers[0], stacked, x)
+    apart = ensemble_forward(layers[0], stacked, x, shared=False)
+    for run, layer in enumerate(layers):
+        torch.testing.assert_close(shared[run], layer(x), rtol=0, atol=1e-14)
+        torch.testing.assert_close(apart[run], layer(x[run]), rtol=0, atol=1e-14)
+    with pytest.raises(InvalidArgument, match="x holds 3 batches for 2 runs"):
+        ensemble_forward(layers[0], stacked, torch.randn(3, 5, 3, dtype=torch.float64), shared=False)
+
+
+def blocks_of_other_steps(count: int) -> list[DynamicalBlock]:
+    steps = [FreeSignal(0.25 * (run + 1)) for run in range(count)]
+    return [DynamicalBlock(GradientField(Dense(3, 3), "tanh"), "euler", step).double() for step in steps]
+
+
+def test_buffers_are_those_of_the_template_unless_they_are_stacked_too() -> None:
+    blocks, x = blocks_of_other_steps(3), torch.randn(5, 3, dtype=torch.float64)
+    stacked = stacked_parameters(blocks)
+    steps = torch.stack([block.signal.steps for block in blocks])
+    outputs = ensemble_forward(blocks[0], stacked | {"signal.steps": steps}, x)
+    for run, block in enumerate(blocks):
+        torch.testing.assert_close(outputs[run], block(x), rtol=0, atol=1e-13)
+    first = ensemble_forward(blocks[0], stacked, x)
+    assert not torch.allclose(first[2], blocks[2](x))
+    torch.testing.assert_close(x + (outputs - x) * steps[0] / steps[:, None], first, rtol=0, atol=1e-12)
+
+
+def test_weights_that_a_template_holds_stand_for_those_of_all_runs() -> None:
+    blocks, x = blocks_of_other_steps(2), torch.randn(5, 3, dtype=torch.float64)
+    with frozen_weights(blocks[0]), torch.no_grad():
+        outputs = ensemble_forward(blocks[0], stacked_parameters(blocks), x)
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -39,6 +39,7 @@ from dynablocks.integrators import (
     ExplicitRungeKutta,
     Integrator,
     Tableau,
+    exact_solution,
     integrator,
     measured_order,
     over_states,
@@ -62,6 +63,8 @@ from dynablocks.properties import (
 )
 from dynablocks.properties.jacobians import jacobians
 from dynablocks.switching import FreeSignal
+from dynablocks.testing import INTEGRATOR_CHECKS, check_integrator
+from dynablocks.testing.methods import Trial
 
 EVERY_INTEGRATOR = pytest.mark.parametrize("name", sorted(INTEGRATORS))
 
@@ -140,6 +143,28 @@ def test_where_there_is_no_order_to_measure_a_sentence_says_so(change: dict, sen
         measured_order(**(given | change))
 
 
+def test_a_solution_that_ends_before_the_time_is_no_solution() -> None:
+    """x(t) = 1/(1 − t) leaves all numbers at t = 1."""
+    start = torch.ones(1, 1, dtype=torch.float64)
+    assert float(exact_solution(torch.square, start, 0.5)) == pytest.approx(2.0, rel=1e-11)
+    with pytest.raises(InvalidArgument, match=r"the solution to t = 2 stops at t = 1 \(.*; take a shorter time"):
+        exact_solution(torch.square, start, 2.0)
+
+
+class Mute(Integrator):
+    """Euler's method, of which no order is said."""
+
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return x + over_states(step_size, x) * field(x)
+
+
+def test_a_method_that_says_no_order_is_told_what_to_set() -> None:
+    start = torch.ones(1, 1, dtype=torch.float64)
+    with pytest.raises(InvalidArgument, match=r"Mute says no order; set order = p on the class"):
+        measured_order(Mute(), linear_field(-1.0), start)
+    assert measured_order(Mute(), linear_field(-1.0), start, counts=(32, 64)) == pytest.approx(1.0, abs=0.05)
+
+
 def test_the_bounds_on_flows_hold_and_the_printed_one_does_not() -> None:
     """Proposition 2.1 and appendix D; as printed the latter lacks the factor L_f."""
     ratios = FlowBoundsCell(fields=3).build(Path(), Store(Path()))
@@ -166,14 +191,14 @@ def test_the_exact_flow_agrees_with_scipy(make, time: float) -> None:
     flow = ExactFlow()
     with torch.no_grad():
         end = flow.step(field, x, time)
-        assert torch.allclose(end, reference(field, x, time), atol=1e-9)
-        assert torch.allclose(flow.inverse(field, end, time), x, atol=1e-12)
+        assert torch.allclose(end, reference(field, x, time), rtol=0, atol=1e-9)
+        assert torch.allclose(flow.inverse(field, end, time), x, rtol=0, atol=1e-12)
         twice = flow.step(field, flow.step(field, x, 0.3 * time), 0.7 * time)
-        assert torch.allclose(twice, end, atol=1e-12)
+        assert torch.allclose(twice, end, rtol=0, atol=1e-12)
         given = flow.log_determinant(field, x, time)
     size = x[0].numel()
     dense = torch.func.vmap(torch.func.jacrev(lambda v: flow.step(field, v[None], time)[0]))(x).reshape(-1, size, size)
-    assert torch.allclose(torch.linalg.slogdet(dense.detach())[1], given, atol=1e-12)
+    assert torch.allclose(torch.linalg.slogdet(dense.detach())[1], given, rtol=0, atol=1e-12)
     declared = flow.declare(field, time).properties
     assert declared.of(Invertible) is not None
     measured = torch.linalg.matrix_norm(dense.detach(), ord=2).max()
@@ -227,8 +252,8 @@ class Spiral(VectorField):
         return FieldFacts(math.hypot(self.rate, self.turn), self.rate, reason="a normal matrix")
 
     def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
-        cosine, sine = math.cos(self.turn * float(time)), math.sin(self.turn * float(time))
-        return math.exp(self.rate * float(time)) * x @ x.new_tensor([[cosine, sine], [-sine, cosine]]).mT
+        growth, angle = (torch.as_tensor(rate * time, dtype=x.dtype) for rate in (self.rate, self.turn))
+        return growth.exp() * (angle.cos() * x + angle.sin() * torch.stack([x[:, 1], -x[:, 0]], dim=1))
 
 
 @pytest.mark.parametrize("rate", [-0.5, 0.5])
@@ -273,8 +298,8 @@ def test_linear_invariants_and_symmetry_are_kept(name: str) -> None:
     assert (declared.of(Equivariant) is not None) == (Equivariant in method.keeps)
     with torch.no_grad():
         y = method.step(field, x, 0.7)
-        assert torch.allclose(y.sum(1), x.sum(1), atol=1e-13)
-        assert torch.allclose(method.step(field, -x, 0.7), -y, atol=1e-14)
+        assert torch.allclose(y.sum(1), x.sum(1), rtol=0, atol=1e-13)
+        assert torch.allclose(method.step(field, -x, 0.7), -y, rtol=0, atol=1e-14)
 
 
 def decaying_field() -> TwoMatrixField:
@@ -409,7 +434,7 @@ def test_elementwise_substeps_are_the_substeps(substeps: int) -> None:
             plain = x
             for _ in range(substeps):
                 plain = plain + h / substeps * field(plain)
-            assert torch.allclose(method.step(field, x, h), plain, atol=1e-12)
+            assert torch.allclose(method.step(field, x, h), plain, rtol=0, atol=1e-12)
             size = x[0].numel()
             dense = dense_step(method, field, x, h).reshape(-1, size, size)
             tight = method.declare(field, h).properties.lipschitz
@@ -463,7 +488,9 @@ def test_the_step_of_size_two_is_a_reflection(sizes: tuple[int, int]) -> None:
         declared = ExplicitEuler().declare(field, h).properties
         assert declared.of(GradientNormPreserving) is not None
         dense = dense_step(ExplicitEuler(), field, torch.randn(50, sizes[0], dtype=torch.float64), h)
-        assert torch.allclose(dense @ dense.mT, torch.eye(sizes[0], dtype=torch.float64).expand_as(dense), atol=1e-12)
+        assert torch.allclose(
+            dense @ dense.mT, torch.eye(sizes[0], dtype=torch.float64).expand_as(dense), rtol=0, atol=1e-12
+        )
     for field, h, substeps in (
         (GradientField(OrthogonalDense(3, 3), "relu"), 1.999, 1),
         (GradientField(OrthogonalDense(3, 3), leaky_relu(0.1)), 2.0, 1),
@@ -546,6 +573,8 @@ def test_names() -> None:
         integrator("huen")
     with pytest.raises(InvalidArgument, match="substeps is 0"):
         ExplicitEuler(0)
+    with pytest.raises(InvalidArgument, match=r"method is the class ExactFlow; give an instance, ExactFlow\(\)\."):
+        integrator(ExactFlow)
 
 
 DISCRETE = ("gonzalez", "mean-value", "itoh-abe")
@@ -658,7 +687,7 @@ def test_no_step_takes_a_field_for_that_of_its_base_class(kind: type[GradientFie
     expected = x
     for _ in range(substeps):
         expected = expected + 0.4 / substeps * field(expected)
-    torch.testing.assert_close(ExplicitEuler(substeps).step(field, x, 0.4), expected)
+    torch.testing.assert_close(ExplicitEuler(substeps).step(field, x, 0.4), expected, rtol=1e-12, atol=1e-12)
     with pytest.raises(InvalidArgument, match="of its own, and no flow"):
         ExactFlow().step(field, x, 0.4)
 
@@ -679,7 +708,7 @@ def test_a_field_with_its_own_forward_pass_is_stepped_by_it(substeps: int) -> No
     expected = x
     for _ in range(substeps):
         expected = expected + 0.4 / substeps * field(expected)
-    torch.testing.assert_close(ExplicitEuler(substeps).step(field, x, 0.4), expected)
+    torch.testing.assert_close(ExplicitEuler(substeps).step(field, x, 0.4), expected, rtol=1e-12, atol=1e-12)
 
 
 GROWING = [m for m in explicit_methods() if min((*m.tableau.b, *(a for row in m.tableau.a for a in row))) >= 0]
@@ -730,30 +759,192 @@ def fitting_field(method: Integrator) -> VectorField | None:
     return next((field for field in every if method.why_not(field) is None), None)
 
 
-@pytest.mark.parametrize("name", sorted(INTEGRATORS))
-@pytest.mark.parametrize("column", [False, True])
-def test_states_may_have_a_step_each(name: str, column: bool) -> None:
+@EVERY_INTEGRATOR
+def test_states_may_have_a_step_each(name: str) -> None:
     method = INTEGRATORS[name]()
     field = fitting_field(method)
     assert field is not None
-    field = field.double()
-    shape = field.in_shape or (4,)
     # As many samples as entries along the last axis, so that a step an entry would go unseen by shapes.
-    x = 0.5 + torch.rand(shape[-1], *shape, dtype=torch.float64)
-    h = torch.linspace(0.05, 0.2, len(x), dtype=torch.float64)
-    together = method.step(field, x, h[:, None] if column else h)
-    alone = torch.cat([method.step(field, part[None], float(step)) for part, step in zip(x, h, strict=True)])
-    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-10)
+    x = 0.5 + torch.rand(field.in_shape[-1], *field.in_shape, dtype=torch.float64)
+    assert told("a step for each state", method, field.double(), x) == []
 
 
 @pytest.mark.parametrize("method", [ExplicitEuler(), ExplicitEuler(2), ExplicitRungeKutta(RK4), HalfEuler()], ids=repr)
-@pytest.mark.parametrize("column", [False, True])
-def test_images_may_have_a_step_each(method: Integrator, column: bool) -> None:
+def test_images_may_have_a_step_each(method: Integrator) -> None:
     field = GradientField(Conv((2, 4, 4), 2), "tanh").double()
-    x, h = torch.randn(4, 2, 4, 4, dtype=torch.float64), torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
-    together = method.step(field, x, h[:, None] if column else h)
-    alone = torch.cat([method.step(field, part[None], float(step)) for part, step in zip(x, h, strict=True)])
-    torch.testing.assert_close(together, alone, rtol=1e-13, atol=1e-13)
+    assert told("a step for each state", method, field, torch.randn(4, 2, 4, 4, dtype=torch.float64)) == []
+
+
+def told(check: str, method: Integrator, field: VectorField, x: Tensor) -> list[str]:
+    """What one check of a method says of it."""
+    return list(INTEGRATOR_CHECKS[check](Trial(method, field, x, step_size=0.2)))
+
+
+def round_field() -> GradientField:
+    """A smooth field with the constant 1."""
+    return GradientField(OrthogonalDense(3, 3), "tanh").double()
+
+
+class Boasting(HalfEuler):
+    order = 2
+
+
+class Common(HalfEuler):
+    """One step for all states: the mean of theirs."""
+
+    keeps = HalfEuler.keeps
+
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return super().step(field, x, torch.as_tensor(step_size, dtype=x.dtype).mean())
+
+
+class Undone(HalfEuler):
+    """Two steps of which the opposite ones are no inverse."""
+
+    symmetric = True
+
+
+class Flattering(BoundedHalfEuler):
+    def step_constant(self, field: VectorField, step_size: float, bound: str = "tight") -> tuple[float, str]:
+        constant, reason = super().step_constant(field, step_size, bound)
+        return 0.9 * constant, reason
+
+
+LIARS: dict[str, tuple[type[Integrator], tuple[str, ...]]] = {
+    "order": (Boasting, ("order",)),
+    "a step for each state": (Common, ("a step for each state",)),
+    "inverse": (Undone, ("inverse", "block")),
+    "block": (Flattering, ("block",)),
+}
+
+
+@pytest.mark.parametrize("check", LIARS)
+def test_each_check_of_a_method_refuses_its_liar(check: str) -> None:
+    kind, failed = LIARS[check]
+    report = check_integrator(kind(), round_field())
+    assert report.failed == failed, str(report)
+    assert not any("it raised" in found.message for found in report.findings), str(report)
+
+
+def test_each_check_of_a_method_has_a_liar() -> None:
+    assert set(LIARS) == set(INTEGRATOR_CHECKS)
+
+
+def test_an_honest_method_passes_and_nothing_is_changed() -> None:
+    field = round_field()
+    before, state = {name: value.clone() for name, value in field.state_dict().items()}, torch.random.get_rng_state()
+    report = check_integrator(BoundedHalfEuler(), field).require()
+    assert [found.check for found in report.findings] == list(INTEGRATOR_CHECKS)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in field.state_dict().items())
+
+
+@pytest.mark.parametrize("states", [3, 4])
+def test_a_step_that_is_not_shaped_to_the_states_is_told_how(states: int) -> None:
+    """Three steps multiply the three entries of a state, four multiply none."""
+
+    class Unshaped(Mute):
+        def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+            return x + step_size * field(x)
+
+    x = torch.randn(states, 3, dtype=torch.float64)
+    (wrong,) = told("a step for each state", Unshaped(), round_field(), x)
+    assert wrong.startswith(f"a step with h of shape ({states},), one a state, ")
+    assert ("raises" in wrong, "use over_states" in wrong) == (states == 4,) * 2
+
+
+def test_an_exact_flow_has_no_order_and_is_the_solution() -> None:
+    field, x = GradientField(OrthogonalDense(3, 3), leaky_relu(0.5)).double(), torch.randn(4, 3, dtype=torch.float64)
+    assert told("order", ExactFlow(), field, x) == []
+
+    class NotExact(HalfEuler):
+        order = None
+
+    (wrong,) = told("order", NotExact(), field, x)
+    assert wrong.startswith("the step t = 1 of an exact flow, whose order is None, and the solution differ by")
+
+
+def test_what_is_no_method_or_no_state_of_its_field_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="method is the class HalfEuler"):
+        check_integrator(HalfEuler, round_field())
+    with pytest.raises(InvalidArgument, match="field is a Tanh; a VectorField is needed"):
+        check_integrator("euler", nn.Tanh())
+    with pytest.raises(InvalidArgument, match="tangent to spheres"):
+        check_integrator("cayley", round_field())
+    with pytest.raises(InvalidArgument, match=r"sample has shape \(4, 2\); states of GradientField have shape \(3,\)"):
+        check_integrator("euler", round_field(), torch.zeros(4, 2))
+    with pytest.raises(InvalidArgument, match=r"step_size is 0\.0"):
+        check_integrator("euler", round_field(), step_size=0.0)
+
+
+class Leapfrog(Integrator):
+    """Kick, drift and kick: Störmer–Verlet, as a user writes it."""
+
+    order = 2
+    symmetric = True
+    keeps = frozenset({Symplectic, VolumePreserving})
+
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        assert isinstance(field, PartitionedField)
+        x = field.drift.flow(field.kick.flow(x, 0.5 * step_size), step_size)
+        return field.kick.flow(x, 0.5 * step_size)
+
+    def why_not(self, field: VectorField) -> str | None:
+        if isinstance(field, PartitionedField):
+            return None
+        return f"{self!r} needs a PartitionedField; got {type(field).__name__}"
+
+
+class KickLater(Leapfrog):
+    """Drift and kick, of which the opposite step is no inverse: that of kick, drift and kick was said to be one."""
+
+    keeps = Leapfrog.keeps
+
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        assert isinstance(field, PartitionedField)
+        return field.kick.flow(field.drift.flow(x, step_size), step_size)
+
+
+class Repeated(Leapfrog):
+    """The step of the one before, with its own word for it."""
+
+    symmetric = True
+
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return super().step(field, x, step_size)
+
+
+class OwnInverse(Leapfrog):
+    def inverse(self, field: VectorField, y: Tensor, step_size: Tensor | float) -> Tensor:
+        return y
+
+
+def halves() -> PartitionedField:
+    field = PartitionedField.example().double()
+    for parameter in field.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return field
+
+
+def test_an_explicit_symmetric_step_is_invertible_by_its_opposite() -> None:
+    field, x = halves(), torch.randn(5, 4, dtype=torch.float64)
+    block = DynamicalBlock(field, Leapfrog(), FreeSignal(0.3)).double()
+    assert [type(kept) for kept in block.properties] == [Symplectic, VolumePreserving, Invertible]
+    verlet = DynamicalBlock(field, "verlet", FreeSignal(0.3)).double()
+    torch.testing.assert_close(block(x), verlet(x), rtol=0, atol=1e-13)
+    torch.testing.assert_close(block.inverse(block(x)), x, rtol=0, atol=1e-13)
+    check_integrator(Leapfrog(), field).require()
+
+
+def test_what_is_said_of_a_symmetric_step_is_not_of_another_nor_of_an_equation() -> None:
+    field, x = halves(), torch.randn(5, 4, dtype=torch.float64)
+    later = KickLater()
+    assert float((later.inverse(field, later.step(field, x, 0.3), 0.3) - x).detach().abs().max()) > 1e-4
+    for method, invertible in ((later, False), (OwnInverse(), False), (Repeated(), True)):
+        assert (method.declare(field, 0.3).properties.of(Invertible) is not None) == invertible, method
+    discrete = INTEGRATORS["gonzalez"]()
+    assert discrete.symmetric
+    assert discrete.declare(field, 0.3).properties.of(Invertible) is None
 
 
 def test_the_papers_constant_of_substeps_covers_rows_that_are_nearly_orthonormal() -> None:

@@ -67,11 +67,13 @@ def test_the_spectral_metric_is_a_function_of_the_images_laplacian(smooth: float
     one = torch.linalg.solve(cutoff + squared, smooth * cutoff + squared)
     expected = torch.block_diag(one, one)
     matrix, root, _ = matrices(metric, (2, 4, 5))
-    assert torch.allclose(matrix, expected, atol=1e-12)
+    assert torch.allclose(matrix, expected, rtol=0, atol=1e-12)
     x = torch.randn(3, 2, 4, 5, dtype=torch.float64)
-    assert torch.allclose(metric.whiten(x).flatten(1), x.flatten(1) @ root, atol=1e-12)
-    assert torch.allclose(metric.norm(x) ** 2, ((x.flatten(1) @ expected) * x.flatten(1)).sum(1))
-    assert torch.allclose(metric.unwhiten(metric.whiten(x)), x)
+    assert torch.allclose(metric.whiten(x).flatten(1), x.flatten(1) @ root, rtol=0, atol=1e-12)
+    assert torch.allclose(
+        metric.norm(x) ** 2, ((x.flatten(1) @ expected) * x.flatten(1)).sum(1), rtol=1e-12, atol=1e-12
+    )
+    assert torch.allclose(metric.unwhiten(metric.whiten(x)), x, rtol=1e-12, atol=1e-12)
     low, high = metric.eigenvalues
     values = torch.linalg.eigvalsh(expected)
     assert low <= values[0] * (1 + 1e-12)
@@ -92,8 +94,8 @@ def test_modes_are_scipys_cosines_and_their_largest_weight_is_attained() -> None
 def test_the_dense_metric_has_scipys_root_and_its_inverse() -> None:
     matrix = random_spd(5)
     metric = DenseMetric(matrix)
-    assert torch.allclose(metric.root, torch.as_tensor(scipy.linalg.sqrtm(matrix.numpy()).real))
-    assert torch.allclose(metric.root @ metric.inverse_root, torch.eye(5, dtype=torch.float64))
+    assert torch.allclose(metric.root, torch.as_tensor(scipy.linalg.sqrtm(matrix.numpy()).real), rtol=1e-12, atol=1e-12)
+    assert torch.allclose(metric.root @ metric.inverse_root, torch.eye(5, dtype=torch.float64), rtol=1e-12, atol=1e-12)
     assert metric == DenseMetric(matrix.clone())
     assert hash(metric) == hash(copy.deepcopy(metric))
     assert metric != DenseMetric(2 * matrix)
@@ -153,7 +155,7 @@ def test_ratios_of_norms_and_the_dual_are_those_of_the_matrices() -> None:
     crossed = float(torch.linalg.matrix_norm(matrices(dense, (1, 3, 4))[1] @ inverse, ord=2))
     assert crossed <= dense.bounded_by(one) * (1 + 1e-12)
     w = torch.randn(2, 12, dtype=torch.float64)
-    assert torch.allclose(one.dual(w), w @ inverse)
+    assert torch.allclose(one.dual(w), w @ inverse, rtol=1e-12, atol=1e-12)
 
 
 def test_certified_radii_in_a_metric_use_the_dual_norm_of_the_differences() -> None:
@@ -246,7 +248,7 @@ def test_the_field_is_the_papers_up_to_the_misprint() -> None:
     field = MetricField(Dense(3, 4), DenseMetric(random_spd(3)), leaky_relu(0.5)).double()
     w, m, x = field.linear.matrix.detach(), field.metric.matrix, torch.randn(6, 3, dtype=torch.float64)
     expected = -leaky_relu(0.5)(x @ m @ w.mT + field.bias) @ w
-    assert torch.allclose(field(x), expected)
+    assert torch.allclose(field(x), expected, rtol=1e-12, atol=1e-12)
     largest = float(torch.linalg.eigvalsh(w @ m @ w.mT).max())
     assert field.facts().lipschitz == pytest.approx(largest)
     one_sided = ((field(x) - field(x + 1)) @ m * (x - (x + 1))).sum(1)
@@ -363,7 +365,7 @@ def test_layers_between_norms_conform() -> None:
     check_block(Whitening(metric), x).require()
     check_block(Channelwise(ZeroLift(2, 3), metric, 3), x).require()
     inverse = Whitening(metric).inverse(metric.whiten(x))
-    assert torch.allclose(inverse, x, atol=1e-5)
+    assert torch.allclose(inverse, x, rtol=0, atol=1e-5)
     heavy = SpectralMetric((2, 3, 4), 4.0)
     assert heavy.eigenvalues[1] > 1.5
     assert not verify(Claims(Whitening(heavy), heavy), x).passed
@@ -456,7 +458,7 @@ def test_radii_in_l2_are_those_in_the_metric_by_the_largest_ratio(digits: tuple[
     assert euclidean.norm == "l2"
     assert "norm" not in euclidean.summary([0.0])
     ratio = math.sqrt(metric.eigenvalues[1])
-    assert torch.allclose(euclidean.radii, inside.radii / ratio, rtol=1e-9)
+    assert torch.allclose(euclidean.radii, inside.radii / ratio, rtol=1e-9, atol=1e-12)
     again = CertificateResult.restore(json.loads(json.dumps(inside.summary([0.0]))), inside.tensors())
     assert again.norm == metric.name
 

@@ -484,10 +484,11 @@ def test_bounds_of_a_held_parameter_follow_its_changes() -> None:
         with made():
             linear = Dense(3, 3)
             with shared_weights(linear):
-                before = linear.norm_bounds().upper
-                assert linear.norm_bounds().upper == before
+                largest, smallest = linear.norm_bounds().upper, linear.smallest_singular_value()
+                assert linear.norm_bounds() is linear.norm_bounds()
                 linear.matrix.data.mul_(10)
-                assert linear.norm_bounds().upper == pytest.approx(10 * before)
+                assert linear.norm_bounds().upper == pytest.approx(10 * largest)
+                assert linear.smallest_singular_value() == pytest.approx(10 * smallest)
 
 
 def test_singular_values_that_are_no_numbers_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def test_shapes_broadcast_as_in_torch(left: tuple[int, ...], right: tuple[int, .
     wanted = torch.randn(*right, size, 2, dtype=torch.float64)
     found = solve_systems(matrix, wanted)
     assert found.shape == torch.broadcast_shapes(matrix.shape[:-2], wanted.shape[:-2]) + wanted.shape[-2:]
-    torch.testing.assert_close(matrix @ found, wanted.expand(found.shape))
+    torch.testing.assert_close(matrix @ found, wanted.expand(found.shape), rtol=0, atol=1e-12)
 
 
 def test_gradients_pass() -> None:
@@ -43,14 +43,14 @@ def test_gradients_pass() -> None:
     (found,) = torch.autograd.grad(solve_systems(matrix, right).sum(), matrix)
     inverse = torch.stack([torch.linalg.inv(m) for m in matrix.detach()])
     wanted = -(inverse.mT @ torch.ones(2, 70, 1, dtype=torch.float64)) @ (inverse @ right).mT
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
 
 
 @pytest.mark.usefixtures("two_threads")
 def test_inverses_of_batches_of_large_matrices() -> None:
     matrix = torch.randn(6, 180, 180, dtype=torch.float64) + 30 * torch.eye(180, dtype=torch.float64)
     torch.testing.assert_close(
-        invert_matrices(matrix) @ matrix, torch.eye(180, dtype=torch.float64).expand(6, 180, 180)
+        invert_matrices(matrix) @ matrix, torch.eye(180, dtype=torch.float64).expand(6, 180, 180), rtol=0, atol=1e-11
     )
 
 

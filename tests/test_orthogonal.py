@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections.abc import Callable
 
 import pytest
@@ -40,7 +41,9 @@ def test_parametrisations_are_special_orthogonal(name: str, size: int, dtype: to
         free = scale * torch.randn(5, size, size, dtype=dtype) / size**0.5
         q = ORTHOGONAL[name](free).double()
         assert torch.linalg.matrix_norm(q @ q.mT - torch.eye(size), ord=2).max() <= TOLERANCE[dtype]
-        assert torch.allclose(torch.linalg.det(q), torch.ones(5, dtype=torch.float64), atol=size * TOLERANCE[dtype])
+        assert torch.allclose(
+            torch.linalg.det(q), torch.ones(5, dtype=torch.float64), rtol=0, atol=size * TOLERANCE[dtype]
+        )
 
 
 @pytest.mark.parametrize("name", sorted(ORTHOGONAL))
@@ -181,15 +184,17 @@ def test_a_convolution_refuses_images_of_another_size_since_its_norm_is_another(
         with pytest.raises(InvalidArgument, match="was built for"):
             call(torch.rand(2, 1, 8, 8))
     images = torch.rand(3, 2, 1, 4, 4)
-    torch.testing.assert_close(torch.func.vmap(conv)(images)[1], conv(images[1]))
+    torch.testing.assert_close(torch.func.vmap(conv)(images)[1], conv(images[1]), rtol=0, atol=1e-5)
 
 
 def test_parametrisations_agree_with_their_formulas() -> None:
     free = torch.randn(4, 4, dtype=torch.float64)
     skew = free - free.mT
-    assert torch.allclose(ORTHOGONAL["expm"](free), torch.linalg.matrix_exp(skew))
+    assert torch.allclose(ORTHOGONAL["expm"](free), torch.linalg.matrix_exp(skew), rtol=1e-12, atol=1e-12)
     eye = torch.eye(4, dtype=torch.float64)
-    assert torch.allclose(ORTHOGONAL["cayley"](free), torch.linalg.inv(eye + skew) @ (eye - skew))
+    assert torch.allclose(
+        ORTHOGONAL["cayley"](free), torch.linalg.inv(eye + skew) @ (eye - skew), rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -224,7 +229,9 @@ def test_orthogonal_convolutions(padding: str, kernel: int, channels: int, dtype
         assert (values - 1).abs().max() <= TOLERANCE[dtype]
         assert 1 - 5 * TOLERANCE[dtype] <= conv.smallest_singular_value() <= values[-1]
     if conv.rows_orthonormal:
-        assert torch.allclose(matrix @ matrix.mT, torch.eye(len(matrix), dtype=torch.float64), atol=TOLERANCE[dtype])
+        assert torch.allclose(
+            matrix @ matrix.mT, torch.eye(len(matrix), dtype=torch.float64), rtol=0, atol=TOLERANCE[dtype]
+        )
 
 
 @pytest.mark.parametrize("padding", ["circular", "full", "same"])
@@ -234,7 +241,7 @@ def test_fewer_channels_give_orthonormal_rows_only_where_declared(padding: str) 
     assert not conv.columns_orthonormal
     assert conv.rows_orthonormal == (padding == "circular")
     if conv.rows_orthonormal:
-        assert torch.allclose(matrix @ matrix.mT, torch.eye(32, dtype=torch.float64), atol=1e-12)
+        assert torch.allclose(matrix @ matrix.mT, torch.eye(32, dtype=torch.float64), rtol=0, atol=1e-12)
     assert torch.linalg.svdvals(matrix)[0] <= 1 + 1e-12
 
 
@@ -283,10 +290,10 @@ def test_the_adjoint_is_the_transpose(name: str) -> None:
     image, back = linear(x) - bias, linear.adjoint(y)
     assert image.shape == y.shape
     assert back.shape == x.shape
-    assert torch.allclose((image * y).flatten(1).sum(1), (x * back).flatten(1).sum(1), atol=1e-12)
+    assert torch.allclose((image * y).flatten(1).sum(1), (x * back).flatten(1).sum(1), rtol=0, atol=1e-12)
     matrix = linear.dense_matrix()
-    assert torch.allclose(image.flatten(1), x.flatten(1) @ matrix.mT, atol=1e-12)
-    assert torch.allclose(back.flatten(1), y.flatten(1) @ matrix, atol=1e-12)
+    assert torch.allclose(image.flatten(1), x.flatten(1) @ matrix.mT, rtol=0, atol=1e-12)
+    assert torch.allclose(back.flatten(1), y.flatten(1) @ matrix, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", sorted(linear_maps()))
@@ -448,20 +455,20 @@ def test_a_field_leaves_nothing_held() -> None:
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "words"),
     [
-        lambda: Dense(0, 3),
-        lambda: Conv((2, 4, 4), 3, 2, "same"),
-        lambda: Conv((2, 4, 4), 3, 3, "circular", stride=2),
-        lambda: Conv((3, 4, 4), 4, 3, groups=2),
-        lambda: Conv((2, 4, 4), 3, 3, "reflect"),
-        lambda: Conv((2, 4), 3),
-        lambda: OrthogonalConv((2, 4, 4), 3),
-        lambda: OrthogonalDense(2, 2, "caley"),
+        (lambda: Dense(0, 3), "the sizes are 0 -> 3; both must be at least 1"),
+        (lambda: Conv((2, 4, 4), 3, 2, "same"), "kernel_size is 2 with padding 'same'; use an odd one"),
+        (lambda: Conv((2, 4, 4), 3, 3, "circular", stride=2), "stride is 2 with circular padding; use stride 1"),
+        (lambda: Conv((3, 4, 4), 4, 3, groups=2), "groups is 2; it must divide 3 and 4 channels"),
+        (lambda: Conv((2, 4, 4), 3, 3, "reflect"), "unknown padding 'reflect'. Known: circular, full, same"),
+        (lambda: Conv((2, 4), 3), "in_shape is (2, 4); 3 positive sizes are needed"),
+        (lambda: OrthogonalConv((2, 4, 4), 3), "out_channels is 3; at most the 2 input channels are allowed"),
+        (lambda: OrthogonalDense(2, 2, "caley"), "unknown orthogonal parametrisation 'caley'; did you mean 'cayley'"),
     ],
 )
-def test_bad_arguments_are_refused(make) -> None:
-    with pytest.raises(InvalidArgument, match=r"[.;]"):
+def test_bad_arguments_are_refused(make: Callable[[], LinearMap], words: str) -> None:
+    with pytest.raises(InvalidArgument, match=re.escape(words)):
         make()
 
 
@@ -469,19 +476,6 @@ def test_bad_arguments_are_refused(make) -> None:
 def test_a_circular_kernel_that_wraps_more_than_once_is_refused(layer: type[Conv]) -> None:
     with pytest.raises(InvalidArgument, match="wraps around an image of"):
         layer((1, 2, 2), 1, kernel_size=7, padding="circular")
-
-
-def test_bounds_follow_a_weight_that_is_changed_while_it_is_held() -> None:
-    linear = Dense(2, 2)
-    with shared_weights(linear):
-        before = linear.norm_bounds().upper
-        assert linear.norm_bounds() is linear.norm_bounds()
-        with torch.no_grad():
-            linear.matrix.mul_(10)
-        assert linear.norm_bounds().upper == pytest.approx(10 * before, rel=1e-6)
-        assert linear.smallest_singular_value() == pytest.approx(
-            10 * float(torch.linalg.svdvals(linear.matrix.detach() / 10).min()), rel=1e-5
-        )
 
 
 def test_the_penalty_of_a_grouped_convolution_is_that_of_its_groups() -> None:

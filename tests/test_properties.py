@@ -227,9 +227,23 @@ def test_dense_jacobians_agree_with_functorch() -> None:
     x = torch.randn(90, 5, dtype=torch.float64)
     expected = torch.func.vmap(torch.func.jacrev(lambda v: model(v)))(x)
     found = jacobians(model, x)
-    assert torch.allclose(found, expected, atol=1e-14)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-14)
     with torch.no_grad():
         assert torch.equal(jacobians(model, x), found)
+
+
+def test_jacobians_are_detached_and_those_of_functorch_are_not() -> None:
+    layer, x = nn.Linear(3, 2).double(), torch.randn(4, 3, dtype=torch.float64)
+    dense = torch.func.vmap(torch.func.jacrev(lambda state: layer(state[None])[0]))(x)
+    assert torch.equal(jacobians(layer, x), dense.detach())
+    assert not jacobians(layer, x.clone().requires_grad_(True)).requires_grad
+    (gradient,) = torch.autograd.grad(dense.square().sum(), layer.weight)
+    assert torch.allclose(gradient, 2 * len(x) * layer.weight.detach(), rtol=0, atol=1e-13)
+
+
+def test_jacobians_are_on_the_device_of_the_states() -> None:
+    found = jacobians(lambda x: 2 * x, torch.ones(3, 2, device="meta"))
+    assert (found.shape, found.device.type) == ((3, 2, 2), "meta")
 
 
 def test_the_symplectic_defect_of_the_plane_is_that_of_the_area() -> None:

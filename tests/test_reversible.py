@@ -378,10 +378,10 @@ def test_transforms_take_the_ordinary_path() -> None:
 
     jacobian = torch.func.vmap(torch.func.jacrev(one))(x)
     _, pushed = torch.func.jvp(chain, (x,), (torch.ones_like(x),))
-    torch.testing.assert_close(jacobian.sum(-1), pushed)
-    torch.testing.assert_close(torch.func.vmap(torch.func.jacfwd(one))(x), jacobian)
+    torch.testing.assert_close(jacobian.sum(-1), pushed, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.func.vmap(torch.func.jacfwd(one))(x), jacobian, rtol=1e-12, atol=1e-12)
     batched = torch.autograd.functional.jacobian(lambda v: chain(v)[0], x, vectorize=True)
-    torch.testing.assert_close(batched[:, 0], jacobian[0])
+    torch.testing.assert_close(batched[:, 0], jacobian[0], rtol=1e-12, atol=1e-12)
 
 
 def test_a_second_backward_pass_and_a_changed_weight() -> None:

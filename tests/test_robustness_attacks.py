@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -132,7 +134,7 @@ def test_losses_against_their_formulas():
     assert LOSSES["dlr"](logits[:, :2], labels).tolist() == [-2.0, 4.0]
     assert LOSSES["dlr"](logits[:, :3], labels).tolist() == [-0.5 / 2.0, 4.0 / 4.0]
     expected = logits.logsumexp(1) - logits[:, 0]
-    assert torch.allclose(LOSSES["ce"](logits, labels), expected, rtol=1e-14)
+    assert torch.allclose(LOSSES["ce"](logits, labels), expected, rtol=1e-14, atol=1e-14)
 
 
 def test_results_do_not_depend_on_the_batch_size():
@@ -156,6 +158,28 @@ def test_every_restart_sample_loss_and_seed_starts_elsewhere() -> None:
     for other in (starts(restart=1), starts((2, 3)), starts(loss="margin"), starts(seed=1)):
         assert ((other - first).flatten(1).norm(dim=1) > 0.1).all()
     assert (first[0] - first[1]).norm() > 0.1
+
+
+@pytest.mark.parametrize("early_drop", [True, False])
+def test_of_several_restarts_the_worst_counts(early_drop: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of no length stay where they start: away from the other class, across its edge, or just across."""
+    away, far, near = -0.9, 0.9, 0.6
+    starts = [(away, away, away, away), (away, away, far, away), (far, away, away, near)]
+
+    def given(pixels: Tensor, samples: Sequence[int], config: AttackConfig, loss: str, restart: int) -> Tensor:
+        lengths = torch.tensor([starts[sample][restart] for sample in samples])
+        return (lengths[:, None] * torch.tensor([-1.0, 1.0]) / 2**0.5).reshape(pixels.shape)
+
+    monkeypatch.setattr("dynablocks.robustness.attacks._starts", given)
+    # The pixels are the logits, so the edge is at 0.05/√2 = 0.0354.
+    data = (torch.tensor([[[[0.55, 0.5]]]]).repeat(3, 1, 1, 1), torch.zeros(3, dtype=torch.int64))
+    config = AttackConfig((0.1,), steps=1, relative_step_size=1e-9, losses=("ce",), early_drop=early_drop)
+    one, four = (attack(nn.Flatten(), data, dataclasses.replace(config, restarts=count)) for count in (1, 4))
+    assert one.broken["ce"].tolist() == [[False], [False], [True]]
+    assert four.broken["ce"].tolist() == [[False], [True], [True]]
+    inf, last = float("inf"), 0.09 if early_drop else 0.06
+    assert one.smallest_broken_norm.tolist() == pytest.approx([inf, inf, 0.09], abs=1e-6)
+    assert four.smallest_broken_norm.tolist() == pytest.approx([inf, 0.09, last], abs=1e-6)
 
 
 def test_early_drop_only_adds_breaks_and_is_monotone():
@@ -183,7 +207,7 @@ def test_kept_examples_are_what_they_say():
     result = attack(model, (pixels, labels), AttackConfig((0.2, 2.0), examples=12))
     assert torch.equal(predicted(model, result.examples), result.example_predictions)
     norms = (result.examples.double() - pixels.double()).flatten(1).norm(dim=1)
-    assert torch.allclose(norms, result.example_norms, rtol=1e-12)
+    assert torch.allclose(norms, result.example_norms, rtol=1e-12, atol=0)
     broke = result.example_predictions != labels
     assert torch.equal(broke, torch.isfinite(result.smallest_broken_norm))
     assert torch.equal(result.example_norms[broke], result.smallest_broken_norm[broke])
@@ -203,7 +227,7 @@ def test_the_model_comes_back_as_it_was():
     assert ([m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]) == before
     assert all(p.grad is None for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), random_state)
-    with pytest.raises(DynablocksError):
+    with pytest.raises(DynablocksError, match="labels range from 7 to 7"):
         attack(model, (images(4), labels + 7), AttackConfig((0.1,)))
     assert ([m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]) == before
 
@@ -284,30 +308,31 @@ def test_bad_models_get_one_sentence(result, sentence):
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "words"),
     [
-        {"epsilons": ()},
-        {"epsilons": (-0.1,)},
-        {"epsilons": (0.2, 0.1)},
-        {"epsilons": (0.1, 0.1)},
-        {"epsilons": (float("nan"),)},
-        {"epsilons": (0.5, 1e30)},
-        {"steps": 0},
-        {"steps": 1.5},
-        {"relative_step_size": 0.0},
-        {"relative_step_size": 1e30},
-        {"restarts": 2, "random_start": False},
-        {"losses": ()},
-        {"losses": ("ce", "ce")},
-        {"losses": ("hinge",)},
-        {"samples": 0},
-        {"batch_size": 0},
-        {"seed": -1},
+        ({"epsilons": ()}, "epsilons is empty"),
+        ({"epsilons": (-0.1,)}, "epsilon is -0.1; allowed are values in [0, inf)"),
+        ({"epsilons": (0.2, 0.1)}, "epsilons are [0.2, 0.1]; give each once, in increasing order"),
+        ({"epsilons": (0.1, 0.1)}, "epsilons are [0.1, 0.1]; give each once, in increasing order"),
+        ({"epsilons": (float("nan"),)}, "epsilon is nan; a finite number"),
+        ({"epsilons": (0.5, 1e30)}, "epsilon is 1e+30; allowed are values in [0, 1e+06]"),
+        ({"steps": 0}, "steps is 0; a whole number from 1"),
+        ({"steps": 1.5}, "steps is 1.5; a whole number from 1"),
+        ({"relative_step_size": 0.0}, "relative_step_size is 0.0; allowed are values in (0, 1e+06]"),
+        ({"relative_step_size": 1e30}, "relative_step_size is 1e+30; allowed are values in (0, 1e+06]"),
+        ({"restarts": 2, "random_start": False}, "restarts is 2 but random_start is off"),
+        ({"losses": ()}, "losses are []; give one or more"),
+        ({"losses": ("ce", "ce")}, "losses are ['ce', 'ce']; give one or more"),
+        ({"losses": ("hinge",)}, "unknown attack loss 'hinge'"),
+        ({"samples": 0}, "samples is 0; a whole number from 1"),
+        ({"batch_size": 0}, "batch_size is 0; a whole number from 1"),
+        ({"seed": -1}, "seed is -1; a whole number from 0"),
     ],
 )
-def test_bad_configurations_get_one_sentence(options):
-    with pytest.raises(InvalidArgument):
+def test_bad_configurations_get_one_sentence(options, words):
+    with pytest.raises(InvalidArgument, match=re.escape(words)) as caught:
         AttackConfig(**options)
+    assert "\n" not in str(caught.value)
 
 
 def test_default_epsilons_hold_the_stable_ones():

@@ -312,7 +312,7 @@ def test_rows_that_nearly_agree_or_overflow_keep_their_distance() -> None:
     assert certified_radii(logits, far, 1.0).item() == 0.0
     torch.manual_seed(0)
     rows = torch.randn(4, 6, dtype=torch.float64)
-    torch.testing.assert_close(row_distances(rows), torch.cdist(rows, rows))
+    torch.testing.assert_close(row_distances(rows), torch.cdist(rows, rows), rtol=1e-12, atol=1e-12)
 
 
 def test_a_network_with_a_forward_of_its_own_has_no_certificate() -> None:

@@ -136,7 +136,7 @@ def test_true_errors_never_exceed_the_bound(name: str) -> None:
 
 
 @pytest.mark.usefixtures("arithmetic")
-@pytest.mark.parametrize("name", ["certified", "exact", "preconditioned"])
+@pytest.mark.parametrize("name", [*CASES, *BY_HAND])
 def test_the_bound_within_a_radius_holds_at_every_moved_image(name: str) -> None:
     network, centre = network_of(name), images(2)
     _, _, bound, norms = errors(network, centre)
@@ -144,7 +144,7 @@ def test_the_bound_within_a_radius_holds_at_every_moved_image(name: str) -> None
     for size in (0.1, 3.0):
         step = torch.randn(centre.shape, generator=generator)
         moved = (centre + size * step / step.flatten(1).norm(dim=1)[:, None, None, None]).clamp(0, 1)
-        radius = float((moved - centre).double().flatten(1).norm(dim=1).max())
+        radius = float((moved.double() - centre.double()).flatten(1).norm(dim=1).max())
         features, wrong, _, _ = errors(network, moved)
         assert (features <= bound.features + bound.features_slope * radius).all()
         assert (wrong <= bound.of_logits(norms, radius)).all()
@@ -313,6 +313,31 @@ def test_the_proof_replaces_the_measurement_and_is_larger() -> None:
     proved = certify(network, data, arithmetic="float32")
     assert proved.logit_error == pytest.approx(float(bound.of_logits(norms).max()))
     assert measured < proved.logit_error < 0.1
+
+
+def test_bounds_of_parts_joined_are_those_of_the_whole_batch_in_its_order() -> None:
+    network, pixels = network_of("certified"), images()
+    with torch.no_grad(), evaluating(network), plain_arithmetic():
+        _, whole = rounding_bound(network, pixels)
+        parts = [rounding_bound(network, part)[1] for part in pixels.split(4)]
+    joined = LogitError.joined(parts)
+    # Activations of another batch may be summed in another order.
+    torch.testing.assert_close(joined.features, whole.features, rtol=1e-4, atol=0)
+    torch.testing.assert_close(joined.head, whole.head, rtol=1e-4, atol=0)
+    assert (joined.features_slope, joined.unit) == (whole.features_slope, whole.unit)
+    assert torch.equal(joined.head_slope, whole.head_slope)
+    assert not torch.allclose(LogitError.joined(parts[::-1]).features, whole.features, rtol=1e-2, atol=0)
+
+
+def test_joined_bounds_have_the_largest_slopes() -> None:
+    def part(features: list[float], slope: float, head: list[list[float]], head_slope: list[float]) -> LogitError:
+        return LogitError(torch.tensor(features), slope, torch.tensor(head), torch.tensor(head_slope), 2.0**-24)
+
+    first = part([1.0, 2.0], 0.5, [[1.0, 2.0], [3.0, 4.0]], [0.125, 0.5])
+    joined = LogitError.joined([first, part([3.0], 0.75, [[5.0, 6.0]], [0.25, 0.375])])
+    assert joined.features.tolist() == [1.0, 2.0, 3.0]
+    assert joined.head.tolist() == [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+    assert (joined.features_slope, joined.head_slope.tolist(), joined.unit) == (0.75, [0.25, 0.5], 2.0**-24)
 
 
 class Foreign(nn.Module):
@@ -556,6 +581,36 @@ def test_products_of_both_signs_count_by_their_sizes_at_an_image(make: Callable[
     with torch.no_grad():
         here, _ = rounding._ridge_euler_near(GradientField(linear, "relu", bias=False), 1.0, _Arithmetic(x), x)
     assert (here >= least).all()
+
+
+def spectral(matrix: Tensor) -> float:
+    return float(torch.linalg.matrix_norm(matrix, ord=2))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.4])
+def test_two_matrices_count_both_products_the_decay_and_the_sums(decay: float) -> None:
+    """Of x + h(AᵀReLU(Bx) − cx): γ of each product, two roundings of cx and of h times the rest, one of each sum."""
+    field, h = TwoMatrixField(Dense(4, 3), Dense(4, 3), "relu", decay=decay, bias=False), 0.7
+    with torch.no_grad():
+        field.outer.matrix.mul_(3)
+    inner, outer = field.inner.dense_matrix(), field.outer.dense_matrix()
+    products = (4 + 4) * spectral(outer) * spectral(inner.abs()) + (3 + 4) * spectral(outer.abs()) * spectral(inner)
+    later = 4 if decay else 3
+    moved = products + later * spectral(outer) * spectral(inner) + (2 + later) * decay
+    bound = rounding._two_matrices(field, h, _Arithmetic(torch.zeros(1, 1, 2, 2)))
+    assert bound.slope >= 2.0**-24 * (1 + h * moved)
+
+
+@pytest.mark.parametrize("whitened", [False, True])
+def test_metric_steps_count_both_whitenings_both_products_and_the_sum(whitened: bool) -> None:
+    """Of x + hWᵀReLU(WMx), with M = R² in two factors, or of x + hR⁻¹AᵀReLU(ARx): R^{±1} is rounded once each time."""
+    field, h = MetricField(Dense(3, 4), MetricField.example().metric, "relu", whitened=whitened, bias=False), 0.7
+    low, _, high = torch.linalg.eigvalsh(field.metric.matrix).tolist()
+    matrix, grown = field.linear.dense_matrix(), math.sqrt(high / low) if whitened else high
+    norm, absolute = spectral(matrix), spectral(matrix.abs())
+    moved = grown * ((3 + 4 + 4 + 4) * norm * absolute + (2 + 2 + 1) * norm**2)
+    bound = rounding._metric_euler(field, h, _Arithmetic(torch.zeros(1, 1, 2, 2)))
+    assert bound.slope >= 2.0**-24 * (1 + h * moved)
 
 
 def test_bounds_of_steps_back_are_those_of_steps_forward() -> None:

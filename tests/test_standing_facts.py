@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
-from dynablocks.experiments.ensembles import ensemble_forward, stacked_parameters
+from dynablocks.ensembles import ensemble_forward, stacked_parameters
 from dynablocks.fields import (
     FIELDS,
     ConstrainedField,

@@ -10,11 +10,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
-from dynablocks.fields import GradientField, leaky_relu
+from dynablocks.fields import FieldFacts, GradientField, VectorField, leaky_relu
 from dynablocks.integrators import ExactFlow, ExplicitEuler
 from dynablocks.linear import Dense, NormalisedConv, OrthogonalDense
 from dynablocks.models import ModelConfig, Network, build
@@ -27,6 +27,7 @@ from dynablocks.switching import (
     FreeSignal,
     LearnedStep,
     NetworkBudget,
+    NonExpansiveStep,
     PairSignal,
     PaperFlexibleRegion,
     PaperPrescribedRegion,
@@ -41,9 +42,12 @@ from dynablocks.switching import (
     set_progress,
     tight_contraction,
 )
+from dynablocks.testing import check_block
+from dynablocks.testing.suite import HOSTILE
 
 SLOPES = (0.0, 0.1, 0.5, 0.9, 1.0)
 FLOAT32 = torch.finfo(torch.float32).eps
+EPS = torch.finfo(torch.float64).eps
 
 
 def regions() -> list[Region]:
@@ -312,6 +316,32 @@ def test_a_fixed_step_is_the_given_number_in_every_precision() -> None:
     assert float(signal.float().double().steps) == float(torch.tensor(0.3))
 
 
+def test_equal_and_scheduled_steps_are_the_given_numbers_in_every_precision() -> None:
+    assert EvenSteps(1.0, 10).float().double().steps.tolist() == [0.1] * 10
+    signal = ScheduledSignal(0.1, 0.3, until=1.0)
+    assert float(signal.double().steps) == 0.1
+    signal.float().set_progress(0.5)
+    assert float(signal.double().steps) == 0.1 + (0.3 - 0.1) * 0.5
+    loaded = ScheduledSignal(0.1, 0.3)
+    loaded.load_state_dict({"steps": torch.tensor([0.7])})
+    assert float(loaded.double().steps) == float(torch.tensor(0.7))
+
+
+def test_learned_steps_keep_the_value_that_they_have() -> None:
+    """What is stored cannot tell a start from a trained value; made in float64, a start is exact."""
+    assert LearnedStep(0.1).double().steps.item() == torch.tensor(0.1).item() != 0.1
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        block = DynamicalBlock(GradientField(Dense(3, 3)), "euler", LearnedStep(0.1))
+        pair = PrescribedSignal(TightRegion(0.5), (1.2, 0.1))
+    finally:
+        torch.set_default_dtype(before)
+    assert {parameter.dtype for parameter in block.parameters()} == {torch.float64}
+    assert block.signal.steps.item() == 0.1
+    assert pair.steps.tolist() == [1.2, 0.1]
+
+
 class Halves(SwitchingSignal):
     """Two half steps, as a user writes them: plain numbers."""
 
@@ -330,7 +360,9 @@ def test_plain_numbers_are_steps_like_any_other() -> None:
     for block in (numbers, tensors):
         torch.testing.assert_close(block(x), whole, rtol=0, atol=1e-14)
         torch.testing.assert_close(block.inverse(whole), x, rtol=0, atol=1e-14)
-        torch.testing.assert_close(block.log_determinant(x), ExactFlow().log_determinant(field, x, 0.8))
+        torch.testing.assert_close(
+            block.log_determinant(x), ExactFlow().log_determinant(field, x, 0.8), rtol=0, atol=1e-14
+        )
     assert numbers.properties == tensors.properties
 
 
@@ -370,6 +402,193 @@ def test_a_budget_that_was_registered_first_is_projected_last() -> None:
         model.signals[0].steps.copy_(torch.tensor([5.0, 2.4]))
     project(model)
     assert model.budget.total() <= 1e-6
+
+
+class TotalTime(nn.Module):
+    """A budget of one's own: the steps of some signals add up to at most 1."""
+
+    projected_last = True
+
+    def __init__(self, signals: list[LearnedStep]) -> None:
+        super().__init__()
+        self.signals = tuple(signals)
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        total = sum(signal.steps.item() for signal in self.signals)
+        for signal in self.signals:
+            signal.steps.div_(max(1.0, total))
+
+
+class UnmarkedTime(TotalTime):
+    """The broken twin: projected where it stands."""
+
+    projected_last = False
+
+
+@pytest.mark.parametrize(("budget", "left"), [(TotalTime, [2 / 3, 1 / 3]), (UnmarkedTime, [10 / 11, 1 / 11])])
+def test_a_budget_of_ones_own_is_projected_after_what_it_limits(budget: type[TotalTime], left: list[float]) -> None:
+    signals = [LearnedStep(1.0).double(), LearnedStep(1.0).double()]
+    model = nn.ModuleList([budget(signals), *signals])
+    with torch.no_grad():
+        signals[0].steps.fill_(10.0)
+    project(model)
+    assert [signal.steps.item() for signal in signals] == pytest.approx(left, rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("signals", "sentence"),
+    [
+        (LearnedStep(), "signals is a LearnedStep; a list of pair signals is needed"),
+        ([LearnedStep()], r"signals\[0\] is a LearnedStep; a budget takes pair signals"),
+        (
+            [PrescribedSignal(TightRegion(), balance="network"), FlexibleSignal(TightRegion())],
+            r"signals\[1\] has balance='pair'; a budget takes pair signals with balance='network'",
+        ),
+        ([PrescribedSignal(TightRegion(), balance="penalty")], r"signals\[0\] has balance='penalty'"),
+    ],
+)
+def test_a_budget_takes_pair_signals_that_leave_their_balance_to_it(signals: object, sentence: str) -> None:
+    with pytest.raises(InvalidArgument, match=sentence):
+        NetworkBudget(signals)
+
+
+def grown(sigma: str, make: Callable[[VectorField], SwitchingSignal], dtype: torch.dtype) -> DynamicalBlock:
+    """A block after a training that asks for a larger A and a longer step."""
+    field = GradientField(Dense(4, 3), sigma)
+    nn.init.normal_(field.linear.matrix)
+    block = DynamicalBlock(field, "euler", make(field)).to(dtype)
+    optimiser = torch.optim.SGD(block.parameters(), lr=0.1)
+    keep_constraints(block, optimiser)
+    for _ in range(20):
+        optimiser.zero_grad()
+        (-field.linear.matrix.square().sum() - block.signal.steps.sum()).backward()
+        optimiser.step()
+    return block
+
+
+def squared_norm(block: DynamicalBlock) -> float:
+    return float(torch.linalg.matrix_norm(block.fields[0].linear.matrix.detach().double(), ord=2)) ** 2
+
+
+@pytest.mark.parametrize(("dtype", "slack"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("sigma", ["relu", "tanh"])
+def test_a_non_expansive_step_follows_a_learned_norm(sigma: str, dtype: torch.dtype, slack: float) -> None:
+    block = grown(sigma, NonExpansiveStep, dtype)
+    assert squared_norm(block) > 100
+    assert block.properties.lipschitz <= 1
+    assert measured(copy.deepcopy(block).double()) <= 1 + 1e-12
+    assert block.signal.steps.item() * squared_norm(block) == pytest.approx(2, rel=slack)
+    assert list(block.signal.state_dict()) == ["steps"]
+    # A fixed range does not follow.
+    assert grown(sigma, lambda field: LearnedStep(1.0), dtype).properties.lipschitz > 100
+
+
+def test_a_step_beyond_the_longest_non_expansive_one_expands() -> None:
+    block = grown("relu", NonExpansiveStep, torch.float64)
+    with torch.no_grad():
+        # Every σ is on its slope of 1.
+        block.fields[0].bias.fill_(1e6)
+        block.signal.steps.mul_(1.02)
+    assert measured(block) == pytest.approx(1.04, rel=1e-6)
+    project(block)
+    assert measured(block) == pytest.approx(1.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("sigma", ["relu", "tanh", "leaky-relu"])
+@pytest.mark.parametrize("name", sorted(HOSTILE))
+@pytest.mark.parametrize("sizes", [(4, 3), (4, 5)])
+def test_a_non_expansive_step_stays_one_under_hostile_parameters(sigma: str, name: str, sizes: tuple[int, int]) -> None:
+    field = GradientField(Dense(*sizes), sigma)
+    block = DynamicalBlock(field, "euler", NonExpansiveStep(field, 1.5)).double()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.copy_(HOSTILE[name](parameter))
+    project(block)
+    # Where no eigenvalue is 0 the declared constant holds the slack of its rounding.
+    assert block.properties.lipschitz <= 1 + 16 * EPS
+    assert measured(block) <= 1 + 1e-12
+
+
+def test_a_block_with_a_non_expansive_step_conforms() -> None:
+    field = GradientField(Dense(4, 3), "tanh")
+    check_block(DynamicalBlock(field, "euler", NonExpansiveStep(field))).require()
+
+
+def test_an_expansive_field_contracts_backwards() -> None:
+    field = GradientField(Dense(3, 3), "relu", expansive=True).double()
+    block = DynamicalBlock(field, "euler", NonExpansiveStep(field, -5.0)).double()
+    project(block)
+    assert block.signal.steps.item() == pytest.approx(-2 / squared_norm(block), rel=1e-5)
+    assert block.properties.lipschitz <= 1
+    assert float(NonExpansiveStep(field, 5.0).steps.detach()) == 0
+
+
+class Spiral(VectorField):
+    """X(x) = (−I + R)x for the quarter turn R: (I + hM)ᵀ(I + hM) = (1 − 2h + 2h²)I, at most I for 0 <= h <= 1."""
+
+    in_shape = (2,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, p = x.unbind(1)
+        return torch.stack([p - q, -q - p], dim=1)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(math.sqrt(2) * (1 + EPS), -1.0, reason="MᵀM = 2I, M + Mᵀ = −2I")
+
+
+def test_a_step_without_symmetry_is_limited_by_the_one_sided_constant() -> None:
+    field = Spiral()
+    block = DynamicalBlock(field, "euler", NonExpansiveStep(field, 0.5)).double()
+    with torch.no_grad():
+        block.signal.steps.fill_(3.0)
+    assert measured(block) > 3
+    project(block)
+    assert block.signal.steps.item() == pytest.approx(1.0, rel=1e-12)
+    assert measured(block) <= 1 + 1e-12
+    assert block.properties.lipschitz <= 1 + 64 * EPS
+
+
+class Unknown(Spiral):
+    def facts(self) -> FieldFacts:
+        return FieldFacts(2.0)
+
+
+def test_a_field_without_a_non_expansive_step_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="no step of Unknown but 0 is known not to expand"):
+        NonExpansiveStep(Unknown())
+    with pytest.raises(InvalidArgument, match="field is a Linear; a VectorField is needed"):
+        NonExpansiveStep(nn.Linear(2, 2))
+    with pytest.raises(InvalidArgument, match="start is nan"):
+        NonExpansiveStep(Spiral(), math.nan)
+
+
+def test_a_non_expansive_step_is_projected_after_the_weights() -> None:
+    class SignalFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            field = GradientField(NormalisedConv((2, 4, 4), 2))
+            self.signal = NonExpansiveStep(field, 1.0)
+            self.field = field
+
+    model = SignalFirst()
+    with torch.no_grad():
+        model.field.linear.kernel.mul_(10.0)
+    project(model)
+    # Before the kernel is divided by its norm the longest step is far below 1.
+    assert model.signal.steps.item() == 1.0 < model.signal.limits()[1]
+
+
+def test_a_copied_non_expansive_step_follows_the_field_of_its_copy() -> None:
+    field = GradientField(Dense(3, 3))
+    block = DynamicalBlock(field, "euler", NonExpansiveStep(field, 1.0)).double()
+    copied = copy.deepcopy(block)
+    with torch.no_grad():
+        copied.fields[0].linear.matrix.mul_(10.0)
+    project(copied)
+    assert copied.properties.lipschitz <= 1
+    project(block)
+    assert block.signal.steps.item() == 1.0
 
 
 def test_a_budget_credits_no_more_than_stored_matrices_contract() -> None:

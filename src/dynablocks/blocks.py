@@ -35,8 +35,8 @@ class DynamicalBlock(Structured):
         bound: ``"tight"`` or ``"paper"``, which Lipschitz constants to declare (design D2.2).
 
     Raises:
-        InvalidArgument: one of ``fields`` is no field or has no ``in_shape``, their shapes differ, ``signal`` is no
-            signal or needs another number of fields, or another ``bound``.
+        InvalidArgument: one of ``fields`` is no field or has no ``in_shape``, their shapes differ, ``method`` does not
+            apply to one of them, ``signal`` is no signal or needs another number of fields, or another ``bound``.
 
     Example:
         >>> from dynablocks.linear import OrthogonalDense
@@ -67,6 +67,9 @@ class DynamicalBlock(Structured):
         if len(shapes) != 1:
             raise InvalidArgument(f"the fields of a block need one input shape; got {sorted(shapes)}.")
         self.in_shape = self.out_shape = chosen[0].in_shape
+        with torch.no_grad():
+            for field in chosen:
+                self.method.require(field)
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """The block's map on a batch.
@@ -83,7 +86,11 @@ class DynamicalBlock(Structured):
         return x
 
     def inverse(self, y: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
-        """The x with ``block(x) == y``, where the integrator has an inverse (exact flows)."""
+        """The x with ``block(x) == y``, where the method has an inverse: exact flows, splittings, symmetric methods.
+
+        Raises:
+            InvalidArgument: it has none, or ``y`` is no batch of states as :meth:`forward` takes them.
+        """
         require_batch(self, self.in_shape, y)
         require_dtype(self, y)
         with shared_weights(self.fields):
@@ -92,7 +99,13 @@ class DynamicalBlock(Structured):
         return y
 
     def log_determinant(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
-        """log |det J(x)| per sample, where the integrator has it in closed form (exact flows)."""
+        """log |det J(x)| per sample, where it has a closed form: of exact flows, splittings, steps that keep volume.
+
+        Raises:
+            InvalidArgument: it has none, or ``x`` is no batch of states as :meth:`forward` takes them.
+        """
+        require_batch(self, self.in_shape, x)
+        require_dtype(self, x)
         total = x.new_zeros(x.shape[0])
         with shared_weights(self.fields):
             for index, step_size in self.signal.pieces():

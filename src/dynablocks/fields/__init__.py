@@ -4,7 +4,13 @@ from dynablocks.fields.activations import ACTIVATIONS, Activation, activation, l
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
 from dynablocks.fields.dissipative import DampedHamiltonian, Damping, DissipativeField
 from dynablocks.fields.gradient import GradientField
-from dynablocks.fields.hamiltonian import EnergyField, HamiltonianEmbedding, NeuralHamiltonian, SeparableHamiltonian
+from dynablocks.fields.hamiltonian import (
+    EnergyField,
+    HamiltonianEmbedding,
+    NeuralHamiltonian,
+    SeparableHamiltonian,
+    canonical,
+)
 from dynablocks.fields.mass import CompartmentField, ConstrainedField, MassPreservingField
 from dynablocks.fields.metric import MetricField
 from dynablocks.fields.odd import OddField
@@ -13,8 +19,17 @@ from dynablocks.fields.planar import PlanarField, TwoMatrixField
 from dynablocks.fields.preconditioned import PreconditionedField
 from dynablocks.fields.presnov import Presnov, presnov
 from dynablocks.fields.ridge import RidgeField
-from dynablocks.fields.sphere import RotationField, SphereField
-from dynablocks.fields.symmetric import DiagonalField, EvenPotential, GradientOf, LinearField, PotentialSum
+from dynablocks.fields.sphere import RotationField, SphereField, TangentField
+from dynablocks.fields.sums import SumField
+from dynablocks.fields.symmetric import (
+    DiagonalField,
+    EvenPotential,
+    GradientOf,
+    LinearField,
+    PotentialSum,
+    conservative_field,
+    gradient_of,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -48,9 +63,14 @@ __all__ = [
     "SeparableHamiltonian",
     "ShearField",
     "SphereField",
+    "SumField",
+    "TangentField",
     "TwoMatrixField",
     "VectorField",
     "activation",
+    "canonical",
+    "conservative_field",
+    "gradient_of",
     "leaky_relu",
     "presnov",
     "smooth_leaky_relu",

@@ -41,12 +41,12 @@ class FieldFacts:
         lipschitz: ‖X(x) − X(y)‖ <= lipschitz · ‖x − y‖.
         one_sided: ⟨X(x) − X(y), x − y⟩ <= one_sided · ‖x − y‖²; negative for a contractive field.
         spectrum: every Jacobian is symmetric with eigenvalues in this interval; ``None`` when not known to be
-            symmetric. ``lipschitz`` and ``one_sided`` follow from it where they are left out.
+            symmetric.
         conservative: X = ∇V for some V.
         odd: X(−x) = −X(x).
         linear_invariants: weights w with wᵀX(x) = 0; ``None`` stands for w = 1.
         divergence_free: ∇·X = 0.
-        hamiltonian: X = 𝕁∇H on x = (q, p), so q̇ = ∂H/∂p and ṗ = −∂H/∂q.
+        hamiltonian: X = 𝕁∇H on x = (q, p), all positions and then all momenta, so q̇ = ∂H/∂p and ṗ = −∂H/∂q.
         damping: the rate γ of a conformal Hamiltonian field q̇ = ∂H/∂p, ṗ = −∂H/∂q − γp, ``None`` for other fields.
         conserves_energy, dissipates_energy: d/dt H <= 0 along solutions, with equality in the first case, for H the
             field's ``energy``. Of a field with a method ``structure`` it says more (:class:`VectorField`).
@@ -55,13 +55,21 @@ class FieldFacts:
         reason: where the numbers come from.
         metric: the inner product of all of the above: norms, symmetry and gradients are those of ⟨x, y⟩_M = xᵀMy.
 
+    What follows is drawn, and a bound that is given is kept where it is the better one: from a spectrum the constants
+    max |λ| and max λ, and ``conservative``, as a Jacobian that is symmetric on all of R^n is a Hessian (Poincaré); from
+    ``lipschitz`` that ``one_sided`` is at most as large, since ⟨δX, δx⟩ <= ‖δX‖ ‖δx‖; from ``hamiltonian`` in ℓ2
+    ``divergence_free``, as ∇·(𝕁∇H) = trace(𝕁∇²H) = 0.
+
     Raises:
         InvalidArgument: a constant is no number, ``lipschitz`` is negative, the spectrum is no interval, or an
             invariant no tuple of finite numbers.
 
     Example:
-        >>> FieldFacts(spectrum=(-2.0, 0.5)).lipschitz, FieldFacts(1.0).one_sided
-        (2.0, inf)
+        >>> facts = FieldFacts(spectrum=(-2.0, 0.5))
+        >>> facts.lipschitz, facts.one_sided, facts.conservative
+        (2.0, 0.5, True)
+        >>> FieldFacts(1.0).one_sided, FieldFacts(hamiltonian=True).divergence_free
+        (1.0, True)
     """
 
     lipschitz: float = math.inf
@@ -86,14 +94,18 @@ class FieldFacts:
         if self.damping is not None:
             require_finite("damping", self.damping)
         _require_invariants(self.linear_invariants)
-        if self.spectrum is None:
-            return
-        _require_interval("spectrum", self.spectrum)
-        low, high = self.spectrum
-        if self.lipschitz == math.inf:
-            object.__setattr__(self, "lipschitz", float(max(abs(low), abs(high))))
-        if self.one_sided == math.inf:
-            object.__setattr__(self, "one_sided", float(high))
+        if self.spectrum is not None:
+            _require_interval("spectrum", self.spectrum)
+            low, high = self.spectrum
+            self._draw("lipschitz", min(self.lipschitz, float(max(abs(low), abs(high)))))
+            self._draw("one_sided", min(self.one_sided, float(high)))
+            self._draw("conservative", True)
+        self._draw("one_sided", min(self.one_sided, self.lipschitz))
+        # With the gradient of another inner product X = 𝕁M⁻¹∇H, whose divergence trace(𝕁M⁻¹∇²H) need not vanish.
+        self._draw("divergence_free", self.divergence_free or (self.hamiltonian and self.metric == EUCLIDEAN))
+
+    def _draw(self, name: str, value: float | bool) -> None:
+        object.__setattr__(self, name, value)
 
     @classmethod
     def of_spectrum(cls, low: float, high: float, *, odd: bool, reason: str, metric: Metric = EUCLIDEAN) -> FieldFacts:
@@ -108,8 +120,7 @@ class FieldFacts:
         """
         if math.isnan(low) or math.isnan(high):
             low, high = -math.inf, math.inf
-        size, spectrum = max(abs(low), abs(high)), (low, high)
-        return cls(size, high, spectrum=spectrum, conservative=True, odd=odd, reason=reason, metric=metric)
+        return cls(spectrum=(low, high), odd=odd, reason=reason, metric=metric)
 
     def euclidean(self) -> FieldFacts:
         r"""What these facts say in ℓ2, for fields that are made of this one.
@@ -132,7 +143,7 @@ class FieldFacts:
     @property
     def cocoercive(self) -> bool:
         """−X is the gradient of a convex function, so ⟨δX, δx⟩ <= −‖δX‖² / lipschitz (Baillon–Haddad)."""
-        return self.conservative and self.spectrum is not None and self.spectrum[1] <= 0.0
+        return self.spectrum is not None and self.spectrum[1] <= 0.0
 
 
 def _is_number(value: object) -> bool:
@@ -186,10 +197,10 @@ class VectorField(nn.Module):
 
     A subclass implements :meth:`forward` and :meth:`facts`, and may sharpen :meth:`euler_constant`. One whose flow has
     a closed form implements :meth:`flow`, and :meth:`flow_log_determinant` where densities are asked for; it may
-    sharpen :meth:`flow_constant`. One that is a sum of such implements :meth:`terms`. One that is ∇V for a known V has
-    it as a method ``potential``, one number a sample. One whose facts read the parameters tells by
-    :meth:`_standing_facts` what holds for all of them, beside :meth:`facts`: then its steps read none.
-    :func:`dynablocks.testing.check_field` holds all of this against the field.
+    sharpen :meth:`flow_constant`. One that is a sum of such implements :meth:`terms`, or is a
+    :class:`~dynablocks.fields.SumField`. One that is ∇V for a known V has it as a method ``potential``, one number a
+    sample. One whose facts read the parameters tells by :meth:`_standing_facts` what holds for all of them, beside
+    :meth:`facts`: then its steps read none. :func:`dynablocks.testing.check_field` holds all of this against the field.
 
     One that is S(x)∇H(x) has the methods ``energy``, ``gradient`` and ``structure(x, v)``. The last is S(x)v for every
     v, and not for ∇H(x) alone: linear in v, and ⟨v, S(x)v⟩ is 0 for all v where the facts say that energy is conserved,
@@ -218,6 +229,21 @@ class VectorField(nn.Module):
         if replaced(cls, (*MOVING, "flow"), ("flow_log_determinant",), roots):
             cls.flow_log_determinant = VectorField.flow_log_determinant  # type: ignore[method-assign]
         cls._flow_of_another = replaced(cls, ("forward",), ("flow",), roots) is not None
+
+    def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
+        """Set an attribute; a part of the field may not have the name of a method of every field.
+
+        torch looks for parts last, so the method would be found in its place, without a word.
+
+        Raises:
+            InvalidArgument: it has, as ``self.energy = nn.Linear(2, 1)`` would.
+        """
+        if isinstance(value, (nn.Module, nn.Parameter)) and callable(vars(VectorField).get(name)):
+            raise InvalidArgument(
+                f"{type(self).__name__} sets self.{name} to a {type(value).__name__}, which the method {name} of every "
+                f"vector field would hide; choose another name, such as self.{name}_part."
+            )
+        super().__setattr__(name, value)
 
     @classmethod
     def example(cls) -> VectorField:
@@ -276,32 +302,38 @@ class VectorField(nn.Module):
     def why_no_flow(self) -> str | None:
         """Why the flow has no closed form, ``None`` when it has one: by default where the class has a :meth:`flow`."""
         name = type(self).__name__
-        if self._flow_of_another:
-            return f"{name} has a forward of its own, and no flow to go with it"
         if type(self).flow is not VectorField.flow:
-            return None
-        return f"the exact flow needs a closed form, and {name} has none"
+            return f"{name} has a forward of its own, and no flow to go with it" if self._flow_of_another else None
+        if any(term is not self for term in self.terms()):
+            way = "take a splitting method, which needs flows of its terms alone"
+        else:
+            way = "give it flow(x, time), or terms() for a splitting method"
+        return f"the exact flow needs a closed form, and {name} implements none; {way}"
 
     def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
         """Φ_t(x), the solution at t = ``time`` (any sign; a number, or shaped to multiply x), exact up to rounding."""
-        raise InvalidArgument(f"{self.why_no_flow()}; use a Runge–Kutta or a splitting method.")
+        raise InvalidArgument(f"{self.why_no_flow()}; a Runge–Kutta method needs no flow.")
 
     def flow_log_determinant(self, x: Tensor, time: Tensor | float) -> Tensor:
         """log |det DΦ_t(x)| per sample."""
         reason = self.why_no_flow()
         if reason is not None:
-            raise InvalidArgument(f"{reason}; its log-determinant has none either.")
+            raise InvalidArgument(f"{reason}; without a flow there is no log-determinant of one.")
         raise InvalidArgument(
             f"{type(self).__name__} has a flow, but not its log-determinant; give it a method "
             "flow_log_determinant(x, time): log |det DΦ_t(x)|, one number a sample."
         )
 
     def flow_constant(self, time: float) -> tuple[float, str]:
-        """A Lipschitz constant of Φ_t and the reason; by Grönwall e^{μt} with the one-sided constant μ, or e^{|t|L}."""
+        """A Lipschitz constant of Φ_t and the reason: e^{μ|t|} for the one-sided constant μ of X (Grönwall).
+
+        For t < 0 it is that of −X: −λ for the least eigenvalue λ of symmetric Jacobians, else ``lipschitz`` bounds it.
+        """
         facts = self.facts()
         if time == 0:
             return 1.0, "no time"
-        rate = min(facts.lipschitz, facts.one_sided) if time > 0 else facts.lipschitz
+        backwards = facts.lipschitz if facts.spectrum is None else min(facts.lipschitz, -facts.spectrum[0])
+        rate = facts.one_sided if time > 0 else backwards
         return exp_up(rate * abs(time)), f"e^(t·{rate:.4g}), Grönwall"
 
     def inverse_tolerance(self, time: float) -> float | None:
@@ -316,6 +348,7 @@ class VectorField(nn.Module):
 
         Symmetric Jacobians: max |1 + hλ| over the spectrum (tight). ``bound="paper"`` is √(1 + 2hμ + h²L²) for h >= 0
         and one-sided constant μ (paper section 3.2). Otherwise 1 + |h|L, the smaller of the two where both hold.
+        (3.5) is not part of the paper's bound: a contractive ReLU step with ‖A‖ = 1 gets √(1 + h²), not 1.
         """
         facts, h = self.facts(), step_size
         if h == 0:

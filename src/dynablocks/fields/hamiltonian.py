@@ -70,7 +70,7 @@ class NeuralHamiltonian(EnergyField):
     (c₊ − c₋)/2, since 𝕁(∇²H − cI) differs from it by a skew matrix.
 
     Args:
-        entries: 2n, of x = (q, p).
+        entries: 2n, of x = (q, p), all positions and then all momenta.
         energy: H, a module (batch, 2n) ↦ (batch,) or (batch, 1), or the conservative field ∇H; ``None`` is the default.
         width: rows of A.
         sigma: σ = γ', a registry name or an :class:`Activation` with a primitive.
@@ -160,7 +160,7 @@ class SeparableHamiltonian(PartitionedField):
     Args:
         kinetic: T, as a scalar module or as the conservative field ∇T; ``None`` is ‖p‖²/2.
         potential: V, likewise; ``None`` is αᵀΓ(Aq + b) + ½qᵀQq with ``width`` rows.
-        entries: 2n, of x = (q, p); needed unless ``potential`` knows its shape.
+        entries: 2n, of x = (q, p), all positions and then all momenta; needed unless ``potential`` is a field.
         width, sigma: of the default V.
 
     Raises:
@@ -188,6 +188,11 @@ class SeparableHamiltonian(PartitionedField):
             if half is None:
                 raise InvalidArgument("give entries=, the size of x = (q, p), or a potential.")
             potential = ridge_energy(half[0], width, sigma)
+        elif half is None and not isinstance(potential, VectorField):
+            raise InvalidArgument(
+                f"the potential is a {type(potential).__name__}, which does not tell the shape of q; give entries=, "
+                "the size of x = (q, p), or GradientOf(module, in_shape) in its place."
+            )
         force = PotentialSum(conservative_field(potential, half), sign=-1.0)
         moved = None if kinetic is None else conservative_field(kinetic, half or force.in_shape)
         for name, part in (("potential", force), ("kinetic energy", moved)):
@@ -213,7 +218,8 @@ class SeparableHamiltonian(PartitionedField):
 class HamiltonianEmbedding(EnergyField):
     r"""X(z, p) = (f(z), −(∂f/∂z)ᵀp) = 𝕁∇H with H(z, p) = pᵀf(z): any field f as the first half of a Hamiltonian one.
 
-    On p = 0 it is (f(z), 0), so with E: z ↦ (z, 0) and P: (z, p) ↦ z every one-step map of f is P Ψ^h E.
+    On p = 0 it is (f(z), 0), so with E: z ↦ (z, 0) and P: (z, p) ↦ z the flow of f is P Φ^h E, and
+    its step by a Runge–Kutta method P Ψ^h E with the same method; of others this need not hold.
 
     Args:
         field: f, from its ``in_shape`` to the same.

@@ -34,7 +34,8 @@ class MetricField(VectorField):
         ⟨X(x) − X(y), x − y⟩_M = −⟨Σ(WMx + b) − Σ(WMy + b), WM(x − y)⟩ <= 0,
 
     and the Euler step has at most the constant max(|1 − h‖A‖²|, |1 − h a σ_min(A)²|) in ‖·‖_M: it is non-expansive for
-    0 <= h λ_max(W M Wᵀ) <= 2. Both are tight where the rows of W are linearly independent.
+    0 <= h λ_max(W M Wᵀ) <= 2. Both are tight where the rows of W are linearly independent. Steps of contractive and
+    expansive fields balance in ‖·‖_M by the regions of ℓ2, whose conditions are then those of A: AᵀA = I, ‖A‖ <= 1.
 
     Condition: none on W. The declared ‖A‖ is an upper bound of ‖W M^{1/2}‖ in float64.
 

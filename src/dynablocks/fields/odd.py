@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 class OddField(OddDifference):
     r"""X(x) = ½(g(x) − g(−x)) for a field g: odd, so every method here gives an odd map, Ψ(−x) = −Ψ(x).
 
+    That is so of every method that takes it, since discrete gradients find an even H and S = 𝕁 or −I here. Of other odd
+    fields splittings need odd terms, and discrete gradients an even H with S(−x) = S(x).
+
     Its Jacobian is the mean of g's at x and at −x, so what is convex in the Jacobian carries over: Lipschitz and
     one-sided constants, the spectrum, a potential ½(V(x) + V(−x)), a Hamiltonian ½(H(x) + H(−x)), zero divergence,
     linear invariants, tangency to spheres. A sign on the nonnegative states does not, nor does an energy other than a

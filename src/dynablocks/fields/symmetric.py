@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation, activation
-from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, potential_of, why_no_potential
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, over_matrices, potential_of, why_no_potential
 from dynablocks.fields.gradient import GradientField
 from dynablocks.fields.parity import OddDifference
+from dynablocks.fields.sums import SumField, facts_of_opposite
 from dynablocks.linear import Dense
 from dynablocks.linear.maps import require_shape
 from dynablocks.numerics.rounding import EPS, checked_float64
@@ -37,7 +38,8 @@ def gradient_of(energy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 class LinearField(VectorField):
     r"""X(x) = Sx + b with the symmetric S = (W + Wᵀ)/2: the gradient of V(x) = ½xᵀSx + bᵀx.
 
-    As the force of a shear it is the linear module of a SympNet. The spectrum is S's, in float64.
+    As the force of a shear it is the linear module of a SympNet. The spectrum is S's, in float64. It has a flow, so
+    that sums with other fields can be split (:class:`SumField`).
 
     Args:
         entries: n.
@@ -75,6 +77,32 @@ class LinearField(VectorField):
         """V(x) = ½xᵀSx + bᵀx, so that X = ∇V."""
         image = 0.5 * (x @ self.symmetric())
         return (x * (image if self.bias is None else image + self.bias)).sum(1)
+
+    def flow(self, x: Float[Tensor, "batch n"], time: Tensor | float) -> Float[Tensor, "batch n"]:
+        r"""e^{tS}x + ∫₀ᵗ e^{sS}b ds, which are the upper rows of exp(t[[S, b/c], [0, 0]])(x, c) for every c > 0.
+
+        Rounding is of the size of n|t|‖S‖ε, relative to ‖e^{tS}‖‖x‖ and to the integral.
+        """
+        # Imported here, since the tables of the docs list fields in the order in which their files are imported.
+        from dynablocks.fields.sphere import skew_exponential
+
+        matrix, column = self.symmetric(), x.unsqueeze(-1)
+        # Its approximant is good for every matrix that is scaled to a norm of 1/2, skew or not.
+        if self.bias is None:
+            return (skew_exponential(over_matrices(time) * matrix) @ column).squeeze(-1)
+        # So large a c leaves it to S how often the exponential is squared, each of which doubles the error of e^{tS}.
+        c = 2.0**20 * self.bias.detach().abs().amax().clamp_min(1.0)
+        rows = torch.cat([matrix, (self.bias / c).unsqueeze(-1)], dim=1)
+        grown = skew_exponential(over_matrices(time) * nn.functional.pad(rows, (0, 0, 0, 1)))[..., :-1, :]
+        return (grown[..., :-1] @ column).squeeze(-1) + c * grown[..., -1]
+
+    def flow_log_determinant(self, x: Float[Tensor, "batch n"], time: Tensor | float) -> Float[Tensor, " batch"]:
+        """t trace S."""
+        return (time * self.symmetric().trace()).flatten().expand(x.shape[0])
+
+    def inverse_tolerance(self, time: float) -> float | None:
+        """0, or ``None`` where the condition number of e^{tS} may exceed e^30 = 1e13, which leaves x hardly a digit."""
+        return 0.0 if abs(time) * self.facts().lipschitz <= 15.0 else None
 
     def facts(self) -> FieldFacts:
         ends = torch.linalg.eigvalsh(checked_float64(self.symmetric(), "matrix", 2))
@@ -140,14 +168,17 @@ class DiagonalField(VectorField):
 class GradientOf(VectorField):
     r"""X(x) = ∇V(x) for any differentiable module V: (batch, …) ↦ (batch,) or (batch, 1), by automatic differentiation.
 
-    Nothing is known of its Lipschitz constant. An additive constant in V (a last bias) gets no gradient.
+    Its Lipschitz constant is not known, unless bounds of the Hessian of V are given. An additive constant in V (a last
+    bias) gets no gradient.
 
     Args:
         module: V.
         in_shape: the shape of one sample.
+        spectrum: an interval that holds the eigenvalues of ∇²V at every x and for all parameters that V may get;
+            :func:`dynablocks.testing.check_field` tries to refute it.
 
     Raises:
-        InvalidArgument: (when called) V does not return one number per sample.
+        InvalidArgument: the spectrum is no interval, or (when called) V does not return one number per sample.
 
     Example:
         >>> V = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1, bias=False))
@@ -155,9 +186,12 @@ class GradientOf(VectorField):
         torch.Size([5, 2])
     """
 
-    def __init__(self, module: nn.Module, in_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, module: nn.Module, in_shape: tuple[int, ...], *, spectrum: tuple[float, float] | None = None
+    ) -> None:
         super().__init__()
-        self.module, self.in_shape = module, tuple(in_shape)
+        FieldFacts(spectrum=spectrum)  # which refuses what is no interval
+        self.module, self.in_shape, self.spectrum = module, tuple(in_shape), spectrum
 
     @classmethod
     def example(cls) -> GradientOf:
@@ -177,11 +211,15 @@ class GradientOf(VectorField):
         return value.reshape(x.shape[0])
 
     def facts(self) -> FieldFacts:
-        return FieldFacts(conservative=True, reason="the gradient of a module")
+        if self.spectrum is None:
+            return FieldFacts(conservative=True, reason="the gradient of a module")
+        return FieldFacts(spectrum=self.spectrum, reason="given Hessian bounds")
 
 
-class PotentialSum(VectorField):
+class PotentialSum(SumField):
     r"""X = s(∇V₁ + … + ∇V_k), s = ±1, for fields ∇Vᵢ, conservative where all are; the Jacobians' spectra add up.
+
+    Its terms are those of the fields for s = +1, for s = −1 itself.
 
     Example:
         >>> total = PotentialSum(LinearField(2), DiagonalField(2))
@@ -190,31 +228,30 @@ class PotentialSum(VectorField):
     """
 
     def __init__(self, *fields: VectorField, sign: float = 1.0) -> None:
-        super().__init__()
-        self.fields, self.sign, self.in_shape = nn.ModuleList(fields), sign, fields[0].in_shape
+        super().__init__(*fields)
+        self.sign = sign
+
+    def terms(self) -> tuple[VectorField, ...]:
+        return super().terms() if self.sign > 0 else (self,)
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
-        total: Tensor = sum((field(x) for field in self.fields), torch.zeros((), dtype=x.dtype, device=x.device))
-        return self.sign * total
+        return self.sign * super().forward(x)
 
     def potential(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
         """s(V₁ + … + V_k)(x)."""
-        return self.sign * sum((potential_of(field, x) for field in self.fields), x.new_zeros(x.shape[0]))
+        return self.sign * sum((potential_of(field, x) for field in self._parts()), x.new_zeros(x.shape[0]))
+
+    def energy(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+        """s(H₁ + … + H_k)(x) of Hamiltonian parts."""
+        return self.sign * super().energy(x)
 
     def facts(self) -> FieldFacts:
-        known = [field.facts().euclidean() for field in self.fields if isinstance(field, VectorField)]
-        spectra = [facts.spectrum for facts in known if facts.spectrum is not None]
-        odd = all(facts.odd for facts in known)
-        if len(spectra) < len(known):
-            conservative = all(facts.conservative for facts in known)
-            lipschitz = math.nextafter(sum(f.lipschitz for f in known) * (1 + len(known) * EPS), math.inf)
-            return FieldFacts(lipschitz, conservative=conservative, odd=odd, reason="sum of fields")
-        low, high = _sum_of_intervals(spectra)
-        return FieldFacts.of_spectrum(*sorted((self.sign * low, self.sign * high)), odd=odd, reason=known[0].reason)
+        total = super().facts()
+        return total if self.sign > 0 else facts_of_opposite(total)
 
     def _standing_facts(self) -> FieldFacts:
-        known = [field.standing_facts().euclidean() for field in self.fields if isinstance(field, VectorField)]
-        return FieldFacts(conservative=all(facts.conservative for facts in known))
+        total = super()._standing_facts()
+        return total if self.sign > 0 else facts_of_opposite(total)
 
 
 class EvenPotential(OddDifference):
@@ -244,12 +281,6 @@ class EvenPotential(OddDifference):
         return FieldFacts(conservative=self.field.standing_facts().euclidean().conservative)
 
 
-def _sum_of_intervals(intervals: list[tuple[float, float]]) -> tuple[float, float]:
-    """An interval that holds all sums of numbers of each; rounding is that of the terms, which may cancel."""
-    slack = 4 * len(intervals) * EPS * sum(max(abs(low), abs(high)) for low, high in intervals)
-    return sum(low for low, _ in intervals) - slack, sum(high for _, high in intervals) + slack
-
-
 def conservative_field(energy: nn.Module, in_shape: tuple[int, ...] | None = None) -> VectorField:
     """∇V: the field itself where ``energy`` is a conservative field with a potential, else ``GradientOf`` the module.
 
@@ -271,7 +302,9 @@ def conservative_field(energy: nn.Module, in_shape: tuple[int, ...] | None = Non
             )
         return energy
     if in_shape is None:
-        raise InvalidArgument(f"the input shape of {type(energy).__name__} is unknown; give in_shape=.")
+        raise InvalidArgument(
+            f"the input shape of {type(energy).__name__} is unknown; give in_shape=, or GradientOf(module, in_shape)."
+        )
     return GradientOf(energy, in_shape)
 
 

@@ -17,15 +17,14 @@ import torch
 from torch import Tensor
 
 from dynablocks.data.trajectories import Pairs, Trajectories
-from dynablocks.errors import NotConverged
 from dynablocks.files import finite_or_none, write_json, write_text
 from dynablocks.fitting import figures
 from dynablocks.fitting.doubts import doubts
 from dynablocks.fitting.job import MOST_SAMPLES, Fitted, pairs_of, thinned
 from dynablocks.fitting.rollout import Drift, Rollout, drifts, roll_out, safe_rollout
 from dynablocks.fitting.single_steps import column_errors, one_step_error, step_halving_gap
-from dynablocks.fitting.surrogates import FlowMap
-from dynablocks.properties import explain, verify
+from dynablocks.fitting.verification import verified
+from dynablocks.properties import explain
 from dynablocks.properties.verify import Verification
 from dynablocks.reporting import words
 from dynablocks.reporting.page import document, figure, paragraph, table
@@ -99,24 +98,6 @@ def measure(
         moved,
         _metrics(fitted, verification, rollouts, moved, len(states) - 1),
     )
-
-
-def verified(flow: FlowMap, x: Tensor) -> Verification | None:
-    """The checks at those states from which a step's equation is solved; ``None`` where it is at none."""
-    solved = [state for state in x if _is_solved(flow, state)]
-    try:
-        return verify(flow, torch.stack(solved)) if solved else None
-    except NotConverged:
-        return None
-
-
-@torch.no_grad()
-def _is_solved(flow: FlowMap, state: Tensor) -> bool:
-    try:
-        flow(state[None])
-    except NotConverged:
-        return False
-    return True
 
 
 def _metrics(
@@ -447,7 +428,10 @@ def _verification(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
     if outcome.verification is None:
         yield paragraph("Not measured: the equation of a step is not solved at the test states.")
     elif rows:
-        yield paragraph("Each declared property, measured in float64 at test states; the tolerance is rounding.")
+        yield paragraph(
+            "Each declared property, measured in float64 at test states, in the size of the data as a unit; the "
+            "tolerance is rounding."
+        )
         yield table(("property", "residual", "tolerance", "verdict"), rows, numeric=(1, 2))
     else:
         yield paragraph("Nothing is declared, so there is nothing to verify.")

@@ -17,6 +17,7 @@ from dynablocks.properties import (
     Dissipative,
     EnergyPreserving,
     Equivariant,
+    Invertible,
     LinearInvariant,
     Lipschitz,
     NormPreserving,
@@ -57,14 +58,17 @@ class Integrator:
     """A one-step map Ψ^h of a vector field.
 
     A subclass implements :meth:`step`, and :meth:`step_constant` where a constant is known. It extends
-    :meth:`guarantees` where a step is more, or less, than what ``keeps`` says. :meth:`declare` puts them together.
+    :meth:`guarantees` where a step is more, or less, than what ``keeps`` says, and :meth:`why_not` where it does not
+    take every field. :meth:`declare` puts them together. :func:`dynablocks.testing.check_integrator` holds a method
+    against what it says.
 
     Attributes:
         name: which method it is, for a class of several.
         order: the error of one step of size h is O(h^(order + 1)); ``None`` for an exact flow
-            (:func:`dynablocks.integrators.measured_order` measures it).
+            (:func:`dynablocks.integrators.measured_order` measures it). There is no default.
         explicit: no equation is solved.
-        symmetric: Ψ^{−h} is the inverse of Ψ^h.
+        symmetric: Ψ^{−h} is the inverse of Ψ^h, for every field that the method takes; an explicit step is declared
+            :class:`~dynablocks.properties.Invertible` for it (:meth:`guarantees`).
         keeps: the properties of the exact flow that every step has; none unless a subclass says so.
         solved: those of ``keeps`` that hold to :attr:`tolerance` only, because an equation is solved.
         tolerance: of the solver.
@@ -77,6 +81,7 @@ class Integrator:
     keeps: frozenset[type[Property]] = frozenset()
     solved: frozenset[type[Property]] = frozenset()
     tolerance: float = 0.0
+    _own_symmetry: bool = True
 
     def __init_subclass__(cls, **given: Any) -> None:
         """A step of a subclass is guaranteed only what the subclass says of it, whatever it inherits."""
@@ -86,6 +91,8 @@ class Integrator:
             silent += ["guarantees", "declare"]
         for claim in silent:
             setattr(cls, claim, vars(Integrator)[claim])
+        # What is inherited of it, set in an __init__ or not, is said of the step that is replaced.
+        cls._own_symmetry = replaced(cls, ("step",), ("symmetric",), (Integrator,)) is None
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
         """Ψ^h(x) for a batch.
@@ -114,8 +121,15 @@ class Integrator:
         return math.inf, "no Lipschitz constant is known"
 
     def guarantees(self, field: VectorField, step_size: float) -> tuple[list[Property], list[str]]:
-        """What Ψ^h is beside its constant, and a sentence for each property that it loses: by default as inherited."""
-        return self.inherited(field, step_size)
+        """What Ψ^h is beside its constant, and a sentence for each property that it loses.
+
+        By default what is inherited, and :class:`~dynablocks.properties.Invertible` where the step is explicit and
+        ``symmetric``: then :meth:`inverse`, Ψ^{−h}, undoes Ψ^h but for rounding. An implicit step says it itself, since
+        its equation is solved to a tolerance, and has one solution for small steps alone.
+        """
+        kept, losses = self.inherited(field, step_size)
+        undone = self.symmetric and self._own_symmetry and type(self).inverse is Integrator.inverse
+        return [*kept, Invertible()] if undone and self.explicit else kept, losses
 
     def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
         """What the map x ↦ Ψ^h(x) is guaranteed to be, for this field and step.
@@ -137,7 +151,11 @@ class Integrator:
         return f"{self.name or type(self).__name__}(h={step_size:.5g})"
 
     def why_not(self, field: VectorField) -> str | None:
-        """Why the method does not apply to this field, ``None`` when it does."""
+        """Why the method does not apply to this field, ``None`` when it does: a sentence without its full stop.
+
+        A block asks when it is made: let the answer follow from the structure, ``field.standing_facts()``, and not from
+        what the parameters are at the moment.
+        """
         return None
 
     def require(self, field: VectorField) -> None:
@@ -200,6 +218,7 @@ class ImplicitIntegrator(Integrator):
         >>> from dynablocks.fields import LinearField
         >>> from dynablocks.integrators import over_states
         >>> class ImplicitEuler(ImplicitIntegrator):
+        ...     order = 1
         ...     def step(self, field, x, step_size):
         ...         return self.solve(lambda z, x, h: z - x - h * field(z), x, x, over_states(step_size, x))
         >>> field = LinearField(1).double()
@@ -270,8 +289,13 @@ INTEGRATORS: Registry[Callable[[], Integrator]] = Registry("integrator")
 def integrator(given: str | Integrator) -> Integrator:
     """The integrator of a registry name, or the integrator itself.
 
+    Raises:
+        InvalidArgument: no method has this name, or it is the class of one.
+
     Example:
         >>> integrator("euler")
         ExplicitEuler(substeps=1)
     """
+    if isinstance(given, type) and issubclass(given, Integrator):
+        raise InvalidArgument(f"method is the class {given.__name__}; give an instance, {given.__name__}().")
     return given if isinstance(given, Integrator) else INTEGRATORS.get_known(given)()

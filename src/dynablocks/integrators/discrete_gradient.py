@@ -31,7 +31,8 @@ Energy = Callable[[Tensor], Tensor]
 class EnergyForm(NamedTuple):
     """X(x) = S(x)∇H(x): ``energy`` H per sample, ``gradient`` ∇H, ``structure`` (x, v) ↦ S(x)v.
 
-    ``constant`` says that S is known to be the same everywhere: then H is even where X is odd, and steps are odd, too.
+    ``constant`` says that S is known to be the same everywhere: then steps are odd where H is even, as it is where X is
+    odd and S invertible.
     """
 
     energy: Energy
@@ -49,7 +50,10 @@ CONSTANT: frozenset[Callable[..., Tensor]] = frozenset(
         DampedHamiltonian.structure,
     }
 )
-"""Of the library's fields the methods ``structure`` that do not depend on x."""
+"""Of the library's fields the methods ``structure`` that do not depend on x.
+
+Where their facts say that X is odd, H is even: S is invertible but for :class:`DissipativeField`, whose facts ask ∇H.
+"""
 
 
 @dataclass(frozen=True)
@@ -223,7 +227,7 @@ class DiscreteGradient(ImplicitIntegrator):
 
     H(y) − H(x) = h ⟨∇̄H, S∇̄H⟩ is 0 for Sᵀ = −S and <= 0 for S <= 0: energy is conserved, or dissipated, for every step
     size, to the solver's tolerance. ``gonzalez`` and ``mean-value`` are symmetric of order 2; ``itoh-abe`` has order 1
-    and is not symmetric. Steps of an odd field are odd where S is constant.
+    and is not symmetric. Steps are odd where S is constant and H even, as it is where X is odd and S invertible.
 
     Condition: the field has the form X = S∇H (:func:`energy_form`), and S is skew, or <= 0, on all vectors, since
     ∇̄H(x, y) is no gradient of H. Of a ``structure(x, v)`` of your own that is taken for granted.

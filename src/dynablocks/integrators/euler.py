@@ -22,7 +22,8 @@ class ExplicitEuler(Integrator):
 
     For a ridge field with AAᵀ = I the S substeps are one elementwise recursion between one A and one Aᵀ (design
     D2.4). The Lipschitz constant is max |1 + hλ| over the Jacobian's spectrum where the Jacobian is symmetric (tight,
-    design D2.2). With ReLU, AAᵀ = I and h = −2s the step is x ↦ Aᵀ|·|A up to shifts: its Jacobian is orthogonal almost
+    design D2.2). With ReLU, AAᵀ = I and h = −2s, s the field's sign, the step is x ↦ (I − AᵀA)x − Aᵀ|Ax + b| − Aᵀb:
+    −Aᵀ|Ax + b| up to a shift for square A, the identity on the kernel of a wide one. Its Jacobian is orthogonal almost
     everywhere (D2.5).
 
     Args:

@@ -62,7 +62,7 @@ class ExactFlow(Integrator):
             return kept, losses
         # A tolerance would not compose: the miss of one flow passes through the inverses of those before it.
         if field.inverse_tolerance(step_size) != 0:
-            return kept, [*losses, "Invertible is lost: rounding leaves too little of AAᵀ = I"]
+            return kept, [*losses, "Invertible is lost: rounding leaves too little of the inverse"]
         return [Invertible(), *kept], losses
 
     def title(self, step_size: float) -> str:

@@ -32,6 +32,9 @@ def exact_solution(
         start: the states at time 0.
         time: t.
 
+    Raises:
+        InvalidArgument: the solution cannot be followed so far: it leaves all numbers before, say.
+
     Example:
         >>> end = exact_solution(lambda x: -x, torch.ones(1, 1, dtype=torch.float64), 1.0)
         >>> round(float(end), 12)
@@ -46,6 +49,11 @@ def exact_solution(
             return field(torch.from_numpy(flat).reshape(shape)).flatten().numpy()
 
     solved = solve_ivp(slope, (0.0, time), start.flatten().numpy(), method="DOP853", rtol=TOLERANCE, atol=1e-15)
+    if not solved.success:
+        raise InvalidArgument(
+            f"the solution to t = {time:g} stops at t = {solved.t[-1]:.6g} ({solved.message.rstrip('.')}); take a "
+            "shorter time, or starts from which it goes on."
+        )
     return torch.from_numpy(solved.y[:, -1].copy()).reshape(shape)
 
 
@@ -80,6 +88,24 @@ def rate_of(counts: Sequence[int], errors: Sequence[float]) -> float:
     return -float((centred[0] * centred[1]).sum() / centred[0].square().sum())
 
 
+def declared_order(method: Integrator) -> int | None:
+    """``order`` of a method, ``None`` for an exact flow.
+
+    Raises:
+        InvalidArgument: its class says none.
+
+    Example:
+        >>> declared_order(integrator("heun"))
+        2
+    """
+    if not hasattr(method, "order"):
+        raise InvalidArgument(
+            f"{type(method).__name__} says no order; set order = p on the class, where the error of one step of size h "
+            "is O(h^(p + 1)), or order = None where the step is an exact flow."
+        )
+    return method.order
+
+
 def measured_order(
     method: str | Integrator,
     field: VectorField,
@@ -102,8 +128,9 @@ def measured_order(
             whose errors soon are rounding.
 
     Raises:
-        InvalidArgument: the method does not apply to the field; a number is out of range, or not float64; an error is
-            rounding or not finite, so that there is nothing to measure.
+        InvalidArgument: the method does not apply to the field, or says no order where ``counts`` are left out; a
+            number is out of range, or not float64; the solution ends before t; an error is rounding or not finite, so
+            that there is nothing to measure.
 
     Source: Hairer, Nørsett and Wanner, "Solving Ordinary Differential Equations I", section II.3.
 
@@ -118,7 +145,7 @@ def measured_order(
     method.require(field)
     require_range("time", time, 0.0, open_low=True)
     if counts is None:
-        first = FIRST_COUNTS.get(method.order or 1, 32)
+        first = FIRST_COUNTS.get(declared_order(method) or 1, 32)
         counts = [first * 2**k for k in range(4)]
     counts = [require_whole("counts", count, 1) for count in counts]
     if len(set(counts)) < 2:

@@ -26,6 +26,9 @@ class Splitting(Integrator):
     (Yoshida, 1990; Suzuki, 1990). Orders above 2 need a negative γ, so a term that contracts expands there: no
     non-expansive claim survives.
 
+    ``symplectic-euler`` is Lie–Trotter, ``verlet`` is Strang. The first term of a partitioned field is the kick
+    (0, v(q)), so ``symplectic-euler`` moves p first; that of the paper's section 4.1 moves q first and is its adjoint.
+
     A step is what its substeps are: symplectic, volume-preserving or invertible when all of them are.
 
     Condition: every term has a closed-form flow.

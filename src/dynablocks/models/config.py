@@ -40,11 +40,13 @@ class ModelConfig:
         slope: a of the leaky ReLU max(x, ax) in contractive and expansive blocks (flexible: in the contractive one,
             the other has a ReLU).
         substeps: S, each step is taken as S steps.
-        region: feasible region of the pair of steps (``dynablocks list regions``).
+        region: feasible region of the pair of steps (``dynablocks list regions``). Its condition, AᵀA = I in the
+            contractive field, holds for weights orthogonal with padding full or circular.
         balance: pair (each pair of steps in its region), network (one budget for the whole network) or penalty (steps
             free within their range, with a penalty on the logarithm of each pair's constant where it exceeds 1).
         step_penalty: weight of that penalty.
-        bound: which Lipschitz constants to declare: tight or paper.
+        bound: which Lipschitz constants to declare: tight or paper (of Euler steps the estimate behind (3.10) alone:
+            √(1 + h²) for a contractive ReLU step with ‖A‖ = 1, which (3.5) shows to be non-expansive for h up to 2).
         step: what the certified model is built of: orthogonal, preconditioned, exact or potential (convolutions divided
             by their norm).
         step_start: step size at the start.

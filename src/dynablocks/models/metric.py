@@ -1,4 +1,4 @@
-"""The network of the paper's appendix B: non-expansive in a norm that tells shading from pixel noise."""
+"""A network of the field of the paper's appendix B: non-expansive in a norm that tells shading from pixel noise."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def image_metric(config: ModelConfig, shape: Shape) -> SpectralMetric:
 def build_body(config: ModelConfig, shape: Shape) -> tuple[nn.Sequential, int]:
     """Steps of metric fields on the whole image, M^{1/2}, then the certified model's stages in ℓ2.
 
-    The first entries of ``widths`` and ``layers`` are those of the metric fields.
+    The first entries of ``widths`` and ``layers`` are those of the metric fields. Each of their steps is
+    M^{−1/2}ΨM^{1/2} with a Euclidean step Ψ, and lifts commute with M^{1/2}: the body is one for M = I behind the fixed
+    linear filter M^{1/2}.
     """
     assert config.widths is not None
     assert config.layers is not None

@@ -69,6 +69,9 @@ def pair_block(
 ) -> DynamicalBlock:
     """Steps of a contractive and an expansive gradient field in turn, kept in a region.
 
+    A region takes AᵀA = I for granted in the contractive field. Zero padding to the same size, the default of the
+    paper's networks here, excludes it for kernels beyond 1 × 1: such a block may expand, and declares what it has.
+
     Args:
         config: a completed configuration.
         shape: (channels, height, width) of the images.
@@ -179,6 +182,7 @@ _file(
     head="none",
 )
 _file("naive", "½(x + AᵀReLU(Bx + b)) with ‖A‖, ‖B‖ <= 1", _naive, CONVOLUTION, penalty=0.01, head="none")
+# Of this penalty no source is known, as design D4 is of the others; it is that of "prescribed".
 _file(
     "non_expansive",
     "x − hAᵀReLU(Ax + b), 0 <= h <= 2 learned: (3.5)",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class PairedFlows(nn.Module):
-    r"""Ψ_{X_S}^h ∘ Ψ_{X_G}^h with one learned h: X_G moves first.
+    r"""Ψ_{X_S}^h ∘ Ψ_{X_G}^h with one learned h: X_G moves first; Ψ are numerical steps, as in (2.4).
 
     Trainings that project (:func:`dynablocks.switching.keep_constraints`, as in :func:`dynablocks.fitting.fit`) keep
     h >= 0; Adam alone, as the paper's authors train, leaves it free, so that it may become negative.
@@ -46,12 +46,18 @@ class PairedFlows(nn.Module):
 
 
 class FlowComposition(nn.Module):
-    r"""Blocks of Φ_{X_S}^h ∘ Φ_{X_G}^h layers in R^width, each after a linear lift, and a linear map at the end.
+    r"""Blocks of Ψ_{X_S}^h ∘ Ψ_{X_G}^h layers in R^width, each after a linear lift, and a linear map at the end.
 
     X_G(z) = Aᵀ diag(α) Σ(Az + b), α of any sign (a contractive and an expansive field in one), and X_S(z) = Λ(z)z with
-    skew Λ: by the Presnov decomposition every field is a gradient plus one tangent to spheres, so that compositions of
-    such flows approximate flow maps, and with lifts continuous functions. X_G moves first and X_S then, as in the
-    released code; (2.4) prints X_S first.
+    skew Λ. Ψ are Euler steps, or Calvo's for X_S. X_G moves first and X_S then, as in the released code; (2.4) prints
+    X_S first.
+
+    Theorem 2.2: what compositions of flows of C¹ fields approximate on a compact set, in some norm, those of gradient
+    and sphere-preserving fields approximate, too, by Presnov's decomposition. By the works that the paper cites these
+    are in L^p the continuous functions, in the sup norm the smooth ones with a smooth inverse, and with lifts all
+    continuous ones. Sums of X_G come near every gradient where γ, γ' = σ, is C¹ and no polynomial (Theorem 2.4), as it
+    is for tanh. Corollary 2.3, which splits them into contractive and expansive fields, takes σ(x) = max(ax, x) with
+    0 < a < 1.
 
     Args:
         inputs, outputs: entries of a point and of its value.

@@ -44,14 +44,22 @@ def jacobians(
 ) -> Float[Tensor, "batch outputs inputs"]:
     """The dense Jacobian at each sample, by reverse-mode differentiation; also where gradients are switched off.
 
+    It is detached: numbers to measure with, without a gradient in ``x`` or in parameters. One that can be
+    differentiated, for a penalty on it, is ``torch.func.vmap(torch.func.jacrev(lambda state: f(state[None])[0]))(x)``,
+    of shape (batch, ``*output``, ``*input``).
+
     Args:
         function: a batch to a batch, sample by sample.
-        x: the samples; entries count in their order in memory.
+        x: the samples, on any device; entries count in their order in memory.
 
     Example:
         >>> jacobians(lambda x: x.square(), torch.tensor([[1.0, 3.0]]))
         tensor([[[2., 0.],
                  [0., 6.]]])
+        >>> layer, x = nn.Linear(2, 1, bias=False), torch.ones(3, 2)
+        >>> dense = torch.func.vmap(torch.func.jacrev(lambda state: layer(state[None])[0]))(x)
+        >>> dense.requires_grad, jacobians(layer, x).requires_grad, bool((dense == jacobians(layer, x)).all())
+        (True, False, True)
     """
     outputs = function(x[:1]).numel()
     blocks = []
@@ -61,7 +69,7 @@ def jacobians(
         if not output.requires_grad:
             blocks.append(output.new_zeros(len(part), outputs, part[0].numel()))
             continue
-        eye = torch.eye(outputs, dtype=output.dtype).unsqueeze(1).expand(-1, len(part), -1)
+        eye = torch.eye(outputs, dtype=output.dtype, device=output.device).unsqueeze(1).expand(-1, len(part), -1)
         (grad,) = torch.autograd.grad(output, point, eye, is_grads_batched=True)
         blocks.append(grad.flatten(2).transpose(0, 1))
     return torch.cat(blocks)
@@ -116,8 +124,8 @@ def jacobian_norms(module: nn.Module, x: Tensor, iterations: int = 60) -> Tensor
         sizes = cast(Tensor, torch.linalg.matrix_norm(torch.where(defined[:, None, None], dense, 0.0), ord=2))
         return torch.where(defined, sizes, math.inf)
     generator = torch.Generator().manual_seed(0)
-    v = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-    norms = torch.zeros(x.shape[0], dtype=x.dtype)
+    v = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+    norms = x.new_zeros(x.shape[0])
     shape = (-1,) + (1,) * (x.ndim - 1)
     for _ in range(iterations):
         v = v / v.flatten(1).norm(dim=1).clamp_min(1e-300).reshape(shape)

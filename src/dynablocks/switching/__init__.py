@@ -1,6 +1,7 @@
 """Switching signals, the regions their steps live in, and the hook that keeps them there."""
 
 from dynablocks.switching.constraints import keep_constraints, project, regularisation, set_progress
+from dynablocks.switching.non_expansive import NonExpansiveStep
 from dynablocks.switching.regions import (
     REGIONS,
     ExactFlowRegion,
@@ -34,6 +35,7 @@ __all__ = [
     "LearnedStep",
     "LearnedTimes",
     "NetworkBudget",
+    "NonExpansiveStep",
     "PairSignal",
     "PaperFlexibleRegion",
     "PaperPrescribedRegion",

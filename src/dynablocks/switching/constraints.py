@@ -9,11 +9,32 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dynablocks.errors import require_range
-from dynablocks.switching.signals import NetworkBudget, PairSignal
+from dynablocks.switching.signals import PairSignal
 
 
 def project(model: nn.Module) -> None:
-    """Call ``project_()`` of every submodule that has it: steps into their regions first, network budgets last."""
+    """Call ``project_()`` of every submodule that has it: of those whose ``projected_last`` is true after all others.
+
+    So a constraint on several parts meets what their own projections leave, wherever in the model it is registered:
+    :class:`NetworkBudget` steps in their ranges, :class:`NonExpansiveStep` weights of the norm that they keep.
+
+    Example:
+        >>> from dynablocks.switching import LearnedStep
+        >>> class TotalTime(nn.Module):
+        ...     projected_last = True
+        ...     def __init__(self, signals):
+        ...         super().__init__()
+        ...         self.signals = tuple(signals)
+        ...     @torch.no_grad()
+        ...     def project_(self):
+        ...         total = sum(signal.steps.item() for signal in self.signals)
+        ...         for signal in self.signals:
+        ...             signal.steps.div_(max(1.0, total))
+        >>> signals = [LearnedStep(1.0), LearnedStep(1.0)]
+        >>> project(nn.ModuleList([TotalTime(signals), *signals]))
+        >>> [signal.steps.item() for signal in signals]
+        [0.5, 0.5]
+    """
     modules = list(model.modules())
     pairs = [m for m in modules if isinstance(m, PairSignal) and type(m).project_ is PairSignal.project_]
     pairs = [pair for pair in pairs if pair.balance == "pair"]
@@ -22,7 +43,7 @@ def project(model: nn.Module) -> None:
         # Read at once, since on a GPU every reading waits for the device.
         steps = torch.stack([pair.steps.detach().double() for pair in pairs])
         now = dict(zip(pairs, steps.tolist(), strict=True))
-    for module in sorted(modules, key=lambda module: isinstance(module, NetworkBudget)):
+    for module in sorted(modules, key=lambda module: bool(getattr(module, "projected_last", False))):
         method = getattr(module, "project_", None)
         if isinstance(module, PairSignal) and module in now:
             module.project_(now[module])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
 import torch
@@ -23,6 +23,8 @@ class SwitchingSignal(nn.Module):
 
     Attributes:
         fields_needed: how many fields the signal switches between.
+        projected_last: whether :meth:`project_` runs after those of all parts without this mark, for a constraint on
+            what they leave (:func:`dynablocks.switching.project`).
 
     Example:
         >>> class ThereAndBack(SwitchingSignal):
@@ -34,6 +36,7 @@ class SwitchingSignal(nn.Module):
     """
 
     fields_needed: int = 1
+    projected_last: bool = False
 
     def pieces(self) -> Sequence[Piece]:
         """What is active in turn: the field's index and the signed step, a number or a tensor of one element."""
@@ -62,7 +65,8 @@ class LearnedStep(SwitchingSignal):
     r"""One field, one learned step kept in [low, high].
 
     The default, [0, 2], is (3.5): Euler steps of a contractive gradient field with ‖A‖ <= 1 are non-expansive there.
-    low > 0 keeps the step alive; (−∞, ∞) leaves it free.
+    low > 0 keeps the step alive; (−∞, ∞) leaves it free. For an A of any norm there is
+    :class:`dynablocks.switching.NonExpansiveStep`.
 
     Args:
         start: the step at the start; projected.
@@ -120,11 +124,33 @@ class LearnedTimes(SwitchingSignal):
         self.steps.clamp_(-self.limit, self.limit)
 
 
-class ScheduledSignal(SwitchingSignal):
+class _GivenSteps(SwitchingSignal):
+    """Steps that are given, and not learned: the same numbers in every precision.
+
+    ``.double()`` would keep their rounding to float32. What a state dict has brought since stays as it came.
+    """
+
+    given: tuple[float, ...] = ()
+    steps: Tensor
+
+    def _hold(self, given: Sequence[float], dtype: torch.dtype | None = None) -> None:
+        self.given = tuple(given)
+        self.register_buffer("steps", torch.tensor(self.given, dtype=dtype))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        unchanged = not self.steps.is_meta and torch.equal(self.steps, self.steps.new_tensor(self.given))
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if unchanged:
+            self.steps.copy_(self.steps.new_tensor(self.given))
+        return self
+
+
+class ScheduledSignal(_GivenSteps):
     r"""One field; the step moves linearly from ``start`` to ``end`` over the first ``until`` of training, then stays.
 
-    Continuation (design D2.5): h = 1 learns fast, h = 2 preserves gradient norms. The step is a function of the
-    training progress only (:func:`dynablocks.switching.set_progress`), so a resumed run follows the same path.
+    Continuation (design D2.5): h = 1 learns fast, h = 2 preserves gradient norms where AAᵀ = I and σ is the ReLU. The
+    step is a function of the training progress only (:func:`dynablocks.switching.set_progress`), so a resumed run
+    follows the same path.
 
     Example:
         >>> signal = ScheduledSignal(1.0, 2.0, until=0.5)
@@ -132,19 +158,18 @@ class ScheduledSignal(SwitchingSignal):
         1.5
     """
 
-    steps: Tensor
-
     def __init__(self, start: float = 1.0, end: float = 2.0, until: float = 0.7) -> None:
         super().__init__()
         require_range("until", until, 0.0, 1.0, open_low=True)
         self.start, self.end = require_finite("start", float(start)), require_finite("end", float(end))
         self.until = float(until)
-        self.register_buffer("steps", torch.tensor([self.start]))
+        self._hold([self.start])
 
     def set_progress(self, progress: float) -> None:
         """Move to where the schedule is at ``progress`` in [0, 1]."""
         part = min(1.0, progress / self.until)
-        self.steps.fill_(self.start + (self.end - self.start) * part)
+        self.given = (self.start + (self.end - self.start) * part,)
+        self.steps.fill_(self.given[0])
 
     def pieces(self) -> list[tuple[int, Tensor]]:
         return [(0, self.steps[0])]
@@ -261,7 +286,7 @@ class FlexibleSignal(PairSignal):
         return [expansion, *contraction] * self.region.substeps
 
 
-class FreeSignal(SwitchingSignal):
+class FreeSignal(_GivenSteps):
     """One field, a fixed step: what an unconstrained network does (a ResNet step is h = 1).
 
     The step is the given number in every precision: ``.double()`` does not keep its rounding to float32.
@@ -271,25 +296,15 @@ class FreeSignal(SwitchingSignal):
         0.1
     """
 
-    steps: Tensor
-
     def __init__(self, step: float = 1.0) -> None:
         super().__init__()
-        self.given = require_finite("step", float(step))
-        self.register_buffer("steps", torch.tensor([self.given]))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        unchanged = not self.steps.is_meta and bool(self.steps == self.given)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if unchanged:
-            self.steps.fill_(self.given)
-        return self
+        self._hold([require_finite("step", float(step))])
 
     def pieces(self) -> list[tuple[int, Tensor]]:
         return [(0, self.steps[0])]
 
 
-class EvenSteps(SwitchingSignal):
+class EvenSteps(_GivenSteps):
     """One field, followed for a fixed time in equal steps.
 
     Args:
@@ -304,12 +319,10 @@ class EvenSteps(SwitchingSignal):
         [0.25, 0.25, 0.25, 0.25]
     """
 
-    steps: Tensor
-
     def __init__(self, time: float, count: int) -> None:
         super().__init__()
         step = require_finite("time", time) / require_whole("count", count, 1)
-        self.register_buffer("steps", torch.full((count,), step, dtype=torch.float64))
+        self._hold([step] * count, torch.float64)
 
     def pieces(self) -> list[tuple[int, Tensor]]:
         return [(0, step) for step in self.steps.unbind()]
@@ -328,8 +341,15 @@ class NetworkBudget(nn.Module):
         signals: pair signals with ``balance="network"``; they stay registered where they are. One that acts several
             times stands here as often.
 
+    Attributes:
+        projected_last: set, so that it meets steps that are back in their ranges. A budget of one's own is any module
+            with a method ``project_()`` and this mark (:func:`dynablocks.switching.project`).
+
     Make it an attribute of the model, as its parts are: :func:`dynablocks.switching.project` finds it there alone, and
     knows the signals that it was given, not those of blocks that come later.
+
+    Raises:
+        InvalidArgument: ``signals`` holds something else than pair signals, or one of another ``balance``.
 
     Example:
         >>> from dynablocks.switching import ExactFlowRegion
@@ -339,9 +359,11 @@ class NetworkBudget(nn.Module):
         True
     """
 
-    def __init__(self, signals: list[PairSignal]) -> None:
+    projected_last: bool = True
+
+    def __init__(self, signals: Iterable[PairSignal]) -> None:
         super().__init__()
-        self._signals = tuple(signals)
+        self._signals = _budgeted(signals)
 
     def total(self, shrink: float = 1.0) -> float:
         """Σ log Lᵢ with every positive expansive step multiplied by ``shrink``."""
@@ -372,3 +394,22 @@ class NetworkBudget(nn.Module):
         for signal in dict.fromkeys(self._signals):
             if signal.steps[1] > 0:
                 signal.steps[1].mul_(low * (1 - 1e-6))
+
+
+def _budgeted(signals: object) -> tuple[PairSignal, ...]:
+    """The signals of a budget: pairs that leave their balance to it."""
+    if not isinstance(signals, Iterable):
+        raise InvalidArgument(f"signals is a {type(signals).__name__}; a list of pair signals is needed.")
+    given = tuple(signals)
+    for index, signal in enumerate(given):
+        if not isinstance(signal, PairSignal):
+            raise InvalidArgument(
+                f"signals[{index}] is a {type(signal).__name__}; a budget takes pair signals (PrescribedSignal, "
+                "FlexibleSignal); for other steps write a module with project_() and projected_last = True."
+            )
+        if signal.balance != "network":
+            raise InvalidArgument(
+                f"signals[{index}] has balance={signal.balance!r}; a budget takes pair signals with "
+                "balance='network', which leave their balance to it."
+            )
+    return given

@@ -1,5 +1,6 @@
-"""The conformance suite: is a module, a field or a region what it says it is? For the library's and for yours."""
+"""The conformance suite: is a module, field, integrator or region what it says it is? For the library's and yours."""
 
+from dynablocks.testing.methods import INTEGRATOR_CHECKS, check_integrator
 from dynablocks.testing.regions import check_region
 from dynablocks.testing.report import ConformanceReport, Finding
 from dynablocks.testing.suite import CHECKS, FIELD_CHECKS, HOSTILE, check_block, check_field
@@ -9,11 +10,13 @@ __all__ = [
     "CHECKS",
     "FIELD_CHECKS",
     "HOSTILE",
+    "INTEGRATOR_CHECKS",
     "ConformanceReport",
     "Finding",
     "HealthyBlock",
     "broken_twins",
     "check_block",
     "check_field",
+    "check_integrator",
     "check_region",
 ]

@@ -156,7 +156,9 @@ def wrong_shapes(field: VectorField) -> Iterator[str]:
 
 
 def false_facts(field: VectorField, x: Float[Tensor, "batch ..."]) -> Iterator[str]:
-    """A sentence for each fact of a float64 field that is false at the states x, and for each standing one.
+    """A sentence for each fact of a float64 field, and of its terms, that is false at the states x.
+
+    Standing facts are among them.
 
     Example:
         >>> from dynablocks.fields import IdentityField
@@ -166,7 +168,28 @@ def false_facts(field: VectorField, x: Float[Tensor, "batch ..."]) -> Iterator[s
         >>> list(false_facts(Still((2,)), torch.ones(1, 2, dtype=torch.float64)))
         ['tangent: ⟨x, X⟩ is 2.0e+00 at a state']
     """
+    return _of_field_and_terms(_false_facts, field, x)
+
+
+def false_methods(field: VectorField, x: Float[Tensor, "batch ..."]) -> Iterator[str]:
+    """A sentence for each method of a float64 field, and of its terms, that contradicts it, or its facts, at x."""
+    return _of_field_and_terms(_false_methods, field, x)
+
+
+Measure = Callable[[VectorField, Tensor], Iterator[str]]
+
+
+def _of_field_and_terms(measure: Measure, field: VectorField, x: Tensor) -> Iterator[str]:
+    """Of a copy without gradients; of its terms, but not of theirs, as a splitting asks for no more."""
     field = copy.deepcopy(field).requires_grad_(False)
+    yield from measure(field, x)
+    for term in dict.fromkeys(field.terms()):
+        if term is not field:
+            found = measure(term.requires_grad_(False), x)
+            yield from (f"term {type(term).__name__}: {sentence}" for sentence in found)
+
+
+def _false_facts(field: VectorField, x: Tensor) -> Iterator[str]:
     facts, standing = field.facts(), field.standing_facts()
     at = Measured(field, x, facts.metric)
     told: set[str] = set()
@@ -178,9 +201,7 @@ def false_facts(field: VectorField, x: Float[Tensor, "batch ..."]) -> Iterator[s
         yield from (f"standing {sentence}" for sentence in _wrong(FACTS, there, standing) if sentence not in told)
 
 
-def false_methods(field: VectorField, x: Float[Tensor, "batch ..."]) -> Iterator[str]:
-    """A sentence for each method of a float64 field that contradicts the field, or its facts, at the states x."""
-    field = copy.deepcopy(field).requires_grad_(False)
+def _false_methods(field: VectorField, x: Tensor) -> Iterator[str]:
     facts = field.facts()
     yield from _wrong(METHODS, Measured(field, x, facts.metric), facts)
 
@@ -452,6 +473,49 @@ def _flow(at: Measured, facts: FieldFacts) -> Iterator[str]:
     size = max(1.0, largest_finite(at.x), largest_finite(at.rates))
     yield from _difference("its derivative at time 0 and X", slope, at.rates, 1e-8 * size * max(1.0, speed / 1e3))
     yield from _difference("Φ_t(Φ_s(x)) and Φ_{s+t}(x)", twice, once, at.tolerance(twice, once))
+    yield from _flow_of_times(at, speed)
+
+
+def _flow_of_times(at: Measured, speed: float) -> Iterator[str]:
+    """Steps may be one a state, and learned: Φ_t(x) of many t is that of each alone, and ∂Φ_t(x)/∂t = X(Φ_t(x))."""
+    order = torch.arange(len(at.x)) % len(TIMES)
+    times = at.x.new_tensor(TIMES)[order].reshape(-1, *(1,) * (at.x.ndim - 1))
+    probe = torch.randn(at.x.shape, generator=torch.Generator().manual_seed(6), dtype=at.x.dtype)
+    with torch.no_grad():
+        early, late = (at.field.flow(at.x, time) for time in TIMES)
+        alone = torch.where(times == TIMES[0], early, late)
+    try:
+        moved, slope = _moved(at.field.flow, at.x, times, probe)
+    except Exception as error:
+        sentence = str(error).split("\n", maxsplit=1)[0]
+        yield (
+            f"flow(x, t) with t of shape {tuple(times.shape)}, one a state, raises {type(error).__name__} ({sentence})"
+            "; t is a number, or a tensor that multiplies x"
+        )
+        return
+    if moved.shape != alone.shape:
+        yield f"flow(x, t) of t {tuple(times.shape)} and x {tuple(at.x.shape)} has shape {tuple(moved.shape)}"
+        return
+    yield from _difference("Φ_t(x) for one t a state and for each t alone", moved, alone, at.tolerance(moved, alone))
+    expected, rounding = _product(at, probe.flatten(1), at.rates_at(moved))
+    if slope is not None:
+        what = "⟨v, ∂Φ_t(x)/∂t⟩ and ⟨v, X(Φ_t(x))⟩ for a random v"
+        yield from _difference(what, slope, expected, speed * rounding)
+    elif float(expected.abs().max()) > speed * rounding:
+        yield "flow(x, t) has no gradient in a tensor t, and steps cannot be learned; compute with t, not with float(t)"
+
+
+@with_gradients
+def _moved(
+    flow: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Tensor, probe: Tensor
+) -> tuple[Tensor, Float[Tensor, " batch"] | None]:
+    """Φ_t(x), and the derivative by t of ⟨v, Φ_t(x)⟩ for each state; ``None`` where there is none."""
+    t = times.clone().requires_grad_(True)
+    moved = flow(x.detach().clone(), t)
+    if not moved.requires_grad or moved.shape != x.shape:
+        return moved.detach(), None
+    (slope,) = torch.autograd.grad((probe.clone() * moved).sum(), t, allow_unused=True)
+    return moved.detach(), None if slope is None else slope.flatten()
 
 
 @measures("flow_constant", METHODS)

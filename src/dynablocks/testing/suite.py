@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,7 @@ class Case:
 
 
 Test = Callable[[Case], Iterator[str]]
+C = TypeVar("C")
 CHECKS: dict[str, Test] = {}
 """Those of :func:`check_block` by name; each yields one sentence for each thing that is wrong."""
 
@@ -82,7 +84,8 @@ def check_block(block: nn.Module, sample: Tensor | None = None, *, seed: int = 0
     :func:`dynablocks.switching.keep_constraints`, and under hostile parameters (×1000, zero, constant, rank one; then
     projected, as after any step of an optimiser), where a declaration may change but must stay true, and an implicit
     step may raise :class:`dynablocks.errors.NotConverged`. The fields of its blocks must have the shape of their
-    states, and facts that are true at the start and under hostile parameters (up to :data:`FIELD_ENTRIES` entries).
+    states, and they and their terms facts that are true at the start and under hostile parameters (up to
+    :data:`FIELD_ENTRIES` entries).
 
     Args:
         block: any module that declares its properties, or any composition of such.
@@ -120,7 +123,9 @@ def check_field(field: VectorField, sample: Tensor | None = None, *, seed: int =
     truth: each fact of :meth:`~dynablocks.fields.VectorField.facts` and of its standing facts is measured in float64,
     against X and its dense Jacobians at random states, at a tenth and at ten times of these: at the start, after 25 SGD
     steps, and under hostile parameters. At the start ``potential``, ``energy``, ``structure``, ``terms``, the Euler
-    constants, the flow, its constants and its log-determinant are held against X as well, where the field has them.
+    constants, the flow (of one time for all states and of one each), its gradient in time, its constants and its
+    log-determinant are held against X as well, where the field has them. All of it is measured of the terms of a sum,
+    too: a splitting knows the field by these.
 
     It can refute a fact, not prove it: a constant that is true where it was measured may be too small elsewhere.
 
@@ -150,13 +155,7 @@ def check_field(field: VectorField, sample: Tensor | None = None, *, seed: int =
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        drawn = torch.randn(8, *field.in_shape, dtype=torch.float64) if sample is None else sample
-        states = _checked_sample(field, drawn)
-        if tuple(states.shape[1:]) != field.in_shape:
-            raise InvalidArgument(
-                f"sample has shape {tuple(states.shape)}; states of {type(field).__name__} have shape {field.in_shape}."
-            )
-        return _report(field, states, FIELD_CHECKS, seed)
+        return _report(field, checked_states(field, sample, 8), FIELD_CHECKS, seed)
 
 
 def _report(module: nn.Module, sample: Tensor, checks: dict[str, Test], seed: int) -> ConformanceReport:
@@ -165,7 +164,7 @@ def _report(module: nn.Module, sample: Tensor, checks: dict[str, Test], seed: in
     findings = []
     for name, test in checks.items():
         torch.manual_seed(seed)
-        findings.append(_run(name, test, case))
+        findings.append(outcome(name, test, case))
     return ConformanceReport(type(module).__name__, tuple(findings))
 
 
@@ -185,7 +184,23 @@ def _checked_sample(block: nn.Module, sample: Tensor | None) -> Tensor:
     return sample.detach().cpu().double().clone()
 
 
-def _run(name: str, test: Test, case: Case) -> Finding:
+def checked_states(field: VectorField, sample: Tensor | None, count: int) -> Tensor:
+    """The sample in float64, or ``count`` normally distributed states where there is none.
+
+    Raises:
+        InvalidArgument: the sample is no finite float batch of at least two states of the field.
+    """
+    drawn = torch.randn(count, *field.in_shape, dtype=torch.float64) if sample is None else sample
+    states = _checked_sample(field, drawn)
+    if tuple(states.shape[1:]) != field.in_shape:
+        raise InvalidArgument(
+            f"sample has shape {tuple(states.shape)}; states of {type(field).__name__} have shape {field.in_shape}."
+        )
+    return states
+
+
+def outcome(name: str, test: Callable[[C], Iterator[str]], case: C) -> Finding:
+    """What a check finds; that it raises is a finding, too."""
     try:
         problems = list(test(case))
     except Exception as error:
