@@ -22,7 +22,7 @@ import torch
 
 from dynablocks.experiments.ensembles import train_alone, train_ensemble
 from dynablocks.experiments.planar_networks import FAMILIES
-from dynablocks.experiments.table1 import EnsembleCell
+from dynablocks.experiments.table1_cells import EnsembleCell
 
 
 def compare(cell: EnsembleCell, loop_runs: int) -> dict[str, float]:

@@ -12,7 +12,8 @@ import torch
 from dynablocks.experiments import EXPERIMENTS, Scale, Store
 from dynablocks.experiments.ensembles import EnsembleTraining
 from dynablocks.experiments.planar_networks import FAMILIES
-from dynablocks.experiments.table1 import EnsembleCell, PlanarClassification, PlanarSet, quartiles, stored_network
+from dynablocks.experiments.table1 import PlanarClassification, quartiles
+from dynablocks.experiments.table1_cells import EnsembleCell, PlanarSet, stored_network
 from dynablocks.robustness.certificates import certified_radii
 
 SMOKE = Scale("smoke")

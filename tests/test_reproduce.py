@@ -37,7 +37,8 @@ from dynablocks.experiments.runner import (
     write_outputs,
 )
 from dynablocks.experiments.runs import AttackCell, stored_attack, stored_certificate
-from dynablocks.experiments.table1 import WEIGHTS, PlanarClassification, stored_network
+from dynablocks.experiments.table1 import PlanarClassification
+from dynablocks.experiments.table1_cells import WEIGHTS, stored_network
 from dynablocks.files import lock_file, write_json
 from dynablocks.robustness import PAPER_EPSILONS
 from dynablocks.run_files import ATTACK_PARTIAL, ATTACK_TENSORS, CERTIFICATE_TENSORS, RESULT

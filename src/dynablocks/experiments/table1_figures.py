@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dynablocks.experiments.table1 import NAMES, EnsembleCell, median_run, stored_network
+from dynablocks.experiments.table1_cells import NAMES, EnsembleCell, median_run, stored_network
 from dynablocks.reporting.figures import BLUE, INK, VERMILION, new_figure, styled
 from dynablocks.robustness.certificates import certified_radii
 
