@@ -19,13 +19,13 @@ from dynablocks.experiments.fig8 import (
     FourthOrderFieldCell,
     NetworkRotation,
     SplittingFieldCell,
-    SumField,
     judged,
     printed_field,
     ridge_field,
     target,
     target_pairs,
 )
+from dynablocks.fields import SumField, VectorField
 from dynablocks.fields.sphere import RotationField
 from dynablocks.fields.symmetric import GradientOf
 from dynablocks.integrators import integrator
@@ -54,11 +54,11 @@ def test_pairs_are_of_the_flow(name: str) -> None:
     assert torch.allclose(back, y, rtol=0, atol=1e-12)
 
 
-class Lambda(SumField):
+class Lambda(VectorField):
     """A target as a field."""
 
     def __init__(self, name: str) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         self.target = name
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,9 +88,11 @@ def test_networks_are_the_printed_ones() -> None:
     assert sizes == [(10, 4), (10, 10), (1, 10), (60, 4), (60, 60), (60, 60), (6, 60)]
     x = torch.randn(5, 4, dtype=torch.float64)
     field = field.double()
-    assert float((field.tangent(x) * x).detach().sum(1).abs().max()) < 1e-14
-    assert isinstance(field.tangent, NetworkRotation)
-    assert torch.allclose(field(x), sum(term(x) for term in field.terms()), rtol=1e-12, atol=1e-12)
+    gradient, tangent = field.terms()
+    assert isinstance(gradient, GradientOf)
+    assert isinstance(tangent, NetworkRotation)
+    assert float((tangent(x) * x).detach().sum(1).abs().max()) < 1e-14
+    assert torch.allclose(field(x), gradient(x) + tangent(x), rtol=1e-12, atol=1e-12)
 
 
 def test_unknown_target() -> None:

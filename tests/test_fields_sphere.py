@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
+from dynablocks.ensembles import ensemble_forward, stacked_parameters
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import FieldFacts, VectorField
 from dynablocks.fields.base import potential_of
 from dynablocks.fields.mass import MassPreservingField
 from dynablocks.fields.presnov import presnov
-from dynablocks.fields.sphere import RotationField, SphereField, TangentField, skew_exponential, skew_matrix
+from dynablocks.fields.sphere import RotationField, SphereField, TangentField
+from dynablocks.fitting.objective import Objective
 from dynablocks.linear import Conv, Dense
 from dynablocks.properties import NormPreserving, verify
 from dynablocks.switching import FreeSignal
@@ -88,18 +90,6 @@ def test_zero_is_at_rest_with_finite_gradients() -> None:
         assert not image.any()
         (gradient,) = torch.autograd.grad(image.sum() + field.rotate(zero, zero, 0.3).sum(), zero)
         assert torch.isfinite(gradient).all()
-
-
-@pytest.mark.parametrize("scale", [1e-3, 1e-2, 0.1, 1.0, 30.0])
-def test_skew_exponential_against_scipy(scale: float) -> None:
-    import scipy.linalg
-
-    matrices = scale * skew_matrix(torch.randn(5, 6, dtype=torch.float64), 4)
-    exact = torch.stack([torch.tensor(scipy.linalg.expm(m.numpy())) for m in matrices])
-    alone = torch.cat([skew_exponential(m[None]) for m in matrices])
-    for given in (skew_exponential(matrices), alone):
-        assert (given - exact).abs().max() < 1e-14 * max(1.0, 20 * scale)
-        assert (given @ given.mT - torch.eye(4)).abs().max() < 1e-14 * max(1.0, 20 * scale)
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -197,14 +187,41 @@ def test_errors_say_what_to_do(make: Callable[[], VectorField], words: str) -> N
         make()
 
 
-def test_the_exponential_of_a_small_matrix_does_not_depend_on_a_large_one_beside_it() -> None:
-    small = skew_matrix(torch.randn(1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), 3)
-    both = skew_exponential(torch.cat([small, 1e6 * small, 0 * small]))
-    assert float((both[0] - skew_exponential(small)[0]).abs().max()) < 1e-15
-    assert torch.equal(both[2], torch.eye(3, dtype=torch.float64))
-
-
 def test_rotations_of_no_sample_are_no_rotations() -> None:
-    assert skew_exponential(torch.zeros(0, 3, 3)).shape == (0, 3, 3)
     block = DynamicalBlock(RotationField(3), "lie-euler", FreeSignal(0.1))
     assert block(torch.zeros(0, 3)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("method", ["lie-euler", "lie-midpoint", "cayley", "cayley-midpoint"])
+def test_lie_steps_take_stacked_parameters(method: str) -> None:
+    """Of runs whose exponentials are squared a different number of times."""
+    blocks, x = [], torch.randn(5, 3, dtype=torch.float64)
+    for factor in (0.01, 1.0, 30.0):
+        field, _ = build("rotation", factor)
+        blocks.append(DynamicalBlock(field, method, FreeSignal(0.3)).double())
+    stacked = stacked_parameters(blocks)
+    outputs = ensemble_forward(blocks[0], stacked, x)
+    together = torch.autograd.grad(outputs.square().mul(x).sum(), list(stacked.values()))
+    gradients = dict(zip(stacked, together, strict=True))
+    for run, block in enumerate(blocks):
+        alone = block(x)
+        assert torch.allclose(outputs[run], alone, rtol=0, atol=1e-11)
+        wanted = torch.autograd.grad(alone.square().mul(x).sum(), list(block.parameters()))
+        for (name, _), gradient in zip(block.named_parameters(), wanted, strict=True):
+            size = max(1.0, float(gradient.abs().max()))
+            assert torch.allclose(gradients[name][run], gradient, rtol=0, atol=1e-11 * size)
+
+
+@pytest.mark.parametrize("method", ["lie-midpoint", "cayley-midpoint"])
+def test_least_squares_of_lie_steps_have_the_jacobian_of_each_sample(method: str) -> None:
+    """RᵀR = [J r]ᵀ[J r], with J of one sample after the other from autograd alone."""
+    field, x = build("rotation", 3.0)
+    block, y = DynamicalBlock(field, method, FreeSignal(0.3)).double(), torch.randn_like(x)
+    factor = Objective(block, [x, y]).triangular_factor()
+    rows = []
+    for residual in (block(x) - y).flatten():
+        gradients = torch.autograd.grad(residual, list(block.parameters()), retain_graph=True)
+        rows.append(torch.cat([*(gradient.flatten() for gradient in gradients), residual.detach()[None]]))
+    stacked = torch.stack(rows)
+    gram = stacked.mT @ stacked
+    assert torch.allclose(factor.mT @ factor, gram, rtol=0, atol=1e-12 * float(gram.abs().max()))

@@ -37,7 +37,7 @@ from dynablocks.errors import require_choice
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
 from dynablocks.experiments.fitted import AdamTraining, FittedCell, Pairs
-from dynablocks.fields import FieldFacts, GradientField, VectorField
+from dynablocks.fields import FieldFacts, GradientField, SumField, VectorField
 from dynablocks.fields.base import potential_of
 from dynablocks.fields.sphere import RotationField, TangentField, skew_matrix
 from dynablocks.fields.symmetric import GradientOf
@@ -103,29 +103,11 @@ class NetworkRotation(TangentField):
         return FieldFacts(tangent=True, reason="Λ(x)x with skew Λ")
 
 
-class SumField(VectorField):
-    """∇V + X_S; ``gradient`` is a field with a potential, ``tangent`` one tangent to spheres."""
-
-    def __init__(self, gradient: VectorField, tangent: TangentField) -> None:
-        super().__init__()
-        self.gradient, self.tangent, self.in_shape = gradient, tangent, tangent.in_shape
-
-    def forward(self, x: Tensor) -> Tensor:
-        total: Tensor = self.gradient(x) + self.tangent(x)
-        return total
-
-    def terms(self) -> tuple[VectorField, ...]:
-        return self.gradient, self.tangent
-
-    def facts(self) -> FieldFacts:
-        return FieldFacts(reason="∇V + X_S")
-
-
 class FlowStep(nn.Module):
     """(x, y) in one row of 2n numbers ↦ the step from x that is compared with y.
 
     Args:
-        field: ∇V + X_S.
+        field: ∇V + X_S, of two terms in this order.
         method: ``"splitting"``, Calvo's step and then a discrete gradient that ends in y, or an integrator's name.
     """
 
@@ -137,8 +119,8 @@ class FlowStep(nn.Module):
         x, y = pair.chunk(2, dim=1)
         if self.method != "splitting":
             return integrator(self.method).step(self.field, x, STEP)
-        gradient = self.field.gradient
-        z = integrator("calvo").step(self.field.tangent, x, STEP)
+        gradient, tangent = self.field.terms()
+        z = integrator("calvo").step(tangent, x, STEP)
 
         def potential(point: Tensor) -> Tensor:
             return potential_of(gradient, point)
@@ -215,7 +197,7 @@ class FieldCell(FittedCell):
 
 
 @torch.no_grad()
-def judged(name: str, learned: SumField) -> dict[str, Any]:
+def judged(name: str, learned: VectorField) -> dict[str, Any]:
     """‖X_θ − X‖/‖X‖ in L² and the largest error over the largest ‖X‖, at 20,000 points; values for plots."""
     x = 2 * torch.rand(20_000, DIMENSIONS[name], dtype=torch.float64, generator=seeded_generator(1)) - 1
     truth = target(name, x)

@@ -12,6 +12,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation, activation
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, over_matrices
 from dynablocks.linear import Dense, LinearMap, shared_weights
+from dynablocks.numerics.exponential import matrix_exponential
 from dynablocks.numerics.solving import solve_systems
 
 if TYPE_CHECKING:
@@ -33,35 +34,6 @@ def skew_matrix(pairs: Float[Tensor, "batch pairs"], entries: int) -> Float[Tens
     signs = pairs.new_ones(entries, entries).triu(1)
     matrix = pairs.index_select(-1, index.flatten()).reshape(*pairs.shape[:-1], entries, entries)
     return matrix * (signs - signs.mT)
-
-
-PADE = (1.0, 1 / 2, 5 / 44, 1 / 66, 1 / 792, 1 / 15840, 1 / 665280)
-
-
-def skew_exponential(matrix: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch n n"]:
-    """exp(Λ) for skew Λ: the [6/6] Padé approximant of Λ/2^k, itself a rotation, squared k times, k of each sample.
-
-    ``torch.linalg.matrix_exp`` is off by up to 1e-11 in float64, and differently for a sample alone and in a batch.
-
-    Source: Higham (2005), "The scaling and squaring method for the matrix exponential revisited".
-
-    Example:
-        >>> quarter = torch.tensor([[[0.0, -torch.pi / 2], [torch.pi / 2, 0.0]]])
-        >>> bool(torch.allclose(skew_exponential(quarter), torch.tensor([[0.0, -1.0], [1.0, 0.0]]), atol=1e-6))
-        True
-    """
-    norms = matrix.detach().abs().sum(-1).amax(-1)[..., None, None]
-    squarings = torch.where(norms.isfinite(), (norms.log2().ceil() + 1).clamp_min(0), 0.0)
-    small = matrix * torch.exp2(-squarings)
-    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    square = small @ small
-    fourth = square @ square
-    even = PADE[0] * eye + PADE[2] * square + PADE[4] * fourth + PADE[6] * square @ fourth
-    odd = small @ (PADE[1] * eye + PADE[3] * square + PADE[5] * fourth)
-    rotation: Tensor = solve_systems(even - odd, even + odd)
-    for done in range(int(squarings.max()) if squarings.numel() else 0):
-        rotation = torch.where(squarings > done, rotation @ rotation, rotation)
-    return rotation
 
 
 def inverse_norm(x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch 1"]:
@@ -238,7 +210,7 @@ class RotationField(TangentField):
             eye = torch.eye(v.shape[-1], dtype=v.dtype, device=v.device)
             moved = solve_systems(eye - matrix / 2, column + matrix @ column / 2)
         else:
-            moved = skew_exponential(matrix) @ column
+            moved = matrix_exponential(matrix) @ column
         return keep_norm(moved.squeeze(-1), v)
 
     def facts(self) -> FieldFacts:

@@ -17,6 +17,7 @@ from dynablocks.fields.parity import OddDifference
 from dynablocks.fields.sums import SumField, facts_of_opposite
 from dynablocks.linear import Dense
 from dynablocks.linear.maps import require_shape
+from dynablocks.numerics.exponential import matrix_exponential
 from dynablocks.numerics.rounding import EPS, checked_float64
 
 if TYPE_CHECKING:
@@ -83,17 +84,13 @@ class LinearField(VectorField):
 
         Rounding is of the size of n|t|‖S‖ε, relative to ‖e^{tS}‖‖x‖ and to the integral.
         """
-        # Imported here, since the tables of the docs list fields in the order in which their files are imported.
-        from dynablocks.fields.sphere import skew_exponential
-
         matrix, column = self.symmetric(), x.unsqueeze(-1)
-        # Its approximant is good for every matrix that is scaled to a norm of 1/2, skew or not.
         if self.bias is None:
-            return (skew_exponential(over_matrices(time) * matrix) @ column).squeeze(-1)
+            return (matrix_exponential(over_matrices(time) * matrix) @ column).squeeze(-1)
         # So large a c leaves it to S how often the exponential is squared, each of which doubles the error of e^{tS}.
         c = 2.0**20 * self.bias.detach().abs().amax().clamp_min(1.0)
         rows = torch.cat([matrix, (self.bias / c).unsqueeze(-1)], dim=1)
-        grown = skew_exponential(over_matrices(time) * nn.functional.pad(rows, (0, 0, 0, 1)))[..., :-1, :]
+        grown = matrix_exponential(over_matrices(time) * nn.functional.pad(rows, (0, 0, 0, 1)))[..., :-1, :]
         return (grown[..., :-1] @ column).squeeze(-1) + c * grown[..., -1]
 
     def flow_log_determinant(self, x: Float[Tensor, "batch n"], time: Tensor | float) -> Float[Tensor, " batch"]:

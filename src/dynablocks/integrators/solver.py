@@ -15,6 +15,7 @@ from torch.autograd import Function
 from dynablocks.errors import InvalidArgument, NotConverged, require_choice
 from dynablocks.linear.maps import is_mixed, own_precision
 from dynablocks.numerics.solving import invert_matrices, solve_systems
+from dynablocks.numerics.transforms import unwrapped
 
 Residual = Callable[..., Tensor]
 
@@ -50,7 +51,7 @@ class Settings:
 
     def failure(self, failed: Tensor, size: Tensor, iterations: int, like: Tensor) -> NotConverged:
         """The error for the samples that are not solved."""
-        unsolved, largest = _bare(failed), float(_bare(torch.where(failed, size, 0.0)).max())
+        unsolved, largest = unwrapped(failed), float(unwrapped(torch.where(failed, size, 0.0)).max())
         return NotConverged(
             f"{self.subject} is not solved for {int(unsolved.sum())} of {unsolved.numel()} samples: residual"
             f" {largest:.1e} after {iterations} iterations, relative tolerance"
@@ -285,16 +286,9 @@ def _norm(v: Tensor) -> Tensor:
     return torch.linalg.vector_norm(v.flatten(1), dim=1)
 
 
-def _bare(value: Tensor) -> Tensor:
-    """The numbers in a tensor that function transforms have wrapped: under ``vmap`` those of all runs."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(value):
-        value = torch._C._functorch.get_unwrapped(value)
-    return value
-
-
 def _anywhere(mask: Tensor) -> bool:
     """Whether the mask holds for a sample, of any run."""
-    return bool(_bare(mask).any())
+    return bool(unwrapped(mask).any())
 
 
 def _where(mask: Tensor, one: Tensor, other: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Sound float64 arithmetic: bounds of singular values, rounding slack, linear solves."""
+"""Sound float64 arithmetic: bounds of singular values, rounding slack; linear solves and exponentials in batches."""
