@@ -109,6 +109,47 @@ def test_each_false_fact_is_found_and_named(claim: dict[str, object]) -> None:
     assert f"; {next(iter(claim))}: " in f"; {found.message}", found.message
 
 
+class Claimed(LinearField):
+    """X(x) = diag(−1, 1/2, 2)x, and the facts that it is given."""
+
+    def __init__(self, facts: FieldFacts) -> None:
+        super().__init__(3)
+        self.claim = facts
+        with torch.no_grad():
+            self.matrix.copy_(torch.diag(torch.tensor([-1.0, 0.5, 2.0])))
+
+    def facts(self) -> FieldFacts:
+        return self.claim
+
+
+STEEP = "lipschitz: ‖DX‖ is 2 at a state, 2.0e-09 above"
+FAR = "lipschitz: ‖δX‖ − lipschitz·‖δx‖ is 2.0e-09 between"
+GROWING = "one_sided: an eigenvalue of (DX + DXᵀ)/2 is 2 at a state, 2.0e-09 above"
+APART = "one_sided: ⟨δX, δx⟩ − one_sided·‖δx‖² is 2.0e-09 between"
+REACH = "spectrum: the eigenvalues of DX reach from -1 to 2, beyond ["
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentences"),
+    [
+        (FieldFacts(2.0, 2.0, (-1.0, 2.0)), []),
+        # From a constant follows one_sided, and from an interval both constants: they are as short.
+        (FieldFacts(lipschitz=2 - 2e-9), [STEEP, FAR, GROWING, APART]),
+        (FieldFacts(one_sided=2 - 2e-9), [GROWING, APART]),
+        (FieldFacts(spectrum=(-1 + 1e-9, 2.0)), [REACH]),
+        (FieldFacts(spectrum=(-1.0, 2 - 2e-9)), [STEEP, FAR, GROWING, APART, REACH]),
+    ],
+    ids=["true", "lipschitz", "one_sided", "low end", "high end"],
+)
+def test_a_constant_that_is_short_by_a_billionth_is_found(facts: FieldFacts, sentences: list[str]) -> None:
+    """Rounding is allowed 512 · 3 eps for a number of size 1: a thousand times less."""
+    along = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    told = list(false_facts(Claimed(facts).double(), along))
+    assert len(told) == len(sentences), told
+    for found, sentence in zip(told, sentences, strict=True):
+        assert found.startswith(sentence)
+
+
 def test_what_is_not_claimed_is_not_found() -> None:
     check_field(Claiming()).require()
 

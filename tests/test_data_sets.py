@@ -430,11 +430,12 @@ NO_LABELS = "data_batch_2 has no 'labels' of one integer an image"
             b"cnumpy.core.multiarray\n_reconstruct\n(tR(I1\n(I3\ntcnumpy\ndtype\n(S'u1'\ntRI00\nS'ab'\ntb.",
             "data_batch_2 holds an array of 2 items for shape (3,)",
         ),
-        (
-            b"cnumpy.core.multiarray\n_reconstruct\n}S'x'\nI1\nsb.",
-            "data_batch_2 holds a _Reconstruct rather than a dict",
-        ),
-        (b"cnumpy.core.multiarray\n_reconstruct\nN}S'__call__'\nI1\ns\x86b.", BROKEN),
+        (b"cnumpy.core.multiarray\n_reconstruct\n.", "data_batch_2 holds a _Reconstruct rather than a dict"),
+        # What stands in for a function takes no attribute, neither into a dict of its own nor by setattr.
+        (b"cnumpy.core.multiarray\n_reconstruct\n}Vx\nI1\nsb.", f"{BROKEN} (AttributeError)"),
+        (b"cnumpy.core.numeric\n_frombuffer\n}Vx\nI1\nsb.", f"{BROKEN} (AttributeError)"),
+        (b"cnumpy\ndtype\nN}V__call__\nI1\ns\x86b.", f"{BROKEN} (AttributeError)"),
+        (b"c_codecs\nencode\nN}V__call__\nI1\ns\x86b.", f"{BROKEN} (AttributeError)"),
         (pickle.dumps([1, 2], 2), "data_batch_2 holds a list rather than a dict"),
         (
             pickle.dumps({b"data": np.zeros((1, 3072)), b"labels": [0]}, 2),

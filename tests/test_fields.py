@@ -127,6 +127,21 @@ def test_facts_hold_at_every_point(make, hostile: str) -> None:
     assert not list(false_facts(field, draw(field, 24)))
 
 
+WITHOUT_CONSTANT = {
+    *("compartments", "gradient-of", "hamiltonian-embedding", "rotation", "sphere"),
+    *("sum of exchanges", "sum of tangents"),
+}
+"""The fields of which no Lipschitz constant is known, whatever their parameters are."""
+
+
+@pytest.mark.parametrize("hostile", SPOIL)
+@pytest.mark.parametrize("name", FIELD_MAKERS)
+def test_a_constant_that_is_known_is_finite_under_hostile_parameters_too(name: str, hostile: str) -> None:
+    """An infinite one holds at every point and says nothing."""
+    lipschitz = spoiled(FIELD_MAKERS[name], hostile).facts().lipschitz
+    assert (lipschitz == math.inf) == (name in WITHOUT_CONSTANT)
+
+
 FREE_WEIGHTS = [name for name in FIELD_MAKERS if name.startswith("gradient ") and name != "gradient full"]
 
 

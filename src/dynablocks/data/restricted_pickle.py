@@ -56,22 +56,28 @@ def _to_array(content: object, kind: object, shape: object, order: str) -> np.nd
 
 
 class _StandIn:
-    """Called in place of a NumPy function; without attributes, so a pickle cannot change it."""
+    """Called in place of a NumPy function; without attributes, as all its kinds are, so a pickle cannot change it."""
 
     __slots__ = ()
 
 
 class _Reconstruct(_StandIn):
+    __slots__ = ()
+
     def __call__(self, *_: object) -> _Array:
         return _Array()
 
 
 class _MakeDataType(_StandIn):
+    __slots__ = ()
+
     def __call__(self, code: object, *_: object) -> _DataType:
         return _DataType(code)
 
 
 class _FromBuffer(_StandIn):
+    __slots__ = ()
+
     def __call__(self, content: object, kind: object, shape: object, order: object) -> _Array:
         array = _Array()
         array.values = _to_array(content, kind, shape, str(order))
@@ -79,6 +85,8 @@ class _FromBuffer(_StandIn):
 
 
 class _EncodeLatin1(_StandIn):
+    __slots__ = ()
+
     def __call__(self, text: object, encoding: object = "latin1") -> bytes:
         if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
             raise _Refused("bytes that are not latin-1")

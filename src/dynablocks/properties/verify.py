@@ -368,6 +368,11 @@ def _measure_invariant(module: nn.Module, declared: LinearInvariant, x: Tensor) 
         gap = y.sum(1) - flat.sum(1)
     else:
         weights = torch.tensor(declared.weights, dtype=x.dtype)
+        if not len(weights) == flat.shape[1] == y.shape[1]:
+            raise InvalidArgument(
+                f"{declared} has {len(weights)} weights, for states of {flat.shape[1]} entries and outputs of "
+                f"{y.shape[1]}; give one weight an entry."
+            )
         weights = weights / weights.abs().max()
         gap = y @ weights - flat @ weights
     return _worst(gap.abs() / flat.abs().sum(1).clamp_min(1.0), x)

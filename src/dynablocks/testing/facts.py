@@ -297,7 +297,11 @@ def _spectrum(at: Measured, facts: FieldFacts) -> Iterator[str]:
     low, high = facts.spectrum
     smallest, largest = float(at.eigenvalues.min()), float(at.eigenvalues.max())
     if not (low - at.slack <= smallest and largest <= high + at.slack):
-        yield f"the eigenvalues of DX reach from {smallest:.9g} to {largest:.9g}, beyond [{low:.9g}, {high:.9g}]"
+        beyond = max(low - smallest, largest - high)
+        yield (
+            f"the eigenvalues of DX reach from {smallest:.9g} to {largest:.9g}, beyond [{low:.9g}, {high:.9g}] by "
+            f"{beyond:.1e}"
+        )
 
 
 @measures("conservative")
