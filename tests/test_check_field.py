@@ -280,6 +280,26 @@ class OneStep(LinearField):
         return x + time * self(x)
 
 
+class ForwardsOnly(Damping):
+    """Far back in time it goes too far."""
+
+    def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
+        times = torch.as_tensor(time, dtype=x.dtype)
+        return super().flow(x, torch.where(times < -0.1, 2 * times, times))
+
+
+class PaperOnly(Small):
+    """The tight constant holds."""
+
+    def euler_constant(self, step_size: float, bound: str = "tight") -> tuple[float, str]:
+        return super().euler_constant(step_size) if bound == "paper" else VectorField.euler_constant(self, step_size)
+
+
+class DenseForwards(Damping):
+    def flow_log_determinant(self, x: Tensor, time: Tensor | float) -> Tensor:
+        return super().flow_log_determinant(x, torch.as_tensor(time, dtype=x.dtype).clamp_min(0))
+
+
 class Shrinking(Damping):
     def flow_constant(self, time: float) -> tuple[float, str]:
         return 0.5, "wishful thinking"
@@ -298,10 +318,13 @@ WRONG: list[tuple[str, Callable[[], VectorField]]] = [
     ("structure", lambda: Rising(3, width=4)),
     ("terms", lambda: Halved(None, GradientField(Dense(2, 3), "tanh"))),
     ("euler_constant", lambda: Small(Dense(3, 5), Dense(3, 5))),
+    ("euler_constant", lambda: PaperOnly(Dense(3, 5), Dense(3, 5))),
     ("flow", lambda: Late((4,))),
+    ("flow", lambda: ForwardsOnly((4,))),
     ("flow", lambda: OneStep(3)),
     ("flow_constant", lambda: Shrinking((4,))),
     ("flow_log_determinant", lambda: Denser((4,))),
+    ("flow_log_determinant", lambda: DenseForwards((4,))),
 ]
 
 

@@ -782,3 +782,70 @@ def test_what_is_no_sum_is_refused_in_one_sentence() -> None:
             SumField(*given)
     with pytest.raises(InvalidArgument, match="SumField has no energy"):
         SumField(LinearField(2)).energy(torch.zeros(1, 2))
+
+
+def test_a_sum_of_potentials_has_a_sign_and_no_factor() -> None:
+    with pytest.raises(InvalidArgument, match=r"sign is 2\.0; 1\.0 or -1\.0 is needed"):
+        PotentialSum(LinearField(2), sign=2.0)
+
+
+@pytest.mark.parametrize(("dtype", "invertible"), [(torch.float64, True), (torch.float32, False)])
+def test_a_linear_flow_is_invertible_where_its_number_format_leaves_digits(
+    dtype: torch.dtype, invertible: bool
+) -> None:
+    field = LinearField(3).to(dtype)
+    with torch.no_grad():
+        turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)))[0]
+        field.matrix.copy_(turn @ torch.diag(torch.tensor([-14.0, 0.3, 14.0])) @ turn.mT)
+    block = DynamicalBlock(field, "exact", FreeSignal(1.0))
+    assert (block.properties.of(Invertible) is not None) == invertible
+    x = torch.ones(1, 3, dtype=dtype)
+    with torch.no_grad():
+        missed = float((block.inverse(block(x)) - x).abs().max())
+    assert (missed < 0.1) == invertible
+
+
+def test_a_linear_flow_with_a_huge_bias_has_no_inverse_to_rounding() -> None:
+    field = LinearField(3, bias=True).double()
+    with torch.no_grad():
+        turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)))[0]
+        field.matrix.copy_(turn @ torch.diag(torch.tensor([-14.0, 0.3, 14.0])) @ turn.mT)
+        for bias, invertible in ((1.0, True), (1e8, False)):
+            field.bias.fill_(bias)
+            found = ExactFlow().declare(field, 1.0).properties.of(Invertible)
+            assert (found is not None) == invertible
+
+
+@pytest.mark.parametrize("step_size", [1e-300, 1e-17, 1e-15, 0.5, 1.0])
+def test_a_contractive_step_however_small_declares_one(step_size: float) -> None:
+    field = GradientField(Dense(3, 2), "tanh").double()
+    low = -field.facts().spectrum[0]
+    assert ExplicitEuler().declare(field, step_size / low).properties.lipschitz == 1.0
+    with torch.no_grad():
+        field.linear.matrix.zero_()
+    assert ExplicitEuler().declare(field, step_size).properties.lipschitz == 1.0
+
+
+def test_a_sum_within_a_sum_has_the_energy_that_its_parts_have() -> None:
+    class Nameless(VectorField):
+        in_shape = (2,)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flip(1) * x.new_tensor([1.0, -1.0])
+
+        def facts(self) -> FieldFacts:
+            return FieldFacts(1.0, hamiltonian=True, odd=True)
+
+    known = SeparableHamiltonian(entries=2)
+    for field, has_energy in ((SumField(SumField(known), known), True), (SumField(SumField(Nameless()), known), False)):
+        assert field.facts().conserves_energy == field.standing_facts().conserves_energy == has_energy
+
+
+def test_a_sum_with_a_forward_of_its_own_is_no_sum_of_its_terms() -> None:
+    class Twice(SumField):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    field = Twice(ShearField.example(), Damping((4,), 0.3))
+    assert field.terms() == (field,)
+    assert integrator("strang").why_not(field) is not None

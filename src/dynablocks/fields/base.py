@@ -228,6 +228,8 @@ class VectorField(nn.Module):
             cls.flow_constant = VectorField.flow_constant  # type: ignore[method-assign]
         if replaced(cls, (*MOVING, "flow"), ("flow_log_determinant",), roots):
             cls.flow_log_determinant = VectorField.flow_log_determinant  # type: ignore[method-assign]
+        if replaced(cls, ("forward",), ("terms",), roots):
+            cls.terms = VectorField.terms  # type: ignore[method-assign]
         cls._flow_of_another = replaced(cls, ("forward",), ("flow",), roots) is not None
 
     def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
@@ -363,6 +365,8 @@ class VectorField(nn.Module):
             # Rounding is that of hλ, which may be large where 1 + hλ is small.
             slack = 2 * EPS * (1 + abs(h) * max(abs(low), abs(high)))
             constant = 1.0 if exact else math.nextafter(ends[1] + slack, math.inf)
+            if min(h * low, h * high) >= -1 and max(h * low, h * high) <= 0:
+                constant = min(constant, 1.0)
             return constant, f"max|1+hλ|, λ in [{low:.4g}, {high:.4g}]"
         general = math.nextafter(1 + abs(h) * facts.lipschitz, math.inf)
         if h < 0 and facts.spectrum is None:
@@ -373,6 +377,8 @@ class VectorField(nn.Module):
         inner = 1 + linear + square + slack
         # ∞ − ∞, of numbers that overflow, says nothing; max(0, nan) would be 0.
         inner = math.inf if math.isnan(inner) else math.nextafter(math.sqrt(max(0.0, inner)), math.inf)
+        if square * (1 + 8 * EPS) <= -linear < math.inf:
+            inner = min(inner, 1.0)
         return min(general, inner), f"min(1+|h|L, √(1+2|h|μ+h²L²)), L={facts.lipschitz:.4g}, μ={one_sided:.4g}"
 
 

@@ -155,6 +155,12 @@ class SumField(VectorField):
 
     def _with_energy(self, facts: FieldFacts) -> FieldFacts:
         """𝕁∇H keeps its own H, whichever parts it is made of, where these have methods for it."""
-        if not facts.hamiltonian or any(type(field).energy is VectorField.energy for field in self._parts()):
+        if not facts.hamiltonian or not self._has_energy():
             return facts
         return replace(facts, conserves_energy=True)
+
+    def _has_energy(self) -> bool:
+        return all(
+            field._has_energy() if isinstance(field, SumField) else type(field).energy is not VectorField.energy
+            for field in self._parts()
+        )

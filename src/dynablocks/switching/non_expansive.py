@@ -12,7 +12,7 @@ from dynablocks.fields.base import FieldFacts, VectorField, require_field
 from dynablocks.linear import shared_weights
 from dynablocks.switching.signals import SwitchingSignal
 
-SHORTENED = 8
+SHORTENED = 24
 """By how many roundings of its number format a longest step is shortened: more than dividing, storing it and declaring
 the constant of the step take."""
 

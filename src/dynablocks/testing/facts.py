@@ -26,6 +26,8 @@ ROUNDING = 512 * torch.finfo(torch.float64).eps
 
 STEPS, TIMES = (-2.0, -0.5, 0.5, 2.0), (0.2, 0.3)
 """The steps of which constants are measured, and the times of which flows are."""
+LEGIBLE = 1e6
+"""By how much a flow may stretch rounding and still be held against its way back."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -456,10 +458,12 @@ def _terms(at: Measured, facts: FieldFacts) -> Iterator[str]:
 @measures("euler_constant", METHODS)
 def _euler_constant(at: Measured, facts: FieldFacts) -> Iterator[str]:
     for h in STEPS:
-        constant, _ = at.field.euler_constant(h)
-        if constant < math.inf:
-            norms = _norms(torch.eye(at.entries, dtype=at.x.dtype) + h * at.coordinates)
-            yield from _above(f"‖I + hDX‖ for h = {h}", norms, constant, abs(h) * at.slack + ROUNDING * at.entries)
+        norms = _norms(torch.eye(at.entries, dtype=at.x.dtype) + h * at.coordinates)
+        for bound in ("tight", "paper"):
+            constant, _ = at.field.euler_constant(h, bound)
+            if constant < math.inf:
+                what = f"‖I + hDX‖ for h = {h} and bound={bound!r}"
+                yield from _above(what, norms, constant, abs(h) * at.slack + ROUNDING * at.entries)
 
 
 @measures("flow", METHODS)
@@ -477,6 +481,11 @@ def _flow(at: Measured, facts: FieldFacts) -> Iterator[str]:
     size = max(1.0, largest_finite(at.x), largest_finite(at.rates))
     yield from _difference("its derivative at time 0 and X", slope, at.rates, 1e-8 * size * max(1.0, speed / 1e3))
     yield from _difference("Φ_t(Φ_s(x)) and Φ_{s+t}(x)", twice, once, at.tolerance(twice, once))
+    growth = math.exp(min(700.0, second * speed))
+    if growth < LEGIBLE:
+        with torch.no_grad():
+            back = flow(flow(at.x, second), -second)
+        yield from _difference("Φ_{−t}(Φ_t(x)) and x", back, at.x, growth * at.tolerance(twice, once, back))
     yield from _flow_of_times(at, speed)
 
 
@@ -536,17 +545,17 @@ def _flow_constant(at: Measured, facts: FieldFacts) -> Iterator[str]:
 
 @measures("flow_log_determinant", METHODS)
 def _flow_log_determinant(at: Measured, facts: FieldFacts) -> Iterator[str]:
-    time = TIMES[0]
-    if at.field.why_no_flow() is not None or _refuses(at.field.flow_log_determinant, at.x, time):
+    if at.field.why_no_flow() is not None or _refuses(at.field.flow_log_determinant, at.x, TIMES[0]):
         return
-    with torch.no_grad():
-        given = at.field.flow_log_determinant(at.x, time)
-    _, expected = torch.linalg.slogdet(_flow_jacobians(at, time))
-    if given.shape != expected.shape:
-        yield f"it has shape {tuple(given.shape)} for {len(at.x)} states; one number a state is needed"
-        return
-    slack = ROUNDING * at.entries**2 * max(1.0, largest_finite(expected))
-    yield from _difference("it and that of the dense Jacobian", given, expected, slack)
+    for time in (TIMES[0], -TIMES[0]):
+        with torch.no_grad():
+            given = at.field.flow_log_determinant(at.x, time)
+        _, expected = torch.linalg.slogdet(_flow_jacobians(at, time))
+        if given.shape != expected.shape:
+            yield f"it has shape {tuple(given.shape)} for {len(at.x)} states; one number a state is needed"
+            return
+        slack = ROUNDING * at.entries**2 * max(1.0, largest_finite(expected))
+        yield from _difference(f"it and that of the dense Jacobian for t = {time}", given, expected, slack)
 
 
 def _flow_jacobians(at: Measured, time: float) -> Float[Tensor, "batch entries entries"]:
