@@ -533,7 +533,7 @@ def test_facts_that_cannot_be_are_refused_in_one_sentence(name: str, value: obje
         FieldFacts(**{name: value})
 
 
-def test_constants_follow_from_a_spectrum_where_they_are_left_out_and_nowhere_else() -> None:
+def test_what_follows_from_a_spectrum_is_drawn_and_better_bounds_are_kept() -> None:
     alone = FieldFacts(spectrum=(-1.0, 0.25))
     assert (alone.lipschitz, alone.one_sided) == (1.0, 0.25)
     stated = FieldFacts(0.5, 0.125, (-1.0, 0.25))
