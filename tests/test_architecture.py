@@ -1,4 +1,4 @@
-"""What holds of the source as a whole: where imports point, how shapes are written, what cells are called.
+"""What holds of the source as a whole: where imports point, how shapes are written, what is named and documented.
 
 And of the tests: with what tolerances they compare.
 """
@@ -18,6 +18,7 @@ import pytest
 import dynablocks
 from dynablocks import experiments
 from dynablocks.experiments import Cell
+from dynablocks.fields import FIELDS
 
 SOURCE = Path(dynablocks.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -170,6 +171,36 @@ def test_a_kind_of_cell_is_one_class() -> None:
     for one, other in shared.values():
         # Keys hash the names of settings, too: without a common one no key is both's.
         assert not {field.name for field in fields(one)} & {field.name for field in fields(other)}
+
+
+REFERENCE = Path(__file__).parents[1] / "docs" / "api"
+
+
+def undocumented(directives: set[str]) -> list[str]:
+    """The public names of ``dynablocks`` that neither the page of their module shows nor a directive of their own."""
+
+    def shown(name: str) -> bool:
+        module = importlib.import_module(dynablocks._HOMES[name])
+        by_module = f".. automodule:: {module.__name__}" in directives and name in getattr(module, "__all__", [name])
+        return by_module or f".. autofunction:: dynablocks.{name}" in directives
+
+    return [name for name in dynablocks.__all__ if not shown(name)]
+
+
+def test_the_reference_has_every_public_name() -> None:
+    pages = [page.read_text(encoding="utf-8") for page in sorted(REFERENCE.glob("*.md"))]
+    directives = {line for page in pages for line in page.splitlines() if line.startswith(".. auto")}
+    assert undocumented(directives) == []
+    assert undocumented(directives - {".. autofunction:: dynablocks.load"}) == ["load"]
+    assert undocumented(directives - {".. automodule:: dynablocks.models"}) == ["ModelConfig", "build"]
+
+
+def test_registered_fields_are_public() -> None:
+    """The reference and the linter follow ``__all__``."""
+    room = importlib.import_module("dynablocks.fields")
+    shipped = {kind.__name__ for kind in FIELDS.values() if kind.__module__.startswith(f"{room.__name__}.")}
+    assert len(shipped) > 20
+    assert shipped - set(room.__all__) == set()
 
 
 COMPARISONS = ("allclose", "assert_allclose", "assert_close")

@@ -210,7 +210,7 @@ CASES: dict[str, tuple[str, Prepare, str]] = {
     "too many stages": (
         "train --preset smoke --model.widths [4,4,4,4] --model.layers [1,1,1,1]",
         _nothing,
-        "a 1 x 1 image cannot be folded by 2",
+        "images of 8 x 8 pixels cannot be folded by 16",
     ),
     "unknown padding": ("train --preset smoke --model.padding reflect", _nothing, "unknown padding 'reflect'"),
     "even kernel with same padding": (
@@ -415,6 +415,39 @@ CASES: dict[str, tuple[str, Prepare, str]] = {
     "broken manifest": ("certify run", _damage("manifest.json", lambda b: b"{"), "manifest.json cannot be read"),
     "NaN weights": ("certify run", _nan_weights, "the weights in run/checkpoint hold NaN or infinity"),
     "config.yaml removed": ("attack run", _remove_config, "run/config.yaml cannot be read"),
+    "a schedule that rises beyond all numbers": (
+        f"train {TINY} --training.schedule step --training.step_factor 10 --training.step_epochs 0.0001 --out b",
+        _nothing,
+        "step_factor 10 every 0.0001 epochs takes the learning rate beyond all numbers",
+    ),
+    "a run and a model to explain": (
+        "explain run --model prescribed",
+        _nothing,
+        "a run directory and a model (--model, or model: in a --config file) were given; give one.",
+    ),
+    "certify in an unknown arithmetic, dry": ("certify run --arithmetic float16 --dry-run", _nothing, "float16"),
+    "explain a missing run, dry": ("explain nowhere --dry-run", _nothing, "nowhere is not a run directory"),
+    "explain an unknown model, dry": ("explain --model prescibed --dry-run", _nothing, "unknown model 'prescibed'"),
+    "a dry run with a warm start that saw the held-out images": (
+        f"train {TINY} --warm_start run --data.validation 9 --out b --dry-run",
+        _nothing,
+        "--warm_start run was trained on images that are held out here",
+    ),
+    "a dry run with a warm start of another body": (
+        f"train {TINY.replace('[4,4]', '[4,8]')} --warm_start run --out b --dry-run",
+        _nothing,
+        "the network in run has another body",
+    ),
+    "a dry run with a warm start from itself": (
+        f"train {TINY} --warm_start run --out run --dry-run",
+        _nothing,
+        "--warm_start and --out are both run",
+    ),
+    "a dry attack of a run without its training": (
+        "attack run --dry-run",
+        lambda place: (place / "run" / "training.json").unlink(),
+        "the training in run is not finished",
+    ),
 }
 """Arguments, what is there before, and what the sentence says of it."""
 

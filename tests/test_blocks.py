@@ -252,6 +252,12 @@ def test_maps_between_blocks_are_what_they_declare() -> None:
     assert verify(lift, x).passed
 
 
+@pytest.mark.parametrize("channels", [0, -1, 1.5, True])
+def test_a_channel_mix_gives_a_whole_number_of_channels(channels: object) -> None:
+    with pytest.raises(InvalidArgument, match=rf"out_channels is {channels}; a whole number from 1 is needed"):
+        ChannelMix((2, 4, 4), channels)
+
+
 @pytest.mark.parametrize("normalise", ["rows", "frobenius", "none"])
 def test_the_head_is_normalised_as_it_says(normalise: str) -> None:
     head = Head(5, 3, normalise).double()

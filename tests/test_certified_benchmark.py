@@ -561,6 +561,53 @@ def test_a_result_made_otherwise_is_not_taken_for_this_one(
         run.result_of("ours", args)
 
 
+def test_an_entry_that_is_measured_again_keeps_the_origin_of_its_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(name: str, splits: object, measured: object, args: run.argparse.Namespace, directory: Path) -> dict:
+        (directory / "checkpoint").mkdir(exist_ok=True)
+        return {key: value for key, value in entry("cpl-0", 40.0).items() if key not in run.ORIGIN}
+
+    splits = SimpleNamespace(train=SimpleNamespace(name="d"), test=[0])
+    monkeypatch.setattr(run, "load_data", lambda *args: splits)
+    monkeypatch.setattr(run, "train_peer", train)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--data-dir", "nowhere", "--out", str(tmp_path), "--entries", "cpl"])
+    args = run.parse()
+
+    def measured_at(commit: str, moment: str, machine: str) -> dict:
+        (tmp_path / "cpl-0" / "result.json").unlink(missing_ok=True)
+        monkeypatch.setattr(run, "commit", lambda: commit)
+        monkeypatch.setattr(run, "device_name", lambda: machine)
+        monkeypatch.setattr(run, "time", SimpleNamespace(strftime=lambda format: moment))
+        return run.result_of("cpl", args)
+
+    first = measured_at("52bd512", "2026-11-29 12:03", "h")
+    assert [first[name] for name in run.ORIGIN] == ["2026-11-29 12:03", "52bd512", "h"]
+    assert "finished_by" not in first
+    again = measured_at("edffc18", "2026-11-30 13:07", "another")
+    assert again == first | {"finished_by": "edffc18"}
+    page = run.as_page([again], 60.0)
+    assert (page["date"], page["hardware"]) == ("2026-11-29", "h")
+    assert page["commit"] == "52bd512 (finished by edffc18)"
+
+
+def test_an_origin_belongs_to_a_training_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def commit_of(now: str) -> str | None:
+        monkeypatch.setattr(run, "commit", lambda: now)
+        return run.origin_of(tmp_path)["commit"]
+
+    # The first came to nothing: there is no checkpoint.
+    assert [commit_of("a"), commit_of("b")] == ["a", "b"]
+    (tmp_path / "checkpoint").mkdir()
+    assert commit_of("c") == "b"
+    for cut in ([], {"commit": "b"}, {"started": "then", "commit": 5, "hardware": "h"}):
+        run.write_json(tmp_path / run.ORIGIN_FILE, cut)
+        with pytest.raises(InvalidArgument, match="does not say when, by which commit and on which machine"):
+            run.origin_of(tmp_path)
+    (tmp_path / run.ORIGIN_FILE).unlink()
+    assert commit_of("d") is None
+
+
 def test_our_settings_take_the_budget_the_seed_and_the_changes() -> None:
     args = run.argparse.Namespace(
         preset="certified/cpu-1h", minutes=7.0, seed=3, held_out=100, set={"widths": [8, 16], "lr": 0.5}, data_dir=None

@@ -82,6 +82,29 @@ class WithoutGradient(TightRegion):
         return float(super().pair_constant(first, second))
 
 
+class Capped(TightRegion):
+    """Its constant stops at 1, so that no budget and no penalty sees a pair that expands."""
+
+    def pair_constant(self, first, second):
+        value = super().pair_constant(first, second)
+        return value.clamp_max(1.0) if isinstance(value, Tensor) else min(value, 1.0)
+
+
+class CostsNothing(TightRegion):
+    """Its constant is right, and its logarithm 0."""
+
+    def log_constant(self, first, second):
+        return 0 * super().log_constant(first, second)
+
+
+class Unasked(TightRegion):
+    """Its constant stops at 1 for tensors, which the penalty alone reads."""
+
+    def pair_constant(self, first, second):
+        value = super().pair_constant(first, second)
+        return value.clamp_max(1.0) if isinstance(value, Tensor) else value
+
+
 BLOCKS = ("declared constant", "measured constant")
 
 
@@ -95,6 +118,9 @@ BLOCKS = ("declared constant", "measured constant")
         (Loose, ("projection",)),
         (Restless, ("projection",)),
         (WithoutGradient, ("pair constant of tensors",)),
+        (Capped, BLOCKS),
+        (CostsNothing, BLOCKS),
+        (Unasked, ("pair constant of tensors",)),
     ],
 )
 def test_broken_twins_are_caught(twin: type[TightRegion], failed: tuple[str, ...]) -> None:

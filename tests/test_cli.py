@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import html
 import io
 import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -38,6 +40,7 @@ from dynablocks.properties import Lipschitz, explain
 from dynablocks.robustness import attacks
 from dynablocks.run_directory import pipeline, results
 from dynablocks.run_directory.commands import _parse_run
+from dynablocks.run_directory.dry_run import _steps
 from dynablocks.run_directory.metrics import collect_metrics, stored_curves
 from dynablocks.run_directory.network import build_for, load, load_config, load_splits, pixel_statistics
 from dynablocks.run_directory.pipeline import attack_run, certify_run
@@ -416,11 +419,24 @@ def test_without_a_preset_cifar_images_take_the_quarter_of_an_hour() -> None:
     assert preset_model_data([])[0] == "cpu"
 
 
+def test_a_flag_that_is_null_names_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"data:\n  dir: {class_folders(tmp_path / 'photos')}\n")
+    assert preset_model_data(["--data.name", "null"]) == ("cpu", "certified", "digits")
+    assert preset_model_data(["--config", str(file)])[2] == "folder"
+    assert preset_model_data(["--config", str(file), "--data.name=null"])[2] == "folder"
+    assert preset_model_data(["--config", str(file), "--data.dir", "null"])[2] == "digits"
+    config, options = _parse_run("train", "Train.", [f"--config={file}", "--data", "null", "--data-dir", "null"])
+    assert (config.data.name, config.data.dir) == (None, None)
+    assert config.training == _parse_run("train", "Train.", [])[0].training
+    assert options.out == Path("runs") / "digits-certified-cpu"
+
+
 def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert main(["train", *TINY.split(), "--out", str(out), "--dry-run"]) == 0
     said = capsys.readouterr().out
-    for word in ("parameters", "cost", "training time", "cached"):
+    for word in ("parameters", "cost", "optimiser steps", "training time", "cached"):
         assert word in said
     assert not out.exists()
 
@@ -897,3 +913,178 @@ def test_commands_work_where_there_is_no_standard_output(finished: Path, monkeyp
         patch.setattr(sys, "stdout", None)
         codes = [main(["list", "models"]), main(["certify", str(finished)])]
     assert codes == [0, 0]
+
+
+ALL_CACHED = "training (finished), attack, certificate"
+
+
+def said_to_be_cached(capsys: pytest.CaptureFixture[str]) -> str:
+    found = re.search(r"cached:? +(.*)\n$", capsys.readouterr().out)
+    assert found is not None
+    return found[1]
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "cached"),
+    [
+        ("run", "", ALL_CACHED),
+        ("run", "--attack.steps 4", "training (finished), certificate"),
+        ("attack", "", ALL_CACHED),
+        ("attack", "--attack.steps 4", "training (finished), certificate"),
+        ("attack", "--attack.samples 9", "training (finished), certificate"),
+        ("certify", "", ALL_CACHED),
+        ("certify", "--arithmetic float32", "training (finished), attack"),
+        ("verify", "", ALL_CACHED),
+        ("report", "", ALL_CACHED),
+    ],
+)
+def test_a_dry_run_promises_the_results_that_are_taken(
+    command: str, flags: str, cached: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = TINY.split() if command == "run" else []
+    assert main([command, *settings, "--out", str(finished), *flags.split(), "--dry-run"]) == 0
+    assert said_to_be_cached(capsys) == cached
+
+
+def test_a_dry_run_with_other_images_promises_no_result(
+    moved: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    run, _, images = moved
+    other = shutil.copytree(images, tmp_path / "other")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(other / "test" / "a" / "0.png")
+    for command in ("attack", "certify", "report"):
+        assert main([command, str(run), "--dry-run"]) == 2
+        for place, cached in ((images, ALL_CACHED), (other, "training (finished)")):
+            assert main([command, str(run), "--data.dir", str(place), "--dry-run"]) == 0
+            assert said_to_be_cached(capsys) == cached
+
+
+@pytest.mark.parametrize(
+    ("settings", "per_epoch", "seconds", "steps", "total"),
+    [
+        ({"epochs": 32}, 7, 0.01, "224 (32 epochs of 7 steps)", "2 s"),
+        ({"epochs": 0.1}, 7, 2.0, "1 (0.1 epochs of 7 steps)", "2 s"),
+        ({"epochs": 32, "max_minutes": 5}, 7, 1.0, "224 (32 epochs of 7 steps)", "3 min 44 s"),
+        (
+            {"epochs": 32, "max_minutes": 1},
+            7,
+            1.0,
+            "as many of 224 (32 epochs of 7 steps) as fit into 1 min 0 s, about 60",
+            "1 min 0 s",
+        ),
+        (
+            {"epochs": None, "max_minutes": 1},
+            7,
+            0.5,
+            "as many as fit into 1 min 0 s, about 120 (7 an epoch)",
+            "1 min 0 s",
+        ),
+    ],
+)
+def test_a_dry_run_counts_the_optimiser_steps(
+    settings: dict[str, Any], per_epoch: int, seconds: float, steps: str, total: str
+) -> None:
+    assert _steps(TrainingConfig(**settings), per_epoch, seconds) == (steps, total)
+
+
+def test_a_dry_run_counts_the_steps_that_are_taken_and_says_what_is_counted(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = json.loads((finished / "training.json").read_text())["steps"]
+    dry = ["train", *TINY.split(), "--out", str(tmp_path / "run"), "--dry-run"]
+    assert main(dry) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^optimiser steps +(\d+) ", said, re.MULTILINE)[1] == str(taken)
+    assert "adversary" not in said
+    assert main([*dry, "--training.adversary", "pgd"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^cost .* MFLOP an image and training step, without the adversary$", said, re.MULTILINE)
+    assert re.search(r"^training time .* images, with the adversary\)$", said, re.MULTILINE)
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """The words of the commands that a report gives."""
+    found = re.search(r'<pre class="command">(.*?)</pre>', page.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    return [shlex.split(line) for line in html.unescape(found[1]).splitlines()]
+
+
+def test_the_commands_of_a_report_get_its_results_again(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "a run")
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "a run"]) == 0
+    train = ["dynablocks", "run", "--config", "a run/config.yaml", "--out", "runs/a run-again"]
+    assert commands_of(run / "report.html") == [train]
+    assert main(["certify", "a run", "--arithmetic", "float32"]) == 0
+    assert main(["attack", "a run", "--attack.steps", "2", "--attack.losses", "[ce]"]) == 0
+    assert main(["report", "a run"]) == 0
+    commands = commands_of(run / "report.html")
+    assert [words[1] for words in commands] == ["run", "certify", "attack"]
+    assert all(main(words[1:]) == 0 for words in commands)
+    before, after = (json.loads((place / "metrics.json").read_text()) for place in (run, Path("runs") / "a run-again"))
+    for metrics in (before, after):
+        for timed in ("train_seconds", "images_per_second"):
+            del metrics[timed]
+    assert after.pop("lipschitz_bound") == pytest.approx(before.pop("lipschitz_bound"), rel=1e-9)
+    assert after == before
+
+
+def test_a_report_says_where_the_images_are_now(moved: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    from PIL import Image
+
+    run, images = shutil.copytree(moved[0], tmp_path / "run"), str(moved[2])
+    other = shutil.copytree(images, tmp_path / "other")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(other / "test" / "a" / "0.png")
+    train = ["dynablocks", "run", "--config", str(run / "config.yaml"), "--out", "runs/run-again"]
+    assert main(["report", str(run), "--data.dir", images]) == 0
+    assert commands_of(run / "report.html") == [[*train, "--data.dir", images]]
+    # The network was not trained on those, so no training on them gets its results again.
+    assert main(["certify", str(run), "--data.dir", str(other)]) == 0
+    assert main(["report", str(run), "--data.dir", str(other)]) == 0
+    certify = ["dynablocks", "certify", "runs/run-again", "--data.dir", str(other)]
+    assert commands_of(run / "report.html") == [train, certify]
+
+
+def test_a_run_and_a_model_in_a_file_are_not_both_explained(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("model:\n  name: resnet\n  widths: [4, 4]\n  layers: [1, 1]\n")
+    assert main(["explain", str(finished), "--config", str(file)]) == 2
+    assert "a run directory and a model (--model, or model: in a --config file) were given" in capsys.readouterr().err
+    assert main(["explain", "--config", str(file), "--dry-run"]) == 0
+    assert capsys.readouterr().out == "would explain an untrained resnet\n"
+    file.write_text("depth: 1\n")
+    assert main(["explain", str(finished), "--config", str(file)]) == 0
+
+
+def test_a_loaded_network_names_its_classes_without_the_images(
+    finished: Path, moved: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    assert load(finished).class_names == tuple("0123456789")
+    assert load(moved[0]).class_names == tuple("abcdefghij")
+    run = shutil.copytree(finished, tmp_path / "run")
+    facts = json.loads((run / "training.json").read_text())
+    for names in (None, [], ["0"], "0123456789", list(range(10))):
+        (run / "training.json").write_text(json.dumps(facts | {"class_names": names}))
+        assert load(run).class_names is None
+
+
+def test_a_run_that_stores_no_class_names_is_whole_and_gets_them_from_its_command(
+    finished: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    facts = json.loads((run / "training.json").read_text())
+    del facts["class_names"]
+    (run / "training.json").write_text(json.dumps(facts))
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    assert load(run).class_names is None
+    assert main(["certify", str(run), "--json", str(tmp_path / "c.json")]) == 0
+    assert main(["audit", str(tmp_path / "c.json"), "--samples", "2", "--steps", "2"]) == 0
+    assert main(["run", *TINY.split(), "--out", str(run)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")} == before
+    assert load(run).class_names == tuple("0123456789")

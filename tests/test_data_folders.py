@@ -14,7 +14,7 @@ from PIL import Image
 
 from dynablocks.data import infer_name, load_data
 from dynablocks.data.cache import cache_folder
-from dynablocks.data.folders import entries, subfolders
+from dynablocks.data.folders import entries, list_class_folders, read_folder_dataset, subfolders
 from dynablocks.data.hub import fetch_parquet
 from dynablocks.errors import BadData, InvalidArgument
 
@@ -128,3 +128,26 @@ def test_a_cache_that_is_named_needs_no_home_folder(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("DYNABLOCKS_CACHE", "~/cache")
     with pytest.raises(InvalidArgument, match="home folder that is not known"):
         cache_folder()
+
+
+def test_the_first_test_images_of_class_folders_are_of_every_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four classes of 50 images; the shade of an image is its number, so 0 to 49 are of the first class."""
+    for number in range(200):
+        for part in ("train", "test"):
+            folder = tmp_path / part / "abcd"[number // 50]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (2, 2), number).save(folder / f"{number:03}.png")
+    train, test = read_folder_dataset(list_class_folders(tmp_path))
+    assert set(test.labels[:40].tolist()) == {0, 1, 2, 3}
+    numbers = test.images[:, 0, 0, 0].long()
+    assert torch.equal(numbers.sort().values, torch.arange(200))
+    assert torch.equal(test.labels, numbers // 50)
+    assert torch.equal(train.images[:, 0, 0, 0].long(), torch.arange(200))
+
+    iterdir = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda folder: reversed(list(iterdir(folder))))
+    _, again = read_folder_dataset(list_class_folders(tmp_path))
+    assert torch.equal(again.images, test.images)
+    assert torch.equal(again.labels, test.labels)

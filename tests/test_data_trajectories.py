@@ -253,6 +253,21 @@ def test_a_log_with_columns_called_as_those_of_pairs_is_one_of_trajectories_once
             read_dynamics(tmp_path / "a.csv", chosen)
 
 
+def test_a_column_of_text_is_no_obstacle_once_the_states_are_chosen(tmp_path: Path) -> None:
+    """As the error that it is in the way advises."""
+    pairs = {"in_q": [1.0, 3.0], "out_q": [2.0, 4.0], "note": ["warm", "cold"]}
+    for name, rows in (("log", {key: WIDE[key] for key in ("t", "note", "q")}), ("pairs", pairs)):
+        lines = [",".join(rows), *(",".join(map(str, row)) for row in zip(*rows.values(), strict=True))]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+        parquet.write_table(pa.table(rows), tmp_path / f"{name}.parquet")
+        for suffix in (".csv", ".parquet"):
+            file = tmp_path / f"{name}{suffix}"
+            _refused(file, "or choose the state columns with --columns.")
+            found = read_dynamics(file, ["q"])
+            states = found.x if isinstance(found, Pairs) else found.states[0]
+            assert states.tolist() == [[1.0], [3.0]]
+
+
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
@@ -289,7 +304,11 @@ START_FAULTS = {
     "no rows": ("q,p\n", "has a header but no rows; at least one row is needed"),
     "missing": ("q,momentum\n1,2\n", "has the header 'q,momentum', without the column 'p'; the columns q,p are needed"),
     "no header": ("1,2\n3,4\n", "has no header: line 1 is '1,2'; the header must be q,p and optionally trajectory"),
-    "text": ("q,p\n1,warm\n", "line 2, column 'p' is the text 'warm'"),
+    "text": (
+        "q,p\n1,warm\n",
+        "line 2, column 'p' is the text 'warm'; a finite number is needed; correct it or remove the line.",
+    ),
+    "text time": ("t,q,p\nnoon,1,2\n", "times are numbers, such as seconds since the start: convert them."),
     "nan": ("q,p\n1,nan\n", "line 2, column 'p' is nan"),
     "nan time": ("t,q,p\ninf,1,2\n", "line 2, column 't' is inf"),
     "repeated": ("trajectory,q,p\na,1,2\nb,1,2\na,3,4\n", "line 4, column 'trajectory': 'a' stands in line 2 already"),
@@ -335,6 +354,21 @@ CSV_FAULTS = {
     "empty cell": ("t,q\n0,1\n1, \n", "line 3, column 'q' is empty"),
     "underscore": ("t,q\n0,1_0\n1,2\n", "line 2, column 'q' is the text '1_0'"),
     "unit": ("t,q\n0,1\n1 s,2\n", "line 3, column 't' is the text '1 s'"),
+    "note": (
+        "t,note,q\n0,warm,1\n1,cold,2\n",
+        "column 'note' is the text 'warm'; a finite number is needed; correct it or remove the line, or choose the "
+        "state columns with --columns.",
+    ),
+    "sparse note": ("t,q,note\n0,1,\n1,2,cold\n", "line, or choose the state columns with --columns."),
+    "date": (
+        "t,q\n2024-01-01,1\n2024-01-02,2\n",
+        "column 't' is the text '2024-01-01'; a finite number is needed; times are numbers, such as seconds since the "
+        "start: convert them.",
+    ),
+    "empty time": (
+        "t,q\n0,1\n ,2\n",
+        "line 3, column 't' is empty; a finite number is needed; correct it or remove the line.",
+    ),
     "no label": ("trajectory,t,q\na,0,1\n,1,2\n", "line 3, column 'trajectory' is empty"),
     "lone row": ("trajectory,t,q\na,0,1\na,1,1\nb,1,2\n", "line 4: the trajectory 'b' has this row only"),
     "unsorted": (
@@ -353,6 +387,15 @@ CSV_FAULTS = {
     "pairs step": ("in_q,out_q,h\n0,1,1\n1,2,0\n", "line 3, column 'h' is 0.0; a time step above 0"),
     "pairs one row": ("in_q,out_q\n0,1\n", "has one row"),
     "pairs text": ("in_q,out_q\n0,1\n1,x\n", "line 3, column 'out_q' is the text 'x'"),
+    "pairs note": (
+        "in_q,out_q,note\n0,1,warm\n1,2,\n",
+        "line 2, column 'note' is the text 'warm'; a finite number is needed; correct it or remove the line, or choose "
+        "the state columns with --columns.",
+    ),
+    "pairs step text": (
+        "in_q,out_q,h\n0,1,1 s\n1,2,1\n",
+        "line 2, column 'h' is the text '1 s'; a finite number is needed; correct it or remove the line.",
+    ),
 }
 
 
@@ -395,6 +438,21 @@ def test_bad_bytes_get_a_sentence(tmp_path: Path, name: str, content: bytes, wor
 PARQUET_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "header": ({"time": [0.0, 1.0]}, "has the header 'time'"),
     "text": ({"t": [0.0, 1.0], "q": ["1", "2"]}, "the column 'q' is string; integers"),
+    "note": (
+        {"t": [0.0, 1.0], "q": [1.0, 2.0], "note": ["warm", "cold"]},
+        "the column 'note' is string; integers or floating point are needed; convert it, or choose the state columns "
+        "with --columns.",
+    ),
+    "date": (
+        {"t": np.array(["2024-01-01", "2024-01-02"], dtype="datetime64[ms]"), "q": [1.0, 2.0]},
+        "the column 't' is timestamp[ms]; integers or floating point are needed; times are numbers, such as seconds "
+        "since the start: convert them.",
+    ),
+    "pairs note": ({"in_q": [0, 2], "out_q": [1, 2], "note": ["a", "b"]}, "choose the state columns with --columns."),
+    "pairs step text": (
+        {"in_q": [0, 2], "out_q": [1, 2], "h": ["1 s", "2 s"]},
+        "the column 'h' is string; integers or floating point are needed; convert it.",
+    ),
     "flags": ({"t": [0.0, 1.0], "q": [True, False]}, "the column 'q' is bool"),
     "nested": ({"t": [0.0, 1.0], "q": [[1.0], [2.0]]}, "the column 'q' is list"),
     "null": ({"t": [0.0, 1.0, 2.0], "q": [1.0, None, 2.0]}, "row 2, column 'q' is nan (or empty)"),

@@ -8,8 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from dynablocks.experiments import Store
-from dynablocks.experiments.drift import PROBLEMS, SIZE_LIMIT, DriftCell, drift
+from dynablocks.experiments import Scale, Store
+from dynablocks.experiments.drift import (
+    METHODS,
+    PROBLEMS,
+    ROUNDING,
+    SIZE_LIMIT,
+    SOLVED,
+    STEPS,
+    Drift,
+    DriftCell,
+    drift,
+)
 from dynablocks.integrators import exact_solution
 
 
@@ -23,6 +33,44 @@ def test_verlet_does_not_drift_and_runge_kutta_does(problem: str) -> None:
     assert run(problem, "verlet", 3000)["moved"] < 0.05
     assert run(problem, "rk4", 3000)["moved"] > 0.5
     assert run(problem, "euler", 3000)["largest"] > SIZE_LIMIT
+
+
+class Planted(Store):
+    """A store in which every run has the same given result."""
+
+    def __init__(self, largest: float, moved: float) -> None:
+        super().__init__(Path("nowhere"))
+        self.given = {"largest": largest, "moved": moved}
+
+    def result(self, cell: object) -> dict[str, float]:
+        return self.given
+
+
+def verdicts(preset: str, largest: float, moved: float) -> dict[str, str]:
+    """What is said of each method on the first problem."""
+    checks = Drift().checks(Scale(preset), Planted(largest, moved))
+    return dict(zip(METHODS, [check.verdict for check in checks], strict=False))
+
+
+def test_the_bound_of_discrete_gradients_is_compared_at_any_length() -> None:
+    limit = ROUNDING * STEPS["smoke"]
+    for largest, moved, verdict in ((0.9 * limit, 0.75, "agrees"), (1.1 * limit, 0.0, "differs")):
+        found = verdicts("smoke", largest, moved)
+        assert {method for method in METHODS if found[method] != "not compared"} == set(SOLVED)
+        assert {found[method] for method in SOLVED} == {verdict}
+
+
+def test_long_runs_tell_drift_from_none() -> None:
+    still, moving = verdicts("cpu", 1e-3, 0.0), verdicts("cpu", 1e-3, 0.75)
+    assert {method for method in METHODS if still[method] == "differs"} == {"rk4", "euler"}
+    assert {method for method in METHODS if moving[method] == "agrees"} == {"rk4", "euler"}
+    assert verdicts("cpu", 0.9 * ROUNDING * STEPS["cpu"], 0.75)["gonzalez"] == "agrees"
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_a_discrete_gradient_stays_within_its_bound(problem: str) -> None:
+    assert run(problem, "gonzalez", 50)["largest"] <= ROUNDING * 50
+    assert run(problem, "rk4", 50)["largest"] > ROUNDING * 50
 
 
 @pytest.mark.slow

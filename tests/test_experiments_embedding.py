@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.experiments import Scale, Store
@@ -14,15 +15,19 @@ from dynablocks.experiments.embedding import (
     DAMPING,
     METHODS,
     NETWORKS,
+    ROLLOUT,
     STEP,
     SYMPLECTIC,
     DampedCell,
     Embedding,
     EmbeddingCell,
+    damped,
     damped_pairs,
     network,
+    rollout_start,
     symplecticity,
 )
+from dynablocks.integrators import exact_solution
 from dynablocks.properties.jacobians import jacobians
 
 
@@ -42,8 +47,6 @@ def test_symplecticity_of_known_maps() -> None:
 
 
 def test_the_damped_pendulum_contracts_areas() -> None:
-    from dynablocks.experiments.embedding import damped
-
     step, x = 1e-3, damped_pairs(4, 0)[0]
     logs = torch.linalg.slogdet(torch.eye(2) + step * jacobians(damped, x)).logabsdet
     assert float((logs / step + DAMPING).abs().max()) < 2 * step
@@ -68,6 +71,45 @@ def test_only_the_embedding_learns_it(tmp_path: Path) -> None:
     assert errors["embedded"] < 1e-3 * errors["plane"]
 
 
+def reach(z: Tensor) -> float:
+    """The largest entry along the true paths of rollouts, without its sign."""
+    largest = float(z.abs().max())
+    for _ in range(ROLLOUT):
+        z = exact_solution(damped, z, STEP)
+        largest = max(largest, float(z.abs().max()))
+    return largest
+
+
+def test_the_true_path_of_a_rollout_stays_among_the_training_data() -> None:
+    starts = torch.cat([rollout_start(DampedCell("plane", seed=seed).mixed(0)) for seed in range(10)])
+    assert len(starts.unique(dim=0)) == 10
+    assert float(starts.abs().max()) <= 1
+    assert float(damped_pairs(200, 0)[0].abs().max()) == pytest.approx(2, abs=0.05)
+    side = torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    assert reach(torch.cat([starts, torch.cartesian_prod(side, side)])) < 1.54
+    # From a corner of the data it turns over.
+    assert reach(torch.tensor([[1.9, 1.95]], dtype=torch.float64)) > 6
+
+
+class Planted(Store):
+    """A store with the errors of three runs of every network."""
+
+    def __init__(self, tests: list[float], rollouts: list[float]) -> None:
+        super().__init__(Path("nowhere"))
+        self.tests, self.rollouts = tests, rollouts
+
+    def result(self, cell: object) -> dict[str, object] | None:
+        if not isinstance(cell, DampedCell):
+            return None
+        errors = {"test": self.tests[cell.run], "rollout": self.rollouts[cell.run]}
+        return errors | {"area": 1.0, "parameters": 5, "seconds": 1.0}
+
+
+def test_a_run_that_ends_far_away_is_shown_beside_the_median() -> None:
+    table = Embedding().tables(Scale("cpu"), Planted([2e-9, 1e-9, 3e-9], [1e-8, 4e4, 2e-8]))
+    assert table.count("| 2.0e-09 | 3.0e-09 | 2.0e-08 | 4.0e+04 |") == len(NETWORKS)
+
+
 def test_smoke_experiment(tmp_path: Path) -> None:
     experiment, scale, store = Embedding(), Scale("smoke"), Store(tmp_path)
     assert {check.verdict for check in experiment.checks(scale, store)} == {"not run"}
@@ -76,4 +118,10 @@ def test_smoke_experiment(tmp_path: Path) -> None:
     assert [store.build(cell) for cell in cells] == ["built"] * len(cells)
     assert {check.verdict for check in experiment.checks(scale, store)} == {"agrees", "not compared"}
     assert NETWORKS["embedded"] in experiment.tables(scale, store)
+    (cell,) = experiment.groups(scale)["embedded"]
+    result = store.result(cell)
+    assert result is not None
+    start = rollout_start(cell.mixed(0))[0].tolist()
+    assert result["path"][0] == result["true_path"][0] == start
+    assert len(result["path"]) == len(result["true_path"]) == ROLLOUT + 1
     assert set(experiment.figures(scale, store)) == {"embedding"}

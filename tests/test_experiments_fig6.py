@@ -154,7 +154,10 @@ def test_table_figure_and_checks(built: Store) -> None:
     figure = experiment.figures(SMOKE, built)["fig6"]
     assert len(figure.axes) == 3
     figure.canvas.draw()
-    assert {check.verdict for check in experiment.checks(SMOKE, built)} == {"not compared"}
+    verdicts = {check.what: check.verdict for check in experiment.checks(SMOKE, built)}
+    masses = {what for what in verdicts if "mass error" in what}
+    assert len(masses) == 2
+    assert verdicts == dict.fromkeys(verdicts, "not compared") | dict.fromkeys(masses, "agrees")
 
 
 def test_nothing_built_says_not_run(tmp_path: Path) -> None:
@@ -190,6 +193,13 @@ def test_checks_reject_what_is_too_large(key: str, good: float, bad: float, row:
     for value, verdict in ((good, "agrees"), (bad, "differs")):
         checks = SirFlowMap().checks(Scale("cpu"), Planted(fine | {key: value}))
         assert checks[row].verdict == verdict
+
+
+def test_a_small_run_that_loses_mass_is_seen() -> None:
+    given = {"mse": 1.0, "rollout_mse": 1.0, "mass_error": 1e-13, "parameters": 700, "fitted": 300}
+    checks = SirFlowMap().checks(SMOKE, Planted(given | {"seconds": 1.0, "processor_seconds": 1.0}))
+    assert [check.verdict for check in checks].count("differs") == 2
+    assert all("mass error" in check.what for check in checks if check.verdict == "differs")
 
 
 def test_the_summary_takes_median_and_extremes() -> None:

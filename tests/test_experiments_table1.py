@@ -99,7 +99,7 @@ def test_table_figure_and_checks(built: Store) -> None:
     assert len(figure.axes) == 5
     figure.canvas.draw()
     checks = experiment.checks(SMOKE, built)
-    assert [check.verdict for check in checks] == ["not compared"] * 4
+    assert [check.verdict for check in checks] == ["not compared"] * 4 + ["agrees"] * 3
 
 
 def test_nothing_built_says_not_run(tmp_path: Path) -> None:
@@ -113,22 +113,34 @@ def test_nothing_built_says_not_run(tmp_path: Path) -> None:
 class Planted(Store):
     """A store whose results are given."""
 
-    def __init__(self, accuracies: dict[str, float], times: dict[str, float]) -> None:
+    def __init__(
+        self, accuracies: dict[str, float], times: dict[str, float], bounds: dict[str, list[float]] | None = None
+    ) -> None:
         super().__init__(Path("nowhere"))
-        self.accuracies, self.times = accuracies, times
+        self.accuracies, self.times, self.bounds = accuracies, times, bounds or {}
 
     def result(self, cell: object) -> dict[str, object]:
         assert isinstance(cell, EnsembleCell)
-        return {"accuracies": [self.accuracies[cell.family]], "final_times": [self.times[cell.family]]}
+        found = {"accuracies": [self.accuracies[cell.family]], "final_times": [self.times[cell.family]]}
+        return found | {"bounds": self.bounds.get(cell.family, [1.0])}
 
 
 def test_checks_tell_right_from_wrong() -> None:
     accuracies, times = {"F+Fc": 0.985, "F": 0.99, "Fc": 0.965}, {"F+Fc": 2.0, "F": 7.0, "Fc": 9.0}
     experiment, scale = PlanarClassification(), Scale("paper")
     verdicts = [check.verdict for check in experiment.checks(scale, Planted(accuracies, times))]
-    assert verdicts == ["agrees"] * 4
+    assert verdicts == ["agrees"] * 7
     wrong = experiment.checks(scale, Planted(accuracies | {"Fc": 0.95}, times | {"F": 1.0}))
-    assert [check.verdict for check in wrong] == ["agrees", "agrees", "differs", "differs"]
+    assert [check.verdict for check in wrong] == ["agrees", "agrees", "differs", "differs"] + ["agrees"] * 3
+
+
+@pytest.mark.parametrize("preset", ["smoke", "paper"])
+def test_one_network_that_may_expand_is_seen_at_every_preset(preset: str) -> None:
+    values = dict.fromkeys(FAMILIES, 0.98)
+    bounds = {"F+Fc": [0.2, 1 + 1e-12], "F": [0.9, 1.01, 0.5]}
+    checks = PlanarClassification().checks(Scale(preset), Planted(values, values, bounds))
+    assert [check.verdict for check in checks[-3:]] == ["agrees", "differs", "agrees"]
+    assert checks[-2].got == "1.01"
 
 
 def test_quartiles_are_those_of_torch() -> None:

@@ -45,7 +45,7 @@ from dynablocks.fields import (
     leaky_relu,
     smooth_leaky_relu,
 )
-from dynablocks.fields.base import potential_of
+from dynablocks.fields.base import SAID_OF, _no_facts, potential_of
 from dynablocks.fields.symmetric import EvenPotential, PotentialSum
 from dynablocks.integrators import ExactFlow, ExplicitEuler, integrator
 from dynablocks.linear import Conv, Dense, OrthogonalConv, OrthogonalDense
@@ -350,6 +350,22 @@ def test_bad_activations_are_refused() -> None:
         leaky_relu(-0.1)
     with pytest.raises(InvalidArgument, match="no closed form"):
         activation("tanh").flow(torch.zeros(1), 1.0)
+    for a, least, largest in (
+        (-1.0, -1.0, 1.0),
+        (2.0, 1.0, 2.0),
+        (0.5, 0.6, 1.0),
+        (0.5, 0.5, 0.9),
+        (math.nan, 0.0, 1.0),
+    ):
+        with pytest.raises(InvalidArgument, match="negative_slope"):
+            Activation("other", torch.abs, least, largest, negative_slope=a)
+    with pytest.raises(InvalidArgument, match="__call__ of its own"):
+        Fivefold("relu", torch.relu, 0.0, 1.0, negative_slope=0.0)
+
+
+class Fivefold(Activation):
+    def __call__(self, u: torch.Tensor) -> torch.Tensor:
+        return 5 * super().__call__(u)
 
 
 def test_a_scale_that_is_no_number_has_no_facts() -> None:
@@ -849,3 +865,16 @@ def test_a_sum_with_a_forward_of_its_own_is_no_sum_of_its_terms() -> None:
     field = Twice(ShearField.example(), Damping((4,), 0.3))
     assert field.terms() == (field,)
     assert integrator("strang").why_not(field) is not None
+
+
+@pytest.mark.parametrize(("claim", "code"), [(claim, code) for claim, codes in SAID_OF.items() for code in codes])
+def test_what_is_said_of_a_method_is_not_said_of_the_one_that_replaces_it(claim: str, code: str) -> None:
+    def own(self: VectorField) -> None: ...
+
+    def other(self: VectorField) -> None: ...
+
+    said = type("Said", (VectorField,), {claim: own, code: own})
+    replaced = type("Replaced", (said,), {code: other})
+    honest = type("Honest", (said,), {code: other, claim: other})
+    silent = _no_facts if claim == "facts" else vars(VectorField)[claim]
+    assert [getattr(kind, claim) for kind in (said, replaced, honest)] == [own, silent, other]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import FieldFacts, GradientField, VectorField
-from dynablocks.fields.mass import CompartmentField, ConstrainedField, InvariantSpace, MassPreservingField
+from dynablocks.fields.mass import CompartmentField, ConstrainedField, InvariantSpace, MassPreservingField, span_basis
 from dynablocks.integrators import INTEGRATORS, integrator, measured_order
 from dynablocks.integrators.patankar import ModifiedPatankar, exchange
 from dynablocks.linear import Dense
@@ -352,3 +352,23 @@ def test_large_systems_in_a_batch_are_those_alone() -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.allclose(together, alone, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "rank"),
+    [
+        ([(1.0, -2.0, 0.5, 3.0)], 1),
+        ([(1.0, 1.0, 1.0, 1.0), (0.0, 1.0, -2.0, 0.3)], 2),
+        ([(1.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 1.0), (1.0, 1.0, 1.0, 1.0)], 2),
+        ([(1.0, 2.0, 3.0, 4.0)] * 6, 1),
+        ([(1e200, 0.0, 1e200, 0.0), (0.0, 1e-200, 0.0, 0.0)], 2),
+        ([(0.0, 0.0, 0.0, 0.0), (1.0, 0.0, 1.0, 0.0)], 1),
+        ([(0.0, 0.0, 0.0, 0.0)], 0),
+    ],
+)
+def test_the_basis_spans_the_vectors_and_no_more(vectors: list[tuple[float, ...]], rank: int) -> None:
+    basis, columns = span_basis(vectors), np.array(vectors).T
+    assert basis.shape == (4, rank)
+    assert np.allclose(basis.T @ basis, np.eye(rank), rtol=0, atol=1e-14)
+    columns = columns / np.abs(columns).max(0).clip(1e-300)
+    assert np.allclose(basis @ (basis.T @ columns), columns, rtol=0, atol=1e-14)

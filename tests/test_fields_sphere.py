@@ -152,6 +152,16 @@ def test_presnov_of_the_papers_first_field_has_no_tangent_part() -> None:
     assert parts.tangent(x).abs().max() < 1e-12
 
 
+def test_presnov_parts_of_a_field_with_one_derivative_are_not_lipschitz() -> None:
+    """f = (|x₂|^{3/2}, 0): U = (2/5) x₁|x₂|^{3/2} and ∂₂U = (3/5) x₁ sign(x₂)|x₂|^{1/2}; (x₂², 0) has (2/3) x₁x₂."""
+    small = torch.tensor([1e-2, 1e-4, 1e-6], dtype=torch.float64)
+    points = torch.stack([torch.ones_like(small), small], dim=1)
+    rough = presnov(lambda x: torch.stack([x[:, 1].abs() ** 1.5, 0 * x[:, 1]], dim=1), (2,), nodes=32)
+    assert torch.allclose(rough.gradient(points)[:, 1] / small, 0.6 / small.sqrt(), rtol=1e-4, atol=0)
+    smooth = presnov(lambda x: torch.stack([x[:, 1] ** 2, 0 * x[:, 1]], dim=1), (2,))
+    assert torch.allclose(smooth.gradient(points)[:, 1], 2 / 3 * small, rtol=1e-12, atol=0)
+
+
 def test_presnov_structure_is_exact_with_too_few_nodes() -> None:
     inner = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)).double()
     x = torch.randn(6, 3, dtype=torch.float64)

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -195,6 +196,41 @@ def test_a_column_that_does_not_move_has_no_relative_error() -> None:
     assert found["q"] == pytest.approx(1e-3 / float(states[:, 0].std()), rel=1e-12)
     assert found["p"] == pytest.approx(1.0 / float(1e3 * states[:, 1].std()), rel=1e-12)
     assert found["N"] is None
+
+
+def test_one_training_pair_spreads_from_its_start_to_its_end(recwarn: pytest.WarningsRecorder) -> None:
+    from dynablocks.data.trajectories import Trajectories
+    from dynablocks.fitting.job import FitConfig, plan, run_stages
+    from dynablocks.fitting.report import measure
+
+    t = torch.tensor([0.0, 0.1], dtype=torch.float64)
+    one, other = torch.tensor([[[1.0, 0.0], [0.995, -0.1]], [[0.5, 0.2], [0.518, 0.149]]], dtype=torch.float64)
+    config = FitConfig("none", width=2, substeps=1, adam_steps=5, finish_steps=2, max_minutes=None)
+    planned = plan(Trajectories((t, t), (one, other), ("q", "p")), config)
+    metrics = measure(run_stages(planned, config), 2).metrics
+    assert not [warned for warned in recwarn if "degrees of freedom" in str(warned.message)]
+    (train,), (test,) = planned.parts.train.states, planned.parts.test.states
+    spreads = train.diff(dim=0)[0].abs() / 2**0.5
+    spread, motion = float(spreads.square().mean()), float(test.diff(dim=0).square().mean())
+    assert metrics["test_relative_error"] == pytest.approx(math.sqrt(metrics["test_mse"] / spread), rel=1e-9)
+    assert metrics["test_spread"] == pytest.approx(math.sqrt(motion / 2 / spread), rel=1e-9)
+    by_column = torch.tensor(list(metrics["column_relative_errors"].values()), dtype=torch.float64) * spreads
+    assert float(by_column.square().mean()) == pytest.approx(metrics["test_mse"], rel=1e-9)
+    assert metrics["step_halving_error"] is not None
+    assert metrics["rollout_relative_error"] is not None
+
+
+def test_the_commands_of_a_report_start_where_the_test_does_in_any_unit() -> None:
+    from dynablocks.data.trajectories import Pairs
+    from dynablocks.fitting.report import _usage
+
+    x = torch.tensor([[1.23456789e-9, -123456.789], [0.0, 0.0]], dtype=torch.float64)
+    test = Pairs(x, x, torch.ones(2, dtype=torch.float64), ("q", "p"))
+    plan, flow = SimpleNamespace(parts=SimpleNamespace(test=test)), SimpleNamespace(structure=SimpleNamespace(step=0.1))
+    outcome = SimpleNamespace(fitted=SimpleNamespace(plan=plan, flow=flow))
+    said = "".join(_usage(outcome, Path("out"), "dynablocks fit"))
+    assert "x = torch.tensor([[1.23457e-09, -123457.0]], dtype=torch.float64)" in said
+    assert "--start 1.23457e-09,-123457.0 --steps 100" in said
 
 
 def test_metrics_from_before_a_measure_are_shown() -> None:
@@ -425,8 +461,6 @@ def test_a_surrogate_that_breaks_its_word_is_told(tmp_path: Path, monkeypatch: p
     [("rigid-body", "energy"), ("lotka-volterra", "positive"), ("pendulum", "symplectic"), ("sir", "mass")],
 )
 def test_an_example_keeps_what_suits_its_system(system: str, kept: str, tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
     from dynablocks.fitting.commands import _choices
 
     options = SimpleNamespace(file=None, example=system, preserve=None)
@@ -479,8 +513,6 @@ def test_every_fit_says_which_columns_are_momenta(tmp_path: Path, capsys: pytest
 
 
 def test_an_example_of_positive_states_may_keep_them_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from types import SimpleNamespace
-
     from dynablocks.data.trajectories import Trajectories
     from dynablocks.fitting.commands import _read
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument, NotConverged
-from dynablocks.fields import FieldFacts, GradientField, LinearField
+from dynablocks.fields import DampedHamiltonian, FieldFacts, GradientField, LinearField
 from dynablocks.fields.hamiltonian import NeuralHamiltonian, canonical
 from dynablocks.fields.mass import CompartmentField
 from dynablocks.fields.sphere import RotationField, SphereField
@@ -57,6 +57,7 @@ from dynablocks.integrators.discrete_gradient import DiscreteGradient
 from dynablocks.integrators.solver import solve
 from dynablocks.linear import Dense
 from dynablocks.properties import (
+    ConformalSymplectic,
     Declaration,
     EnergyPreserving,
     Equivariant,
@@ -710,6 +711,10 @@ def test_a_surrogate_says_for_which_steps_it_keeps_what_it_keeps() -> None:
     assert surrogate("positive").scope() == "every step size >= 0"
     assert "every step size >= 0" in surrogate("positive").declare().reason
     assert surrogate("symplectic").scope() == surrogate("mass").scope() == "every step size"
+    damped = flow_of(DampedHamiltonian.example(), "strang", "abcd")
+    assert damped.properties.of(ConformalSymplectic) is not None
+    assert damped.scope() == "every step size (ConformalSymplectic: by the factor of this one)"
+    assert damped.scope() in damped.declare().reason
 
 
 def test_a_negative_step_of_the_positive_midpoint_is_its_formula() -> None:
@@ -1253,6 +1258,29 @@ def test_samples_that_lie_close_together_do_not_set_the_unit_of_time() -> None:
     flow.adopt_units(x, y, h)
     wanted = flow.scale * h.square().mean().sqrt() / (y - x).square().mean().sqrt()
     assert float(flow.unit) == pytest.approx(float(wanted), rel=1e-12)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-9])
+@pytest.mark.parametrize(("start", "odd"), [(0.1, False), (0.0, False), (0.0, True)])
+def test_steps_from_one_state_take_the_size_from_both_ends(start: float, odd: bool, unit: float) -> None:
+    """Half of the states lie at the centre, so that the size is that of the motion over √2."""
+    x = torch.full((3, 1), start * unit, dtype=F64)
+    y = x + unit * torch.tensor([[0.05], [0.1], [0.15]], dtype=F64)
+    flow = build(Structure("none", ("q",), odd=odd))
+    flow.adopt_units(x, y, torch.tensor([1.0, 2.0, 3.0], dtype=F64))
+    motion = float((y - x).square().mean().sqrt())
+    assert float(flow.scale) == pytest.approx(motion / 2**0.5, rel=1e-9)
+    assert float(flow.to_units(y).detach().abs().max()) < 3
+
+
+def test_pairs_from_one_state_at_several_times_are_fitted() -> None:
+    """Of three times 0.1 the mean is off by a rounding, which is no size to divide by."""
+    h = torch.arange(1.0, 5.0, dtype=F64)
+    x = torch.full((4, 1), 0.1, dtype=F64)
+    config = FitConfig("none", width=2, adam_steps=5, finish_steps=2, max_minutes=None)
+    fitted = run_stages(plan(Pairs(x, x + 0.05 * h[:, None], h, ("q",)), config), config)
+    assert math.isfinite(fitted.history.loss)
+    assert 0.01 < float(fitted.flow.scale) < 1
 
 
 def test_the_noise_of_one_column_among_clean_ones_is_seen() -> None:

@@ -20,12 +20,14 @@ from dynablocks.experiments import Store
 from dynablocks.experiments.orders import FlowBoundsCell, convergence
 from dynablocks.fields import (
     FIELDS,
+    CompartmentField,
     FieldFacts,
     GradientField,
     LinearField,
     PartitionedField,
     PreconditionedField,
     ShearField,
+    SphereField,
     TwoMatrixField,
     VectorField,
     leaky_relu,
@@ -458,6 +460,22 @@ def test_elementwise_substeps_are_the_substeps(substeps: int) -> None:
             tight = method.declare(field, h).properties.lipschitz
             assert torch.linalg.matrix_norm(dense, ord=2).max() <= tight * (1 + 1e-12)
             assert tight <= method.declare(field, h, "paper").properties.lipschitz * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 1)])
+@pytest.mark.parametrize("name", [name for name in sorted(INTEGRATORS) if INTEGRATORS[name]().explicit])
+def test_no_states_move_with_no_steps(name: str, shape: tuple[int, ...]) -> None:
+    method, x, h = INTEGRATORS[name](), torch.zeros(0, 3, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+    fields = (GradientField(OrthogonalDense(3, 3), leaky_relu(0.5)), SphereField(Dense(3, 4)), CompartmentField(3, 4))
+    field = next(field for field in fields if method.why_not(field) is None).double()
+    assert method.step(field, x, h).shape == (0, 3)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_one_step_size_of_an_euler_step_is_the_number_to_the_bit(shape: tuple[int, ...]) -> None:
+    field, x = GradientField(Dense(3, 4), "tanh").double(), torch.randn(5, 3, dtype=torch.float64)
+    step = ExplicitEuler().step(field, x, torch.full(shape, 0.3, dtype=torch.float64))
+    assert torch.equal(step, ExplicitEuler().step(field, x, 0.3))
 
 
 def explicit_methods() -> list[ExplicitRungeKutta]:
@@ -1012,3 +1030,32 @@ def test_the_papers_constant_of_substeps_covers_rows_that_are_nearly_orthonormal
     weight = field.linear.weight.detach()
     left = torch.linalg.matrix_norm(torch.eye(8, dtype=weight.dtype) - weight.mT @ weight, 2)
     assert block.properties.lipschitz >= float(left)
+
+
+class Onwards(ExplicitEuler):
+    """Its constant is that of the step forwards, whichever way the step goes."""
+
+    def step_constant(self, field: VectorField, step_size: float, bound: str = "tight") -> tuple[float, str]:
+        return field.euler_constant(abs(step_size), bound)
+
+
+class NeverBack(HalfEuler):
+    """The same of two half steps, but it goes no way back."""
+
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        if step_size < 0:
+            raise InvalidArgument("the step is negative; NeverBack goes forwards alone.")
+        return super().step(field, x, step_size)
+
+    def step_constant(self, field: VectorField, step_size: float, bound: str = "tight") -> tuple[float, str]:
+        constant, reason = field.euler_constant(abs(step_size) / 2, bound)
+        return math.nextafter(constant * constant, math.inf), reason
+
+
+def test_a_constant_that_holds_forwards_alone_is_refused_unless_the_method_refuses_to_go_back() -> None:
+    """A contraction expands backwards: by 1 + |h| max σ' where AAᵀ = I."""
+    x = torch.randn(4, 3, dtype=torch.float64)
+    (wrong,) = told("block", Onwards(), round_field(), x)
+    assert wrong.startswith("the step −h: DynamicalBlock: Lipschitz(1) VIOLATED")
+    assert told("block", ExplicitEuler(), round_field(), x) == []
+    assert told("block", NeverBack(), round_field(), x) == []

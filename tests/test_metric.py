@@ -142,6 +142,31 @@ def test_other_bad_arguments_are_refused() -> None:
         DynamicalBlock(MetricField.example(), ExactFlow(), FreeSignal(1.0))(torch.zeros(2, 3))
 
 
+class Shuffled(ZeroLift):
+    """A permutation of pixels, of constant 1 in ℓ2: it makes noise of shading."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[..., [0, 2, 1, 3]]
+
+    def declare(self) -> Declaration:
+        return Declaration.of(Lipschitz(1.0), reason="a permutation")
+
+
+class Weighted(SpectralMetric):
+    """Whatever it changes, what is proved of its base is not known of it."""
+
+
+def test_the_constant_across_channels_is_of_known_layers_and_norms_alone() -> None:
+    metric, shuffled = SpectralMetric((1, 4, 4), smooth=0.01), Shuffled(1, 1)
+    shading = smooth_modes(4, 4, 2)[1:2, None]
+    assert float(metric.norm(shuffled(shading))) > 2 * float(metric.norm(shading))
+    with pytest.raises(InvalidArgument, match="module is a Shuffled, which is not known to act across channels only"):
+        Channelwise(shuffled, metric)
+    for other in (DenseMetric(torch.eye(16), (1, 4, 4)), Weighted((1, 4, 4)), EUCLIDEAN):
+        with pytest.raises(InvalidArgument, match=f"metric is a {type(other).__name__}, .* give a SpectralMetric"):
+            Channelwise(ZeroLift(1, 1), other)
+
+
 def test_ratios_of_norms_and_the_dual_are_those_of_the_matrices() -> None:
     one, other = SpectralMetric((1, 3, 4), 0.05), SpectralMetric((1, 3, 4), 4.0, 3.0)
     (_, root, inverse), (_, _, other_inverse) = matrices(one, (1, 3, 4)), matrices(other, (1, 3, 4))

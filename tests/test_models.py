@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+import re
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +19,7 @@ from dynablocks.blocks import DynamicalBlock
 from dynablocks.config import PAPER_MODELS, preset_settings
 from dynablocks.errors import InvalidArgument
 from dynablocks.linear import ORTHOGONAL
-from dynablocks.models import MODELS, ModelConfig, build
+from dynablocks.models import MODELS, ModelConfig, build, certified
 from dynablocks.models.config import DENSE_STEPS, STEPS, WEIGHTS
 from dynablocks.models.network import SHARED
 from dynablocks.norms import DenseMetric, SpectralMetric, _spectral_factors
@@ -218,7 +220,7 @@ def test_pixel_normalisation_counts_in_the_certificate() -> None:
     [
         (lambda: build(ModelConfig("certifed"), (1, 8, 8), 3), "did you mean 'certified'"),
         (lambda: build(ModelConfig("certified", widths=(4, 4)), (1, 8, 8), 3), "differ in length"),
-        (lambda: build(ModelConfig("certified", **TINY), (1, 7, 7), 3), "cannot be folded by 2"),
+        (lambda: build(ModelConfig("certified", **TINY), (1, 7, 7), 3), "7 x 7 pixels cannot be folded by 4 "),
         (lambda: build(ModelConfig("resnet", widths=(2,) * 4, layers=(0,) * 4), (1, 8, 8), 3), "below one pixel"),
         (lambda: ModelConfig("certified", widths=(0,)), "whole numbers from 1"),
         (lambda: ModelConfig("certified", slope=2.0), "slope is 2.0"),
@@ -240,6 +242,48 @@ def test_pixel_normalisation_counts_in_the_certificate() -> None:
 def test_bad_configurations_get_one_sentence(make, sentence: str) -> None:
     with pytest.raises(InvalidArgument, match=sentence):
         make()
+
+
+FLAGS = re.compile(r"--model\.stem (\d+) --model\.widths '(\[[\d,]+\])' --model\.layers '(\[[\d,]+\])'\.$")
+
+
+@pytest.mark.parametrize("side", [28, 30, 9, 7])
+@pytest.mark.parametrize(("name", "stages", "stem"), [("certified", 3, 2), ("certified", 3, 4), ("metric", 4, 2)])
+def test_images_that_the_stages_do_not_fit_are_told_of_settings_that_do(
+    name: str, stages: int, stem: int, side: int
+) -> None:
+    """In terms of the images that a person has: nobody knows of the 7 x 7 ones that two folds leave of 28 x 28."""
+    shape = (1, side, 2 * side)
+    config = ModelConfig(name, widths=(4, 5, 6, 7)[:stages], layers=(1, 0, 1, 0)[:stages], stem=stem)
+    with pytest.raises(InvalidArgument, match=f"images of {side} x {2 * side} pixels cannot be folded by") as error:
+        build(config, shape, 3)
+    found = FLAGS.search(str(error.value))
+    assert found is not None
+    fitting = replace(config, stem=int(found[1]), widths=json.loads(found[2]), layers=json.loads(found[3]))
+    assert build(fitting, shape, 3)(torch.rand(2, *shape)).shape == (2, 3)
+
+
+def test_the_cpu_preset_takes_images_of_28_pixels_with_two_stages() -> None:
+    settings = preset_settings("cpu", "certified", "folder")["model"]
+    with pytest.raises(InvalidArgument, match=r"divisible by 8, or give .* '\[32,64\]' --model.layers '\[2,3\]'\.$"):
+        build(ModelConfig("certified", **settings), (1, 28, 28), 10)
+    two = settings | {"widths": (32, 64), "layers": (2, 3)}
+    assert build(ModelConfig("certified", **two), (1, 28, 28), 10)(torch.rand(1, 1, 28, 28)).shape == (1, 10)
+
+
+def test_dense_steps_of_large_images_are_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = preset_settings("certified/cpu-15min", "certified", "folder")["model"]
+    said = r"50,176 features have a matrix of 1,258,815,488 numbers.* give --model.dense_width 1024, take --preset cpu"
+    with pytest.raises(InvalidArgument, match=said):
+        build(ModelConfig("certified", **settings), (3, 224, 224), 10)
+    # Of 16 features: a step of 8 x 16 numbers, or 4 x 16 that leave 4 features, and a step of 2 x 4.
+    for width, entries in ((0, 128), (4, 64)):
+        config = ModelConfig("certified", **TINY, dense_layers=1, dense_width=width, dense_rows=0.5)
+        monkeypatch.setattr(certified, "MOST_DENSE_ENTRIES", entries)
+        build(config, (1, 8, 8), 3)
+        monkeypatch.setattr(certified, "MOST_DENSE_ENTRIES", entries - 1)
+        with pytest.raises(InvalidArgument, match=f"16 features have a matrix of {entries} numbers"):
+            build(config, (1, 8, 8), 3)
 
 
 ELSEWHERE = {

@@ -14,7 +14,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields import FieldFacts, GradientField, PartitionedField, VectorField
 from dynablocks.fields.mass import ConstrainedField
 from dynablocks.fields.sphere import RotationField, SphereField
-from dynablocks.integrators import ExactFlow, integrator, measured_order
+from dynablocks.integrators import ExactFlow, ExplicitEuler, Integrator, integrator, measured_order, over_states
 from dynablocks.integrators.norm_preserving import CalvoEulerHeun
 from dynablocks.integrators.projection import Projected, _basis
 from dynablocks.linear import Conv, Dense
@@ -218,6 +218,65 @@ def test_the_basis_spans_the_weights_and_one_asked_for_in_inference_mode_serves_
     assert _basis.cache_info().misses == 1
     basis, rows = _basis((None, weights), 4), np.array([(1.0,) * 4, weights])
     assert np.allclose(basis @ basis.T, np.linalg.pinv(rows) @ rows, rtol=0, atol=1e-14)
+
+
+DEPENDENT = ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0), None)
+"""Weights of which the last is the sum of the others."""
+
+
+class Exchanging(VectorField):
+    """Two entries exchange what they have, the third rests."""
+
+    in_shape = (3,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rate = x[:, 0].cos() + 0.5 * x[:, 1] * x[:, 2]
+        return torch.stack([rate, -rate, torch.zeros_like(rate)], dim=1)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(linear_invariants=DEPENDENT)
+
+
+def test_dependent_invariants_do_not_freeze_what_is_free() -> None:
+    """Runge–Kutta steps keep linear functions themselves, so that there is nothing to put back."""
+    basis = _basis(DEPENDENT, 3)
+    assert basis.shape == (3, 2)
+    onto = np.array([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
+    assert np.allclose(basis @ basis.T, onto, rtol=0, atol=1e-14)
+    field, x = Exchanging(), torch.randn(6, 3, dtype=torch.float64)
+    for name in ("heun", "rk4"):
+        y = integrator(f"projected-{name}").step(field, x, 0.3)
+        assert torch.allclose(y, integrator(name).step(field, x, 0.3), rtol=0, atol=1e-14)
+        assert float((y - x).abs().max()) > 0.01
+    assert abs(measured_order("projected-rk4", field, x, counts=(16, 32, 64)) - 4) <= 0.15
+
+
+class Leaning(Integrator):
+    """Euler's step and h²|x| beside it: not odd, whatever the field is."""
+
+    order = 1
+
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        h = over_states(step_size, x)
+        return x + h * field(x) + h * h * x.abs()
+
+
+def test_a_projected_step_is_odd_where_that_of_its_base_is() -> None:
+    field, x = build("odd sphere")
+    method = Projected(Leaning())
+    declared = method.declare(field, 0.3)
+    assert declared.properties.of(Equivariant) is None
+    assert declared.properties.of(NormPreserving) is not None
+    told = [loss for loss in declared.losses if loss.startswith("Equivariant ")]
+    assert told == ["Equivariant is lost: the flow has it, Leaning() does not keep it; Runge–Kutta methods keep it"]
+    with torch.no_grad():
+        y = method.step(field, x, 0.3)
+        assert norm_drift(x, y) <= 1e-14
+        assert float((method.step(field, -x, 0.3) + y).abs().max()) > 1e-3
+    for odd in (Projected(ExplicitEuler()), integrator("projected-heun"), integrator("projected-rk4")):
+        assert odd.declare(field, 0.3).properties.of(Equivariant) is not None
+        with torch.no_grad():
+            assert torch.allclose(odd.step(field, -x, 0.3), -odd.step(field, x, 0.3), rtol=0, atol=1e-14)
 
 
 def test_projection_loses_symplecticity_and_says_so() -> None:

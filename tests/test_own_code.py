@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 import pkgutil
 import types
@@ -14,22 +15,26 @@ from torch import Tensor, nn
 
 import dynablocks
 from dynablocks import DynamicalBlock, ModelConfig
-from dynablocks.fields import FieldFacts, GradientField, PartitionedField, VectorField, leaky_relu
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields import FieldFacts, GradientField, MassPreservingField, PartitionedField, VectorField, leaky_relu
 from dynablocks.fields.base import _no_facts
 from dynablocks.fields.dissipative import Damping
 from dynablocks.fields.hamiltonian import EnergyField, canonical
-from dynablocks.integrators import ExactFlow, ExplicitEuler, ImplicitRungeKutta, Integrator
+from dynablocks.integrators import ExactFlow, ExplicitEuler, ImplicitRungeKutta, Integrator, Projected, integrator
 from dynablocks.integrators.base import CLAIMS
 from dynablocks.integrators.implicit import IMPLICIT_MIDPOINT
 from dynablocks.lifting import Head
 from dynablocks.linear import Bounds, Dense, OrthogonalDense
 from dynablocks.models import Network
+from dynablocks.norms import DenseMetric, SpectralMetric, Whitening
 from dynablocks.properties import (
+    EUCLIDEAN,
     Declaration,
     Equivariant,
     GradientNormPreserving,
     Invertible,
     Lipschitz,
+    Metric,
     Structured,
     Symplectic,
     declare,
@@ -37,6 +42,7 @@ from dynablocks.properties import (
     structure,
     symplectic_defect,
 )
+from dynablocks.properties.own_code import foreign
 from dynablocks.robustness import certify
 from dynablocks.robustness.audit import AuditFailed, _layer_bound
 from dynablocks.switching import FreeSignal
@@ -211,10 +217,44 @@ def spoilt_on_the_instance(module: nn.Module) -> None:
     module.forward = types.MethodType(lambda self, x: 2 * kind.forward(self, x), module)  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("spoil", [spoilt_by_hook, spoilt_by_pre_hook, spoilt_on_the_instance])
-@pytest.mark.parametrize("part", ["", "body", "body.0", "body.1", "body.1.fields.0.linear", "head"])
-def test_hooks_and_methods_of_an_instance_void_what_is_declared(spoil: Callable[[nn.Module], None], part: str) -> None:
-    body = nn.Sequential(nn.Flatten(), DynamicalBlock(GradientField(Dense(4, 4)), "euler", FreeSignal(0.0)))
+def spoilt_step(module: nn.Module) -> None:
+    module.method.step = lambda field, x, h: 5 * ExplicitEuler().step(field, x, h)
+
+
+def spoilt_inverse(module: nn.Module) -> None:
+    module.method.inverse = lambda field, y, h: y
+
+
+def spoilt_hidden_layer(module: nn.Module) -> None:
+    kind = type(module)
+    module.hidden_layer = lambda x: 100 * kind.hidden_layer(module, x)
+
+
+def ridge() -> VectorField:
+    return GradientField(Dense(4, 4))
+
+
+def exchange() -> VectorField:
+    return MassPreservingField(4, 5)
+
+
+SPOILT = [
+    *itertools.product(
+        [ridge],
+        [spoilt_by_hook, spoilt_by_pre_hook, spoilt_on_the_instance],
+        ["", "body", "body.0", "body.1", "body.1.fields.0.linear", "head"],
+    ),
+    (ridge, spoilt_step, "body.1"),
+    (ridge, spoilt_inverse, "body.1"),
+    (exchange, spoilt_hidden_layer, "body.1.fields.0"),
+]
+
+
+@pytest.mark.parametrize(("field", "spoil", "part"), SPOILT)
+def test_hooks_and_methods_of_an_instance_void_what_is_declared(
+    field: Callable[[], VectorField], spoil: Callable[[nn.Module], None], part: str
+) -> None:
+    body = nn.Sequential(nn.Flatten(), DynamicalBlock(field(), "euler", FreeSignal(0.0)))
     network = Network(body, Head(4, 2, "none"), (1, 2, 2), ModelConfig()).eval()
     data = torch.ones(1, 1, 2, 2), torch.tensor([0])
     assert network.properties.lipschitz < math.inf
@@ -223,6 +263,113 @@ def test_hooks_and_methods_of_an_instance_void_what_is_declared(spoil: Callable[
     assert network.properties.lipschitz == math.inf
     with pytest.raises(ValueError, match=r"forward hooks|of this instance"):
         certify(network, data)
+
+
+@pytest.mark.parametrize(
+    ("field", "method", "held"),
+    [
+        (exchange, lambda: Projected(ExplicitEuler()), "base"),
+        (PartitionedField.example, lambda: integrator("verlet"), "_exact"),
+    ],
+)
+def test_a_step_set_on_an_integrator_is_seen_inside_of_another(
+    field: Callable[[], VectorField], method: Callable[[], Integrator], held: str
+) -> None:
+    stepping = DynamicalBlock(field(), method(), FreeSignal(0.5))
+    assert [*stepping.properties] != []
+    getattr(stepping.method, held).step = lambda field, x, h: 2 * x
+    assert foreign(stepping) == f"DynamicalBlock.method.{held} has a step of this instance, not of its class"
+    assert [*stepping.properties] == []
+
+
+class Noted(GradientField):
+    def generator(self) -> None: ...
+
+    def mixing(self) -> None: ...
+
+
+def test_what_only_has_the_name_of_a_method_voids_nothing() -> None:
+    """Neither values nor parts are called in place of a method: torch looks for parts last."""
+    field = Noted(OrthogonalDense(3, 3), "relu")
+    field.generator, field.mixing = torch.Generator(), nn.Identity()
+    assert foreign(field) is None
+    field.__dict__["mixing"] = lambda: None
+    assert foreign(field) == "Noted has a mixing of this instance, not of its class"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("euler", Lipschitz), ("verlet", Symplectic)])
+def test_a_step_of_an_instance_voids_what_the_integrator_itself_declares(name: str, kind: type) -> None:
+    field = PartitionedField.example() if name == "verlet" else GradientField(OrthogonalDense(3, 3), "relu")
+    method = integrator(name)
+    assert method.declare(field, 1.0).properties.of(kind) is not None
+    method.step = lambda field, x, step_size: 5 * x  # type: ignore[method-assign]
+    declared = method.declare(field, 1.0)
+    assert not list(declared.properties)
+    assert "step of this instance" in declared.reason
+
+
+class Triple(Metric):
+    """Three times the Euclidean norm, with nothing said of it."""
+
+    def whiten(self, x: Tensor) -> Tensor:
+        return 3 * x
+
+    def unwhiten(self, u: Tensor) -> Tensor:
+        return u / 3
+
+
+class Said(Triple):
+    eigenvalues = (9.0, 9.0)
+
+
+class Rounded(Said):
+    whitening_error = 2.0**-53
+
+
+class Twice(DenseMetric):
+    def whiten(self, x: Tensor) -> Tensor:
+        return 2 * super().whiten(x)
+
+    def unwhiten(self, u: Tensor) -> Tensor:
+        return super().unwhiten(u) / 2
+
+
+class Heavier(SpectralMetric):
+    def whiten(self, x: Tensor) -> Tensor:
+        return 3 * super().whiten(x)
+
+    def unwhiten(self, u: Tensor) -> Tensor:
+        return super().unwhiten(u) / 3
+
+
+def in_norm(metric: Metric) -> Network:
+    body = nn.Sequential(Whitening(metric), nn.Flatten())
+    return Network(body, Head(4, 2, "none"), (1, 2, 2), ModelConfig()).eval()
+
+
+def test_a_norm_of_another_class_is_another_norm_of_the_same_matrix() -> None:
+    matrix = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
+    assert DenseMetric(matrix) == DenseMetric(matrix)
+    with pytest.raises(InvalidArgument, match="no eigenvalues"):
+        Twice(matrix).bounded_by(DenseMetric(matrix))
+
+
+def test_a_norm_of_ones_own_has_the_ratios_and_the_rounding_that_it_says_alone() -> None:
+    data = torch.ones(1, 1, 2, 2), torch.tensor([0])
+    with pytest.raises(InvalidArgument, match="Triple has a whiten or an unwhiten of its own, but no eigenvalues"):
+        certify(in_norm(Triple("3 l2")), data)
+    for metric, proved in ((Said("3 l2"), False), (Rounded("3 l2"), True)):
+        network = in_norm(metric)
+        largest = float(torch.linalg.matrix_norm(jacobians(network.body, data[0].double()), ord=2))
+        assert largest == pytest.approx(3, rel=1e-12)
+        assert network.certificate_inputs()[0] == pytest.approx(3, rel=1e-12)
+        assert certify(network, data).proved == proved
+    with pytest.raises(InvalidArgument, match="no whitening_error to go with it"):
+        _ = Said("3 l2").whitening_error
+    heavier, plain = Heavier((1, 2, 2)), SpectralMetric((1, 2, 2))
+    for other in (EUCLIDEAN, plain, SpectralMetric((1, 2, 2), smooth=0.5)):
+        with pytest.raises(InvalidArgument, match="Heavier has a whiten"):
+            heavier.bounded_by(other)
 
 
 class Tempered(Head):

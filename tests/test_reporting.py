@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import re
 import xml.etree.ElementTree as ElementTree
+from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -436,3 +438,59 @@ def test_what_is_certified_of_the_attacked_images_is_shown_where_some_were_not(a
     points = [{"epsilon": 0.1, "accuracy": 0.5}]
     metrics = dict.fromkeys(("certified_accuracy", "robust_accuracy", "certified_accuracy_of_attacked"), points)
     assert len(summary_table(metrics | {"test_images": 1000, "attacked_images": attacked}).columns) == columns
+
+
+def numbers_of(text: str) -> list[Fraction]:
+    """What a text such as "0.141 (36/255)" says: the number, and the levels where it has them."""
+    return [Fraction(part) for part in text.removesuffix(")").split(" (")]
+
+
+def radii_to_show() -> list[float]:
+    draw = random.Random(0)
+    near = [(k + off) / 255 for k in (1, 7, 36, 51, 254) for off in (-9e-5, -5e-5, -1e-12, 0.0, 1e-12, 5e-5, 9e-5)]
+    return [10 ** draw.uniform(-9, 1) for _ in range(200)] + near + [0.19962, 0.9996, 0.31, 1e-7, 1.0]
+
+
+def test_a_proved_radius_is_shown_rounded_down_and_a_found_one_up():
+    for value in map(Fraction, radii_to_show()):
+        proved, found = words.proved_radius(float(value)), words.found_radius(float(value))
+        assert all(number <= value for number in numbers_of(proved)), (float(value), proved)
+        assert value <= Fraction(found) <= value * Fraction(101, 100), (float(value), found)
+        # One level is 0.003 to three decimals, and the level beside it is the number; others have three digits.
+        assert max(numbers_of(proved)) >= value * Fraction(99, 100), (float(value), proved)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.19962, "0.199"), (35.99995 / 255, "0.141"), (36.00005 / 255, "0.141 (36/255)"), (1e-7, "9.99e-08"), (0.0, "0")],
+)
+def test_a_proved_radius_is_no_larger_one(value: float, shown: str):
+    assert words.proved_radius(value) == shown
+
+
+def test_the_radius_of_a_table_shows_what_was_chosen():
+    assert words.radius(36 / 255) == "0.141 (36/255)"
+    assert [words.radius(value) for value in (0.0, 0.5, 0.19962, 1e-7)] == ["0", "0.5", "0.19962", "1e-07"]
+    # Rounded to three digits it would be the broken twin: more than was asked for, and than was proved.
+    assert float(f"{0.19962:.3g}") > 0.19962
+
+
+@pytest.mark.parametrize(
+    ("proved", "found"),
+    [
+        (0.19962, 0.19963),
+        (35.99995 / 255, 0.14117628),
+        (0.03919, 9.99999 / 255),
+        (0.000499, 0.000495),  # within the resolution of an attack
+    ],
+)
+def test_what_an_attack_found_is_not_shown_below_what_is_proved(proved: float, found: float):
+    lines = figures.example_lines(example(certified_radius=proved, smallest_broken_norm=found))
+    shown = [Fraction(re.search(r"ε = ([\d.e-]*\d)", line)[1]) for line in lines[1:]]
+    assert shown[0] <= Fraction(proved)
+    assert shown[0] <= shown[1]
+
+
+def test_an_infinite_radius_is_shown_in_a_sign():
+    assert words.proved_radius(math.inf) == "∞"
+    assert "ε = ∞" in figures.example_lines(example(certified_radius=math.inf, smallest_broken_norm=math.inf))[1]

@@ -17,20 +17,25 @@ from dynablocks import reversible
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.composition import Composition
 from dynablocks.errors import InvalidArgument
-from dynablocks.fields import GradientField, PartitionedField, ShearField, leaky_relu
+from dynablocks.fields import FieldFacts, GradientField, PartitionedField, ShearField, leaky_relu
+from dynablocks.lifting import SpaceToDepth
 from dynablocks.linear import Dense, OrthogonalDense, frozen_weights, shared_weights
 from dynablocks.models.chain import Chain
 from dynablocks.properties import Declaration, Invertible, Structured, VolumePreserving, jacobians
 from dynablocks.reversible import DriftWarning, ReversibleChain
-from dynablocks.switching import FreeSignal, LearnedStep
+from dynablocks.switching import FreeSignal, LearnedStep, SwitchingSignal
 from dynablocks.testing import HealthyBlock, check_block
 
 DOUBLE = torch.float64
 
 
-def hamiltonian(method: str = "verlet", linear: type[Dense] = Dense, half: int = 3) -> DynamicalBlock:
+def separable(linear: type[Dense] = Dense, half: int = 3) -> PartitionedField:
     u = GradientField(linear(half, half), "tanh", expansive=True)
-    return DynamicalBlock(PartitionedField(u, GradientField(linear(half, half), "tanh")), method, LearnedStep(0.2))
+    return PartitionedField(u, GradientField(linear(half, half), "tanh"))
+
+
+def hamiltonian(method: str = "verlet", linear: type[Dense] = Dense, half: int = 3) -> DynamicalBlock:
+    return DynamicalBlock(separable(linear, half), method, LearnedStep(0.2))
 
 
 def exact() -> DynamicalBlock:
@@ -63,6 +68,65 @@ def compare(chain: ReversibleChain, x: Tensor, seed: int = 0) -> float:
     return difference(gradients(chain, x, chain, seed), gradients(chain.ordinary, x, chain, seed))
 
 
+class Scaled(ShearField):
+    """(0, s v(q)) or (s u(p), 0): a parameter beside those of the force, and facts that speak of both."""
+
+    def __init__(self, moves: str) -> None:
+        super().__init__(nn.Linear(3, 3), (6,), moves=moves)
+        self.scale = nn.Parameter(torch.tensor(0.7))
+
+    def rate(self, rests: Tensor, moves: Tensor) -> Tensor:
+        return self.scale * super().rate(rests, moves)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(divergence_free=True, reason="a shear")
+
+
+class ByTheField(SwitchingSignal):
+    """A step that a matrix of the field decides; the field stands in a tuple, which registers nothing."""
+
+    def __init__(self, field: PartitionedField) -> None:
+        super().__init__()
+        self._field = (field,)
+
+    def pieces(self) -> list[tuple[int, Tensor]]:
+        (field,) = self._field
+        return [(0, 0.2 / field.kick.force.linear.weight.norm())]
+
+
+class OfOneEntry(LearnedStep):
+    """A learned step that stands in several axes."""
+
+    def __init__(self, axes: int) -> None:
+        super().__init__(0.2)
+        self.axes = axes
+
+    def pieces(self) -> list[tuple[int, Tensor]]:
+        return [(0, self.steps.reshape((1,) * self.axes))]
+
+
+class Transposed(nn.Module):
+    """x ↦ Wᵀ tanh(x) for the matrix of another force, which alone registers it."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self._linear = (linear,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (linear,) = self._linear
+        return x.tanh() @ linear.weight
+
+
+def timed_by_its_field() -> DynamicalBlock:
+    field = separable()
+    return DynamicalBlock(field, "verlet", ByTheField(field))
+
+
+def tied() -> DynamicalBlock:
+    linear = nn.Linear(3, 3)
+    return DynamicalBlock(PartitionedField(Transposed(linear), linear, (6,)), "verlet", FreeSignal(0.2))
+
+
 CHAINS: dict[str, Callable[[], ReversibleChain]] = {
     "verlet": lambda: ReversibleChain(hamiltonian() for _ in range(30)),
     "symplectic Euler": lambda: ReversibleChain(hamiltonian("symplectic-euler") for _ in range(30)),
@@ -76,6 +140,14 @@ CHAINS: dict[str, Callable[[], ReversibleChain]] = {
     "shears of unequal parts": lambda: ReversibleChain(
         DynamicalBlock(ShearField(nn.Linear(a, 6 - a), (6,), moves=m, split=s), "exact", LearnedStep(0.5))
         for a, m, s in ((2, "p", 2), (4, "q", 2), (5, "p", 5), (3, "q", 3))
+    ),
+    "shears with a parameter of their own": lambda: ReversibleChain(
+        DynamicalBlock(Scaled(moves), "exact", LearnedStep(0.5)) for moves in "pqpq"
+    ),
+    "forces of one matrix": lambda: ReversibleChain(tied() for _ in range(5)),
+    "steps made of a field": lambda: ReversibleChain(timed_by_its_field() for _ in range(5)),
+    "steps of one entry": lambda: ReversibleChain(
+        DynamicalBlock(separable(), "verlet", OfOneEntry(axes)) for axes in (0, 1, 2, 3)
     ),
     "mixed with anchors": lambda: ReversibleChain(
         [exact(), hamiltonian(), hamiltonian(), exact(), hamiltonian()], anchors=2
@@ -444,6 +516,57 @@ def test_drift_that_is_not_finite_is_warned_of() -> None:
     # Rounding of 1e-7 that forward leaves of a vector of size e⁻⁶⁰ grows by e⁶⁰ in every block on the way back.
     with pytest.warns(DriftWarning, match="inf"):
         chain(torch.randn(4, 33)).sum().backward()
+
+
+def test_inputs_are_checked_with_gradients_as_without() -> None:
+    chain = ReversibleChain(image_block() for _ in range(2))
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            with pytest.raises(InvalidArgument, match=r"DynamicalBlock was built for \(batch, 4, 5, 5\)"):
+                chain(torch.randn(3, 4, 7, 7))
+            with pytest.raises(InvalidArgument, match=r"the input is torch\.float64, the weights of DynamicalBlock"):
+                chain(torch.randn(3, 4, 5, 5, dtype=DOUBLE))
+
+
+def test_a_block_checks_the_halves_that_the_one_before_leaves() -> None:
+    """The second one's cut fits, its whole does not; a force without weights would take both."""
+    fields = [ShearField(nn.Tanh(), (entries,), split=3) for entries in (6, 8)]
+    chain = ReversibleChain(DynamicalBlock(field, "exact", FreeSignal(0.5)) for field in fields)
+    x = torch.randn(2, 6, requires_grad=True)
+    for function in (chain, chain.ordinary):
+        with pytest.raises(InvalidArgument, match=r"shape \(2, 6\); DynamicalBlock was built for \(batch, 8\)"):
+            function(x)
+
+
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_backward_hooks_of_a_block_act_as_without_the_chain(register: str) -> None:
+    chain, fired = ReversibleChain(hamiltonian() for _ in range(3)).double(), []
+    x = torch.randn(5, 6, dtype=DOUBLE)
+    without = gradients(chain, x, chain)
+
+    def halve(module: nn.Module, *pulls: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        fired.append(module)
+        return tuple(0.5 * pull for pull in pulls[0])
+
+    getattr(chain.blocks[1], register)(halve)
+    assert compare(chain, x) <= 1e-12
+    assert fired == [chain.blocks[1]] * 2
+    torch.testing.assert_close(gradients(chain, x, chain)[0], 0.5 * without[0], rtol=1e-12, atol=1e-12)
+
+
+def test_a_flow_that_is_set_on_a_shear_is_the_one_that_is_taken() -> None:
+    chain = ReversibleChain([DynamicalBlock(Scaled("p"), "exact", LearnedStep(0.3))]).double()
+    field, x = chain.blocks[0].fields[0], torch.randn(5, 6, dtype=DOUBLE)
+    single = field.flow
+    field.flow = lambda x, time: single(x, 2 * time)
+    torch.testing.assert_close(chain(x), chain.ordinary(x), rtol=0, atol=1e-13)
+    assert compare(chain, x) <= 1e-12
+
+
+def test_a_chain_says_what_it_takes_and_as_other_compositions_not_what_it_gives() -> None:
+    chain = ReversibleChain([image_block(), SpaceToDepth(5)])
+    assert chain.in_shape == (4, 5, 5)
+    assert not hasattr(chain, "out_shape")
 
 
 def test_empty_chain_is_the_identity() -> None:

@@ -405,3 +405,21 @@ def test_a_fit_without_a_range_has_none_to_leave(text: str, fit: Path, capsys: p
     (fit / "metrics.json").write_text(text)
     assert main(["rollout", str(fit), "--start", "5,0", "--steps", "1"]) == 0
     assert err(capsys) == ""
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        ("0.5,0.5", ""),
+        ("2,0.5", f"1 of 1 runs {LEAVE}0): nothing was learned there\n"),
+        ("0.5,0.6", f"1 of 1 runs {LEAVE.replace('q', 'p')}0): nothing was learned there\n"),
+    ],
+)
+def test_a_column_of_one_value_may_move_by_a_share_of_the_size_of_the_data(
+    start: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """q decays and p drifts by 1e-4 of it: far less than a twentieth of the size of the data, which is 1."""
+    fit = linear_fit(tmp_path / "fit", torch.tensor([[-0.5, 0.0], [1e-4, 0.0]], dtype=F64))
+    (fit / "metrics.json").write_text('{"training_range": {"q": [-1.0, 1.0], "p": [0.5, 0.5]}}')
+    assert main(["rollout", str(fit), "--start", start, "--steps", "2"]) == 0
+    assert err(capsys) == said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -11,9 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dynablocks.blocks import DynamicalBlock
-from dynablocks.fields import GradientField, MetricField, TwoMatrixField, leaky_relu
+from dynablocks.fields import Activation, GradientField, MetricField, TwoMatrixField, leaky_relu
 from dynablocks.integrators import ExactFlow, ExplicitEuler
 from dynablocks.lifting import ChannelMix, Head, PaperLift, PixelNormalisation
 from dynablocks.linear import Bounds, Conv, Dense, LinearMap, OrthogonalConv, OrthogonalDense, frozen_weights
@@ -68,7 +70,20 @@ def in_given_weights() -> Network:
     return Network(body, Head(128, 5), (2, 8, 8), ModelConfig())
 
 
-BY_HAND: dict[str, Callable[[], Network]] = {"average pooling": pooled, "metric in given weights": in_given_weights}
+def normalised_after_a_convolution() -> Network:
+    """One pixel becomes 361: of a white image 2^-5 each, halfway between two numbers at 2^19, so all of it is lost."""
+    convolution = Conv((2, 1, 1), 1, 19, "full")
+    with torch.no_grad():
+        convolution.kernel.fill_(2.0**-6)
+    body = nn.Sequential(nn.AvgPool2d(8), convolution, PixelNormalisation((-(2.0**19),), (1.0,)), nn.Flatten())
+    return Network(body, Head(361, 5), (2, 8, 8), ModelConfig())
+
+
+BY_HAND: dict[str, Callable[[], Network]] = {
+    "average pooling": pooled,
+    "metric in given weights": in_given_weights,
+    "normalisation after a convolution": normalised_after_a_convolution,
+}
 
 
 def network_of(name: str, seed: int = 0) -> Network:
@@ -399,6 +414,66 @@ def test_a_field_with_a_forward_pass_of_its_own_is_measured_and_not_audited(kind
         _layer_bound(block)
 
 
+SHIFT = 2.0**49
+
+
+class Fivefold(Activation):
+    def __call__(self, u: Tensor) -> Tensor:
+        return 5 * super().__call__(u)
+
+
+def saying(sigma: Activation, negative_slope: float) -> Activation:
+    """The activation with a word of itself that its constructor may refuse."""
+    object.__setattr__(sigma, "negative_slope", negative_slope)
+    return sigma
+
+
+BY_OTHER_CODE = {
+    "swallows digits": saying(Activation("relu2", lambda u: (u + SHIFT).clamp_min(SHIFT) - SHIFT, 0.0, 1.0), 0.0),
+    "called otherwise": saying(Fivefold("relu", functional.relu, 0.0, 1.0), 0.0),
+    "steep": saying(Activation("steep", functools.partial(functional.leaky_relu, negative_slope=3.0), 1.0, 3.0), 3.0),
+    "another slope": saying(Activation("half", leaky_relu(0.5).function, 0.0, 1.0), 0.0),
+}
+
+
+def of_one_pixel(sigma: Activation) -> Network:
+    """x − σ(x), and the class by its sign."""
+    linear, head = Dense(1, 1), Head(1, 2, "none")
+    with torch.no_grad():
+        linear.matrix.fill_(1.0)
+        head.matrix.copy_(torch.tensor([[1.0], [-1.0]]))
+    block = DynamicalBlock(GradientField(linear, sigma), "euler", FreeSignal(1.0))
+    return Network(nn.Sequential(nn.Flatten(), block), head, (1, 1, 1), ModelConfig()).eval()
+
+
+def test_a_relu_by_other_code_may_swallow_digits() -> None:
+    """In real arithmetic it is the ReLU, and the features of both pixels are 0."""
+    pixels = torch.tensor([0.06, 0.07], dtype=torch.float64).reshape(2, 1, 1, 1)
+    assert of_one_pixel(BY_OTHER_CODE["swallows digits"]).double()(pixels).argmax(1).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("name", BY_OTHER_CODE)
+def test_of_an_activation_by_other_code_no_rounding_is_proved(name: str) -> None:
+    sigma, data = BY_OTHER_CODE[name], (torch.full((1, 1, 1, 1), 0.06), torch.tensor([0]))
+    assert not certify(of_one_pixel(sigma), data).proved
+    field, arithmetic = GradientField(OrthogonalDense(2, 1), sigma), _Arithmetic(torch.zeros(1, 1, 1, 2))
+    for bound in (
+        lambda: rounding._ridge_euler(field, 0.5, arithmetic),
+        lambda: rounding._ridge_euler_near(field, 0.5, arithmetic, torch.zeros(1, 2)),
+        lambda: rounding._recursion(ExplicitEuler(2), field, torch.tensor(0.5), arithmetic),
+        lambda: rounding._flow(ExactFlow(), field, torch.tensor(0.5), arithmetic),
+    ):
+        with pytest.raises(NoRoundingBound, match="use relu or leaky-relu"):
+            bound()
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.3, 1.0])
+def test_of_the_activations_of_the_library_the_rounding_is_proved(slope: float) -> None:
+    data = torch.full((1, 1, 1, 1), 0.06), torch.tensor([0])
+    assert certify(of_one_pixel(leaky_relu(slope)), data).proved
+    assert rounding._leaky_slope(leaky_relu(slope)) == slope
+
+
 @pytest.mark.parametrize("name", ["ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"])
 def test_nothing_is_proved_of_float32_where_products_may_be_rounded_further(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -641,7 +716,7 @@ def test_bounds_of_negative_factors_are_those_of_their_sizes() -> None:
         return [
             rounding._ridge_euler(ridge, 0.7, arithmetic),
             rounding._two_matrices(two, 0.7, arithmetic),
-            rounding._leaf(lift, arithmetic),
+            rounding._leaf(lift, arithmetic, pixels=16),
         ]
 
     before = bounds()

@@ -26,6 +26,7 @@ from dynablocks.switching import (
     FlexibleSignal,
     FreeSignal,
     LearnedStep,
+    LearnedTimes,
     NetworkBudget,
     NonExpansiveStep,
     PairSignal,
@@ -436,6 +437,30 @@ def test_a_budget_of_ones_own_is_projected_after_what_it_limits(budget: type[Tot
     assert [signal.steps.item() for signal in signals] == pytest.approx(left, rel=1e-14)
 
 
+class Sets(nn.Module):
+    """A part without the mark that sets the steps of a pair itself."""
+
+    def __init__(self, signal: PairSignal, steps: tuple[float, float]) -> None:
+        super().__init__()
+        self.signal, self.given = signal, steps
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        self.signal.steps.copy_(torch.tensor(self.given, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "around", [lambda part: part, lambda part: nn.ModuleList([part.signal, part])], ids=["root", "behind the pair"]
+)
+@pytest.mark.parametrize(("given", "left"), [((0.5, 0.1), (0.5, 0.1)), ((0.5, 9.0), (0.5, 1 / 0.75 - 1))])
+def test_a_pair_is_projected_from_what_other_parts_set(
+    around: Callable[[Sets], nn.Module], given: tuple[float, float], left: tuple[float, float]
+) -> None:
+    signal = PrescribedSignal(TightRegion(0.5), (1.0, 0.2)).double()
+    project(around(Sets(signal, given)))
+    assert signal.steps.tolist() == pytest.approx(left, rel=1e-14)
+
+
 @pytest.mark.parametrize(
     ("signals", "sentence"),
     [
@@ -621,6 +646,13 @@ def test_a_budget_credits_no_more_than_stored_matrices_contract() -> None:
         (lambda: FreeSignal(math.nan), "step is nan"),
         (lambda: EvenSteps(math.inf, 2), "time is inf"),
         (lambda: EvenSteps(1.0, 0), "count is 0"),
+        (lambda: LearnedTimes((0.5, math.nan)), r"start\[1\] is nan"),
+        (lambda: LearnedTimes((-math.inf,)), r"start\[0\] is -inf"),
+        (lambda: PrescribedSignal(TightRegion(0.5), (math.nan, 0.1)), r"start\[0\] is nan"),
+        (lambda: FlexibleSignal(TightRegion(0.5), (0.5, math.inf)), r"start\[1\] is inf"),
+        (lambda: PairSignal(TightRegion(0.5), (0.5,)), r"start is \(0.5,\); the two steps \(h1, h2\) of a pair"),
+        (lambda: PairSignal(TightRegion(0.5), (0.5, 0.1, 0.2)), r"start is \(0.5, 0.1, 0.2\); the two steps"),
+        (lambda: PairSignal(TightRegion(0.5), 0.5), "start is 0.5; the two steps"),
     ],
 )
 def test_unusable_numbers_get_one_sentence(make: Callable[[], object], sentence: str) -> None:

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dynablocks.training.loop as loop_module
+from dynablocks.config import preset_settings
 from dynablocks.data import DataSplits, ImageDataset, augment, batch_indices
 from dynablocks.errors import BadCheckpoint, BadData, DynablocksError, InvalidArgument
 from dynablocks.models import ModelConfig, build
@@ -32,6 +33,7 @@ from dynablocks.training import (
     TrainingConfig,
     choose_device,
     choose_precision,
+    find_checkpoint,
     fit,
     hinge,
     interrupts,
@@ -42,6 +44,8 @@ from dynablocks.training import (
 )
 from dynablocks.training.averaging import ExponentialAverage
 from dynablocks.training.budget import StepPlan
+from dynablocks.training.checkpoint import read_state
+from dynablocks.training.session import Tally
 
 QUIET = {"precision": "32", "device": "cpu", "channels_last": True}
 
@@ -167,6 +171,17 @@ def test_step_schedule_drops_at_whole_epochs() -> None:
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.001])
 
 
+@pytest.mark.parametrize(("factor", "epoch"), [(10.0, 400.0), (10, 40.0), (10.0, 31.0)])
+def test_a_step_schedule_that_rises_beyond_all_learning_rates_gets_one_sentence(factor: float, epoch: float) -> None:
+    """The power itself overflows, the product overflows float32, the product is ten times the largest allowed."""
+    config = TrainingConfig(schedule="step", step_epochs=1.0, step_factor=factor, lr=1.0)
+    assert learning_rate_factor(0.5, 3.0, config) == 1000.0
+    with pytest.raises(InvalidArgument, match=r"step_factor 10 every 1 epochs takes the learning rate beyond") as error:
+        learning_rate_factor(0.5, epoch, config)
+    assert "\n" not in str(error.value)
+    assert learning_rate_factor(0.5, epoch, replace(config, step_factor=0.1)) < 1e-30
+
+
 def test_one_cycle_matches_torch_away_from_the_warm_up() -> None:
     config, steps = TrainingConfig(schedule="one-cycle", warmup=0.25), 400
     optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -218,7 +233,7 @@ def test_every_optimiser_descends(name: str) -> None:
         ({"seed": -1}, "seed is -1"),
         ({"crop_padding": -1}, "crop_padding is -1"),
         ({"crop_padding": 1, "crop_fill": "edge"}, "crop_fill 'edge'"),
-        ({"crop_fill": "reflect"}, "crop_padding 0"),
+        ({"crop_fill": "reflect"}, r"crop_padding 0.* turn the fill off too: --training.crop_fill zeros\.$"),
         ({"power": 0.5, "loss": "hinge"}, "power belongs to loss offset-cross-entropy"),
         ({"max_minutes": -3.0}, "max_minutes is -3.0"),
         ({"batch_size": 9, "devices": 2}, "multiple"),
@@ -227,6 +242,7 @@ def test_every_optimiser_descends(name: str) -> None:
         ({"epochs": None, "max_minutes": 1e307}, "max_minutes is 1e"),
         ({"threads": 3_000_000_000}, "threads is 3000000000"),
         ({"step_factor": 1e300}, "step_factor is 1e"),
+        ({"lr": 1e300}, "lr is 1e"),
         ({"step_epochs": 1e-308}, "step_epochs is 1e-308"),
         ({"adversary_epsilon": 1e30}, "adversary_epsilon is 1e"),
         ({"seed": 10**400}, "seed is a whole number of more than 308 digits"),
@@ -236,6 +252,14 @@ def test_a_bad_setting_gets_one_sentence(settings: dict[str, object], words: str
     with pytest.raises(InvalidArgument, match=words) as error:
         TrainingConfig(**settings)
     assert "\n" not in str(error.value)
+
+
+def test_the_crops_of_a_preset_are_turned_off_together_with_their_fill() -> None:
+    settings = preset_settings("certified/cpu-1h", "certified", "cifar10")["training"] | {"crop_padding": 0}
+    with pytest.raises(InvalidArgument, match="crop_fill is 'reflect' with crop_padding 0"):
+        TrainingConfig(**settings)
+    off = TrainingConfig(**settings | {"crop_fill": "zeros"})
+    assert (off.crop_padding, off.crop_fill) == (0, None)
 
 
 def test_fit_learns_the_quadrants(tmp_path: Path) -> None:
@@ -336,6 +360,22 @@ def test_tally_counts_what_a_plain_loop_counts() -> None:
     summary = fit(model, splits, config)
     assert summary.metrics["loss"] == pytest.approx(loss, rel=1e-5)
     assert summary.metrics["accuracy"] == pytest.approx(accuracy)
+
+
+def test_the_sum_of_losses_does_not_depend_on_when_it_is_looked_at() -> None:
+    losses = torch.rand(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sums: set[float] = set()
+    for every in (1, 7, 100):
+        tally = Tally()
+        counted: list[float] = []
+        for number, loss in enumerate(losses, 1):
+            tally.add(loss, torch.zeros(9, 2), torch.zeros(9, dtype=torch.int64))
+            counted += tally.count() if number % every == 0 else []
+        counted += tally.count()
+        assert counted == losses.tolist()
+        sums.add(tally.loss_sum)
+    assert len(sums) == 1
+    assert sums.pop() == pytest.approx(9 * math.fsum(losses.tolist()), rel=1e-13)
 
 
 def test_every_hook_of_the_loop_is_called() -> None:
@@ -739,6 +779,19 @@ def test_interrupt_writes_a_checkpoint_and_the_training_goes_on(tmp_path: Path) 
     steps: list[int] = []
     fit(small_model(), quadrants(), config, tmp_path, on_step=steps.append)
     assert steps == list(range(6, 19))
+
+
+def test_a_stop_is_told_of_with_the_checkpoint_of_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C comes just before the third time that the loop asks for it, wherever in a step that is."""
+    answers = iter([False, False, True])
+    monkeypatch.setattr(loop_module, "polite_interrupt", lambda: contextlib.nullcontext(lambda: next(answers)))
+    config = TrainingConfig(epochs=3, batch_size=16, checkpoint_seconds=1e9, **QUIET)
+    steps: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        fit(small_model(), quadrants(), config, tmp_path, on_step=steps.append)
+    checkpoint = find_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert read_state(checkpoint)["step"] == steps[-1]
 
 
 def test_an_interrupt_in_the_last_step_stops_after_the_training_is_stored(tmp_path: Path) -> None:

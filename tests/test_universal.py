@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from dynablocks.errors import InvalidArgument
+from dynablocks.fields import GradientField
 from dynablocks.fitting import fit
+from dynablocks.integrators import exact_solution
+from dynablocks.linear import Dense
 from dynablocks.models.universal import FlowComposition, PairedFlows
 
 
@@ -61,6 +64,21 @@ def test_it_approximates_a_function_and_a_flow_map() -> None:
     network = FlowComposition(2, 2, width=3, layers=2, seed=0)
     fit(network, points, points @ turn.mT, adam_steps=50, finish_steps=30)
     assert float((network(points) - points @ turn.mT).detach().square().mean()) < 1e-20
+
+
+def test_flows_of_the_line_increase_and_so_miss_minus_x() -> None:
+    """Why (2.2) is for n >= 2 in L^p, and for maps that keep the orientation in the sup norm (design D2.8, D3)."""
+    x = torch.linspace(-1, 1, 41, dtype=torch.float64)[:, None]
+    torch.manual_seed(0)
+    y = x
+    for _ in range(6):
+        field = GradientField(Dense(1, 3), "tanh", expansive=True, alpha=1.0).double()
+        for parameter in field.parameters():
+            nn.init.normal_(parameter)
+        y = exact_solution(field, y, 0.5)
+    assert float((y - x).abs().max()) > 1e-3
+    assert float(y.diff(dim=0).min()) > 0
+    assert float((y + x).abs().max()) >= 1
 
 
 @pytest.mark.parametrize("sizes", [{"width": 1}, {"layers": 0}, {"blocks": 0}])

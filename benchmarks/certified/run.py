@@ -8,7 +8,8 @@ The first makes the whole table, in hours. CIFAR10 is a copy of the data, WORK a
 other, each trained for the same wall-clock minutes by the same loop on the same images with the same augmentation
 (that of our preset; the batch size is each one's own), on all CPU threads or the GPU; the loss is the peer's or ours,
 see peers.py and SEARCH. Every entry leaves WORK/NAME/result.json and is skipped when that is there; an interrupted
-training goes on. The radii of all images lie beside it, for compare.py. --page FILE
+training goes on. Beside it lie the radii of all images, for compare.py, and origin.json: when, by which commit and on
+which machine the training was begun. A result keeps these when it is finished at another commit. --page FILE
 holds the results too: with it a table is made in several sittings on machines of one kind,
 whatever became of WORK; its "title" and a "note" may be changed by hand and stay. With --search M, each peer is first
 trained on held-out training images: for M minutes with each change of SEARCH and those that are for it alone
@@ -49,6 +50,7 @@ from dynablocks.robustness.arithmetic import full_precision
 from dynablocks.run_directory.network import build_for, load
 from dynablocks.run_directory.pipeline import certify_run, train_run
 from dynablocks.training import LOSSES, TrainingConfig, TrainingSummary, fit
+from dynablocks.training.checkpoint import has_checkpoint
 from dynablocks.training.precision import present_device
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -56,6 +58,9 @@ from peers import ADAM, FAMILIES, OUR_LOSS, Family, explained, lse_hkr, sound_bo
 
 RADII = (36, 72, 108, 255)
 RADII_FILE = "radii.safetensors"
+ORIGIN_FILE = "origin.json"
+ORIGIN = ("started", "commit", "hardware")
+"""A file beside a training, and what it says of how that was begun."""
 FAMILY_SIZES = ("width", "depth", "stem", "dense", "inner")
 FIXED = {"epochs", "max_minutes", "seed", "validate_every"}
 """Settings of the training that --set cannot change: the budget ends it, --seed and --held-out say the rest."""
@@ -273,7 +278,7 @@ def as_page(
         "seed": sorted({r["seed"] for r in results}),
         "data": sorted({r["data"] for r in results}),
         "hardware": sorted({r["hardware"] for r in results}),
-        "commit": sorted({r.get("commit") or "unknown" for r in results}),
+        "commit": sorted({commits(r) for r in results}),
         "date": sorted({r["started"][:10] for r in results}),
     }
     return {
@@ -383,17 +388,48 @@ def result_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
         chosen = argparse.Namespace(**vars(args) | {"set": searched.get("chosen", {}) | args.set})
         splits = load_data("cifar10", args.data_dir, args.held_out, args.seed)
         measured = splits.validation if args.held_out else splits.test
-        started = time.strftime("%Y-%m-%d %H:%M")
+        origin = origin_of(path.parent)
         result = (train_ours if name == "ours" else train_peer)(name, splits, measured, chosen, path.parent)
         facts = {"name": label(name, args), "seed": args.seed, "minutes": args.minutes, "data": splits.train.name}
-        facts |= {"measured": "held-out" if args.held_out else "test", "images": len(measured), "started": started}
+        facts |= {"measured": "held-out" if args.held_out else "test", "images": len(measured)} | origin
+        facts |= {"finished_by": commit()} if commit() != origin["commit"] else {}
         facts |= crop(args) | {name: args.set[name] for name in crop(args) if name in args.set}
-        facts |= {"preset": args.preset, "search": searched, "commit": commit(), "hardware": device_name()}
+        facts |= {"preset": args.preset, "search": searched}
         write_json(path, facts | result)
         print(table([read_json(path)]), flush=True)
     result = read_json(path)
     require_same(path, result, args)
     return result
+
+
+def origin_of(directory: Path) -> dict[str, Any]:
+    """When, by which commit and on which machine the training in a folder was begun.
+
+    It is written before the training, which may go on or be measured again at another commit. Of a training without
+    it nothing of this is known.
+
+    Raises:
+        InvalidArgument: the file was cut or edited.
+    """
+    path = directory / ORIGIN_FILE
+    if not has_checkpoint(directory):  # so what is there tells of a training that came to nothing
+        write_json(path, {"started": time.strftime("%Y-%m-%d %H:%M"), "commit": commit(), "hardware": device_name()})
+    elif not path.exists():
+        return {"started": "unknown", "commit": None, "hardware": "unknown"}
+    origin = read_json(path)
+    said = isinstance(origin, dict) and all(isinstance(origin.get(name), str) for name in ("started", "hardware"))
+    if not said or not isinstance(origin.get("commit"), str | None):
+        raise InvalidArgument(
+            f"{path} does not say when, by which commit and on which machine the training was begun: it was cut or "
+            "edited; write it again, or remove it where this is not known."
+        )
+    return {name: origin.get(name) for name in ORIGIN}
+
+
+def commits(result: dict[str, Any]) -> str:
+    """The commit that began the training of a network, and the one that finished or measured it where it is another."""
+    trained: str = result.get("commit") or "unknown"
+    return trained + (f" (finished by {result['finished_by'] or 'unknown'})" if "finished_by" in result else "")
 
 
 def require_same(path: Path, result: dict[str, Any], args: argparse.Namespace, **also: Any) -> None:

@@ -231,6 +231,8 @@ def preset_model_data(
 ) -> tuple[str, str, str]:
     """Preset, model and data set, from the flags or the configuration files, before the parser knows its defaults.
 
+    A flag that is null says that there is no such name or folder, whatever a file holds.
+
     Args:
         arguments: of the command line, with full names.
         settings_of: what a configuration file holds.
@@ -244,11 +246,38 @@ def preset_model_data(
     for content in map(settings_of, _values_of(arguments, "--config")):
         preset = content.get("preset") or preset
         data, model = data | content["data"], model | content["model"]
-    name = _value_of(arguments, "--data.name") or data.get("name")
-    folder = _value_of(arguments, "--data.dir") or data.get("dir")
+    name = _setting(arguments, "--data.name", data.get("name"))
+    folder = _setting(arguments, "--data.dir", data.get("dir"))
     found = data_name(DataConfig(None if name is None else str(name), Path(str(folder)) if folder else None))
     chosen = str(_value_of(arguments, "--model.name") or model.get("name") or "certified")
     return _value_of(arguments, "--preset") or preset or default_preset(chosen, found), chosen, found
+
+
+def _setting(arguments: Sequence[str], flag: str, stored: Any) -> Any:
+    """The value that the parser will find: of the flag where it is given, otherwise what the files hold."""
+    given = _value_of(arguments, flag)
+    return stored if given is None else _unless_null(given)
+
+
+def _unless_null(text: str) -> str | None:
+    """The text of a flag, or ``None`` where the parser, which reads it as YAML, makes that of it."""
+    import yaml
+
+    try:
+        return None if text.strip() and yaml.safe_load(text) is None else text
+    except (ValueError, RecursionError, yaml.YAMLError):
+        return text
+
+
+def names_model(parser: Any, arguments: Sequence[str]) -> bool:
+    """Whether a setting of the model is given, by a flag or in a configuration file.
+
+    Args:
+        parser: of :func:`make_parser`.
+        arguments: of the command line, with full names.
+    """
+    flags = any(argument.startswith("--model.") for argument in arguments)
+    return flags or any(parser.settings(file)["model"] for file in _values_of(arguments, "--config"))
 
 
 def say(sentence: str) -> None:

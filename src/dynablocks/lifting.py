@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dynablocks.errors import InvalidArgument, require_choice, require_sizes
+from dynablocks.errors import InvalidArgument, require_choice, require_sizes, require_whole
 from dynablocks.linear import Bounds, LinearMap, NormalisedConv, linear_norm_bounds
 from dynablocks.linear.dense import Dense
 from dynablocks.linear.maps import require_shape
@@ -130,6 +130,15 @@ class ChannelMix(LinearMap):
     r"""An orthogonal 1 × 1 map of channels: orthonormal rows when channels go down, orthonormal columns when they go
     up.
 
+    Args:
+        in_shape: (channels, height, width) of one input.
+        out_channels: channels of the output.
+        method: ``"cayley"`` or ``"expm"`` (:data:`dynablocks.linear.ORTHOGONAL`).
+        spread: size of the random start; 0 starts at the (cut) identity.
+
+    Raises:
+        InvalidArgument: ``in_shape`` is no image's, ``out_channels`` no whole number from 1, or ``method`` not known.
+
     Example:
         >>> mix = ChannelMix((8, 2, 2), 4)
         >>> mix(torch.zeros(1, 8, 2, 2)).shape, round(mix.properties.lipschitz, 5)
@@ -141,6 +150,7 @@ class ChannelMix(LinearMap):
     ) -> None:
         super().__init__()
         require_sizes("in_shape", in_shape, 3)
+        out_channels = require_whole("out_channels", out_channels, 1)
         self.in_shape, self.out_shape = tuple(in_shape), (out_channels, *in_shape[1:])
         self.rows_orthonormal = out_channels <= in_shape[0]
         self.columns_orthonormal = out_channels >= in_shape[0]

@@ -110,7 +110,8 @@ class SpectralMetric(Metric):
         return SpectralMetric((channels, *self.shape[1:]), self.smooth, self.wavelength)
 
     def bounded_by(self, other: Metric) -> float:
-        if isinstance(other, SpectralMetric) and other.shape == self.shape and other != self:
+        # A subclass may have a whitening of its own, of which the weights here say nothing.
+        if type(other) is SpectralMetric and other.shape == self.shape and other != self:
             return math.sqrt(float((self.weights / other.weights).max()) * (1 + _SLACK))
         return super().bounded_by(other)
 
@@ -233,7 +234,9 @@ class DenseMetric(Metric):
         return (x.double().flatten(1) @ matrix.to(x.device)).reshape(x.shape).to(x.dtype)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, DenseMetric) and self.shape == other.shape and torch.equal(self.matrix, other.matrix)
+        # One of a subclass may be another norm of the same matrix.
+        same = type(other) is type(self) and isinstance(other, DenseMetric) and self.shape == other.shape
+        return same and torch.equal(self.matrix, other.matrix)
 
     def __hash__(self) -> int:
         return hash((self.name, self.shape))
@@ -303,12 +306,12 @@ class Channelwise(Structured):
     M is the same in every channel, M = I ⊗ S, so S^{1/2} commutes with Q: ‖(Q ⊗ I)x‖_M <= ‖Q‖ ‖x‖_M.
 
     Args:
-        module: a pixel normalisation, zero lift or channel mix.
+        module: a pixel normalisation, zero lift or channel mix, of no subclass.
         metric: the norm of its inputs.
         channels: of its outputs, where their number differs from the inputs'.
 
     Raises:
-        InvalidArgument: another module, for which this is not known.
+        InvalidArgument: another module or metric, for which this is not known.
 
     Example:
         >>> metric = SpectralMetric((1, 4, 4))
@@ -318,9 +321,17 @@ class Channelwise(Structured):
 
     def __init__(self, module: nn.Module, metric: SpectralMetric, channels: int | None = None) -> None:
         super().__init__()
-        if not isinstance(module, (PixelNormalisation, ZeroLift, ChannelMix)):
-            name = type(module).__name__
-            raise InvalidArgument(f"{name} is not known to act across channels only; normalise, zero-lift or mix.")
+        # A subclass may mix pixels, and another norm weigh channels differently: the proof is of these classes.
+        if type(module) not in (PixelNormalisation, ZeroLift, ChannelMix):
+            raise InvalidArgument(
+                f"module is a {type(module).__name__}, which is not known to act across channels only; give a "
+                "PixelNormalisation, a ZeroLift or a ChannelMix, and no subclass of one."
+            )
+        if type(metric) is not SpectralMetric:
+            raise InvalidArgument(
+                f"metric is a {type(metric).__name__}, which is not known to be the same in every channel; give a "
+                "SpectralMetric."
+            )
         self.module, self.metric = module, metric
         self.image = metric if channels is None else metric.with_channels(channels)
 

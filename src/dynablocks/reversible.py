@@ -20,6 +20,7 @@ from dynablocks.errors import InvalidArgument, require_range, require_whole
 from dynablocks.fields import ShearField
 from dynablocks.integrators import ExactFlow, Splitting
 from dynablocks.linear import LinearMap, shared_weights
+from dynablocks.linear.maps import require_batch, require_dtype
 from dynablocks.properties import Declaration, Invertible, declare
 from dynablocks.properties.own_code import overrides, shadowed
 from dynablocks.switching import SwitchingSignal
@@ -45,8 +46,8 @@ class ReversibleChain(Composition):
     block of shears (q, p + hv(q)) one evaluation of v serves both, so a step costs 4/3 of the ordinary one; for other
     blocks an inverse and a forward evaluation are added. Memory for activations does not depend on the depth.
 
-    - Gradients reach the input and the registered parameters of the blocks (once differentiable). Where ``torch.func``
-      or forward-mode transforms are active, or no gradient is asked for, the ordinary path is taken.
+    - Gradients reach the input and, from each block, the parameters that it registers (once differentiable). Where
+      ``torch.func`` or forward-mode transforms are active, or no gradient is asked for, the ordinary path is taken.
     - Autocast and random states are those of the forward pass. Of blocks that draw random numbers (dropout in v) the
       state of the generator is kept (5 kB for each draw on a CPU, 16 bytes on a GPU), so results equal the ordinary
       ones; one evaluation of such a block, or of the force of a shear, may draw, its inverse must draw the same.
@@ -96,7 +97,6 @@ class ReversibleChain(Composition):
         self._draws = self._warned = False
         if len(self.blocks):
             self.in_shape = getattr(self.blocks[0], "in_shape", None)
-            self.out_shape = getattr(self.blocks[-1], "out_shape", self.in_shape)
 
     def sequence(self) -> nn.ModuleList:
         return self.blocks
@@ -273,7 +273,8 @@ class _Shear:
 
 def _shears(block: nn.Module) -> tuple[_Shear, ...]:
     """The block as shears in the order of their application; none when it is something else."""
-    if overrides(block, DynamicalBlock, "forward") or block._forward_hooks or block._forward_pre_hooks:
+    hooks = (block._forward_hooks, block._forward_pre_hooks, block._backward_hooks, block._backward_pre_hooks)
+    if overrides(block, DynamicalBlock, "forward") or any(hooks):
         return ()
     block = cast(DynamicalBlock, block)
     found: list[_Shear] = []
@@ -288,7 +289,7 @@ def _shears(block: nn.Module) -> tuple[_Shear, ...]:
         else:
             return ()
         for term, part in substeps:
-            if not isinstance(term, ShearField) or type(term).flow is not ShearField.flow:
+            if not isinstance(term, ShearField) or overrides(term, ShearField, "flow"):
                 return ()
             found.append(_Shear(term, part, piece))
     return tuple(found)
@@ -302,13 +303,28 @@ def _cut(state: State, split: int) -> State:
 
 
 def _steps_of(signal: SwitchingSignal) -> list[Tensor]:
-    """The step of each piece, plain numbers as tensors: cotangents are of tensors."""
+    """The step of each piece, plain numbers as tensors: cotangents are of tensors.
+
+    One entry may stand in any number of axes; of these one is left, which multiplies states of every shape.
+    """
     steps = [step for _, step in signal.pieces()]
-    return [step if isinstance(step, Tensor) else torch.tensor(step, dtype=torch.float64) for step in steps]
+    return [
+        step.reshape(step.shape[:1]) if isinstance(step, Tensor) else torch.tensor(step, dtype=torch.float64)
+        for step in steps
+    ]
 
 
 def _join(state: State) -> Tensor:
     return state[0] if len(state) == 1 else torch.cat(state, dim=1)
+
+
+def _require_state(block: DynamicalBlock, state: State) -> None:
+    """What the block's own forward asks of its input; halves are joined for the refusal alone."""
+    cut = len(state) == 2 and (state[0].shape[1] + state[1].shape[1], *state[0].shape[2:]) == block.in_shape
+    if not cut:
+        require_batch(block, block.in_shape, _join(state))
+    for part in state:
+        require_dtype(block, part)
 
 
 class _Cotangents:
@@ -389,7 +405,9 @@ class _Plan:
         if not shears:
             with self.random.recording((number, 0), self.chain._draws):
                 return (block(_join(state)),)
-        steps = _steps_of(cast(DynamicalBlock, block).signal)
+        block = cast(DynamicalBlock, block)
+        _require_state(block, state)
+        steps = _steps_of(block.signal)
         for k, substep in enumerate(shears):
             rests, moves = substep.sources(state)
             with self.random.recording((number, k), self.chain._draws):
@@ -452,9 +470,10 @@ class _Plan:
         leaves: list[Tensor],
     ) -> State:
         """Undo the shears, each with one evaluation of its force for both the inverse and the derivative."""
-        signal = cast(DynamicalBlock, block).signal
-        with torch.enable_grad():
-            steps = _steps_of(signal)
+        # A step or a force may be made of what another part of the block holds, such as the norm of its matrix.
+        used = self.weights.of(block)
+        with torch.enable_grad(), self.autocast():
+            steps = _steps_of(cast(DynamicalBlock, block).signal)
         slopes: list[Tensor | None] = [None] * len(steps)
         for k in reversed(range(len(shears))):
             substep = shears[k]
@@ -471,28 +490,31 @@ class _Plan:
                 slope, so_far = substep.part * (pull * known).sum(), slopes[substep.piece]
                 slopes[substep.piece] = slope if so_far is None else so_far + slope
             if rate.requires_grad:
-                used = self.weights.of(substep.shear.force)
                 inputs = [source, *(leaves[i] for i in used)]
                 found = torch.autograd.grad(rate, inputs, time * pull, allow_unused=True)
                 cotangents.add(used, found[1:])
                 pull_rests = pull_rests if found[0] is None else pull_rests + found[0]
             cotangents.here = substep.state(pull_rests, pull_moves)
-        self._add_slopes(signal, steps, slopes, cotangents, leaves)
+        _add_slopes(steps, slopes, cotangents, used, leaves)
         return state
 
-    def _add_slopes(
-        self,
-        signal: nn.Module,
-        steps: list[Tensor],
-        slopes: list[Tensor | None],
-        cotangents: _Cotangents,
-        leaves: list[Tensor],
-    ) -> None:
-        learned = [(step, slope.to(step.dtype)) for step, slope in zip(steps, slopes, strict=True) if slope is not None]
-        used = self.weights.of(signal)
-        if learned and used:
-            outputs, pulls = zip(*learned, strict=True)
-            cotangents.add(used, torch.autograd.grad(outputs, [leaves[i] for i in used], pulls, allow_unused=True))
+
+def _add_slopes(
+    steps: list[Tensor],
+    slopes: list[Tensor | None],
+    cotangents: _Cotangents,
+    used: tuple[int, ...],
+    leaves: list[Tensor],
+) -> None:
+    """From the slopes in the steps those in the weights that the steps are made of."""
+    learned = [
+        (step, slope.to(step.dtype).reshape(step.shape))
+        for step, slope in zip(steps, slopes, strict=True)
+        if slope is not None
+    ]
+    if learned and used:
+        outputs, pulls = zip(*learned, strict=True)
+        cotangents.add(used, torch.autograd.grad(outputs, [leaves[i] for i in used], pulls, allow_unused=True))
 
 
 def _relative_difference(found: Tensor, stored: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from dynablocks.errors import BadData, DynablocksError, InvalidArgument
 from dynablocks.files import expanded, resolved, sha256, write_atomically
 from dynablocks.progress import tell, track
 
-_VERSION = "1"
+_VERSION = "2"
+"""Another one wherever the same files give other tensors than before."""
 Splits = tuple[ImageDataset, ImageDataset]
 
 

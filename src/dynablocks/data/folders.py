@@ -11,10 +11,12 @@ import torch
 
 from dynablocks.data.datasets import ImageDataset
 from dynablocks.data.decoding import EncodedImages, copy_name, decode_images
+from dynablocks.data.seeding import seeded_generator
 from dynablocks.errors import BadData
 from dynablocks.files import expanded
 
 SEARCH_DEPTH = 2
+_TEST_ORDER_STREAM = 0x544553
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp"})
 
 
@@ -127,6 +129,9 @@ def read_class_folders(
 ) -> tuple[ImageDataset, ImageDataset]:
     """The training and test images of ``listed``; labels are positions in ``class_names``.
 
+    The training images come class after class, the test images in a random order that depends on their number alone: an
+    attack of the first of them meets the classes in their proportion.
+
     The name is marked by :func:`copy_name` unless it is that of a user's own folder, where the files are the original.
 
     Raises:
@@ -138,6 +143,9 @@ def read_class_folders(
         files = [file for group in groups.values() for file in group]
         labels = torch.tensor([label_of[class_name] for class_name, group in groups.items() for _ in group])
         images, met = decode_images(EncodedImages(files, str(listed.root / part)), channels)
+        if part == "test":
+            order = torch.randperm(len(files), generator=seeded_generator(_TEST_ORDER_STREAM, len(files)))
+            images, labels = images[order], labels[order]
         formats |= met
         parts.append((images, labels))
     most = max(images.shape[1] for images, _ in parts)

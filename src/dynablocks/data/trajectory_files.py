@@ -69,7 +69,7 @@ def read_dynamics(path: Path | str, columns: Sequence[str] | None = None) -> Tra
     """
     path = expanded(path)
     _require_different(columns)
-    layout = _Layout(DYNAMICS_HEADER, 2, partial(_dynamics_columns, chosen=columns))
+    layout = _Layout(DYNAMICS_HEADER, 2, partial(_dynamics_columns, chosen=columns), choice=columns is None)
     suffix = _require_file(path, layout)
     if suffix == ".npz":
         return _read_npz(path, columns)
@@ -134,12 +134,14 @@ class _Layout:
     """What a table is to be: its header in words, its least number of rows, which columns of a header are read.
 
     ``read`` names them: the labels where they are used, and the numbers in their order. ``suffixes`` are those allowed.
+    ``choice`` is whether the user may choose among the state columns.
     """
 
     header: str
     least: int
     read: Callable[[Path, Sequence[str]], list[str]]
     suffixes: tuple[str, ...] = SUFFIXES
+    choice: bool = False
 
 
 @dataclass(frozen=True)
@@ -340,7 +342,7 @@ def _read_csv(path: Path, layout: _Layout) -> _Table:
     names = [name for name in read if name != LABELS]
     numeric = [header.index(name) for name in names]
     placed = track(zip(rows, lines, strict=True), f"parsing {path.name}", len(rows))
-    parsed = [_parse_row(path, line, header, row, numeric) for row, line in placed]
+    parsed = [_parse_row(path, line, header, row, numeric, layout) for row, line in placed]
     values = torch.tensor(parsed, dtype=torch.float64).reshape(len(rows), len(numeric))
     labels = [row[header.index(LABELS)].strip() for row in rows] if LABELS in read else None
     return _checked(_Table(path, header, names, values, labels, lines, "line"), layout.least)
@@ -355,18 +357,30 @@ def _decode(path: Path) -> str:
         raise BadData(f"{path}, line {line} is not UTF-8 text; export the file as CSV in UTF-8.") from error
 
 
-def _parse_row(path: Path, line: int, header: list[str], row: list[str], numeric: list[int]) -> list[float]:
+def _parse_row(
+    path: Path, line: int, header: list[str], row: list[str], numeric: list[int], layout: _Layout
+) -> list[float]:
     numbers = []
     for k in numeric:
         number = _number(row[k])
         if number is None:
-            came = f"is the text {_shortened(row[k])}" if row[k].strip() else "is empty"
-            raise BadData(
-                f"{path}, line {line}, column {header[k]!r} {came}; a finite number is needed; correct it or remove "
-                "the line."
-            )
+            empty = not row[k].strip()
+            came = "is empty" if empty else f"is the text {_shortened(row[k])}"
+            usual = "correct it or remove the line"
+            cure = usual if empty and header[k] == "t" else _cure(header[k], header, layout, usual)
+            raise BadData(f"{path}, line {line}, column {header[k]!r} {came}; a finite number is needed; {cure}.")
         numbers.append(number)
     return numbers
+
+
+def _cure(column: str, header: Sequence[str], layout: _Layout, usual: str) -> str:
+    """What to do about a column that holds something else than numbers."""
+    pairs = _holds_pairs(header, None)
+    if column == "t" and not pairs:
+        return "times are numbers, such as seconds since the start: convert them"
+    if layout.choice and not (pairs and column == "h"):
+        return f"{usual}, or choose the state columns with --columns"
+    return usual
 
 
 def _checked(table: _Table, least: int) -> _Table:
@@ -400,7 +414,7 @@ def _read_parquet(path: Path, layout: _Layout) -> _Table:
     read = layout.read(path, header)
     _require_names(path, header, read)
     names = [name for name in read if name != LABELS]
-    _require_numbers(path, schema, names)
+    _require_numbers(path, schema, names, layout)
     with _whole_parquet(path):
         table = file.read(columns=read)
         labels = [_label(value) for value in table[LABELS].to_pylist()] if LABELS in read else None
@@ -428,7 +442,7 @@ def _whole_parquet(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _require_numbers(path: Path, schema: Any, names: Sequence[str]) -> None:
+def _require_numbers(path: Path, schema: Any, names: Sequence[str], layout: _Layout) -> None:
     from pyarrow import types
 
     for name in names:
@@ -436,7 +450,8 @@ def _require_numbers(path: Path, schema: Any, names: Sequence[str]) -> None:
             raise BadData(f"{path} has the pandas index {name!r} as a column; write it with index=False.")
         kind = schema.field(name).type
         if not (types.is_integer(kind) or types.is_floating(kind)):
-            raise BadData(f"{path}: the column {name!r} is {kind}; integers or floating point are needed.")
+            cure = _cure(name, schema.names, layout, "convert it")
+            raise BadData(f"{path}: the column {name!r} is {kind}; integers or floating point are needed; {cure}.")
 
 
 def _label(value: object) -> str:

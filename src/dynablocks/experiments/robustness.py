@@ -81,6 +81,11 @@ class Row:
     def model(self) -> str:
         return self.training.model.name
 
+    @property
+    def claimed_of(self) -> str:
+        """The data set of the paper whose claims are held against the row: CIFAR-10 for the digits of smoke."""
+        return "cifar10" if self.training.data == "digits" else self.training.data
+
     def paper(self) -> Curve | None:
         """The paper's curve for this row, where there is one; of digits there is none."""
         data = self.training.data
@@ -304,9 +309,10 @@ def auc_checks(scale: Scale, rows: Iterable[Row], store: Store) -> list[Check]:
     return checks
 
 
-def order_checks(scale: Scale, margin: float, rows: Iterable[Row], store: Store) -> list[Check]:
-    """The paper's three orderings by AUC at one margin."""
-    areas = {row.model: row.paper_auc(store) for row in rows if row.margin == margin}
+def order_checks(scale: Scale, margin: float, rows: Iterable[Row], store: Store, data: str = "cifar10") -> list[Check]:
+    """The paper's three orderings by AUC at one margin, on ``"cifar10"`` or ``"cifar100"``."""
+    areas = {row.model: row.paper_auc(store) for row in rows if (row.margin, row.claimed_of) == (margin, data)}
+    where = f"margin {margin:g}" if data == "cifar10" else f"margin {margin:g}, {data}"
     claims = (
         ("dynamical networks above resnet and naive", ("flexible", "prescribed", "non_expansive"), ("resnet", "naive")),
         ("networks with expansive steps above non_expansive", ("flexible", "prescribed"), ("non_expansive",)),
@@ -316,8 +322,8 @@ def order_checks(scale: Scale, margin: float, rows: Iterable[Row], store: Store)
     for what, above, below in claims:
         high, low = [areas.get(name) for name in above], [areas.get(name) for name in below]
         known = (
-            [paper_curve("cifar10", name, margin) for name in above],
-            [paper_curve("cifar10", name, margin) for name in below],
+            [paper_curve(data, name, margin) for name in above],
+            [paper_curve(data, name, margin) for name in below],
         )
         paper = _least_most([c.auc for c in known[0] if c], [c.auc for c in known[1] if c])
         full = all(v is not None for v in high + low)
@@ -327,7 +333,7 @@ def order_checks(scale: Scale, margin: float, rows: Iterable[Row], store: Store)
         agrees = None if scale.preset == "smoke" or lacking else holds
         wanted = "the paper says the first, its numbers do not" if lacking else "the first larger"
         got = _least_most(*values) if full else None
-        checks.append(Check.of(f"AUC, margin {margin:g}: {what}", paper, wanted, got, agrees))
+        checks.append(Check.of(f"AUC, {where}: {what}", paper, wanted, got, agrees))
     return checks
 
 

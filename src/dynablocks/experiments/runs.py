@@ -105,11 +105,11 @@ class TrainingCell(Cell):
 
         train_run(self.run_config(store), directory)
         facts = read_json(directory / TRAINING)
-        timed = ("train_seconds", "images_per_second", "fingerprint")
+        left_out = ("train_seconds", "images_per_second", "fingerprint", "class_names")
         network = load(directory)
         steps = [{"block": row.block, "values": dict(row.values)} for row in step_rows(network)]
         bounds = [[name, finite_or_none(declare(block).properties.lipschitz)] for name, block in network.blocks()]
-        return {key: facts[key] for key in facts if key not in timed} | {"steps": steps, "block_bounds": bounds}
+        return {key: facts[key] for key in facts if key not in left_out} | {"steps": steps, "block_bounds": bounds}
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAPER_KEYS = {"F+Fc": "alternating", "F": "expansive_only", "Fc": "contractive_only"}
+ROUNDING = 1e-9
+"""What the product of ten stored constants may have above 1."""
 
 
 @EXPERIMENTS.register("table1")
@@ -113,7 +115,7 @@ class PlanarClassification(Experiment):
             text = None if got is None else f"{100 * got:.1f} %"
             what = f"median accuracy, {NAMES[family]}"
             checks.append(Check.of(what, f"{100 * paper:.1f} %", f"{100 * paper:.1f} ± 1 %", text, agrees))
-        return [*checks, self._order_check(results, compared)]
+        return [*checks, self._order_check(results, compared), *self._bound_checks(results)]
 
     def _order_check(self, results: dict[str, dict[str, Any] | None], compared: bool) -> Check:
         built = [result for result in results.values() if result is not None]
@@ -123,6 +125,16 @@ class PlanarClassification(Experiment):
         order = " < ".join(f"T({NAMES[family]})" for family in results)
         agrees = times == sorted(set(times)) if compared else None
         return Check.of("order of the median T", "1.84 < 7.53 < 19.82", order, got if complete else None, agrees)
+
+    def _bound_checks(self, results: dict[str, dict[str, Any] | None]) -> list[Check]:
+        """Section 1.1 constrains the steps to 1-Lipschitz networks: that holds at any size, in every run."""
+        checks = []
+        for family, result in results.items():
+            worst = None if result is None else max(result["bounds"])
+            got, holds = (None, None) if worst is None else (f"{worst:.10g}", worst <= 1 + ROUNDING)
+            what = f"largest bound of a body, {NAMES[family]}"
+            checks.append(Check.of(what, "1", f"<= 1 + {ROUNDING:g}", got, holds))
+        return checks
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:

@@ -26,12 +26,12 @@ class Activation:
         function: σ, elementwise.
         slope_min, slope_max: the range of σ'. All of the registry have 0 <= slope_min, so they are monotone.
         primitive: γ with γ' = σ, or ``None``.
-        negative_slope: a when σ(u) = max(u, au), otherwise ``None``. Such σ is positively homogeneous and its flow is
-            closed-form.
+        negative_slope: a when σ(u) = max(u, au) with 0 <= a <= 1, otherwise ``None``. Such σ is positively homogeneous
+            and its flow is closed-form.
         odd: σ(−u) = −σ(u).
 
     Raises:
-        InvalidArgument: the slopes are not two finite numbers in order.
+        InvalidArgument: the slopes are not two finite numbers in order, or those of another σ than ``negative_slope``.
     """
 
     name: str
@@ -47,6 +47,17 @@ class Activation:
             raise InvalidArgument(
                 f"the slopes of {self.name} are given as {self.slope_min} to {self.slope_max}; two finite numbers, the "
                 "smaller first, are needed."
+            )
+        a = self.negative_slope
+        if a is not None and not (0 <= a <= 1 and self.slope_min <= a and self.slope_max >= 1):
+            raise InvalidArgument(
+                f"negative_slope of {self.name} is {a!r} beside slopes from {self.slope_min} to {self.slope_max}; it "
+                "is the a of max(u, au) with 0 <= a <= 1, whose slopes are a and 1."
+            )
+        if a is not None and type(self).__call__ is not Activation.__call__:
+            raise InvalidArgument(
+                f"{type(self).__name__} computes by a __call__ of its own, of which negative_slope says nothing; leave "
+                "negative_slope out."
             )
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dynablocks.errors import InvalidArgument, require_finite
 from dynablocks.numerics.rounding import EPS, exp_up
 from dynablocks.properties import EUCLIDEAN, Metric
-from dynablocks.properties.own_code import replaced
+from dynablocks.properties.own_code import COMPUTING, MOVING, replaced
 from dynablocks.registry import Registry
 
 
@@ -178,13 +178,14 @@ def _require_invariants(invariants: tuple[tuple[float, ...] | None, ...]) -> Non
         )
 
 
-MOVING = ("forward", "profile", "preactivation", "rate", "rotate", "generator", "symmetric")
-COMPUTING = (
-    *MOVING,
-    *("energy", "gradient", "structure", "potential"),
-    *("rates", "production_destruction", "hidden_layer", "outputs", "mixing"),
-)
-"""The methods of fields that X is made of; the first are those that steps and flows call."""
+SAID_OF: dict[str, tuple[str, ...]] = {
+    "facts": COMPUTING,
+    "euler_constant": MOVING,
+    "flow_constant": (*MOVING, "flow"),
+    "flow_log_determinant": (*MOVING, "flow"),
+    "terms": ("forward",),
+}
+"""The methods by which a class says what holds of others, and which these are: who replaces one says it anew."""
 
 
 def _no_facts(self: VectorField) -> FieldFacts:
@@ -220,16 +221,9 @@ class VectorField(nn.Module):
     def __init_subclass__(cls, **given: Any) -> None:
         super().__init_subclass__(**given)
         roots = (nn.Module, VectorField)
-        if replaced(cls, COMPUTING, ("facts",), roots):
-            cls.facts = _no_facts  # type: ignore[method-assign]
-        if replaced(cls, MOVING, ("euler_constant",), roots):
-            cls.euler_constant = VectorField.euler_constant  # type: ignore[method-assign]
-        if replaced(cls, (*MOVING, "flow"), ("flow_constant",), roots):
-            cls.flow_constant = VectorField.flow_constant  # type: ignore[method-assign]
-        if replaced(cls, (*MOVING, "flow"), ("flow_log_determinant",), roots):
-            cls.flow_log_determinant = VectorField.flow_log_determinant  # type: ignore[method-assign]
-        if replaced(cls, ("forward",), ("terms",), roots):
-            cls.terms = VectorField.terms  # type: ignore[method-assign]
+        for claim, code in SAID_OF.items():
+            if replaced(cls, code, (claim,), roots):
+                setattr(cls, claim, _no_facts if claim == "facts" else vars(VectorField)[claim])
         cls._flow_of_another = replaced(cls, ("forward",), ("flow",), roots) is not None
 
     def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,11 +18,33 @@ from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
 from dynablocks.fields.gradient import GradientField
 from dynablocks.fields.sphere import skew_matrix
 from dynablocks.linear import Dense, linear_norm_bounds, shared_weights
+from dynablocks.numerics.rounding import EPS
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 Weights = tuple[float, ...]
+
+
+def span_basis(vectors: Sequence[Sequence[float]]) -> np.ndarray:
+    """Orthonormal columns, in float64, that span the vectors: as many as these are linearly independent, to rounding.
+
+    Each is taken over its largest entry, so that its unit does not matter. An array: a tensor made in inference mode or
+    inside a function transform could not be used outside of it.
+
+    Args:
+        vectors: one or more, of finite numbers and of one length; they may be dependent, or 0.
+
+    Example:
+        >>> basis = span_basis([(1.0, 1.0, 0.0), (0.0, 0.0, 5.0), (1.0, 1.0, 1.0)])
+        >>> basis.shape, bool(abs(basis[0] - basis[1]).max() < 1e-14)
+        ((3, 2), True)
+    """
+    matrix = np.array(vectors, dtype=np.float64).T
+    largest = np.abs(matrix).max(axis=0)
+    columns, sizes, _ = np.linalg.svd(matrix / np.where(largest > 0, largest, 1.0), full_matrices=False)
+    basis: np.ndarray = columns[:, sizes > max(matrix.shape) * EPS * sizes[0]]
+    return basis
 
 
 class InvariantSpace:
@@ -46,14 +69,13 @@ class InvariantSpace:
             raise InvalidArgument(
                 f"weights {list(weights)} are not vectors of {entries} finite numbers; give one each."
             )
-        matrix = torch.tensor(rows, dtype=torch.float64).mT
-        matrix = matrix / matrix.abs().amax(0).clamp_min(1e-300)
-        if len(rows) >= entries or int(torch.linalg.matrix_rank(matrix)) < len(rows):
+        basis = span_basis(rows)
+        if len(rows) >= entries or basis.shape[1] < len(rows):
             raise InvalidArgument(
                 f"{len(rows)} invariants of {entries} entries must be linearly independent and fewer than the entries."
             )
         self.weights: tuple[Weights | None, ...] = tuple(None if set(row) == {1.0} else row for row in rows)
-        self.basis: Tensor = torch.linalg.qr(matrix)[0]
+        self.basis: Tensor = torch.from_numpy(basis)
 
     def remove(self, v: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries"]:
         """Pv."""

@@ -89,7 +89,9 @@ def presnov(f: Field, in_shape: tuple[int, ...] | None = None, *, nodes: int = 1
     ∇U is a gradient and X_S tangent to spheres to rounding; their sum is f up to the radial error of the quadrature,
     which is 0 for polynomials f of degree < 2 ``nodes``.
 
-    Condition: f is continuously differentiable, acts on each sample of a batch alone, and torch can differentiate it.
+    Condition: f is C¹, acts on each sample of a batch alone, and torch can differentiate it. Since ∇U contains Df, the
+    parts are then continuous, and C¹ where f is C²: of f = (|x₂|^{3/2}, 0) the second entry of ∇U is
+    (3/5) x₁ sign(x₂) |x₂|^{1/2}, which is not Lipschitz.
 
     Args:
         f: (batch, …) ↦ (batch, …); a module keeps its parameters, and gradients reach them.

@@ -74,7 +74,7 @@ class RidgeField(VectorField):
     def euler_step(self, x: Tensor, step_size: Tensor | float) -> Tensor:
         """x + hX(x), with h and the factors on σ multiplied into the weight of Aᵀ, not into activations; h may be one
         a sample."""
-        if isinstance(step_size, Tensor) and step_size.numel() > 1:
+        if isinstance(step_size, Tensor) and step_size.numel() != 1:
             return x + over_states(step_size, x) * self(x)
         scales = self.slope_scales()
         factor = step_size * (self.sign if scales is None else scales)

@@ -18,7 +18,15 @@ from dynablocks.errors import BadCheckpoint, BadData, DynablocksError, InvalidAr
 from dynablocks.files import plain_data, tensor_digest, write_atomically, write_text
 from dynablocks.fitting.regression import FitHistory, FitRecord, fit
 from dynablocks.fitting.rollout import noise_level, rollout_residuals, windows
-from dynablocks.fitting.surrogates import LEARNED_ENERGY, SURROGATES, FlowMap, Structure, build, training_residuals
+from dynablocks.fitting.surrogates import (
+    LEARNED_ENERGY,
+    SURROGATES,
+    FlowMap,
+    Structure,
+    build,
+    departures,
+    training_residuals,
+)
 from dynablocks.run_files import CHECKPOINT, CONFIG, EXAMPLE_DATA, METRICS, PREDICTIONS, REPORT, VERIFICATION, WEIGHTS
 
 NOISY = 1e-4
@@ -220,7 +228,7 @@ def _substeps(x: Tensor, y: Tensor, config: FitConfig, most: float) -> int:
     """So many that a substep moves the state by at most this share of its size; one where an equation is solved."""
     if config.preserve == "energy" or (config.preserve == "symplectic" and not config.separable):
         return 1
-    size = float((x - x.mean(0)).square().sum(1).mean().sqrt())
+    size = float(departures(x, y, x.mean(0)).square().sum(1).mean().sqrt())
     moved = float((y - x).norm(dim=1).quantile(0.95)) if len(x) < 1_000_000 else float((y - x).norm(dim=1).max())
     return min(10, max(1, math.ceil(moved / (most * size)))) if size > 0 else 1
 

@@ -110,7 +110,8 @@ def _metrics(
     flow, planned = fitted.flow, fitted.plan
     parts = planned.parts
     x, y, _ = pairs_of(parts.train)
-    spread = float(y.var(dim=0).mean())
+    states = y if len(y) > 1 else torch.cat([x, y])  # one state alone has no spread
+    spread = float(states.var(dim=0).mean())
     columns = column_errors(flow, parts.test)
     test = math.inf if columns is None else float(columns.mean())
     gap = step_halving_gap(flow, thinned((pairs_of(parts.test)[0],), HALVED_SAMPLES)[0])
@@ -123,7 +124,7 @@ def _metrics(
         "test_relative_error": math.sqrt(test / spread) if spread > 0 else None,
         "test_error_over_motion": _over_motion(test, parts.test),
         "test_spread": _test_spread(parts.test, spread),
-        "column_relative_errors": None if columns is None else _by_column(flow.structure.names, columns, y),
+        "column_relative_errors": None if columns is None else _by_column(flow.structure.names, columns, states),
         "step_halving_error": gap / math.sqrt(spread * y.shape[1]) if gap is not None and spread > 0 else None,
         "samples_used": {name: history.samples for name, history in fitted.stages.items()},
         "training_range": _ranges(flow.structure.names, torch.cat([x, y])),
@@ -476,7 +477,7 @@ def _drift(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
 
 
 def _usage(outcome: Outcome, directory: Path, command: str) -> Iterator[str]:
-    x = [round(value, 4) for value in pairs_of(outcome.fitted.plan.parts.test)[0][0].tolist()]
+    x = [float(f"{value:.6g}") for value in pairs_of(outcome.fitted.plan.parts.test)[0][0].tolist()]
     step = outcome.fitted.flow.structure.step
     snippet = f"""import torch
 from dynablocks.fitting import load_fit

@@ -91,7 +91,7 @@ def rollout_command(options: Any, say: Callable[[str], None]) -> int:
     if options.out is not None or not is_terminal(sys.stdout):
         parts = track(parts, "writing", 1 + len(states) * math.ceil(times.shape[1] / CSV_ROWS))
     _write(options.out, parts)
-    left = _left_range(_training_range(expanded(options.directory), structure), times, states, structure)
+    left = _left_range(_training_range(expanded(options.directory), structure), times, states, flow)
     if left is not None:
         say(left)
     moved = _moved(flow, states)
@@ -297,20 +297,24 @@ def _left_range(
     limits: Float64[Tensor, "2 n"] | None,
     times: Float64[Tensor, "start time"],
     states: Float64[Tensor, "start time n"],
-    structure: Structure,
+    flow: FlowMap,
 ) -> str | None:
-    """How many runs leave the range of the training data, and where the first of them does, in words."""
+    """How many runs leave the range of the training data, and where the first of them does, in words.
+
+    The range of a column of one value has no width: the room beside it is a share of the size of the data.
+    """
     if limits is None:
         return None
     low, high = limits
-    room = OUTSIDE * (high - low)
+    varies = high - low > 1e-12 * torch.maximum(low.abs(), high.abs())
+    room = OUTSIDE * torch.where(varies, high - low, flow.scale)
     outside = (states < low - room) | (states > high + room)
     left = outside.any(2).any(1)
     if not bool(left.any()):
         return None
     run = int(left.nonzero()[0])
     place = int(outside[run].any(1).nonzero()[0])
-    column = structure.names[int(outside[run, place].nonzero()[0])]
+    column = flow.structure.names[int(outside[run, place].nonzero()[0])]
     return (
         f"{int(left.sum())} of {len(states)} runs leave the range of the training data (the first in column "
         f"{column!r}, from t = {float(times[run, place]):.6g}): nothing was learned there"

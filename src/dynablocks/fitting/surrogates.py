@@ -31,6 +31,7 @@ from dynablocks.integrators.implicit import ImplicitRungeKutta
 from dynablocks.linear import Dense
 from dynablocks.linear.maps import require_batch
 from dynablocks.properties import (
+    ConformalSymplectic,
     Declaration,
     Dissipative,
     EnergyPreserving,
@@ -85,6 +86,8 @@ LEARNED_ENERGY = ("symplectic", "energy")
 UNITS = {"mass": "power of two", "norm": "size", "positive": "size"}
 """Which change of units keeps the structure: one factor (size), by which products may have to be exact (a power of
 two), or by default one factor and a shift."""
+ONE_STATE = 1e-12
+"""Starts that leave their mean by no more than this share of the largest entry are one state: means are rounded."""
 
 
 class FlowMap(Structured):
@@ -177,11 +180,11 @@ class FlowMap(Structured):
 
     @torch.no_grad()
     def adopt_units(self, x: Tensor, y: Tensor, h: Tensor) -> None:
-        """Take scale, shift and unit of time from pairs of states."""
+        """Take scale, shift and time unit from pairs of states; the scale from x, or x and y where all x are one."""
         kind = UNITS.get(self.structure.preserve, "size" if self.structure.odd else "shift")
         if kind == "shift":
             self.centre.copy_(x.mean(0))
-        size = float((x - self.centre).square().mean().sqrt()) or 1.0
+        size = float(departures(x, y, self.centre).square().mean().sqrt()) or 1.0
         self.scale.fill_(2.0 ** round(math.log2(size)) if kind == "power of two" else size)
         # Not the mean of speeds: two samples that lie close together would have the noise over next to no time.
         speed = float(((y - x) / self.scale).square().mean().sqrt() / h.square().mean().sqrt())
@@ -241,8 +244,25 @@ class FlowMap(Structured):
 def _scope(kept: Iterable[Property], method: Integrator) -> str:
     kinds = {type(p) for p in kept}
     sign = " >= 0" if kinds & {Positive, Dissipative} else ""
-    usual = " (Invertible: this one)" if Invertible in kinds and not method.explicit else ""
-    return f"every step size{sign}{usual}"
+    of_this_one = ["Invertible: this one"] * (Invertible in kinds and not method.explicit)
+    of_this_one += ["ConformalSymplectic: by the factor of this one"] * (ConformalSymplectic in kinds)
+    return f"every step size{sign}" + (f" ({', '.join(of_this_one)})" if of_this_one else "")
+
+
+def departures(
+    x: Float[Tensor, "batch entries"], y: Float[Tensor, "batch entries"], centre: Float[Tensor, " entries"]
+) -> Float[Tensor, "states entries"]:
+    """What tells the size of pairs (x, y): x − centre, of both ends where x is the centre to rounding.
+
+    Example:
+        >>> one, several = torch.full((3, 1), 0.1).double(), torch.tensor([[0.1], [0.2], [0.3]]).double()
+        >>> [len(departures(x, x + 0.5, x.mean(0))) for x in (one, several)]
+        [6, 3]
+    """
+    away, largest = x - centre, torch.maximum(x.abs().max(), y.abs().max())
+    if bool(away.square().mean().sqrt() > ONE_STATE * largest):
+        return away
+    return torch.cat([x, y]) - centre
 
 
 def build(structure: Structure) -> FlowMap:

@@ -26,7 +26,7 @@ from dynablocks.properties import (
     Symplectic,
     VolumePreserving,
 )
-from dynablocks.properties.own_code import foreign, replaced
+from dynablocks.properties.own_code import foreign, replaced, shadowed
 from dynablocks.registry import Registry
 
 StepSize = Tensor | float
@@ -138,13 +138,18 @@ class Integrator:
             InvalidArgument: the method does not apply to the field.
         """
         self.require(field)
-        foreign_code = foreign(field)
+        foreign_code = self.foreign_code(field)
         if foreign_code is not None:
             return Declaration.of(reason=foreign_code, title=self.title(step_size))
         constant, reason = self.step_constant(field, step_size, bound)
         known = [Lipschitz(constant, field.facts().metric)] if math.isfinite(constant) else []
         kept, losses = self.guarantees(field, step_size)
         return Declaration.of(*known, *kept, reason=reason, title=self.title(step_size), losses=losses)
+
+    def foreign_code(self, field: VectorField) -> str | None:
+        """Why the step is not what the classes of the method and of the field say, ``None`` where it is."""
+        own = next((name for name in ("step", "inverse") if shadowed(self, name)), None)
+        return foreign(field) if own is None else f"{self!r} has a {own} of this instance, not of its class"
 
     def title(self, step_size: float) -> str:
         """The name and the step size, above what is declared."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dynablocks.fields import VectorField
+from dynablocks.fields.mass import span_basis
 from dynablocks.fields.sphere import inverse_norm
 from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
 from dynablocks.integrators.runge_kutta import HEUN, RK4, ExplicitRungeKutta
@@ -29,10 +30,11 @@ GEOMETRY = (Symplectic, ConformalSymplectic, VolumePreserving)
 class Projected(Integrator):
     r"""y ↦ the nearest point to y = Ψ^h(x) that has the norm and the linear invariants of x; the order of Ψ stays.
 
-    With Q an orthonormal basis of the weights of the linear invariants and R = I − QQᵀ:
+    With Q an orthonormal basis of the span of the linear invariants' weights and R = I − QQᵀ:
     QQᵀx + Ry · ‖Rx‖/‖Ry‖; without a norm to keep QQᵀx + Ry, without linear invariants y‖x‖/‖y‖.
 
     The projection depends on the state, so symplecticity and volume are lost, also where Ψ keeps them (design D2.14).
+    It is odd in (x, y), so steps are odd where those of Ψ are; that X is odd does not suffice.
 
     Condition: the field is tangent to spheres or has linear invariants.
 
@@ -84,7 +86,14 @@ class Projected(Integrator):
         kept, losses = self.inherited(field, step_size)
         for kind in GEOMETRY:
             losses = [self._why_lost(kind) if loss.startswith(f"{kind.__name__} ") else loss for loss in losses]
-        return kept, losses
+        if not any(isinstance(p, Equivariant) for p in kept):
+            return kept, losses
+        told = self.base.declare(field, step_size)
+        if Equivariant() in told.properties:
+            return kept, losses
+        passed_on = [loss for loss in told.losses if loss.startswith("Equivariant ")]
+        own = f"Equivariant is lost by {self!r}: {self.base!r} does not keep it to rounding"
+        return [p for p in kept if not isinstance(p, Equivariant)], [*losses, *(passed_on or [own])]
 
     def _why_lost(self, kind: type) -> str:
         return f"{kind.__name__} is lost by {self!r}: the projection after the step depends on the state"
@@ -96,9 +105,7 @@ class Projected(Integrator):
 @lru_cache(maxsize=64)
 def _basis(invariants: tuple[tuple[float, ...] | None, ...], entries: int) -> np.ndarray:
     """Orthonormal columns that span the weights, in float64."""
-    # An array: a tensor made in inference mode or inside a function transform could not be used outside of it.
-    rows = [(1.0,) * entries if weights is None else weights for weights in invariants]
-    return np.linalg.qr(np.array(rows, dtype=np.float64).T)[0]
+    return span_basis([(1.0,) * entries if weights is None else weights for weights in invariants])
 
 
 for _name, _tableau in (("projected-heun", HEUN), ("projected-rk4", RK4)):

@@ -90,6 +90,9 @@ class Splitting(Integrator):
 
     def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
         self.require(field)
+        foreign_code = self.foreign_code(field)
+        if foreign_code is not None:
+            return Declaration.of(reason=foreign_code, title=self.title(step_size))
         declared = tuple(
             (f"substep{i}", self._exact.declare(term, part * step_size, bound))
             for i, (term, part) in enumerate(self.substeps(field))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import replace
 
 from torch import nn
@@ -16,6 +18,10 @@ from dynablocks.models.config import ModelConfig, needed
 from dynablocks.models.network import MODELS, ModelKind
 from dynablocks.models.paper import PAIR, Shape, pair_block
 from dynablocks.switching import FreeSignal, LearnedStep, PrescribedSignal, ScheduledSignal, SwitchingSignal
+
+MOST_DENSE_ENTRIES = 10**8
+"""Of one dense matrix: 1.6 GB in float32, with its gradient and what Adam keeps. That of all features grows with the
+fourth power of the images' sides."""
 
 
 def step_signal(config: ModelConfig) -> SwitchingSignal:
@@ -42,12 +48,35 @@ def _block(config: ModelConfig, shape: Shape) -> DynamicalBlock:
     return DynamicalBlock(GradientField(linear, "relu"), ExplicitEuler(), step_signal(config), bound=config.bound)
 
 
+def require_sides(config: ModelConfig, shape: Shape, ahead: int = 0) -> None:
+    """Refuse images whose sides the stem, times 2 for each further stage, does not divide.
+
+    Args:
+        config: a completed configuration.
+        shape: (channels, height, width) of the images.
+        ahead: how many of its stages come before the stem.
+
+    Raises:
+        InvalidArgument: as said; it names a stem and stages that these images fit.
+    """
+    assert config.widths is not None
+    assert config.layers is not None
+    sides, stem, stages = math.gcd(*shape[1:]), needed(config.stem), len(config.widths) - ahead
+    fold = stem * 2 ** (stages - 1)
+    if sides % fold == 0:
+        return
+    pairs = itertools.product(range(stem, 0, -1), range(stages, 0, -1))
+    fitting, count = next((s, n) for s, n in pairs if sides % (s * 2 ** (n - 1)) == 0)
+    widths, layers = (str(list(sizes[: ahead + count])).replace(" ", "") for sizes in (config.widths, config.layers))
+    raise InvalidArgument(
+        f"images of {shape[1]} x {shape[2]} pixels cannot be folded by {fold} (the stem's {stem}, and 2 at each "
+        f"further stage); make their sides divisible by {fold}, or give --model.stem {fitting} "
+        f"--model.widths '{widths}' --model.layers '{layers}'."
+    )
+
+
 def _transition(shape: Shape, factor: int, width: int, method: str) -> tuple[list[nn.Module], Shape]:
     """Space to depth, then an orthogonal 1 × 1 map to ``width`` channels."""
-    if shape[1] % factor or shape[2] % factor:
-        raise InvalidArgument(
-            f"a {shape[1]} x {shape[2]} image cannot be folded by {factor}; use fewer stages or another stem."
-        )
     shape = (shape[0] * factor**2, shape[1] // factor, shape[2] // factor)
     parts: list[nn.Module] = [SpaceToDepth(factor)] if factor > 1 else []
     if width > shape[0]:
@@ -61,7 +90,8 @@ def dense_steps(config: ModelConfig, features: int) -> tuple[list[nn.Module], in
     """The steps behind the last stage, and how many features they leave.
 
     Raises:
-        InvalidArgument: they are asked to be wider than what the last stage leaves.
+        InvalidArgument: they are asked to be wider than what the last stage leaves, or one of their matrices would have
+            more than ``MOST_DENSE_ENTRIES`` numbers.
     """
     if not config.dense_layers:
         if config.dense_width:
@@ -72,21 +102,31 @@ def dense_steps(config: ModelConfig, features: int) -> tuple[list[nn.Module], in
     if needed(config.dense_width) > features:
         raise InvalidArgument(f"dense_width is {config.dense_width}; at most the {features} features are possible.")
     width, method = config.dense_width or features, needed(config.method)
-    parts: list[nn.Module] = []
-    if width < features:
-        parts.append(OrthogonalDense(features, width, method))
-        features = width
-    rows = max(1, round(needed(config.dense_rows) * features))
+    rows = max(1, round(needed(config.dense_rows) * width))
+    _require_dense_size(features, width, rows)
+    parts: list[nn.Module] = [OrthogonalDense(features, width, method)] if width < features else []
     for _ in range(config.dense_layers):
         potential = config.dense_step == "potential"
-        linear: LinearMap = UnitDense(features, rows) if potential else OrthogonalDense(features, rows, method)
+        linear: LinearMap = UnitDense(width, rows) if potential else OrthogonalDense(width, rows, method)
         field = GradientField(linear, "relu")
         parts.append(DynamicalBlock(field, ExplicitEuler(), step_signal(config), bound=config.bound))
-    return parts, features
+    return parts, width
+
+
+def _require_dense_size(features: int, width: int, rows: int) -> None:
+    entries = width * (features if width < features else rows)
+    if entries > MOST_DENSE_ENTRIES:
+        fitting = max(1, min(1024, MOST_DENSE_ENTRIES // features))
+        raise InvalidArgument(
+            f"the dense steps behind {features:,} features have a matrix of {entries:,} numbers; at most "
+            f"{MOST_DENSE_ENTRIES:,} are possible: give --model.dense_width {fitting}, take --preset cpu, which has no "
+            "dense steps, or make the images smaller."
+        )
 
 
 def build_body(config: ModelConfig, shape: Shape) -> tuple[nn.Sequential, int]:
     """Stem, stages of steps with folding between them, dense steps."""
+    require_sides(config, shape)
     assert config.widths is not None
     assert config.layers is not None
     parts: list[nn.Module] = []

@@ -32,6 +32,8 @@ def build_body(config: ModelConfig, shape: Shape) -> tuple[nn.Sequential, int]:
     """
     assert config.widths is not None
     assert config.layers is not None
+    if len(config.widths) > 1:
+        certified.require_sides(config, shape, ahead=1)
     width, height, columns = config.widths[0], *shape[1:]
     entrance = image_metric(config, shape)
     size, padding, method = needed(config.kernel_size), needed(config.padding), needed(config.method)

@@ -30,7 +30,10 @@ class Network(Structured):
         input_shape: (channels, height, width) of one image.
         num_classes: how many logits.
         config: the complete configuration the network was built from.
+        class_names: by class index, of a network that was loaded from a run which stores them; otherwise ``None``.
     """
+
+    class_names: tuple[str, ...] | None = None
 
     def __init__(self, body: nn.Sequential, head: Head, input_shape: tuple[int, int, int], config: ModelConfig) -> None:
         super().__init__()

@@ -52,11 +52,13 @@ class FlowComposition(nn.Module):
     skew Λ. Ψ are Euler steps, or Calvo's for X_S. X_G moves first and X_S then, as in the released code; (2.4) prints
     X_S first.
 
-    Theorem 2.2: what compositions of flows of C¹ fields approximate on a compact set, in some norm, those of gradient
-    and sphere-preserving fields approximate, too, by Presnov's decomposition. By the works that the paper cites these
-    are in L^p the continuous functions, in the sup norm the smooth ones with a smooth inverse, and with lifts all
-    continuous ones. Sums of X_G come near every gradient where γ, γ' = σ, is C¹ and no polynomial (Theorem 2.4), as it
-    is for tanh. Corollary 2.3, which splits them into contractive and expansive fields, takes σ(x) = max(ax, x) with
+    Theorem 2.2: what compositions of flows of C² fields approximate on a compact set, in a norm that the sup norm
+    bounds, those of gradient and sphere-preserving fields approximate, too, by Presnov's decomposition. By the works
+    that the paper cites these are in L^p, p < ∞, the continuous maps of R^n, n >= 2; in the sup norm the smooth
+    diffeomorphisms of R^n that keep the orientation, as every flow does; and with lifts all continuous functions. (The
+    paper has C¹ fields, any norm, and any smooth invertible map with a smooth inverse; not so, see design D3.) Sums
+    of X_G come near every gradient where γ, γ' = σ, is C¹ and no polynomial (Theorem 2.4), as it is for tanh.
+    Corollary 2.3, which splits them into contractive and expansive fields, takes σ(x) = max(ax, x) with
     0 < a < 1.
 
     Args:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 from torch import Tensor
 
 from dynablocks.errors import InvalidArgument
+from dynablocks.properties.own_code import replaced
 
 P = TypeVar("P", bound="Property")
 
@@ -18,11 +19,30 @@ P = TypeVar("P", bound="Property")
 class Metric:
     r"""A norm ‖x‖_M = √(xᵀMx) = ‖Rx‖₂ in which a Lipschitz constant is stated; by default the Euclidean one, R = I.
 
-    A subclass gives the symmetric R = M^{1/2} (:meth:`whiten`), its inverse and bounds on M's eigenvalues
-    (:mod:`dynablocks.norms`); two metrics are the same when they compare equal.
+    A subclass gives the symmetric R = M^{1/2} (:meth:`whiten`), its inverse (:meth:`unwhiten`) and bounds on M's
+    eigenvalues (:mod:`dynablocks.norms`). What is said of R is said of the methods beside it: a subclass with others
+    has neither :attr:`eigenvalues` nor a :attr:`whitening_error` until it has its own.
+
+    Two metrics are the same when they compare equal: whatever distinguishes them must take part in ``==``, as a field
+    of a frozen dataclass or in an ``__eq__`` and ``__hash__`` of one's own.
+
+    Example:
+        >>> class Triple(Metric):
+        ...     eigenvalues = (9.0, 9.0)
+        ...     def whiten(self, x): return 3 * x
+        ...     def unwhiten(self, u): return u / 3
+        >>> round(Triple("3 l2").bounded_by(EUCLIDEAN), 9)
+        3.0
     """
 
     name: str = "l2"
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        """Of the R of a subclass holds only what it says of it, whatever it inherits."""
+        super().__init_subclass__(**given)
+        for claim, neutral in _UNSAID.items():
+            if replaced(cls, ("whiten", "unwhiten"), (claim,), ()):
+                setattr(cls, claim, neutral)
 
     def whiten(self, x: Tensor) -> Tensor:
         """R x for a batch: coordinates in which the norm is the Euclidean one."""
@@ -65,6 +85,23 @@ class Metric:
             return 1.0
         return math.sqrt(self.eigenvalues[1] / other.eigenvalues[0]) * (1 + 2.0**-50)
 
+
+def _unsaid(claim: str, needed: str) -> property:
+    def refuse(self: Metric) -> NoReturn:
+        raise InvalidArgument(
+            f"{type(self).__name__} has a whiten or an unwhiten of its own, but no {claim} to go with it; give it a "
+            f"property {claim}: {needed}."
+        )
+
+    return property(refuse)
+
+
+_UNSAID: dict[str, object] = {
+    "eigenvalues": _unsaid("eigenvalues", "bounds of the least and of the largest eigenvalue of M"),
+    "whitening_error": _unsaid("whitening_error", "a bound of the error of both in float64"),
+    "bounded_by": Metric.bounded_by,
+}
+"""What a subclass has that says nothing of an R of its own; the ratio of two norms is then that of eigenvalues."""
 
 EUCLIDEAN = Metric()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
@@ -46,7 +46,7 @@ def _has_code(method: object) -> bool:
 
 
 def shadowed(part: object, method: str) -> bool:
-    """Whether an attribute of the instance hides the method of its class.
+    """Whether an attribute of the instance that can be called hides the method of its class.
 
     Example:
         >>> layer = nn.ReLU()
@@ -54,11 +54,13 @@ def shadowed(part: object, method: str) -> bool:
         >>> shadowed(layer, "forward"), shadowed(nn.ReLU(), "forward")
         (True, False)
     """
-    own, of_class = vars(part).get(method), getattr(type(part), method, None)
-    if own is None or not callable(of_class):
+    own = getattr(part, "__dict__", {}).get(method)
+    if not callable(own):
         return False
+    of_class = getattr(type(part), method, None)
     # Lightning's Fabric leaves the bound method of the class itself there.
-    return not (getattr(own, "__func__", None) is of_class and getattr(own, "__self__", None) is part)
+    bound = getattr(own, "__func__", None) is of_class and getattr(own, "__self__", None) is part
+    return callable(of_class) and not bound
 
 
 def overrides(part: object, kind: type, method: str) -> bool:
@@ -69,19 +71,30 @@ def overrides(part: object, kind: type, method: str) -> bool:
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module"}
 """What ``torch.compile`` and distributed training wrap around a module, and where they keep it."""
 
+MOVING = ("forward", "profile", "preactivation", "rate", "rotate", "generator", "symmetric")
+"""The methods that a vector field X is made of and that steps and flows call."""
+
+COMPUTING = (
+    *MOVING,
+    *("energy", "gradient", "structure", "potential"),
+    *("rates", "production_destruction", "hidden_layer", "outputs", "mixing"),
+)
+"""The methods that a vector field X is made of."""
 
 WATCHED = (
-    *("forward", "inverse", "flow", "profile", "preactivation", "rate", "rotate"),
+    *COMPUTING,
+    *("inverse", "flow", "step"),
     *("multiply", "multiply_adjoint", "affine", "adjoint"),
 )
-"""The methods that are looked for on instances."""
+"""The methods that are looked for on instances: of modules, fields, integrators and linear maps."""
 
 
 def foreign(module: nn.Module, *, everywhere: bool = False) -> str | None:
     """Why a module does not compute what its classes say: hooks, or methods set on an instance; ``None`` if it does.
 
-    Looked at are the module and those of its parts that speak themselves, by ``declare`` or ``facts``; what is said of
-    a block with a force of torch's layers is said whatever that force computes.
+    Looked at are the module and those of its parts that speak themselves, by ``declare`` or ``facts``, with what these
+    hold that speaks and is no module, as a block holds its integrator; what is said of a block with a force of torch's
+    layers is said whatever that force computes.
 
     Args:
         module: any module.
@@ -98,13 +111,32 @@ def foreign(module: nn.Module, *, everywhere: bool = False) -> str | None:
         '0 has forward hooks, which may change what it computes'
     """
     for path, part in module.named_modules():
-        speaks = part is module or hasattr(type(part), "declare") or hasattr(type(part), "facts")
-        if not (everywhere or speaks):
+        if not (everywhere or part is module or _speaks(part)):
             continue
         name = path or type(part).__name__
         if part._forward_hooks or part._forward_pre_hooks:
             return f"{name} has forward hooks, which may change what it computes"
-        own = next((method for method in WATCHED if shadowed(part, method)), None)
-        if own is not None and type(part).__name__ not in WRAPPERS:
-            return f"{name} has a {own} of this instance, not of its class"
+        looked_at: list[tuple[str, object]] = [*_tools(name, part)]
+        if type(part).__name__ not in WRAPPERS:
+            looked_at.insert(0, (name, part))
+        for where, each in looked_at:
+            own = next((method for method in WATCHED if shadowed(each, method)), None)
+            if own is not None:
+                return f"{where} has a {own} of this instance, not of its class"
     return None
+
+
+def _speaks(part: object) -> bool:
+    return hasattr(type(part), "declare") or hasattr(type(part), "facts")
+
+
+def _tools(name: str, part: object) -> Iterator[tuple[str, object]]:
+    """What a part holds that speaks and is no module, such as an integrator, and what that holds in turn."""
+    waiting, seen = [(name, part)], {id(part)}
+    while waiting:
+        path, holder = waiting.pop()
+        for key, value in getattr(holder, "__dict__", {}).items():
+            if _speaks(value) and not isinstance(value, nn.Module) and id(value) not in seen:
+                seen.add(id(value))
+                waiting.append((f"{path}.{key}", value))
+                yield f"{path}.{key}", value

@@ -318,7 +318,7 @@ def example_lines(example: Example, class_names: Sequence[str] = ()) -> tuple[st
     """
     label, guess = (_class_name(index, class_names) for index in (example.label, example.prediction))
     verdict = "classified correctly" if label == guess else f"misclassified as {guess}"
-    proof = f"class proved within ε = {words.radius(example.certified_radius)}"
+    proof = f"class proved within ε = {words.proved_radius(example.certified_radius)}"
     if not example.certified_radius > 0:
         proof = "nothing is proved"
     norm = example.smallest_broken_norm
@@ -331,7 +331,9 @@ def example_lines(example: Example, class_names: Sequence[str] = ()) -> tuple[st
         return f"{label}, {verdict}", proof, "no attack broke it"
     turned = example.adversarial_prediction
     into = "" if turned is None or turned == example.label else f": {_class_name(turned, class_names)}"
-    return f"{label}, {verdict}", proof, f"broken{by} at ε = {words.radius(norm)}{into}"
+    # What lies below the resolution of an attack, check_sound lets pass: it is no contradiction, and shown as none.
+    shown = words.found_radius(max(norm, example.certified_radius))
+    return f"{label}, {verdict}", proof, f"broken{by} at ε = {shown}{into}"
 
 
 def _class_name(index: int, class_names: Sequence[str]) -> str:

@@ -151,7 +151,7 @@ def _about_bound(value: float | None) -> str:
         return (
             "No finite bound is known for how strongly this network reacts to its input, so nothing can be certified."
         )
-    factor = "d" if abs(value - 1) < 5e-5 else f"{value:.4g} · d"
+    factor = "d" if words.bound(value) == words.bound(1.0) else f"{words.bound(value)} · d"
     reaction = f"A change of length d in the pixels moves the features before the last layer by at most {factor}."
     if value > 1.5:
         return f"{reaction} Certified distances are divided by this number, so a large one leaves little to certify."

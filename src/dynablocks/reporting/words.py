@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from fractions import Fraction
 from typing import Any
 
 NOT_MEASURED = "not measured"
+LEVEL_TOLERANCE = 1e-4
+"""Of a radius in levels of 255: so near to a whole number it is shown as one."""
 
 
 def percent(value: float | None) -> str:
@@ -32,14 +36,50 @@ def interval(low: float, high: float) -> str:
 def radius(value: float) -> str:
     """An l2 radius in pixel units, and in levels of 255 where that is a whole number.
 
+    Of a radius that was chosen; one that was proved is written by :func:`proved_radius`, one that an attack found by
+    :func:`found_radius`.
+
     Example:
-        >>> radius(36 / 255), radius(0.5)
-        ('0.141 (36/255)', '0.5')
+        >>> radius(36 / 255), radius(0.5), radius(0.19962)
+        ('0.141 (36/255)', '0.5', '0.19962')
     """
     levels = 255 * value
-    if 0 < levels < 254.5 and abs(levels - round(levels)) < 1e-4:
+    if 0.5 < levels < 254.5 and abs(levels - round(levels)) < LEVEL_TOLERANCE:
         return f"{value:.3f} ({round(levels)}/255)"
-    return f"{value:.3g}"
+    return f"{value:.6g}"
+
+
+def proved_radius(value: float) -> str:
+    """A radius within which something is proved, rounded down: no number that is shown lies above it.
+
+    Example:
+        >>> proved_radius(0.19962), proved_radius(0.2), proved_radius(35.99995 / 255), proved_radius(1e-7)
+        ('0.199', '0.200 (51/255)', '0.141', '9.99e-08')
+    """
+    levels = 255 * Fraction(value) if math.isfinite(value) else Fraction(0)
+    level = math.floor(levels)
+    if 1 <= level < 255 and levels - level < LEVEL_TOLERANCE:
+        return f"{Decimal(value).quantize(Decimal('0.001'), ROUND_FLOOR)} ({level}/255)"
+    return _three_digits(value, ROUND_FLOOR)
+
+
+def found_radius(value: float) -> str:
+    """The length of a perturbation that was found, rounded up: nothing is shown below it.
+
+    Example:
+        >>> found_radius(0.3101), found_radius(0.31)
+        ('0.311', '0.31')
+    """
+    return _three_digits(value, ROUND_CEILING)
+
+
+def _three_digits(value: float, direction: str) -> str:
+    """The exact number, rounded to three digits on the side asked for."""
+    if not math.isfinite(value):
+        return "∞" if value > 0 else NOT_MEASURED
+    exact = Decimal(value)
+    last_digit = Decimal(1).scaleb(exact.adjusted() - 2)
+    return f"{float(exact.quantize(last_digit, direction)):.3g}"
 
 
 def bound(value: float | None) -> str:

@@ -29,8 +29,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dynablocks.blocks import DynamicalBlock
+from dynablocks.errors import InvalidArgument
 from dynablocks.fields import Activation, MetricField, RidgeField, TwoMatrixField, VectorField
 from dynablocks.fields.ridge import RIDGE_METHODS
 from dynablocks.integrators import ExactFlow, ExplicitEuler
@@ -140,7 +142,6 @@ class _Arithmetic:
 
     def __init__(self, pixels: Tensor) -> None:
         self.unit, self.tiny = unit_roundoff(pixels.dtype), torch.finfo(pixels.dtype).tiny
-        self.pixels = math.prod(pixels.shape[2:])
         # Two more products with each map are worth it only where the bound is not negligible anyway.
         self.worth_measuring = self.unit > 2.0**-40
 
@@ -200,10 +201,35 @@ def _bias_norm(bias: Tensor | None, linear: LinearMap) -> float:
     return float(bias.detach().double().norm()) * math.sqrt(linear.features / linear.out_shape[0])
 
 
+def _leaky_slope(sigma: Activation) -> float:
+    """a of σ(u) = max(u, au) for 0 <= a <= 1, by the library's code: the same function by other code rounds otherwise.
+
+    Raises:
+        NoRoundingBound: σ is another function, or by other code.
+    """
+    slope = sigma.negative_slope
+    if slope is None or type(sigma) is not Activation or not _is_leaky_relu(sigma.function, slope):
+        raise NoRoundingBound(
+            f"the rounding of {sigma.name} has no proved bound; use relu or leaky-relu of dynablocks.fields."
+        )
+    return slope
+
+
+def _is_leaky_relu(function: object, slope: float) -> bool:
+    """Whether :func:`dynablocks.fields.leaky_relu` makes this function for the slope."""
+    if function is functional.relu:
+        return slope == 0
+    return (
+        isinstance(function, functools.partial)
+        and function.func is functional.leaky_relu
+        and not function.args
+        and function.keywords == {"negative_slope": slope}
+        and 0 <= slope <= 1
+    )
+
+
 def _sigma(sigma: Activation, arithmetic: _Arithmetic, value: _Value) -> _Value:
-    if sigma.negative_slope is None:
-        raise NoRoundingBound(f"the rounding of {sigma.name} has no proved bound; use relu or leaky-relu.")
-    return arithmetic.rounded(value, 1.0, 0 if sigma.negative_slope == 0 else 2)
+    return arithmetic.rounded(value, 1.0, 2 if _leaky_slope(sigma) else 0)
 
 
 def _ridge_euler(field: RidgeField, h: float, arithmetic: _Arithmetic) -> _Affine:
@@ -219,7 +245,7 @@ def _ridge_euler_near(field: RidgeField, h: float, arithmetic: _Arithmetic, x: T
     linear, weight = field.linear, field.linear.weight.abs()
     norm, absolute = linear.norm_bounds().upper, _absolute_norm(linear)
     inner, outer = (arithmetic.gamma(_inner_length(linear, adjoint) + 4) for adjoint in (False, True))
-    sigma = 0.0 if field.sigma.negative_slope == 0 else arithmetic.gamma(2)
+    sigma = arithmetic.gamma(2) if _leaky_slope(field.sigma) else 0.0
     scale = abs(h) * max(abs(end) for end in field.scale_range())
     u = field.preactivation(x)
     active = field.sigma(u)
@@ -285,8 +311,7 @@ def _refuse_own_code(part: object, *methods: str) -> None:
 
 
 def _recursion(method: ExplicitEuler, field: RidgeField, h: Tensor, arithmetic: _Arithmetic) -> _Step:
-    if field.sigma.negative_slope is None:
-        raise NoRoundingBound(f"the rounding of {field.sigma.name} has no proved bound; use relu or leaky-relu.")
+    _leaky_slope(field.sigma)
     number = float(h.detach())
     scale = max(abs(end) for end in field.scale_range())
     growth = (1 + abs(number) / method.substeps * scale) ** method.substeps
@@ -318,15 +343,19 @@ def _metric_euler(field: MetricField, h: float, arithmetic: _Arithmetic) -> _Aff
 
 def _whitened(arithmetic: _Arithmetic, metric: Metric, value: _Value, norm: float) -> _Value:
     """M^{±1/2}x, computed in float64 and rounded once; ``norm`` is that of the matrix."""
-    exact = metric.whitening_error
+    try:
+        exact = metric.whitening_error
+    except InvalidArgument as error:
+        raise NoRoundingBound(str(error)) from None
     fresh = (arithmetic.unit + exact) * norm * (1 + exact) * value.computed
     return _Value(norm * value.size, norm * value.error + fresh)
 
 
 def _flow(method: ExactFlow, field: VectorField, time: Tensor, arithmetic: _Arithmetic) -> _Step:
     number = float(time.detach())
-    if not isinstance(field, RidgeField) or field.sigma.negative_slope is None:
+    if not isinstance(field, RidgeField):
         raise NoRoundingBound(f"the rounding of the exact flow of {type(field).__name__} has no proved bound.")
+    _leaky_slope(field.sigma)
     _refuse_own_code(field, "flow", *RIDGE_METHODS)
     exponents = [number * scale for scale in field.scale_range()]
     largest = max(map(abs, exponents))
@@ -357,15 +386,15 @@ def _block(block: DynamicalBlock, arithmetic: _Arithmetic) -> Iterator[_Step]:
             raise NoRoundingBound(f"the rounding of {block.method!r} has no proved bound; use Euler or exact steps.")
 
 
-def _leaf(module: nn.Module, arithmetic: _Arithmetic) -> _Affine:
-    """The local error of one layer."""
+def _leaf(module: nn.Module, arithmetic: _Arithmetic, pixels: int) -> _Affine:
+    """The local error of one layer, whose inputs have so many pixels a channel."""
     _refuse_own_code(module, "forward")
     if isinstance(module, Channelwise):
-        return _leaf(module.module, arithmetic)
+        return _leaf(module.module, arithmetic, pixels)
     if type(module) in (nn.Identity, nn.Flatten, nn.ReLU, nn.MaxPool2d) or isinstance(module, (SpaceToDepth, ZeroLift)):
         return _Affine()
     if isinstance(module, PixelNormalisation):
-        return _normalisation(module, arithmetic)
+        return _normalisation(module, arithmetic, pixels)
     if type(module) is nn.AvgPool2d:
         sides = module.kernel_size if isinstance(module.kernel_size, tuple) else (module.kernel_size,) * 2
         return _Affine(arithmetic.gamma(math.prod(sides) + 1) / math.sqrt(math.prod(sides)))
@@ -379,24 +408,11 @@ def _leaf(module: nn.Module, arithmetic: _Arithmetic) -> _Affine:
     raise NoRoundingBound(f"the rounding of {type(module).__name__} has no proved bound.")
 
 
-def _normalisation(module: PixelNormalisation, arithmetic: _Arithmetic) -> _Affine:
+def _normalisation(module: PixelNormalisation, arithmetic: _Arithmetic, pixels: int) -> _Affine:
     """(x − m)s: two roundings, relative to ‖x − m‖ <= ‖x‖ + ‖m‖."""
-    mean = float(module.mean.detach().double().norm()) * math.sqrt(arithmetic.pixels)
+    mean = float(module.mean.detach().double().norm()) * math.sqrt(pixels)
     slope = arithmetic.gamma(2) * float(module.scale.double().abs().max())
     return _Affine(slope, slope * mean)
-
-
-def _steps(module: nn.Module, arithmetic: _Arithmetic) -> Iterator[_Step]:
-    if isinstance(module, nn.Sequential):
-        _refuse_own_code(module, "forward")
-        for part in module._modules.values():
-            if part is not None:
-                yield from _steps(part, arithmetic)
-    elif isinstance(module, DynamicalBlock):
-        yield from _block(module, arithmetic)
-    else:
-        stated = declare(module).properties.of(Lipschitz) or Lipschitz(math.inf)
-        yield _Step(module, stated, _leaf(module, arithmetic))
 
 
 def rounding_bound(
@@ -434,8 +450,7 @@ def rounding_bound(
     _refuse_own_code(network.head, "forward")
     arithmetic = _Arithmetic(pixels)
     chain = _Chain(pixels, network.metric, metric, arithmetic)
-    for step in _steps(network.body, arithmetic):
-        chain.take(step)
+    chain.pass_through(network.body, arithmetic)
     return chain.through_head(network.head, arithmetic)
 
 
@@ -459,6 +474,20 @@ class _Chain:
         """How far, in ℓ2, the computed activation within r can be from the one at hand."""
         euclidean = EUCLIDEAN.bounded_by(self.norm)
         return 2 * euclidean * self.error, euclidean * (self.reach + self.slope)
+
+    def pass_through(self, module: nn.Module, arithmetic: _Arithmetic) -> None:
+        """Take the steps of a module, part after part: what a layer does depends on how many pixels reach it."""
+        if isinstance(module, nn.Sequential):
+            _refuse_own_code(module, "forward")
+            for part in module._modules.values():
+                if part is not None:
+                    self.pass_through(part, arithmetic)
+        elif isinstance(module, DynamicalBlock):
+            for step in _block(module, arithmetic):
+                self.take(step)
+        else:
+            stated = declare(module).properties.of(Lipschitz) or Lipschitz(math.inf)
+            self.take(_Step(module, stated, _leaf(module, arithmetic, math.prod(self.x.shape[2:]))))
 
     def take(self, step: _Step) -> None:
         if step.stated.metric != self.norm:

@@ -166,6 +166,7 @@ def _splits(content: dict[str, Any], data: DataConfig | None) -> DataSplits:
     if splits.fingerprint != stored.get("fingerprint"):
         raise AuditFailed(
             f"the images have fingerprint {splits.fingerprint[:16]}… but the certificate is for "
-            f"{str(stored.get('fingerprint'))[:16]}…; it was made on other data."
+            f"{str(stored.get('fingerprint'))[:16]}…; it was made on other data, or by a version that read them in "
+            "another order: certify again."
         )
     return splits

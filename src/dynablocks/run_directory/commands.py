@@ -8,12 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynablocks.arguments import expand, make_parser, preset_model_data, say
-from dynablocks.errors import InvalidArgument
+from dynablocks.arguments import expand, make_parser, names_model, preset_model_data, say
+from dynablocks.errors import InvalidArgument, require_choice
 from dynablocks.run_files import CONFIG, METRICS
 
 if TYPE_CHECKING:
     from dynablocks.config import RunConfig
+    from dynablocks.robustness import AttackConfig
 
 
 def _parse_run(command: str, summary: str, arguments: Sequence[str]) -> tuple[RunConfig, Any]:
@@ -127,12 +128,25 @@ def _moved(options: Any) -> Any:
     return DataConfig(dir=options.data.dir)
 
 
-def _describe(directory: Path, what: str) -> int:
-    from dynablocks.run_directory.dry_run import cached_results
-    from dynablocks.run_directory.network import load_config
+def _describe(
+    directory: Path, what: str, options: Any, attack: AttackConfig | None = None, arithmetic: str | None = None
+) -> int:
+    """Say what a command on a run would do, and what it would take over; refused is what the command refuses at once.
 
-    config = load_config(directory)
-    cached = ", ".join(cached_results(directory)) or "nothing"
+    Args:
+        directory: the run directory.
+        what: the command.
+        options: its options.
+        attack: how it would attack.
+        arithmetic: in which it would certify.
+    """
+    from dynablocks.run_directory.dry_run import cached_results
+    from dynablocks.run_directory.network import load_config, load_splits, with_data
+    from dynablocks.run_directory.results import training_facts
+
+    config = with_data(load_config(directory), _moved(options))
+    training_facts(directory)
+    cached = ", ".join(cached_results(directory, load_splits(config), attack, arithmetic))
     print(f"would {what} {config.model.name} on {config.data.name} in {directory}; cached: {cached}")
     return 0
 
@@ -151,15 +165,17 @@ def attack_command(arguments: Sequence[str]) -> int:
         stored = asdict(load_config(directory).attack)
         parser.set_defaults({f"attack.{key}": value for key, value in stored.items()})
     options = parser.parse_args(arguments)
+    attack = parser.instantiate(options).attack
     if options.dry_run:
-        return _describe(directory, "attack")
-    attack_run(directory, parser.instantiate(options).attack, _moved(options))
+        return _describe(directory, "attack", options, attack=attack)
+    attack_run(directory, attack, _moved(options))
     _show(read_json(directory / METRICS))
     return 0
 
 
 def certify_command(arguments: Sequence[str]) -> int:
     from dynablocks.files import read_json
+    from dynablocks.robustness.certificates import ARITHMETICS
     from dynablocks.run_directory.pipeline import certify_run
 
     parser = _directory_parser("certify", "Certify every test image of a run, rounding errors included.")
@@ -172,8 +188,9 @@ def certify_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path, default=None, help="also write a certificate file for dynablocks audit")
     options = parser.parse_args(expand(arguments, "certify"))
     directory = _directory(options, "certify")
+    require_choice("arithmetic", options.arithmetic, ARITHMETICS)
     if options.dry_run:
-        return _describe(directory, "certify")
+        return _describe(directory, "certify", options, arithmetic=options.arithmetic)
     if options.json is None:
         certify_run(directory, _moved(options), arithmetic=options.arithmetic)
     else:
@@ -240,7 +257,7 @@ def verify_command(arguments: Sequence[str]) -> int:
     if options.samples < 1:
         raise InvalidArgument(f"--samples is {options.samples}; at least 1 is needed.")
     if options.dry_run:
-        return _describe(directory, "verify")
+        return _describe(directory, "verify", options)
     network = load(directory)
     test = load_splits(with_data(load_config(directory), _moved(options))).test
     images = to_unit_range(test.images[: options.samples])
@@ -263,16 +280,20 @@ def explain_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--model", type=ModelConfig, default=ModelConfig(), help="an untrained model to explain")
     parser.add_argument("--depth", type=int, default=None, help="how many levels of parts to print")
     parser.add_argument("--dry-run", action="store_true", help="only say which network would be explained")
-    options = parser.parse_args(expand(arguments, "explain"))
+    arguments = expand(arguments, "explain")
+    options = parser.parse_args(arguments)
     directory = _given_directory(options)
-    if options.dry_run:
-        print(f"would explain {directory or 'an untrained ' + options.model.name}")
-        return 0
+    if directory is not None and names_model(parser, arguments):
+        raise InvalidArgument(
+            "a run directory and a model (--model, or model: in a --config file) were given; give one."
+        )
     if directory is not None:
         network = load(directory)
     else:
-        model = parser.instantiate(options).model
-        network = build(model, (3, 32, 32), 10, seed=0)
+        network = build(parser.instantiate(options).model, (3, 32, 32), 10, seed=0)
+    if options.dry_run:
+        print(f"would explain {directory or 'an untrained ' + network.config.name}")
+        return 0
     print(explain(network, options.depth))
     return 0
 
@@ -285,7 +306,7 @@ def report_command(arguments: Sequence[str]) -> int:
     )
     directory = _directory(options, "report")
     if options.dry_run:
-        return _describe(directory, "report")
-    path = report_run(directory, f"dynablocks report {shlex.quote(str(directory))}", _moved(options))
+        return _describe(directory, "report", options)
+    path = report_run(directory, data=_moved(options))
     print(path)
     return 0

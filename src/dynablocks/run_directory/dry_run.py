@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import math
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dynablocks.config import RunConfig
-from dynablocks.data import to_unit_range
+from dynablocks.data import DataSplits, to_unit_range
 from dynablocks.errors import BadCheckpoint
+from dynablocks.models import Network
+from dynablocks.robustness import AttackConfig
 from dynablocks.run_directory.network import load_splits
-from dynablocks.run_directory.results import KINDS, current_summary, training_facts
-from dynablocks.run_directory.warm_start import build_untrained
+from dynablocks.run_directory.results import (
+    ATTACK,
+    CERTIFICATE,
+    attack_settings,
+    matching_attack,
+    matching_certificate,
+    restored,
+)
+from dynablocks.run_directory.warm_start import starting_network
 from dynablocks.run_files import TRAINING
 from dynablocks.training import TrainingConfig, choose_device, find_checkpoint
 from dynablocks.training.checkpoint import read_state
@@ -22,21 +31,41 @@ from dynablocks.training.precision import synchronise
 
 
 def estimate(config: RunConfig, directory: Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """What ``--dry-run`` says: parameters, cost of a training step, time estimate, what is cached."""
-    import time
+    """What ``--dry-run`` says: parameters, cost of a training step, number of steps, time estimate, what is cached.
 
+    Raises:
+        InvalidArgument: the training would be refused for its warm start.
+    """
+    splits, training = load_splits(config), config.training
+    device = torch.device(choose_device(training.device))
+    if training.threads is not None:
+        torch.set_num_threads(training.threads)
+    network, description = starting_network(config, splits, directory)
+    batch = min(training.batch_size, len(splits.train))
+    flops, seconds = _measured_step(network.to(device), splits, training, device, batch)
+    seconds *= training.adversary_factor
+    plain = training.adversary == "none"
+    of_cost, of_time = ("", "") if plain else (", without the adversary", ", with the adversary")
+    steps, total = _steps(training, len(splits.train) // batch, seconds)
+    return {
+        "model": config.model.name,
+        "data": f"{splits.train.name}: {len(splits.train)} training, {len(splits.test)} test images",
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "cost": f"{flops / batch / 1e6:.1f} MFLOP an image and training step{of_cost}",
+        "optimiser steps": steps,
+        "training time": f"about {total} here ({seconds:.3g} s a step of {batch} images{of_time})",
+        "cached": _cached_for(directory, config, splits, settings_of(splits, training, description), overwrite),
+    }
+
+
+def _measured_step(
+    network: Network, splits: DataSplits, config: TrainingConfig, device: torch.device, batch: int
+) -> tuple[int, float]:
+    """The floating-point operations and the seconds of a step on one batch, forward and backward, unattacked."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from dynablocks.reporting.words import duration
-
-    splits, device = load_splits(config), torch.device(choose_device(config.training.device))
-    if config.training.threads is not None:
-        torch.set_num_threads(config.training.threads)
-    network, description = build_untrained(config, splits)
-    network = network.to(device)
-    batch = min(config.training.batch_size, len(splits.train))
     pixels = to_unit_range(splits.train.images[:batch]).to(device)
-    if config.training.channels_last:
+    if config.channels_last:
         pixels = pixels.to(memory_format=torch.channels_last)
     with FlopCounterMode(display=False) as counter:
         network(pixels).sum().backward()
@@ -44,42 +73,60 @@ def estimate(config: RunConfig, directory: Path, *, overwrite: bool = False) -> 
     started = time.perf_counter()
     network(pixels).sum().backward()
     synchronise(device)
-    step = time.perf_counter() - started
-    step *= config.training.adversary_factor
-    steps = len(splits.train) // batch
-    epochs, minutes = config.training.epochs, config.training.max_minutes
-    seconds = math.inf if epochs is None else step * steps * epochs
-    if minutes is not None:
-        seconds = min(seconds, minutes * 60)
-    return {
-        "model": config.model.name,
-        "data": f"{splits.train.name}: {len(splits.train)} training, {len(splits.test)} test images",
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "cost": f"{counter.get_total_flops() / batch / 1e6:.1f} MFLOP an image and training step",
-        "training time": f"about {duration(seconds)} here ({step:.3g} s a step of {batch} images)",
-        "cached": _cached_for(directory, config.training, settings_of(splits, config.training, description), overwrite),
-    }
+    return counter.get_total_flops(), time.perf_counter() - started
 
 
-def _cached_for(directory: Path, config: TrainingConfig, settings: str, overwrite: bool) -> str:
+def _steps(config: TrainingConfig, per_epoch: int, step_seconds: float) -> tuple[str, str]:
+    """How many optimiser steps a training takes, and how long: by its epochs, by its minutes, or by what ends first."""
+    from dynablocks.reporting.words import count, duration
+
+    fitting = None if config.max_minutes is None else max(1, int(60 * config.max_minutes / step_seconds))
+    budget = "" if config.max_minutes is None else duration(60 * config.max_minutes)
+    if config.epochs is None:
+        return f"as many as fit into {budget}, about {count(fitting)} ({count(per_epoch)} an epoch)", budget
+    limit = max(1, round(config.epochs * per_epoch))
+    planned = f"{count(limit)} ({config.epochs:g} epochs of {count(per_epoch)} steps)"
+    if fitting is None or fitting >= limit:
+        return planned, duration(limit * step_seconds)
+    return f"as many of {planned} as fit into {budget}, about {count(fitting)}", budget
+
+
+def _cached_for(directory: Path, config: RunConfig, splits: DataSplits, settings: str, overwrite: bool) -> str:
     """What a run in ``directory`` would take over, or why it would refuse the folder."""
     if overwrite:
         return "nothing: --overwrite starts anew"
     try:
         checkpoint = earlier_checkpoint(directory, settings) if directory.is_dir() else None
         if checkpoint is not None and (state := read_state(checkpoint)).get("summary"):
-            require_budget(config, checkpoint, state)
+            require_budget(config.training, checkpoint, state)
     except BadCheckpoint as error:
         return f"nothing that can be used: {error}"
-    return ", ".join(cached_results(directory)) or "nothing"
+    return ", ".join(cached_results(directory, splits, config.attack, "float64")) or "nothing"
 
 
-def cached_results(directory: Path) -> list[str]:
-    """What a run directory holds of a run: its training, attack and certificate."""
+def cached_results(
+    directory: Path, splits: DataSplits, attack: AttackConfig | None = None, arithmetic: str | None = None
+) -> list[str]:
+    """What of a run directory is taken and not made again: its training, its attack and certificate of these images.
+
+    Args:
+        directory: the run directory.
+        splits: the images.
+        attack: how they are to be attacked; ``None``: nothing is attacked, and what is stored counts as it is.
+        arithmetic: in which they are to be certified; ``None`` likewise.
+    """
     if not directory.is_dir() or find_checkpoint(directory) is None:
         return []
     if not (directory / TRAINING).exists():
         return ["training (resumes)"]
-    images = training_facts(directory)["fingerprint"]
-    done = [kind.name for kind in KINDS if current_summary(directory, kind, images, same_code=True)]
-    return ["training (finished)", *done]
+    images = splits.fingerprint
+    if attack is None:
+        attacked = restored(directory, ATTACK, images)
+    else:
+        attacked = matching_attack(directory, attack_settings(attack, splits), images)
+    if arithmetic is None:
+        certificate = restored(directory, CERTIFICATE, images)
+    else:
+        certificate = matching_certificate(directory, arithmetic, images)
+    found = {"attack": attacked, "certificate": certificate}
+    return ["training (finished)", *(name for name, result in found.items() if result is not None)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,10 +12,10 @@ import torch
 
 from dynablocks.config import DataConfig, RunConfig, from_yaml
 from dynablocks.data import DataSplits, ImageDataset, infer_name, load_data
-from dynablocks.errors import BadCheckpoint
-from dynablocks.files import sha256
+from dynablocks.errors import BadCheckpoint, DynablocksError
+from dynablocks.files import read_json, sha256
 from dynablocks.models import ModelConfig, Network, build
-from dynablocks.run_files import CONFIG, WEIGHTS
+from dynablocks.run_files import CONFIG, TRAINING, WEIGHTS
 from dynablocks.switching import set_progress
 from dynablocks.training import find_checkpoint, load_weights, read_config
 from dynablocks.training.checkpoint import read_state
@@ -91,7 +92,8 @@ def load(directory: str | Path) -> Network:
         directory: the run directory (``--out`` of ``dynablocks run`` or ``train``).
 
     Returns:
-        The network, with ``.properties`` and ``.input_shape``.
+        The network, with ``.properties``, ``.input_shape`` and ``.class_names``: what its classes are called, by the
+        position of their logits; ``None`` where the run stores no names.
 
     Raises:
         BadCheckpoint: there is no checkpoint, it is corrupt, or its training is not finished.
@@ -114,7 +116,17 @@ def load(directory: str | Path) -> Network:
             f"the weights in {checkpoint} hold NaN or infinity; restore a copy, or train with --overwrite."
         )
     set_progress(network, 1.0)
+    network.class_names = _class_names(directory, network.num_classes)
     return network.eval()
+
+
+def _class_names(directory: Path, count: int) -> tuple[str, ...] | None:
+    """The names that the training stored; ``None`` where there are none, or not one for each class."""
+    with contextlib.suppress(DynablocksError, AttributeError):
+        names = read_json(directory / TRAINING).get("class_names")
+        if isinstance(names, list) and len(names) == count and all(isinstance(name, str) for name in names):
+            return tuple(names)
+    return None
 
 
 def unfinished(directory: Path) -> BadCheckpoint:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dynablocks.config import DataConfig, RunConfig, from_yaml, to_yaml
 from dynablocks.errors import BadData, DynablocksError, InvalidArgument
-from dynablocks.files import read_json, require_writable, resolved, write_json, write_text
+from dynablocks.files import read_json, require_writable, write_json, write_text
 from dynablocks.progress import progress_bar
 from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, attack, certify
 from dynablocks.robustness.partial import Partial
@@ -23,8 +23,17 @@ from dynablocks.run_directory.network import (
     with_data,
 )
 from dynablocks.run_directory.report import report_data
-from dynablocks.run_directory.results import ATTACK, CERTIFICATE, belongs_to, restored, store, training_facts
-from dynablocks.run_directory.warm_start import build_untrained, require_unseen, take_body
+from dynablocks.run_directory.results import (
+    ATTACK,
+    CERTIFICATE,
+    attack_settings,
+    belongs_to,
+    matching_attack,
+    matching_certificate,
+    store,
+    training_facts,
+)
+from dynablocks.run_directory.warm_start import starting_network
 from dynablocks.run_files import (
     ATTACK_PARTIAL,
     CHECKPOINT,
@@ -44,13 +53,8 @@ Say = Callable[[str], None]
 
 def train_run(config: RunConfig, directory: Path, *, overwrite: bool = False) -> TrainingSummary:
     """Train into ``directory``; resume when it holds an unfinished training of the same configuration."""
-    if config.warm_start is not None and resolved(config.warm_start) == resolved(directory):
-        raise InvalidArgument(f"--warm_start and --out are both {directory}; give another --out.")
     splits = load_splits(config)
-    network, description = build_untrained(config, splits)
-    if config.warm_start is not None:
-        require_unseen(config.warm_start, config.training.seed, splits)
-        take_body(network, config.warm_start)
+    network, description = starting_network(config, splits, directory)
     settings = replace(config, data=replace(config.data, name=data_name(config.data)))
 
     def begin() -> None:
@@ -72,6 +76,7 @@ def train_run(config: RunConfig, directory: Path, *, overwrite: bool = False) ->
         "dataset": splits.train.name,
         "fingerprint": splits.fingerprint,
         "parameters": sum(p.numel() for p in network.parameters()),
+        "class_names": list(splits.train.class_names),
     }
     write_json(directory / TRAINING, facts)
     collect_metrics(directory)
@@ -86,10 +91,9 @@ def attack_run(directory: Path, config: AttackConfig | None = None, data: DataCo
     run = with_data(load_config(directory), data)
     training_facts(directory)
     splits = load_splits(run)
-    wanted = run.attack if config is None else config
-    settings = replace(wanted, samples=min(wanted.samples, len(splits.test)))
-    result = restored(directory, ATTACK, splits.fingerprint, same_code=True)
-    if result is None or result.config != settings:
+    settings = attack_settings(run.attack if config is None else config, splits)
+    result = matching_attack(directory, settings, splits.fingerprint)
+    if result is None:
         require_writable(directory)
         belongs = belongs_to(directory, splits.fingerprint)
         network = load(directory).to(present_device(run.training.device))
@@ -111,8 +115,8 @@ def certify_run(directory: Path, data: DataConfig | None = None, *, arithmetic: 
     run = with_data(load_config(directory), data)
     training_facts(directory)
     splits, epsilons = load_splits(run), stated_radii(run.attack.epsilons)
-    result = restored(directory, CERTIFICATE, splits.fingerprint, same_code=True)
-    if result is None or result.arithmetic != arithmetic:
+    result = matching_certificate(directory, arithmetic, splits.fingerprint)
+    if result is None:
         require_writable(directory)
         belongs = belongs_to(directory, splits.fingerprint)
         network = load(directory).to(present_device(run.training.device))
@@ -123,8 +127,8 @@ def certify_run(directory: Path, data: DataConfig | None = None, *, arithmetic: 
     return result
 
 
-def report_run(directory: Path, command: str, data: DataConfig | None = None) -> Path:
-    """Write report.html from what the run directory holds."""
+def report_run(directory: Path, command: str | None = None, data: DataConfig | None = None) -> Path:
+    """Write report.html from what the run directory holds; the arguments are those of :func:`report_data`."""
     from dynablocks.reporting import write_report
 
     path = directory / REPORT

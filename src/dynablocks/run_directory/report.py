@@ -5,30 +5,41 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynablocks.config import DataConfig, to_yaml
-from dynablocks.data import ImageDataset, to_unit_range
+from dynablocks.config import DataConfig, RunConfig, to_yaml
+from dynablocks.data import DataSplits, ImageDataset, to_unit_range
+from dynablocks.files import resolved
 from dynablocks.progress import progress_bar
-from dynablocks.robustness import AttackResult, CertificateResult
+from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult
 from dynablocks.run_directory.metrics import accuracy_curves, collect_metrics
 from dynablocks.run_directory.network import load, load_config, load_splits, with_data
-from dynablocks.run_directory.results import sound_results
-from dynablocks.run_files import HISTORY
+from dynablocks.run_directory.results import attack_settings, sound_results, training_facts
+from dynablocks.run_files import CONFIG, HISTORY
 
 if TYPE_CHECKING:
     from dynablocks.reporting import Example, ReportData
 
 
-def report_data(directory: Path, command: str, data: DataConfig | None = None) -> ReportData:
-    """Everything the report shows."""
+def report_data(directory: Path, command: str | None = None, data: DataConfig | None = None) -> ReportData:
+    """Everything the report shows.
+
+    Args:
+        directory: the run directory.
+        command: that made the run; ``None`` for the commands that make its results again from its configuration.
+        data: where the images are now, if they moved.
+    """
     from dynablocks.properties import explain
     from dynablocks.reporting import ReportData, block_rows, step_rows
 
     config = with_data(load_config(directory), data)
     splits, network = load_splits(config), load(directory)
     attacked, certificate = sound_results(directory, splits.fingerprint)
+    if command is None:
+        command = commands_again(directory, config, splits, attacked, certificate, data)
     with progress_bar("measuring the blocks") as update:
         blocks = block_rows(network, to_unit_range(splits.test.images[:4]), progress=update)
     return ReportData(
@@ -45,6 +56,46 @@ def report_data(directory: Path, command: str, data: DataConfig | None = None) -
         config_text=to_yaml(config),
         watermark="smoke preset" if config.preset == "smoke" else None,
     )
+
+
+def commands_again(
+    directory: Path,
+    config: RunConfig,
+    splits: DataSplits,
+    attacked: AttackResult | None,
+    certificate: CertificateResult | None,
+    data: DataConfig | None = None,
+) -> str:
+    """What to type to get the results of a run again, in a new directory: a command a line.
+
+    ``run`` certifies and attacks as the configuration says; what was asked for otherwise since has its own line, and so
+    has what was done with other images than those of the training.
+
+    Args:
+        directory: the run directory.
+        config: its configuration.
+        splits: the images of its results.
+        attacked, certificate: its results, as far as there are any.
+        data: where the images are now, if they moved.
+    """
+    out = str(Path("runs") / f"{resolved(directory).name}-again")
+    now = [] if data is None or data.dir is None else ["--data.dir", str(data.dir)]
+    trained_on = training_facts(directory)["fingerprint"] == splits.fingerprint
+    commands = [["run", "--config", str(directory / CONFIG), "--out", out, *(now if trained_on else [])]]
+    others = [] if trained_on else now
+    arithmetic = ["--arithmetic", "float32"] if certificate is not None and certificate.arithmetic == "float32" else []
+    if certificate is not None and (arithmetic or others):
+        commands.append(["certify", out, *arithmetic, *others])
+    changed = [] if attacked is None else _changed_flags(attacked.config, attack_settings(config.attack, splits))
+    if attacked is not None and (changed or others):
+        commands.append(["attack", out, *changed, *others])
+    return "\n".join(shlex.join(["dynablocks", *words]) for words in commands)
+
+
+def _changed_flags(made: AttackConfig, usual: AttackConfig) -> list[str]:
+    """The flags that make of the usual settings of an attack those it was made with."""
+    changed = {name: value for name, value in asdict(made).items() if value != getattr(usual, name)}
+    return [word for name, value in changed.items() for word in (f"--attack.{name}", json.dumps(value))]
 
 
 def _examples(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -11,9 +11,10 @@ from torch import Tensor
 
 import dynablocks
 from dynablocks import run_files
+from dynablocks.data import DataSplits
 from dynablocks.errors import BadCheckpoint, DynablocksError
 from dynablocks.files import is_number, read_json, sha256, write_json, write_tensors
-from dynablocks.robustness import AttackResult, CertificateResult, check_sound
+from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, check_sound
 from dynablocks.run_directory.network import unfinished, weights_hash
 from dynablocks.run_directory.source import source_hash
 from dynablocks.training import find_checkpoint
@@ -51,7 +52,6 @@ CERTIFICATE = ResultKind(
     "certified_accuracy",
     CertificateResult.restore,
 )
-KINDS: tuple[ResultKind[Any], ...] = (ATTACK, CERTIFICATE)
 
 
 def training_facts(directory: Path) -> dict[str, Any]:
@@ -133,6 +133,23 @@ def restored(directory: Path, kind: ResultKind[R], fingerprint: str, *, same_cod
         return kind.restore(summary, load_file(path)) if sha256(path) == summary.get("tensors") else None
     except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError):
         return None
+
+
+def attack_settings(wanted: AttackConfig, splits: DataSplits) -> AttackConfig:
+    """The settings of an attack on these test images, of which there may be fewer than are asked for."""
+    return replace(wanted, samples=min(wanted.samples, len(splits.test)))
+
+
+def matching_attack(directory: Path, settings: AttackConfig, fingerprint: str) -> AttackResult | None:
+    """The stored attack that spares one with these settings: of the same weights, images and code; or ``None``."""
+    result = restored(directory, ATTACK, fingerprint, same_code=True)
+    return result if result is not None and result.config == settings else None
+
+
+def matching_certificate(directory: Path, arithmetic: str, fingerprint: str) -> CertificateResult | None:
+    """The stored certificate that spares one in this arithmetic: of the same weights, images and code; or ``None``."""
+    result = restored(directory, CERTIFICATE, fingerprint, same_code=True)
+    return result if result is not None and result.arithmetic == arithmetic else None
 
 
 def sound_results(directory: Path, fingerprint: str) -> tuple[AttackResult | None, CertificateResult | None]:

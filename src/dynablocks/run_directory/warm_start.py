@@ -8,17 +8,28 @@ from typing import Any
 from dynablocks.config import RunConfig
 from dynablocks.data import DataSplits
 from dynablocks.errors import InvalidArgument
+from dynablocks.files import resolved
 from dynablocks.models import Network
 from dynablocks.run_directory.network import build_for, load, require_checkpoint, weights_hash
 from dynablocks.training import read_config
 
 
-def build_untrained(config: RunConfig, splits: DataSplits) -> tuple[Network, dict[str, Any]]:
-    """The untrained network, and what decides its training beside the settings of the training."""
+def starting_network(config: RunConfig, splits: DataSplits, directory: Path) -> tuple[Network, dict[str, Any]]:
+    """The network as its training in ``directory`` begins, and what decides that beside the settings of the training.
+
+    Raises:
+        InvalidArgument: its weights cannot come from ``config.warm_start``: that is ``directory`` itself, has another
+            body, or was trained on images that are held out now.
+    """
+    start = config.warm_start
+    if start is not None and resolved(start) == resolved(directory):
+        raise InvalidArgument(f"--warm_start and --out are both {directory}; give another --out.")
     network, description = build_for(config, splits)
-    if config.warm_start is not None:
-        description["warm_start"] = weights_hash(config.warm_start)
-        description["seen"] = seen_by(config.warm_start)
+    if start is not None:
+        description["warm_start"] = weights_hash(start)
+        description["seen"] = seen_by(start)
+        require_unseen(start, config.training.seed, splits)
+        take_body(network, start)
     return network, description
 
 

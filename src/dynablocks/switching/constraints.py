@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dynablocks.errors import require_range
+from dynablocks.properties.own_code import overrides
 from dynablocks.switching.signals import PairSignal
 
 
@@ -17,6 +19,8 @@ def project(model: nn.Module) -> None:
 
     So a constraint on several parts meets what their own projections leave, wherever in the model it is registered:
     :class:`NetworkBudget` steps in their ranges, :class:`NonExpansiveStep` weights of the norm that they keep.
+    Pair signals with ``balance="pair"`` come after the other parts without the mark: they are in their regions whatever
+    those set.
 
     Example:
         >>> from dynablocks.switching import LearnedStep
@@ -35,20 +39,41 @@ def project(model: nn.Module) -> None:
         >>> [signal.steps.item() for signal in signals]
         [0.5, 0.5]
     """
-    modules = list(model.modules())
-    pairs = [m for m in modules if isinstance(m, PairSignal) and type(m).project_ is PairSignal.project_]
-    pairs = [pair for pair in pairs if pair.balance == "pair"]
-    now: dict[nn.Module, list[float]] = {}
-    if len({pair.steps.device for pair in pairs}) == 1:
-        # Read at once, since on a GPU every reading waits for the device.
-        steps = torch.stack([pair.steps.detach().double() for pair in pairs])
-        now = dict(zip(pairs, steps.tolist(), strict=True))
-    for module in sorted(modules, key=lambda module: bool(getattr(module, "projected_last", False))):
+    others: list[nn.Module] = []
+    pairs: list[PairSignal] = []
+    last: list[nn.Module] = []
+    for module in model.modules():
+        if getattr(module, "projected_last", False):
+            last.append(module)
+        elif _is_pair_in_its_region(module):
+            pairs.append(module)
+        else:
+            others.append(module)
+    _project_each(others)
+    _project_pairs(pairs)
+    _project_each(last)
+
+
+def _is_pair_in_its_region(module: nn.Module) -> TypeGuard[PairSignal]:
+    """Whether its projection is that of every pair with ``balance="pair"``."""
+    return isinstance(module, PairSignal) and module.balance == "pair" and not overrides(module, PairSignal, "project_")
+
+
+def _project_each(modules: Iterable[nn.Module]) -> None:
+    for module in modules:
         method = getattr(module, "project_", None)
-        if isinstance(module, PairSignal) and module in now:
-            module.project_(now[module])
-        elif method is not None:
+        if method is not None:
             method()
+
+
+def _project_pairs(pairs: list[PairSignal]) -> None:
+    if len({pair.steps.device for pair in pairs}) != 1:
+        _project_each(pairs)
+        return
+    # Read at once, since on a GPU every reading waits for the device.
+    steps = torch.stack([pair.steps.detach().double() for pair in pairs])
+    for pair, now in zip(pairs, steps.tolist(), strict=True):
+        pair.project_(now)
 
 
 def keep_constraints(model: nn.Module, optimiser: torch.optim.Optimizer) -> RemovableHandle:

@@ -82,7 +82,11 @@ class Region:
         raise NotImplementedError(f"{type(self).__name__} must implement limit(first): the largest h₂ beside h₁.")
 
     def pair_constant(self, first: Number, second: Number) -> Number:
-        """The bound on the pair's Lipschitz constant that the region keeps at or below 1."""
+        """A bound on the pair's Lipschitz constant, which the region keeps at or below 1.
+
+        It holds above the limit, too, where :class:`dynablocks.switching.NetworkBudget` and penalties read what a pair
+        costs.
+        """
         raise NotImplementedError(
             f"{type(self).__name__} must implement pair_constant(first, second): a Lipschitz constant of the steps "
             "h₁/S and h₂/S, one after the other, of floats or of float64 tensors."

@@ -61,6 +61,21 @@ class SwitchingSignal(nn.Module):
         return ", ".join(f"{name}={value:.4g}" for name, value in self.summary().items())
 
 
+def _finite(start: Sequence[float]) -> list[float]:
+    return [require_finite(f"start[{index}]", float(step)) for index, step in enumerate(start)]
+
+
+def _pair(start: object) -> list[float]:
+    """(h₁, h₂) of a pair signal."""
+    try:
+        steps = [float(step) for step in start]  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        steps = []
+    if len(steps) != 2:
+        raise InvalidArgument(f"start is {start!r}; the two steps (h1, h2) of a pair are needed, such as (0.5, 0.1).")
+    return _finite(steps)
+
+
 class LearnedStep(SwitchingSignal):
     r"""One field, one learned step kept in [low, high].
 
@@ -104,6 +119,9 @@ class LearnedTimes(SwitchingSignal):
         start: the times at the start, one a field.
         limit: the largest |time|.
 
+    Raises:
+        InvalidArgument: a time is not finite, or ``limit`` is not above 0.
+
     Example:
         >>> [index for index, _ in LearnedTimes((0.5, 0.2)).pieces()]
         [0, 1]
@@ -113,7 +131,7 @@ class LearnedTimes(SwitchingSignal):
         super().__init__()
         self.limit = require_range("limit", limit, 0.0, open_low=True)
         self.fields_needed = len(start)
-        self.steps = nn.Parameter(torch.tensor([float(time) for time in start]))
+        self.steps = nn.Parameter(torch.tensor(_finite(start)))
         self.project_()
 
     def pieces(self) -> list[tuple[int, Tensor]]:
@@ -187,7 +205,7 @@ class PairSignal(SwitchingSignal):
         step_penalty: weight of that penalty.
 
     Raises:
-        InvalidArgument: an unknown ``balance``, or a weight below 0.
+        InvalidArgument: ``start`` is not two finite numbers, an unknown ``balance``, or a weight below 0.
 
     Example:
         >>> from dynablocks.switching import ExactFlowRegion
@@ -208,7 +226,7 @@ class PairSignal(SwitchingSignal):
         require_choice("balance", balance, ("pair", "network", "penalty"))
         require_range("step_penalty", step_penalty, 0.0)
         self.region, self.balance, self.step_penalty = region, balance, step_penalty
-        self.steps = nn.Parameter(torch.tensor([float(start[0]), float(start[1])]))
+        self.steps = nn.Parameter(torch.tensor(_pair(start)))
         self.project_()
 
     @torch.no_grad()

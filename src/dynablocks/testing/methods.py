@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,13 +11,13 @@ import torch
 from torch import Tensor
 
 from dynablocks.blocks import DynamicalBlock
-from dynablocks.errors import require_range
+from dynablocks.errors import InvalidArgument, NotConverged, require_range
 from dynablocks.fields import VectorField
 from dynablocks.fields.base import require_field
 from dynablocks.integrators import Integrator, exact_solution, integrator, measured_order
 from dynablocks.integrators.base import StepSize
 from dynablocks.integrators.order import declared_order
-from dynablocks.properties import Invertible
+from dynablocks.properties import Invertible, Lipschitz, verify
 from dynablocks.properties.jacobians import largest_finite, with_gradients
 from dynablocks.switching import FreeSignal
 from dynablocks.testing.report import ConformanceReport
@@ -101,7 +102,8 @@ def check_integrator(
       declared one; of one that says ``None``, Ψ^t(x) is the solution at t = ``time``;
     - "a step for each state": with h of shape (batch,) or (batch, 1) a batch moves as its states do one by one;
     - "inverse": the step −h of a ``symmetric`` method undoes the step h, and ``inverse`` where Invertible is declared;
-    - "block": a block of it passes :func:`dynablocks.testing.check_block`, with all that it declares.
+    - "block": a block of it passes :func:`dynablocks.testing.check_block`, with all that it declares, and one of the
+      step −h has the Lipschitz constant that it declares.
 
     It can refute what a method says, not prove it: take a field of the structure that the method is made for, and
     another one.
@@ -199,3 +201,9 @@ def _block(trial: Trial) -> Iterator[str]:
     block = DynamicalBlock(trial.field, trial.method, FreeSignal(trial.step_size))
     report = check_block(block, trial.x, seed=trial.seed)
     yield from (f"{found.check}: {found.message}" for found in report.findings if not found.passed)
+    back = DynamicalBlock(trial.field, trial.method, FreeSignal(-trial.step_size))
+    # A method may refuse to go back, and an equation may have no solution there: neither is a wrong constant.
+    with contextlib.suppress(InvalidArgument, NotConverged):
+        if back.properties.of(Lipschitz) is not None:
+            held = verify(back, trial.x, kinds=(Lipschitz,), search_steps=15)
+            yield from (f"the step −h: {result}" for result in held if not result.passed)

@@ -35,11 +35,13 @@ def check_region(region: Region, *, seed: int = 0) -> ConformanceReport:
     - "limit": the range and every limit(h₁) are finite, and the region is not empty;
     - "projection": ``project`` leaves pairs of the region alone and brings others, around the grid, into it;
     - "pair constant": L(h₁, h₂) <= 1 for L = ``pair_constant``;
-    - "pair constant of tensors": of float64 tensors it is a tensor, as the penalty needs it, and the same;
-    - "declared constant", "measured constant": that of a block of the S pairs is at most L(h₁, h₂)^S. Its steps are
-      those of ``region.method`` for gradient fields with one orthogonal A; the slopes of σ reach from a to 1, in a
-      second block those of the expansive field from 0. Measured is the largest norm of dense Jacobians, which for such
-      blocks comes up to a bound that is tight.
+    - "pair constant of tensors": of float64 tensors ``pair_constant`` and ``log_constant`` are tensors, as the penalty
+      needs them, and the same numbers, also for an h₂ above the limit;
+    - "declared constant", "measured constant": that of a block of the S pairs is at most L(h₁, h₂)^S and at most the
+      exponential of ``log_constant``, also for an h₂ above the limit: there budgets and penalties read what a pair
+      costs. Its steps are those of ``region.method`` for gradient fields with one orthogonal A; the slopes of σ reach
+      from a to 1, in a second block those of the expansive field from 0. Measured is the largest norm of dense
+      Jacobians, which for such blocks comes up to a bound that is tight.
 
     Args:
         region: any region; one of each a and S that is to be used.
@@ -86,6 +88,11 @@ def _allowed(region: Region) -> list[Pair]:
     return [pair for pair in pairs if region.contains(*pair)]
 
 
+def _beyond(region: Region) -> list[Pair]:
+    """Pairs above the limit, where a budget and a penalty read the constants."""
+    return [(first, max(region.limit(first), 0.0) + 1) for first in _contractive_steps(region)]
+
+
 def _limit(region: Region) -> Iterator[str]:
     low, high = region.first_range
     if not -math.inf < low <= high < math.inf:
@@ -120,13 +127,16 @@ def _pair_constant(region: Region) -> Iterator[str]:
 
 
 def _pair_constant_of_tensors(region: Region) -> Iterator[str]:
-    for first, second in _allowed(region):
-        expected = region.pair_constant(first, second)
-        found = region.pair_constant(*torch.tensor([first, second], dtype=torch.float64).unbind())
-        if not isinstance(found, Tensor):
-            yield f"pair_constant of float64 tensors is a {type(found).__name__}; a tensor is needed, for its gradient"
-        elif not abs(float(found) - expected) <= ROUNDING * (1 + abs(expected)):
-            yield f"pair_constant({first:.4g}, {second:.4g}) is {expected} of floats and {float(found)} of tensors"
+    for first, second in (*_allowed(region), *_beyond(region)):
+        steps = torch.tensor([first, second], dtype=torch.float64).unbind()
+        for name, expected, found in (
+            ("pair_constant", region.pair_constant(first, second), region.pair_constant(*steps)),
+            ("log_constant", region.log_constant(first, second), region.log_constant(*steps)),
+        ):
+            if not isinstance(found, Tensor):
+                yield f"{name} of float64 tensors is a {type(found).__name__}; a tensor is needed, for its gradient"
+            elif not abs(float(found) - expected) <= ROUNDING * (1 + abs(expected)):
+                yield f"{name}({first:.4g}, {second:.4g}) is {expected} of floats and {float(found)} of tensors"
 
 
 def _blocks(region: Region) -> Iterator[tuple[DynamicalBlock, PrescribedSignal]]:
@@ -144,15 +154,17 @@ def _blocks(region: Region) -> Iterator[tuple[DynamicalBlock, PrescribedSignal]]
 
 def _constants(region: Region, constant: Callable[[DynamicalBlock], float]) -> Iterator[str]:
     for block, signal in _blocks(region):
-        for first, second in _allowed(region):
+        for first, second in (*_allowed(region), *_beyond(region)):
             with torch.no_grad():
                 signal.steps.copy_(torch.tensor([first, second], dtype=torch.float64))
-            stated, found = region.pair_constant(first, second) ** region.substeps, constant(block)
-            if not found <= stated * (1 + ROUNDING_OF_BLOCKS):
-                yield (
-                    f"that of a block of {region.method} steps h₁ = {first:.4g}, h₂ = {second:.4g} is {found:.9g}; by "
-                    f"pair_constant it is at most {stated:.9g}"
-                )
+            found, by_pair = constant(block), region.pair_constant(first, second) ** region.substeps
+            by_logarithm = math.exp(region.log_constant(first, second))
+            for name, stated in (("pair_constant", by_pair), ("log_constant", by_logarithm)):
+                if not found <= stated * (1 + ROUNDING_OF_BLOCKS):
+                    yield (
+                        f"that of a block of {region.method} steps h₁ = {first:.4g}, h₂ = {second:.4g} is "
+                        f"{found:.9g}; by {name} it is at most {stated:.9g}"
+                    )
 
 
 def _declared_constant(region: Region) -> Iterator[str]:

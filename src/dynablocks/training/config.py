@@ -12,8 +12,16 @@ DEVICES = ("auto", "cpu", "cuda")
 HOW = {"result": False}
 """Marks a setting that says how or where to compute and does not decide what comes out, up to rounding."""
 ADVERSARIES = ("none", "pgd", "trades")
-MOST = {"epochs": 1e9, "max_minutes": 1e7, "adversary_epsilon": 1e6, "adversary_step_size": 1e6, "step_factor": 10.0}
-"""The largest values of settings with which larger ones make numbers of steps, seconds or pixels overflow."""
+MOST = {
+    "epochs": 1e9,
+    "max_minutes": 1e7,
+    "lr": 1e30,
+    "step_factor": 10.0,
+    "adversary_epsilon": 1e6,
+    "adversary_step_size": 1e6,
+}
+"""The largest values of settings with which larger ones make numbers of steps, seconds, pixels or learning rates
+overflow: 1e30 is a float32 also where Adam divides it by 1 − beta1."""
 MOST_THREADS = 4096
 
 
@@ -177,7 +185,8 @@ class TrainingConfig:
             object.__setattr__(self, "crop_fill", None)  # one training, however it is spelled
         if self.crop_fill is not None and self.crop_padding == 0:
             raise InvalidArgument(
-                f"crop_fill is {self.crop_fill!r} with crop_padding 0: nothing is cropped; give both."
+                f"crop_fill is {self.crop_fill!r} with crop_padding 0: nothing is cropped; give a crop_padding, or "
+                "turn the fill off too: --training.crop_fill zeros."
             )
         if self.optimiser == "nesterov" and self.momentum == 0:
             raise InvalidArgument("optimiser nesterov needs momentum above 0; choose sgd, or a momentum such as 0.9.")

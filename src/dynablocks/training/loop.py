@@ -149,17 +149,19 @@ def train(
         session.step += 1
         if on_step is not None:
             on_step(session.step)
-        if is_look_due(session, looked) or stopping():
+        # Asked once: a Ctrl-C between two questions would be told of a checkpoint that was not written.
+        stop = stopping()
+        if stop or is_look_due(session, looked):
             look(session, display)
             looked = time.perf_counter()
         if is_epoch_end(session):
             finish_epoch(session, display)
-        if session.step < session.plan.total and (is_save_due(session) or stopping()):
+        if session.step < session.plan.total and (stop or is_save_due(session)):
             # No look: the plan changes only at steps at which every process looks, and not after an epoch's end.
             require_finite_losses(session)
             require_finite_weights(session)
             session.save()
-        if stopping() and session.step < session.plan.total:
+        if stop and session.step < session.plan.total:
             where = (
                 ""
                 if session.directory is None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from dynablocks.errors import InvalidArgument
 from dynablocks.registry import Registry
-from dynablocks.training.config import TrainingConfig
+from dynablocks.training.config import MOST, TrainingConfig
 
 SCHEDULES: Registry[Callable[[float, float, TrainingConfig], float]] = Registry("schedule")
 
@@ -33,13 +34,25 @@ def constant(progress: float, epoch: float, config: TrainingConfig) -> float:
 def step(progress: float, epoch: float, config: TrainingConfig) -> float:
     """``step_factor`` to the power of the number of whole ``step_epochs`` that have passed.
 
+    Raises:
+        InvalidArgument: the learning rate grows beyond the largest that is allowed.
+
     Source: Celledoni et al., arXiv 2210.02373, section 3.3, in words; their released code has 0.1 every 30 epochs.
 
     Example:
         >>> step(0.5, 30.0, TrainingConfig(step_epochs=30, step_factor=0.1))
         0.1
     """
-    return config.step_factor ** math.floor(epoch / config.step_epochs)
+    try:
+        factor = math.pow(config.step_factor, math.floor(epoch / config.step_epochs))
+    except OverflowError:
+        factor = math.inf
+    if config.lr * factor > MOST["lr"]:
+        raise InvalidArgument(
+            f"step_factor {config.step_factor:g} every {config.step_epochs:g} epochs takes the learning rate beyond "
+            "all numbers; give a smaller step_factor, or more step_epochs."
+        )
+    return factor
 
 
 @SCHEDULES.register("one-cycle")

@@ -63,7 +63,9 @@ class Tally:
             return []
         losses = torch.stack(self._losses).tolist()
         self.correct += int(torch.stack(self._correct).sum())
-        self.loss_sum += sum(loss * size for loss, size in zip(losses, self._sizes, strict=True))
+        # One by one: the sum must not depend on when it was looked at.
+        for loss, size in zip(losses, self._sizes, strict=True):
+            self.loss_sum += loss * size
         self.images += sum(self._sizes)
         for noted in (self._losses, self._correct, self._sizes):
             noted.clear()
