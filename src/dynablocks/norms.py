@@ -235,8 +235,9 @@ class DenseMetric(Metric):
 
     def __eq__(self, other: object) -> bool:
         # One of a subclass may be another norm of the same matrix.
-        same = type(other) is type(self) and isinstance(other, DenseMetric) and self.shape == other.shape
-        return same and torch.equal(self.matrix, other.matrix)
+        if not isinstance(other, DenseMetric) or type(other) is not type(self):
+            return False
+        return self.shape == other.shape and torch.equal(self.matrix, other.matrix)
 
     def __hash__(self) -> int:
         return hash((self.name, self.shape))
