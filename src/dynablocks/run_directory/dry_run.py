@@ -85,7 +85,7 @@ def _steps(config: TrainingConfig, per_epoch: int, step_seconds: float) -> tuple
     if config.epochs is None:
         return f"as many as fit into {budget}, about {count(fitting)} ({count(per_epoch)} an epoch)", budget
     limit = max(1, round(config.epochs * per_epoch))
-    planned = f"{count(limit)} ({config.epochs:g} epochs of {count(per_epoch)} steps)"
+    planned = f"{count(limit)} ({config.epochs:g} epochs of {count(per_epoch)} step{'s' * (per_epoch != 1)})"
     if fitting is None or fitting >= limit:
         return planned, duration(limit * step_seconds)
     return f"as many of {planned} as fit into {budget}, about {count(fitting)}", budget
