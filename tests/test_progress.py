@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,6 +85,21 @@ def test_a_bar_that_seldom_moves_shows_the_time_left(hand: SimpleNamespace) -> N
         hand.now = 600.0 * moves
         bar.update(task, completed=0.1 * moves)
     assert bar.tasks[0].time_remaining == pytest.approx(4200, abs=1)
+
+
+def test_a_bar_tells_the_time_left_from_the_time_gone_in_80_columns(hand: SimpleNamespace) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    bar = progress._bar(console)
+    bar.get_time = lambda: hand.now
+    task = bar.add_task("attacking 10000 images", total=1.0)
+    for moves in range(1, 4):
+        hand.now = 600.0 * moves
+        bar.update(task, completed=0.1 * moves)
+    with console.capture() as shown:
+        console.print(bar.get_renderable())
+    (line,) = re.sub(r"\x1b\[[0-9;]*m", "", shown.get()).splitlines()
+    assert line.startswith("attacking 10000 images ")
+    assert line.rstrip().endswith("30 % 1:10:00 left, 0:30:00 gone")
 
 
 def test_a_terminal_gets_a_bar() -> None:
