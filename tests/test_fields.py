@@ -788,6 +788,13 @@ def test_the_terms_of_a_potential_sum_are_its_fields_unless_it_is_turned_round()
     check_field(opposite).require()
 
 
+def test_the_opposite_of_a_damped_field_grows_and_that_of_a_positive_one_may_lose_its_signs() -> None:
+    growing = PotentialSum(Damping((4,), 0.25, learned=False), sign=-1.0)
+    assert growing.facts().damping == -0.25
+    assert CompartmentField.example().facts().positive
+    assert not PotentialSum(CompartmentField.example(), sign=-1.0).facts().positive
+
+
 def test_what_is_no_sum_is_refused_in_one_sentence() -> None:
     for given, message in (
         ((), "give at least one"),

@@ -292,6 +292,21 @@ def test_a_damped_oscillator_follows_its_exact_solution() -> None:
     assert field.facts().dissipates_energy
 
 
+def test_a_dissipative_field_falls_by_its_factor_times_its_transpose() -> None:
+    """−L(Lᵀ∇V), and not −Lᵀ(L∇V) or −L∇V, which fall as well for an L near I."""
+    falling, x = DissipativeField(3).double(), torch.randn(6, 3, dtype=torch.float64)
+    with torch.no_grad():
+        falling.factor.normal_()
+        expected = -falling.slope(x) @ (falling.factor @ falling.factor.mT)
+        torch.testing.assert_close(falling(x), expected, rtol=0, atol=1e-12)
+
+
+def test_the_volume_of_damped_images_falls_by_every_pixel_of_the_momenta() -> None:
+    """−γt = −1 for each of the nine pixels of the one channel of p."""
+    field, x = Damping((2, 3, 3), 0.5, learned=False), torch.zeros(2, 2, 3, 3, dtype=torch.float64)
+    assert field.flow_log_determinant(x, 2.0).tolist() == [-9.0, -9.0]
+
+
 def test_damping_dissipates_only_where_the_momentum_and_velocity_agree() -> None:
     convex = GradientField(Dense(2, 3), "tanh", expansive=True, bias=False)
     assert DampedHamiltonian(convex, None, 4).facts().dissipates_energy

@@ -82,6 +82,18 @@ def test_the_sphere_field_is_the_projected_one() -> None:
         assert torch.allclose(projector @ f, rate, rtol=0, atol=1e-14)
 
 
+def test_the_rotation_field_is_its_skew_matrix_times_the_state() -> None:
+    field, x = RotationField(3, 5, "sigmoid").double(), torch.randn(7, 3, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in field.parameters():
+            parameter.normal_()
+        hidden = torch.sigmoid(x @ field.inner.matrix.mT + field.bias)
+        a, b, c = (hidden @ field.outer.matrix).unbind(1)
+        u, v, w = x.unbind(1)
+        expected = torch.stack([a * v + b * w, c * w - a * u, -b * u - c * v], 1)
+        torch.testing.assert_close(field(x), expected, rtol=0, atol=1e-12)
+
+
 def test_zero_is_at_rest_with_finite_gradients() -> None:
     for name in FIELDS:
         field, x = build(name)

@@ -259,6 +259,19 @@ def test_declared_constants_hold(name: str) -> None:
     assert method.declare(contracting, 0.0).properties.lipschitz <= 1 + 1e-12
 
 
+@pytest.mark.parametrize(
+    ("name", "constant"),
+    [("implicit-euler", 2 / 3), ("implicit-midpoint", 0.6), ("trapezoidal", 0.6), ("gauss4", 1.0)],
+)
+def test_the_constant_of_a_contraction_is_the_gain_of_its_slowest_mode(name: str, constant: float) -> None:
+    """|R(−1/2)| for one stage and the trapezoidal rule; of two stages B-stability alone is known."""
+    field = LinearField(2).double()
+    with torch.no_grad():
+        field.matrix.copy_(torch.diag(torch.tensor([-2.0, -0.5])))
+    declared, _ = INTEGRATORS[name]().step_constant(field, 1.0)
+    assert declared == pytest.approx(constant, rel=1e-12, abs=0)
+
+
 def test_tableaux_know_what_they_are() -> None:
     assert [t.symplectic for t in (IMPLICIT_EULER, IMPLICIT_MIDPOINT, GAUSS4)] == [False, True, True]
     assert [t.b_stable for t in (IMPLICIT_EULER, IMPLICIT_MIDPOINT, GAUSS4)] == [True, True, True]

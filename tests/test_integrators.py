@@ -52,6 +52,7 @@ from dynablocks.integrators import (
     measured_order,
     over_states,
 )
+from dynablocks.integrators.implicit import ImplicitTableau
 from dynablocks.linear import Conv, Dense, OrthogonalConv, OrthogonalDense
 from dynablocks.properties import (
     ConformalSymplectic,
@@ -317,6 +318,15 @@ def decaying_field() -> TwoMatrixField:
         for linear in (field.inner, field.outer):
             linear.matrix.mul_(0.3)
     return field
+
+
+def test_positive_weights_alone_make_no_implicit_method_non_expansive() -> None:
+    """R(z) = (1 + 3z/4)/(1 − z/4) tends to −3 for stiff decay."""
+    quarter = ImplicitTableau("quarter", 1, ((0.25,),), (1.0,))
+    field = decaying_field()
+    assert field.facts().one_sided < 0
+    assert not quarter.b_stable
+    assert ImplicitRungeKutta(quarter).declare(field, 1.0).properties.lipschitz == math.inf
 
 
 def dense_step(method: Integrator, field: VectorField, x: Tensor, h: float) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import ConstrainedField, FieldFacts, GradientField, MetricField, ShearField, leaky_relu
+from dynablocks.fields import metric as metric_module
 from dynablocks.fields.symmetric import conservative_field
 from dynablocks.integrators import ExactFlow
 from dynablocks.lifting import PixelNormalisation, ZeroLift
@@ -278,6 +279,20 @@ def test_the_field_is_the_papers_up_to_the_misprint() -> None:
     assert field.facts().lipschitz == pytest.approx(largest)
     one_sided = ((field(x) - field(x + 1)) @ m * (x - (x + 1))).sum(1)
     assert bool((one_sided <= 1e-12).all())
+
+
+def test_a_map_too_large_to_be_formed_is_bounded_by_both_ends_of_the_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    """σ_min(W) λ_min(M)^{1/2} and ‖W‖ λ_max(M)^{1/2}; W M^{1/2} itself has the singular values 6 and 1/2."""
+    monkeypatch.setattr(metric_module, "DENSE_ENTRIES", 0)
+    metric = DenseMetric(torch.diag(torch.tensor([4.0, 0.25], dtype=torch.float64)))
+    field = MetricField(Dense(2, 2), metric).double()
+    with torch.no_grad():
+        field.linear.matrix.copy_(torch.diag(torch.tensor([3.0, 1.0])))
+    smallest, largest, method = field.singular_values()
+    assert (smallest, largest) == pytest.approx((0.5, 6.0), rel=1e-12, abs=0)
+    assert smallest <= 0.5
+    assert largest >= 6.0
+    assert method == "‖W‖‖M^{1/2}‖"
 
 
 @EVERY_FIELD

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.config import PAPER_MODELS, preset_settings
@@ -425,6 +426,21 @@ def test_the_papers_last_layer_is_free_in_two_networks_and_of_frobenius_norm_one
     assert head.normalise == ("none" if free else "frobenius")
     # The start has orthonormal rows, one a class.
     assert float(head.weight.detach().norm()) == pytest.approx(math.sqrt(3) if free else 1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize(("name", "share"), [("resnet", 1.0), ("naive", 0.5)])
+def test_a_step_of_the_reference_networks_is_its_formula(name: str, share: float) -> None:
+    """x + AᵀReLU(Bx + b), and half of that, by the convolutions of torch."""
+    network = build(ModelConfig(name, widths=(2,), layers=(1,)), (1, 8, 8), 3, seed=0).double().eval()
+    ((_, block),) = network.blocks()
+    (field,) = block.fields
+    x = torch.randn(3, 2, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in field.parameters():
+            parameter.normal_()
+        hidden = functional.conv2d(x, field.inner.weight, field.bias, padding=1).relu()
+        whole = x + functional.conv_transpose2d(hidden, field.outer.weight, padding=1)
+        torch.testing.assert_close(block(x), share * whole, rtol=0, atol=1e-12)
 
 
 def kernels(network: nn.Module) -> int:

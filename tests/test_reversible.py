@@ -508,6 +508,17 @@ def test_each_format_has_a_drift_of_its_own_to_be_warned_of(dtype: torch.dtype, 
         chain.report_drift(torch.tensor(1.02 * tolerance, dtype=dtype))
 
 
+def test_a_tolerance_of_ones_own_is_the_one_that_is_warned_of() -> None:
+    chain = ReversibleChain([HealthyBlock()], drift_tolerance=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chain.report_drift(torch.tensor(0.4, dtype=DOUBLE))
+    with pytest.warns(DriftWarning, match=r"the tolerance is 5\.0e-01"):
+        chain.report_drift(torch.tensor(0.6, dtype=DOUBLE))
+    with pytest.warns(DriftWarning, match=r"the tolerance is 0\.0e\+00"):
+        ReversibleChain([HealthyBlock()], drift_tolerance=0.0).report_drift(torch.tensor(1e-9, dtype=DOUBLE))
+
+
 def test_drift_that_is_not_finite_is_warned_of() -> None:
     chain = ReversibleChain(
         DynamicalBlock(GradientField(OrthogonalDense(33, 33), leaky_relu(1.0)), "exact", FreeSignal(60.0))

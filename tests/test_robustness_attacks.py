@@ -256,6 +256,14 @@ def test_summary_and_tensors_restore_the_result():
     assert again.summary() == result.summary()
 
 
+def test_a_curve_is_of_the_losses_that_were_used_alone() -> None:
+    model, pixels = Network(), images(4)
+    result = attack(model, (pixels, predicted(model, pixels)), AttackConfig(EPSILONS, steps=1, losses=("margin",)))
+    assert result.curve("margin").accuracies == result.robust_accuracy_by_loss["margin"]
+    with pytest.raises(InvalidArgument, match=r"loss 'dlr' was not used; used were margin\."):
+        result.curve("dlr")
+
+
 class Bad(nn.Module):
     def __init__(self, result: object) -> None:
         super().__init__()

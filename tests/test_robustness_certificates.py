@@ -118,8 +118,20 @@ def test_a_radius_around_a_misclassified_sample_contradicts_nothing_but_a_wrong_
     assert result.certified_accuracy([0.0]) == (0.0,)
     check_sound(found, result)
     lying = dataclasses.replace(result, predictions=labels)
-    with pytest.raises(UnsoundResult):
+    with pytest.raises(UnsoundResult, match=r"sample \d+ is certified at radius .* changes its class"):
         check_sound(found, lying)
+
+
+def test_samples_broken_at_an_epsilon_count_also_where_no_norm_is_known() -> None:
+    pixels, model = near_grey(10), LinearModel(2)
+    labels = model(pixels).argmax(dim=1)
+    found, result = attack(model, (pixels, labels)), certify(model, (pixels, labels))
+    check_sound(found, result)
+    broken = {name: torch.ones_like(hit) for name, hit in found.broken.items()}
+    norms = torch.full_like(found.smallest_broken_norm, torch.inf)
+    lying = dataclasses.replace(found, broken=broken, smallest_broken_norm=norms)
+    with pytest.raises(UnsoundResult, match=r"at epsilon 0 .* are certified but only 0 survive the attack"):
+        check_sound(lying, result)
 
 
 def test_different_data_are_refused():
@@ -147,6 +159,14 @@ def test_a_tie_within_rounding_is_not_certified():
         large.head.bias.copy_(torch.tensor([1.0, 1.0 + 2e-7]))
     pixels = near_grey(5)
     assert certify(large, (pixels, torch.ones(5, dtype=torch.int64))).radii.tolist() == [0.0] * 5
+
+
+def test_both_logits_err_at_the_sample_and_at_the_perturbed_one() -> None:
+    """Four errors of 0.1 leave 0.6 of the margin."""
+    logits = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    pairwise = certified_radii(logits, torch.eye(2, dtype=torch.float64), 1.0, logit_error=0.1)
+    for radii in (pairwise, generic_radii(logits, 1.0, logit_error=0.1)):
+        assert radii.item() == pytest.approx(0.6 / 2**0.5, rel=1e-11, abs=0)
 
 
 def test_equal_rows_differ_by_their_bias_only():
@@ -248,7 +268,7 @@ def test_a_deep_network_is_never_broken_inside_its_radii():
     found = attack(model, (pixels, labels), config)
     assert found.robust_accuracy[-1] < 0.9
     check_sound(found, result)
-    with pytest.raises(UnsoundResult):
+    with pytest.raises(UnsoundResult, match=r"sample \d+ is certified at radius .* changes its class"):
         check_sound(found, certify(Isometry(claim=0.5), (pixels, labels)))
 
 

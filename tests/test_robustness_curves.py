@@ -47,6 +47,15 @@ def test_intervals_are_wilsons():
         assert low <= accuracy <= high
 
 
+def test_intervals_have_the_level_that_is_asked_for() -> None:
+    curve = Curve((0.0,), (0.5,), samples=40)
+    expected = binomtest(20, 40).proportion_ci(0.5, method="wilson")
+    ((low, high),) = curve.confidence_interval(0.5)
+    assert (low, high) == pytest.approx((expected.low, expected.high), rel=0, abs=1e-12)
+    with pytest.raises(InvalidArgument, match="level is 1;"):
+        curve.confidence_interval(level=1)
+
+
 def test_a_curve_at_some_of_its_points():
     curve = Curve((0.0, 0.25, 1.0), (1.0, 0.9, 0.0), samples=10)
     assert curve.at((0.0, 1.0)).auc == 0.5

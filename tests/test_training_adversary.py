@@ -12,6 +12,7 @@ from test_training import QUIET, double_model, metric_lines, quadrants, small_mo
 from test_training_checkpoint import Killed, killed_at, weights_digest
 from torch import Tensor, nn
 
+import dynablocks.training.adversary as adversary_module
 import dynablocks.training.loop as loop_module
 from dynablocks.data import DataSplits, ImageDataset, batch_indices, load_data
 from dynablocks.errors import InvalidArgument
@@ -220,6 +221,28 @@ def test_a_step_of_trades_is_its_formula() -> None:
     assert distance(after_a_step(3.0, moved)) < 1e-5
     broken = [after_a_step(6.0, moved), after_a_step(3.0, start.clamp(0, 1)), after_a_step(3.0, moved, backwards=True)]
     assert min(map(distance, broken)) > 1e-4
+
+
+def test_trades_measures_logits_by_the_margin_of_the_hinge_in_the_attack_and_in_the_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scales: list[float] = []
+
+    def recorded(clean: Tensor, moved: Tensor, scale: float) -> Tensor:
+        scales.append(scale)
+        return divergence(clean, moved, scale)
+
+    for module in (adversary_module, loop_module):
+        monkeypatch.setattr(module, "divergence", recorded)
+    fit(double_model(), quadrants(16), one_step(adversary="trades", adversary_steps=2, loss="hinge", margin=0.25))
+    # Two steps of the attack, then the loss.
+    assert scales == [0.25] * 3
+    assert logit_scale(TrainingConfig(loss="hinge", margin=0.0)) == 1.0
+
+
+def test_a_step_of_the_attack_is_two_radii_over_the_steps_and_at_most_one() -> None:
+    sizes = [Attack.of(TrainingConfig(adversary_steps=steps)).step_size for steps in (1, 2, 4)]
+    assert sizes == [1.0, 1.0, 0.5]
 
 
 @pytest.mark.parametrize("adversary", ["pgd", "trades"])
