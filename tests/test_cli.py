@@ -145,6 +145,14 @@ def test_directory_commands(finished: Path, tmp_path: Path, capsys: pytest.Captu
         assert main([command, str(run), "--dry-run"]) == 0
 
 
+def test_a_deep_verification_measures_the_parts_too(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = []
+    for options in ([], ["--deep"]):
+        assert main(["verify", str(finished), "--samples", "2", *options]) == 0
+        counts.append(capsys.readouterr().out.count(" holds "))
+    assert 0 < counts[0] < counts[1]
+
+
 def test_the_figures_are_those_of_the_network_and_its_training(finished: Path) -> None:
     metrics, training = (json.loads((finished / name).read_text()) for name in ("metrics.json", "training.json"))
     network, test = load(finished).double(), load_data("digits").test

@@ -17,7 +17,13 @@ from dynablocks.fields.dissipative import DampedHamiltonian, DissipativeField
 from dynablocks.fields.hamiltonian import HamiltonianEmbedding, NeuralHamiltonian, SeparableHamiltonian, canonical
 from dynablocks.integrators import measured_order
 from dynablocks.integrators.base import INTEGRATORS
-from dynablocks.integrators.discrete_gradient import KINDS, MinusPotential, discrete_gradient, energy_form
+from dynablocks.integrators.discrete_gradient import (
+    KINDS,
+    DiscreteGradient,
+    MinusPotential,
+    discrete_gradient,
+    energy_form,
+)
 from dynablocks.linear import Dense
 from dynablocks.properties import Declaration, Dissipative, EnergyPreserving, Equivariant, Structured, declare, verify
 from dynablocks.switching import FreeSignal
@@ -78,6 +84,28 @@ def test_the_mean_value_is_the_integral() -> None:
     integral = sum(w / 2 * slope(x + (c + 1) / 2 * (y - x)) for c, w in zip(nodes, weights, strict=True))
     assert torch.allclose(discrete_gradient("mean-value", quartic, x, y, nodes=2), integral, rtol=0, atol=1e-12)
     assert not torch.allclose(discrete_gradient("gonzalez", quartic, x, y), integral, rtol=0, atol=1e-6)
+
+
+def test_a_mean_value_of_one_node_is_the_midpoint_that_is_put_right_along_the_segment() -> None:
+    """Quadrature of one node is the midpoint rule, so what is left of it is Gonzalez' formula."""
+    x, y = torch.randn(2, 10, 3, dtype=torch.float64)
+    d = y - x
+    midpoint = torch.func.grad(lambda z: quartic(z).sum())((x + y) / 2)
+    defect = quartic(y) - quartic(x) - (midpoint * d).sum(1)
+    expected = midpoint + (defect / d.square().sum(1))[:, None] * d
+    one = discrete_gradient("mean-value", quartic, x, y, nodes=1)
+    torch.testing.assert_close(one, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(discrete_gradient("gonzalez", quartic, x, y, nodes=4), expected, rtol=0, atol=1e-12)
+    assert not torch.allclose(one, discrete_gradient("mean-value", quartic, x, y, nodes=4), rtol=0, atol=1e-3)
+
+
+def test_a_step_takes_as_many_nodes_as_it_is_told() -> None:
+    field, x = Pendulum(), torch.tensor([[2.0, 1.5], [2.5, -0.4]], dtype=torch.float64)
+    with torch.no_grad():
+        one, four = (DiscreteGradient("mean-value", nodes=nodes).step(field, x, 0.5) for nodes in (1, 4))
+        gonzalez = INTEGRATORS["gonzalez"]().step(field, x, 0.5)
+    torch.testing.assert_close(one, gonzalez, rtol=0, atol=1e-12)
+    assert float((one - four).norm(dim=1).min()) > 1e-6
 
 
 def test_itoh_abe_needs_only_energies() -> None:

@@ -21,7 +21,7 @@ from dynablocks.experiments.energy import (
     best_published,
     judged,
 )
-from dynablocks.experiments.energy_data import NOISE, learning_data, learning_system, solutions
+from dynablocks.experiments.energy_data import BODIES, NOISE, learning_data, learning_system, solutions
 from dynablocks.experiments.energy_models import HAMILTONIANS, Relative, RolloutMap, fit_noisy, hamiltonian_model
 from dynablocks.fields.hamiltonian import SeparableHamiltonian
 from dynablocks.fields.symmetric import LinearField, ridge_energy
@@ -111,6 +111,16 @@ def test_bodies_are_opposite_on_nearly_circular_orbits() -> None:
     assert float(circular.mean()) == pytest.approx(1.0, abs=0.005)
     assert float(circular.std()) == pytest.approx(0.05, rel=0.1)
     assert 0.5 <= float(place.min()) < float(place.max()) <= 1.5
+
+
+def test_bodies_for_training_are_not_those_of_the_test() -> None:
+    """The first 200 starts are for the test, however few of them are used."""
+    system, random = learning_system("two-body"), np.random.RandomState(3)
+    starts = torch.from_numpy(np.stack([system.draw(random) for _ in range(BODIES)]))
+    data = learning_data("two-body", seed=3, trajectories=2)
+    torch.testing.assert_close(data.train[:, 0], starts[200:202], rtol=0, atol=1e-14)
+    torch.testing.assert_close(data.test[:, 0], starts[:2], rtol=0, atol=1e-14)
+    assert float((starts[200:202] - starts[:2]).abs().amax(1).min()) > 1e-3
 
 
 def test_unknown_names_are_explained() -> None:

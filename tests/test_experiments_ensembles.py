@@ -90,6 +90,18 @@ def networks(family: str, count: int) -> list[StandardisedTraining]:
     return found
 
 
+def test_a_single_field_begins_with_the_sign_with_which_it_contracts() -> None:
+    """With a = 1/2 the longest non-expansive step is 3|cos θ| − 1, against cos θ; the fold 4/3 is as far as it goes."""
+    found = networks("F", 10)
+    steps = torch.cat([layer.signal.steps.detach() for network in found for layer in network.body])
+    cosines = torch.stack([layer.fields[0].linear.weight.trace() / 2 for network in found for layer in network.body])
+    expected = -cosines.sign() * (3 * cosines.abs() - 1).clamp(0, 4 / 3)
+    # The steps are projected in float32.
+    torch.testing.assert_close(steps, expected.detach(), rtol=0, atol=2e-6)
+    assert bool((steps > 0).any())
+    assert bool((steps < 0).any())
+
+
 def pieces(network: PlanarNetwork) -> list[nn.Sequential]:
     """What the constraint holds for: every layer, or every pair, and the whole body."""
     size = 2 if network.family == "F+Fc" else 1

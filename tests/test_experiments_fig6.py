@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dynablocks.blocks import DynamicalBlock
+from dynablocks.data.physics import integrate
 from dynablocks.errors import InvalidArgument
 from dynablocks.experiments import EXPERIMENTS, Scale, Store
 from dynablocks.experiments.fig6 import (
@@ -103,6 +104,24 @@ def test_a_network_that_loses_mass_is_seen() -> None:
     x, y = sir_pairs("cube", 6, 0)
     leaky = torch.nn.Linear(3, 3).double()
     assert measure(leaky, (x, y), (x, y))["mass_error"] > 1e-3
+
+
+class ExactFlowMap(torch.nn.Module):
+    """What the networks learn."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return integrate("sir", x, torch.tensor([0.0, 1.0], dtype=torch.float64))[:, -1]
+
+
+def test_errors_are_those_of_known_shifts() -> None:
+    """The exact map, held against targets that are 1/2 too large in training and 1/4 in the test."""
+    (x, y), (z, w) = sir_pairs("cube", 6, 0), sir_pairs("cube", 5, 1)
+    found = measure(ExactFlowMap(), (x, y + 0.5), (z, w + 0.25))
+    assert found["mse"] == pytest.approx(0.0625, abs=1e-12)
+    assert found["train_mse"] == pytest.approx(0.25, abs=1e-12)
+    assert found["rollout_mse"] < 1e-20
+    assert found["mass_error"] <= 1e-14
+    assert found["errors"] == pytest.approx([0.25] * 5, abs=1e-12)
 
 
 def test_one_field_is_fitted_far_below_the_paper(tmp_path: Path) -> None:

@@ -10,7 +10,16 @@ import torch
 
 from dynablocks.data.physics import integrate
 from dynablocks.experiments import EXPERIMENTS, Scale, Store
-from dynablocks.experiments.pendulum import PendulumCell, PendulumFlowMap, energy, flow_map, orbit, properties, rollout
+from dynablocks.experiments.pendulum import (
+    PendulumCell,
+    PendulumFlowMap,
+    energy,
+    flow_map,
+    orbit,
+    properties,
+    rollout,
+    test_error,
+)
 from dynablocks.properties import Equivariant
 
 SMOKE = Scale("smoke")
@@ -60,6 +69,16 @@ def test_one_step_is_accurate_with_the_true_forces() -> None:
     block.signal.steps.fill_(0.1)
     assert float((block(orbit(40)[:-1]) - orbit(40)[1:]).abs().max()) < 1e-8
     assert float((rollout(block, 50) - orbit(50)).abs().max()) < 1e-6
+
+
+def test_the_test_error_is_that_of_a_hundred_pairs_after_those_of_the_training() -> None:
+    """The identity errs by the orbit's own increments."""
+    states = orbit(140)
+    increments = [(states[k + 1] - states[k]).square().mean() for k in range(40, 140)]
+    expected = float(torch.stack(increments).mean())
+    assert test_error(torch.nn.Identity()) == pytest.approx(expected, rel=1e-14)
+    every = float((states[1:] - states[:-1]).square().mean())
+    assert abs(every - expected) > 1e-3 * expected
 
 
 def test_only_the_odd_map_declares_and_has_the_symmetry() -> None:

@@ -1,0 +1,287 @@
+"""The checks of every experiment are seen with both verdicts: on results that are right, and with one thing wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dynablocks.experiments import Experiment, Scale, Store
+from dynablocks.experiments.adversarial import Adversarial
+from dynablocks.experiments.base import Check
+from dynablocks.experiments.cells import Cell
+from dynablocks.experiments.embedding import SYMPLECTIC, DampedCell, Embedding, EmbeddingCell
+from dynablocks.experiments.fig8 import FieldCell, FieldsFromFlows, PrintedFieldCell
+from dynablocks.experiments.improved import Improved
+from dynablocks.experiments.metric import MetricExperiment, PerturbationCell
+from dynablocks.experiments.metric import PrintedFieldCell as MisprintCell
+from dynablocks.experiments.orders import ConvergenceCell, Orders
+from dynablocks.experiments.pendulum import PendulumCell, PendulumFlowMap
+from dynablocks.experiments.rigid_body import RigidBodyCell, RigidBodyFlowMap
+from dynablocks.experiments.robustness import auc_checks, paper_rows
+from dynablocks.experiments.runs import AttackCell, CertificateCell
+from dynablocks.integrators import integrator
+from dynablocks.robustness import PAPER_EPSILONS
+
+Results = Callable[[Any], dict[str, Any]]
+
+
+class Planted(Store):
+    """A store in which a cell's result is what a function says, and nothing has failed."""
+
+    def __init__(self, results: Results) -> None:
+        super().__init__(Path("nowhere"))
+        self.results = results
+
+    def result(self, cell: Cell) -> dict[str, Any]:
+        return self.results(cell)
+
+    def state(self, cell: Cell) -> str:
+        return "waiting"
+
+
+def rigid_body(cell: RigidBodyCell) -> dict[str, Any]:
+    errors = {"test": 1e-8, "rollout": 1e-3 if cell.preserve == "none" else 1e-4, "energy": 1e-4}
+    return errors | {"norm": 1e-13, "determinant": 1e-13, "seconds": 1.0, "parameters": 5}
+
+
+def learned_field(cell: FieldCell) -> dict[str, Any]:
+    losses = {"train": 1e-12, "test": 1e-12, "relative": 1e-3, "largest": 1e-3}
+    return losses | {"fitted": 5, "seconds": 1.0}
+
+
+def pendulum(cell: PendulumCell) -> dict[str, Any]:
+    return {"test": 1e-13, "rollout": 1e-11, "properties": {"Symplectic": 1e-13}}
+
+
+def embedding(cell: EmbeddingCell | DampedCell) -> dict[str, Any]:
+    if isinstance(cell, EmbeddingCell):
+        return {"gap": 1e-13, "symplectic": 1e-13 if cell.method in SYMPLECTIC else 1e-6}
+    test = {"plane": 1e-2, "embedded": 1e-6, "sympnet": 1e-4}[cell.network]
+    return {"test": test, "rollout": 1e-3, "area": 0.9, "parameters": 5, "seconds": 1.0}
+
+
+def orders(cell: Cell) -> dict[str, Any]:
+    if isinstance(cell, ConvergenceCell):
+        order = integrator(cell.method).order
+        assert order is not None
+        return {"order": order, "slope": order + 0.09}
+    return {"stability": 0.9, "splitting": 0.9, "splitting_as_printed": 1.1}
+
+
+def metric(cell: MisprintCell | PerturbationCell) -> dict[str, Any]:
+    if isinstance(cell, MisprintCell):
+        return {"printed": 1.1, "corrected": 1.0}
+    return {"measured": 0.99, "declared": 1.0}
+
+
+def robust(cell: AttackCell | CertificateCell) -> dict[str, Any]:
+    """A fifth of the images for structured networks, a tenth for others, at every radius."""
+    return of_share(cell, 0.2 if cell.training.model.name == "certified" else 0.1)
+
+
+def of_share(cell: Cell, share: float) -> dict[str, Any]:
+    points = [{"epsilon": epsilon, "accuracy": share} for epsilon in PAPER_EPSILONS]
+    if isinstance(cell, AttackCell):
+        return {"samples": 100, "robust_accuracy": points, "robust_accuracy_by_loss": {"ce": points}}
+    return {"samples": 100, "certified_accuracy": points, "clean_accuracy": share}
+
+
+@dataclass(frozen=True)
+class Case:
+    """An experiment on results that are right, and which of its checks turn where ``spoiled`` cells have others."""
+
+    experiment: Experiment
+    right: Results
+    spoiled: Callable[[Any], bool]
+    wrong: Callable[[Any], dict[str, Any]]
+    turned: Callable[[str], bool]
+
+
+def case(
+    experiment: Experiment,
+    right: Results,
+    turned: str | Callable[[str], bool],
+    spoiled: Callable[[Any], bool],
+    **wrong: Any,
+) -> Case:
+    named = turned if callable(turned) else lambda what: what.startswith(turned)
+    return Case(experiment, right, spoiled, lambda cell: right(cell) | wrong, named)
+
+
+def of_kind(kind: str) -> Callable[[Any], bool]:
+    return lambda cell: cell.preserve == kind
+
+
+def field_of(target: str, name: str) -> Callable[[Any], bool]:
+    return lambda cell: (cell.target, cell.name) == (target, name)
+
+
+def structured(kind: type[Cell]) -> Callable[[Any], bool]:
+    return lambda cell: isinstance(cell, kind) and cell.training.model.name == "certified"  # type: ignore[attr-defined]
+
+
+def trained_against(kind: type[Cell], adversary: str) -> Callable[[Any], bool]:
+    return lambda cell: structured(kind)(cell) and cell.training.training.adversary == adversary
+
+
+EQUAL = [{"epsilon": epsilon, "accuracy": 0.1} for epsilon in PAPER_EPSILONS]
+"""What networks without structure have: not larger."""
+LOST = {"robust_accuracy": EQUAL, "robust_accuracy_by_loss": {"ce": EQUAL}}
+
+CASES: dict[str, Case] = {
+    "a volume that is not kept": case(
+        RigidBodyFlowMap(), rigid_body, "volume: largest", of_kind("volume"), determinant=1e-11
+    ),
+    "a norm that is not kept": case(RigidBodyFlowMap(), rigid_body, "norm: largest", of_kind("norm"), norm=1e-11),
+    **{
+        f"a rollout that leaves the truth, {kind}": case(
+            RigidBodyFlowMap(), rigid_body, f"{kind}: rollout", of_kind(kind), rollout=1e-2
+        )
+        for kind in ("volume", "norm", "energy")
+    },
+    **{
+        f"{cell.target} that is not fitted, {cell.name}": case(
+            FieldsFromFlows(),
+            learned_field,
+            f"{cell.target}: training loss, {cell.name}",
+            field_of(cell.target, cell.name),
+            train=1.0 if isinstance(cell, PrintedFieldCell) else 1.1e-9,
+        )
+        for cell in (group[0] for group in FieldsFromFlows().groups(Scale("cpu")).values())
+    },
+    "an odd map that errs": case(
+        PendulumFlowMap(), pendulum, "median test MSE, odd", lambda cell: cell.odd, test=1.1e-12
+    ),
+    "an odd map that leaves the orbit": case(
+        PendulumFlowMap(), pendulum, "median MSE of 1000 steps, odd", lambda cell: cell.odd, rollout=1.1e-10
+    ),
+    "a plain map that errs": case(
+        PendulumFlowMap(), pendulum, "median test MSE, plain", lambda cell: not cell.odd, test=2.1e-9
+    ),
+    "one map that is not symplectic": case(
+        PendulumFlowMap(),
+        pendulum,
+        "largest ‖DᵀJD − J‖",
+        lambda cell: cell == PendulumCell(False, 3),
+        properties={"Symplectic": 1.1e-12},
+    ),
+    **{
+        f"{method} of an embedding {what}": case(
+            Embedding(),
+            embedding,
+            f"sir, {method}: ",
+            lambda cell, method=method: (
+                isinstance(cell, EmbeddingCell) and (cell.system, cell.method) == ("sir", method)
+            ),
+            **wrong,
+        )
+        for what, method, wrong in (
+            ("that is not the step of f", "gauss4", {"gap": 1.1e-12}),
+            ("that is not symplectic", "gauss4", {"symplectic": 1.1e-12}),
+            ("that is symplectic and should not be", "rk4", {"symplectic": 0.9e-12}),
+        )
+    },
+    "an embedding that learns no better": case(
+        Embedding(),
+        embedding,
+        "damped pendulum: ",
+        lambda cell: isinstance(cell, DampedCell) and cell.network == "embedded",
+        test=1.1e-5,
+    ),
+    **{
+        f"a slope that is too {what}": case(
+            Orders(),
+            orders,
+            lambda what: what == "order of rk4",
+            lambda cell: isinstance(cell, ConvergenceCell) and cell.method == "rk4",
+            slope=slope,
+        )
+        for what, slope in (("small", 3.89), ("large", 4.11))
+    },
+    **{
+        f"a bound that {what}": case(
+            Orders(), orders, start, lambda cell: not isinstance(cell, ConvergenceCell), **{key: value}
+        )
+        for what, start, key, value in (
+            ("a flow breaks", "Proposition 2.1", "stability", 1.001),
+            ("a splitting breaks", "appendix D with L_f", "splitting", 1.001),
+            ("is no erratum", "appendix D as printed", "splitting_as_printed", 0.999),
+        )
+    },
+    "a misprint that is none": case(
+        MetricExperiment(),
+        metric,
+        lambda what: what.endswith("as printed"),
+        lambda cell: isinstance(cell, MisprintCell),
+        printed=1.0,
+    ),
+    "a correction that expands": case(
+        MetricExperiment(),
+        metric,
+        lambda what: what.endswith("WᵀΣ(WMz + b)"),
+        lambda cell: isinstance(cell, MisprintCell),
+        corrected=1 + 2e-9,
+    ),
+    **{
+        f"one constant above the declared one, {kind}": case(
+            MetricExperiment(),
+            metric,
+            lambda what, label=label: what.startswith("‖J‖ of the trained body") and what.endswith(label),
+            lambda cell, smooth=smooth: cell == MetricExperiment()._perturbed(Scale("cpu"), smooth)[1],
+            measured=1 + 2e-9,
+        )
+        for kind, smooth, label in (("ℓ2", "euclidean", "ℓ2 (M = I)"), ("M", "metric", "M, smooth 0.01"))
+    },
+    "structure that is attacked as easily": case(Improved(), robust, "AUC (CE)", structured(AttackCell), **LOST),
+    "structure that proves no more": case(
+        Improved(), robust, "certified at 36/255", structured(CertificateCell), certified_accuracy=EQUAL
+    ),
+    **{
+        f"structure that gains nothing from {adversary}, {what}": case(
+            Adversarial(), robust, f"{what}, {adversary}", trained_against(kind, adversary), **wrong
+        )
+        for adversary in ("pgd", "trades")
+        for what, kind, wrong in (
+            ("worst attack @0.5", AttackCell, LOST),
+            ("certified @36/255", CertificateCell, {"certified_accuracy": EQUAL}),
+        )
+    },
+}
+
+
+def checks(case: Case, results: Results) -> list[Check]:
+    return case.experiment.checks(Scale("cpu"), Planted(results))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_check_agrees_with_right_results_and_differs_from_wrong_ones(name: str) -> None:
+    case = CASES[name]
+    assert {check.verdict for check in checks(case, case.right)} == {"agrees"}
+    found = checks(case, lambda cell: case.wrong(cell) if case.spoiled(cell) else case.right(cell))
+    differing = [check.what for check in found if check.verdict == "differs"]
+    assert differing
+    assert differing == [check.what for check in found if case.turned(check.what)]
+    assert {check.verdict for check in found} <= {"agrees", "differs"}
+
+
+def test_the_area_of_a_reproduction_is_held_against_the_papers() -> None:
+    """At the paper's scale its own curves agree, and ones that lie 0.04 higher all along do not."""
+    scale = Scale("paper")
+    rows = [row for row in paper_rows(scale) if row.paper() is not None]
+    curves = {row.attack: row.paper() for row in rows}
+    assert len(rows) == 15
+
+    def verdicts(raised: float, preset: str = "paper") -> list[str]:
+        def result(cell: Any) -> dict[str, Any]:
+            points = [dict(point, accuracy=point["accuracy"] + raised) for point in curves[cell].points()]  # type: ignore[union-attr]
+            return {"samples": 1024, "robust_accuracy_by_loss": {"ce": points}}
+
+        return [check.verdict for check in auc_checks(Scale(preset), rows, Planted(result))]
+
+    assert verdicts(0.0) == ["agrees"] * 15
+    assert verdicts(0.04) == verdicts(-0.04) == ["differs"] * 15
+    assert verdicts(0.04, "cpu") == ["not compared"] * 15
