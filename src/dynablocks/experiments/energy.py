@@ -206,7 +206,7 @@ class PublishedCell(Cell):
             loss.backward()  # type: ignore[no-untyped-call]
             adam.step()
         unknowns = sum(p.numel() for p in field.parameters())
-        return {"losses": [float(loss)], "unknowns": unknowns} | judged(system, field.double(), data, 1)
+        return {"losses": [float(loss.detach())], "unknowns": unknowns} | judged(system, field.double(), data, 1)
 
     def _network(self, entries: int) -> nn.Module:
         layers = [
