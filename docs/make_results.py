@@ -26,7 +26,16 @@ HEADER = """# Results
 Every table is generated from one small JSON file in `results/` by `python docs/make_results.py`; the line below a table
 says how it was made. Accuracies are in %, of the test images named there, unless a caption says otherwise. The
 search tables cannot all be made again: some of their rows come from scripts and working copies that were not kept.
-*@36* is certified at ℓ2 radius 36/255, pixels in [0, 1]: no change of that length alters the class.
+
+*@36* is the share of images right and certified at ℓ2 radius 36/255, pixels in [0, 1]: no change of that length alters
+their class; likewise @72, @108, @255 (in 255ths), @0.5 and @1. The *body* is everything between the pixels and the last
+linear layer; its *sound bound* is our upper bound of its Lipschitz constant, and a layer's *own claim* the constant 1
+that its authors state. *AUC* is the area under the attacked accuracy over the ℓ2 radius, up to radius 1.
+`cifar10-jpeg` is [a JPEG copy](data.md) of CIFAR-10.
+
+The layers of AOC, SOC, AOL and SLL are orthogonium's ("sll" started as its authors mean), those of torchlip
+deel-torchlip's; CPL, and the SOC of 60 minutes, were written here following their papers
+([names, recipes, what was mended](certified_accuracy.md#how-the-peers-are-trained-and-certified)).
 """
 
 

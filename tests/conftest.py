@@ -1,6 +1,9 @@
-"""One seed and one thread for every test."""
+"""One seed and one thread for every test, and Ctrl-C as in a terminal."""
 
 from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,3 +13,11 @@ import torch
 def _reproducible() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heeded() -> Iterator[None]:
+    """Tests that a script runs in its background would inherit an ignored one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

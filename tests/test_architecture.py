@@ -41,7 +41,7 @@ LAYERS = (
     ("data",),
     ("errors", "registry", "files", "run_files", "progress", "modes", "ball", "ensembles"),
 )
-"""The rooms of CONTRIBUTING.md from top to bottom: each imports from its own layer and those below."""
+"""The source layout of CONTRIBUTING.md from top to bottom: each imports from its own layer and those below."""
 
 HEIGHT = {room: -depth for depth, layer in enumerate(LAYERS) for room in layer}
 

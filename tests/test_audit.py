@@ -276,6 +276,13 @@ def test_an_edited_certificate_is_caught(
     assert capsys.readouterr().err.startswith("dynablocks: error: ")
 
 
+@pytest.mark.parametrize("share", [1 + 5e-8, 1 - 5e-7])
+def test_a_radius_may_end_in_other_digits_on_another_machine(genuine: Path, tmp_path: Path, share: float) -> None:
+    """By 1e-9 + 1e-7 r above and 1e-9 + 1e-6 r below; half a millionth above is refused."""
+    said = check(changed(genuine, tmp_path, largest_radius(share)))
+    assert any(sentence.startswith("radii: the same when made again") for sentence in said)
+
+
 @pytest.mark.parametrize("text", ["x: [", "{}", "model: 5", None])
 def test_damaged_settings_of_the_run_get_one_sentence(
     genuine: Path, tmp_path: Path, text: str | None, capsys: pytest.CaptureFixture[str]

@@ -162,7 +162,7 @@ CASES: dict[str, tuple[str, Prepare, str]] = {
     "a seed beyond 32 bits of reproduce": (
         "reproduce fig3 --preset smoke --dry-run --seed 5000000000",
         _nothing,
-        "seed is 5000000000; allowed are values in [0, 4e+09]",
+        "seed is 5000000000; allowed are values in [0, 2e+08]",
     ),
     "threads beyond all processors": (
         "train --preset smoke --training.threads 3000000000",
@@ -373,7 +373,32 @@ CASES: dict[str, tuple[str, Prepare, str]] = {
     "a number for a data set in a config": (
         "train --config c.yaml",
         _file("c.yaml", b"data:\n  name: 5\n"),
-        "--data.name is 5; str is needed",
+        "--data.name is 5; text, in quotes in YAML, is needed",
+    ),
+    "a precision without quotes in a config": (
+        "train --config c.yaml",
+        _file("c.yaml", b"training:\n  precision: 32\n"),
+        "--training.precision is 32; text, in quotes in YAML, is needed",
+    ),
+    "a group twice in a config": (
+        "train --config c.yaml",
+        _file("c.yaml", b"training:\n  lr: 0.5\nmodel:\n  name: resnet\ntraining:\n  epochs: 1\n"),
+        "--config c.yaml: training stands twice",
+    ),
+    "a setting twice in a config": (
+        "train --config c.yaml",
+        _file("c.yaml", b"training:\n  lr: 0.5\n  epochs: 1\n  lr: 0.25\n"),
+        "--config c.yaml: training.lr stands twice",
+    ),
+    "a group behind a full name of it in a config": (
+        "train --config c.yaml",
+        _file("c.yaml", b"model.name: resnet\nmodel:\n  widths: [4, 4]\n"),
+        "--config c.yaml: model stands twice",
+    ),
+    "a setting twice in the file of a group": (
+        "train --training t.yaml",
+        _file("t.yaml", b"lr: 0.5\nlr: 0.25\n"),
+        "--training t.yaml: lr stands twice",
     ),
     "--out is not writable": ("train --preset smoke --out /proc/run", _nothing, "cannot write to /proc/run"),
     "attack without a directory": ("attack", _nothing, "no run directory was given; use: dynablocks attack DIR"),

@@ -366,6 +366,19 @@ def test_the_caption_tells_whose_settings_were_searched_whatever_this_sitting_as
     assert caption.endswith("chosen by 1-minute trainings on 5000 held-out training images.")
 
 
+def test_the_caption_tells_searches_with_longer_trials_from_those_without() -> None:
+    trials = [{"change": {"lr": rate}} for rate in (0.1, 0.2)]
+    one_round = entry("aoc-0", 41.0) | {"search": {"minutes": 1.0, "tried": trials}}
+    short, long = [trial | {"minutes": 1.0} for trial in trials], trials[0] | {"minutes": 4.0}
+    rounds = entry("soc-0", 40.0) | {"search": {"minutes": 1.0, "tried": [*short, long]}}
+    alone = [run.how_searched([result]) for result in (one_round, rounds)]
+    assert "aoc: the best of 2" in alone[0]
+    assert "4-minute" not in alone[0]
+    assert "soc: the best of 2" in alone[1]
+    assert "1-minute and 4-minute" in alone[1]
+    assert run.as_page([rounds, one_round], 60.0)["caption"].endswith(alone[0] + alone[1])
+
+
 def test_a_peer_that_was_not_searched_is_not_taken_for_one_that_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

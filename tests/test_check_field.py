@@ -573,3 +573,56 @@ def test_what_a_field_lacks_is_said_with_what_to_write() -> None:
         LinearField(2).energy(x)
     with pytest.raises(InvalidArgument, match=r"or give it a method potential\(x\) with X = ∇V, one number a sample"):
         potential_of(Damping((2,)), x)
+
+
+class DoubledInFloat32(DiagonalField):
+    def forward(self, x: Tensor) -> Tensor:
+        rates = super().forward(x)
+        return 2 * rates if x.dtype == torch.float32 else rates
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(odd=True)
+
+
+def test_a_field_that_is_another_one_in_float32_is_found() -> None:
+    report = check_field(DoubledInFloat32(3))
+    assert report.failed == ("dtype",), str(report)
+    message = finding(DoubledInFloat32(3), "dtype").message
+    assert message.startswith("a copy in torch.float32 gives an output that is off by "), message
+
+
+class Braked(NeuralHamiltonian):
+    """With a brake, of which the structure that it inherits knows nothing, and no step takes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) - 0.1 * x
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts()
+
+
+class Shifted(GradientField):
+    """∇(V + Σx) by a forward of its own, with the potential V that no step takes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(conservative=True)
+
+
+class WronglyShifted(Shifted):
+    """The potential is its own, and wrong."""
+
+    def potential(self, x: Tensor) -> Tensor:
+        return super().potential(x) + 2 * x.sum(1)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(conservative=True)
+
+
+def test_a_method_that_is_not_taken_for_the_fields_own_is_not_held_against_it() -> None:
+    for field in (Braked(4, width=3), Shifted(Dense(3, 4), "tanh")):
+        assert finding(field, "methods").passed, str(check_field(field))
+    found = finding(WronglyShifted(Dense(3, 4), "tanh"), "methods")
+    assert found.message.startswith("potential: ∇V and X differ by "), found.message

@@ -105,6 +105,14 @@ class Unasked(TightRegion):
         return value.clamp_max(1.0) if isinstance(value, Tensor) else value
 
 
+class BetweenGridPoints(TightRegion):
+    """It allows too much but at each quarter of its range."""
+
+    def limit(self, first: float) -> float:
+        low, high = self.first_range
+        return super().limit(first) + 0.2 * math.sin(4 * math.pi * (first - low) / (high - low)) ** 2
+
+
 BLOCKS = ("declared constant", "measured constant")
 
 
@@ -121,6 +129,7 @@ BLOCKS = ("declared constant", "measured constant")
         (Capped, BLOCKS),
         (CostsNothing, BLOCKS),
         (Unasked, ("pair constant of tensors",)),
+        (BetweenGridPoints, ("pair constant",)),
     ],
 )
 def test_broken_twins_are_caught(twin: type[TightRegion], failed: tuple[str, ...]) -> None:
@@ -149,3 +158,13 @@ def test_it_leaves_random_numbers_and_gradients_as_they_are() -> None:
     with torch.no_grad():
         assert check_region(TightRegion(0.5)).passed
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_a_region_allows_too_much_between_the_points_of_a_grid_costs_what_its_own_constant_says() -> None:
+    """The twin: nothing at quarters of [0, 2], and 0.2 at h₁ = 1/4, where L₁ = 7/8 and the limit is 1/7."""
+    region, twin = TightRegion(0.5), BetweenGridPoints(0.5)
+    for first in (0.0, 0.5, 1.0, 1.5, 2.0):
+        assert twin.limit(first) == pytest.approx(region.limit(first), rel=0, abs=1e-12)
+    assert twin.pair_constant(0.25, twin.limit(0.25)) == pytest.approx(1.175, rel=1e-12, abs=0)
+    for seed in range(5):
+        assert check_region(twin, seed=seed).failed == ("pair constant",)

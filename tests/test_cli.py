@@ -30,15 +30,16 @@ import dynablocks
 from dynablocks import arguments
 from dynablocks.arguments import make_parser, preset_model_data
 from dynablocks.catalogue import catalogue
-from dynablocks.cli import main
+from dynablocks.cli import COMMANDS, main
 from dynablocks.config import RunConfig, from_yaml, preset_settings, to_yaml
 from dynablocks.data import DataSplits, ImageDataset, load_data
 from dynablocks.errors import BadCheckpoint, InvalidArgument, UnsoundResult
 from dynablocks.files import sha256, write_text
-from dynablocks.models import ModelConfig, build
+from dynablocks.models import MODELS, ModelConfig, ModelKind, build
 from dynablocks.properties import Lipschitz, explain
-from dynablocks.robustness import attacks
+from dynablocks.robustness import AttackConfig, attacks
 from dynablocks.run_directory import pipeline, results
+from dynablocks.run_directory.certificate_file import audit_certificate, write_certificate
 from dynablocks.run_directory.commands import _parse_run
 from dynablocks.run_directory.dry_run import _steps
 from dynablocks.run_directory.metrics import collect_metrics, stored_curves
@@ -1096,3 +1097,126 @@ def test_a_run_that_stores_no_class_names_is_whole_and_gets_them_from_its_comman
     assert main(["run", *TINY.split(), "--out", str(run)]) == 0
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")} == before
     assert load(run).class_names == tuple("0123456789")
+
+
+def test_the_printed_settings_of_an_attack_are_those_that_it_uses(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = []
+    for words in ([str(finished)], [str(finished), "--attack.steps", "4"], []):
+        assert main(["attack", *words, "--print_config"]) == 0
+        printed.append(capsys.readouterr().out)
+    settings = [yaml.safe_load(text)["attack"] for text in printed]
+    assert [(shown["samples"], shown["steps"]) for shown in settings[:2]] == [(16, 3), (16, 4)]
+    assert settings[2]["samples"] == AttackConfig().samples
+    file = tmp_path / "attack.yaml"
+    file.write_text(printed[0])
+    assert main(["attack", str(finished), f"--config={file}", "--dry-run"]) == 0
+    assert said_to_be_cached(capsys) == ALL_CACHED
+
+
+def test_full_names_in_a_configuration_file_count_as_in_their_groups(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nested, full = tmp_path / "nested.yaml", tmp_path / "full.yaml"
+    nested.write_text("model:\n  name: prescribed\n  lift: paper\ntraining:\n  lr: 0.5\n")
+    full.write_text("model.name: prescribed\nmodel.lift: paper\ntraining.lr: 0.5\n")
+    parsed = [_parse_run("train", "Train.", [f"--config={file}"]) for file in (nested, full)]
+    (config, options), (other, others) = parsed
+    assert (other, others.out) == (config, options.out)
+    assert (other.model.name, other.model.lift, other.model.widths) == ("prescribed", "paper", (16, 32, 64))
+    full.write_text("model.name: resnet\n")
+    assert main(["explain", str(finished), "--config", str(full)]) == 2
+    assert "or model: in a --config file" in capsys.readouterr().err
+    full.write_text(f"data.dir: {class_folders(tmp_path / 'photos')}\n")
+    assert preset_model_data(["--config", str(full)])[2] == "folder"
+
+
+def test_a_model_of_ones_own_gets_of_a_preset_the_settings_that_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build_body(config: ModelConfig, shape: tuple[int, int, int]) -> tuple[torch.nn.Sequential, int]:
+        return torch.nn.Sequential(torch.nn.Flatten()), shape[0] * shape[1] * shape[2]
+
+    defaults = ModelConfig("mine", widths=(4,), layers=(1,), head="rows", normalise=False)
+    for settings in ((), ("kernel_size",)):
+        kind = ModelKind("the pixels", defaults, build_body, frozenset(settings))
+        monkeypatch.setitem(MODELS, "mine", kind)
+        config, _ = _parse_run("run", "Run.", ["--model", "mine"])
+        assert (config.model.widths, config.model.padding) == ((32, 64), None)
+        assert config.model.kernel_size == (2 if settings else None)
+        assert config.training == _parse_run("run", "Run.", [])[0].training
+    assert main(["run", "--model", "mine", "--out", str(tmp_path / "run"), "--dry-run"]) == 0
+    assert re.search("^model +mine$", capsys.readouterr().out, re.MULTILINE)
+    assert main(["run", "--model", "mine", "--model.padding", "full", "--dry-run"]) == 2
+    assert "padding is 'full', but model mine has no such setting" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["explain", "audit"])
+def test_a_network_of_a_model_that_is_not_registered_here_says_what_to_import(
+    command: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certificate = tmp_path / "certificate.json"
+    assert main(["certify", str(finished), "--json", str(certificate)]) == 0
+    capsys.readouterr()
+    monkeypatch.delitem(MODELS, "certified")
+    assert main([command, str(certificate if command == "audit" else finished)]) == 2
+    said = capsys.readouterr().err
+    assert "is of model 'certified', and registered here are flexible, metric, naive" in said
+    assert "import the file that registers it in Python" in said
+    assert "--overwrite" not in said
+
+
+@pytest.mark.parametrize("command", ["run", "train", "explain"])
+def test_the_help_offers_no_file_for_a_flag_that_is_a_shorthand(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "--model CONFIG" not in said
+    assert "--data CONFIG" not in said
+    assert "--model.name" in said
+    assert ("--training CONFIG" in said) == (command != "explain")
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("run", "a preset sets many of them first: --print_config prints what holds."),
+        ("train", "a preset sets many of them first: --print_config prints what holds."),
+        ("attack", "The settings of the run come before the defaults above: --print_config prints what holds."),
+    ],
+)
+def test_the_help_says_which_defaults_hold(command: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert sentence in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_usage_names_every_command_and_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    said = capsys.readouterr().out
+    named = re.findall(r"^  ([a-z]+) ", said.partition("examples:")[0], re.MULTILINE)
+    assert sorted(named) == sorted(COMMANDS)
+    assert "dynablocks --version" in said
+
+
+def test_a_setting_that_is_no_text_is_told_how_to_write_it() -> None:
+    with pytest.raises(InvalidArgument, match=r"^precision is 32; text is needed, such as '32'\.$"):
+        TrainingConfig(precision=32)
+    with pytest.raises(InvalidArgument, match=r"^padding is 1; text is needed, such as 'same'\.$"):
+        ModelConfig(padding=1)
+
+
+def test_a_certificate_that_no_relative_way_leads_from_names_the_whole_one(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def between_drives(*_: object) -> str:
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "relpath", between_drives)
+        content = write_certificate(finished, tmp_path / "certificate.json")
+    assert Path(content["run"]) == finished.resolve()
+    told: list[str] = []
+    audit_certificate(tmp_path / "certificate.json", samples=2, steps=2, say=told.append)
+    assert any(sentence.startswith("weights: ") for sentence in told)

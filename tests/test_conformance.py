@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import safetensors.torch
 import torch
@@ -16,6 +18,7 @@ from dynablocks.lifting import ChannelMix, Head, PaperLift, PixelNormalisation, 
 from dynablocks.linear import Conv, Dense, NormalisedConv, OrthogonalConv, OrthogonalDense
 from dynablocks.models import MODELS, ModelConfig, build
 from dynablocks.properties import Declaration, Equivariant, LinearInvariant, Lipschitz, Structured
+from dynablocks.registry import Registry
 from dynablocks.switching import (
     REGIONS,
     FlexibleSignal,
@@ -326,3 +329,25 @@ def test_a_wrong_answer_beside_a_refused_one_is_seen() -> None:
             return super().inverse(y) + float(self.large())
 
     assert "properties under hostile parameters" in check_block(Refuses()).failed
+
+
+def test_a_lambda_takes_no_name_of_another_one() -> None:
+    def constant(number: int) -> Callable[[], int]:
+        return lambda: number
+
+    registry: Registry[Callable[[], int]] = Registry("number")
+    for _ in range(2):  # as a cell of a notebook that is run again
+        registry.register("one")(lambda: 1)
+    registry.register("two")(constant(2))
+    for name, other in (("one", lambda: 2), ("one", lambda: abs(1)), ("two", constant(3))):
+        with pytest.raises(InvalidArgument, match=f"the number name '{name}' is taken by <function .*<lambda>"):
+            registry.register(name)(other)
+    assert {name: make() for name, make in registry.items()} == {"one": 1, "two": 2}
+
+
+@pytest.mark.parametrize("name", [["euler", "exact"], {}, 5, None])
+def test_what_is_no_text_is_an_unknown_name(name: object) -> None:
+    with pytest.raises(InvalidArgument, match=r"^unknown integrator .* Known: calvo, "):
+        INTEGRATORS.get_known(name)
+    with pytest.raises(InvalidArgument, match=r"^unknown integrator .* Known: calvo, "):
+        DynamicalBlock(pair(OrthogonalDense, (3, 3)), name, PrescribedSignal(TimidRegion(0.5)))

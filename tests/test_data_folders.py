@@ -68,6 +68,19 @@ def image_folder(root: Path) -> Path:
     return root
 
 
+def test_what_is_not_read_of_class_folders_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = image_folder(tmp_path)
+    for number in range(9):
+        (root / "train" / "cat" / f"{number}.tif").touch()
+    (root / "train" / "dog" / "more").mkdir()
+    for _ in range(2):
+        assert len(list_class_folders(root).files) == 4
+    assert capsys.readouterr().err == (
+        f"note: 10 of 12 entries of the class folders in {root / 'train'} are not read, the first is "
+        f"{Path('cat', '0.tif')}; images end in png, jpg, jpeg, bmp, ppm, pgm or webp.\n"
+    )
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ECONNREFUSED])
 def test_a_disk_without_room_is_no_network_without_a_copy(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub

@@ -8,6 +8,8 @@ import os
 import pickle
 import re
 import shutil
+import struct
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +23,7 @@ from PIL import Image
 
 from dynablocks.data import ImageDataset, fingerprint, hold_out, infer_name, load_data
 from dynablocks.data.class_names import CIFAR10_CLASSES, CIFAR100_CLASSES
+from dynablocks.data.decoding import EncodedImages, decode_images
 from dynablocks.errors import BadData, InvalidArgument
 
 REAL_COPY = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
@@ -293,6 +296,25 @@ def test_grey_images_keep_one_channel_and_are_widened_beside_colour(tmp_path: Pa
     assert torch.equal(splits.train.images[:, 0], splits.train.images[:, 2])
 
 
+_BMP_OF_16_BITS_A_PIXEL = (
+    struct.pack("<2sIHHI", b"BM", 194, 0, 0, 66)
+    + struct.pack("<IiiHHIIiiII", 40, 8, 8, 1, 16, 3, 128, 0, 0, 0, 0)
+    + struct.pack("<III", 0xF800, 0x7E0, 0x1F)
+    + 128 * b"\xff"
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"P1 8 8\n" + 64 * b"0 ", b"P6 8 8 15\n" + 192 * b"\x0f", _BMP_OF_16_BITS_A_PIXEL],
+    ids=["plain PBM", "4-bit PPM", "BMP of 5, 6 and 5 bits"],
+)
+def test_white_of_fewer_bits_is_white(content: bytes) -> None:
+    images, _ = decode_images(EncodedImages([content], "images"))
+    assert images.shape[2:] == (8, 8)
+    assert bool((images == 255).all())
+
+
 def test_digits_split_is_fixed_stratified_and_disjoint() -> None:
     from sklearn.datasets import load_digits
 
@@ -542,6 +564,17 @@ def _own_with(root: Path, pixels: np.ndarray | bytes, part: str = "train") -> Pa
     return root
 
 
+def _deep_png(colours: int, channels: int) -> bytes:
+    """A PNG of 8 x 8 white pixels with 16 bits a channel, by the number of its colour type; Pillow writes none."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, colours, 0, 0, 0))
+    rows = zlib.compress(8 * (b"\0" + 16 * channels * b"\xff"))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
 _png = _encode(_pixels(1)[0])
 
 BAD_COPIES = {
@@ -597,6 +630,11 @@ BAD_COPIES = {
     ),
     "own image is text": ("folder", lambda r: _own_with(r, b"hello"), "9.png cannot be decoded"),
     "16-bit image": ("folder", lambda r: _own_with(r, np.ones((8, 8), np.uint16)), "8 bits a channel"),
+    "16-bit colour image": ("folder", lambda r: _own_with(r, _deep_png(2, 3)), "9.png has more than 8 bits a channel"),
+    "16-bit colour image with alpha": ("folder", lambda r: _own_with(r, _deep_png(6, 4)), "more than 8 bits a channel"),
+    "16-bit grey image with alpha": ("folder", lambda r: _own_with(r, _deep_png(4, 2)), "more than 8 bits a channel"),
+    "16-bit PPM": ("folder", lambda r: _own_with(r, b"P6 8 8 65535\n" + bytes(384)), "more than 8 bits a channel"),
+    "10-bit plain PPM": ("folder", lambda r: _own_with(r, b"P3 8 8 1023\n" + b"7 " * 192), "more than 8 bits"),
     "transparent image": ("folder", lambda r: _own_with(r, np.full((8, 8, 4), 9, np.uint8)), "partly transparent"),
     "folders of other classes": ("cifar10", _own, "holds no CIFAR-10: run once with a network"),
 }

@@ -107,8 +107,21 @@ def test_csv_parquet_and_npz_round_trips_are_exact(tmp_path: Path) -> None:
         GOOD.rstrip("\n"),
         "t,q,p,trajectory\n0,1,2,a\n0,5,6,b\n0.5,3,4,a\n1,7,8,b\n3,9,1e1,b\n",
         '"trajectory","t","q","p"\n' + GOOD.split("\n", 1)[1],
+        '"trajectory", "t", "q", "p"\n' + GOOD.split("\n", 1)[1],
+        GOOD.replace("t,q,p", 't, "q", "p"').replace("a,0,1,2", 'a, "0",  "1", 2'),
     ],
-    ids=["plain", "crlf", "bom", "spaces", "blank lines", "no last newline", "mixed rows", "quotes"],
+    ids=[
+        "plain",
+        "crlf",
+        "bom",
+        "spaces",
+        "blank lines",
+        "no last newline",
+        "mixed rows",
+        "quotes",
+        "quotes after spaces",
+        "some quotes after spaces",
+    ],
 )
 def test_harmless_variations_of_a_csv_read_alike(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.csv").write_bytes(text.encode())
@@ -615,6 +628,18 @@ def test_a_damaged_header_in_an_npz_is_refused(tmp_path: Path) -> None:
         for name in ("t.npy", "x.npy"):
             file.writestr(name, buffer.getvalue().replace(b"}", b" "))
     _refused(tmp_path / "a.npz", "the array 't' holds Python objects or is damaged")
+
+
+@pytest.mark.parametrize("content", [b"", b"no array"])
+def test_a_member_of_an_npz_that_is_no_array_is_refused(content: bytes, tmp_path: Path) -> None:
+    """As an interrupted copy leaves one; numpy gives its bytes."""
+    buffer = io.BytesIO()
+    np.save(buffer, T5)
+    for broken, whole in (("t", "x"), ("x", "t")):
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+            file.writestr(f"{broken}.npy", content)
+            file.writestr(f"{whole}.npy", buffer.getvalue())
+        _refused(tmp_path / "a.npz", f"{broken!r} is no NumPy array; save t and x with numpy.savez.")
 
 
 def test_labels_that_are_no_values_of_python_are_refused(tmp_path: Path) -> None:

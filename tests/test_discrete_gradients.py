@@ -12,9 +12,18 @@ from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
-from dynablocks.fields import FieldFacts, GradientField, PartitionedField, VectorField
+from dynablocks.fields import (
+    ACTIVATIONS,
+    FieldFacts,
+    GradientField,
+    MassPreservingField,
+    PartitionedField,
+    PreconditionedField,
+    VectorField,
+)
 from dynablocks.fields.dissipative import DampedHamiltonian, DissipativeField
 from dynablocks.fields.hamiltonian import HamiltonianEmbedding, NeuralHamiltonian, SeparableHamiltonian, canonical
+from dynablocks.fields.presnov import presnov
 from dynablocks.integrators import measured_order
 from dynablocks.integrators.base import INTEGRATORS
 from dynablocks.integrators.discrete_gradient import (
@@ -179,6 +188,7 @@ def test_forms_of_the_librarys_fields(kind: str) -> None:
         NeuralHamiltonian.example(),
         DissipativeField.example(),
         GradientField(Dense(3, 4), "tanh"),
+        PreconditionedField(Dense(3, 4), "tanh"),
     ):
         field = field.double()
         x = torch.randn(4, *field.in_shape, dtype=torch.float64)
@@ -479,3 +489,79 @@ def test_a_step_that_follows_a_potential_keeps_no_other_energy(kind: str) -> Non
     # Along a straight line z³ changes by Δz times the mean of 3z², which here is |Δz|²/h: the mean value keeps Im z³.
     assert (float((field.energy(y) - field.energy(x)).abs().max()) > 1e-6) == (kind != "mean-value")
     verify(DynamicalBlock(field, kind, FreeSignal(0.1)), x).require()
+
+
+@pytest.mark.parametrize("kind", [NeuralHamiltonian, SeparableHamiltonian, DampedHamiltonian, DissipativeField])
+def test_a_field_with_a_forward_of_its_own_has_no_structure_of_the_one_before(kind: type[VectorField]) -> None:
+    """The broken twin: a step of S∇H leaves out the brake, which those of Runge–Kutta methods take along."""
+    assert not isinstance(energy_form(kind.example()), str)
+    braked = type("Braked", (kind,), {"forward": lambda self, x: kind.forward(self, x) - 0.1 * x}).example()
+    assert str(energy_form(braked)).startswith("Braked has a forward of its own, and no structure to go with it")
+    for name in KINDS:
+        with pytest.raises(InvalidArgument, match="a forward of its own"):
+            DynamicalBlock(braked, name, FreeSignal(0.1))
+    assert INTEGRATORS["rk4"]().why_not(braked) is None
+
+
+class Kicked(PartitionedField):
+    """X = 𝕁∇H + c: Hamiltonian with another energy than the inherited one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1.0
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(hamiltonian=True)
+
+
+def test_the_energy_of_another_forward_is_not_taken() -> None:
+    kicked = Kicked.example()
+    assert str(energy_form(kicked)).startswith("Kicked has a forward of its own, and the energy of another")
+    assert INTEGRATORS["gonzalez"]().why_not(kicked) is not None
+    assert INTEGRATORS["implicit-midpoint"]().why_not(kicked) is None
+
+
+class Halved(NeuralHamiltonian):
+    """X = ½𝕁∇H, by a forward of its own and the structure that goes with it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * canonical(self.gradient(x))
+
+    def structure(self, x: Tensor, v: Tensor) -> Tensor:
+        return 0.5 * canonical(v)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(conserves_energy=True)
+
+
+def test_a_field_that_repeats_the_structure_of_its_own_forward_is_taken() -> None:
+    field, x = Halved(2, width=3).double(), torch.randn(3, 2, dtype=torch.float64)
+    assert not [*false_facts(field, x), *false_methods(field, x)]
+    assert measured_order("gonzalez", field, x, counts=(20, 40, 80)) == pytest.approx(2, abs=0.15)
+    for kind in KINDS:
+        verify(DynamicalBlock(field, kind, FreeSignal(0.1)), x, kinds=(EnergyPreserving,)).require()
+
+
+@EVERY_KIND
+def test_a_gradient_found_by_quadrature_dissipates_its_potential_and_loses_nothing(kind: str) -> None:
+    gradient, method = presnov(MassPreservingField(3, 5), nodes=4).gradient, INTEGRATORS[kind]()
+    declared = method.declare(gradient, 0.1)
+    assert declared.properties == (Dissipative(MinusPotential(gradient), tolerance=method.tolerance),)
+    assert declared.losses == INTEGRATORS["euler"]().declare(gradient, 0.1).losses == ()
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("size", [1e-2, 1e-4, 1e-6, 1e-9, 1e-12])
+def test_a_discrete_gradient_has_its_digits_where_the_energy_is_small(kind: str, size: float) -> None:
+    """For H = Σ log cosh xᵢ it is (x + y)/2 up to cubes of the states, and H is of the size of their squares."""
+    primitive = ACTIVATIONS["tanh"]().require_primitive("a field")
+    x, y = size * torch.randn(2, 10, 3, dtype=torch.float64)
+    mean = discrete_gradient(kind, lambda z: primitive(z).sum(1), x, y)
+    largest = float(torch.maximum(x.abs(), y.abs()).max())
+    torch.testing.assert_close(mean, (x + y) / 2, rtol=0, atol=2 * largest**3 + 1e-9 * size)
+
+
+@EVERY_KIND
+def test_steps_of_a_preconditioned_field_dissipate(kind: str) -> None:
+    block = DynamicalBlock(PreconditionedField(Dense(3, 4), "tanh"), kind, FreeSignal(0.7)).double()
+    assert block.properties.of(Dissipative) is not None
+    verify(block, torch.randn(4, 3, dtype=torch.float64)).require()

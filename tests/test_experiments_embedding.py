@@ -124,4 +124,7 @@ def test_smoke_experiment(tmp_path: Path) -> None:
     start = rollout_start(cell.mixed(0))[0].tolist()
     assert result["path"][0] == result["true_path"][0] == start
     assert len(result["path"]) == len(result["true_path"]) == ROLLOUT + 1
-    assert set(experiment.figures(scale, store)) == {"embedding"}
+    figures = experiment.figures(scale, store)
+    assert set(figures) == {"embedding"}
+    for axes in figures["embedding"].axes:
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["truth", "network"]

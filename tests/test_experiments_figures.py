@@ -25,15 +25,18 @@ from dynablocks.experiments.monte_carlo import (
     random_orthogonal,
     violations,
 )
-from dynablocks.experiments.regions import area, peak
+from dynablocks.experiments.orders import errors_figure
+from dynablocks.experiments.regions import area, peak, size_columns
 from dynablocks.fields import GradientField, leaky_relu
 from dynablocks.integrators import ExactFlow, ExplicitEuler
 from dynablocks.linear import Dense
+from dynablocks.reporting.figures import CYCLE
 from dynablocks.switching import (
     REGIONS,
     ExactFlowRegion,
     PaperFlexibleRegion,
     PaperPrescribedRegion,
+    TightHalvesRegion,
     TightRegion,
 )
 
@@ -177,6 +180,16 @@ def test_areas_and_peaks_against_closed_forms():
     assert peak(TightRegion(0.5, 2)) == pytest.approx((8 / 3, 4.0), abs=1e-6)
 
 
+def test_a_region_is_measured_by_the_tight_one_of_its_own_steps():
+    shares = {region: size_columns(region(0.5))["share"] for region in (TightRegion, TightHalvesRegion)}
+    assert set(shares.values()) == {"100.0 %"}
+    # The integrals of 4/((h − 1)² + 3) − 1 over [0.11, 1.9], and of the limit of the two halves, which is 8.
+    paper = 4 / math.sqrt(3) * (math.atan(0.9 / math.sqrt(3)) + math.atan(0.89 / math.sqrt(3))) - 1.79
+    assert area(TightHalvesRegion(0.5)) == pytest.approx(8.0, rel=1e-5)
+    assert size_columns(PaperFlexibleRegion(0.5))["share"] == f"{100 * paper / 8:.1f} %" == "5.2 %"
+    assert size_columns(ExactFlowRegion(0.5))["share"] is None
+
+
 def test_random_orthogonal_matrices_are_orthogonal_and_of_both_orientations():
     q = random_orthogonal((40,), 5, torch.Generator().manual_seed(0))
     assert (q @ q.mT - torch.eye(5)).abs().max() < 1e-14
@@ -190,6 +203,15 @@ def test_regions_that_take_a_pair_differently_need_cells_of_their_own():
         MonteCarloCell(("tigt",), "prescribed", 1, (0, 1, 0, 1), 3, 1, 1)
     with pytest.raises(InvalidArgument, match="unknown signal"):
         PairStep(TightRegion(0.5), "flexibel")
+
+
+def test_fourteen_methods_of_one_order_are_told_apart():
+    result = {"order": 2, "steps": [2, 4], "errors": [0.1, 0.025]}
+    (axes,) = errors_figure({f"method {k}": result for k in range(14)}).axes
+    looks = {(line.get_color(), line.get_marker()) for line in axes.lines}
+    assert len(looks) == 14
+    assert {colour for colour, _ in looks} == set(CYCLE)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [f"method {k}" for k in range(14)]
 
 
 def test_a_changed_region_changes_the_key(monkeypatch):
@@ -257,3 +279,19 @@ def test_the_pictures_are_of_different_classes_and_named_by_their_data(tmp_path)
     assert len(cell.data_hash()) == 64
     assert OnePixelCell("digits", seed=1).key != cell.key
     assert OnePixelPictures().cell(Scale("cpu", data_dir=tmp_path)).data == "cifar10"
+
+
+def test_the_red_channel_is_that_of_cifar_but_for_smoke():
+    """Digits have none: without a copy, here or on the Hub, the figure is not run."""
+    data = {preset: OnePixelPictures().cell(Scale(preset)).data for preset in ("smoke", "cpu", "paper")}
+    assert data == {"smoke": "digits", "cpu": "cifar10", "paper": "cifar10"}
+
+
+@pytest.mark.parametrize(("entry", "verdict"), [(3, "agrees"), (20 + 3, "differs"), (None, "differs")])
+def test_a_change_of_another_channel_is_seen(entry, verdict):
+    clean = [0] * 60
+    changed = [100 if index == entry else 0 for index in range(60)]
+    cell = OnePixelPictures().cell(Scale("cpu"))
+    result = {"shape": [3, 4, 5], "pictures": [{"clean": clean, "perturbed": changed}]}
+    (check,) = OnePixelPictures().checks(Scale("cpu"), FakeStore({cell: result}))
+    assert check.verdict == verdict

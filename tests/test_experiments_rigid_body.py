@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,17 @@ from torch import Tensor
 from dynablocks.data.physics import integrate
 from dynablocks.data.systems import require_system
 from dynablocks.experiments import Scale, Store
-from dynablocks.experiments.rigid_body import EXACT, KINDS, SYSTEM, RigidBodyCell, RigidBodyFlowMap, pairs, rolled_out
+from dynablocks.experiments.drift import ROUNDING
+from dynablocks.experiments.rigid_body import (
+    EXACT,
+    KINDS,
+    SYSTEM,
+    RigidBodyCell,
+    RigidBodyFlowMap,
+    pairs,
+    rigid_body_figure,
+    rolled_out,
+)
 
 
 def test_pairs_keep_what_the_body_keeps() -> None:
@@ -28,6 +39,8 @@ def test_each_map_keeps_its_own_structure_after_the_fit(kind: str, tmp_path: Pat
     found = cell.build(tmp_path, Store(tmp_path))
     assert (found["determinant"] <= EXACT) == (kind == "volume")
     assert (found["norm"] <= EXACT) == (kind == "norm")
+    assert ("learned" in found) == (kind == "energy")
+    assert found.get("learned", 0.0) <= 30 * ROUNDING
     assert found["test"] < 1e-2
 
 
@@ -47,6 +60,57 @@ def test_drifts_are_those_of_a_known_inflation() -> None:
     assert found["rollout"] == pytest.approx(1e-4 / 3, rel=1e-9)
     assert found["norms"] == pytest.approx([0.01] * 21, rel=1e-9)
     assert found["energies"] == pytest.approx([0.0201] * 21, rel=1e-9)
+    assert "learned" not in found
+
+
+def test_the_drift_of_a_learned_energy_is_absolute() -> None:
+    """Of 100‖y‖², which a growth by 1 % changes by 2.01; of what sees no growth, nothing."""
+
+    def drift(learned: Callable[[Tensor], Tensor]) -> float:
+        return float(rolled_out(Inflated(), 20, learned)["learned"])  # type: ignore[arg-type]
+
+    assert drift(lambda y: 100 * y.square().sum(1)) == pytest.approx(2.01, rel=1e-9)
+    assert drift(lambda y: y[:, 0] * 0) == 0.0
+
+
+class Planted(Store):
+    """A store in which each run of one kind has kept its energy so far, or was stored before that was measured."""
+
+    def __init__(self, *drifts: float | None) -> None:
+        super().__init__(Path("nowhere"))
+        self.drifts = drifts
+
+    def result(self, cell: object) -> dict[str, object]:
+        assert isinstance(cell, RigidBodyCell)
+        drift = self.drifts[cell.run]
+        found = {"test": 1.0, "rollout": 1.0, "energy": 1.0, "norm": 0.0, "determinant": 0.0}
+        found |= {"seconds": 1.0, "parameters": 5}
+        return found | ({} if drift is None or cell.preserve != "energy" else {"learned": drift})
+
+
+def test_a_learned_energy_that_was_not_measured_is_not_compared() -> None:
+    def verdict(*drifts: float | None) -> str:
+        checks = RigidBodyFlowMap().checks(Scale("cpu"), Planted(*drifts))
+        return next(check.verdict for check in checks if check.what.startswith("energy: largest"))
+
+    assert verdict(1e-10, 2e-10, 9e-10) == "agrees"
+    assert verdict(1e-10, 2e-10, 1.1e-9) == "differs"
+    assert verdict(1e-10, None, 2e-10) == verdict(None, None, None) == "not compared"
+    for drifts, shown in (((None, None, None), False), ((1e-10, 2e-10, 3e-10), True)):
+        table = RigidBodyFlowMap().tables(Scale("cpu"), Planted(*drifts))
+        assert ("learned energy's drift" in table) == ("3.0e-10" in table) == shown
+
+
+def test_the_rollouts_are_drawn_over_the_true_one() -> None:
+    found = rolled_out(Inflated(), 20)  # type: ignore[arg-type]
+    energy, norm, plane = rigid_body_figure({"volume": found, "none": found}).axes
+    truth, first, second = plane.lines
+    assert truth.get_label() == "truth"
+    start = torch.tensor(found["path"], dtype=torch.float64)[:1]
+    exact = integrate(SYSTEM, start, torch.tensor(found["times"], dtype=torch.float64))[0]
+    assert torch.allclose(torch.tensor(truth.get_xydata()), exact[:, :2], rtol=0, atol=1e-12)
+    assert [line.get_color() for line in (first, second)] == [line.get_color() for line in energy.lines]
+    assert len(norm.lines) == 2
 
 
 def test_smoke_experiment(tmp_path: Path) -> None:

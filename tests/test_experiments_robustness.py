@@ -17,8 +17,9 @@ from dynablocks.experiments.fig4 import Figure4
 from dynablocks.experiments.fig5 import Figure5, LearnedSteps
 from dynablocks.experiments.fig12 import Figure12
 from dynablocks.experiments.provenance import made_here
+from dynablocks.experiments.reference import paper_curve
 from dynablocks.experiments.robustness import attack_note, make_row, paper_model, paper_training
-from dynablocks.experiments.robustness_figures import gap_figure, paper_steps_figure
+from dynablocks.experiments.robustness_figures import attacked_figure, gap_figure, paper_steps_figure
 from dynablocks.experiments.runs import AttackCell, TrainingCell
 from dynablocks.files import write_json, write_tensors
 from dynablocks.robustness import PAPER_EPSILONS, AttackResult, CertificateResult
@@ -135,7 +136,7 @@ def test_orders_are_compared_on_every_data_set_that_was_run(tmp_path: Path) -> N
     def result(cell: AttackCell) -> dict[str, object]:
         area = areas[cell.training.data][cell.training.model.name]
         points = [{"epsilon": epsilon, "accuracy": area} for epsilon in PAPER_EPSILONS]
-        return {"samples": 100, "robust_accuracy": points, "robust_accuracy_by_loss": {"ce": points}}
+        return {"samples": 1024, "robust_accuracy": points, "robust_accuracy_by_loss": {"ce": points}}
 
     checks = Figure4().checks(Scale("cpu", tmp_path, tmp_path), SimpleNamespace(result=result))
     orders = {check.what: check.verdict for check in checks if check.what.startswith("AUC, margin")}
@@ -147,15 +148,26 @@ def test_orders_are_compared_on_every_data_set_that_was_run(tmp_path: Path) -> N
 def test_the_signs_of_steps_are_compared_where_the_paper_is_clear(tmp_path: Path) -> None:
     scale = Scale("paper", tmp_path, tmp_path)
 
-    def verdicts(experiment: LearnedSteps, **second: float) -> list[str]:
+    def verdicts(experiment: LearnedSteps, **negative: int) -> list[str]:
+        """Of six pairs so many with a negative h₂ on each data set, as the networks of the paper have."""
+
         def result(cell: TrainingCell) -> dict[str, object]:
-            return {"steps": [{"block": "1", "values": {"h1": 1.0, "h2": second[cell.data]}}]}
+            second = [-0.4 if k < negative[cell.data] else 0.4 for k in range(6)]
+            return {"steps": [{"block": f"{k}", "values": {"h1": 1.0, "h2": h}} for k, h in enumerate(second)]}
 
         return [check.verdict for check in experiment.checks(scale, SimpleNamespace(result=result))]
 
-    assert verdicts(Figure5(), cifar10=-0.4, cifar100=0.2) == ["agrees", "agrees"]
-    assert verdicts(Figure5(), cifar10=0.4, cifar100=-0.2) == ["differs", "differs"]
-    assert verdicts(Figure12(), cifar10=-0.4, cifar100=-0.2) == ["agrees"] * 2 + ["not compared"] * 2
+    assert verdicts(Figure5(), cifar10=1, cifar100=0) == ["agrees", "agrees"]
+    assert verdicts(Figure5(), cifar10=0, cifar100=1) == ["differs", "differs"]
+    # At 0.15 almost all of them are, at 0.3 more than the one at 0.07.
+    for negative, expected in (
+        (1, ["differs", "differs"]),
+        (2, ["differs", "agrees"]),
+        (4, ["differs", "agrees"]),
+        (5, ["agrees", "agrees"]),
+        (6, ["agrees", "agrees"]),
+    ):
+        assert verdicts(Figure12(), cifar10=negative, cifar100=6) == [*expected, "not compared", "not compared"]
 
 
 def test_steps_are_drawn_as_the_paper_draws_them() -> None:
@@ -165,9 +177,65 @@ def test_steps_are_drawn_as_the_paper_draws_them() -> None:
     lines = [line for line in axes.lines if len(line.get_xdata())]
     segments = [tuple(line.get_xdata()) for line in lines if len(line.get_xdata()) == 2]
     assert segments == [(0.0, -0.4), pytest.approx((-0.4, 0.6))]
+    # The step to the right goes over the same t as the one to the left, and does not hide it.
+    assert [tuple(line.get_ydata()) for line in lines if len(line.get_xdata()) == 2] == [(0, 0), (1, 1)]
     marks = [(line.get_marker(), float(line.get_xdata()[0])) for line in lines if len(line.get_xdata()) == 1]
     assert [marker for marker, _ in marks] == ["o", "D", "o", "D"]
     assert [place for _, place in marks] == pytest.approx([0.0, -0.4, -0.4, 0.6])
+
+
+def test_each_network_has_a_panel_of_its_steps(tmp_path: Path) -> None:
+    rows = Figure12().rows(Scale("cpu", tmp_path))
+    steps = {"steps": [{"block": f"body.{k}", "values": {"h1": 1.0, "h2": -0.4}} for k in range(3)]}
+    panels = paper_steps_figure(rows, SimpleNamespace(result={rows[1].training: steps}.get)).axes
+    assert [axes.get_title(loc="left") for axes in panels] == [
+        "cifar10, margin 0.15: not run",
+        "cifar10, margin 0.3",
+    ]
+    assert [len([line for line in axes.lines if len(line.get_xdata()) == 2]) for axes in panels] == [0, 6]
+    assert [axes.get_legend() is None for axes in panels] == [True, False]
+
+
+@pytest.mark.parametrize("margins", [(0.07,), (0.15, 0.3)])
+def test_areas_stand_below_the_curves_beside_the_papers(margins: tuple[float, ...]) -> None:
+    """The right panels of the paper's Figure 4."""
+    rows = robustness.paper_rows(Scale("cpu"), margins)
+
+    def result(cell: AttackCell) -> dict[str, object]:
+        share = 0.1 * (1 + robustness.NETWORKS.index(cell.training.model.name))
+        points = [{"epsilon": epsilon, "accuracy": share} for epsilon in PAPER_EPSILONS]
+        return {"samples": 1024, "robust_accuracy": points, "robust_accuracy_by_loss": {"ce": points}}
+
+    drawn = attacked_figure(rows, SimpleNamespace(result=result)).axes
+    panels = [axes for axes in drawn if axes.get_xlabel().startswith("AUC")]
+    assert len(panels) == len(margins)
+    for axes, margin in zip(panels, margins, strict=True):
+        marks = [(line.get_fillstyle(), float(line.get_xdata()[0]), int(line.get_ydata()[0])) for line in axes.lines]
+        for height, name in enumerate(robustness.NETWORKS):
+            curve = paper_curve("cifar10", name, margin)
+            assert curve is not None
+            assert ("full", pytest.approx(0.1 * (1 + height), rel=1e-12), height) in marks
+            assert ("none", pytest.approx(curve.auc, rel=1e-12), height) in marks
+    nothing = attacked_figure(rows, SimpleNamespace(result=lambda cell: None)).axes
+    assert sum(axes.get_xlabel().startswith("AUC") for axes in nothing) == len(margins)
+
+
+def test_the_bound_of_the_blocks_is_their_product(built: tuple[robustness.Row, Store]) -> None:
+    row, store = built
+
+    def shown(bounds: list[float | None]) -> str:
+        blocks = [[f"body.{k}", bound] for k, bound in enumerate(bounds)]
+        trained = {row.training: {"block_bounds": blocks, "parameters": 5}}
+        planted = SimpleNamespace(
+            result=lambda cell: trained.get(cell) or store.result(cell),
+            record=store.record,
+            directory=store.directory,
+            state=store.state,
+        )
+        return robustness.summary_table([row], planted).splitlines()[-1].split("|")[-3].strip()
+
+    assert shown([1.5, 2.0, 0.5]) == "1.5"
+    assert shown([1.5, None]) == "infinite"
 
 
 def test_the_note_says_what_was_attacked() -> None:

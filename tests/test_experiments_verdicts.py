@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from dynablocks.experiments import Experiment, Scale, Store
+from dynablocks.experiments import Experiment, Scale, Store, adversarial
 from dynablocks.experiments.adversarial import Adversarial
 from dynablocks.experiments.base import Check
 from dynablocks.experiments.cells import Cell
 from dynablocks.experiments.embedding import SYMPLECTIC, DampedCell, Embedding, EmbeddingCell
 from dynablocks.experiments.fig8 import FieldCell, FieldsFromFlows, PrintedFieldCell
 from dynablocks.experiments.improved import Improved
+from dynablocks.experiments.laws import Laws
 from dynablocks.experiments.metric import MetricExperiment, PerturbationCell
 from dynablocks.experiments.metric import PrintedFieldCell as MisprintCell
 from dynablocks.experiments.orders import ConvergenceCell, Orders
@@ -32,11 +33,11 @@ Results = Callable[[Any], dict[str, Any]]
 class Planted(Store):
     """A store in which a cell's result is what a function says, and nothing has failed."""
 
-    def __init__(self, results: Results) -> None:
+    def __init__(self, results: Callable[[Any], dict[str, Any] | None]) -> None:
         super().__init__(Path("nowhere"))
         self.results = results
 
-    def result(self, cell: Cell) -> dict[str, Any]:
+    def result(self, cell: Cell) -> dict[str, Any] | None:
         return self.results(cell)
 
     def state(self, cell: Cell) -> str:
@@ -45,6 +46,7 @@ class Planted(Store):
 
 def rigid_body(cell: RigidBodyCell) -> dict[str, Any]:
     errors = {"test": 1e-8, "rollout": 1e-3 if cell.preserve == "none" else 1e-4, "energy": 1e-4}
+    errors |= {"learned": 1e-10} if cell.preserve == "energy" else {}
     return errors | {"norm": 1e-13, "determinant": 1e-13, "seconds": 1.0, "parameters": 5}
 
 
@@ -60,7 +62,7 @@ def pendulum(cell: PendulumCell) -> dict[str, Any]:
 def embedding(cell: EmbeddingCell | DampedCell) -> dict[str, Any]:
     if isinstance(cell, EmbeddingCell):
         return {"gap": 1e-13, "symplectic": 1e-13 if cell.method in SYMPLECTIC else 1e-6}
-    test = {"plane": 1e-2, "embedded": 1e-6, "sympnet": 1e-4}[cell.network]
+    test = {"plane": 1e-2, "embedded": 1e-6, "sympnet": 1e-5}[cell.network]
     return {"test": test, "rollout": 1e-3, "area": 0.9, "parameters": 5, "seconds": 1.0}
 
 
@@ -78,6 +80,10 @@ def metric(cell: MisprintCell | PerturbationCell) -> dict[str, Any]:
     return {"measured": 0.99, "declared": 1.0}
 
 
+def laws(cell: CertificateCell) -> dict[str, Any]:
+    return {"body_lipschitz": 1.0}
+
+
 def robust(cell: AttackCell | CertificateCell) -> dict[str, Any]:
     """A fifth of the images for structured networks, a tenth for others, at every radius."""
     return of_share(cell, 0.2 if cell.training.model.name == "certified" else 0.1)
@@ -86,8 +92,8 @@ def robust(cell: AttackCell | CertificateCell) -> dict[str, Any]:
 def of_share(cell: Cell, share: float) -> dict[str, Any]:
     points = [{"epsilon": epsilon, "accuracy": share} for epsilon in PAPER_EPSILONS]
     if isinstance(cell, AttackCell):
-        return {"samples": 100, "robust_accuracy": points, "robust_accuracy_by_loss": {"ce": points}}
-    return {"samples": 100, "certified_accuracy": points, "clean_accuracy": share}
+        return {"samples": 1024, "robust_accuracy": points, "robust_accuracy_by_loss": {"ce": points}}
+    return {"samples": 1024, "certified_accuracy": points, "clean_accuracy": share}
 
 
 @dataclass(frozen=True)
@@ -128,15 +134,19 @@ def trained_against(kind: type[Cell], adversary: str) -> Callable[[Any], bool]:
     return lambda cell: structured(kind)(cell) and cell.training.training.adversary == adversary
 
 
-EQUAL = [{"epsilon": epsilon, "accuracy": 0.1} for epsilon in PAPER_EPSILONS]
-"""What networks without structure have: not larger."""
-LOST = {"robust_accuracy": EQUAL, "robust_accuracy_by_loss": {"ce": EQUAL}}
+LOW = [{"epsilon": epsilon, "accuracy": 0.05} for epsilon in PAPER_EPSILONS]
+"""Less than networks without structure have."""
+LOST = {"robust_accuracy": LOW, "robust_accuracy_by_loss": {"ce": LOW}}
+UNPROVED = {"certified_accuracy": LOW}
 
 CASES: dict[str, Case] = {
     "a volume that is not kept": case(
         RigidBodyFlowMap(), rigid_body, "volume: largest", of_kind("volume"), determinant=1e-11
     ),
     "a norm that is not kept": case(RigidBodyFlowMap(), rigid_body, "norm: largest", of_kind("norm"), norm=1e-11),
+    "a learned energy that is not kept": case(
+        RigidBodyFlowMap(), rigid_body, "energy: largest", of_kind("energy"), learned=1.1e-9
+    ),
     **{
         f"a rollout that leaves the truth, {kind}": case(
             RigidBodyFlowMap(), rigid_body, f"{kind}: rollout", of_kind(kind), rollout=1e-2
@@ -149,7 +159,7 @@ CASES: dict[str, Case] = {
             learned_field,
             f"{cell.target}: training loss, {cell.name}",
             field_of(cell.target, cell.name),
-            train=1.0 if isinstance(cell, PrintedFieldCell) else 1.1e-9,
+            train={"X1": 3e-5, "X2": 1e-5}[cell.target] if isinstance(cell, PrintedFieldCell) else 1.1e-9,
         )
         for cell in (group[0] for group in FieldsFromFlows().groups(Scale("cpu")).values())
     },
@@ -188,9 +198,16 @@ CASES: dict[str, Case] = {
     "an embedding that learns no better": case(
         Embedding(),
         embedding,
-        "damped pendulum: ",
+        "damped pendulum: embedded",
         lambda cell: isinstance(cell, DampedCell) and cell.network == "embedded",
         test=1.1e-5,
+    ),
+    "a SympNet that learns no better": case(
+        Embedding(),
+        embedding,
+        "damped pendulum: SympNet",
+        lambda cell: isinstance(cell, DampedCell) and cell.network == "sympnet",
+        test=1.1e-4,
     ),
     **{
         f"a slope that is too {what}": case(
@@ -236,9 +253,17 @@ CASES: dict[str, Case] = {
         )
         for kind, smooth, label in (("ℓ2", "euclidean", "ℓ2 (M = I)"), ("M", "metric", "M, smooth 0.01"))
     },
+    "one body that expands and says so": case(
+        MetricExperiment(),
+        metric,
+        lambda what: what.startswith("‖J‖ of the trained body") and what.endswith("M, smooth 0.01"),
+        lambda cell: cell == MetricExperiment()._perturbed(Scale("cpu"), "metric")[1],
+        measured=2.9,
+        declared=3.0,
+    ),
     "structure that is attacked as easily": case(Improved(), robust, "AUC (CE)", structured(AttackCell), **LOST),
     "structure that proves no more": case(
-        Improved(), robust, "certified at 36/255", structured(CertificateCell), certified_accuracy=EQUAL
+        Improved(), robust, "certified at 36/255", structured(CertificateCell), **UNPROVED
     ),
     **{
         f"structure that gains nothing from {adversary}, {what}": case(
@@ -247,14 +272,16 @@ CASES: dict[str, Case] = {
         for adversary in ("pgd", "trades")
         for what, kind, wrong in (
             ("worst attack @0.5", AttackCell, LOST),
-            ("certified @36/255", CertificateCell, {"certified_accuracy": EQUAL}),
+            ("certified @36/255", CertificateCell, UNPROVED),
         )
     },
 }
 
 
 def checks(case: Case, results: Results) -> list[Check]:
-    return case.experiment.checks(Scale("cpu"), Planted(results))
+    """All but what the paper claims of other data than this preset has."""
+    found = case.experiment.checks(Scale("cpu"), Planted(results))
+    return [check for check in found if check.expected != "other data than the paper's"]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -285,3 +312,47 @@ def test_the_area_of_a_reproduction_is_held_against_the_papers() -> None:
     assert verdicts(0.0) == ["agrees"] * 15
     assert verdicts(0.04) == verdicts(-0.04) == ["differs"] * 15
     assert verdicts(0.04, "cpu") == ["not compared"] * 15
+
+
+UNFINISHED: dict[str, tuple[Experiment, Results, Callable[[Any], bool]]] = {
+    "pendulum": (PendulumFlowMap(), pendulum, lambda cell: cell.seed == 0),
+    "laws": (Laws(), laws, lambda cell: cell.training.training.seed == 0),
+    "metric": (
+        MetricExperiment(),
+        metric,
+        lambda cell: isinstance(cell, PerturbationCell) and cell.training.training.seed == 0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNFINISHED)
+def test_no_verdict_follows_from_the_first_of_several_runs(name: str) -> None:
+    experiment, right, is_first = UNFINISHED[name]
+
+    def verdicts(results: Callable[[Any], dict[str, Any] | None]) -> set[str]:
+        return {check.verdict for check in experiment.checks(Scale("cpu"), Planted(results))}
+
+    assert verdicts(right) == {"agrees"}
+    assert verdicts(lambda cell: right(cell) if is_first(cell) else None) == {"not run"}
+
+
+@pytest.mark.parametrize(
+    ("share", "verdict"), [(0.3, "agrees"), (0.1, "differs"), (0.201, "not compared"), (0.199, "not compared")]
+)
+def test_the_papers_word_on_adversarial_training_is_compared_on_its_data(
+    share: float, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a ResNet keeps that is trained by TRADES, beside the fifth that structure alone keeps."""
+    monkeypatch.setattr(adversarial, "mflop", lambda model, shape: 1.0)
+
+    def results(cell: AttackCell | CertificateCell) -> dict[str, Any]:
+        kind = cell.training.model.name, cell.training.training.adversary
+        return of_share(cell, share if kind == ("resnet", "trades") else 0.2 if kind[0] == "certified" else 0.05)
+
+    def claim(preset: str) -> Check:
+        (found,) = (check for check in Adversarial().checks(Scale(preset), Planted(results)) if check.paper)
+        return found
+
+    assert claim("paper").verdict == verdict
+    assert claim("cpu").verdict == "not compared"
+    assert (claim("paper").expected == "closer than 1,024 images can tell") == (verdict == "not compared")

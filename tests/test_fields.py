@@ -7,6 +7,7 @@ import copy
 import itertools
 import math
 from dataclasses import replace
+from decimal import Decimal, localcontext
 from fractions import Fraction
 
 import pytest
@@ -20,6 +21,7 @@ from dynablocks.fields import (
     FIELDS,
     Activation,
     CompartmentField,
+    DampedHamiltonian,
     Damping,
     DiagonalField,
     DissipativeField,
@@ -48,9 +50,19 @@ from dynablocks.fields import (
 from dynablocks.fields.base import SAID_OF, _no_facts, potential_of
 from dynablocks.fields.symmetric import EvenPotential, PotentialSum
 from dynablocks.integrators import ExactFlow, ExplicitEuler, integrator
-from dynablocks.linear import Conv, Dense, OrthogonalConv, OrthogonalDense
+from dynablocks.linear import Conv, Dense, OrthogonalConv, OrthogonalDense, frozen_weights
 from dynablocks.norms import DenseMetric
-from dynablocks.properties import Declaration, Equivariant, Invertible, Structured, Symplectic, verify
+from dynablocks.properties import (
+    Declaration,
+    Equivariant,
+    Invertible,
+    NormPreserving,
+    Structured,
+    Symplectic,
+    VolumePreserving,
+    jacobians,
+    verify,
+)
 from dynablocks.switching import FreeSignal
 from dynablocks.testing import check_block, check_field
 from dynablocks.testing.facts import false_facts
@@ -588,17 +600,60 @@ def test_what_follows_from_a_fact_is_drawn_and_a_better_bound_is_kept() -> None:
     assert not FieldFacts(conservative=True).divergence_free
 
 
-def test_what_follows_in_another_metric_is_drawn_in_it_alone() -> None:
-    """X = 𝕁∇_M H = 𝕁M⁻¹∇H may have a divergence, and what is self-adjoint in M is no gradient in ℓ2."""
+def test_constants_and_gradients_alone_are_those_of_a_metric() -> None:
     metric = DenseMetric(torch.diag(torch.tensor([1.0, 0.5])))
-    facts = FieldFacts(spectrum=(-2.0, 0.5), hamiltonian=True, metric=metric)
-    assert (facts.lipschitz, facts.one_sided, facts.conservative) == (2.0, 0.5, True)
-    assert not facts.euclidean().conservative
-    assert not facts.divergence_free
-    hessian = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
-    inverse = torch.diag(torch.tensor([1.0, 2.0], dtype=torch.float64))
-    assert float((form(1) @ hessian).trace()) == 0.0
-    assert float((form(1) @ inverse @ hessian).trace()) == 1.0
+    facts = FieldFacts(spectrum=(-2.0, 0.5), hamiltonian=True, tangent=True, damping=0.25, metric=metric)
+    assert (facts.lipschitz, facts.one_sided, facts.conservative, facts.divergence_free) == (2.0, 0.5, True, True)
+    there = facts.euclidean()
+    assert (there.spectrum, there.conservative, there.metric.name) == (None, False, "l2")
+    assert there.lipschitz == there.one_sided >= 2.0 * math.sqrt(2.0)
+    kept = ("divergence_free", "hamiltonian", "tangent", "damping")
+    assert [getattr(there, name) for name in kept] == [getattr(facts, name) for name in kept]
+
+
+class InMetric(VectorField):
+    """X(x) = Jx on the plane, and facts whose constants are those of the metric of M = diag(4, 1)."""
+
+    metric = DenseMetric(torch.diag(torch.tensor([4.0, 1.0])))
+
+    def __init__(self, matrix: list[list[float]], **facts: object) -> None:
+        super().__init__()
+        self.in_shape, self.claim = (2,), FieldFacts(odd=True, metric=self.metric, **facts)
+        self.register_buffer("matrix", torch.tensor(matrix, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrix.mT
+
+    def facts(self) -> FieldFacts:
+        return self.claim
+
+
+def test_a_field_is_hamiltonian_in_l2_whatever_the_metric_of_its_constants_is() -> None:
+    """(q, −p/4) = 𝕁M⁻¹∇H for H = qp keeps no form of ℓ2: a step of h = 1 has the determinant 3 · (7/9)."""
+    x, midpoint = torch.randn(3, 2, dtype=torch.float64), integrator("implicit-midpoint")
+    scaled = InMetric([[1.0, 0.0], [0.0, -0.25]], lipschitz=1.0, hamiltonian=True)
+    assert [told.split(":")[0] for told in false_facts(scaled, x)] == ["divergence_free", "hamiltonian"]
+    volumes = torch.linalg.det(jacobians(lambda v: midpoint.step(scaled, v, 1.0), x))
+    torch.testing.assert_close(volumes, torch.full_like(volumes, 7 / 3), rtol=1e-6, atol=0)
+    field = InMetric([[1.0, 0.0], [0.0, -1.0]], lipschitz=1.0, hamiltonian=True)
+    assert not list(false_facts(field, x))
+    block = DynamicalBlock(field, midpoint, FreeSignal(0.5)).double()
+    assert block.properties.of(Symplectic) is not None
+    assert block.properties.of(VolumePreserving) is not None
+    assert block.properties.lipschitz_in(InMetric.metric) < math.inf == block.properties.lipschitz
+    verify(block, x).require()
+
+
+def test_a_field_is_tangent_to_the_spheres_of_l2_whatever_the_metric_of_its_constants_is() -> None:
+    x = torch.randn(3, 2, dtype=torch.float64)
+    turning = InMetric([[0.0, 1.0], [-1.0, 0.0]], lipschitz=2.0, tangent=True)
+    total = SumField(turning, RotationField(2)).double()
+    assert total.facts().tangent
+    assert not [*false_facts(turning, x), *false_facts(total, x)]
+    for field in (turning, total):
+        block = DynamicalBlock(field, "calvo", FreeSignal(0.5)).double()
+        assert block.properties.of(NormPreserving) is not None
+        verify(block, x).require()
 
 
 def test_a_field_that_states_its_spectrum_alone_is_a_gradient() -> None:
@@ -885,3 +940,123 @@ def test_what_is_said_of_a_method_is_not_said_of_the_one_that_replaces_it(claim:
     honest = type("Honest", (said,), {code: other, claim: other})
     silent = _no_facts if claim == "facts" else vars(VectorField)[claim]
     assert [getattr(kind, claim) for kind in (said, replaced, honest)] == [own, silent, other]
+
+
+@pytest.mark.parametrize(("factor", "falls"), [(2.0, True), (-2.0, False)])
+def test_a_damped_field_of_another_kinetic_energy_has_no_constant_structure(factor: float, falls: bool) -> None:
+    """With T = c‖p‖²/2 the damping −γp is that of γ/c in S, which would brake by −cγp for γ."""
+    field = DampedHamiltonian(Scaled(factor), LinearField(2), 4, gamma=0.5, learned=False)
+    assert "S∇H for T(p) = ‖p‖²/2 only" in str(integrator("gonzalez").why_not(field))
+    assert field.facts().dissipates_energy == falls
+    assert not field.standing_facts().dissipates_energy
+    check_field(field).require()
+    assert integrator("gonzalez").why_not(DampedHamiltonian(None, LinearField(2), 4)) is None
+
+
+def log_cosh(u: Decimal) -> Decimal:
+    return ((u.exp() + (-u).exp()) / 2).ln()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_primitive_of_tanh_has_its_digits_near_0(dtype: torch.dtype) -> None:
+    """Against 60 decimal digits; differences of it are what discrete gradients divide."""
+    u = torch.tensor([*(10.0**-power for power in range(13)), 0.999, 1.001, -0.3, -20.0, 0.0], dtype=dtype)
+    with localcontext() as context:
+        context.prec = 60
+        exact = torch.tensor([float(log_cosh(Decimal(value))) for value in u.tolist()], dtype=torch.float64)
+    found = activation("tanh").require_primitive("a field")(u).double()
+    torch.testing.assert_close(found, exact, rtol=16 * torch.finfo(dtype).eps, atol=0)
+
+
+class Squared(GradientField):
+    """The factors s(1 + α²) in place of sα."""
+
+    def slope_scales(self) -> Tensor:
+        return self.sign * (1 + self.alpha.square())
+
+
+@pytest.mark.parametrize("expansive", [False, True])
+def test_a_potential_has_the_factors_that_the_field_has(expansive: bool) -> None:
+    check_field(Squared(Dense(3, 4), "tanh", expansive=expansive, alpha=0.5)).require()
+
+
+@pytest.mark.parametrize("name", ["tanh", "relu", "sigmoid"])
+def test_a_preconditioned_field_is_the_gradient_of_its_potential(name: str) -> None:
+    for linear in (Dense(3, 5), Conv((2, 3, 3), 3, 3)):
+        field = PreconditionedField(linear, name).double()
+        with torch.no_grad():
+            field.log_scale.normal_()
+            field.bias.normal_()
+        x = torch.randn(6, *field.in_shape, dtype=torch.float64)
+        slope = torch.func.grad(lambda y, field=field: potential_of(field, y).sum())(x)
+        torch.testing.assert_close(slope, field(x), rtol=0, atol=1e-13)
+
+
+def test_a_potential_is_not_that_of_a_field_with_a_forward_of_its_own() -> None:
+    class Shifted(GradientField):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 1
+
+        def facts(self) -> FieldFacts:
+            return FieldFacts(conservative=True)
+
+    class Whole(Shifted):
+        def potential(self, x: Tensor) -> Tensor:
+            return super().potential(x) + x.sum(1)
+
+        def facts(self) -> FieldFacts:
+            return FieldFacts(conservative=True)
+
+    x = torch.randn(4, 3, dtype=torch.float64)
+    shifted, whole = (kind(Dense(3, 2), "tanh").double() for kind in (Shifted, Whole))
+    with pytest.raises(InvalidArgument, match="Shifted has no known potential"):
+        potential_of(shifted, x)
+    assert integrator("gonzalez").why_not(shifted) is not None
+    slope = torch.func.grad(lambda y: potential_of(whole, y).sum())(x)
+    torch.testing.assert_close(slope, whole(x), rtol=0, atol=1e-13)
+
+
+def test_the_preconditioner_covers_a_border_where_the_gram_matrix_exceeds_the_kernels_correlation() -> None:
+    """Inside 1 · 1 and −1 · 1 cancel; the first row of outputs sees the second row of the kernel alone."""
+    field = PreconditionedField(Conv((1, 4, 4), 1, 3, "same")).double()
+    kernel = torch.tensor([[[[1.0, -1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]]], dtype=torch.float64)
+    with torch.no_grad():
+        field.linear.kernel.copy_(kernel)
+    correlation = nn.functional.conv2d(kernel, kernel, padding=2)[0, 0]
+    matrix = field.linear.dense_matrix().detach()
+    assert (float(correlation[2, 3]), float((matrix @ matrix.mT)[0, 1])) == (0.0, 1.0)
+    symmetric = -float(field.slope_scales().detach()) * (matrix.mT @ matrix)
+    assert float(torch.linalg.eigvalsh(symmetric).max()) <= 1 + 1e-12
+    assert float(field.slope_scales().detach()) == -1 / float(correlation.abs().sum())
+
+
+def test_no_least_singular_value_is_asked_for_where_a_slope_is_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(linear: Dense) -> float:
+        raise AssertionError("a least singular value was asked for")
+
+    monkeypatch.setattr(Dense, "compute_smallest_singular_value", refuse)
+    block = DynamicalBlock(GradientField(Dense(3, 3), "relu"), "euler", FreeSignal(0.5))
+    assert block.properties.lipschitz == 1.0
+    with pytest.raises(AssertionError, match="was asked for"):
+        GradientField(Dense(3, 3), leaky_relu(0.5)).facts()
+
+
+def test_the_dear_part_of_facts_is_found_once_for_a_weight_that_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[type] = []
+    for kind, method in ((PreconditionedField, "_exact_gram"), (MetricField, "_dense_singular_values")):
+        plain = getattr(kind, method)
+        monkeypatch.setattr(
+            kind, method, lambda self, *given, plain=plain: found.append(type(self)) or plain(self, *given)
+        )
+    for field in (PreconditionedField.example(), MetricField.example()):
+        found.clear()
+        DynamicalBlock(field, "euler", FreeSignal(0.1)).declare()
+        assert found == [type(field)]
+
+
+def test_two_metrics_of_one_weight_that_is_held_have_constants_of_their_own() -> None:
+    linear = Dense(2, 2)
+    fields = [MetricField(linear, DenseMetric(scale * torch.eye(2)), "relu") for scale in (1.0, 4.0)]
+    with frozen_weights(linear):
+        constants = [field.facts().lipschitz for field in (*fields, fields[0])]
+    assert constants == pytest.approx([1.0, 4.0, 1.0], rel=1e-5)

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,6 +103,16 @@ def test_predictions_join_with_the_file_by_trajectory_and_time(tmp_path: Path) -
     for row in rows:
         found = measured[row["trajectory"], float(row["t"])]
         assert (float(row["q"]), float(row["p"])) == (float(found["q"]), float(found["p"]))
+
+
+def test_every_column_of_the_predictions_has_a_name_of_its_own() -> None:
+    from dynablocks.fitting.report import predictions
+    from dynablocks.fitting.rollout import Rollout
+
+    times, x = torch.arange(2.0, dtype=torch.float64), torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
+    header, first, _ = predictions([Rollout(times, x, 10 * x, None, "a")], ("q", "q_predicted")).splitlines()
+    assert header == "trajectory,t,q,q_predicted,q_predicted_,q_predicted_predicted_"
+    assert first == "a,0.0,1.0,2.0,10.0,20.0"
 
 
 def test_steps_in_snippets_are_float64() -> None:
@@ -373,6 +384,7 @@ def test_a_killed_fit_goes_on(
         (["{file}", "--preserve", "none", "--columns", "q,t"], "unknown column 't'. Known: p, q."),
         (["{file}", "--preserve", "none", "--columns", "q,q"], "columns has 'q' twice"),
         (["{file}", "--preserve", "none", "--columns", "q,"], "--columns is 'q,'; names separated by commas"),
+        (["{file}", "--preserve", "none", "--columns", '"q,p'], "--columns is '\"q,p'; names separated by commas"),
         (["{odd}", "--preserve", "symplectic", "--columns", "a,b,c"], "even number"),
         (["{pairs}", "--preserve", "none", "--columns", "in_q"], "(named without in_ and out_) 'in_q'. Known: p, q."),
         (["{pairs}", "--preserve", "none", "--columns", "p"], "has the column 'in_p' but not 'out_p'"),
@@ -502,6 +514,26 @@ def test_columns_that_alternate_get_the_order_to_give(tmp_path: Path, capsys: py
     assert "--columns q1,q2,p1,p2\n" in said
     assert main([*command, "--columns", "q1,q2,p1,p2"]) == 0
     assert "alternate" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("names", [("angle {}", "momentum {}"), ("angle, rad {}", "momentum, kg m/s {}")])
+def test_the_order_to_give_can_be_pasted_whatever_the_columns_are_called(
+    names: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = [name.format(k) for k in (1, 2) for name in names]
+    file = write_csv(tmp_path / "data.csv", columns=tuple(f'"{name}"' for name in columns))
+    command = ["fit", str(file), "--preserve", "symplectic", "--dry-run"]
+    assert main(command) == 0
+    advice = re.search("If that is wrong: (.*)", capsys.readouterr().out)
+    assert advice is not None
+    assert main([*command, *shlex.split(advice[1])]) == 0
+    said = capsys.readouterr().out
+    assert "alternate" not in said
+    wanted = [name.format(k) for name in names for k in (1, 2)]
+    assert f"columns     positions {', '.join(wanted[:2])}; momenta {', '.join(wanted[2:])}\n" in said
+    chosen = f'"{columns[3]}", "{columns[0]}"'
+    assert main(["fit", str(file), "--preserve", "none", "--columns", chosen, "--dry-run"]) == 0
+    assert f"columns     {columns[3]}, {columns[0]}\n" in capsys.readouterr().out
 
 
 def test_every_fit_says_which_columns_are_momenta(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

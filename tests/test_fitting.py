@@ -27,8 +27,8 @@ from dynablocks.fields.sphere import RotationField, SphereField
 from dynablocks.fields.symmetric import PotentialSum, ridge_energy
 from dynablocks.fitting import FitConfig, Structure, build, fit, load_fit, regression, rollout, save_fit, structures
 from dynablocks.fitting.doubts import doubts, positions_first
-from dynablocks.fitting.job import claim, plan, run_stages, thinned, without_gaps
-from dynablocks.fitting.objective import Objective
+from dynablocks.fitting.job import claim, plan, run_stages, thinned, usual_steps, without_gaps
+from dynablocks.fitting.objective import SAMPLES_AT_ONCE, Objective
 from dynablocks.fitting.regression import FitRecord
 from dynablocks.fitting.rollout import (
     _starts,
@@ -678,6 +678,25 @@ def test_a_step_without_a_solution_is_rejected_and_the_fit_goes_on(finish: str) 
     assert float(module.a.detach()) <= 0.25
 
 
+class Refusing(Exponentials):
+    """Its third step of training has no solution."""
+
+    trained = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.trained += torch.is_grad_enabled()
+        if torch.is_grad_enabled() and self.trained == 3:
+            raise NotConverged("the step is not solved for 1 sample; take a smaller step.")
+        return super().forward(x)
+
+
+def test_a_fit_says_why_it_ended() -> None:
+    for module, reason in ((Exponentials(), "the steps of Adam were done"), (Refusing(), "a step had no solution")):
+        history = fit(module, *exponential_data(), adam_steps=10, finish=None)
+        assert history.stopped == reason
+        assert math.isfinite(history.loss)
+
+
 def test_states_at_which_a_run_ended_are_not_stepped_from() -> None:
     states = torch.zeros(5, 2)
     assert int(_starts(states, 24).max()) == 3
@@ -1144,13 +1163,40 @@ def test_steps_that_are_not_solved_have_no_error(monkeypatch: pytest.MonkeyPatch
     assert math.isinf(one_step_error(growth(0.2), data))
 
 
+@pytest.mark.parametrize("most", [3, SAMPLES_AT_ONCE])
+def test_errors_are_measured_of_so_many_samples_at_a_time(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow, data, stepped = surrogate("none"), spirals(1), FlowMap.forward
+    x, y, h = data.pairs()
+    wanted = (flow(x, h) - y).detach().square().mean(0)
+    rows: list[int] = []
+
+    def counted(self: FlowMap, x: Tensor, step: Tensor | float | None = None) -> Tensor:
+        rows.append(len(x))
+        return stepped(self, x, step)
+
+    monkeypatch.setattr(FlowMap, "forward", counted)
+    monkeypatch.setattr("dynablocks.fitting.single_steps.SAMPLES_AT_ONCE", most)
+    found = column_errors(flow, data)
+    assert found is not None
+    assert torch.allclose(found, wanted, rtol=1e-12, atol=0)
+    assert rows == ([3] * 6 + [2] if most == 3 else [20])
+
+
 def test_too_many_samples_are_thinned_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynablocks.fitting.job.MOST_SAMPLES", 5)
+    monkeypatch.setattr("dynablocks.fitting.job.MOST_SAMPLES", 2)
     config = FitConfig("none", noise="yes", width=2, substeps=1, adam_steps=4, finish_steps=1)
     told: list[str] = []
+    held: list[int] = []
+
+    def recorded(*given: Any, **settings: Any) -> regression.FitHistory:
+        held.append(len(settings["validation"][0]))
+        return fit(*given, **settings)
+
+    monkeypatch.setattr("dynablocks.fitting.job.fit", recorded)
     fitted = run_stages(plan(spirals(), config), config, None, told.append)
-    assert {name: history.samples for name, history in fitted.stages.items()} == {"one step": 5, "10 steps": 5}
-    assert "10 steps: 5 of 6 runs are used, evenly spaced" in told
+    assert {name: history.samples for name, history in fitted.stages.items()} == {"one step": 2, "10 steps": 2}
+    assert held == [2, 2]
+    assert "10 steps: 2 of 6 runs are used, evenly spaced" in told
 
 
 def test_rollouts_are_called_as_their_trajectories() -> None:
@@ -1298,6 +1344,36 @@ def test_the_noise_of_rounded_data_is_not_zero() -> None:
     assert noise_level(Trajectories((t,), (rounded[:, None],), ("a",))) == pytest.approx(wanted, rel=1e-6)
 
 
+def oscillators(samples: int, step: float, noise: float = 0.0) -> Trajectories:
+    """Thirty of them, each from another place."""
+    t, generator = step * torch.arange(samples, dtype=F64), torch.Generator().manual_seed(0)
+    found = []
+    for k in range(30):
+        x = (0.5 + 0.1 * k) * torch.stack([(t + k).cos(), -(t + k).sin()], dim=1)
+        found.append(x + noise * torch.randn(x.shape, dtype=F64, generator=generator))
+    return Trajectories((t,) * 30, tuple(found), ("q", "p"))
+
+
+@pytest.mark.parametrize(("samples", "step"), [(4, 0.1), (6, 0.2)])
+def test_short_clean_trajectories_are_not_taken_for_noisy(samples: int, step: float) -> None:
+    data = oscillators(samples, step)
+    assert noise_level(data) > 1e-4
+    planned, clean = (plan(data, FitConfig("symplectic", noise=noise)) for noise in ("auto", "no"))
+    assert (planned.horizon, planned.noise, planned.structure) == (1, 0.0, clean.structure)
+    (told,) = doubts(planned)
+    assert told.startswith("No training trajectory has the 7 samples in a row that tell noise from curvature")
+    assert doubts(clean) == []
+    noisy = plan(data, FitConfig("symplectic", noise="yes"))
+    assert noisy.horizon == samples - 1
+    assert doubts(noisy) == []
+
+
+def test_seven_samples_in_a_row_tell_noise_from_curvature() -> None:
+    clean, noisy = (plan(oscillators(7, 0.1, noise), FitConfig("symplectic")) for noise in (0.0, 0.02))
+    assert (clean.horizon, noisy.horizon) == (1, 6)
+    assert doubts(clean) == doubts(noisy) == []
+
+
 def test_no_noise_is_taken_at_its_word() -> None:
     assert plan(spirals(noise=0.02), FitConfig("none", noise="no")).noise == 0.0
     assert plan(spirals(noise=0.02), FitConfig("none")).noise > 0.0
@@ -1312,10 +1388,91 @@ def test_steps_across_gaps_are_left_out_of_the_fit() -> None:
     assert len(planned.parts.train) == 4
     assert run_stages(planned, config).history.samples == 4 * 19
     (told,) = doubts(planned)
-    assert told.startswith("4 of 80 training steps take more than 5 times the usual 0.1:")
+    assert told == (
+        "4 of 80 training steps, 1 of 20 validation steps, 1 of 20 test steps take more than 5 times the usual 0.1: "
+        "they are left out of the fit and of the errors of one step."
+    )
     assert doubts(plan(whole, config)) == []
     several = FitConfig("none", noise="yes", width=2, substeps=1, adam_steps=2, finish_steps=1)
     assert run_stages(plan(data, several), several).stages["10 steps"].samples == 4  # one window of each later piece
+
+
+def paused(data: Trajectories, k: int, factor: float, pause: float) -> Trajectories:
+    """The spirals with one of them sampled at other times: all of its steps longer, and a pause in the middle."""
+    t = factor * data.times[k] + pause * (torch.arange(21) >= 10)
+    x = (0.5 + k) * torch.stack([t.cos(), -t.sin()], dim=1)
+    times, states = list(data.times), list(data.states)
+    times[k], states[k] = t, x
+    return replace(data, times=tuple(times), states=tuple(states))
+
+
+def test_a_pause_in_the_test_alone_spoils_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dynablocks.fitting.report import measure
+
+    (label,) = spirals(6).split(0.2, 0)[1].labels
+    config = FitConfig("none", noise="no", width=2, substeps=1, adam_steps=2, finish_steps=1)
+    fitted = run_stages(plan(paused(spirals(6), int(label), 1.0, 10.0), config), config)
+    stepped = FlowMap.forward
+
+    def refuse(self: FlowMap, x: Tensor, step: Tensor | float | None = None) -> Tensor:
+        if isinstance(step, Tensor) and float(step.max()) > 0.2:
+            raise NotConverged("the step is not solved for 1 sample; take a smaller step.")
+        return stepped(self, x, step)
+
+    monkeypatch.setattr(FlowMap, "forward", refuse)
+    metrics = measure(fitted, 2).metrics
+    x, y, h = fitted.plan.parts.test.pairs()
+    short = h < 0.2
+    assert int((~short).sum()) == 1
+    error = float((fitted.flow(x[short], h[short]) - y[short]).detach().square().mean())
+    motion = float((y - x)[short].square().mean())
+    assert metrics["test_mse"] == pytest.approx(error, rel=1e-9)
+    assert metrics["test_error_over_motion"] == pytest.approx(math.sqrt(error / motion), rel=1e-9)
+    assert metrics["rollouts_ended_early"] == 0
+    (told,) = metrics["doubts"]
+    assert told.startswith("1 of 20 test steps take more than 5 times the usual 0.1: they are left out of the fit")
+
+
+def test_errors_of_a_part_that_is_gaps_alone_are_of_them() -> None:
+    (label,) = spirals(6).split(0.2, 0)[1].labels
+    planned = plan(paused(spirals(6), int(label), 10.0, 0.0), FitConfig("none", noise="no"))
+    (told,) = doubts(planned)
+    assert told.startswith("20 of 20 test steps take more than 5 times the usual 0.1:")
+    assert told.endswith("; the test has no others, and its error is of them.")
+    assert usual_steps(planned.parts.test, planned.structure.step) is planned.parts.test
+
+
+def test_a_rollout_crosses_a_gap_in_steps_like_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dynablocks.fitting.report import _rollout_metrics
+
+    flow = surrogate("symplectic")
+    t = torch.tensor([0.0, 0.1, 0.4, 1.13, 1.23], dtype=F64)
+    data = Trajectories((t,), (states(flow, 5),), flow.structure.names)
+    steps = torch.tensor([0.1, 0.3, *[0.73 / 7] * 7, 0.1], dtype=F64)
+    wanted = flow.rollout(data.states[0][:1], steps[None])[0, [0, 1, 2, 9, 10]]
+    (whole,) = roll_out(flow, data)
+    assert torch.equal(whole.times, t)
+    assert torch.equal(whole.measured, data.states[0])
+    assert torch.allclose(whole.predicted, wanted, rtol=1e-12, atol=1e-12)
+    with monkeypatch.context() as patch:
+        patch.setattr(rollout, "MOST_ROLLED_STEPS", 5)
+        (cut,) = roll_out(flow, data)
+    assert torch.equal(cut.times, t[:3])
+    assert torch.equal(cut.predicted, whole.predicted[:3])
+    assert _rollout_metrics([cut], data, 1.0)["rollouts_cut"] == 1
+    stepped, calls = FlowMap.forward, itertools.count()
+
+    def refuse(self: FlowMap, x: Tensor, step: Tensor | float | None = None) -> Tensor:
+        if next(calls) == 5:
+            raise NotConverged("the step is not solved for 1 sample; take a smaller step.")
+        return stepped(self, x, step)
+
+    monkeypatch.setattr(FlowMap, "forward", refuse)
+    (ended,) = roll_out(flow, data)
+    assert ended.stopped is not None
+    assert torch.equal(ended.times, t)
+    assert torch.equal(ended.predicted, whole.predicted[:3])
+    assert len(ended.errors) == 3
 
 
 def test_data_without_gaps_is_left_as_it_is() -> None:
@@ -1351,6 +1508,47 @@ def test_data_that_does_not_keep_its_mass_is_told() -> None:
     assert doubts(plan(sums(0.1), FitConfig("none"))) == []
     assert doubts(plan(sums(0.0, 0.01), FitConfig("mass"))) == []
     assert len(doubts(plan(sums(0.0, 0.01), FitConfig("mass", noise="no")))) == 1
+
+
+def test_pairs_that_do_not_keep_their_mass_or_norm_are_told() -> None:
+    def pairs(data: Trajectories) -> Pairs:
+        return Pairs(*data.pairs(), data.names)
+
+    assert doubts(plan(pairs(sums(0.0)), FitConfig("mass"))) == []
+    (told,) = doubts(plan(pairs(sums(0.1)), FitConfig("mass")))
+    share = 0.1 / math.sqrt(2 * (1 + 0.9**2))
+    assert f"the weighted sum of the columns does not stay: from in to out it varies by {100 * share:.1f} %" in told
+    assert doubts(plan(pairs(sums(0.1)), FitConfig("none"))) == []
+    circles = spirals()
+    assert doubts(plan(pairs(circles), FitConfig("norm"))) == []
+    ellipses = replace(circles, states=tuple(x * torch.tensor([1.0, 0.5], dtype=F64) for x in circles.states))
+    (told,) = doubts(plan(pairs(ellipses), FitConfig("norm")))
+    assert "the norm of the state does not stay: from in to out" in told
+
+
+def test_a_test_of_far_more_steps_than_the_training_is_told() -> None:
+    t = torch.linspace(0, 20, 201, dtype=F64)
+    x = torch.stack([t.cos(), -t.sin()], dim=1)
+    data, seen = Trajectories((t, t[:6]), (x, x[:6]), ("q", "p")), set()
+    for seed in range(16):
+        planned = plan(data, FitConfig("none", seed=seed))
+        large = len(planned.parts.test.times[0]) == 201
+        said = [told.startswith("The training has 5 steps, the test 200,") for told in doubts(planned)]
+        assert any(said) == large
+        seen.add(large)
+    assert seen == {True, False}
+
+
+def test_columns_far_from_zero_are_told() -> None:
+    circles = spirals()
+
+    def moved(by: float) -> Trajectories:
+        return replace(circles, states=tuple(x + torch.tensor([by, 0.0], dtype=F64) for x in circles.states))
+
+    (told,) = doubts(plan(moved(-1e5), FitConfig("energy")))
+    assert told.startswith("Far from 0, by more than 10000 times the size of the motion: q. Every step is rounded")
+    assert doubts(plan(moved(-1e3), FitConfig("energy"))) == []
+    assert doubts(plan(moved(-1e5), FitConfig("energy", odd=True))) == []  # which is not shifted
 
 
 def test_data_that_does_not_keep_its_norm_is_told() -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from dynablocks.blocks import DynamicalBlock
 from dynablocks.data.planar import planar
 from dynablocks.errors import InvalidArgument
+from dynablocks.fields import ShearField
+from dynablocks.models.chain import Chain
 from dynablocks.models.flow import FLOW_BLOCKS, AffineCoupling, AffineMap, DensityFlow, LearnedTimes, density_flow
 from dynablocks.properties.jacobians import jacobians
-from dynablocks.switching import keep_constraints
+from dynablocks.switching import FreeSignal, keep_constraints
 from dynablocks.testing import HealthyBlock, check_block
 
 DOUBLE = torch.float64
@@ -156,3 +160,78 @@ def test_a_coupling_moves_q_or_p() -> None:
 def test_an_affine_part_refuses_states_of_another_size(part: nn.Module, method: str) -> None:
     with pytest.raises(InvalidArgument, match="was built for"):
         getattr(part, method)(torch.rand(3, 1))
+
+
+class Counted(nn.Module):
+    """A force that counts how often it is evaluated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.calls = nn.Linear(2, 2), 0
+
+    def forward(self, q: Tensor) -> Tensor:
+        self.calls += 1
+        return torch.tanh(self.linear(q))
+
+
+def shear() -> DynamicalBlock:
+    return DynamicalBlock(ShearField(Counted(), (4,)), "exact", FreeSignal(0.5)).double()
+
+
+def test_the_density_at_a_point_takes_each_step_once() -> None:
+    block, coupling = shear(), AffineCoupling(4, 5).double()
+    flow, x = DensityFlow([block, coupling], 4), torch.randn(6, 4, dtype=DOUBLE)
+    force, hidden = block.fields[0].force, []
+    coupling.hidden.register_forward_hook(lambda *_: hidden.append(1))
+    with torch.no_grad():
+        expected = flow.log_determinant(x) + torch.distributions.Normal(0.0, 1.0).log_prob(flow(x)).sum(1)
+        assert bool(flow.log_determinant(x).any())
+        force.calls = 0
+        hidden.clear()
+        torch.testing.assert_close(flow.log_prob(x), expected, rtol=0, atol=1e-12)
+    assert (force.calls, len(hidden)) == (1, 1)
+
+
+class Shifted(AffineCoupling):
+    def log_determinant(self, x: Tensor) -> Tensor:
+        return super().log_determinant(x) + 1
+
+
+class Doubled(DynamicalBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+    def log_determinant(self, x: Tensor) -> Tensor:
+        return super().log_determinant(x) + 4 * math.log(2)
+
+
+def hooked() -> nn.Module:
+    block = shear()
+    block.register_forward_hook(lambda module, given, output: 3 * output)
+    return block
+
+
+def replaced() -> nn.Module:
+    coupling = AffineCoupling(4, 5).double()
+    coupling.log_determinant = lambda x: x.new_ones(len(x))
+    return coupling
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Shifted(4, 5).double(),
+        lambda: Doubled(ShearField(Counted(), (4,)), "exact", FreeSignal(0.5)).double(),
+        hooked,
+        replaced,
+        lambda: Chain(shear(), Shifted(4, 5).double()),
+        lambda: DensityFlow([shear(), AffineCoupling(4, 5).double()], 4),
+    ],
+    ids=["log-determinant", "both", "hook", "instance", "part of a part", "flow"],
+)
+def test_a_part_with_code_of_its_own_is_asked_for_both_apart(make: Callable[[], nn.Module]) -> None:
+    part, x = make(), torch.randn(6, 4, dtype=DOUBLE)
+    with torch.no_grad():
+        image, total = Chain(part).with_log_determinant(x)
+        torch.testing.assert_close(image, part(x), rtol=0, atol=1e-14)
+        torch.testing.assert_close(total, part.log_determinant(x), rtol=0, atol=1e-14)

@@ -272,6 +272,17 @@ def test_the_constant_of_a_contraction_is_the_gain_of_its_slowest_mode(name: str
     assert declared == pytest.approx(constant, rel=1e-12, abs=0)
 
 
+@EVERY_METHOD
+def test_a_step_without_growth_declares_1_and_no_rounding(name: str) -> None:
+    """The spectrum is [−c, 0], whose end 0 has the gain 1."""
+    method, field = INTEGRATORS[name](), GradientField(Dense(3, 2), "tanh").double()
+    assert field.facts().spectrum[1] == 0.0
+    for h in (1e-9, 0.1):
+        assert method.declare(field, h).properties.lipschitz == 1.0
+    assert method.step_constant(field, 0.0)[0] == 1.0
+    assert method.declare(field, -0.1).properties.lipschitz > 1.0
+
+
 def test_tableaux_know_what_they_are() -> None:
     assert [t.symplectic for t in (IMPLICIT_EULER, IMPLICIT_MIDPOINT, GAUSS4)] == [False, True, True]
     assert [t.b_stable for t in (IMPLICIT_EULER, IMPLICIT_MIDPOINT, GAUSS4)] == [True, True, True]

@@ -21,6 +21,7 @@ from dynablocks.experiments.orders import FlowBoundsCell, convergence
 from dynablocks.fields import (
     FIELDS,
     CompartmentField,
+    Damping,
     FieldFacts,
     GradientField,
     LinearField,
@@ -1069,3 +1070,62 @@ def test_a_constant_that_holds_forwards_alone_is_refused_unless_the_method_refus
     assert wrong.startswith("the step −h: DynamicalBlock: Lipschitz(1) VIOLATED")
     assert told("block", ExplicitEuler(), round_field(), x) == []
     assert told("block", NeverBack(), round_field(), x) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("time", "invertible"), [(1.0, True), (4.0, True), (20.0, False), (40.0, False)])
+def test_a_ridge_flow_is_invertible_while_its_inverse_leaves_digits(
+    dtype: torch.dtype, time: float, invertible: bool
+) -> None:
+    """Where units shrink by e^{−t}, Φ_t(x) is still rounded as x is, and the way back multiplies that by e^t."""
+    field, x = GradientField(OrthogonalDense(8, 8), leaky_relu(0.5)).to(dtype), torch.randn(20, 8, dtype=dtype)
+    flow = ExactFlow()
+    assert (flow.declare(field, time).properties.of(Invertible) is not None) == invertible
+    with torch.no_grad():
+        back = flow.inverse(field, flow.step(field, x, time), time)
+    missed = float((back - x).norm(dim=1).max())
+    if invertible:
+        assert missed <= 4096 * torch.finfo(dtype).eps
+    elif time == 40:
+        assert not missed <= 0.1
+
+
+@pytest.mark.parametrize(("dtype", "invertible"), [(torch.float32, False), (torch.float64, True)])
+def test_many_entries_excuse_no_lost_digits(dtype: torch.dtype, invertible: bool) -> None:
+    """Of 16,384 entries the sum of roundings would allow more than float32 has digits for."""
+    field = GradientField(OrthogonalConv((16, 32, 32)), leaky_relu(0.5)).to(dtype)
+    assert (ExactFlow().declare(field, 12.0).properties.of(Invertible) is not None) == invertible
+
+
+class Hopeful(GradientField):
+    """A ridge field that takes each of its flows for undone by the opposite one."""
+
+    def inverse_tolerance(self, time: float) -> float | None:
+        return 0.0
+
+
+@pytest.mark.parametrize(("kind", "time"), [(GradientField, 4.0), (Hopeful, 16.0)])
+def test_a_ridge_flow_that_says_it_is_invertible_too_long_is_refuted(kind: type[GradientField], time: float) -> None:
+    """All units shrink alike, so that the Jacobian e^{−t}I has the condition number 1."""
+    field = kind(OrthogonalDense(8, 8), leaky_relu(0.5)).double()
+    x = field.linear.adjoint(0.5 + torch.rand(20, 8, dtype=torch.float64)).detach()
+    assert float(field.linear(x).min()) > 0
+    held = verify(DynamicalBlock(field, "exact", FreeSignal(time)), x, kinds=(Invertible,))
+    assert held.passed == (kind is GradientField)
+
+
+@pytest.mark.parametrize(("dtype", "invertible"), [(torch.float32, False), (torch.float64, True)])
+def test_a_flow_that_leaves_the_range_of_its_number_format_has_no_inverse(dtype: torch.dtype, invertible: bool) -> None:
+    """e^{−110} is no float32 but 0, and e^{110} is none."""
+    field, flow, x = Damping((2,), 1.0).to(dtype), ExactFlow(), torch.ones(1, 2, dtype=dtype)
+    assert (flow.declare(field, 110.0).properties.of(Invertible) is not None) == invertible
+    with torch.no_grad():
+        back = flow.inverse(field, flow.step(field, x, 110.0), 110.0)
+    assert torch.allclose(back, x, rtol=1e-12, atol=0) == invertible
+
+
+def test_a_flow_of_no_numbers_of_its_own_takes_states_of_any_format() -> None:
+    field = Damping((2,), 1.0, learned=False)
+    assert not list(field.parameters())
+    for time, invertible in ((30.0, True), (110.0, False)):
+        assert (ExactFlow().declare(field, time).properties.of(Invertible) is not None) == invertible

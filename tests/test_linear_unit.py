@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
+from dynablocks.ensembles import ensemble_forward, stacked_parameters
+from dynablocks.errors import InvalidArgument
 from dynablocks.fields import GradientField
 from dynablocks.integrators import ExplicitEuler
 from dynablocks.linear import Dense, LinearMap, NormalisedConv, UnitConv, UnitDense, frozen_weights, shared_weights
+from dynablocks.linear.unit import GRADIENT_STEPS
 from dynablocks.properties import verify
 from dynablocks.robustness.audit import singular_range
 from dynablocks.switching import FreeSignal
@@ -247,3 +251,82 @@ def test_what_is_declared_in_training_holds_for_the_uses_that_follow() -> None:
     assert float(values.max()) <= high
     assert float(values[-1, -1]) == pytest.approx(1 / 3)
     assert of_this_weight > 0.5
+
+
+def two_of(make: Callable[[], LinearMap]) -> list[LinearMap]:
+    """Two maps of normal weights."""
+    maps = [make().double() for _ in range(2)]
+    with torch.no_grad():
+        for linear in maps:
+            free(linear).normal_()
+    return maps
+
+
+@pytest.mark.parametrize("learning", [True, False])
+def test_each_run_of_an_ensemble_is_divided_by_its_own_norm(learning: bool) -> None:
+    torch.manual_seed(0)
+    maps = two_of(MAKERS["dense, tall"])
+    for linear in maps:
+        # So wide a gap to the other singular values that the iteration ends in the norm, 2, to the last digit.
+        u, _, vt = torch.linalg.svd(free(linear).detach(), full_matrices=False)
+        with torch.no_grad():
+            free(linear).copy_(u @ torch.diag(torch.tensor([2.0, 1.0, 0.5, 0.25]).double()) @ vt)
+    before, stacked = [linear.leading.clone() for linear in maps], stacked_parameters(maps)
+    with torch.set_grad_enabled(learning):
+        images = ensemble_forward(maps[0], stacked, torch.eye(4, dtype=torch.float64))
+    for run, linear in enumerate(maps):
+        torch.testing.assert_close(images[run].detach(), free(linear).detach().mT / 2, rtol=0, atol=1e-12)
+        assert torch.equal(linear.leading, before[run])
+    if not learning:
+        return
+    direction = torch.randn_like(images)
+    (found,) = torch.autograd.grad((images * direction).sum(), stacked["matrix"])
+    for run, linear in enumerate(maps):
+
+        def quotient(weight: Tensor, pull: Tensor = direction[run]) -> Tensor:
+            return (weight.mT / torch.linalg.matrix_norm(weight, ord=2) * pull).sum()
+
+        expected = torch.func.grad(quotient)(free(linear).detach())
+        torch.testing.assert_close(found[run], expected, rtol=0, atol=1e-11)
+
+
+@EVERY_MAP
+def test_an_ensemble_iterates_for_each_run_from_the_vector_of_the_first(name: str) -> None:
+    maps = two_of(MAKERS[name])
+    x = torch.randn(3, *maps[0].in_shape, dtype=torch.float64)
+    images = ensemble_forward(maps[0], stacked_parameters(maps), x)
+    for run, linear in enumerate(maps):
+        weight, vector = free(linear).detach(), maps[0].leading
+        for _ in range(GRADIENT_STEPS):
+            vector = linear.power_step(weight, vector)
+        by_hand = linear.multiply(weight, x) / linear.multiply(weight, vector).norm()
+        torch.testing.assert_close(images[run].detach(), by_hand, rtol=0, atol=1e-10)
+
+
+@EVERY_MAP
+def test_an_ensemble_in_evaluation_is_refused_for_want_of_a_bound(name: str) -> None:
+    maps = [linear.eval() for linear in two_of(MAKERS[name])]
+    stacked, x = stacked_parameters(maps), torch.randn(3, *maps[0].in_shape, dtype=torch.float64)
+    with pytest.raises(InvalidArgument, match="evaluate the networks one by one"):
+        ensemble_forward(maps[0], stacked, x)
+
+    def summed(own: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(maps[0], own, (x,)).sum()
+
+    with pytest.raises(InvalidArgument, match="evaluate the networks one by one"):
+        torch.func.vmap(torch.func.grad(summed))(stacked)
+    # One network on many states has one weight, whose norm it keeps.
+    expected = maps[0](x)
+    apart = torch.func.vmap(lambda state: maps[0](state[None])[0])(x)
+    torch.testing.assert_close(apart, expected, rtol=0, atol=1e-12)
+
+
+def test_what_is_declared_does_not_move_the_iteration() -> None:
+    torch.manual_seed(0)
+    linear = two_of(MAKERS["dense, wide"])[0].train()
+    before = linear.leading.clone()
+    declared = linear.properties.lipschitz
+    assert torch.equal(linear.leading, before)
+    assert largest(linear) <= declared <= largest(linear) * (1 + 1e-6)
+    linear.compute_weight()
+    assert not torch.equal(linear.leading, before)

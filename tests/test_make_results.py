@@ -54,6 +54,17 @@ def test_pages_are_written_once_and_then_fresh(root: Path, capsys: pytest.Captur
     assert readme.endswith("\nafter\n")
 
 
+def test_a_table_that_the_readme_does_not_want_is_on_the_page_alone(root: Path) -> None:
+    other = TABLE | {"rows": [["theirs", 60.5]], "readme": False}
+    (root / "results" / "two.json").write_text(json.dumps(other))
+    assert make_results.main(["--root", str(root), "--readme"]) == 0
+    readme, page = (root / "README.md").read_text(), (root / "docs" / "results.md").read_text()
+    assert "| ours | 71.25 |" in readme
+    assert "theirs" not in readme
+    assert "| ours | 71.25 |" in page
+    assert "| theirs | 60.5 |" in page
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

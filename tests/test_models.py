@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import re
+import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,12 +18,13 @@ from torch import nn
 from torch.nn import functional
 
 from dynablocks.blocks import DynamicalBlock
-from dynablocks.config import PAPER_MODELS, preset_settings
+from dynablocks.config import CERTIFIED_PRESETS, PAPER_MODELS, PRESETS, preset_settings
 from dynablocks.errors import InvalidArgument
 from dynablocks.linear import ORTHOGONAL
 from dynablocks.models import MODELS, ModelConfig, build, certified
-from dynablocks.models.config import DENSE_STEPS, STEPS, WEIGHTS
+from dynablocks.models.config import BALANCES, DENSE_STEPS, STEPS, WEIGHTS
 from dynablocks.models.network import SHARED
+from dynablocks.models.seeding import seeded
 from dynablocks.norms import DenseMetric, SpectralMetric, _spectral_factors
 from dynablocks.properties import declare, explain
 from dynablocks.properties.jacobians import jacobian_norms
@@ -209,6 +211,18 @@ def test_two_builds_from_one_seed_agree_and_leave_the_global_state_alone() -> No
     assert torch.equal(one(x), other(x))
 
 
+def test_a_seed_is_for_the_weights_and_reaches_no_other_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = torch.Generator().manual_seed(5).get_state()
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    with seeded(5):
+        assert torch.equal(torch.get_rng_state(), expected)
+    build(ModelConfig("certified", **TINY), (1, 8, 8), 3, seed=5)
+    assert not seeds
+    torch.manual_seed(5)
+    assert seeds == [5]
+
+
 def test_pixel_normalisation_counts_in_the_certificate() -> None:
     options = dict(TINY, normalise=True)
     model = build(ModelConfig("certified", **options), (1, 8, 8), 3, mean=(0.3,), std=(0.25,))
@@ -224,6 +238,11 @@ def test_pixel_normalisation_counts_in_the_certificate() -> None:
         (lambda: build(ModelConfig("certified", **TINY), (1, 7, 7), 3), "7 x 7 pixels cannot be folded by 4 "),
         (lambda: build(ModelConfig("resnet", widths=(2,) * 4, layers=(0,) * 4), (1, 8, 8), 3), "below one pixel"),
         (lambda: ModelConfig("certified", widths=(0,)), "whole numbers from 1"),
+        (lambda: ModelConfig("certified", widths=8), r"widths is 8; whole numbers from 1 .*, such as \[2, 3\]"),
+        (lambda: ModelConfig("certified", layers="2"), "layers is '2'; whole numbers from 0"),
+        (lambda: ModelConfig("certified", layers=(True,)), r"layers is \[True\]"),
+        (lambda: ModelConfig("certified", normalise="false"), "normalise is 'false'; True or False"),
+        (lambda: ModelConfig("certified", normalise=1), "normalise is 1; True or False"),
         (lambda: ModelConfig("certified", slope=2.0), "slope is 2.0"),
         (lambda: ModelConfig("certified", rows=0.0), "rows is 0.0"),
         (lambda: ModelConfig("certified", rows=1.5), "rows is 1.5"),
@@ -333,7 +352,7 @@ def test_a_model_has_the_settings_that_it_reads_and_refuses_others(name: str) ->
     ways += [{"step": step} for step in STEPS] if "step" in kind.settings else []
     ways += [{"dense_layers": 1, "dense_step": step} for step in DENSE_STEPS] if "step" in kind.settings else []
     for way in ways:
-        build(Recorded(name, **TINY, **way), (1, 8, 8), 3)
+        kind.build_body(Recorded(name, **TINY, **way).completed(kind.defaults), (1, 8, 8))
     # Pairs of exact steps have the region of that name and orthonormal rows, whatever the configuration says.
     own = {"region", "weights", "penalty", "expansive_penalty"} if "step" in kind.settings else set()
     assert Recorded.read & settings - SHARED - own == kind.settings
@@ -344,16 +363,77 @@ def test_a_model_has_the_settings_that_it_reads_and_refuses_others(name: str) ->
     build(kind.defaults, (3, 32, 32), 3)
 
 
+OF_STEPS = {"slope", "balance", "step_penalty", "step_start", "step_end", "step_until", "step_rule"}
+"""What some steps read and others do not, besides the rows, which presets set."""
+
+
+@pytest.mark.parametrize("dense", [0, 1])
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("name", ["certified", "metric"])
-def test_a_setting_of_other_steps_is_refused(name: str, step: str) -> None:
+def test_a_setting_of_other_steps_is_refused(name: str, step: str, dense: int) -> None:
+    kind, options = MODELS[name], TINY | {"step": step, "dense_layers": dense}
     Recorded.read.clear()
-    build(Recorded(name, **TINY, step=step), (1, 8, 8), 3)
-    unread = MODELS[name].unread(ModelConfig(name, step=step))
-    assert {"slope", "balance", "step_penalty"} - Recorded.read == set(unread)
-    for other in unread:
-        with pytest.raises(InvalidArgument, match=f"{other} is .*, which changes nothing with step {step}"):
-            build(ModelConfig(name, **TINY, step=step, **{other: ELSEWHERE[other]}), (1, 8, 8), 3)
+    kind.build_body(Recorded(name, **options).completed(kind.defaults), (1, 8, 8))
+    # Pairs of exact flows hand the weight on to their signal, which has no penalty for it.
+    expected = (OF_STEPS - Recorded.read) | {"step_penalty"}
+    assert set(kind.unread(ModelConfig(name, **options))) == expected
+    for other in expected:
+        with pytest.raises(InvalidArgument, match=f"{other} is .*, which changes nothing with (step|balance) "):
+            build(ModelConfig(name, **options, **{other: ELSEWHERE[other]}), (1, 8, 8), 3)
+    for other in OF_STEPS - expected:
+        build(ModelConfig(name, **options, **{other: ELSEWHERE[other]}), (1, 8, 8), 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "word"),
+    [
+        ("certified", {"step_rule": "learned", "step_end": 1.5}, "step_rule learned"),
+        ("metric", {"step_rule": "learned", "step_until": 0.5}, "step_rule learned"),
+        ("certified", {"step": "exact", "balance": "network", "step_penalty": 2.0}, "balance network"),
+        ("prescribed", {"step_penalty": 2.0}, "balance pair"),
+        ("flexible", {"balance": "network", "step_penalty": 2.0}, "balance network"),
+        ("prescribed", {"weights": "orthogonal", "penalty": 0.5}, "weights orthogonal"),
+        ("prescribed", {"weights": "free", "expansive_penalty": 0.5}, "weights free"),
+        ("resnet", {"penalty": 0.5}, "weights free"),
+    ],
+)
+def test_a_setting_that_another_choice_leaves_unread_is_refused_of_new_networks(
+    name: str, options: dict[str, Any], word: str
+) -> None:
+    config = ModelConfig(name, **TINY, **options)
+    with pytest.raises(InvalidArgument, match=f"which changes nothing with {word}; leave it out"):
+        build(config, (1, 8, 8), 3)
+    stored = config.completed(MODELS[name].defaults)
+    assert build(stored, (1, 8, 8), 3).config == stored
+
+
+def test_penalties_that_are_read_are_taken() -> None:
+    build(ModelConfig("resnet", **TINY, weights="penalised", penalty=0.5), (1, 8, 8), 3)
+    build(ModelConfig("flexible", **TINY, balance="penalty", step_penalty=2.0, expansive_penalty=0.5), (1, 8, 8), 3)
+    build(ModelConfig("certified", **TINY, step="exact", balance="penalty", step_penalty=2.0), (1, 8, 8), 3)
+
+
+FLAGS_OF: dict[str, list[dict[str, Any]]] = {
+    "step": [{"step": step, "dense_layers": dense} for step in STEPS for dense in (0, 2)],
+    "weights": [{"weights": weights} for weights in WEIGHTS],
+    "balance": [{"balance": balance} for balance in BALANCES],
+}
+
+
+@pytest.mark.parametrize(
+    ("preset", "data", "names"),
+    [
+        *((preset, data, sorted(MODELS)) for preset in PRESETS for data in ("digits", "cifar10")),
+        *((preset, "cifar10", ["certified"]) for preset in CERTIFIED_PRESETS),
+    ],
+)
+def test_flags_may_turn_off_what_reads_a_setting_of_a_preset(preset: str, data: str, names: list[str]) -> None:
+    for name in names:
+        kind, settings = MODELS[name], preset_settings(preset, name, data).get("model", {})
+        steps = {"step": "exact"} if "step" in kind.settings else {}
+        for of, flags in FLAGS_OF.items():
+            for flag in flags if of in kind.settings else []:
+                kind.require_settings(ModelConfig(name, **settings | steps | flag))
 
 
 @pytest.mark.parametrize(
@@ -446,3 +526,9 @@ def test_a_step_of_the_reference_networks_is_its_formula(name: str, share: float
 def kernels(network: nn.Module) -> int:
     """How many numbers the steps' kernels hold."""
     return sum(p.numel() for _, block in network.blocks() for p in block.parameters() if p.ndim == 4)
+
+
+def test_the_package_lists_its_names_before_they_are_loaded() -> None:
+    code = "import dynablocks; print(*sorted(set(dynablocks.__all__) - set(dir(dynablocks))))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""

@@ -136,6 +136,28 @@ def test_lie_methods_of_a_constant_rotation_are_exact_or_cayleys() -> None:
         assert torch.allclose(integrator(method).step(Oscillator(), x, h), exact, rtol=0, atol=1e-14)
 
 
+class Slowed(RotationField):
+    """Half of a field Λ(x)x, with the Λ of the whole."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * super().forward(x)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(tangent=True)
+
+
+@pytest.mark.parametrize("method", ["lie-euler", "cayley", "lie-midpoint", "cayley-midpoint"])
+def test_a_rotation_with_a_forward_of_its_own_does_not_turn_as_the_one_before(method: str) -> None:
+    """The broken twin: by the inherited Λ steps would go twice as far, with the order 0."""
+    field, x = Slowed(3, 5).double(), torch.randn(6, 3, dtype=torch.float64)
+    x = x / x.norm(dim=1, keepdim=True)
+    chosen = integrator(method)
+    assert abs(measured_order(chosen, field, x, counts=(16, 32, 64)) - (chosen.order or 0)) <= 0.15
+    with torch.no_grad():
+        assert norm_drift(x, chosen.step(field, x, 0.5)) <= 1e-14
+        assert float((field.rotate(x, x, 0.5) - chosen.step(field, x, 0.5)).norm()) > 0.01
+
+
 def test_calvo_solves_its_equation_and_is_heun_plus_a_fourth_order_term() -> None:
     field, x = build("rotation")
     gaps = []

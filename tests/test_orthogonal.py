@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import re
 from collections.abc import Callable
 
@@ -472,6 +473,51 @@ def test_bad_arguments_are_refused(make: Callable[[], LinearMap], words: str) ->
         make()
 
 
+def penalised(in_channels: int, out_channels: int, stride: int, dilation: int) -> NormalisedConv:
+    shape, options = (in_channels, 20, 20), {"stride": stride, "dilation": dilation}
+    conv = NormalisedConv(shape, out_channels, 3, "full", penalty=1.0, project=False, **options).double()
+    with torch.no_grad():
+        conv.kernel.normal_()
+    return conv
+
+
+STRIDES = pytest.mark.parametrize(("stride", "dilation"), [(2, 2), (2, 3), (2, 4), (4, 2), (1, 2)])
+
+
+@STRIDES
+def test_the_penalty_of_a_dilated_kernel_is_that_of_its_rows(stride: int, dilation: int) -> None:
+    """An output far from the border shares its pixels with all that it can: its rows of the Gram matrix."""
+    conv = penalised(2, 2, stride, dilation)
+    matrix = conv.dense_matrix()
+    height, width = conv.out_shape[1:]
+    gram = (matrix @ matrix.mT - torch.eye(len(matrix), dtype=torch.float64)).reshape(2, height, width, -1)
+    rows = gram[:, height // 2, width // 2]
+    assert float(conv.regularisation().detach()) == pytest.approx(float(rows.square().sum()), rel=1e-10)
+
+
+@STRIDES
+def test_the_penalty_of_a_tall_dilated_kernel_is_that_of_the_columns_that_it_sees(stride: int, dilation: int) -> None:
+    apart = math.gcd(stride, dilation)
+    phases = stride // apart
+    conv = penalised(1, phases**2 + 1, stride, dilation)
+    matrix = conv.dense_matrix()
+    gram = (matrix.mT @ matrix - torch.eye(400, dtype=torch.float64)).reshape(20, 20, -1)
+    # Taps meet the pixels whose numbers are multiples of that divisor.
+    seen = slice(8, 8 + stride, apart)
+    columns = gram[seen, seen]
+    assert columns.shape[:2] == (phases, phases)
+    assert float(conv.regularisation().detach()) == pytest.approx(float(columns.square().sum()), rel=1e-10)
+
+
+def test_a_dilated_kernel_whose_neighbouring_outputs_agree_has_a_penalty() -> None:
+    """Taps (1, 1, 0)/√2: the next output is two pixels away, which is one tap, so the two share a pixel."""
+    conv = penalised(1, 1, 2, 2)
+    with torch.no_grad():
+        conv.kernel.zero_()
+        conv.kernel[0, 0, 1, :2] = 0.5**0.5
+    assert float(conv.regularisation().detach()) == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("layer", [Conv, OrthogonalConv])
 def test_a_circular_kernel_that_wraps_more_than_once_is_refused(layer: type[Conv]) -> None:
     with pytest.raises(InvalidArgument, match="wraps around an image of"):
@@ -486,6 +532,15 @@ def test_the_penalty_of_a_grouped_convolution_is_that_of_its_groups() -> None:
     with torch.no_grad():
         conv.kernel[0] = 2.0
     assert float(conv.regularisation()) == 4.5
+
+
+def test_the_dense_matrix_is_made_on_the_cpu_whatever_the_default_device() -> None:
+    for linear in (Dense(4, 3), OrthogonalConv((4, 3, 3), kernel_size=2), Conv((2, 5, 5), 3)):
+        expected = linear.dense_matrix()
+        with torch.device("meta"):
+            matrix = linear.dense_matrix()
+        assert matrix.device.type == "cpu"
+        torch.testing.assert_close(matrix, expected, rtol=0, atol=1e-15)
 
 
 def test_weights_are_made_on_devices_without_autocast() -> None:

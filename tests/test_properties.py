@@ -295,7 +295,7 @@ class WithExtras(Fixed):
 
 
 LITTLE = 1e-10
-"""A thousand times what rounding is allowed at states of this size: 64 · 2 eps times their largest entry."""
+"""Some thousand times what rounding is allowed: 64 · 2 eps."""
 
 KNOWN = [
     (EnergyPreserving(), lambda x: x @ ROTATION, lambda x: (1 + LITTLE) * x @ ROTATION),
@@ -334,6 +334,81 @@ def test_each_measurement_accepts_the_true_and_rejects_the_broken(
     assert held.counterexample.shape == (1, 2)
     with pytest.raises(PropertyViolated, match="VIOLATED"):
         found.require()
+
+
+class Undone(WithExtras):
+    """A map with the declaration and the inverse that it is given."""
+
+    def __init__(self, function: object, back: object, *properties: Property) -> None:
+        super().__init__(function, *properties)
+        self.back = back
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return self.back(y)
+
+    def declare(self) -> Declaration:
+        return super().declare()
+
+
+FAR = torch.full((1, 2), 1e12, dtype=torch.float64)
+FAR_AND_NEAR = torch.cat([FAR, torch.ones(1, 2, dtype=torch.float64)])
+NEAR = torch.ones(1, 2, dtype=torch.float64)
+STRETCH, DOUBLING = (torch.tensor([1e5, end], dtype=torch.float64) for end in (1e-5, 2e-5))
+
+GROSS: list[tuple[Property, Callable[[Tensor], Tensor], Tensor]] = [
+    *[(kind(), lambda x: 1.01 * x, FAR) for kind in (NormPreserving, LinearInvariant, GradientNormPreserving)],
+    *[(kind(), lambda x: 1.01 * x, FAR) for kind in (EnergyPreserving, Dissipative)],
+    *[
+        (kind(), lambda x: torch.where(x > 10, x, 1.01 * x), FAR_AND_NEAR)
+        for kind in (NormPreserving, LinearInvariant, EnergyPreserving, Dissipative)
+    ],
+    (Equivariant(), lambda x: torch.where(x.abs() > 10, x, x + 0.01), FAR_AND_NEAR),
+    (Positive(), lambda x: torch.where(x > 10, x, -0.01), FAR_AND_NEAR),
+    # The area doubles.
+    (VolumePreserving(), lambda x: x * DOUBLING, NEAR),
+    (Symplectic(), lambda x: x * DOUBLING, NEAR),
+    (ConformalSymplectic(4.0), lambda x: x * DOUBLING, NEAR),
+    # The area is nearly lost, where the determinant has no digit.
+    (VolumePreserving(), lambda x: x * torch.tensor([1.0, 1e-17], dtype=torch.float64), 1e14 * NEAR),
+]
+
+
+@pytest.mark.parametrize(("declared", "broken", "x"), GROSS)
+def test_large_states_and_large_derivatives_excuse_nothing_but_rounding(
+    declared: Property, broken: Callable[[Tensor], Tensor], x: Tensor
+) -> None:
+    (held,) = verify(WithExtras(broken, declared), x)
+    assert not held.passed
+    assert held.counterexample is not None
+    assert torch.equal(held.counterexample, x[-1:])
+
+
+@pytest.mark.parametrize(
+    ("function", "back", "held"),
+    [
+        (lambda x: x * STRETCH, lambda y: y / STRETCH, True),
+        (lambda x: x * STRETCH, lambda y: 0 * y, False),
+        (lambda x: x + 1e6, lambda y: y - 1e6, True),
+        (lambda x: x + 1e6, lambda y: y - 1e6 + 1e-6, False),
+        (lambda x: 1e-14 * x, lambda y: 1e14 * y, True),
+        (lambda x: 1e-14 * x, lambda y: 0 * y, False),
+        (lambda x: 0 * x + 1e16, lambda y: 0 * y, False),
+    ],
+)
+def test_an_inverse_is_held_to_what_rounding_of_both_sides_leaves_of_it(
+    function: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor], held: bool
+) -> None:
+    for x in (NEAR, torch.tensor([[0.3, -2.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)):
+        assert verify(Undone(function, back, Invertible()), x).passed == held
+
+
+def test_maps_that_keep_what_they_say_do_so_at_large_states_and_derivatives() -> None:
+    turned = Fixed(lambda x: x @ ROTATION, NormPreserving(), GradientNormPreserving(), VolumePreserving(), Symplectic())
+    swapped = WithExtras(lambda x: x.flip(1), LinearInvariant(), EnergyPreserving(), Dissipative(), Equivariant())
+    stretched = Fixed(lambda x: x * STRETCH, VolumePreserving(), Symplectic(), Positive(), Equivariant())
+    for x in (FAR, FAR_AND_NEAR, 1e6 * torch.randn(5, 2, dtype=torch.float64)):
+        for module in (turned, swapped, stretched):
+            verify(module, x).require()
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -292,6 +292,17 @@ def test_figures_do_not_touch_the_users_matplotlib():
     assert dict(matplotlib.rcParams) == before
 
 
+def test_curves_that_name_no_colour_have_those_of_the_report():
+    import matplotlib
+
+    with figures.style():
+        colours = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
+        axes = figures.new_figure(2.0, 2.0, None).add_subplot()
+        drawn = [axes.plot([0, 1])[0].get_color() for _ in range(7)]
+    assert colours == [*figures.SERIES, figures.INK]
+    assert drawn == [*colours, figures.BLUE]
+
+
 def test_svg_is_reproducible_and_themed():
     first, second = (figures.to_svg(figures.training_figure(sample_data().history), "t") for _ in range(2))
     assert first == second

@@ -22,8 +22,11 @@ from rich.console import Console
 
 from dynablocks.cli import main
 from dynablocks.errors import BadData, InvalidArgument, UnsoundResult
-from dynablocks.experiments import EXPERIMENTS, Scale, Store, runner, runs
+from dynablocks.experiments import EXPERIMENTS, Scale, Store, adversarial, runner, runs
 from dynablocks.experiments.cells import Cell, in_order
+from dynablocks.experiments.commands import MOST_SEED
+from dynablocks.experiments.energy import NAMES, Energy
+from dynablocks.experiments.metric import PrintedFieldCell
 from dynablocks.experiments.pendulum import ROLLOUT, PendulumFlowMap
 from dynablocks.experiments.provenance import made_here
 from dynablocks.experiments.robustness import order_checks, paper_rows, warm_row
@@ -36,7 +39,7 @@ from dynablocks.experiments.runner import (
     time_limit,
     write_outputs,
 )
-from dynablocks.experiments.runs import AttackCell, stored_attack, stored_certificate
+from dynablocks.experiments.runs import AttackCell, TrainingCell, stored_attack, stored_certificate
 from dynablocks.experiments.table1 import PlanarClassification
 from dynablocks.experiments.table1_cells import WEIGHTS, stored_network
 from dynablocks.files import lock_file, write_json
@@ -215,6 +218,37 @@ def test_no_network_of_smoke_begins_with_digits_and_goes_on_with_cifar(tmp_path:
     assert warm_row(Scale("cpu", tmp_path, tmp_path), "flexible", 0.07) is not None
 
 
+@pytest.mark.parametrize("name", ["pendulum", "energy", "laws", "adversarial", "metric"])
+@pytest.mark.parametrize("preset", ["smoke", "cpu", "paper"])
+def test_runs_of_two_seeds_are_different_runs(name: str, preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adversarial, "mflop", lambda model, shape: 1.0)
+    experiment = EXPERIMENTS[name]()
+    first, second = (set(in_order(experiment.cells(Scale(preset, seed=seed)))) for seed in (0, 1))
+    # The misprint of appendix B depends on no seed.
+    assert {type(cell) for cell in first & second} <= {PrintedFieldCell}
+    assert len(first) == len(second)
+
+
+def test_the_seeds_of_the_tuning_are_in_no_table() -> None:
+    for system in NAMES:
+        seeds = [seed for scale in range(60) for seed in Energy().seeds(Scale("cpu", seed=scale), system)]
+        assert len(set(seeds)) == len(seeds)
+        assert not {100, 101} & set(seeds)
+    assert [len(Energy().seeds(Scale("cpu"), system)) for system in NAMES] == [5, 5, 3]
+    assert Energy().seeds(Scale("cpu"), "spring") == [0, 1, 2, 3, 4]
+    assert max(Energy().seeds(Scale("paper", seed=int(MOST_SEED)), "spring")) < 2**32
+
+
+@pytest.mark.parametrize("preset", ["smoke", "cpu", "paper"])
+def test_no_training_leaves_its_precision_to_a_timing(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its key would say "auto" for float32 on one machine and bfloat16 on another."""
+    monkeypatch.setattr(adversarial, "mflop", lambda model, shape: 1.0)
+    cells = in_order([cell for kind in EXPERIMENTS.values() for cell in kind().cells(Scale(preset))])
+    trained = [cell.training.precision for cell in cells if isinstance(cell, TrainingCell)]
+    assert len(trained) > 20
+    assert set(trained) == {"32"}
+
+
 def test_images_that_cannot_be_had_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
@@ -290,7 +324,7 @@ class PlantedAreas(Store):
     def result(self, cell: Cell) -> dict[str, Any]:
         assert isinstance(cell, AttackCell)
         points = [{"epsilon": e, "accuracy": self.areas[cell.training.model.name]} for e in PAPER_EPSILONS]
-        return {"samples": 100, "robust_accuracy": points, "robust_accuracy_by_loss": {"ce": points}}
+        return {"samples": 1024, "robust_accuracy": points, "robust_accuracy_by_loss": {"ce": points}}
 
 
 def test_the_papers_orderings_are_told_from_others() -> None:
@@ -305,6 +339,12 @@ def test_the_papers_orderings_are_told_from_others() -> None:
     assert verdicts(naive=0.55) == ["differs", "agrees", "agrees"]
     assert verdicts(prescribed=0.45) == ["agrees", "differs", "agrees"]
     assert verdicts(flexible=0.55) == ["agrees", "agrees", "differs"]
+    # Half a percent or less is within the noise of 1,024 images.
+    assert verdicts(flexible=0.605) == ["agrees", "agrees", "not compared"]
+    assert verdicts(prescribed=0.501) == ["agrees", "not compared", "agrees"]
+    assert verdicts(naive=0.501) == ["not compared", "agrees", "agrees"]
+    near = order_checks(scale, 0.07, rows, PlantedAreas(right | {"naive": 0.499}))[0]
+    assert (near.expected, near.verdict) == ("closer than 1,024 images can tell", "not compared")
 
 
 def test_one_folder_may_hold_both_cifars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

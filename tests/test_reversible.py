@@ -105,6 +105,13 @@ class OfOneEntry(LearnedStep):
         return [(0, self.steps.reshape((1,) * self.axes))]
 
 
+class InNumbers(SwitchingSignal):
+    """Steps that are plain numbers."""
+
+    def pieces(self) -> list[tuple[int, float]]:
+        return [(0, 0.3), (0, -0.1)]
+
+
 class Transposed(nn.Module):
     """x ↦ Wᵀ tanh(x) for the matrix of another force, which alone registers it."""
 
@@ -149,6 +156,7 @@ CHAINS: dict[str, Callable[[], ReversibleChain]] = {
     "steps of one entry": lambda: ReversibleChain(
         DynamicalBlock(separable(), "verlet", OfOneEntry(axes)) for axes in (0, 1, 2, 3)
     ),
+    "steps in numbers": lambda: ReversibleChain(DynamicalBlock(separable(), "verlet", InNumbers()) for _ in range(5)),
     "mixed with anchors": lambda: ReversibleChain(
         [exact(), hamiltonian(), hamiltonian(), exact(), hamiltonian()], anchors=2
     ),
@@ -165,6 +173,16 @@ def test_gradients_equal_ordinary_ones(name: str) -> None:
     assert compare(chain, x) <= 1e-10
     assert chain.drift is not None
     assert chain.drift <= 1e-12
+
+
+def test_steps_in_numbers_multiply_states_whatever_the_default_device() -> None:
+    shears = [ShearField(nn.Linear(3, 3), (6,), moves=moves) for moves in "pq"]
+    chain = ReversibleChain(DynamicalBlock(shear, "exact", InNumbers()) for shear in shears).double()
+    x = torch.randn(5, 6, dtype=DOUBLE, requires_grad=True)
+    (expected,) = torch.autograd.grad(chain.ordinary(x).square().sum(), x)
+    with torch.device("meta"):
+        (found,) = torch.autograd.grad(chain(x).square().sum(), x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def test_gradients_at_depth_300() -> None:
@@ -521,9 +539,13 @@ def test_a_tolerance_of_ones_own_is_the_one_that_is_warned_of() -> None:
 
 def test_drift_that_is_not_finite_is_warned_of() -> None:
     chain = ReversibleChain(
-        DynamicalBlock(GradientField(OrthogonalDense(33, 33), leaky_relu(1.0)), "exact", FreeSignal(60.0))
+        DynamicalBlock(GradientField(OrthogonalDense(33, 33), leaky_relu(1.0)), "exact", FreeSignal(1.0))
         for _ in range(3)
     )
+    for block in chain.blocks:
+        # As far as steps may go in training: a flow of this length says that it has no inverse.
+        block.signal.steps.fill_(60.0)
+        assert not block.invertible
     # Rounding of 1e-7 that forward leaves of a vector of size e⁻⁶⁰ grows by e⁶⁰ in every block on the way back.
     with pytest.warns(DriftWarning, match="inf"):
         chain(torch.randn(4, 33)).sum().backward()

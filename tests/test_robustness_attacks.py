@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 from collections.abc import Sequence
@@ -341,6 +342,27 @@ def test_bad_configurations_get_one_sentence(options, words):
     with pytest.raises(InvalidArgument, match=re.escape(words)) as caught:
         AttackConfig(**options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_whose_format_steps_round_away_is_refused(dtype: torch.dtype) -> None:
+    """In bfloat16 no step leaves 3/4, where numbers are 1/256 apart; 100 pixels moved by one such gap do it."""
+    model, pixels = nn.Sequential(nn.Flatten(), nn.Linear(256, 2)), torch.full((1, 1, 16, 16), 0.75)
+    with torch.no_grad():
+        model[1].weight.copy_(torch.stack([torch.tensor([1.0, -1.0]).repeat(128) / 16, torch.zeros(256)]))
+        model[1].bias.copy_(torch.tensor([0.02, 0.0]))
+    moved = pixels.flatten(1).clone()
+    moved[:, :200:2] -= 2.0**-8
+    labels = torch.tensor([0])
+    assert predicted(model, pixels).tolist() == [0]
+    assert predicted(model, moved.reshape(pixels.shape)).tolist() == [1]
+    assert float((moved - pixels.flatten(1)).norm()) < 0.05
+    config = AttackConfig((0.05,), random_start=False)
+    assert attack(model, (pixels, labels), config).robust_accuracy == (0.0,)
+    coarse = copy.deepcopy(model).to(dtype)
+    for run in (lambda: attack(coarse, (pixels, labels), config), lambda: l2_pgd(coarse, pixels, labels, 0.05)):
+        with pytest.raises(InvalidArgument, match=r"the model is torch\.b?float16, .*; attack model\.float\(\)\."):
+            run()
 
 
 def test_default_epsilons_hold_the_stable_ones():

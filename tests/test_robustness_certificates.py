@@ -287,7 +287,7 @@ def test_without_a_float64_copy_the_slack_is_larger():
 
 def test_bad_input_gets_one_sentence():
     pixels, labels = near_grey(3), torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(InvalidArgument, match="certificate_inputs"):
+    with pytest.raises(InvalidArgument, match=r"Flatten has no certificate_inputs\(\); .*models\.Network\("):
         certify(nn.Flatten(), (pixels, labels))
     with pytest.raises(BadData, match="labels range"):
         certify(LinearModel(2), (pixels, labels + 2))
@@ -298,6 +298,16 @@ def test_bad_input_gets_one_sentence():
         model.head.bias.fill_(math.nan)
     with pytest.raises(InvalidArgument, match="not finite"):
         certify(model, (pixels, labels))
+
+
+def test_layers_without_certificate_inputs_are_certified_as_the_error_says() -> None:
+    body, head = nn.Sequential(nn.Flatten()), Head(4, 2)
+    data = torch.linspace(0, 1, 12).reshape(3, 1, 2, 2), torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(InvalidArgument, match=r"^Sequential has no certificate_inputs\(\); make it a .*Network\("):
+        certify(nn.Sequential(*body, head), data)
+    network = Network(body, head, (1, 2, 2), ModelConfig())
+    assert certify(network, data).proved
+    assert certify(network, data).body_lipschitz == 1.0
 
 
 def test_the_model_comes_back_as_it_was():

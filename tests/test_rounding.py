@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynablocks.blocks import DynamicalBlock
-from dynablocks.fields import Activation, GradientField, MetricField, TwoMatrixField, leaky_relu
+from dynablocks.fields import Activation, FieldFacts, GradientField, MetricField, TwoMatrixField, leaky_relu
 from dynablocks.integrators import ExactFlow, ExplicitEuler
 from dynablocks.lifting import ChannelMix, Head, PaperLift, PixelNormalisation
 from dynablocks.linear import Bounds, Conv, Dense, LinearMap, OrthogonalConv, OrthogonalDense, frozen_weights
@@ -511,6 +511,27 @@ def test_without_a_proof_the_error_is_measured_and_said_to_be() -> None:
     assert not result.proved
     assert result.summary([0.0])["rounding"] == "measured"
     assert result.radii.max() == 0
+
+
+def test_a_body_is_declared_once_however_many_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch asks each of the two fields for the constant of its step, and for no other fact."""
+    blocks = [DynamicalBlock(GradientField(Dense(128, 8), "relu"), "euler", FreeSignal(0.5)) for _ in range(2)]
+    network = Network(nn.Sequential(nn.Flatten(), *blocks), Head(128, 5), (2, 8, 8), ModelConfig()).double().eval()
+    asked: list[GradientField] = []
+    told = GradientField.facts
+
+    def counted(self: GradientField) -> FieldFacts:
+        asked.append(self)
+        return told(self)
+
+    monkeypatch.setattr(GradientField, "facts", counted)
+    counts = []
+    for size in (8, 4):
+        asked.clear()
+        assert certify(network, (images(5), torch.zeros(8, dtype=torch.int64)), batch_size=size).proved
+        counts.append(len(asked))
+    assert counts[0] > 0
+    assert counts[1] - counts[0] <= 2
 
 
 def test_gamma_and_formats() -> None:

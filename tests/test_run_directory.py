@@ -7,20 +7,24 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from dynablocks import cli
 from dynablocks.config import DataConfig, RunConfig
-from dynablocks.errors import DynablocksError
+from dynablocks.errors import BadCheckpoint, DynablocksError
 from dynablocks.models import ModelConfig
 from dynablocks.robustness import CertificateResult
 from dynablocks.run_directory import pipeline, results
 from dynablocks.run_directory.certificate_file import audit_certificate, write_certificate
-from dynablocks.run_directory.network import load, load_config
+from dynablocks.run_directory.dry_run import estimate
+from dynablocks.run_directory.network import load, load_config, weights_hash
 from dynablocks.run_directory.pipeline import train_run
-from dynablocks.run_directory.results import CERTIFICATE, belongs_to, restored, store
+from dynablocks.run_directory.results import CERTIFICATE, belongs_to, restored, store, training_facts
 from dynablocks.run_directory.source import COMPUTING, source_hash
 from dynablocks.training import TrainingConfig, find_checkpoint, loop
 
@@ -181,3 +185,94 @@ def test_a_certificate_behind_a_link_is_audited_from_the_link_and_from_the_file(
         said: list[str] = []
         audit_certificate(path, samples=0, say=said.append)
         assert said
+
+
+@pytest.mark.parametrize(
+    ("options", "again"),
+    [([], "the same command"), (["--overwrite"], "the same command, without --overwrite,")],
+)
+def test_ctrl_c_after_the_training_says_how_it_is_kept(
+    options: list[str], again: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pressed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    summary = SimpleNamespace(epochs=1.0, train_seconds=1.0, images_per_second=1.0)
+    monkeypatch.setattr(pipeline, "train_run", lambda *_, **__: summary)
+    monkeypatch.setattr(pipeline, "certify_run", pressed)
+    assert cli.main(["run", "--preset", "smoke", "--out", str(tmp_path / "run"), *options]) == 130
+    said = f"dynablocks: stopped; what was finished is kept, and {again} does the rest.\n"
+    assert capsys.readouterr().err.endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("command", "again"), [("fit", "the same command, without --overwrite,"), ("rollout", "the same command")]
+)
+def test_a_rollout_alone_is_made_again_with_overwrite_after_ctrl_c(
+    command: str, again: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its one file is written at the end: the one before is still there."""
+
+    def pressed(arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, command, pressed)
+    assert cli.main([command, "--overwrite"]) == 130
+    assert capsys.readouterr().err == f"dynablocks: stopped; what was finished is kept, and {again} does the rest.\n"
+
+
+def test_a_training_is_finished_without_the_flag_that_would_delete_it(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "training.json").write_text("{}")
+    with pytest.raises(BadCheckpoint, match=r"the training command, without --overwrite, makes it again\.$"):
+        training_facts(run)
+    (run / "training.json").unlink()
+    with pytest.raises(BadCheckpoint, match=r"the command that began it, without --overwrite, goes on from there\.$"):
+        training_facts(run)
+
+
+def train_until(step: int, config: RunConfig, out: Path, *, overwrite: bool = False) -> None:
+    """A training with a checkpoint of every step that is killed in the one after."""
+    numbers, take_step = itertools.count(), loop.take_step
+
+    def killed(session: loop.Session) -> None:
+        if next(numbers) == step:
+            raise Killed
+        take_step(session)
+
+    often = replace(config, training=replace(config.training, checkpoint_seconds=0.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "take_step", killed)
+        with pytest.raises(Killed):
+            train_run(often, out, overwrite=overwrite)
+
+
+@pytest.mark.parametrize(
+    ("lose", "sentence"),
+    [
+        (shutil.rmtree, "source is not a run directory"),
+        (lambda source: train_until(1, tiny(8), source, overwrite=True), "source is not finished"),
+    ],
+    ids=["removed", "trained anew"],
+)
+def test_a_training_outlives_the_run_that_it_started_from(
+    lose: Callable[[Path], object],
+    sentence: str,
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source, calm, out = shutil.copytree(trained, tmp_path / "source"), tmp_path / "calm", tmp_path / "out"
+    config = replace(tiny(4), training=replace(tiny(4).training, epochs=0.2), warm_start=source)
+    assert train_run(config, calm).steps == 4
+    train_until(2, config, out)
+    assert "holds no trained network" not in capsys.readouterr().err
+    lose(source)
+    for directory, overwrite in ((tmp_path / "new", False), (out, True)):
+        with pytest.raises(BadCheckpoint, match=sentence):
+            train_run(config, directory, overwrite=overwrite)
+    assert estimate(config, out)["cached"] == "training (resumes)"
+    for _ in range(2):
+        assert train_run(config, out).steps == 4
+        assert f"--warm_start {source} holds no trained network now" in capsys.readouterr().err
+    assert weights_hash(out) == weights_hash(calm)

@@ -246,6 +246,9 @@ def test_every_optimiser_descends(name: str) -> None:
         ({"step_epochs": 1e-308}, "step_epochs is 1e-308"),
         ({"adversary_epsilon": 1e30}, "adversary_epsilon is 1e"),
         ({"seed": 10**400}, "seed is a whole number of more than 308 digits"),
+        ({"flip": "no"}, "flip is 'no'; True or False is needed"),
+        ({"channels_last": 1}, "channels_last is 1; True or False is needed"),
+        ({"precision": 32}, "precision is 32; text is needed, such as '32'"),
     ],
 )
 def test_a_bad_setting_gets_one_sentence(settings: dict[str, object], words: str) -> None:
@@ -764,6 +767,22 @@ def test_the_average_meets_the_constraints_and_has_the_present_buffers() -> None
     assert float(average.model().seen) == 3
 
 
+def test_an_ignored_ctrl_c_stays_ignored() -> None:
+    """As in the background job of a script, whose Ctrl-C is meant for what runs in the foreground."""
+    import os
+    import signal
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts.polite_interrupt() as stopping:
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not stopping()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_interrupt_writes_a_checkpoint_and_the_training_goes_on(tmp_path: Path) -> None:
     import os
     import signal
@@ -936,6 +955,53 @@ def test_two_processes_train_the_same_network_as_one(tmp_path: Path) -> None:
         torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-6)
 
 
+def with_two_processes(place: Path, settings: str, on_step: str) -> Any:
+    """Two epochs of six steps in two processes, as a command runs them; it ends with 130 where they were stopped."""
+    import os
+    import subprocess
+    import sys
+
+    script = place / "train.py"
+    script.write_text(
+        "import os, signal, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_training import *\n"
+        "from dynablocks.progress import Stopped\n"
+        f"def on_step(step):\n    {on_step}\n"
+        f"config = TrainingConfig(epochs=2, batch_size=16, devices=2, {settings} **QUIET)\n"
+        "try:\n"
+        "    fit(small_model(), quadrants(), config, Path(sys.argv[2]), on_step=on_step)\n"
+        "except Stopped:\n"
+        "    sys.exit(130)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, script, Path(__file__).parent, place / "run"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pressed", "stored", "said"), [(5, 6, "step 6 of 12"), (12, 12, "the last step")])
+def test_ctrl_c_in_one_of_two_processes_stops_both_after_the_same_step(
+    pressed: int, stored: int, said: str, tmp_path: Path
+) -> None:
+    """Pressed in the second alone, and heard at the end of the epoch, where both look."""
+    second = f"step == {pressed} and os.environ['LOCAL_RANK'] == '1'"
+    done = with_two_processes(tmp_path, "", f"if {second}: os.kill(os.getpid(), signal.SIGINT)")
+    assert done.returncode == 130, done.stderr
+    assert f"Stopped after {said}" in done.stderr
+    assert "Traceback" not in done.stderr
+    checkpoint = find_checkpoint(tmp_path / "run")
+    assert checkpoint is not None
+    assert read_state(checkpoint)["step"] == stored
+
+
+@pytest.mark.slow
+def test_each_of_two_processes_has_the_threads_that_are_asked_for(tmp_path: Path) -> None:
+    """Three: Fabric would give each a half of the processors, which may be one or two."""
+    done = with_two_processes(tmp_path, "threads=3,", "print(torch.get_num_threads(), flush=True)")
+    assert done.returncode == 0, done.stderr
+    assert {line for line in done.stdout.splitlines() if line.isdigit()} == {"3"}
+
+
 def certified_images() -> DataSplits:
     images = torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     train = ImageDataset("noise", images, torch.arange(64) % 4, tuple("abcd"))
@@ -1000,7 +1066,7 @@ def test_half_precision_does_not_go_on_without_a_gpu(tmp_path: Path) -> None:
     state = loop_module.read_state
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop_module, "read_state", lambda checkpoint: state(checkpoint) | {"precision": "16"})
-        with pytest.raises(InvalidArgument, match="precision is '16'"):
+        with pytest.raises(InvalidArgument, match="began in it: go on on a GPU, or train anew with --overwrite"):
             fit(small_model(), quadrants(), config, tmp_path)
 
 
@@ -1028,3 +1094,25 @@ def test_checkpoints_at_ends_of_epochs_take_a_small_share_of_the_time(
         config=SimpleNamespace(checkpoint_seconds=60.0),
     )
     assert loop_module.is_save_due(session) == due
+
+
+def test_a_disk_that_is_slower_than_checkpoints_are_due_does_not_get_one_of_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock of its own: a step takes a second, a checkpoint 70, and one is due after 60."""
+    now, saved = [0.0], list[int]()
+    clock = SimpleNamespace(perf_counter=lambda: now[0], monotonic=lambda: now[0])
+
+    def slow(directory: Path, model: nn.Module, text: str, state: dict[str, Any]) -> None:
+        saved.append(state["step"])
+        now[0] += 70.0
+
+    def tick(step: int) -> None:
+        now[0] += 1.0
+
+    monkeypatch.setattr("dynablocks.training.session.time", clock)
+    monkeypatch.setattr("dynablocks.training.session.save_checkpoint", slow)
+    monkeypatch.setattr(loop_module, "time", clock)
+    config = TrainingConfig(epochs=1, batch_size=1, checkpoint_seconds=60.0, **QUIET)
+    fit(small_model(), quadrants(), config, tmp_path, on_step=tick)
+    assert saved == [60, 96]

@@ -6,6 +6,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -148,6 +149,33 @@ def test_checkpoint_of_another_model_or_none(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_training_of_another_model_does_not_go_on(ema_decay: float, tmp_path: Path) -> None:
+    """Its description says the same."""
+    config = TrainingConfig(epochs=2, batch_size=16, checkpoint_seconds=0.0, ema_decay=ema_decay, **QUIET)
+    with pytest.raises(Killed):
+        fit(small_model(), quadrants(), config, tmp_path, on_step=killed_at(3))
+    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    with pytest.raises(BadCheckpoint, match="belong to another model or version") as error:
+        fit(other, quadrants(), config, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_that_cannot_be_deleted_stops_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that a snapshot gave back read-only, or whose file a network file system still holds open."""
+
+    def refused(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    model = save_twice(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", refused)
+        save_checkpoint(tmp_path, model, "seed: 0\n", {"step": 3})
+    assert load_checkpoint(tmp_path, model)["step"] == 3
+    assert read_state(tmp_path / "checkpoint.previous")["step"] == 2
+
+
 def test_tied_weights_and_channels_last_survive(tmp_path: Path) -> None:
     def build() -> nn.Module:
         first, second = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
@@ -180,7 +208,7 @@ def test_state_that_needs_unpickling_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path, small_model())
 
 
-@pytest.mark.parametrize("call", range(1, 9))
+@pytest.mark.parametrize("call", range(1, 10))
 def test_a_kill_at_any_flush_or_rename_leaves_a_whole_checkpoint(
     call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

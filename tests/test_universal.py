@@ -54,6 +54,15 @@ def test_equal_seeds_equal_networks() -> None:
     assert not torch.allclose(first(x), other(x))
 
 
+def test_a_seed_reaches_no_other_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    state = torch.get_rng_state()
+    FlowComposition(2, width=3, seed=4)
+    assert not seeds
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_it_approximates_a_function_and_a_flow_map() -> None:
     x = torch.linspace(-2, 2, 81, dtype=torch.float64)[:, None]
     network = FlowComposition(1, width=6, layers=3, seed=0)

@@ -283,7 +283,7 @@ def as_page(
     }
     return {
         "title": f"1-Lipschitz networks, {minutes:g} minutes of training each",
-        "readme": True,
+        "readme": False,
         "caption": caption,
         "columns": COLUMNS,
         "rows": rows(results),
@@ -295,10 +295,17 @@ def as_page(
 
 
 def how_searched(searched: list[dict[str, Any]]) -> str:
-    """The sentence of the caption about the searches that were made."""
-    made = [result["search"] for result in searched]
-    lengths = {t.get("minutes", s.get("minutes", 0.0)) for s in made for t in s.get("tried", [])}
-    trials = " and ".join(f"{minutes:g}-minute" for minutes in sorted(lengths))
+    """The sentences of the caption about the searches: one for all whose trials were of the same lengths."""
+    groups: dict[tuple[float, ...], list[dict[str, Any]]] = {}
+    for result in searched:
+        search = result["search"]
+        lengths = {t.get("minutes", search.get("minutes", 0.0)) for t in search.get("tried", [])}
+        groups.setdefault(tuple(sorted(lengths)), []).append(result)
+    return "".join(_searched_alike(groups[lengths], lengths) for lengths in sorted(groups))
+
+
+def _searched_alike(searched: list[dict[str, Any]], lengths: tuple[float, ...]) -> str:
+    trials = " and ".join(f"{minutes:g}-minute" for minutes in lengths)
     sentence = (
         f" {'; '.join(searches(searched))} settings (sizes, optimiser, rate, loss, batches), chosen by {trials} "
         f"trainings on {HELD_OUT} held-out training images"

@@ -37,3 +37,8 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Also the names that are loaded when they are first used."""
+    return sorted({*globals(), *__all__})

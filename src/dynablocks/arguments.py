@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.files import expanded
 from dynablocks.progress import error_console, print_line
-
-if TYPE_CHECKING:
-    import argparse
 
 SHORTHANDS = {
     "--model": "--model.name",
@@ -26,6 +24,17 @@ SHORTHANDS = {
     "--seed": "--training.seed",
     "--device": "--training.device",
 }
+
+_PRESET_FIRST = (
+    "The defaults above are those of the Python classes; a preset sets many of them first: --print_config prints what "
+    "holds."
+)
+DEFAULTS = {
+    "run": _PRESET_FIRST,
+    "train": _PRESET_FIRST,
+    "attack": "The settings of the run come before the defaults above: --print_config prints what holds.",
+}
+"""What the help of a command says where other values than the defaults that it shows hold."""
 
 
 def shorthands_of(command: str) -> dict[str, str]:
@@ -52,7 +61,7 @@ def expand(arguments: Sequence[str], command: str) -> list[str]:
 
 
 def make_parser(command: str, summary: str, examples: str | None = None) -> Any:
-    """The parser of a command; its help ends with ``examples``, line for line, or with the shorthands."""
+    """The parser of a command; its help ends with ``examples``, line for line, or shorthands and :data:`DEFAULTS`."""
     from jsonargparse import ArgumentParser, DefaultHelpFormatter
     from jsonargparse.typing import Path_fr
 
@@ -71,6 +80,12 @@ def make_parser(command: str, summary: str, examples: str | None = None) -> Any:
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise InvalidArgument(_one_sentence(str(message), command)) from ex
+
+        def format_help(self, *arguments: Any, **options: Any) -> str:
+            """Without the files that jsonargparse offers for a group where its flag is a shorthand here."""
+            for short in shorthands_of(command).keys() & self._option_string_actions.keys():
+                self._option_string_actions[short].help = argparse.SUPPRESS
+            return str(super().format_help(*arguments, **options))
 
         def settings(self, file: str) -> dict[str, Any]:
             """What a ``--config`` file holds, as :func:`read_settings` has it."""
@@ -100,10 +115,12 @@ def make_parser(command: str, summary: str, examples: str | None = None) -> Any:
                 raise InvalidArgument(f"a number is too large ({error}); give a smaller one.") from error
 
     shorthands = ", ".join(f"{short} = {full}" for short, full in shorthands_of(command).items())
+    notes = [f"shorthands: {shorthands}."] if shorthands else []
+    notes += [DEFAULTS[command]] if command in DEFAULTS else []
     return Parser(
         prog=f"dynablocks {command}",
         description=summary,
-        epilog=examples or (f"shorthands: {shorthands}" if shorthands else None),
+        epilog=examples or " ".join(notes) or None,
         formatter_class=Verbatim if examples else DefaultHelpFormatter,
         exit_on_error=True,
         default_env=False,
@@ -119,7 +136,13 @@ def _at_home(options: Any) -> Any:
     return options
 
 
-WORDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "tuple": "a list such as [1,2]"}
+WORDS = {
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "tuple": "a list such as [1,2]",
+    "str": "text, in quotes in YAML,",
+}
 
 
 def _one_sentence(message: str, command: str) -> str:
@@ -206,12 +229,13 @@ def _text(file: str, flag: str) -> str:
 
 
 def _settings(text: str, where: str) -> dict[str, Any]:
-    """The content of a configuration file ``where``, of that text."""
+    """The content of a configuration file ``where``, of that text; a full name, as model.name, counts in its group."""
     import yaml
 
     try:
         content = yaml.safe_load(text)
         scalars = [event for event in yaml.parse(text, Loader=yaml.SafeLoader) if isinstance(event, yaml.ScalarEvent)]
+        document = yaml.compose(text, Loader=yaml.SafeLoader)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise InvalidArgument(f"{where} is not readable YAML; write one with --print_config.") from error
     for scalar in scalars:
@@ -220,10 +244,34 @@ def _settings(text: str, where: str) -> dict[str, Any]:
             raise InvalidArgument(f"{where}: {_fault(scalar.value)}")
     if not isinstance(content, dict):
         raise InvalidArgument(f"{where} holds no settings; write one with --print_config.")
+    _require_each_once(document, where)
     groups = {name: content.get(name) or {} for name in ("data", "model")}
     if not all(isinstance(group, dict) for group in groups.values()):
         raise InvalidArgument(f"{where}: model and data are groups of settings; see --print_config.")
+    for full, value in content.items():
+        group, dot, name = str(full).partition(".")
+        if dot and group in groups:
+            groups[group] = groups[group] | {name: value}
     return content | groups
+
+
+def _require_each_once(document: Any, where: str) -> None:
+    """Refuse a setting or a group that stands twice, of which the last alone would count.
+
+    A group stands twice, too, where full names of its settings stand beside it.
+
+    Raises:
+        InvalidArgument: naming what stands twice.
+    """
+    import yaml
+
+    groups = [(f"{key.value}.", value) for key, value in document.value if isinstance(value, yaml.MappingNode)]
+    for prefix, group in [("", document), *groups]:
+        keys = [key.value for key, _ in group.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        of_full_names = {key.partition(".")[0] for key in keys if "." in key}
+        for k, key in enumerate(keys):
+            if key in keys[:k] or key in of_full_names:
+                raise InvalidArgument(f"{where}: {prefix}{key} stands twice, and one may be lost; write it once.")
 
 
 def preset_model_data(

@@ -104,6 +104,16 @@ class DynamicalBlock(Structured):
         Raises:
             InvalidArgument: it has none, or ``x`` is no batch of states as :meth:`forward` takes them.
         """
+        return self.with_log_determinant(x)[1]
+
+    def with_log_determinant(
+        self, x: Float[Tensor, "batch ..."]
+    ) -> tuple[Float[Tensor, "batch ..."], Float[Tensor, " batch"]]:
+        """The image of x and :meth:`log_determinant`, from one pass through the steps.
+
+        Raises:
+            InvalidArgument: as :meth:`log_determinant`.
+        """
         require_batch(self, self.in_shape, x)
         require_dtype(self, x)
         total = x.new_zeros(x.shape[0])
@@ -112,7 +122,7 @@ class DynamicalBlock(Structured):
                 field = self._field(index)
                 total = total + self.method.log_determinant(field, x, step_size)
                 x = self.method.step(field, x, step_size)
-        return total
+        return x, total
 
     def declare(self) -> Declaration:
         with torch.no_grad(), shared_weights(self.fields):

@@ -18,7 +18,9 @@ from dynablocks.run_directory import commands
 USAGE = """dynablocks: neural networks from dynamical systems, robust by proof.
 
 usage: dynablocks COMMAND [options]          dynablocks COMMAND --help for its options
+       dynablocks --version
 
+classifiers:
   run       train, certify, attack and report in one directory: the main job
   train     train a network; resumes an unfinished training
   attack    attack the test images of a run with l2-PGD at many radii
@@ -27,9 +29,15 @@ usage: dynablocks COMMAND [options]          dynablocks COMMAND --help for its o
   verify    measure every declared property of a run's network in float64
   explain   print how a network's properties follow from its parts
   report    write the self-contained report.html of a run
+
+physical systems:
   fit       fit a CSV, NumPy or Parquet file of trajectories, keeping mass, energy, volume, ...
-  rollout   trajectories of a fit from states of yours, as CSV
+  rollout   continue from states of your own with a fit; writes CSV
+
+the paper:
   reproduce a figure or table of the paper, or all: cached, resumable, at three scales
+
+names:
   list      what can be named: models, datasets, fields, integrators, regions, ...
 
 examples:
@@ -78,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped:
         return 130
     except KeyboardInterrupt:
-        tell("dynablocks: stopped; what was finished is kept, and the same command does the rest.")
+        tell(f"dynablocks: stopped; what was finished is kept, and {_same_command(arguments)} does the rest.")
         return 130
     except BrokenPipeError:
         return 1
@@ -99,6 +107,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             if not _is_open(stream):
                 _discard(stream)
+
+
+def _same_command(arguments: list[str]) -> str:
+    """What goes on with what is there: not with --overwrite, which a rollout alone needs again for its one file."""
+    anew = "--overwrite" in arguments and arguments[0] != "rollout"
+    return "the same command, without --overwrite," if anew else "the same command"
 
 
 def _exit_code(arguments: list[str]) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.properties import Declaration, Structured, compose, without_missing_methods
+from dynablocks.properties.own_code import replaced, shadowed
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -63,11 +64,15 @@ class Composition(Structured):
     def with_log_determinant(
         self, x: Float[Tensor, "batch ..."]
     ) -> tuple[Float[Tensor, "batch ..."], Float[Tensor, " batch"]]:
-        """The image of x and :meth:`log_determinant` in one pass."""
+        """The image of x and :meth:`log_determinant` in one pass, as parts with such a method give both."""
         total = x.new_zeros(x.shape[0])
         for position, part in enumerate(self.sequence()):
-            total = total + self._of_part(position, "log_determinant", x)
-            x = part(x)
+            if _gives_both(part):
+                x, change = cast(Any, part).with_log_determinant(x)
+            else:
+                change = self._of_part(position, "log_determinant", x)
+                x = part(x)
+            total = total + change
         return x, total
 
     def _of_part(self, position: int, method: str, x: Tensor) -> Tensor:
@@ -81,3 +86,12 @@ class Composition(Structured):
         # named_children would leave out the second use of a part.
         parts = ((str(position), part) for position, part in enumerate(self.sequence()))
         return without_missing_methods(self, compose(parts, title=type(self).__name__))
+
+
+def _gives_both(part: nn.Module) -> bool:
+    """Whether ``part(x)`` and ``part.log_determinant(x)`` are what ``with_log_determinant`` of its class gives."""
+    hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+    kind, apart, both = type(part), ("forward", "log_determinant"), "with_log_determinant"
+    if not hasattr(kind, both) or any(hooks) or any(shadowed(part, method) for method in apart):
+        return False
+    return replaced(kind, apart, (both,)) is None

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dynablocks.errors import InvalidArgument, require_choice
+from dynablocks.errors import BadCheckpoint, InvalidArgument, require_choice
 from dynablocks.files import plain_data
-from dynablocks.models import ModelConfig
+from dynablocks.models import MODELS, ModelConfig
+from dynablocks.models.network import SHARED
 from dynablocks.robustness import AttackConfig
 from dynablocks.training import TrainingConfig
 
@@ -172,10 +173,21 @@ def default_preset(model: str, data: str) -> str:
 def preset_settings(preset: str, model: str, data: str) -> dict[str, Any]:
     """What a preset sets for a model on a data set; configuration files and flags override it.
 
+    A model of one's own gets those of its settings that it has.
+
     Example:
         >>> preset_settings("paper", "prescribed", "cifar10")["training"]["epochs"]
         100
     """
+    settings = _preset_settings(preset, model, data)
+    kind = MODELS.get(model)
+    if kind is None or "model" not in settings:
+        return settings
+    taken = kind.settings | SHARED
+    return settings | {"model": {name: value for name, value in settings["model"].items() if name in taken}}
+
+
+def _preset_settings(preset: str, model: str, data: str) -> dict[str, Any]:
     require_choice("preset", preset, PRESETS + CERTIFIED_PRESETS)
     if preset in CERTIFIED_PRESETS:
         return _certified_preset(preset, model, data)
@@ -200,6 +212,23 @@ def _certified_preset(preset: str, model: str, data: str) -> dict[str, Any]:
         )
     changes = _BUDGETS[preset]
     return {group: settings | changes.get(group, {}) for group, settings in _PER_MINUTE.items()}
+
+
+def require_registered(model: object, where: str) -> None:
+    """Refuse a description of a network of a model that has no builder here, as of one's own that was not imported.
+
+    Args:
+        model: the name that the description gives.
+        where: the file that holds it.
+
+    Raises:
+        BadCheckpoint: nothing is registered under this name.
+    """
+    if not isinstance(model, str) or model not in MODELS:
+        raise BadCheckpoint(
+            f"{where} is of model {model!r}, and registered here are {', '.join(sorted(MODELS))}; for one of your own, "
+            "import the file that registers it in Python, and run the command there: dynablocks.cli.main([...])."
+        )
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -49,7 +49,7 @@ def ensemble_forward(
         shared: whether all runs take one batch.
 
     Raises:
-        InvalidArgument: another number of batches than of runs.
+        InvalidArgument: another number of batches than of runs, or a UnitDense or UnitConv in evaluation mode.
 
     Example:
         >>> networks = [nn.Linear(2, 3), nn.Linear(2, 3)]

@@ -97,8 +97,17 @@ def require_range(
 
 
 def require_choice(name: str, value: str, choices: Iterable[str]) -> str:
-    """``value`` when it is one of ``choices``, otherwise :class:`InvalidArgument` that names them."""
+    """``value`` when it is one of ``choices``, otherwise :class:`InvalidArgument` that names them.
+
+    Example:
+        >>> require_choice("precision", 32, ["auto", "32"])
+        Traceback (most recent call last):
+        dynablocks.errors.InvalidArgument: precision is 32; text is needed, such as '32'.
+    """
     options = list(choices)
+    if not isinstance(value, str):
+        like = str(value) if str(value) in options else options[0]
+        raise InvalidArgument(f"{name} is {value!r}; text is needed, such as {like!r}.")
     if value not in options:
         raise unknown_name(name, value, options)
     return value

@@ -146,8 +146,10 @@ def _require_invertible(name: str, block: nn.Module) -> None:
         raise InvalidArgument(f"{title} has no method inverse; a reversible chain needs invertible blocks.")
     declared = declare(block)
     if declared.properties.of(Invertible) is None:
-        why = next((loss for loss in declared.losses if loss.startswith("Invertible")), declared.reason)
-        raise InvalidArgument(f"{title} does not declare Invertible ({why}); use an exact flow or a splitting method.")
+        # What was lost says what to do; what no method of the kind has asks for another.
+        lost = next((loss for loss in declared.losses if loss.startswith("Invertible")), None)
+        why = lost or f"{declared.reason}; use an exact flow or a splitting method"
+        raise InvalidArgument(f"{title} does not declare Invertible ({why}).")
 
 
 def _transforms_active() -> bool:
@@ -305,11 +307,14 @@ def _cut(state: State, split: int) -> State:
 def _steps_of(signal: SwitchingSignal) -> list[Tensor]:
     """The step of each piece, plain numbers as tensors: cotangents are of tensors.
 
-    One entry may stand in any number of axes; of these one is left, which multiplies states of every shape.
+    One entry may stand in any number of axes; of these one is left, which multiplies states of every shape. A number
+    is put on the CPU: from there alone a tensor without axes multiplies states of every device.
     """
     steps = [step for _, step in signal.pieces()]
     return [
-        step.reshape(step.shape[:1]) if isinstance(step, Tensor) else torch.tensor(step, dtype=torch.float64)
+        step.reshape(step.shape[:1])
+        if isinstance(step, Tensor)
+        else torch.tensor(step, dtype=torch.float64, device="cpu")
         for step in steps
     ]
 

@@ -13,8 +13,8 @@ from dynablocks.errors import BadData, DynablocksError, InvalidArgument
 from dynablocks.files import expanded, resolved, sha256, write_atomically
 from dynablocks.progress import tell, track
 
-_VERSION = "2"
-"""Another one wherever the same files give other tensors than before."""
+_VERSION = "3"
+"""Another one wherever the same files give other tensors than before, or are refused."""
 Splits = tuple[ImageDataset, ImageDataset]
 
 

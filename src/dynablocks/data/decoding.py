@@ -20,7 +20,7 @@ from dynablocks.progress import track
 if TYPE_CHECKING:
     from jaxtyping import UInt8
     from numpy.typing import NDArray
-    from PIL.Image import Image as PilImage
+    from PIL.ImageFile import ImageFile
 
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")
 LOSSLESS = frozenset({"png", "bmp", "ppm"})
@@ -115,16 +115,29 @@ def _decode(encoded: EncodedImages, index: int, size: tuple[int, ...] | None) ->
     return pixels.reshape(image.height, image.width, -1), _format(image)
 
 
-def _format(image: PilImage) -> str:
+def _format(image: ImageFile) -> str:
     name = (image.format or "unknown").lower()
     return "jpeg" if name == "mpo" else name
 
 
-def _refuse_deep_or_transparent(image: PilImage, described: str) -> None:
+def _refuse_deep_or_transparent(image: ImageFile, described: str) -> None:
     if image.mode not in _EIGHT_BIT_MODES:
         raise BadData(f"{described} has pixels of mode {image.mode}; 8 bits a channel are needed: convert it first.")
+    if _is_cut_to_eight_bits(image):
+        raise BadData(f"{described} has more than 8 bits a channel; 8 are needed: convert it first.")
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] != 255:
         raise BadData(f"{described} is partly transparent; paint it on a background and save it without alpha.")
+
+
+def _is_cut_to_eight_bits(image: ImageFile) -> bool:
+    """Whether Pillow will keep the upper 8 bits of each channel alone: no mode says that a colour image has more.
+
+    To be asked before the image is loaded, which empties its list of tiles.
+    """
+    return any(
+        ";16B" in str(arguments) or (codec.startswith("ppm") and isinstance(arguments, tuple) and arguments[1] > 255)
+        for codec, _, _, arguments in image.tile
+    )
 
 
 def _stack(arrays: Sequence[NDArray[np.uint8]], channels: int | None) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dynablocks.data.decoding import EncodedImages, copy_name, decode_images
 from dynablocks.data.seeding import seeded_generator
 from dynablocks.errors import BadData
 from dynablocks.files import expanded
+from dynablocks.progress import tell
 
 SEARCH_DEPTH = 2
 _TEST_ORDER_STREAM = 0x544553
@@ -109,11 +111,8 @@ def _list_part(folder: Path) -> dict[str, list[Path]]:
         raise BadData(
             f"the folder {folder} is missing; class-folder data is train/<class>/*.png and test/<class>/*.png."
         )
-    part = {
-        entry.name: [file for file in entries(entry) if file.suffix.lower() in _SUFFIXES]
-        for entry in entries(folder)
-        if entry.is_dir()
-    }
+    found = {entry.name: entries(entry) for entry in entries(folder) if entry.is_dir()}
+    part = {name: [file for file in inside if _is_image(file)] for name, inside in found.items()}
     if not part:
         raise BadData(f"{folder} has no class folders; it needs one folder of images a class.")
     for name, files in part.items():
@@ -121,7 +120,29 @@ def _list_part(folder: Path) -> dict[str, list[Path]]:
             raise BadData(
                 f"the class folder {folder / name} has no images (png, jpg, bmp, ppm or webp); add or remove it."
             )
+    _tell_unread(folder, found)
     return part
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in _SUFFIXES
+
+
+def _tell_unread(folder: Path, found: dict[str, list[Path]]) -> None:
+    """Say what of the class folders is left out: a set whose better part is .tif would train on the rest."""
+    inside = [entry for group in found.values() for entry in group]
+    unread = [entry for entry in inside if not _is_image(entry)]
+    if unread:
+        _tell_once(
+            f"note: {len(unread)} of {len(inside)} entries of the class folders in {folder} are not read, the first is "
+            f"{unread[0].relative_to(folder)}; images end in png, jpg, jpeg, bmp, ppm, pgm or webp."
+        )
+
+
+@functools.cache
+def _tell_once(sentence: str) -> None:
+    """Told once a process: a command lists a folder whenever it looks what is in it and for each of its steps."""
+    tell(sentence)
 
 
 def read_class_folders(

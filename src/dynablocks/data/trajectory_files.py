@@ -307,7 +307,7 @@ def _number(cell: str) -> float | None:
 def _csv_rows(path: Path, layout: _Layout) -> tuple[list[list[str]], list[int]]:
     """The rows of a CSV that are not blank, the header first, and the line of each."""
     text = _decode(path)
-    count, reader = text.count("\n") + 1, csv.reader(StringIO(text, newline=""), strict=True)
+    count, reader = text.count("\n") + 1, csv.reader(StringIO(text, newline=""), skipinitialspace=True, strict=True)
     del text  # the reader has a copy, and a file may be long
     rows: list[list[str]] = []
     lines: list[int] = []
@@ -585,6 +585,8 @@ def _npz_arrays(path: Path) -> dict[str, NDArray[np.float64]]:
     for name, array in arrays.items():
         if array is None:
             raise BadData(f"{path} has the arrays {', '.join(keys) or 'none'}, without {name!r}; save t and x.")
+        if not isinstance(array, np.ndarray):
+            raise BadData(f"{path}: {name!r} is no NumPy array; save t and x with numpy.savez.")
         if array.dtype.kind not in "iuf":
             raise BadData(f"{path}: the array {name!r} is of type {array.dtype}; real numbers are needed.")
     return {name: np.ascontiguousarray(array, dtype=np.float64) for name, array in arrays.items()}

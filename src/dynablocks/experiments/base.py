@@ -38,6 +38,15 @@ class Scale:
         """What is written across the figures."""
         return "smoke preset" if self.preset == "smoke" else None
 
+    def seeds(self, count: int) -> range:
+        """The seeds of ``count`` runs; with another ``seed`` the scale has none of them.
+
+        Example:
+            >>> Scale("cpu").seeds(5), Scale("cpu", seed=1).seeds(5)
+            (range(0, 5), range(5, 10))
+        """
+        return range(count * self.seed, count * (self.seed + 1))
+
     def columns(self, headings: dict[str, str]) -> dict[str, str]:
         """The columns of a table: at smoke without times, since its tables are the same bytes wherever they are made.
 

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 DONE, DIFFERS, UNFINISHED = 0, 1, 3
-MOST_HOURS, MOST_SEED = 1e5, 4e9
-"""Timers count so many seconds, and NumPy's random numbers begin with 32 bits; experiments add to the seed."""
+MOST_HOURS, MOST_SEED = 1e5, 2e8
+"""Timers count so many seconds; NumPy's random numbers begin with 32 bits, and an experiment has up to 15 seeds for one
+of the command's."""
 
 
 def add_arguments(parser: Any) -> None:

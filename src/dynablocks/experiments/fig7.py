@@ -41,6 +41,8 @@ RUNS = 5
 TARGETS = {"f": "x² + |x| + sin x", "g": "√(x² + y²)"}
 GRIDS = {"f": (3.0, 601), "g": (2.0, 61)}
 NOISE = 0.01
+PLOTTED = 5 * NOISE
+"""A mean error that plots such as the paper's do not show: 0.4 % of the range of f, 2 % of that of g."""
 
 
 def target(name: str, x: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch 1"]:
@@ -265,13 +267,17 @@ class FlowRegression(Experiment):
         rows, checks = self.summaries(scale, store), []
         for name, formula in TARGETS.items():
             printed, finished = rows[name, PrintedRegressionCell.name], rows[name, FinishedRegressionCell.name]
-            for key, limit, heading in (("mean", NOISE, "mean"), ("sup", None, "sup")):
-                bound = limit if limit is not None else (None if printed is None else printed[key])
-                got = None if finished is None or bound is None else f"{finished[key]:.4f}"
-                agrees = None if got is None or finished is None or bound is None else finished[key] <= bound
-                expected = f"<= {limit:g}, the noise" if limit else "<= that of the network as printed"
-                what = f"{formula}: {heading} error on the grid, second-order finish, median"
-                checks.append(Check.of(what, "a plot", expected, got, None if scale.preset == "smoke" else agrees))
+            rival = None if printed is None else printed["sup"]
+            for row, network, key, limit, expected in (
+                (finished, FinishedRegressionCell.name, "mean", NOISE, f"<= {NOISE:g}, the noise"),
+                (finished, FinishedRegressionCell.name, "sup", rival, "<= that of the network as printed"),
+                (printed, PrintedRegressionCell.name, "mean", PLOTTED, f"<= {PLOTTED:g}"),
+            ):
+                error = row[key] if row is not None and limit is not None else None
+                got = None if error is None else f"{error:.4f}"
+                agrees = None if error is None or scale.preset == "smoke" else error <= limit
+                what = f"{formula}: {key} error on the grid, {network}, median"
+                checks.append(Check.of(what, "a plot", expected, got, agrees))
         return checks
 
 

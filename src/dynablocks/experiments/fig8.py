@@ -58,6 +58,9 @@ RUNS = 5
 DIMENSIONS = {"X1": 4, "X2": 2}
 FORMULAS = {"X1": "X₁ = sin³x + x³, R⁴", "X2": "X₂ = (x₂, −sin x₁)"}
 LIMIT = 1e-9
+PLOTTED = 7.6e-6
+"""Of X₂ the paper shows arrows alone: a field a tenth off, which such a plot just shows, has the loss
+(0.1 h)² mean (x₂² + sin² x₁)/2 = 7.6e-6."""
 ARROWS = 20.0
 """How long a field is where its arrow spans the panel, for all networks."""
 
@@ -346,11 +349,12 @@ class FieldsFromFlows(Experiment):
     def checks(self, scale: Scale, store: Store) -> list[Check]:
         rows, checks = self.summaries(scale, store), []
         released = paper_results()["vector_field_X1"]["train_mse"]
+        printed_limits = {"X1": released, "X2": PLOTTED}
         for name in DIMENSIONS:
             for kind in KINDS:
                 row = rows[name, kind.name]
                 got = None if row is None else f"{row['train']:.1e}"
-                limit = released if kind is PrintedFieldCell else LIMIT
+                limit = printed_limits[name] if kind is PrintedFieldCell else LIMIT
                 agrees = None if row is None or scale.preset == "smoke" else row["train"] <= limit
                 paper = f"{released:g}" if name == "X1" else "a plot"
                 checks.append(Check.of(f"{name}: training loss, {kind.name}", paper, f"<= {limit:g}", got, agrees))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,8 +110,8 @@ class OnePixelPictures(Experiment):
     source = "Figure 9, appendix B"
 
     def cell(self, scale: Scale) -> OnePixelCell:
-        """CIFAR-10 where a copy is named, otherwise the embedded digits."""
-        if scale.data_dir is None or scale.preset == "smoke":
+        """CIFAR-10, whose pixels have a red channel; at smoke the embedded digits."""
+        if scale.preset == "smoke":
             return OnePixelCell("digits", seed=scale.seed)
         return OnePixelCell("cifar10", seed=scale.seed, data_dir=scale.data_dir)
 
@@ -144,14 +145,26 @@ class OnePixelPictures(Experiment):
 
     def checks(self, scale: Scale, store: Store) -> list[Check]:
         result = store.result(self.cell(scale))
-        what = "values changed in each picture"
+        what, expected = "values changed in each picture, and of which channel", "1 of channel 0"
         if result is None:
-            return [Check.of(what, "1", "1", None, None)]
-        counts = {
-            sum(a != b for a, b in zip(picture["clean"], picture["perturbed"], strict=True))
-            for picture in result["pictures"]
-        }
-        return [Check.of(what, "1", "1", ", ".join(map(str, sorted(counts))), counts == {1})]
+            return [Check.of(what, "1, red", expected, None, None)]
+        size = math.prod(result["shape"][1:])
+        changed = [changed_entries(picture) for picture in result["pictures"]]
+        counts = sorted({len(entries) for entries in changed})
+        channels = sorted({entry // size for entries in changed for entry in entries})
+        got = " of channel ".join(", ".join(map(str, some)) for some in (counts, channels))
+        return [Check.of(what, "1, red", expected, got, (counts, channels) == ([1], [0]))]
+
+
+def changed_entries(picture: dict[str, Any]) -> list[int]:
+    """Where the flattened pictures, channel after channel, differ.
+
+    Example:
+        >>> changed_entries({"clean": [5, 6, 7], "perturbed": [5, 9, 7]})
+        [1]
+    """
+    pairs = zip(picture["clean"], picture["perturbed"], strict=True)
+    return [index for index, (before, after) in enumerate(pairs) if before != after]
 
 
 @styled

@@ -18,13 +18,14 @@ from dynablocks.integrators import INTEGRATORS, exact_solution, integrator
 from dynablocks.integrators.order import errors_at, rate_of
 from dynablocks.linear import Dense
 from dynablocks.reporting import markdown_table
-from dynablocks.reporting.figures import new_figure, styled
+from dynablocks.reporting.figures import CYCLE, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TIME = 1.0
 TOLERANCE = 0.1
+MARKERS = ("o", "s", "^", "v")
 
 
 def smooth_problems(seed: int = 0) -> list[VectorField]:
@@ -214,14 +215,17 @@ class Orders(Experiment):
 
 @styled
 def errors_figure(results: dict[str, dict[str, Any]], *, watermark: str | None = None) -> Figure:
-    """Errors at time 1 against the step size, both logarithmic, one panel for each order."""
+    """Errors at time 1 against the step size, both logarithmic, one panel for each order, its methods named below."""
     orders = sorted({result["order"] for result in results.values()}) or [1]
-    figure = new_figure(3.2 * len(orders), 3.2, watermark)
+    figure = new_figure(3.2 * len(orders), 4.2, watermark)
     for axes, order in zip(figure.subplots(1, len(orders), squeeze=False)[0], orders, strict=True):
-        for name, result in results.items():
-            if result["order"] == order:
-                axes.loglog([TIME / n for n in result["steps"]], result["errors"], "o-", label=name, markersize=3)
+        chosen = {name: result for name, result in results.items() if result["order"] == order}
+        for place, (name, result) in enumerate(chosen.items()):
+            # Where the colours are used up they begin anew with another marker.
+            turn, colour = divmod(place, len(CYCLE))
+            look: dict[str, Any] = {"color": CYCLE[colour], "marker": MARKERS[turn % len(MARKERS)], "markersize": 3}
+            axes.loglog([TIME / n for n in result["steps"]], result["errors"], label=name, **look)
         axes.set(title=f"order {order}", xlabel="step size h", ylabel="error at t = 1")
-        if axes.lines:
-            axes.legend(fontsize=6)
+        if chosen:
+            axes.legend(fontsize=6, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.22))
     return figure

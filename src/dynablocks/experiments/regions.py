@@ -143,10 +143,22 @@ def peak_check(what: str, paper: str, expected: tuple[float, float], got: tuple[
     return Check.of(what, paper, written[0], written[1], agrees)
 
 
+def tight_region(region: Region) -> Region:
+    """The tight region of the very steps that a region speaks about, which take h₁ in as many parts.
+
+    Example:
+        >>> from dynablocks.switching import PaperFlexibleRegion
+        >>> tight_region(PaperFlexibleRegion(0.5))
+        TightHalvesRegion(slope=0.5, substeps=1)
+    """
+    name = "tight-halves" if region.contractive_parts == 2 else "tight"
+    return REGIONS[name](region.slope, region.substeps)
+
+
 def size_columns(region: Region) -> dict[str, Any]:
     """A region's columns in the table that need no measurement."""
     first, second = peak(region)
-    whole = area(REGIONS["tight"](region.slope, region.substeps))
+    whole = area(tight_region(region))
     # An exact flow has no largest step: its area is that of the range it is cut to.
     share = None if isinstance(region, ExactFlowRegion) else f"{100 * area(region) / whole:.1f} %"
     return {

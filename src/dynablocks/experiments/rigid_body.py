@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from dynablocks.data.seeding import seeded_generator
 from dynablocks.data.systems import require_system
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
+from dynablocks.experiments.drift import ROUNDING
 from dynablocks.experiments.fitted import RunCell, last_tenth
 from dynablocks.fitting import fit
 from dynablocks.fitting.surrogates import FlowMap, Structure, build, training_residuals
@@ -99,7 +101,8 @@ class RigidBodyCell(RunCell):
         with torch.no_grad():
             error = float((flow(x[test]) - y[test]).square().mean())
         found = {"test": error, "parameters": history.unknowns, "seconds": seconds}
-        return found | determinant(flow, x[test][:20]) | rolled_out(flow, self.horizon)
+        learned = flow.energy if self.preserve == "energy" else None
+        return found | determinant(flow, x[test][:20]) | rolled_out(flow, self.horizon, learned)
 
 
 def determinant(flow: FlowMap, x: Tensor) -> dict[str, float]:
@@ -108,8 +111,14 @@ def determinant(flow: FlowMap, x: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def rolled_out(flow: FlowMap, horizon: int) -> dict[str, Any]:
-    """Errors along rollouts from the unit sphere: of the states, of norm and true energy; the first for the figure."""
+def rolled_out(flow: FlowMap, horizon: int, learned: Callable[[Tensor], Tensor] | None = None) -> dict[str, Any]:
+    """Errors along rollouts from the unit sphere: of the states, of norm and true energy; the first for the figure.
+
+    Args:
+        flow: the map.
+        horizon: steps.
+        learned: the energy that it keeps, per sample; ``None`` for a map that has none.
+    """
     system = require_system(SYSTEM)
     x = system.draw(ROLLOUTS, seeded_generator(7))
     times = STEP * torch.arange(horizon + 1, dtype=torch.float64)
@@ -119,8 +128,12 @@ def rolled_out(flow: FlowMap, horizon: int) -> dict[str, Any]:
     for name, invariant in system.invariants.items():
         start = invariant(x)[:, None]
         drifts[name] = (invariant(rolled.flatten(0, 1)).view(ROLLOUTS, -1) - start) / start
+    found: dict[str, Any] = {}
+    if learned is not None:
+        change = learned(rolled.flatten(0, 1)).view(ROLLOUTS, -1) - learned(x)[:, None]
+        found["learned"] = float(change.abs().max())
     every = max(1, horizon // SHOWN)
-    return {
+    return found | {
         "rollout": float((rolled - truth).square().mean()),
         "energy": float(drifts["energy"].abs().max()),
         "norm": float(drifts["norm"].abs().max()),
@@ -158,6 +171,9 @@ class RigidBodyFlowMap(Experiment):
             if len(found) == len(group):
                 row = {key: statistics.median(r[key] for r in found) for key in ("test", "rollout", "energy")}
                 row |= {key: max(r[key] for r in found) for key in ("norm", "determinant", "seconds")}
+                # Cells that were stored before it was measured have none.
+                drifts = [r["learned"] for r in found if "learned" in r]
+                row["learned"] = max(drifts) if len(drifts) == len(found) else None
                 rows[kind] = row | {"runs": len(found), "parameters": found[0]["parameters"]}
         return rows
 
@@ -175,10 +191,12 @@ class RigidBodyFlowMap(Experiment):
             "energy": "true energy's relative drift, median",
             "norm": "norm's relative drift, largest",
             "determinant": "largest abs(det DΨ − 1)",
+            "learned": "learned energy's drift, largest",
             "seconds": "seconds, at most",
         }
-        shown = {key: heading for key, heading in scale.columns(columns).items() if any(key in row for row in rows)}
-        small = dict.fromkeys(("test", "rollout", "energy", "norm", "determinant"), "{:.1e}".format)
+        given = {key for row in rows for key, value in row.items() if value is not None}
+        shown = {key: heading for key, heading in scale.columns(columns).items() if key in given}
+        small = dict.fromkeys(("test", "rollout", "energy", "norm", "determinant", "learned"), "{:.1e}".format)
         return markdown_table(rows, shown, small | {"seconds": "{:.1f}".format})
 
     def figures(self, scale: Scale, store: Store) -> dict[str, Figure]:
@@ -196,6 +214,7 @@ class RigidBodyFlowMap(Experiment):
             agrees = None if row is None else row[key] <= EXACT
             got = None if row is None else f"{row[key]:.1e}"
             checks.append(Check.of(what, "", f"<= {EXACT:g}", got, agrees))
+        checks.append(self._energy_check(scale, rows["energy"]))
         free = rows["none"]
         for kind in ("volume", "norm", "energy"):
             row = rows[kind]
@@ -206,12 +225,26 @@ class RigidBodyFlowMap(Experiment):
             checks.append(Check.of(f"{kind}: rollout MSE against nothing kept", "", "no larger", got, agrees))
         return checks
 
+    def _energy_check(self, scale: Scale, row: dict[str, Any] | None) -> Check:
+        """What the solver of a discrete gradient leaves of the learned H, as in the long runs of ``drift``."""
+        what, limit = "energy: largest drift of the learned one", ROUNDING * self.groups(scale)["energy"][0].horizon
+        if row is None:
+            return Check.of(what, "", f"<= {limit:.0e}", None, None)
+        drift = row["learned"]
+        if drift is None:
+            return Check.of(what, "", f"<= {limit:.0e}", "not measured", None)
+        return Check.of(what, "", f"<= {limit:.0e}", f"{drift:.1e}", drift <= limit)
+
 
 @styled
 def rigid_body_figure(results: dict[str, dict[str, Any]], *, watermark: str | None = None) -> Figure:
-    """Drift of energy and norm along the rollouts, and one rollout in the plane of the first two entries."""
+    """Drift of energy and norm along the rollouts, and one over the truth in the plane of the first two entries."""
     figure = new_figure(10.0, 3.4, watermark)
     energy, norm, plane = figure.subplots(1, 3)
+    for result in list(results.values())[:1]:
+        start, times = (torch.tensor(result[key], dtype=torch.float64) for key in ("path", "times"))
+        truth = integrate(SYSTEM, start[:1], times)[0]
+        plane.plot(truth[:, 0], truth[:, 1], color="0.6", linewidth=3.0, label="truth")
     for kind, result in results.items():
         energy.semilogy(result["times"][1:], [e + 1e-17 for e in result["energies"][1:]], label=KINDS[kind])
         norm.semilogy(result["times"][1:], [e + 1e-17 for e in result["norms"][1:]])
@@ -222,4 +255,5 @@ def rigid_body_figure(results: dict[str, dict[str, Any]], *, watermark: str | No
     plane.set(xlabel="y₁", ylabel="y₂", aspect="equal")
     if results:
         energy.legend(fontsize=6, title="kept", title_fontsize=6)
+        plane.legend(fontsize=6)
     return figure

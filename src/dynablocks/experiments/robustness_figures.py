@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynablocks.experiments.robustness import Row
-from dynablocks.reporting.figures import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILION, new_figure, styled
+from dynablocks.reporting.data import StepRow
+from dynablocks.reporting.figures import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILION, draw_steps, new_figure, styled
 from dynablocks.robustness import Curve
 
 if TYPE_CHECKING:
@@ -24,21 +25,39 @@ DOTTED: Any = (0, (1, 1.6))
 
 @styled
 def attacked_figure(rows: Sequence[Row], store: Store, *, watermark: str | None = None) -> Figure:
-    """The paper's Figures 4 and 10: accuracy under its attack, a panel a margin; the paper's own curves dotted."""
+    """The paper's Figures 4 and 10: accuracy under its attack, and below it the areas; a column of panels a margin.
+
+    The paper's own curves are dotted, and its areas open circles.
+    """
     margins = list(dict.fromkeys(row.margin for row in rows))
-    figure = new_figure(4.2 * len(margins) + 1.6, 3.9, watermark)
-    panels = figure.subplots(1, len(margins), sharey=True, squeeze=False)[0]
-    for axes, margin in zip(panels, margins, strict=True):
-        for row in (row for row in rows if row.margin == margin):
+    figure = new_figure(4.2 * len(margins) + 1.6, 5.6, watermark)
+    panels = figure.subplots(2, len(margins), sharey="row", squeeze=False, height_ratios=(2.6, 1))
+    for (curves, areas), margin in zip(panels.T, margins, strict=True):
+        chosen = [row for row in rows if row.margin == margin]
+        for row in chosen:
             colour = COLOURS.get(row.model, VERMILION)
-            _draw(axes, row.attacked(store, "ce"), colour, "-", label=row.label)
-            _draw(axes, row.paper(), colour, DOTTED)
-        axes.set(xlim=(0, 1), ylim=(0, 100), xlabel="ε: ℓ2 norm, pixels in [0, 1]")
-        axes.set_title(f"margin {margin:g}" if margin is not None else "")
-    panels[0].set_ylabel(f"accuracy under {rows[0].attack.config.steps}-step CE-PGD in %")
-    title = "solid: here\ndotted: paper" if any(row.paper() is not None for row in rows) else None
-    _legend(panels[-1], loc="center left", bbox_to_anchor=(1.0, 0.5), title=title)
+            _draw(curves, row.attacked(store, "ce"), colour, "-", label=row.label)
+            _draw(curves, row.paper(), colour, DOTTED)
+        curves.set(xlim=(0, 1), ylim=(0, 100), xlabel="ε: ℓ2 norm, pixels in [0, 1]")
+        curves.set_title(f"margin {margin:g}" if margin is not None else "")
+        _draw_areas(areas, chosen, store)
+    panels[0, 0].set_ylabel(f"accuracy under {rows[0].attack.config.steps}-step CE-PGD in %")
+    with_paper = any(row.paper() is not None for row in rows)
+    title = "solid, full: here\ndotted, open: paper" if with_paper else None
+    _legend(panels[0, -1], loc="center left", bbox_to_anchor=(1.0, 0.5), title=title)
     return figure
+
+
+def _draw_areas(axes: Axes, rows: Sequence[Row], store: Store) -> None:
+    """The area below each attacked curve, a line a network: full here, open the paper's."""
+    for height, row in enumerate(rows):
+        paper = row.paper()
+        for area, filled in ((row.paper_auc(store), "full"), (None if paper is None else paper.auc, "none")):
+            if area is not None:
+                colour = COLOURS.get(row.model, VERMILION)
+                axes.plot([area], [height], marker="o", color=colour, fillstyle=filled, markersize=6, linestyle="")
+    axes.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=8)
+    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel="AUC: area below the curve")
 
 
 @styled
@@ -76,32 +95,31 @@ def gap_figure(rows: Sequence[Row], store: Store, *, watermark: str | None = Non
 
 @styled
 def paper_steps_figure(rows: Sequence[Row], store: Store, *, watermark: str | None = None) -> Figure:
-    """The paper's Figures 5 and 12: learned (h₁, h₂) of each pair as segments on the t axis, one line a network.
+    """The paper's Figures 5 and 12: learned (h₁, h₂) of each pair as segments on the t axis, one panel a network.
 
     A step begins at its dot and ends at its diamond, to the left of it where it is negative; h₂ is taken first (3.12).
     """
-    figure = new_figure(8.4, 0.9 + 0.62 * len(rows), watermark)
-    axes = figure.add_subplot()
-    for height, row in enumerate(reversed(rows)):
-        result, time = store.result(row.training), 0.0
-        for block in (result or {}).get("steps", []):
-            for name, colour in (("h2", VERMILION), ("h1", BLUE)):
-                step = block["values"].get(name)
-                if step is None:
-                    continue
-                end = time + step
-                axes.plot([time, end], [height, height], color=colour, lw=2)
-                for place, marker in ((time, "o"), (end, "D")):
-                    axes.plot([place], [height], color=colour, marker=marker, markersize=4.5)
-                time = end
-        if result is None:
-            axes.text(0, height, "  not run", va="center")
-    axes.set_yticks(range(len(rows)), [_step_label(row) for row in reversed(rows)])
-    axes.set(ylim=(-0.6, len(rows) - 0.4), xlabel="t: sum of the steps; a step goes from its dot to its diamond")
-    for name, colour in (("h₂, expansive", VERMILION), ("h₁, contractive", BLUE)):
-        axes.plot([], [], color=colour, lw=2, label=name)
-    _legend(axes, fontsize=7.5)
+    walks = [_pairs_walked(store.result(row.training)) for row in rows]
+    tallest = max(3, *(2 * len(walk) for walk in walks))
+    figure = new_figure(8.4, 0.8 + (0.4 + 0.18 * tallest) * len(rows), watermark)
+    panels = figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, row, walk in zip(panels, rows, walks, strict=True):
+        draw_steps(axes, walk)
+        lacking = "" if store.result(row.training) is not None else ": not run"
+        axes.set_title(f"{_step_label(row)}{lacking}", fontsize=8.5)
+    panels[-1].set_xlabel("t: sum of the steps; a step goes from its dot to its diamond")
+    drawn = next((axes for axes, walk in zip(panels, walks, strict=True) if walk), panels[0])
+    _legend(drawn, fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
+
+
+def _pairs_walked(result: dict[str, Any] | None) -> list[StepRow]:
+    """The pairs of a stored training as they are taken: h₂ of the expansive field, then h₁."""
+    order = (("h2", 1), ("h1", 0))
+    return [
+        StepRow(block["block"], block["values"], [(k, block["values"][name]) for name, k in order])
+        for block in (result or {}).get("steps", [])
+    ]
 
 
 def _legend(axes: Axes, **options: Any) -> None:

@@ -148,7 +148,10 @@ def _smooth_leaky(a: float, u: Tensor) -> Tensor:
 
 
 def _log_cosh(u: Tensor) -> Tensor:
-    return u.abs() + functional.softplus(-2 * u.abs()) - 0.6931471805599453
+    """log cosh u, to rounding of itself: log(1 + 2 sinh²(u/2)) where |u| + log(1 + e^{−2|u|}) − log 2 would cancel."""
+    small = u.abs() < 1
+    near = torch.log1p(2 * (torch.where(small, u, 0.0) / 2).sinh().square())
+    return torch.where(small, near, u.abs() + functional.softplus(-2 * u.abs()) - 0.6931471805599453)
 
 
 def _softplus(u: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -53,11 +53,13 @@ class FieldFacts:
         tangent: ⟨x, X(x)⟩ = 0, so solutions keep their norm.
         positive: Xᵢ(x) >= 0 where xᵢ = 0 and x >= 0, so solutions stay nonnegative.
         reason: where the numbers come from.
-        metric: the inner product of all of the above: norms, symmetry and gradients are those of ⟨x, y⟩_M = xᵀMy.
+        metric: the inner product ⟨x, y⟩_M = xᵀMy of ``lipschitz``, ``one_sided``, ``spectrum`` and ``conservative``:
+            norms and symmetry are its own there, and ``conservative`` is X = M⁻¹∇V. No other fact depends on it:
+            ``tangent`` is about the spheres of ℓ2, and the ∇H of ``hamiltonian`` is that of ℓ2.
 
     What follows is drawn, and a bound that is given is kept where it is the better one: from a spectrum the constants
     max |λ| and max λ, and ``conservative``, as a Jacobian that is symmetric on all of R^n is a Hessian (Poincaré); from
-    ``lipschitz`` that ``one_sided`` is at most as large, since ⟨δX, δx⟩ <= ‖δX‖ ‖δx‖; from ``hamiltonian`` in ℓ2
+    ``lipschitz`` that ``one_sided`` is at most as large, since ⟨δX, δx⟩ <= ‖δX‖ ‖δx‖; from ``hamiltonian``
     ``divergence_free``, as ∇·(𝕁∇H) = trace(𝕁∇²H) = 0.
 
     Raises:
@@ -101,8 +103,7 @@ class FieldFacts:
             self._draw("one_sided", min(self.one_sided, float(high)))
             self._draw("conservative", True)
         self._draw("one_sided", min(self.one_sided, self.lipschitz))
-        # With the gradient of another inner product X = 𝕁M⁻¹∇H, whose divergence trace(𝕁M⁻¹∇²H) need not vanish.
-        self._draw("divergence_free", self.divergence_free or (self.hamiltonian and self.metric == EUCLIDEAN))
+        self._draw("divergence_free", self.divergence_free or self.hamiltonian)
 
     def _draw(self, name: str, value: float | bool) -> None:
         object.__setattr__(self, name, value)
@@ -126,18 +127,19 @@ class FieldFacts:
         r"""What these facts say in ℓ2, for fields that are made of this one.
 
         A Jacobian J with ‖RJR⁻¹‖ <= L has ‖J‖ <= cond(R) L; one that is self-adjoint in ⟨·,·⟩_M is not symmetric.
+        What is no matter of the metric stays.
         """
         if self.metric == EUCLIDEAN:
             return self
         lipschitz = self.lipschitz * self.metric.condition * (1 + 2.0**-40)
-        return FieldFacts(
-            lipschitz,
-            lipschitz,
-            odd=self.odd,
-            linear_invariants=self.linear_invariants,
-            divergence_free=self.divergence_free,
-            positive=self.positive,
+        return replace(
+            self,
+            lipschitz=lipschitz,
+            one_sided=lipschitz,
+            spectrum=None,
+            conservative=False,
             reason=f"{self.reason}, times the condition of {self.metric.name}",
+            metric=EUCLIDEAN,
         )
 
     @property
@@ -188,6 +190,10 @@ SAID_OF: dict[str, tuple[str, ...]] = {
 """The methods by which a class says what holds of others, and which these are: who replaces one says it anew."""
 
 
+OF_POTENTIAL = ("forward", "profile", "preactivation")
+"""The methods whose gradient structure a ``potential`` speaks of."""
+
+
 def _no_facts(self: VectorField) -> FieldFacts:
     name = type(self).__name__
     return FieldFacts(reason=f"{name} computes X by code of its own, of which the facts that it inherits do not speak")
@@ -212,11 +218,16 @@ class VectorField(nn.Module):
 
     What a class says is said of its own methods: a subclass with another ``forward`` (or another ``profile``,
     ``preactivation``, ``rate``, ``energy``, …) has no facts until it has a :meth:`facts` of its own, one with another
-    ``flow`` none of the constants of the one before.
+    ``flow`` none of the constants of the one before. The ``flow``, ``structure``, ``rotate`` and ``potential`` that a
+    class inherits are not taken for those of a ``forward`` of its own: it repeats the ones that still hold.
     """
 
     in_shape: tuple[int, ...]
     _flow_of_another: bool = False
+    _structure_of_another: bool = False
+    _energy_of_another: bool = False
+    _rotation_of_another: bool = False
+    _potential_of_another: bool = False
 
     def __init_subclass__(cls, **given: Any) -> None:
         super().__init_subclass__(**given)
@@ -225,6 +236,10 @@ class VectorField(nn.Module):
             if replaced(cls, code, (claim,), roots):
                 setattr(cls, claim, _no_facts if claim == "facts" else vars(VectorField)[claim])
         cls._flow_of_another = replaced(cls, ("forward",), ("flow",), roots) is not None
+        cls._structure_of_another = replaced(cls, ("forward",), ("structure",), roots) is not None
+        cls._energy_of_another = replaced(cls, ("forward",), ("energy",), roots) is not None
+        cls._rotation_of_another = replaced(cls, ("forward",), ("rotate",), roots) is not None
+        cls._potential_of_another = replaced(cls, OF_POTENTIAL, ("potential",), roots) is not None
 
     def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
         """Set an attribute; a part of the field may not have the name of a method of every field.
@@ -404,7 +419,11 @@ def require_field(name: str, given: object) -> VectorField:
 
 def why_no_potential(field: nn.Module) -> str | None:
     """Why no V with ∇V = field is known, ``None`` where one is."""
-    known = isinstance(field, VectorField) and field.standing_facts().euclidean().conservative
+    known = (
+        isinstance(field, VectorField)
+        and not field._potential_of_another
+        and field.standing_facts().euclidean().conservative
+    )
     if known and hasattr(field, "potential"):
         return None
     return (

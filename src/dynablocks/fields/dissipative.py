@@ -210,7 +210,8 @@ class DampedHamiltonian(SeparableHamiltonian):
 
     def why_no_structure(self) -> str | None:
         """Why X is not S∇H with a constant S, ``None`` when it is."""
-        if isinstance(self.drift.force, IdentityField):
+        # A subclass is another T.
+        if type(self.drift.force) is IdentityField:
             return None
         return "a damped Hamiltonian field is S∇H for T(p) = ‖p‖²/2 only (kinetic=None)"
 
@@ -242,4 +243,4 @@ class DampedHamiltonian(SeparableHamiltonian):
         )
 
     def _standing_facts(self) -> FieldFacts:
-        return FieldFacts(dissipates_energy=isinstance(self.drift.force, IdentityField))
+        return FieldFacts(dissipates_energy=type(self.drift.force) is IdentityField)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
@@ -11,9 +9,6 @@ from dynablocks.fields.activations import Activation, leaky_relu
 from dynablocks.fields.base import FIELDS, FieldFacts
 from dynablocks.fields.ridge import RidgeField
 from dynablocks.linear import LinearMap, OrthogonalDense
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 
 @FIELDS.register("gradient")
@@ -71,18 +66,6 @@ class GradientField(RidgeField):
 
     def _standing_facts(self) -> FieldFacts:
         return FieldFacts(conservative=True)
-
-    def potential(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
-        """V(x) = s αᵀΓ(Ax + b), so that X = ∇V.
-
-        Raises:
-            InvalidArgument: σ has no closed-form primitive.
-        """
-        density = self.sigma.require_primitive(type(self).__name__)(self.preactivation(x))
-        if self.alpha is not None:
-            density = density * self.per_channel(self.alpha)
-        total = density.flatten(1).sum(1)
-        return total if self.sign > 0 else -total
 
     def split(self) -> tuple[GradientField, GradientField]:
         """The expansive and the contractive field, both with α >= 0, whose sum this field is (Corollary 2.3).

@@ -107,7 +107,9 @@ class MetricField(VectorField):
             return self.linear.smallest_singular_value(), bounds.upper, bounds.method
         entries = math.prod(self.in_shape)
         if entries * self.linear.features <= DENSE_ENTRIES:
-            return self._dense_singular_values(entries)
+            # Once for each weight that is held. The metric is kept with them, so that no other gets its id meanwhile.
+            key = f"singular values in the metric {id(self.metric)}"
+            return self.linear.once(key, lambda: (self.metric, self._dense_singular_values(entries)))[1]
         low, high = self.metric.eigenvalues
         largest = round_up(self.linear.norm_bounds().upper * math.sqrt(high))
         return round_down(self.linear.smallest_singular_value() * math.sqrt(low)), largest, "‖W‖‖M^{1/2}‖"

@@ -25,9 +25,10 @@ class PreconditionedField(RidgeField):
     r"""X(x) = −Aᵀ T⁻¹ Σ(Ax + b) with T diagonal and AAᵀ ≼ T, so x + hX(x) is non-expansive for 0 <= h <= 2, slopes in
     [0, 1].
 
-    T_ii = Σⱼ |AAᵀ|ᵢⱼ qⱼ / qᵢ for any q > 0 (diagonal dominance of T − AAᵀ after the scaling q; learned as log q). For a
-    convolution |AAᵀ| is bounded by the kernel's correlation with itself summed over all shifts, so T has one entry
-    per channel.
+    T_ii = Σⱼ |AAᵀ|ᵢⱼ qⱼ / qᵢ for any q > 0 (diagonal dominance of T − AAᵀ after the scaling q; learned as log q). A
+    convolution is A = PCE: E puts the image on a grid with zeros around it (E = I with circular padding), C is the
+    circular convolution there and P takes the outputs. As EEᵀ ≼ I, AAᵀ ≼ PCCᵀPᵀ, and |CCᵀ|, which |AAᵀ| may exceed at a
+    border, is bounded by the kernel's correlation with itself summed over all shifts, so T has one entry per channel.
 
     Condition: none on A. The declared spectrum is −[0, c] with c = max T*/T, T* recomputed in float64 with a rounding
     slack.
@@ -63,30 +64,46 @@ class PreconditionedField(RidgeField):
     def example(cls) -> PreconditionedField:
         return cls(Dense(3, 5), "relu")
 
-    def _dominating_diagonal(self, weight: Tensor, log_scale: Tensor) -> Tensor:
-        # Any q > 0 is sound; beyond e^±15 products with it would lose the weight's digits.
-        q = log_scale.clamp(-15, 15).exp()
-        if weight.ndim == 2:
-            gram = (weight @ weight.mT).abs()
-        else:
-            reach = weight.shape[-1] - 1
-            gram = functional.conv2d(weight, weight, padding=reach).abs().sum(dim=(2, 3))
-        return (gram * q).sum(1) / q
-
     def slope_scales(self) -> Float[Tensor, " channels"]:
-        diagonal = self._dominating_diagonal(self.linear.weight, self.log_scale)
+        diagonal = _dominating_diagonal(absolute_gram(self.linear.weight), self.log_scale)
         return -1.0 / diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny ** 0.5)
 
     def facts(self) -> FieldFacts:
-        weight = checked_float64(self.linear.weight, "weight", self.linear.weight.ndim).to(self.log_scale.device)
-        checked_float64(self.log_scale, "log_scale", 1)
-        exact = self._dominating_diagonal(weight, self.log_scale.detach().double())
+        log_scale = checked_float64(self.log_scale, "log_scale", 1).to(self.log_scale.device)
+        # Once for each weight that is held: it is the dearest part, and q alone may have moved since.
+        gram = self.linear.once("|AAᵀ| in float64", self._exact_gram).to(log_scale.device)
+        exact, shape = _dominating_diagonal(gram, log_scale), self.linear.weight.shape
         # Sums over the channels and, of a kernel, over its entries at each of (2k − 1)² lags: some k⁴ of them.
-        terms = self.linear.weight.numel() * (2 * self.linear.weight.shape[-1] - 1 if weight.ndim == 4 else 1)
+        terms = shape.numel() * (2 * shape[-1] - 1 if len(shape) == 4 else 1)
         slack = 1 + 8 * torch.finfo(torch.float64).eps * terms
         worst = float((exact * slack * -self.slope_scales().detach().double()).max()) * self.sigma.slope_max
         odd = self.sigma.odd and self.bias is None
         return FieldFacts.of_spectrum(-worst, 0.0, odd=odd, reason="AAᵀ ≼ T by diagonal dominance")
 
+    def _exact_gram(self) -> Float[Tensor, "channels channels"]:
+        weight = self.linear.weight
+        return absolute_gram(checked_float64(weight, "weight", weight.ndim).to(self.log_scale.device))
+
     def _standing_facts(self) -> FieldFacts:
         return FieldFacts(conservative=True)
+
+
+def absolute_gram(weight: Tensor) -> Float[Tensor, "channels channels"]:
+    """|AAᵀ| of a matrix; of a kernel the correlation of each two of its outputs, its sizes summed over all shifts.
+
+    Example:
+        >>> absolute_gram(torch.tensor([[1.0, -2.0], [0.0, 3.0]]))
+        tensor([[5., 6.],
+                [6., 9.]])
+    """
+    if weight.ndim == 2:
+        return (weight @ weight.mT).abs()
+    reach = weight.shape[-1] - 1
+    return functional.conv2d(weight, weight, padding=reach).abs().sum(dim=(2, 3))
+
+
+def _dominating_diagonal(gram: Tensor, log_scale: Tensor) -> Float[Tensor, " channels"]:
+    """The diagonal of T."""
+    # Any q > 0 is sound; beyond e^±15 products with it would lose the weight's digits.
+    q = log_scale.clamp(-15, 15).exp()
+    return (gram * q).sum(1) / q

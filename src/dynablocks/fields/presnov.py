@@ -40,16 +40,12 @@ class PresnovGradient(VectorField):
         gradient: Tensor = torch.func.grad(lambda point: self.potential(point).sum())(x)
         return gradient
 
-    def energy(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
-        """−U: it falls along solutions of ẋ = ∇U(x)."""
-        return -self.potential(x)
-
     def facts(self) -> FieldFacts:
         odd = isinstance(self.f, VectorField) and self.f.facts().odd
         return replace(self._standing_facts(), odd=odd, reason=f"gradient of a potential ({self.nodes} nodes)")
 
     def _standing_facts(self) -> FieldFacts:
-        return FieldFacts(conservative=True, dissipates_energy=True)
+        return FieldFacts(conservative=True)
 
 
 class PresnovTangent(TangentField):

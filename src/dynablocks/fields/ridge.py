@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dynablocks.fields.activations import Activation, activation
 from dynablocks.fields.base import VectorField, over_states
 from dynablocks.linear import LinearMap, shared_weights
+from dynablocks.linear.maps import LOOSEST, ROUNDINGS
 from dynablocks.numerics.rounding import checked_float64, expm1_bounds
 from dynablocks.properties.own_code import overrides
 
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 RIDGE_METHODS = ("forward", "profile", "preactivation", "ridge_step", "euler_step")
 """What a ridge field computes with: steps in u = Ax + b are those of a field that has none of its own."""
+
+STRETCH = ROUNDINGS // 4
+"""How often a flow may multiply rounding, for each entry of a state, and still count as undone by the flow of −t.
+
+The others of the :data:`ROUNDINGS` are left to the flow itself."""
 
 
 class RidgeField(VectorField):
@@ -89,6 +95,17 @@ class RidgeField(VectorField):
         with shared_weights(self.linear):
             return self.linear.adjoint(self.profile(self.preactivation(x)))
 
+    def potential(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+        """V(x) = cᵀΓ(Ax + b) for the signed factors c on σ and γ' = σ, so that X = ∇V.
+
+        Raises:
+            InvalidArgument: σ has no closed-form primitive.
+        """
+        scales = self.slope_scales()
+        density = self.sigma.require_primitive(type(self).__name__)(self.preactivation(x))
+        density = density * (self.sign if scales is None else self.per_channel(scales))
+        return density.flatten(1).sum(1)
+
     def why_no_flow(self) -> str | None:
         """There is one for AAᵀ = I and σ(u) = max(u, au): u = Ax + b obeys u̇ = g(u) elementwise (design D2.4)."""
         if type(self).flow is not RidgeField.flow:
@@ -119,10 +136,12 @@ class RidgeField(VectorField):
         return constant, f"exact flow, symmetric Jacobian with eigenvalues in [{1 + low:.6g}, {1 + high:.6g}]"
 
     def inverse_tolerance(self, time: float) -> float | None:
-        r"""‖A‖ e₊ e₋ (‖A‖ + ‖b‖) δ for ‖AAᵀ − I‖ <= δ and e± = max |e^{±st} − 1| over the slopes s of g.
+        r"""Gδ for ‖AAᵀ − I‖ <= δ, G = ‖A‖ e₊ e₋ (‖A‖ + ‖b‖) and e± = max |e^{±st} − 1| over the slopes s of g.
 
         The flow −t starts from A(x + Aᵀ(φ_t(u) − u)) + b = φ_t(u) + (AAᵀ − I)(φ_t(u) − u) for u = Ax + b, and not from
-        φ_t(u) itself.
+        φ_t(u) itself. Rounding of Φ_t(x), which is of the size of x where units shrink to e^{−t}, grows by G on the way
+        back, too: ``None`` where that is more than :data:`STRETCH` times the number of entries, or moves the first
+        three digits of a state.
         """
         if type(self).flow is not RidgeField.flow:
             return super().inverse_tolerance(time)
@@ -130,7 +149,12 @@ class RidgeField(VectorField):
         there, back = (max(abs(end) for s in slopes for end in expm1_bounds(t * s)) for t in (time, -time))
         pixels = self.linear.features // self.linear.out_shape[0]
         bias = 0.0 if self.bias is None else math.sqrt(pixels) * float(self.bias.detach().double().norm())
-        return self.linear.isometry_tolerance(upper * there * back * (upper + bias))
+        growth = upper * there * back * (upper + bias)
+        limit = min(STRETCH * math.prod(self.in_shape), LOOSEST / torch.finfo(self.linear.weight.dtype).eps)
+        # What is no number is no bound, either.
+        if not growth <= limit:
+            return None
+        return self.linear.isometry_tolerance(growth)
 
     def _times(self, time: Tensor | float, u: Tensor) -> Tensor:
         scales = self.slope_scales()
@@ -156,17 +180,21 @@ class RidgeField(VectorField):
 
         All numbers where an end is none, as ∞ − ∞ of products that overflowed.
         """
-        upper, lower = self.linear.norm_bounds().upper, self.linear.smallest_singular_value()
+        upper = self.linear.norm_bounds().upper
         # Rounded outwards, since products of tiny numbers underflow; those of large ones are inf where ** would raise.
         largest = math.nextafter(upper * upper, math.inf) if upper else 0.0
-        smallest = math.nextafter(lower * lower, 0.0)
 
         def least(slope: float) -> float:
             """The least eigenvalue where no entry is below ``slope``."""
             if slope < 0:
                 return math.nextafter(slope * largest, -math.inf) if largest else slope * largest
+            if not slope:
+                return 0.0
+            # Asked for here alone: a bound of it may cost as much as that of the norm, and no ReLU field needs it.
+            lower = self.linear.smallest_singular_value()
+            smallest = math.nextafter(lower * lower, 0.0)
             # 0 · inf: an infinite slope in a direction that A may not reach bounds nothing from the other side.
-            return math.nextafter(slope * smallest, 0.0) if slope and smallest else 0.0
+            return math.nextafter(slope * smallest, 0.0) if smallest else 0.0
 
         ends = least(low), 0.0 - least(-high)
         if any(map(math.isnan, (low, high, *ends))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import math
 import os
@@ -82,8 +83,9 @@ def add_arguments(parser: Any) -> None:
         "--columns",
         type=str,
         default=None,
-        help="the state columns, in the order that the states are to have, as q1,q2,p1,p2; others are not looked at. "
-        "Of pairs without in_ and out_; of .npz x1,x2,... (default: all but trajectory and t, in the file's order)",
+        help="the state columns, in the order that the states are to have, as q1,q2,p1,p2 (a name with a comma in "
+        "quotation marks); others are not looked at. Of pairs without in_ and out_; of .npz x1,x2,... (default: all "
+        "but trajectory and t, in the file's order)",
     )
     parser.add_argument(
         "--example",
@@ -265,9 +267,15 @@ def _column_names(options: Any) -> tuple[str, ...] | None:
         return None
     if options.example is not None:
         raise InvalidArgument("--columns chooses among the columns of a FILE; leave it out with --example.")
-    names = tuple(part.strip() for part in text.split(","))
-    if not all(names):
-        raise InvalidArgument(f"--columns is {text!r}; names separated by commas are needed, as q,p.")
+    try:
+        names = tuple(part.strip() for part in next(csv.reader([text], skipinitialspace=True, strict=True)))
+    except csv.Error:
+        names = ()
+    if not names or not all(names):
+        raise InvalidArgument(
+            f"--columns is {text!r}; names separated by commas are needed, as q,p (one that has a comma in quotation "
+            "marks)."
+        )
     return names
 
 

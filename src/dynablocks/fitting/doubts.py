@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import csv
 import re
+import shlex
 from collections.abc import Iterator, Sequence
+from io import StringIO
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dynablocks.data.trajectories import Pairs, Trajectories
-from dynablocks.fitting.job import GAP, Plan, pairs_of
-from dynablocks.fitting.surrogates import LEARNED_ENERGY
+from dynablocks.fitting.job import Plan, pairs_of, without_gaps
+from dynablocks.fitting.rollout import GAP, NOISE_DIFFERENCES
+from dynablocks.fitting.surrogates import LEARNED_ENERGY, change_of_units, departures
 from dynablocks.reporting import words
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 JUMP, CALM = 0.8, 0.1
 """An angle that wraps jumps by more of its range than the first, and mostly moves by less than the second."""
 LEAK, LEAK_NOISE = 0.01, 3.0
 """From which share of the motion, and how many times the noise, what is to be kept varies in the data."""
+LARGE_TEST = 2.0
+"""From how many times the training steps on a test is too large; where there are two trajectories alike it has 1.3."""
+FAR_AWAY = 1e4
+"""At so many times the size of the motion the rounding of the states is 1e-12 of the motion, in every step."""
 
 
 def doubts(planned: Plan) -> list[str]:
@@ -29,7 +41,8 @@ def doubts(planned: Plan) -> list[str]:
         >>> [sentence[:24] for sentence in doubts(plan(log, FitConfig("symplectic")))]
         ['There is one trajectory:']
     """
-    return [*_alone(planned), *_gaps(planned), *_wrapped(planned), *_alternating(planned), *_not_kept(planned)]
+    kinds = (_alone, _large_test, _gaps, _short, _far_from_zero, _wrapped, _alternating, _not_kept)
+    return [sentence for kind in kinds for sentence in kind(planned)]
 
 
 def _alone(planned: Plan) -> Iterator[str]:
@@ -42,18 +55,57 @@ def _alone(planned: Plan) -> Iterator[str]:
         )
 
 
-def _gaps(planned: Plan) -> Iterator[str]:
-    h = pairs_of(planned.parts.train)[2]
-    longer = int((h > GAP * planned.structure.step).sum())
-    if longer:
+def _large_test(planned: Plan) -> Iterator[str]:
+    train, test = (len(pairs_of(part)[2]) for part in (planned.parts.train, planned.parts.test))
+    if test > LARGE_TEST * train:
         yield (
-            f"{longer} of {len(h)} training steps take more than {GAP:g} times the usual {planned.structure.step:.4g}: "
-            "they were left out of the fit, and count in its errors."
+            f"The training has {train:,} steps, the test {test:,}, since whole trajectories are drawn: give another "
+            "--seed, or cut the long ones into several."
+        )
+
+
+def _gaps(planned: Plan) -> Iterator[str]:
+    usual = planned.structure.step
+    longer = {use: pairs_of(part)[2] > GAP * usual for use, part in _parts(planned).items()}
+    counts = [f"{int(gaps.sum())} of {len(gaps)} {use} steps" for use, gaps in longer.items() if bool(gaps.any())]
+    if counts:
+        only = "; the {} has no others, and its error is of them"
+        alone = "".join(only.format(use) for use, gaps in longer.items() if bool(gaps.all()))
+        yield (
+            f"{', '.join(counts)} take more than {GAP:g} times the usual {usual:.4g}: they are left out of the fit and "
+            f"of the errors of one step{alone}."
+        )
+
+
+def _short(planned: Plan) -> Iterator[str]:
+    if planned.noise_untold:
+        yield (
+            f"No training trajectory has the {NOISE_DIFFERENCES[-1] + 1} samples in a row that tell noise from "
+            "curvature, so all are taken for clean: give --noise yes if there is noise, --noise no if there is none."
+        )
+
+
+def _far_from_zero(planned: Plan) -> Iterator[str]:
+    if change_of_units(planned.structure) != "shift":
+        return
+    x, y, _ = pairs_of(planned.parts.train)
+    centre = x.mean(0)
+    size = departures(x, y, centre).square().mean().sqrt()
+    far = (centre.abs() > FAR_AWAY * size).tolist()
+    named = [name for name, is_far in zip(planned.structure.names, far, strict=True) if is_far]
+    if named:
+        kept = "" if planned.structure.preserve == "none" else ", and so is what it keeps"
+        yield (
+            f"Far from 0, by more than {FAR_AWAY:g} times the size of the motion: {', '.join(named)}. Every step is "
+            f"rounded at the size of the states{kept}: subtract a constant before."
         )
 
 
 def _wrapped(planned: Plan) -> Iterator[str]:
-    x, y = (torch.cat(ends) for ends in zip(*(pairs_of(part)[:2] for part in _parts(planned)), strict=True))
+    # In a long step any column may do what an angle that wraps does in a usual one.
+    pieces = (without_gaps(part, GAP * planned.structure.step) for part in _parts(planned).values())
+    steps = (pairs_of(piece)[:2] for piece in pieces if piece is not None)
+    x, y = (torch.cat(ends) for ends in zip(*steps, strict=True))
     both, moves = torch.cat([x, y]), (y - x).abs()
     width = both.amax(0) - both.amin(0)
     jumps = (moves.amax(0) > JUMP * width) & (moves.median(dim=0).values < CALM * width)
@@ -72,8 +124,20 @@ def _alternating(planned: Plan) -> Iterator[str]:
         half = len(names) // 2
         yield (
             f"Positions and momenta seem to alternate, but {', '.join(names[:half])} are taken for the positions and "
-            f"{', '.join(names[half:])} for the momenta. If that is wrong: --columns {','.join(order)}"
+            f"{', '.join(names[half:])} for the momenta. If that is wrong: {columns_option(order)}"
         )
+
+
+def columns_option(names: Sequence[str]) -> str:
+    """``--columns`` with these names, as a shell takes it.
+
+    Example:
+        >>> print(columns_option(["q", "p"]), columns_option(["angle, rad", "p"]))
+        --columns q,p --columns '"angle, rad",p'
+    """
+    row = StringIO()
+    csv.writer(row, lineterminator="\n").writerow(names)
+    return f"--columns {shlex.quote(row.getvalue().rstrip())}"
 
 
 def positions_first(names: Sequence[str]) -> tuple[str, ...] | None:
@@ -94,36 +158,46 @@ def positions_first(names: Sequence[str]) -> tuple[str, ...] | None:
 
 
 def _not_kept(planned: Plan) -> Iterator[str]:
-    """The deviations of the sum or norm from its mean along each trajectory, against those of the states."""
-    runs = [states for part in _parts(planned) if isinstance(part, Trajectories) for states in part.states]
-    preserve = planned.structure.preserve
-    if preserve not in ("mass", "norm") or not runs:
+    """The deviations of the sum or norm from its mean along each trajectory or pair, against those of the states."""
+    preserve, pairs = planned.structure.preserve, isinstance(planned.parts.train, Pairs)
+    if preserve not in ("mass", "norm"):
         return
-    spread = torch.cat(runs).std(dim=0)
+    runs = [run for part in _parts(planned).values() for run in _runs(part)]
+    spread = torch.cat([run.flatten(0, 1) for run in runs]).std(dim=0)
     motion = _within(runs).square().sum(1).mean().sqrt()
     if preserve == "mass":
         weights = spread.new_tensor(planned.structure.weights or (1.0,) * len(spread))
-        left, most = _within([states @ weights for states in runs]), float(weights.norm())
+        left, most = _within([(run @ weights)[..., None] for run in runs]), float(weights.norm())
         noise = (weights * spread).norm()
         what, cure = "the weighted sum of the columns", "check --weights and the units of the columns"
     else:
-        left, most = _within([states.norm(dim=1) for states in runs]), 1.0
+        left, most = _within([run.norm(dim=2, keepdim=True) for run in runs]), 1.0
         noise = spread.square().mean().sqrt()
         what, cure = "the norm of the state", "check the units of the columns and that 0 is their centre"
     share = float(left.square().mean().sqrt() / (most * motion))
     if share > max(LEAK, float(LEAK_NOISE * planned.noise * noise / (most * motion))):
         yield (
-            f"In the data {what} does not stay: along a trajectory it varies by {words.percent(share)} of the motion "
-            f"(root mean square), which no surrogate that keeps it can follow. If that is not noise, {cure}, and "
-            "compare with --preserve none."
+            f"In the data {what} does not stay: {'from in to out' if pairs else 'along a trajectory'} it varies by "
+            f"{words.percent(share)} of the motion (root mean square), which no surrogate that keeps it can follow. If "
+            f"that is not noise, {cure}, and compare with --preserve none."
         )
 
 
-def _within(runs: Sequence[Tensor]) -> Tensor:
+def _runs(part: Trajectories | Pairs) -> list[Float[Tensor, "run time n"]]:
+    """States that follow one another: of trajectories one by one, of all pairs together."""
+    if isinstance(part, Pairs):
+        return [torch.stack([part.x, part.y], dim=1)]
+    return [states[None] for states in part.states]
+
+
+def _within(runs: Sequence[Float[Tensor, "run time n"]]) -> Float[Tensor, "states n"]:
     """The deviations from the mean of each run."""
-    return torch.cat([run - run.mean(dim=0) for run in runs])
+    return torch.cat([(run - run.mean(dim=1, keepdim=True)).flatten(0, 1) for run in runs])
 
 
-def _parts(planned: Plan) -> list[Trajectories | Pairs]:
+def _parts(planned: Plan) -> dict[str, Trajectories | Pairs]:
+    """What there is of training, validation and test, by name."""
     parts = planned.parts
-    return [part for part in (parts.train, parts.validation, parts.test) if part is not None]
+    found: dict[str, Trajectories | Pairs | None]
+    found = {"training": parts.train, "validation": parts.validation, "test": parts.test}
+    return {use: part for use, part in found.items() if part is not None}

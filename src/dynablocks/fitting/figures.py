@@ -103,10 +103,13 @@ def error_figure(rollouts: Sequence[Rollout]) -> Figure:
 
 
 def median_error(rollouts: Sequence[Rollout]) -> tuple[Tensor, Tensor]:
-    """Times since the start, and the median of the errors (root mean squared) there, as far as all rollouts have them.
+    """Times since the start, and the median of the errors (root mean squared) there, as far as all rollouts go.
 
     A rollout's error between its samples is interpolated linearly.
     """
+    rollouts = [r for r in rollouts if len(r.predicted) > 1]
+    if not rollouts:
+        return torch.zeros(0), torch.zeros(0)
     own = [(r.times - r.times[0])[: len(r.predicted)] for r in rollouts]
     end = min(float(times[-1]) for times in own)
     times = max(own, key=lambda t: int((t <= end).sum()))

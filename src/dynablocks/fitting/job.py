@@ -17,7 +17,7 @@ from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.errors import BadCheckpoint, BadData, DynablocksError, InvalidArgument, require_choice, require_range
 from dynablocks.files import plain_data, tensor_digest, write_atomically, write_text
 from dynablocks.fitting.regression import FitHistory, FitRecord, fit
-from dynablocks.fitting.rollout import noise_level, rollout_residuals, windows
+from dynablocks.fitting.rollout import GAP, NOISE_DIFFERENCES, Windows, noise_level, rollout_residuals, windows
 from dynablocks.fitting.surrogates import (
     LEARNED_ENERGY,
     SURROGATES,
@@ -31,10 +31,9 @@ from dynablocks.run_files import CHECKPOINT, CONFIG, EXAMPLE_DATA, METRICS, PRED
 
 NOISY = 1e-4
 MOST_SAMPLES = 20_000
-"""A stage of a fit takes at most so many samples (steps, or runs of several steps), evenly spaced."""
+"""A stage of a fit takes at most so many samples (steps, or runs of several steps), evenly spaced, of the training and
+of the validation."""
 NOISE = ("auto", "yes", "no")
-GAP = 5.0
-"""A step that takes so many times the usual one is left out of the fit: it would set the error of all of them."""
 HARMLESS = ("max_minutes",)
 DIGEST = "digest"
 """Under this name the file of the weights says what they are, so that a flipped bit is seen."""
@@ -99,12 +98,16 @@ class Parts:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be fitted and how, decided from the data before anything is computed."""
+    """What will be fitted and how, decided from the data before anything is computed.
+
+    ``noise_untold``: the trajectories are too short to tell noise from curvature, so that they are taken for clean.
+    """
 
     structure: Structure
     parts: Parts
     noise: float
     horizon: int
+    noise_untold: bool = False
 
 
 def plan(data: Trajectories | Pairs, config: FitConfig) -> Plan:
@@ -122,7 +125,7 @@ def plan(data: Trajectories | Pairs, config: FitConfig) -> Plan:
     step = float(pairs_of(parts.train)[2].median())
     train, held = _fitted_parts(parts, step)
     x, y, _ = pairs_of(train)
-    noise = noise_level(train) if isinstance(train, Trajectories) and config.noise != "no" else 0.0
+    noise, untold = _noise(train, config)
     noisy = config.noise == "yes" or (config.noise == "auto" and noise > NOISY)
     horizon = 1
     if isinstance(train, Trajectories):
@@ -151,7 +154,19 @@ def plan(data: Trajectories | Pairs, config: FitConfig) -> Plan:
     )
     with torch.random.fork_rng():
         build(structure)
-    return Plan(structure, parts, noise, horizon)
+    return Plan(structure, parts, noise, horizon, untold)
+
+
+def _noise(train: Trajectories | Pairs, config: FitConfig) -> tuple[float, bool]:
+    """The estimate of the noise, and whether it may as well be curvature: then it is left out, as 0.
+
+    Short trajectories have differences of low order alone, which keep some of any curve.
+    """
+    if config.noise == "no" or not isinstance(train, Trajectories):
+        return 0.0, False
+    noise, longest = noise_level(train), max(len(times) for times in train.times)
+    untold = config.noise == "auto" and noise > NOISY and longest <= NOISE_DIFFERENCES[-1]
+    return (0.0 if untold else noise), untold
 
 
 def longest_horizon(parts: Sequence[Trajectories], wanted: int) -> int:
@@ -188,6 +203,12 @@ def without_gaps(data: Trajectories | Pairs, longest: float) -> Trajectories | P
         times.extend(piece for piece in torch.tensor_split(t, starts) if len(piece) > 1)
         states.extend(piece for piece in torch.tensor_split(x, starts) if len(piece) > 1)
     return Trajectories(tuple(times), tuple(states), data.names)
+
+
+def usual_steps(data: Trajectories | Pairs, usual: float) -> Trajectories | Pairs:
+    """The data without its gaps, of which errors of one step are measured; all of it where it has nothing else."""
+    kept = without_gaps(data, GAP * usual)
+    return data if kept is None else kept
 
 
 def _fitted_parts(parts: Parts, step: float) -> tuple[Trajectories | Pairs, Trajectories | Pairs | None]:
@@ -309,7 +330,7 @@ def run_stages(
             **settings,
         )
 
-    single = (thinned((x, y, h[:, None]), MOST_SAMPLES), None if held is None else _column(pairs_of(held)))
+    single = (_single_steps(train), None if held is None else _single_steps(held))
     residuals = training_residuals(flow)
     first = stage(
         "one step",
@@ -323,15 +344,14 @@ def run_stages(
     stages = {"one step": first}
     say(f"one step: loss {first.loss:.3g} after {first.seconds:.0f} s; {first.stopped}")
     if long:
-        stride = max(1, planned.horizon // 2)
-        parts = [windows(p, planned.horizon, stride) if isinstance(p, Trajectories) else None for p in (train, held)]
-        runs = parts[0] or single[0]
+        runs, later = (_runs(part, planned.horizon) for part in (train, held))
+        assert runs is not None  # several steps in a row are planned of trajectories alone
         if len(runs[0]) > MOST_SAMPLES:
             say(f"{planned.horizon} steps: {MOST_SAMPLES:,} of {len(runs[0]):,} runs are used, evenly spaced")
         rolled = stage(
             f"{planned.horizon} steps",
             rollout_residuals,
-            (thinned(runs, MOST_SAMPLES), parts[1]),
+            (thinned(runs, MOST_SAMPLES), None if later is None else thinned(later, MOST_SAMPLES)),
             0.7,
             adam_steps=config.adam_steps // 4,
             lr=2e-3,
@@ -356,8 +376,15 @@ def thinned(data: tuple[Tensor, ...], most: int) -> tuple[Tensor, ...]:
     return tuple(part[chosen] for part in data)
 
 
-def _column(data: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
-    return data[0], data[1], data[2][:, None]
+def _single_steps(data: Trajectories | Pairs) -> tuple[Tensor, ...]:
+    """(x, y, h) of single steps, of as many as a stage takes; h is a column."""
+    x, y, h = pairs_of(data)
+    return thinned((x, y, h[:, None]), MOST_SAMPLES)
+
+
+def _runs(data: Trajectories | Pairs | None, horizon: int) -> Windows | None:
+    """So many steps in a row of trajectories, runs that overlap by half; ``None`` of other data."""
+    return windows(data, horizon, max(1, horizon // 2)) if isinstance(data, Trajectories) else None
 
 
 def save_fit(directory: Path | str, flow: FlowMap) -> None:

@@ -15,6 +15,8 @@ Residuals = Callable[..., Tensor]
 """``residuals(module, x, y)`` or ``residuals(module, x, y, step)`` -> (samples, …), each sample on its own."""
 
 CHUNK_ENTRIES = 4_000_000
+SAMPLES_AT_ONCE = 4096
+"""Values are computed of so many samples at a time: an implicit step needs far more room than its states."""
 
 
 def flow_map_residuals(module: nn.Module, x: Tensor, y: Tensor, *step: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ class Objective:
     def value(self) -> float:
         """The objective on all samples; infinite where an implicit step has no solution."""
         try:
-            total = sum(float(self._call(*part).square().sum()) for part in self._chunks(4096))
+            total = sum(float(self._call(*part).square().sum()) for part in self._chunks(SAMPLES_AT_ONCE))
         except NotConverged:
             return math.inf
         return 0.5 * total / self.samples

@@ -339,6 +339,7 @@ def _adam(run: _Run, steps: int, lr: float, batch_size: int, seed: int, share: f
         optimiser.load_state_dict(run.optimiser_state)
     handle = keep_constraints(run.module, optimiser)
     every = max(5, steps // 100)
+    stopped: str | None = None
     while run.step < steps:
         progress = run.step / steps
         if run.is_hurried(steps, share):
@@ -354,6 +355,7 @@ def _adam(run: _Run, steps: int, lr: float, batch_size: int, seed: int, share: f
             loss.backward()  # type: ignore[no-untyped-call]
         except NotConverged:
             run.restore()
+            stopped = "a step had no solution"
             break
         optimiser.step()
         run.step += 1
@@ -367,8 +369,10 @@ def _adam(run: _Run, steps: int, lr: float, batch_size: int, seed: int, share: f
     if run.step:
         run.record("adam", run.step)
         run.restore()
+    if stopped is None:
+        stopped = "the steps of Adam were done" if run.step >= steps else "the time was over"
     run.phase, run.step, run.optimiser_state = "finish", 0, None
-    run.history.stopped = "the steps of Adam were done" if run.step >= steps else "the time was over"
+    run.history.stopped = stopped
 
 
 def _batch(samples: int, size: int, seed: int, step: int) -> Tensor | None:

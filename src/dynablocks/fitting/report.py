@@ -7,6 +7,7 @@ import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from io import StringIO
 from itertools import repeat
@@ -20,7 +21,7 @@ from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.files import finite_or_none, write_json, write_text
 from dynablocks.fitting import figures
 from dynablocks.fitting.doubts import doubts
-from dynablocks.fitting.job import MOST_SAMPLES, Fitted, pairs_of, thinned
+from dynablocks.fitting.job import MOST_SAMPLES, Fitted, pairs_of, thinned, usual_steps
 from dynablocks.fitting.rollout import Drift, Rollout, drifts, roll_out, safe_rollout
 from dynablocks.fitting.single_steps import column_errors, one_step_error, step_halving_gap
 from dynablocks.fitting.verification import verified
@@ -112,17 +113,18 @@ def _metrics(
     x, y, _ = pairs_of(parts.train)
     states = y if len(y) > 1 else torch.cat([x, y])  # one state alone has no spread
     spread = float(states.var(dim=0).mean())
-    columns = column_errors(flow, parts.test)
+    usual = partial(usual_steps, usual=flow.structure.step)
+    columns = column_errors(flow, usual(parts.test))
     test = math.inf if columns is None else float(columns.mean())
     gap = step_halving_gap(flow, thinned((pairs_of(parts.test)[0],), HALVED_SAMPLES)[0])
     metrics: dict[str, Any] = {
         "preserve": flow.structure.preserve,
         "parameters": fitted.history.unknowns,
-        "train_mse": one_step_error(flow, parts.train),
-        "validation_mse": None if parts.validation is None else one_step_error(flow, parts.validation),
+        "train_mse": one_step_error(flow, usual(parts.train)),
+        "validation_mse": None if parts.validation is None else one_step_error(flow, usual(parts.validation)),
         "test_mse": test,
         "test_relative_error": math.sqrt(test / spread) if spread > 0 else None,
-        "test_error_over_motion": _over_motion(test, parts.test),
+        "test_error_over_motion": _over_motion(test, usual(parts.test)),
         "test_spread": _test_spread(parts.test, spread),
         "column_relative_errors": None if columns is None else _by_column(flow.structure.names, columns, states),
         "step_halving_error": gap / math.sqrt(spread * y.shape[1]) if gap is not None and spread > 0 else None,
@@ -216,10 +218,16 @@ def write_outputs(directory: Path, outcome: Outcome, source: dict[str, Any], com
 
 
 def predictions(rollouts: Sequence[Rollout], names: Sequence[str]) -> str:
-    """``trajectory,t,<name>,…,<name>_predicted,…`` for every test trajectory, called as in the data."""
+    """``trajectory,t,<name>,…,<name>_predicted,…`` for every test trajectory, called as in the data.
+
+    Where a state is called so itself the predictions are ``<name>_predicted_``.
+    """
+    suffix = "_predicted"
+    while any(name + suffix in names for name in names):
+        suffix += "_"
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trajectory", "t", *names, *(f"{name}_predicted" for name in names)])
+    writer.writerow(["trajectory", "t", *names, *(name + suffix for name in names)])
     for rollout in rollouts:
         for i, predicted in enumerate(rollout.predicted.tolist()):
             label = rollout.label
@@ -390,7 +398,7 @@ def _data(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
             count = len(pairs_of(part)[0])
             several = f"{_trajectories(part, name == 'test')}, {count} steps"
             many = several if kind == "trajectories" else f"{count} pairs"
-            thinned = name == "training" and count > MOST_SAMPLES
+            thinned = name != "test" and count > MOST_SAMPLES
             rows.append((name, f"{many}, of which {MOST_SAMPLES:,} are used, evenly spaced" if thinned else many))
     h = pairs_of(parts.train)[2]
     least, most, median = float(h.min()), float(h.max()), float(h.median())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +27,8 @@ ENERGY_CHUNK = 65536
 """A learned energy is computed of so many states at a time, since its hidden units take more room than they do."""
 STACKED_STATES = 4096
 """A run becomes one tensor every so many states: a tensor of its own for each takes far more room than its numbers."""
+GAP = 5.0
+"""A step that takes so many times the usual one is a gap: in the fit and its errors it would be all that counts."""
 MOST_ROLLED_STEPS = 5000
 """A rollout of a test trajectory takes so many steps at most: more of a long log says little more and takes minutes."""
 
@@ -134,13 +137,32 @@ class Rollout:
 
 
 def roll_out(flow: FlowMap, data: Trajectories) -> list[Rollout]:
-    """Predictions from the first state of every trajectory over its own times, 5,000 steps of each at most."""
+    """Predictions from the first state of every trajectory over its own times, 5,000 steps of each at most.
+
+    A gap takes several steps, of about the usual length.
+    """
     found = []
-    for k in range(len(data)):
-        times, states = data.times[k][: MOST_ROLLED_STEPS + 1], data.states[k][: MOST_ROLLED_STEPS + 1]
-        predicted, stopped = safe_rollout(flow, states[:1], times.diff().unbind())
-        found.append(Rollout(times, states, predicted[0], stopped, data.label(k)))
+    for k, (times, states) in enumerate(zip(data.times, data.states, strict=True)):
+        steps, places = _steps_through(times, flow.structure.step)
+        run, stopped = safe_rollout(flow, states[:1], steps)
+        predicted = run[0, places[places < run.shape[1]]]
+        found.append(Rollout(times[: len(places)], states[: len(places)], predicted, stopped, data.label(k)))
     return found
+
+
+def _steps_through(times: Tensor, usual: float) -> tuple[list[Tensor], Tensor]:
+    """The steps of a rollout over these times, and which of its states is that at each time, as far as it goes.
+
+    A gap is crossed in equal steps of about the usual length: the learned field is autonomous,
+    and where it makes up for an error of its method, it does so at that step alone.
+    """
+    h = times.diff()
+    counts = torch.where(h > GAP * usual, (h / usual).round(), 1.0)
+    places = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    places = places[places <= MOST_ROLLED_STEPS].long()
+    reached = len(places) - 1
+    pieces = zip((h / counts)[:reached].unbind(), counts[:reached].tolist(), strict=True)
+    return [step for step, count in pieces for step in repeat(step, int(count))], places
 
 
 @torch.no_grad()

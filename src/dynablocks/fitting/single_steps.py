@@ -11,7 +11,7 @@ from torch import Tensor
 from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.errors import NotConverged
 from dynablocks.fitting.job import pairs_of
-from dynablocks.fitting.objective import flow_map_residuals
+from dynablocks.fitting.objective import SAMPLES_AT_ONCE, flow_map_residuals
 from dynablocks.fitting.surrogates import FlowMap
 
 if TYPE_CHECKING:
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 def column_errors(flow: FlowMap, data: Trajectories | Pairs) -> Float[Tensor, " entries"] | None:
     """Mean squared error of single steps by entry, over samples; ``None`` where a step's equation is not solved."""
     x, y, h = pairs_of(data)
+    pieces = zip(*(torch.split(part, SAMPLES_AT_ONCE) for part in (x, y, h)), strict=True)
     try:
-        return flow_map_residuals(flow, x, y, h).square().mean(0)
+        squares = [flow_map_residuals(flow, *piece).square().sum(0) for piece in pieces]
     except NotConverged:
         return None
+    return torch.stack(squares).sum(0) / len(x)
 
 
 def one_step_error(flow: FlowMap, data: Trajectories | Pairs) -> float:

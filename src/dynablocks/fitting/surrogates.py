@@ -95,7 +95,9 @@ class FlowMap(Structured):
 
     The factor s is one number and the shift c one vector, fixed by the data; both leave symplecticity, volume, linear
     invariants and norms (c = 0) as they are. Time is measured in a unit of the data too. The step h may be another one
-    for each sample, so irregular sampling and other steps than those of the training are possible.
+    for each sample, so irregular sampling and other steps than those of the training are possible. Each step rounds
+    (x − c)/s by some eps‖x‖/s, and what is kept is kept to that at best: of data far from 0 that moves little it is
+    more than the tolerance.
 
     Args:
         field: in the new units.
@@ -181,7 +183,7 @@ class FlowMap(Structured):
     @torch.no_grad()
     def adopt_units(self, x: Tensor, y: Tensor, h: Tensor) -> None:
         """Take scale, shift and time unit from pairs of states; the scale from x, or x and y where all x are one."""
-        kind = UNITS.get(self.structure.preserve, "size" if self.structure.odd else "shift")
+        kind = change_of_units(self.structure)
         if kind == "shift":
             self.centre.copy_(x.mean(0))
         size = float(departures(x, y, self.centre).square().mean().sqrt()) or 1.0
@@ -247,6 +249,11 @@ def _scope(kept: Iterable[Property], method: Integrator) -> str:
     of_this_one = ["Invertible: this one"] * (Invertible in kinds and not method.explicit)
     of_this_one += ["ConformalSymplectic: by the factor of this one"] * (ConformalSymplectic in kinds)
     return f"every step size{sign}" + (f" ({', '.join(of_this_one)})" if of_this_one else "")
+
+
+def change_of_units(structure: Structure) -> str:
+    """How the map of a structure changes the units of its data, as :data:`UNITS` has it."""
+    return UNITS.get(structure.preserve, "size" if structure.odd else "shift")
 
 
 def departures(

@@ -86,13 +86,23 @@ def energy_form(field: VectorField) -> EnergyForm | str:
     reason = getattr(field, "why_no_structure", lambda: None)()
     if reason is not None:
         return str(reason)
-    if all(callable(getattr(field, name, None)) for name in ("energy", "gradient", "structure")):
+    name = type(field).__name__
+    if all(callable(getattr(field, method, None)) for method in ("energy", "gradient", "structure")):
+        if field._structure_of_another:
+            return (
+                f"{name} has a forward of its own, and no structure to go with it; give it structure(x, v) with "
+                "X = structure(x, gradient(x)), or take a Runge–Kutta method"
+            )
         constant = getattr(field.structure, "__func__", None) in CONSTANT
         return EnergyForm(field.energy, field.gradient, field.structure, constant)  # type: ignore[arg-type]
     facts = field.standing_facts()
     if facts.hamiltonian:
+        if field._energy_of_another:
+            return (
+                f"{name} has a forward of its own, and the energy of another; give it energy(x) with X = 𝕁∇H, or take "
+                "a Runge–Kutta method"
+            )
         return EnergyForm(field.energy, lambda x: -canonical(field(x)), lambda x, v: canonical(v), True)
-    name = type(field).__name__
     if not facts.conservative:
         return (
             f"{name} has no known energy H with X = S∇H; use a Hamiltonian, partitioned, dissipative or gradient "

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
+import torch
 from torch import Tensor
 
 from dynablocks.fields import VectorField
@@ -11,8 +10,7 @@ from dynablocks.fields.base import over_states
 from dynablocks.integrators.base import FLOW_PROPERTIES, INTEGRATORS, Integrator, StepSize
 from dynablocks.properties import Invertible, Property
 
-LARGEST = math.exp(300)
-"""A flow that grows or shrinks by more than this leaves, with its inverse, the range of floats."""
+TOO_FAR = "Invertible is lost: the way back multiplies rounding by too much; take a shorter time or a smaller bias"
 
 
 @INTEGRATORS.register("exact")
@@ -21,7 +19,8 @@ class ExactFlow(Integrator):
 
     Gradient fields s Aᵀ diag(α) Σ(Ax + b) with AAᵀ = I and σ(u) = max(u, au): u = Ax + b obeys u̇ = sαΣ(u) elementwise,
     so Φ_t(x) = x + Aᵀ(φ_t(u) − u) with φ_t(u) = u e^{sαt} (u >= 0), u e^{sαat} (u < 0). Shears (u(p), 0) and (0, v(q)):
-    Φ_t(x) = x + tX(x). The inverse is the flow for −t; the log-determinant has a closed form.
+    Φ_t(x) = x + tX(x). The inverse is the flow for −t, declared where the number format leaves it its digits
+    (:meth:`~dynablocks.fields.VectorField.inverse_tolerance`); the log-determinant has a closed form.
 
     Source: design D2.4, D2.10.
 
@@ -55,15 +54,31 @@ class ExactFlow(Integrator):
 
     def guarantees(self, field: VectorField, step_size: float) -> tuple[list[Property], list[str]]:
         kept, losses = self.inherited(field, step_size)
+        largest = largest_growth(field)
         invertible = field.standing_facts().divergence_free or all(
-            field.flow_constant(time)[0] < LARGEST for time in (step_size, -step_size)
+            field.flow_constant(time)[0] < largest for time in (step_size, -step_size)
         )
         if not invertible:
-            return kept, losses
+            return kept, [*losses, TOO_FAR]
         # A tolerance would not compose: the miss of one flow passes through the inverses of those before it.
         if field.inverse_tolerance(step_size) != 0:
-            return kept, [*losses, "Invertible is lost: rounding leaves too little of the inverse"]
+            return kept, [*losses, TOO_FAR]
         return [Invertible(), *kept], losses
 
     def title(self, step_size: float) -> str:
         return f"ExactFlow(t={step_size:.5g})"
+
+
+def largest_growth(field: VectorField) -> float:
+    """A flow that grows or shrinks by more than this leaves, with its inverse, the range of the field's numbers.
+
+    It leaves room for the growth of several flows in a row. Of a field that holds none it is that of float32: its
+    states may be of any format.
+
+    Example:
+        >>> from dynablocks.fields import Damping
+        >>> 1e15 < largest_growth(Damping((2,))) < 1e16 < 1e123 < largest_growth(Damping((2,)).double())
+        True
+    """
+    held = [part.dtype for part in (*field.parameters(), *field.buffers()) if part.is_floating_point()]
+    return float(min(torch.finfo(kind).max for kind in held or [torch.float32]) ** 0.4)

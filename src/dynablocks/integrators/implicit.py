@@ -159,8 +159,10 @@ class ImplicitRungeKutta(ImplicitIntegrator):
         if len(self.tableau.b) == 1 and self.tableau.a[0][0] > 0 and self.tableau.a[0][0] * rate < 1:
             if facts.spectrum is not None:
                 low, high = facts.spectrum
-                largest = max(self._gain(h * low), self._gain(h * high))
-                return largest * ROUNDING_UP, f"max|R(hλ)|, λ in [{low:.4g}, {high:.4g}]"
+                largest = max(self._gain(h * low), self._gain(h * high)) * ROUNDING_UP
+                # Rounding of R(0) = 1 is none of the step's.
+                largest = min(largest, 1.0) if self.tableau.b_stable and rate <= 0 else largest
+                return largest, f"max|R(hλ)|, λ in [{low:.4g}, {high:.4g}]"
             if rate > 0 or self.tableau.a[0][0] > 0.5:
                 far = (1 - self.tableau.a[0][0]) / self.tableau.a[0][0]
                 return max(self._gain(rate), far) * ROUNDING_UP, f"max(|R(hμ)|, |R(∞)|), hμ={rate:.4g}"
@@ -198,7 +200,7 @@ class Trapezoidal(ImplicitIntegrator):
     r"""The z with z = x + (h/2)(X(x) + X(z)): half an explicit and half an implicit Euler step.
 
     Order 2 and symmetric; conjugate to the implicit midpoint rule, but not symplectic itself. Lipschitz constant: that
-    of the explicit half step times 1/(1 − hμ/2) of the implicit one.
+    of the explicit half step times 1/(1 − hμ/2) of the implicit one, which is at most 1 for hμ <= 0.
 
     Args:
         tolerance, max_iterations: of the solver, as in :class:`ImplicitIntegrator`.
@@ -227,6 +229,8 @@ class Trapezoidal(ImplicitIntegrator):
         rate = growth_rate(field, step_size / 2)
         left = 1 - rate - 4 * EPS * (1 + abs(rate))
         constant = first / left * ROUNDING_UP if left > 0 else math.inf
+        # The implicit half of a step without growth does not expand.
+        constant = min(constant, first) if rate <= 0 else constant
         return constant, f"({reason})/(1-hμ/2), hμ/2={rate:.4g}"
 
     def title(self, step_size: float) -> str:

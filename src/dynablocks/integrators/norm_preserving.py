@@ -89,8 +89,8 @@ class LieMethod(NormPreservingMethod):
     r"""x ↦ χ(hΛ(m))x for X(x) = Λ(x)x with skew Λ; χ = exp or cay is orthogonal, so ‖x‖ is kept for every h.
 
     With m = x the order is 1 (Lie–Euler, Cayley), with m = χ(hΛ(x)/2)x it is 2 (the midpoint Runge–Kutta–Munthe-Kaas
-    method: χ(tΛ) = I + tΛ + t²Λ²/2 + O(t³) for both charts). Fields without a Λ of their own move by the rank-two
-    Λ = (Xxᵀ − xXᵀ)/‖x‖².
+    method: χ(tΛ) = I + tΛ + t²Λ²/2 + O(t³) for both charts). Fields without a Λ of their own, as one with a
+    ``forward`` of its own and an inherited ``rotate``, move by the rank-two Λ = (Xxᵀ − xXᵀ)/‖x‖².
 
     Source: Hairer, Lubich and Wanner, "Geometric Numerical Integration", section IV.8; design D2.7.
 
@@ -112,7 +112,7 @@ class LieMethod(NormPreservingMethod):
         return self._rotate(field, at, x, step_size)
 
     def _rotate(self, field: VectorField, at: Tensor, v: Tensor, time: StepSize) -> Tensor:
-        if isinstance(field, TangentField):
+        if isinstance(field, TangentField) and not field._rotation_of_another:
             return field.rotate(at, v, time, self.scheme.chart)
         return rotate_in_plane(at, time * field(at), v, self.scheme.chart)
 

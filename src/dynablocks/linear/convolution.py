@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 PADDINGS = ("same", "full", "circular")
 
+MOST_CIRCULANT = 4
+"""The largest side n of images that are multiplied with the circulant matrix: it has n² times the kernel's numbers, and
+is made anew for each product."""
+
 
 class Conv(LinearMap):
     r"""A free convolution (cross-correlation) on images of a fixed size, with its adjoint and sound norm bounds.
@@ -103,7 +107,8 @@ class Conv(LinearMap):
 
     def _circularly(self, kernel: Tensor, x: Tensor, before: int, bias: Tensor | None = None) -> Tensor:
         after = self._reach - before
-        if self.groups == self.dilation == 1 and kernel.shape[2:] == x.shape[2:]:
+        covers = kernel.shape[2:] == x.shape[2:] and kernel.shape[2] <= MOST_CIRCULANT
+        if covers and self.groups == self.dilation == 1:
             return circulant_product(kernel, x, before, bias)
         return functional.conv2d(circular_pad(x, before, after), kernel, bias, 1, 0, self.dilation, self.groups)
 
@@ -193,7 +198,9 @@ class NormalisedConv(Conv):
         """``penalty`` · ‖W ⋆ W − δI‖², or ``None`` when the penalty is 0."""
         if not self.penalty:
             return None
-        groups = [ocnn_penalty(kernel, self.stride) for kernel in self.kernel.chunk(self.groups)]
+        # Outputs share pixels where a multiple of the stride is one of the dilation, counted here in taps.
+        stride = self.stride // math.gcd(self.stride, self.dilation)
+        groups = [ocnn_penalty(kernel, stride) for kernel in self.kernel.chunk(self.groups)]
         return self.penalty * torch.stack(groups).sum()
 
 

@@ -222,10 +222,15 @@ class LinearMap(Structured):
         """The matrix of the map in float64, by applying it to the unit vectors: the oracle for every bound."""
         weight = self.weight.detach().double().cpu()
         size = int(torch.Size(self.in_shape).numel())
-        units = torch.eye(size, dtype=torch.float64).reshape(size, *self.in_shape)
+        units = torch.eye(size, dtype=torch.float64, device="cpu").reshape(size, *self.in_shape)
         return self.multiply(weight, units).reshape(size, -1).mT
 
     def declare(self) -> Declaration:
+        # One weight for all that is said: a map in training may make another at each use with gradients.
+        with torch.no_grad(), shared_weights(self):
+            return self._declared()
+
+    def _declared(self) -> Declaration:
         bounds = self.norm_bounds()
         kept: list[Property] = [Lipschitz(bounds.upper), Equivariant()]
         built = (self.rows_orthonormal, GradientNormPreserving()), (self.columns_orthonormal, NormPreserving())

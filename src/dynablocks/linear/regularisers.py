@@ -21,7 +21,8 @@ def ocnn_penalty(kernel: Float[Tensor, "out in k k"], stride: int = 1) -> Float[
 
     Args:
         kernel: the kernel W.
-        stride: the stride of the convolution.
+        stride: the stride s of the convolution; s / gcd(s, d) with a dilation d, since outputs share pixels at such
+            shifts of taps. Columns are then those of the pixels that the kernel sees.
 
     Source: Wang et al. (2020), "Orthogonal convolutional neural networks", section 3.2; paper section 3.3.
 

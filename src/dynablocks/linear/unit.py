@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dynablocks.errors import InvalidArgument
 from dynablocks.linear.convolution import Conv
 from dynablocks.linear.dense import Dense
 from dynablocks.linear.maps import TINY, LinearMap, own_precision
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 GRADIENT_STEPS = 30
-"""Steps of power iteration for a gradient in evaluation mode, where the stored vector stays as it is."""
+"""Steps of power iteration where the stored vector stays as it is: for a gradient in evaluation, and in transforms."""
 
 
 class UnitNorm(LinearMap):
@@ -30,10 +31,17 @@ class UnitNorm(LinearMap):
     float64, kept until K changes, so that ‖A‖ <= 1. Gradients are those of K/‖K‖ ("same" padding: with the norm of the
     padded torus taken for that of the map), as near as the leading vector is.
 
+    Transforms of ``torch.func`` allow no writing, and all runs of an ensemble have one stored vector: training mode
+    takes ``GRADIENT_STEPS`` steps from it there at each use, with gradients or without, and none is left for the next:
+    where the largest singular values of K lie close together, ‖A‖ stays above 1.
+
     What is declared is a sound bound of the weight of the mode: a little above 1 in training. There the weight is
-    another at the next use with gradients, divided by ‖Kv‖ for a v that is one step further. For the same K that norm
+    another at the next use with gradients, divided by ‖Kv‖ for a v that is further on. For the same K that norm
     does not fall (‖Kv‖² is a Rayleigh quotient of KᵀK), so the weight shrinks, by the factor ‖A‖ at most: bounds of its
     singular values from both sides hold for all uses that follow, but for rounding in the number format of K.
+
+    Raises:
+        InvalidArgument: a use in evaluation mode under ``vmap`` over K, for which no sound bound is computed.
 
     Source: Meunier et al. (2022), "A dynamical system perspective for Lipschitz neural networks" (convex potential
         layers), with a sound norm in place of their hundred iterations.
@@ -58,6 +66,11 @@ class UnitNorm(LinearMap):
 
     def _norm(self, weight: Tensor) -> float:
         """The upper bound of ‖K‖ of evaluation."""
+        if torch._C._are_functorch_transforms_active() and _is_batched(weight):
+            raise InvalidArgument(
+                f"a {type(self).__name__} in evaluation mode divides by a proven bound of its norm, which is not known "
+                "of weights under vmap; evaluate the networks one by one, or leave them in training mode."
+            )
         now, kept = weight.detach(), self._held_norm
         if kept is None or (kept[0].dtype, kept[0].device) != (now.dtype, now.device) or not torch.equal(kept[0], now):
             kept = self._held_norm = now.clone(), self.free_norm_bounds().upper
@@ -72,12 +85,12 @@ class UnitNorm(LinearMap):
                 unit = weight / max(self._norm(weight), TINY)
                 # Its own norm gives the slope, and the value 1: that of K may be beyond the number format.
                 return unit / self._relative_length(unit) if learning and weight.requires_grad else unit
-            vector = self.leading
-            if learning:
+            vector, transformed = self.leading, torch._C._are_functorch_transforms_active()
+            for _ in range(GRADIENT_STEPS if transformed else int(learning)):
                 vector = self.power_step(weight, vector)
             length = self.multiply(weight, vector).norm().clamp_min(TINY)
             # The stored vector is a copy: the graph needs this one as it is, and functorch allows no writing.
-            if learning and not torch._C._are_functorch_transforms_active():
+            if learning and not transformed:
                 self.leading.copy_(vector)
             return weight / length
 
@@ -95,6 +108,15 @@ class UnitNorm(LinearMap):
         # The norm first: where no weight is held and gradients are on, each of the two is of a weight of its own.
         largest = self.norm_bounds().upper
         return super().compute_smallest_singular_value() / max(1.0, largest)
+
+
+def _is_batched(value: Tensor) -> bool:
+    """Whether ``vmap`` runs over the tensor, itself or behind other transforms."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(value):
+        if torch._C._functorch.is_batchedtensor(value):
+            return True
+        value = torch._C._functorch.get_unwrapped(value)
+    return False
 
 
 class UnitConv(UnitNorm, Conv):

@@ -140,10 +140,26 @@ def build_body(config: ModelConfig, shape: Shape) -> tuple[nn.Sequential, int]:
     return nn.Sequential(*parts, *dense), features
 
 
-def unread(config: ModelConfig) -> dict[str, str]:
-    """What only pairs of exact flows read."""
-    step = config.step or "orthogonal"
-    return {} if step == "exact" else dict.fromkeys(("slope", "balance", "step_penalty"), f"step {step}")
+def unread(config: ModelConfig, *, others: bool = False) -> dict[str, str]:
+    """What the choice of the steps leaves unread, with a word for it.
+
+    Args:
+        config: as it was given.
+        others: whether the network has steps, besides these, that grow as the configuration says.
+    """
+    step, balance = config.step or "orthogonal", config.balance or "pair"
+    found: dict[str, str] = {}
+    if step != "exact":
+        found = dict.fromkeys(("slope", "balance", "step_penalty"), f"step {step}")
+    elif balance != "penalty":
+        found = {"step_penalty": f"balance {balance}"}
+    if step in ("exact", "preconditioned") and not (config.dense_layers or others):
+        # Pairs of exact flows begin with step_start.
+        names = ["step_end", "step_until", "step_rule", *(["step_start"] if step == "preconditioned" else [])]
+        found |= dict.fromkeys(names, f"step {step} and dense_layers 0")
+    elif config.step_rule == "learned":
+        found |= dict.fromkeys(("step_end", "step_until"), "step_rule learned")
+    return found
 
 
 # Exact flows need orthonormal rows, so that nothing is penalised.

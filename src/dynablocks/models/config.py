@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
@@ -130,15 +131,11 @@ class ModelConfig:
             require_range("metric_smooth", self.metric_smooth, 1e-6, 1e6)
         if self.metric_wavelength is not None:
             require_range("metric_wavelength", self.metric_wavelength, 1.0)
-        for name in ("widths", "layers"):
-            sizes = getattr(self, name)
-            if sizes is not None:
-                object.__setattr__(self, name, tuple(sizes))
-                low, high = (1, MOST_CHANNELS) if name == "widths" else (0, MOST_LAYERS)
-                if not sizes or any(not isinstance(s, int) or not low <= s <= high for s in sizes):
-                    raise InvalidArgument(
-                        f"{name} is {list(sizes)}; whole numbers from {low} to {high} are needed, one a stage."
-                    )
+        for name, low, high in (("widths", 1, MOST_CHANNELS), ("layers", 0, MOST_LAYERS)):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _one_a_stage(name, getattr(self, name), low, high))
+        if self.normalise is not None and not isinstance(self.normalise, bool):
+            raise InvalidArgument(f"normalise is {self.normalise!r}; True or False is needed.")
 
     def completed(self, defaults: ModelConfig) -> ModelConfig:
         """This configuration with every empty setting taken from ``defaults``."""
@@ -151,6 +148,16 @@ class ModelConfig:
                 f"widths {list(full.widths)} and layers {list(full.layers)} differ in length; give one of each a stage."
             )
         return full
+
+
+def _one_a_stage(name: str, given: object, low: int, high: int) -> tuple[int, ...]:
+    sizes = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else ()
+    if not sizes or any(isinstance(s, bool) or not isinstance(s, int) or not low <= s <= high for s in sizes):
+        shown = list(sizes) if isinstance(given, tuple) else given
+        raise InvalidArgument(
+            f"{name} is {shown!r}; whole numbers from {low} to {high} are needed, one a stage, such as [2, 3]."
+        )
+    return sizes
 
 
 def needed(setting: T | None) -> T:

@@ -174,9 +174,7 @@ class AffineCoupling(Structured):
             self.rates.weight.mul_(0.1)
 
     def forward(self, x: Float[Tensor, "batch dimension"]) -> Float[Tensor, "batch dimension"]:
-        rests, moves = self._parts(x)
-        a, b = self._coefficients(rests)
-        return self._whole(rests, moves * a.exp() + b)
+        return self.with_log_determinant(x)[0]
 
     def inverse(self, y: Float[Tensor, "batch dimension"]) -> Float[Tensor, "batch dimension"]:
         """The x with ``coupling(x) == y``."""
@@ -186,7 +184,15 @@ class AffineCoupling(Structured):
 
     def log_determinant(self, x: Float[Tensor, "batch dimension"]) -> Float[Tensor, " batch"]:
         """Σa(q) per sample."""
-        return self._coefficients(self._parts(x)[0])[0].sum(1)
+        return self.with_log_determinant(x)[1]
+
+    def with_log_determinant(
+        self, x: Float[Tensor, "batch dimension"]
+    ) -> tuple[Float[Tensor, "batch dimension"], Float[Tensor, " batch"]]:
+        """The image of x and :meth:`log_determinant`, from one evaluation of a and b."""
+        rests, moves = self._parts(x)
+        a, b = self._coefficients(rests)
+        return self._whole(rests, moves * a.exp() + b), a.sum(1)
 
     def declare(self) -> Declaration:
         return Declaration.of(Invertible(), reason="affine in the part that moves", title="AffineCoupling")

@@ -53,6 +53,11 @@ def build_body(config: ModelConfig, shape: Shape) -> tuple[nn.Sequential, int]:
     return nn.Sequential(*parts, *following), features
 
 
+def unread(config: ModelConfig) -> dict[str, str]:
+    """As of the certified model; steps of metric fields grow whatever its own do."""
+    return certified.unread(config, others=config.layers is None or config.layers[0] > 0)
+
+
 MODELS["metric"] = ModelKind(
     "steps that are non-expansive in a norm ‖·‖_M of images, then M^{1/2} and the certified model",
     replace(
@@ -66,5 +71,5 @@ MODELS["metric"] = ModelKind(
     build_body,
     MODELS["certified"].settings | {"metric_smooth", "metric_wavelength"},
     image_metric,
-    certified.unread,
+    unread,
 )

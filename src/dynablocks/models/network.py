@@ -14,6 +14,7 @@ from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
 from dynablocks.lifting import Head, PixelNormalisation
 from dynablocks.models.config import ModelConfig, needed
+from dynablocks.models.seeding import seeded
 from dynablocks.norms import Channelwise, SpectralMetric
 from dynablocks.properties import EUCLIDEAN, Declaration, Lipschitz, Metric, Properties, Structured, compose, declare
 from dynablocks.registry import Registry
@@ -140,8 +141,8 @@ class ModelKind:
     """A named family of networks: its defaults, and the function that builds everything between pixels and head.
 
     ``settings`` names what the family reads of a configuration, besides :data:`SHARED`; ``unread`` what other choices
-    in it leave unread, with a word for that choice. ``metric`` gives the norm on images in which the body's constant is
-    stated; ℓ2 when ``None``.
+    in it leave unread, with a word for that choice: not what presets set, so that a flag may turn off what reads it.
+    ``metric`` gives the norm on images in which the body's constant is stated; ℓ2 when ``None``.
     """
 
     summary: str
@@ -154,21 +155,25 @@ class ModelKind:
     def require_settings(self, config: ModelConfig) -> None:
         """Refuse a setting that would change nothing.
 
+        A complete configuration, as networks have and runs store, is that of a network which was built before: of it
+        those settings alone are refused that these networks do not have.
+
         Raises:
-            InvalidArgument: a setting that these networks do not have, or do not read with the others, is given, and
-                not as in ``defaults``.
+            InvalidArgument: a setting that these networks do not have, or do not read with the others (as far as
+                ``unread`` knows), is given, and not as in ``defaults``.
         """
-        taken, unread = sorted(self.settings | SHARED), self.unread(config)
+        taken = sorted(self.settings | SHARED)
+        unread = {} if config == config.completed(self.defaults) else self.unread(config)
         for name, value in vars(config).items():
             if value is None or value == getattr(self.defaults, name):
                 continue
-            if name in unread:
-                raise InvalidArgument(f"{name} is {value!r}, which changes nothing with {unread[name]}; leave it out.")
             if name not in taken:
                 raise InvalidArgument(
                     f"{name} is {value!r}, but model {config.name} has no such setting; leave it out. It has "
                     f"{', '.join(taken)}."
                 )
+            if name in unread:
+                raise InvalidArgument(f"{name} is {value!r}, which changes nothing with {unread[name]}; leave it out.")
 
 
 MODELS: Registry[ModelKind] = Registry("model")
@@ -190,7 +195,8 @@ def build(
         input_shape: (channels, height, width) of one image.
         num_classes: how many classes.
         mean, std: per channel, of the training pixels; ``std`` is used only where ``config.normalise``.
-        seed: start the random weights from this seed, without touching the global random state.
+        seed: start the random weights from this seed and leave the global random state as it is: all of it where the
+            CPU is the default device, otherwise that of the CPU.
 
     Raises:
         InvalidArgument: an unknown name, a setting that the model does not have, or the image does not fit the stages.
@@ -206,9 +212,7 @@ def build(
     channels = input_shape[0]
     mean = mean or (0.5,) * channels
     std = (std or (0.25,) * channels) if full.normalise else (1.0,) * channels
-    with torch.random.fork_rng(enabled=seed is not None, devices=[]):
-        if seed is not None:
-            torch.manual_seed(seed)
+    with seeded(seed):
         body, features = kind.build_body(full, input_shape)
         normalisation = PixelNormalisation(mean, std)
         body.insert(0, Channelwise(normalisation, kind.metric(full, input_shape)) if kind.metric else normalisation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from torch import nn
 
@@ -167,9 +168,18 @@ PAIR = CONVOLUTION | {"slope", "step_start", "balance", "step_penalty", "expansi
 """What :func:`pair_block` reads, besides the region and its substeps."""
 
 
+def _unread(defaults: ModelConfig, pairs: bool, config: ModelConfig) -> dict[str, str]:
+    """What the choice of weights, and of the balance where there are pairs, leaves unread."""
+    weights = config.weights or needed(defaults.weights)
+    found = {} if weights == "penalised" else dict.fromkeys(("penalty", "expansive_penalty"), f"weights {weights}")
+    balance = (config.balance or defaults.balance) if pairs else "penalty"
+    return found if balance == "penalty" else found | {"step_penalty": f"balance {balance}"}
+
+
 def _file(name: str, summary: str, block: BlockBuilder, settings: frozenset[str], **changes: object) -> None:
     defaults = replace(PAPER, name=name, **changes)  # type: ignore[arg-type]
-    MODELS[name] = ModelKind(summary, defaults, stages(block), settings | {"lift"})
+    unread = partial(_unread, defaults, "balance" in settings)
+    MODELS[name] = ModelKind(summary, defaults, stages(block), settings | {"lift"}, unread=unread)
 
 
 _file(

@@ -14,6 +14,7 @@ from dynablocks.fields.sphere import RotationField
 from dynablocks.integrators import ExplicitEuler
 from dynablocks.integrators.norm_preserving import CalvoEulerHeun
 from dynablocks.linear import Dense
+from dynablocks.models.seeding import seeded
 from dynablocks.switching import LearnedStep
 
 if TYPE_CHECKING:
@@ -99,8 +100,7 @@ class FlowComposition(nn.Module):
         require_range("blocks", blocks, 1)
         require_range("layers", layers, 1)
         parts: list[nn.Module] = []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             for block in range(blocks):
                 parts.append(nn.Linear(width if block else inputs, width))
                 for _ in range(layers):

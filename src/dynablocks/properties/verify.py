@@ -107,7 +107,10 @@ MEASURES: dict[type[Property], Measure] = {}
 
 
 def measures(kind: type[Property]) -> Callable[[Measure], Measure]:
-    """A decorator that files the measurement of a property type, so a new property brings its own check."""
+    """A decorator that files the measurement of a property type, so a new property brings its own check.
+
+    Its residual is relative, sample by sample (:func:`verify`): the tolerance that it is held against knows no size.
+    """
 
     def file_under(function: Measure) -> Measure:
         MEASURES[kind] = function
@@ -132,9 +135,10 @@ def verify(
     A Lipschitz constant is measured from below, in the metric it is declared in: the largest Jacobian norm at the
     samples and at pairs found by gradient ascent on ‖f(x) − f(y)‖ / ‖x − y‖. The tolerance is float64 rounding and
     nothing else: eps · (number of entries of x), times 16, the constant and the condition of the metrics' coordinates
-    for a Lipschitz constant, and times 64, the largest entry of x and f(x) and the largest parameter (orthogonal
-    parametrisations multiply rounding by it) for a residual, where these exceed 1. Outputs that are not finite hold
-    nothing.
+    for a Lipschitz constant, and times 64 and the largest parameter (orthogonal parametrisations multiply rounding by
+    it) for a residual, where these exceed 1. A residual is relative, for each sample alone: to what is kept or to the
+    largest entry of x and f(x), where these exceed 1, or to what its Jacobian makes of rounding. Outputs that are not
+    finite hold nothing.
 
     Args:
         module: the module; it is copied, converted to float64 and set to eval mode.
@@ -231,19 +235,21 @@ def _check(where: str, module: nn.Module, declared: Property, x: Tensor, search_
         found = Measurement(math.inf, x[undefined][:1], value)
     else:
         found = measure(module, declared, x)
-    tolerance = _tolerance(module, declared, x, output) + declared.tolerance
+    tolerance = _tolerance(module, declared, x) + declared.tolerance
     return Check(where, declared, found.value, found.residual, tolerance, found.counterexample)
 
 
-def _tolerance(module: nn.Module, declared: Property, x: Tensor, output: Tensor) -> float:
-    """What float64 rounding can do to a residual: eps × entries × magnitude, with a constant factor."""
+def _tolerance(module: nn.Module, declared: Property, x: Tensor) -> float:
+    """What float64 rounding can do to a residual: eps × entries, with a constant factor.
+
+    No size of x or f(x) is in it: residuals are relative to it sample by sample, so that none excuses another.
+    """
     entries = EPSILON * x[0].numel()
     if isinstance(declared, Lipschitz):
         entries *= declared.metric.condition * declared.image.condition
         return 16 * entries * (max(1.0, declared.constant) if math.isfinite(declared.constant) else 1.0)
-    magnitude = max(1.0, largest_finite(x), largest_finite(output))
     # An orthogonal parametrisation multiplies rounding by the size of its parameters.
-    return 64 * entries * magnitude * max(1.0, _largest_parameter(module))
+    return 64 * entries * max(1.0, _largest_parameter(module))
 
 
 def _largest_parameter(module: nn.Module) -> float:
@@ -328,35 +334,50 @@ def _worst(residual: Tensor, x: Tensor) -> Measurement:
     return Measurement(float(residual[top]), x[top : top + 1])
 
 
+def _sizes(x: Tensor, image: Tensor) -> Tensor:
+    """The largest entry of each x and f(x) where it exceeds 1: rounding is relative to that, whatever is kept."""
+    return torch.cat([rows(x), rows(image)], dim=1).abs().amax(1).clamp_min(1.0)
+
+
 @measures(Invertible)
 def _measure_inverse(module: nn.Module, declared: Property, x: Tensor) -> Measurement:
-    """The larger relative ‖f⁻¹(f(x)) − x‖ or ‖f(f⁻¹(y)) − y‖ over the condition number, which multiplies rounding.
+    """The larger relative ‖f⁻¹(f(x)) − x‖ or ‖f(f⁻¹(y)) − y‖ for y = f(x), over what multiplies rounding.
 
-    From a condition number of 1/ε on no digit is left to be measured, unless J is singular.
+    That of y reaches x through J⁻¹, relative to x by ‖J⁻¹‖ ‖y‖/‖x‖, that of x reaches y by ‖J‖ ‖x‖/‖y‖; rounding of
+    what is of the size of Jx within f by the condition number of J. From 1/ε on no digit is left to be measured, unless
+    J is singular.
     """
     inverse = cast(Callable[[Tensor], Tensor], module.inverse)
     with torch.no_grad():
-        forward = (inverse(module(x)) - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1).clamp_min(1.0)
         image = module(x)
-        back = rows(module(inverse(image)) - image).norm(dim=1) / rows(image).norm(dim=1).clamp_min(1.0)
-    residual = torch.maximum(forward, back)
+        found = inverse(image)
+        there, back = rows(found - x).norm(dim=1), rows(module(found) - image).norm(dim=1)
+    before, after = rows(x).norm(dim=1), rows(image).norm(dim=1)
     if max(x[0].numel(), image[0].numel()) <= DENSE_LIMIT:
-        residual = residual / _condition(jacobians(module, x))
-    return _worst(residual, x)
+        onwards, backwards = _growth(jacobians(module, x))
+    else:
+        onwards = backwards = torch.ones_like(before)
+    condition, one, other = (onwards * backwards).clamp_min(1.0), before.clamp_min(1.0), after.clamp_min(1.0)
+    there = there / one / torch.maximum(condition, backwards * after / one)
+    back = back / other / torch.maximum(condition, onwards * before / other)
+    return _worst(torch.maximum(there, back), x)
 
 
-def _condition(matrices: Tensor) -> Tensor:
-    """By how much rounding grows: the condition number, but 1 for singular and undefined matrices, no excuse."""
+def _growth(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """‖J‖ and ‖J⁻¹‖, by which rounding grows there and back, but 0 for singular and undefined matrices, no excuse."""
     defined = matrices.flatten(1).isfinite().all(1)
-    condition = torch.linalg.cond(torch.where(defined[:, None, None], matrices, 0.0)).clamp_min(1.0)
-    return torch.where(condition.isfinite(), condition, 1.0)
+    values: Tensor = torch.linalg.svdvals(torch.where(defined[:, None, None], matrices, 0.0))
+    largest, inverse = values[:, 0], 1 / values[:, -1]
+    known = (largest * inverse).isfinite()
+    return torch.where(known, largest, 0.0), torch.where(known, inverse, 0.0)
 
 
 @measures(NormPreserving)
 def _measure_norm(module: nn.Module, declared: Property, x: Tensor) -> Measurement:
     with torch.no_grad():
-        gap = rows(module(x)).norm(dim=1) - x.flatten(1).norm(dim=1)
-    return _worst(gap.abs() / x.flatten(1).norm(dim=1).clamp_min(1.0), x)
+        y = module(x)
+    before, after = rows(x).norm(dim=1), rows(y).norm(dim=1)
+    return _worst((after - before).abs() / torch.maximum(before, _sizes(x, y)), x)
 
 
 @measures(LinearInvariant)
@@ -375,15 +396,20 @@ def _measure_invariant(module: nn.Module, declared: LinearInvariant, x: Tensor) 
             )
         weights = weights / weights.abs().max()
         gap = y @ weights - flat @ weights
-    return _worst(gap.abs() / flat.abs().sum(1).clamp_min(1.0), x)
+    return _worst(gap.abs() / torch.maximum(flat.abs().sum(1), _sizes(x, y)), x)
 
 
 @measures(VolumePreserving)
 def _measure_volume(module: nn.Module, declared: Property, x: Tensor) -> Measurement:
-    """||det J| − 1| over the condition number of J, which multiplies rounding as far as det has correct digits."""
+    """||det J| − 1| over the condition number of J, which multiplies rounding as far as det has correct digits.
+
+    Where it has none, over the norm of J alone.
+    """
     dense = jacobians(module, x)
-    gap, condition = (torch.linalg.det(dense).abs() - 1).abs(), _condition(dense)
-    return _worst(torch.where(condition * EPSILON * dense.shape[-1] < 1, gap / condition, gap), x)
+    onwards, backwards = _growth(dense)
+    gap, condition = (torch.linalg.det(dense).abs() - 1).abs(), (onwards * backwards).clamp_min(1.0)
+    sizes = dense.flatten(1).norm(dim=1).clamp_min(1.0)
+    return _worst(gap / torch.where(condition * EPSILON * dense.shape[-1] < 1, condition, sizes), x)
 
 
 @measures(Symplectic)
@@ -405,17 +431,24 @@ def _form_residual(dense: Tensor, factor: float, x: Tensor) -> Measurement:
 @measures(EnergyPreserving)
 def _measure_energy(module: nn.Module, declared: EnergyPreserving, x: Tensor) -> Measurement:
     energy = declared.function or cast(Callable[[Tensor], Tensor], module.energy)
-    with torch.no_grad():
-        before = energy(x)
-        return _worst((energy(module(x)) - before).abs() / before.abs().clamp_min(1.0), x)
+    gained, size = _gained(energy, module, x)
+    return _worst(gained.abs() / size, x)
 
 
 @measures(Dissipative)
 def _measure_dissipation(module: nn.Module, declared: Dissipative, x: Tensor) -> Measurement:
     potential = declared.function or cast(Callable[[Tensor], Tensor], module.potential)
+    gained, size = _gained(potential, module, x)
+    # A fall from infinity is one.
+    return _worst(gained.clamp_min(0.0) / size, x)
+
+
+def _gained(function: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """V(f(x)) − V(x) for each sample, and what it is relative to."""
     with torch.no_grad():
-        before = potential(x)
-        return _worst((potential(module(x)) - before).clamp_min(0.0) / before.abs().clamp_min(1.0), x)
+        y = module(x)
+        before, after = function(x).flatten(), function(y).flatten()
+    return after - before, torch.maximum(before.abs(), _sizes(x, y))
 
 
 @measures(Positive)
@@ -426,7 +459,8 @@ def _measure_positivity(module: nn.Module, declared: Property, x: Tensor) -> Mea
     inside = torch.cat([inside, half, 1e-6 * inside, torch.zeros_like(inside[:1])])
     with torch.no_grad():
         y = rows(module(inside))
-        return _worst(torch.where(y.isfinite(), (-y).clamp_min(0.0), math.inf).amax(1), inside)
+    below = torch.where(y.isfinite(), (-y).clamp_min(0.0), math.inf).amax(1)
+    return _worst(below / _sizes(inside, y), inside)
 
 
 @measures(Equivariant)
@@ -434,4 +468,5 @@ def _measure_symmetry(module: nn.Module, declared: Equivariant, x: Tensor) -> Me
     if declared.group != "sign":
         raise InvalidArgument(f"the group {declared.group!r} has no measurement; known: sign.")
     with torch.no_grad():
-        return _worst(rows(module(-x) + module(x)).norm(dim=1), x)
+        y, opposite = module(x), module(-x)
+    return _worst(rows(opposite + y).norm(dim=1) / _sizes(x, y), x)

@@ -32,6 +32,8 @@ P = ParamSpec("P")
 INK, FAINT = "#1b1d22", "#c9ccd3"
 BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"
 SERIES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE)
+CYCLE = (*SERIES, INK)
+"""The colours of curves that name none of their own, in turn."""
 VARIABLES = {INK: "--ink", FAINT: "--faint", BLUE: "--blue", VERMILION: "--vermilion"}
 VARIABLES |= {GREEN: "--green", PURPLE: "--purple", ORANGE: "--orange"}
 KIND_COLOURS = {"contractive": BLUE, "expansive": VERMILION, "free": GREEN}
@@ -45,6 +47,7 @@ _STYLE: Any = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
+    "axes.prop_cycle": f"cycler('color', {list(CYCLE)})",
     "grid.color": FAINT,
     "grid.linewidth": 0.5,
     "lines.linewidth": 1.8,
@@ -205,6 +208,18 @@ def steps_figure(steps: Sequence[StepRow], *, watermark: str | None = None) -> F
     segments = _segments(steps)
     figure = new_figure(7.4, 1.1 + 0.21 * max(3, len(segments)), watermark)
     axes = figure.add_subplot()
+    draw_steps(axes, steps)
+    axes.set(xlabel="t, the sum of the step sizes")
+    if segments:
+        axes.legend(
+            frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, 1.0), borderaxespad=-1.8, ncols=3
+        )
+    return figure
+
+
+def draw_steps(axes: Axes, steps: Sequence[StepRow]) -> None:
+    """The walk of :func:`steps_figure` on one panel: a line a segment, so that none hides a negative one."""
+    segments = _segments(steps)
     time, seen = 0.0, set()
     for row, (_, kind, size) in enumerate(segments):
         colour = KIND_COLOURS.get(kind, PURPLE)
@@ -215,13 +230,8 @@ def steps_figure(steps: Sequence[StepRow], *, watermark: str | None = None) -> F
         axes.plot([time + size], [row], "D", color=colour, markersize=5.5, label=label)
         time += size
     axes.set_yticks(range(len(segments)), [_plain(name) for name, _, _ in segments], fontsize=8)
-    axes.set(ylim=(max(len(segments), 1) - 0.4, -0.6), xlabel="t, the sum of the step sizes")
+    axes.set(ylim=(max(len(segments), 1) - 0.4, -0.6))
     axes.grid(axis="y", visible=False)
-    if segments:
-        axes.legend(
-            frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, 1.0), borderaxespad=-1.8, ncols=3
-        )
-    return figure
 
 
 def _segments(steps: Sequence[StepRow]) -> list[tuple[str, str, float]]:

@@ -290,7 +290,7 @@ def l2_pgd(
         (N, C, H, W) for one radius, (epsilons, N, C, H, W) for several.
 
     Raises:
-        InvalidArgument, BadData: see :class:`AttackConfig` and the data's checks.
+        InvalidArgument, BadData: see :class:`AttackConfig` and the data's checks; a model not in float32 or float64.
 
     Source:
         Madry et al., ICLR 2018; Rauber et al., Foolbox 3.3, ``L2ProjectedGradientDescentAttack``.
@@ -307,7 +307,7 @@ def l2_pgd(
         radii, steps, relative_step_size, random_start, losses=(loss,), seed=seed, samples=len(images) or 1
     )
     images, labels = checked_data(model, (images, labels))
-    device, dtype = model_place(model)
+    device, dtype = _attacked_place(model)
     pixels, labels = to_pixels(images, device, dtype), labels.to(device)
     count = len(pixels)
     with full_precision(), evaluating(model):
@@ -338,7 +338,7 @@ def attack(
 
     Raises:
         BadData: images or labels that do not fit the model.
-        InvalidArgument: logits that are not finite or not (N, classes).
+        InvalidArgument: logits that are not finite or not (N, classes), or a model that is not in float32 or float64.
         DynablocksError: ``partial`` cannot be written.
 
     Source:
@@ -361,7 +361,7 @@ class _Attack:
 
     def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, config: AttackConfig) -> None:
         self.model, self.images, self.config = model, images, config
-        self.device, self.dtype = model_place(model)
+        self.device, self.dtype = _attacked_place(model)
         self.labels = labels.cpu()
         self.clean_predictions = self._clean_predictions()
         wrong = self.clean_predictions != self.labels
@@ -471,6 +471,18 @@ class _Attack:
                 self.example_predictions[sample] = predictions[place]
                 self.example_norms[sample] = norms[place]
                 self.example_losses[sample] = loss
+
+
+def _attacked_place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """:func:`model_place` of a model whose numbers follow the steps of an attack.
+
+    Raises:
+        InvalidArgument: they are too coarse; an image that no step moves would pass for one that no attack breaks.
+    """
+    device, dtype = model_place(model)
+    if dtype not in (torch.float32, torch.float64):
+        raise InvalidArgument(f"the model is {dtype}, in which steps of an attack round away; attack model.float().")
+    return device, dtype
 
 
 def _ascend(

@@ -308,7 +308,9 @@ def certify(
     certificate_inputs: Callable[..., tuple[float, Tensor]] | None = getattr(model, "certificate_inputs", None)
     if certificate_inputs is None:
         raise InvalidArgument(
-            f"{type(model).__name__} has no certificate_inputs(); only dynablocks models are certified."
+            f"{type(model).__name__} has no certificate_inputs(); make it a dynablocks.models.Network(body, head, "
+            "input_shape, ModelConfig()) with a dynablocks.lifting.Head, or give it that method: (an upper bound of "
+            "the Lipschitz constant of all before the last layer, the weight of that layer)."
         )
     dtype = ARITHMETICS[require_choice("arithmetic", arithmetic, ARITHMETICS)]
     images, labels = checked_data(model, dataset, samples)
@@ -358,9 +360,10 @@ def _logits(
     """The logits and the proven bound of their error, ``None`` where there is no proof."""
     if isinstance(model, Network):
         bounds: list[LogitError] = []
+        start = model.metric
 
         def forward(pixels: Tensor) -> Tensor:
-            logits, error = rounding_bound(model, pixels, metric)
+            logits, error = rounding_bound(model, pixels, metric, start=start)
             bounds.append(error)
             return logits
 

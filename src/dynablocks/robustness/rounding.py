@@ -292,7 +292,7 @@ def _euler(method: ExplicitEuler, field: VectorField, h: Tensor, arithmetic: _Ar
         local = _metric_euler(field, number, arithmetic)
     else:
         raise NoRoundingBound(f"the rounding of {type(field).__name__} has no proved bound.")
-    stated = Lipschitz(field.euler_constant(number)[0], field.facts().metric)
+    stated = Lipschitz(field.euler_constant(number)[0], field.standing_facts().metric)
     if method.substeps == 1:
         return [_Step(lambda x: method.step(field, x, h), stated, local, near)]
     return [_Step(lambda x: x + part * field(x), stated, local, near)] * method.substeps
@@ -416,7 +416,7 @@ def _normalisation(module: PixelNormalisation, arithmetic: _Arithmetic, pixels: 
 
 
 def rounding_bound(
-    network: Network, pixels: Float[Tensor, "n c h w"], metric: Metric = EUCLIDEAN
+    network: Network, pixels: Float[Tensor, "n c h w"], metric: Metric = EUCLIDEAN, *, start: Metric | None = None
 ) -> tuple[Float[Tensor, "n classes"], LogitError]:
     r"""The logits as computed, and a proven bound of their error within every radius.
 
@@ -428,6 +428,7 @@ def rounding_bound(
         network: in eval mode, its weights frozen; the format of its parameters is the arithmetic.
         pixels: images in [0, 1] of that format.
         metric: the norm of the radius.
+        start: ``network.metric``, where it is known already: asking for it declares the whole body.
 
     Raises:
         NoRoundingBound: a layer has no proved bound, the environment lets products be less than that, or how the device
@@ -449,7 +450,7 @@ def rounding_bound(
         raise NoRoundingBound(f"{reason}, so the rounding of the network has no proved bound.")
     _refuse_own_code(network.head, "forward")
     arithmetic = _Arithmetic(pixels)
-    chain = _Chain(pixels, network.metric, metric, arithmetic)
+    chain = _Chain(pixels, network.metric if start is None else start, metric, arithmetic)
     chain.pass_through(network.body, arithmetic)
     return chain.through_head(network.head, arithmetic)
 

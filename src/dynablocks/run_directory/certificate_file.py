@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from dynablocks.config import DataConfig
+from dynablocks.config import DataConfig, require_registered
 from dynablocks.data import DataSplits, load_data
 from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument
 from dynablocks.files import expanded, read_json, require_writable, resolved, sha256, write_json
@@ -69,12 +69,20 @@ def write_certificate(
         result,
         description=description,
         weights=weights,
-        run=os.path.relpath(run_folder, whole.parent),
+        run=_way(run_folder, whole.parent),
         splits=load_splits(run),
         data={"name": data_name(run.data), "dir": folder},
     )
     write_json(whole, content)
     return content
+
+
+def _way(folder: Path, start: Path) -> str:
+    """The way to a folder, so that both may move together; its whole name where there is none, as between drives."""
+    try:
+        return os.path.relpath(folder, start)
+    except ValueError:
+        return str(folder)
 
 
 def audit_certificate(
@@ -98,6 +106,7 @@ def audit_certificate(
     Raises:
         AuditFailed: the certificate does not agree with the weights, the data or an attack.
         BadData: the file is no certificate.
+        BadCheckpoint: its network is of a model that is not registered here.
     """
     content = checked_artefact(read_json(path), str(path))
     directory = resolved(path).parent / content["run"] if run is None else run
@@ -149,7 +158,10 @@ def _network(content: dict[str, Any], path: Path, directory: Path) -> Network:
             "the weights were changed."
         )
     try:
+        require_registered(content["model"]["config"]["name"], str(path))
         network = build_described(content["model"])
+    except BadCheckpoint:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise BadData(f"{path} describes no network of this version ({error}); certify again.") from error
     load_weights(weights.parent, network)

@@ -97,7 +97,7 @@ def train_command(arguments: Sequence[str]) -> int:
 def _directory_parser(command: str, summary: str) -> Any:
     parser = make_parser(command, summary)
     parser.add_argument("directory", type=Path, nargs="?", help="the run directory")
-    parser.add_argument("--out", type=Path, default=None, help="the run directory, said the other way")
+    parser.add_argument("--out", type=Path, default=None, help="same as the positional argument")
     parser.add_argument("--config", action="config", help="a YAML file with any of these settings")
     parser.add_argument("--data.dir", type=Path, default=None, help="where the images are now, if they moved")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and what is cached, and stop")
@@ -160,11 +160,14 @@ def attack_command(arguments: Sequence[str]) -> int:
     arguments = expand(arguments, "attack")
     parser = _directory_parser("attack", "Attack the test images of a run with l2-PGD at many radii.")
     parser.add_argument("--attack", type=AttackConfig, default=AttackConfig(), help="how to attack")
-    directory = _directory(parser.parse_args(arguments), "attack")
-    if (directory / CONFIG).exists():
-        stored = asdict(load_config(directory).attack)
+    # --print_config ends a parsing, and what it prints holds once the settings of the run are known.
+    plain = parser.parse_args([word for word in arguments if word.partition("=")[0] != "--print_config"])
+    run = _given_directory(plain)
+    if run is not None and (run / CONFIG).exists():
+        stored = asdict(load_config(run).attack)
         parser.set_defaults({f"attack.{key}": value for key, value in stored.items()})
     options = parser.parse_args(arguments)
+    directory = _directory(options, "attack")
     attack = parser.instantiate(options).attack
     if options.dry_run:
         return _describe(directory, "attack", options, attack=attack)
@@ -208,7 +211,9 @@ AUDIT_EXAMPLES = """what is checked:
   weights   the SHA-256 of the run's model.safetensors is the one that was certified
   data      the test images have the certified fingerprint
   bounds    each layer's constant from singular values (dense SVD, or FFT on a padded grid), not from its declaration
-  radii     no radius exceeds what the margin allows; with the rounding bound, each is the same again
+  radii     no radius exceeds what the margin allows; with the rounding bound, each is the same again, but for last
+            digits: above by 1e-9 + 1e-7 r at most in float64, 1e-5 (1 + r) in float32,
+            1e-7 where r is 0
   attacks   gradient ascent with three losses inside the radii of --samples certified images changes no class
   network   its description is the run's own
 
@@ -275,7 +280,7 @@ def explain_command(arguments: Sequence[str]) -> int:
 
     parser = make_parser("explain", "Print how a network's properties follow from its parts.")
     parser.add_argument("directory", type=Path, nargs="?", help="a run directory, or leave it out and name a --model")
-    parser.add_argument("--out", type=Path, default=None, help="the run directory, said the other way")
+    parser.add_argument("--out", type=Path, default=None, help="same as the positional argument")
     parser.add_argument("--config", action="config", help="a YAML file with any of these settings")
     parser.add_argument("--model", type=ModelConfig, default=ModelConfig(), help="an untrained model to explain")
     parser.add_argument("--depth", type=int, default=None, help="how many levels of parts to print")

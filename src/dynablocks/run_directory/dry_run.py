@@ -40,7 +40,7 @@ def estimate(config: RunConfig, directory: Path, *, overwrite: bool = False) -> 
     device = torch.device(choose_device(training.device))
     if training.threads is not None:
         torch.set_num_threads(training.threads)
-    network, description = starting_network(config, splits, directory)
+    network, description = starting_network(config, splits, directory, resume=not overwrite)
     batch = min(training.batch_size, len(splits.train))
     flops, seconds = _measured_step(network.to(device), splits, training, device, batch)
     seconds *= training.adversary_factor

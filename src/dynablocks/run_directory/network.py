@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from dynablocks.config import DataConfig, RunConfig, from_yaml
+from dynablocks.config import DataConfig, RunConfig, from_yaml, require_registered
 from dynablocks.data import DataSplits, ImageDataset, infer_name, load_data
 from dynablocks.errors import BadCheckpoint, DynablocksError
 from dynablocks.files import read_json, sha256
-from dynablocks.models import ModelConfig, Network, build
+from dynablocks.models import MODELS, ModelConfig, Network, build
 from dynablocks.run_files import CONFIG, TRAINING, WEIGHTS
 from dynablocks.switching import set_progress
 from dynablocks.training import find_checkpoint, load_weights, read_config
@@ -82,7 +82,10 @@ def build_described(description: Mapping[str, Any]) -> Network:
     options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description["config"].items()}
     channels, height, width = (int(n) for n in description["input_shape"])
     shape, classes = (channels, height, width), int(description["num_classes"])
-    return build(ModelConfig(**options), shape, classes, mean=tuple(description["mean"]), std=tuple(description["std"]))
+    # Complete: a setting that came later has its default, and what is refused beside another choice is so for new ones.
+    config = ModelConfig(**options)
+    config = config.completed(MODELS.get_known(config.name).defaults)
+    return build(config, shape, classes, mean=tuple(description["mean"]), std=tuple(description["std"]))
 
 
 def load(directory: str | Path) -> Network:
@@ -96,7 +99,8 @@ def load(directory: str | Path) -> Network:
         position of their logits; ``None`` where the run stores no names.
 
     Raises:
-        BadCheckpoint: there is no checkpoint, it is corrupt, or its training is not finished.
+        BadCheckpoint: there is no checkpoint, it is corrupt, its training is not finished, or its model is not
+            registered here.
     """
     import yaml
 
@@ -105,7 +109,9 @@ def load(directory: str | Path) -> Network:
     if not read_state(checkpoint).get("summary"):
         raise unfinished(directory)
     try:
-        network = build_described(yaml.safe_load(read_config(checkpoint))["model"])
+        description = yaml.safe_load(read_config(checkpoint))["model"]
+        require_registered(description["config"]["name"], str(checkpoint / CONFIG))
+        network = build_described(description)
     except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise BadCheckpoint(
             f"{checkpoint / CONFIG} describes no network of this version ({error}); train again with --overwrite."
@@ -132,8 +138,8 @@ def _class_names(directory: Path, count: int) -> tuple[str, ...] | None:
 def unfinished(directory: Path) -> BadCheckpoint:
     """The sentence for a run whose training was stopped on the way."""
     return BadCheckpoint(
-        f"the training in {directory} is not finished, and its steps may still move; the command that began it goes on "
-        "from there."
+        f"the training in {directory} is not finished, and its steps may still move; the command that began it, "
+        "without --overwrite, goes on from there."
     )
 
 

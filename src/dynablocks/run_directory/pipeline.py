@@ -54,7 +54,7 @@ Say = Callable[[str], None]
 def train_run(config: RunConfig, directory: Path, *, overwrite: bool = False) -> TrainingSummary:
     """Train into ``directory``; resume when it holds an unfinished training of the same configuration."""
     splits = load_splits(config)
-    network, description = starting_network(config, splits, directory)
+    network, description = starting_network(config, splits, directory, resume=not overwrite)
     settings = replace(config, data=replace(config.data, name=data_name(config.data)))
 
     def begin() -> None:

@@ -68,7 +68,7 @@ def training_facts(directory: Path) -> dict[str, Any]:
     words = ("dataset", "fingerprint", "device", "precision")
     whole = isinstance(facts, dict) and all(is_number(facts.get(name)) for name in numbers)
     if not whole or not all(isinstance(facts.get(name), str) for name in words):
-        raise BadCheckpoint(f"{path} was cut or edited; the training command makes it again.")
+        raise BadCheckpoint(f"{path} was cut or edited; the training command, without --overwrite, makes it again.")
     return facts
 
 

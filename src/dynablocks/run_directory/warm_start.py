@@ -7,30 +7,58 @@ from typing import Any
 
 from dynablocks.config import RunConfig
 from dynablocks.data import DataSplits
-from dynablocks.errors import InvalidArgument
+from dynablocks.errors import BadCheckpoint, InvalidArgument
 from dynablocks.files import resolved
 from dynablocks.models import Network
+from dynablocks.progress import tell
 from dynablocks.run_directory.network import build_for, load, require_checkpoint, weights_hash
-from dynablocks.training import read_config
+from dynablocks.training import find_checkpoint, read_config
 
 
-def starting_network(config: RunConfig, splits: DataSplits, directory: Path) -> tuple[Network, dict[str, Any]]:
+def starting_network(
+    config: RunConfig, splits: DataSplits, directory: Path, *, resume: bool = True
+) -> tuple[Network, dict[str, Any]]:
     """The network as its training in ``directory`` begins, and what decides that beside the settings of the training.
+
+    A training that goes on there has its weights in its checkpoint: where the run it started from is gone, or holds no
+    network any more, what the checkpoint says of it counts.
+
+    Args:
+        config: the configuration.
+        splits: its images.
+        directory: where it is trained.
+        resume: whether a training in ``directory`` goes on; otherwise all is trained anew.
 
     Raises:
         InvalidArgument: its weights cannot come from ``config.warm_start``: that is ``directory`` itself, has another
             body, or was trained on images that are held out now.
+        BadCheckpoint: ``config.warm_start`` holds no trained network, and ``directory`` no training that started there.
     """
     start = config.warm_start
     if start is not None and resolved(start) == resolved(directory):
         raise InvalidArgument(f"--warm_start and --out are both {directory}; give another --out.")
     network, description = build_for(config, splits)
-    if start is not None:
-        description["warm_start"] = weights_hash(start)
-        description["seen"] = seen_by(start)
+    if start is None:
+        return network, description
+    try:
+        origin: dict[str, Any] = {"warm_start": weights_hash(start), "seen": seen_by(start)}
         require_unseen(start, config.training.seed, splits)
         take_body(network, start)
-    return network, description
+    except BadCheckpoint:
+        origin = stored_origin(directory) if resume else {}
+        if not origin:
+            raise
+        tell(f"note: --warm_start {start} holds no trained network now; {directory} keeps what it took from one.")
+    return network, description | origin
+
+
+def stored_origin(directory: Path) -> dict[str, Any]:
+    """What the checkpoint in ``directory`` says of the run that its training started from; nothing where it did not."""
+    import yaml
+
+    checkpoint = find_checkpoint(directory)
+    model: dict[str, Any] = {} if checkpoint is None else yaml.safe_load(read_config(checkpoint)).get("model", {})
+    return {name: model[name] for name in ("warm_start", "seen") if name in model}
 
 
 def take_body(network: Network, directory: Path) -> None:

@@ -37,7 +37,7 @@ class Measured:
     Args:
         field: X.
         x: the states, (batch, …).
-        metric: that of the field's facts.
+        metric: that of the facts, which ``lipschitz``, ``one_sided``, ``spectrum`` and ``conservative`` are said in.
     """
 
     field: VectorField
@@ -402,7 +402,8 @@ def _refuses(function: Callable[..., Any], *given: Any) -> bool:
 @measures("potential", METHODS)
 def _potential(at: Measured, facts: FieldFacts) -> Iterator[str]:
     potential: Any = getattr(at.field, "potential", None)
-    known = callable(potential) and facts.conservative and facts.metric == EUCLIDEAN
+    known = callable(potential) and not at.field._potential_of_another
+    known = known and facts.conservative and facts.metric == EUCLIDEAN
     if known and not _refuses(potential, at.x):
         slope = _slope("potential", potential, at.x)
         yield from _difference("∇V and X", slope, at.rates, at.tolerance(slope, at.rates))
@@ -419,7 +420,7 @@ def _energy(at: Measured, facts: FieldFacts) -> Iterator[str]:
 def _structure(at: Measured, facts: FieldFacts) -> Iterator[str]:
     methods: list[Any] = [getattr(at.field, name, None) for name in ("energy", "gradient", "structure")]
     energy, gradient, structure = methods
-    refused = getattr(at.field, "why_no_structure", lambda: None)() is not None
+    refused = at.field._structure_of_another or getattr(at.field, "why_no_structure", lambda: None)() is not None
     if refused or not all(map(callable, methods)) or _refuses(energy, at.x):
         return
     with torch.no_grad():

@@ -17,7 +17,9 @@ from dynablocks.properties.jacobians import with_gradients
 from dynablocks.switching import PrescribedSignal, Region
 from dynablocks.testing.report import ConformanceReport, Finding
 
-GRID = 5
+GRID, DRAWN, DRAWN_FOR_BLOCKS = 5, 16, 3
+"""How many h₁ are on the grid, and drawn between its points: for formulas, and for blocks."""
+
 FEATURES = 3
 SAMPLES = 64
 ROUNDING, ROUNDING_OF_BLOCKS = 1e-12, 1e-9
@@ -30,7 +32,7 @@ Pair = tuple[float, float]
 def check_region(region: Region, *, seed: int = 0) -> ConformanceReport:
     r"""Whether the pairs of steps that a region allows make no block expand.
 
-    For h₁ on a grid of its range, and h₂ the least, 0 and the greatest beside it:
+    For h₁ on a grid of its range and drawn from it, and h₂ the least, 0 and the greatest beside it:
 
     - "limit": the range and every limit(h₁) are finite, and the region is not empty;
     - "projection": ``project`` leaves pairs of the region alone and brings others, around the grid, into it;
@@ -45,7 +47,7 @@ def check_region(region: Region, *, seed: int = 0) -> ConformanceReport:
 
     Args:
         region: any region; one of each a and S that is to be used.
-        seed: of A and of the states.
+        seed: of A, of the states and of the h₁ beside the grid.
 
     Returns:
         The report; ``check_region(region).require()`` raises on the first failure.
@@ -73,24 +75,26 @@ def check_region(region: Region, *, seed: int = 0) -> ConformanceReport:
     return ConformanceReport(type(region).__name__, tuple(findings))
 
 
-def _contractive_steps(region: Region) -> list[float]:
+def _contractive_steps(region: Region, drawn: int = DRAWN) -> list[float]:
+    """Those of a grid with both ends, and others between: a limit can be right at every point of a grid."""
     low, high = region.first_range
-    return sorted({float(first) for first in np.linspace(low, high, GRID)})
+    between = low + (high - low) * torch.rand(drawn, dtype=torch.float64)
+    return sorted({*np.linspace(low, high, GRID).tolist(), *between.tolist()})
 
 
-def _allowed(region: Region) -> list[Pair]:
+def _allowed(region: Region, drawn: int = DRAWN) -> list[Pair]:
     """Pairs of the region with the least, no and the greatest expansion."""
     pairs = {
         (first, second): None
-        for first in _contractive_steps(region)
+        for first in _contractive_steps(region, drawn)
         for second in (region.second_low, 0.0, region.limit(first))
     }
     return [pair for pair in pairs if region.contains(*pair)]
 
 
-def _beyond(region: Region) -> list[Pair]:
+def _beyond(region: Region, drawn: int = DRAWN) -> list[Pair]:
     """Pairs above the limit, where a budget and a penalty read the constants."""
-    return [(first, max(region.limit(first), 0.0) + 1) for first in _contractive_steps(region)]
+    return [(first, max(region.limit(first), 0.0) + 1) for first in _contractive_steps(region, drawn)]
 
 
 def _limit(region: Region) -> Iterator[str]:
@@ -154,7 +158,7 @@ def _blocks(region: Region) -> Iterator[tuple[DynamicalBlock, PrescribedSignal]]
 
 def _constants(region: Region, constant: Callable[[DynamicalBlock], float]) -> Iterator[str]:
     for block, signal in _blocks(region):
-        for first, second in (*_allowed(region), *_beyond(region)):
+        for first, second in (*_allowed(region, DRAWN_FOR_BLOCKS), *_beyond(region, DRAWN_FOR_BLOCKS)):
             with torch.no_grad():
                 signal.steps.copy_(torch.tensor([first, second], dtype=torch.float64))
             found, by_pair = constant(block), region.pair_constant(first, second) ** region.substeps

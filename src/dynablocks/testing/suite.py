@@ -25,6 +25,9 @@ from dynablocks.testing.report import ConformanceReport, Finding
 
 EPSILON = torch.finfo(torch.float64).eps
 TRAINING_STEPS = 25
+COARSE = 1e-3
+"""What a float32 copy may differ by, relative: a module may multiply float32's rounding by up to some 1e4."""
+
 FIELD_ENTRIES = 128
 """Up to so many entries a state :func:`check_block` measures the facts of fields; :func:`check_field` takes more."""
 
@@ -79,13 +82,13 @@ def check(name: str, *suites: dict[str, Test]) -> Callable[[Test], Test]:
 def check_block(block: nn.Module, sample: Tensor | None = None, *, seed: int = 0) -> ConformanceReport:
     """Run the conformance suite on a module; works on copies, so the module and the random state stay as they are.
 
-    Shape and batch invariance, dtype, determinism, train and eval mode, state round trips, gradients, dead parameters,
-    the inverse and log-determinant, and every declared property: at the start, after 25 SGD steps under
-    :func:`dynablocks.switching.keep_constraints`, and under hostile parameters (×1000, zero, constant, rank one; then
-    projected, as after any step of an optimiser), where a declaration may change but must stay true, and an implicit
-    step may raise :class:`dynablocks.errors.NotConverged`. The fields of its blocks must have the shape of their
-    states, and they and their terms facts that are true at the start and under hostile parameters (up to
-    :data:`FIELD_ENTRIES` entries).
+    Shape and batch invariance, dtype, to 1e-3 the values of a float32 copy, determinism, train and eval
+    mode, state round trips, gradients, dead parameters, the inverse and log-determinant, and every declared property:
+    at the start, after 25 SGD steps under :func:`dynablocks.switching.keep_constraints`, and under hostile parameters
+    (×1000, zero, constant, rank one; then projected, as after any step of an optimiser), where a declaration may change
+    but must stay true, and an implicit step may raise :class:`dynablocks.errors.NotConverged`. The fields of its blocks
+    must have the shape of their states, and they and their terms facts that are true at the start and under hostile
+    parameters (up to :data:`FIELD_ENTRIES` entries).
 
     Args:
         block: any module that declares its properties, or any composition of such.
@@ -246,11 +249,19 @@ def _batch_invariance(case: Case) -> Iterator[str]:
 
 @check("dtype", *BOTH)
 def _dtype(case: Case) -> Iterator[str]:
+    with torch.no_grad():
+        exact = case.block(case.sample.clone())
     for dtype in (torch.float32, torch.float64):
         with torch.no_grad():
-            given = case.clone().to(dtype)(case.sample.to(dtype)).dtype
-        if given != dtype:
-            yield f"{dtype} parameters and inputs give a {given} output"
+            given = case.clone().to(dtype)(case.sample.to(dtype, copy=True))
+        if given.dtype != dtype:
+            yield f"{dtype} parameters and inputs give a {given.dtype} output"
+        if bool((given.isnan() & exact.isfinite()).any()):
+            yield f"a copy in {dtype} gives NaN"
+        finite = given.isfinite() & exact.isfinite()
+        gap = largest_finite(torch.where(finite, given.double() - exact, 0.0)) / max(1.0, largest_finite(exact))
+        if not gap <= COARSE:
+            yield f"a copy in {dtype} gives an output that is off by {gap:.1e} of the largest entry"
 
 
 @check("determinism", *BOTH)

@@ -94,6 +94,24 @@ class _Promotes(HealthyBlock):
         return super().forward(x) * torch.ones(1, dtype=torch.float64)
 
 
+class _Float32Doubles(HealthyBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return 2 * y if y.dtype == torch.float32 else y
+
+    def declare(self) -> Declaration:
+        return super().declare()
+
+
+class _Float32Undefined(HealthyBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y * math.nan if y.dtype == torch.float32 else y
+
+    def declare(self) -> Declaration:
+        return super().declare()
+
+
 class _NonDeterministic(HealthyBlock):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + 1e-6 * torch.rand(())
@@ -232,6 +250,8 @@ def broken_twins() -> dict[str, tuple[nn.Module, str]]:
         "output depends on the batch": (_BatchMean(), "batch invariance"),
         "batch dimension lost": (_BatchLost(), "batch invariance"),
         "float32 becomes float64": (_Promotes(), "dtype"),
+        "float32 is another map": (_Float32Doubles(), "dtype"),
+        "float32 is undefined": (_Float32Undefined(), "dtype"),
         "random forward": (_NonDeterministic(), "determinism"),
         "input changed in place": (_ChangesInput(), "input untouched"),
         "train differs from eval": (_TrainsDifferently(), "train and eval"),

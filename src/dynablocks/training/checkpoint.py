@@ -129,8 +129,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 def _swap_in(directory: Path, temporary: Path) -> None:
     newest, previous = directory / CHECKPOINT, directory / PREVIOUS_CHECKPOINT
     if newest.exists():
-        if previous.exists():
-            shutil.rmtree(previous)
+        _remove(previous)
         newest.rename(previous)
     temporary.rename(newest)
     flush_directory(directory)
@@ -282,14 +281,31 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
     from safetensors import SafetensorError
 
     try:
-        model.load_state_dict(_read_weights(checkpoint / WEIGHTS))
+        weights = _read_weights(checkpoint / WEIGHTS)
     except (RuntimeError, SafetensorError) as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        reason = lines[min(1, len(lines) - 1)][:200].rstrip(".")
-        raise BadCheckpoint(
-            f"the weights in {checkpoint} belong to another model or version ({reason}); build the model they were "
-            "saved from, or train again with --overwrite."
-        ) from error
+        raise _of_another_model(checkpoint, error) from error
+    load_into(model, weights, checkpoint)
+
+
+def load_into(model: nn.Module, weights: Mapping[str, torch.Tensor], checkpoint: Path) -> None:
+    """Load weights that a checkpoint folder holds into ``model``.
+
+    Raises:
+        BadCheckpoint: names or shapes differ.
+    """
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise _of_another_model(checkpoint, error) from error
+
+
+def _of_another_model(checkpoint: Path, error: Exception) -> BadCheckpoint:
+    lines = [line.strip() for line in str(error).splitlines()]
+    reason = lines[min(1, len(lines) - 1)][:200].rstrip(".")
+    return BadCheckpoint(
+        f"the weights in {checkpoint} belong to another model or version ({reason}); build the model they were "
+        "saved from, or train again with --overwrite."
+    )
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from dynablocks.errors import InvalidArgument, require_choice, require_range, require_whole
 
@@ -75,7 +75,7 @@ class TrainingConfig:
         validate_every: measure the validation images every so many epochs, and at the end.
 
     Raises:
-        InvalidArgument: a value is out of its range, or a name is unknown.
+        InvalidArgument: a value is of another kind or out of its range, or a name is unknown.
 
     Example:
         >>> TrainingConfig(batch_size=0)
@@ -123,6 +123,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.epochs is None and self.max_minutes is None:
             raise InvalidArgument("epochs and max_minutes are both empty; give at least one of them.")
+        self._check_flags()
         self._check_names()
         self._check_numbers()
         ranges: dict[str, tuple[int, int | None]] = dict.fromkeys(
@@ -143,6 +144,12 @@ class TrainingConfig:
         # TRADES trains on the images as well, and takes their predictions for the attack.
         without = {"none": 1.0, "pgd": 1.0, "trades": 2.3}[self.adversary]
         return without if self.adversary == "none" else without + 0.7 * self.adversary_steps
+
+    def _check_flags(self) -> None:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if isinstance(setting.default, bool) and not isinstance(value, bool):
+                raise InvalidArgument(f"{setting.name} is {value!r}; True or False is needed.")
 
     def _check_names(self) -> None:
         from dynablocks.data.augmentation import CROP_FILLS

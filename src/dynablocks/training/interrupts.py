@@ -23,7 +23,13 @@ def is_repeated_interrupt() -> bool:
 
 @contextlib.contextmanager
 def polite_interrupt() -> Iterator[Callable[[], bool]]:
-    """Note the first Ctrl-C, from which on the yielded function returns True; a second one interrupts at once."""
+    """Note the first Ctrl-C, from which on the yielded function returns True; a second one interrupts at once.
+
+    An ignored Ctrl-C stays ignored: a script's background job inherits that, for it is meant for the foreground.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield lambda: False
+        return
     noted: list[int] = []
     _latest_interrupt[0] = -math.inf
 

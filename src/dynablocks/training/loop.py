@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +105,8 @@ def fit(
     Raises:
         BadCheckpoint: the checkpoint is broken, or belongs to other settings.
         DynablocksError: the loss is no longer finite, the disk is full, or a checkpoint cannot be read or moved.
-        KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
+        KeyboardInterrupt: after Ctrl-C, when the checkpoint is written; with several devices after one of the next
+            steps, in the first process.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -150,7 +151,7 @@ def train(
         if on_step is not None:
             on_step(session.step)
         # Asked once: a Ctrl-C between two questions would be told of a checkpoint that was not written.
-        stop = stopping()
+        stop = is_stop_asked(session, stopping)
         if stop or is_look_due(session, looked):
             look(session, display)
             looked = time.perf_counter()
@@ -167,13 +168,41 @@ def train(
                 if session.directory is None
                 else f"; {session.directory} holds a checkpoint: the same command, without --overwrite, goes on"
             )
-            display.say(f"Stopped after step {session.step} of {session.plan.total}{where}.")
-            raise Stopped
+            end_early(session, display, f"Stopped after step {session.step} of {session.plan.total}{where}.")
     summary = finish(session)
-    if stopping():
-        display.say("Stopped after the last step; the same command, without --overwrite, finishes the run.")
-        raise Stopped
+    if is_stop_asked(session, stopping):
+        sentence = "Stopped after the last step; the same command, without --overwrite, finishes the run."
+        end_early(session, display, sentence)
     return summary
+
+
+def is_stop_asked(session: Session, stopping: Callable[[], bool]) -> bool:
+    """Whether this process was told to stop, or any one of several, which ask each other at the steps of their looks.
+
+    One that stopped after a step of its own would leave the others waiting for it in the next.
+    """
+    if session.fabric.world_size == 1:
+        return stopping()
+    if not is_shared_look(session):
+        return False
+    # Not by all_reduce, which begins with a bare barrier: on GPUs Fabric's own takes care to name the device.
+    asked = stopping()
+    heard = [session.fabric.broadcast(asked, src=rank) for rank in range(session.fabric.world_size)]
+    return any(heard)
+
+
+def end_early(session: Session, display: Display, sentence: str) -> NoReturn:
+    """Say why, and end; all processes but the first as if nothing were wrong: where one fails, all are killed.
+
+    Raises:
+        Stopped: in the first process.
+        SystemExit: in the others, once the first has written its checkpoint.
+    """
+    display.say(sentence)
+    session.fabric.barrier()
+    if not session.fabric.is_global_zero:
+        raise SystemExit(0)
+    raise Stopped
 
 
 def take_step(session: Session) -> None:

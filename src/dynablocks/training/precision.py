@@ -112,14 +112,21 @@ def present_device(name: str) -> str:
     return choose_device("auto" if name == "cuda" else name)
 
 
-def check_precision(precision: str, device: str) -> None:
+def check_precision(precision: str, device: str, *, begun: bool = False) -> None:
     """Refuse float16 where gradients cannot be scaled.
+
+    Args:
+        precision: 32, bf16, 16 or auto.
+        device: cpu or cuda.
+        begun: whether a training that goes on began in this precision, which it keeps.
 
     Raises:
         InvalidArgument: ``"16"`` on a CPU.
     """
     if precision == "16" and device == "cpu":
-        raise InvalidArgument("precision is '16' but the device is a CPU; use bf16 or 32 there.")
+        anew = "the training began in it: go on on a GPU, or train anew with --overwrite"
+        advice = anew if begun else "use bf16 or 32 there"
+        raise InvalidArgument(f"precision is '16' but the device is a CPU; {advice}.")
 
 
 def precision_plugin(precision: str, device: str) -> Precision:

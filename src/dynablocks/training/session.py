@@ -19,7 +19,7 @@ from dynablocks.errors import BadData, DynablocksError, InvalidArgument
 from dynablocks.switching.constraints import keep_constraints
 from dynablocks.training.averaging import ExponentialAverage
 from dynablocks.training.budget import StepPlan
-from dynablocks.training.checkpoint import has_checkpoint, load_weights, save_checkpoint
+from dynablocks.training.checkpoint import has_checkpoint, load_into, load_weights, save_checkpoint
 from dynablocks.training.config import TrainingConfig
 from dynablocks.training.losses import make_loss
 from dynablocks.training.optimisers import make_optimiser
@@ -121,11 +121,14 @@ class Session:
         if config.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.precision = state.get("precision") or self._choose_precision(splits.train, device)
-        check_precision(self.precision, device)
+        check_precision(self.precision, device, begun="precision" in state)
         self.fabric = Fabric(
             accelerator=device, devices=config.devices, plugins=precision_plugin(self.precision, device)
         )
         self.fabric.launch()
+        if config.threads is not None:
+            # Fabric gave each of several processes its share of the processors.
+            torch.set_num_threads(config.threads)
         self.optimiser = make_optimiser(model, config)
         keep_constraints(model, self.optimiser)
         self.wrapped, self.wrapped_optimiser = self.fabric.setup(model, self.optimiser)
@@ -206,10 +209,12 @@ class Session:
 
     def save(self, summary: dict[str, Any] | None = None) -> None:
         """Write a checkpoint, in the first process."""
-        self.last_save = time.perf_counter()
+        started = time.perf_counter()
         if self.directory is not None and self.fabric.is_global_zero:
             save_checkpoint(self.directory, self.result(), self.config_text, self._state(summary))
-            self.save_seconds = time.perf_counter() - self.last_save
+            self.save_seconds = time.perf_counter() - started
+        # Its end counts: where writing takes longer than checkpoint_seconds, each step would have to be written.
+        self.last_save = time.perf_counter()
 
     def _state(self, summary: dict[str, Any] | None) -> dict[str, Any]:
         state = {
@@ -234,8 +239,8 @@ class Session:
         if self.average is None:
             load_weights(checkpoint, self.model)
         else:
-            self.average.copy.load_state_dict(state["average"])
-            self.model.load_state_dict(state["weights"])
+            load_into(self.average.copy, state["average"], checkpoint)
+            load_into(self.model, state["weights"], checkpoint)
         self.optimiser.load_state_dict(state["optimiser"])
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])
