@@ -190,7 +190,7 @@ def test_the_expansion_is_measured_of_entries_with_and_without_dense_layers(
         ("ours", "inner=0.5", "unknown setting of ours 'inner'"),
         ("torchlip", "loss=lse-hkr", "unknown loss 'lse-hkr'"),  # run.py alone knows it, as a program
         ("cpl", "batch_size=many", "batch_size is 'many'"),
-        ("ours", "widths=64", "ours cannot be made with"),
+        ("ours", "widths=64", "widths is 64; whole numbers"),
         ("ours", "lr=-1", "lr is -1"),
     ],
 )
