@@ -207,11 +207,11 @@ def test_regions_that_take_a_pair_differently_need_cells_of_their_own():
 
 def test_fourteen_methods_of_one_order_are_told_apart():
     result = {"order": 2, "steps": [2, 4], "errors": [0.1, 0.025]}
-    (axes,) = errors_figure({f"method {k}": result for k in range(14)}).axes
+    axes, names = errors_figure({f"method {k}": result for k in range(14)}).axes
     looks = {(line.get_color(), line.get_marker()) for line in axes.lines}
     assert len(looks) == 14
     assert {colour for colour, _ in looks} == set(CYCLE)
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [f"method {k}" for k in range(14)]
+    assert [text.get_text() for text in names.get_legend().get_texts()] == [f"method {k}" for k in range(14)]
 
 
 def test_a_changed_region_changes_the_key(monkeypatch):

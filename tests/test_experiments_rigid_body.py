@@ -105,7 +105,7 @@ def test_the_rollouts_are_drawn_over_the_true_one() -> None:
     found = rolled_out(Inflated(), 20)  # type: ignore[arg-type]
     energy, norm, plane = rigid_body_figure({"volume": found, "none": found}).axes
     truth, first, second = plane.lines
-    assert truth.get_label() == "truth"
+    assert truth.get_label() == "the true path"
     start = torch.tensor(found["path"], dtype=torch.float64)[:1]
     exact = integrate(SYSTEM, start, torch.tensor(found["times"], dtype=torch.float64))[0]
     assert torch.allclose(torch.tensor(truth.get_xydata()), exact[:, :2], rtol=0, atol=1e-12)

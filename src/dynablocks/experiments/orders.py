@@ -217,8 +217,9 @@ class Orders(Experiment):
 def errors_figure(results: dict[str, dict[str, Any]], *, watermark: str | None = None) -> Figure:
     """Errors at time 1 against the step size, both logarithmic, one panel for each order, its methods named below."""
     orders = sorted({result["order"] for result in results.values()}) or [1]
-    figure = new_figure(3.2 * len(orders), 4.2, watermark)
-    for axes, order in zip(figure.subplots(1, len(orders), squeeze=False)[0], orders, strict=True):
+    figure = new_figure(3.2 * len(orders), 4.4, watermark)
+    panels, names = figure.subplots(2, len(orders), squeeze=False, height_ratios=(5, 2))
+    for axes, below, order in zip(panels, names, orders, strict=True):
         chosen = {name: result for name, result in results.items() if result["order"] == order}
         for place, (name, result) in enumerate(chosen.items()):
             # Where the colours are used up they begin anew with another marker.
@@ -226,6 +227,9 @@ def errors_figure(results: dict[str, dict[str, Any]], *, watermark: str | None =
             look: dict[str, Any] = {"color": CYCLE[colour], "marker": MARKERS[turn % len(MARKERS)], "markersize": 3}
             axes.loglog([TIME / n for n in result["steps"]], result["errors"], label=name, **look)
         axes.set(title=f"order {order}", xlabel="step size h", ylabel="error at t = 1")
-        if chosen:
-            axes.legend(fontsize=6, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.22))
+        counts = sorted({n for result in chosen.values() for n in result["steps"]})
+        axes.set_xticks([TIME / n for n in counts], [f"{TIME:g}/{n}" for n in counts])
+        axes.minorticks_off()
+        below.set_axis_off()
+        below.legend(*axes.get_legend_handles_labels(), fontsize=6, ncols=2, loc="upper center")
     return figure

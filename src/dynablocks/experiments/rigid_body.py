@@ -239,14 +239,14 @@ class RigidBodyFlowMap(Experiment):
 @styled
 def rigid_body_figure(results: dict[str, dict[str, Any]], *, watermark: str | None = None) -> Figure:
     """Drift of energy and norm along the rollouts, and one over the truth in the plane of the first two entries."""
-    figure = new_figure(10.0, 3.4, watermark)
+    figure = new_figure(10.0, 3.8, watermark)
     energy, norm, plane = figure.subplots(1, 3)
     for result in list(results.values())[:1]:
         start, times = (torch.tensor(result[key], dtype=torch.float64) for key in ("path", "times"))
         truth = integrate(SYSTEM, start[:1], times)[0]
-        plane.plot(truth[:, 0], truth[:, 1], color="0.6", linewidth=3.0, label="truth")
+        plane.plot(truth[:, 0], truth[:, 1], color="0.6", linewidth=3.0, label="the true path")
     for kind, result in results.items():
-        energy.semilogy(result["times"][1:], [e + 1e-17 for e in result["energies"][1:]], label=KINDS[kind])
+        energy.semilogy(result["times"][1:], [e + 1e-17 for e in result["energies"][1:]], label=f"{KINDS[kind]} kept")
         norm.semilogy(result["times"][1:], [e + 1e-17 for e in result["norms"][1:]])
         path = torch.tensor(result["path"])
         plane.plot(path[:, 0], path[:, 1], linewidth=0.6)
@@ -254,6 +254,5 @@ def rigid_body_figure(results: dict[str, dict[str, Any]], *, watermark: str | No
     norm.set(xlabel="time", ylabel="relative drift of the norm")
     plane.set(xlabel="y₁", ylabel="y₂", aspect="equal")
     if results:
-        energy.legend(fontsize=6, title="kept", title_fontsize=6)
-        plane.legend(fontsize=6)
+        figure.legend(loc="outside upper left", frameon=False, fontsize=8.5, ncols=5)
     return figure
