@@ -25,8 +25,7 @@ INDEX = """# Figures and tables of the paper
 
 Made by [`dynablocks reproduce`](../reproduce.md); each page ends with where and how. The checks compare with the paper
 where it has a figure, otherwise with what must hold; the page says which, and why where they differ. The paper prints
-the numbers of Table 1; those of its plots are of the networks and runs that its authors released. Not here is
-`laws`, which was not run yet.
+the numbers of Table 1; those of its plots are of the networks and runs that its authors released.
 
 | in the paper | page | preset | checks |
 |---|---|---|---|
