@@ -195,20 +195,19 @@ CASES: dict[str, Case] = {
             ("that is symplectic and should not be", "rk4", {"symplectic": 0.9e-12}),
         )
     },
-    "an embedding that learns no better": case(
-        Embedding(),
-        embedding,
-        "damped pendulum: embedded",
-        lambda cell: isinstance(cell, DampedCell) and cell.network == "embedded",
-        test=1.1e-5,
-    ),
-    "a SympNet that learns no better": case(
-        Embedding(),
-        embedding,
-        "damped pendulum: SympNet",
-        lambda cell: isinstance(cell, DampedCell) and cell.network == "sympnet",
-        test=1.1e-4,
-    ),
+    **{
+        f"{what} that learns no better": case(
+            Embedding(),
+            embedding,
+            f"damped pendulum: {name}",
+            lambda cell, network=network: isinstance(cell, DampedCell) and cell.network == network,
+            test=test,
+        )
+        for what, name, network, test in (
+            ("an embedding", "embedded", "embedded", 1.1e-5),
+            ("a SympNet", "SympNet", "sympnet", 1.1e-4),
+        )
+    },
     **{
         f"a slope that is too {what}": case(
             Orders(),
