@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynablocks.config import CERTIFIED_PRESETS, preset_settings
-from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument, UnsoundResult
+from dynablocks.errors import BadCheckpoint, BadData, Diverged, InvalidArgument, UnsoundResult
 from dynablocks.models import ModelConfig, build
 from dynablocks.numerics.bounds import ConvGeometry, dense_matrix
 from dynablocks.properties import jacobians
@@ -669,6 +669,23 @@ def test_the_search_tries_the_best_for_longer_and_tells_all_trials(
     assert seen == [
         (*folder, run.HELD_OUT, 0.0, change | {"depth": [1]}) for folder, change in zip(folders, changes, strict=True)
     ]
+
+
+def test_a_trial_that_diverges_certifies_nothing_and_the_search_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(name: str, args: run.argparse.Namespace) -> dict:
+        if "dense" in args.set:
+            raise Diverged("the loss is not finite after step 10")
+        return {"clean": 50.0, "certified": {"36": 30.0}}
+
+    monkeypatch.setattr(run, "result_of", short)
+    args = run.argparse.Namespace(set={}, out=tmp_path, minutes=60.0, search=1.0, held_out=0, seed=0)
+    found = run.best_change("aol", args)
+    lost = [trial for trial in found["tried"] if "dense" in trial["change"]]
+    assert [(trial["certified"], trial["diverged"]) for trial in lost] == [(0.0, True)] * 3
+    assert "dense" not in found["chosen"]
+    assert all(run.is_trial(trial) for trial in found["tried"])
 
 
 def test_the_finalists_are_the_best_and_the_largest_network_once() -> None:

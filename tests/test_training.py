@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import dynablocks.training.loop as loop_module
 from dynablocks.config import preset_settings
 from dynablocks.data import DataSplits, ImageDataset, augment, batch_indices
-from dynablocks.errors import BadCheckpoint, BadData, DynablocksError, InvalidArgument
+from dynablocks.errors import BadCheckpoint, BadData, Diverged, DynablocksError, InvalidArgument
 from dynablocks.models import ModelConfig, build
 from dynablocks.training import (
     LOSSES,
@@ -431,11 +431,11 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path: Path) 
                 model[0].weight.fill_(float("nan"))
 
     config = TrainingConfig(epochs=9, batch_size=16, checkpoint_seconds=0.0, **QUIET)
-    with pytest.raises(DynablocksError, match=r"a weight is not finite after step 7.*smaller --training.lr.*is kept"):
+    with pytest.raises(Diverged, match=r"a weight is not finite after step 7.*smaller --training.lr.*is kept"):
         fit(model, quadrants(), config, tmp_path, on_step=poison)
     fit(small_model(), quadrants(), config, tmp_path)
     lazy = TrainingConfig(epochs=9, batch_size=16, **QUIET)
-    with pytest.raises(DynablocksError, match=r"the loss is not finite after step 8 "):
+    with pytest.raises(Diverged, match=r"the loss is not finite after step 8 "):
         fit(small_model_poisoned_at(model, poison), quadrants(), lazy, on_step=poison)
 
 

@@ -40,7 +40,7 @@ from safetensors.torch import save_file
 
 from dynablocks.config import RunConfig, preset_settings
 from dynablocks.data import DataSplits, ImageDataset, load_data, to_unit_range
-from dynablocks.errors import DynablocksError, InvalidArgument, require_range, unknown_name
+from dynablocks.errors import Diverged, DynablocksError, InvalidArgument, require_range, unknown_name
 from dynablocks.experiments.provenance import commit, device_name
 from dynablocks.files import held, is_number, read_json, write_atomically, write_json
 from dynablocks.models import MODELS, ModelConfig
@@ -564,15 +564,19 @@ def best_change(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
     All of :func:`changes_of` are tried for ``args.search`` minutes, their :func:`finalists` for LONGER times as many,
     and as long the best of these with each of RATES, unless --set says the rate. The best of the longer trials is
-    chosen.
+    chosen. A trial that diverges counts as one that certifies nothing.
     """
 
     def trials(changes: list[dict[str, Any]], minutes: float) -> list[dict[str, Any]]:
         short = {"out": args.out / f"search-{minutes:g}", "minutes": minutes, "held_out": HELD_OUT, "search": 0.0}
         found: list[dict[str, Any]] = []
         for change in changes:
-            result = result_of(name, argparse.Namespace(**vars(args) | short | {"set": change | args.set}))
-            facts = {"clean": result["clean"], "certified": result["certified"]["36"]}
+            try:
+                result = result_of(name, argparse.Namespace(**vars(args) | short | {"set": change | args.set}))
+                facts = {"clean": result["clean"], "certified": result["certified"]["36"]}
+            except Diverged as error:
+                print(f"{name} with {change}: {error}", flush=True)
+                facts = {"clean": 0.0, "certified": 0.0, "diverged": True}
             found.append({"change": change, "minutes": minutes} | facts)
         return found
 

@@ -35,6 +35,10 @@ class PropertyViolated(DynablocksError, AssertionError):
     """A measured property contradicts the declared one."""
 
 
+class Diverged(DynablocksError, ArithmeticError):
+    """A training whose loss or weights left the finite numbers."""
+
+
 class NotConverged(DynablocksError, ArithmeticError):
     """The equation of an implicit step has no solution near its start, or the solver did not find it."""
 

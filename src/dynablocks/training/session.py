@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dynablocks.data import augment, batch_indices, to_unit_range
 from dynablocks.data.augmentation import require_crop
-from dynablocks.errors import BadData, DynablocksError, InvalidArgument
+from dynablocks.errors import BadData, Diverged, InvalidArgument
 from dynablocks.switching.constraints import keep_constraints
 from dynablocks.training.averaging import ExponentialAverage
 from dynablocks.training.budget import StepPlan
@@ -278,18 +278,18 @@ def require_finite_weights(session: Session) -> None:
     """Refuse to go on, or to save, when a weight is not finite.
 
     Raises:
-        DynablocksError: the training diverged.
+        Diverged: one is not.
     """
     sums = [p.detach().sum() for p in session.model.parameters()]
     if not bool(torch.stack([s.float() for s in sums]).isfinite().all()):
         raise diverged(session, session.step, "a weight")
 
 
-def diverged(session: Session, step: int, what: str) -> DynablocksError:
+def diverged(session: Session, step: int, what: str) -> Diverged:
     """The error for a training that left the finite numbers at ``step``."""
     lr = session.optimiser.param_groups[0]["lr"]
     kept = f" The last good checkpoint in {session.directory} is kept." if has_checkpoint(session.directory) else ""
-    return DynablocksError(
+    return Diverged(
         f"{what} is not finite after step {step} (learning rate {lr:.3g}); train again with a smaller "
         f"--training.lr or a --training.gradient_clip such as 1, into another --out or with --overwrite.{kept}"
     )
