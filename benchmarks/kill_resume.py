@@ -83,7 +83,7 @@ def run_to_end(command: list[str], directory: Path) -> tuple[float, float]:
 def insist(process: subprocess.Popen[bytes], directory: Path) -> None:
     """Stop when the training has failed by itself."""
     if process.returncode:
-        log = Path(f"{directory}.log").read_text(errors="replace")
+        log = Path(f"{directory}.log").read_text(encoding="utf-8", errors="replace")
         raise SystemExit(f"the training in {directory} failed with {process.returncode}:\n{log[-2000:]}")
 
 
@@ -153,7 +153,7 @@ def digest(directory: Path) -> str:
 
 def last_step(directory: Path) -> int:
     """The step of the last line of ``metrics.jsonl``."""
-    return int(json.loads((directory / "metrics.jsonl").read_text().splitlines()[-1])["step"])
+    return int(json.loads((directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])["step"])
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def chain_of(depth: int, half: int = HALF, step: float = 0.1) -> ReversibleChain
 
 def resident(entry: str) -> int:
     """``VmRSS`` (now) or ``VmHWM`` (the peak) of this process in bytes (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(entry):
             return 1024 * int(line.split()[1])
     raise RuntimeError(f"no {entry} in /proc/self/status")
@@ -156,7 +156,7 @@ def main() -> None:
     verdict(f"gradients at depth {deepest}, float64", figures["gradient difference"], GRADIENT_LIMIT)
     verdict("step time / ordinary", figures["time ratio"], TIME_LIMIT)
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def main() -> None:
         if name not in seconds:
             print(f"{name} is not installed and left out.")
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -35,6 +36,7 @@ from dynablocks.linear import OrthogonalConv, shared_weights
 from dynablocks.linear.circular import circular_pad
 from dynablocks.models import ModelConfig, build
 from dynablocks.switching import ExactFlowRegion, PrescribedSignal, TightRegion, keep_constraints, regularisation
+from dynablocks.training import TrainingConfig, make_optimiser
 from dynablocks.training.precision import supports_bf16
 
 IMAGE, CLASSES = (3, 32, 32), 10
@@ -54,10 +56,15 @@ def medians(actions: Mapping[str, Callable[[], object]], repeats: int) -> dict[s
 
 
 def training_step(
-    network: nn.Module, pixels: Tensor, penalised: bool = True, dtype: torch.dtype = torch.float32
+    network: nn.Module,
+    pixels: Tensor,
+    penalised: bool = True,
+    dtype: torch.dtype = torch.float32,
+    training: Mapping[str, Any] = {},
 ) -> Callable[[], None]:
-    """One step as the training loop does it, the network in ``dtype``."""
-    optimiser = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
+    """One step as the training loop does it, the network in ``dtype``, with the optimiser that ``training`` names."""
+    config = TrainingConfig(**{**training, "lr": 1e-4})
+    optimiser = make_optimiser(network, config)
     keep_constraints(network, optimiser)
 
     def step() -> None:
@@ -192,8 +199,8 @@ def preset_actions(formats: Sequence[torch.dtype]) -> dict[str, Callable[[], obj
     pixels = images(settings["training"]["batch_size"])
     actions: dict[str, Callable[[], object]] = {"weights": orthogonal_weights(headline)}
     for dtype in formats:
-        circulant = training_step(convolutions, pixels, False, dtype)
-        actions[f"step {dtype}"] = training_step(headline, pixels, False, dtype)
+        circulant = training_step(convolutions, pixels, False, dtype, settings["training"])
+        actions[f"step {dtype}"] = training_step(headline, pixels, False, dtype, settings["training"])
         actions[f"raw {dtype}"] = raw_convolutions(headline, pixels, dtype)
         actions[f"circulant {dtype}"] = circulant
         actions[f"plain {dtype}"] = without_products(circulant)

@@ -43,8 +43,8 @@ def row(run: Path) -> list[str]:
     """One network."""
     import yaml
 
-    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
-    lift = yaml.safe_load((run / "checkpoint" / "config.yaml").read_text())["model"]["config"]["lift"]
+    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    lift = yaml.safe_load((run / "checkpoint" / "config.yaml").read_text(encoding="utf-8"))["model"]["config"]["lift"]
     bound = metrics["lipschitz_bound"]
     return [
         f"{metrics['model']} (lift: {lift})",
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what else a reader must know")
     parser.add_argument("--picture", type=Path, default=None, help="also draw the first run's curves here")
     options = parser.parse_args()
-    first = json.loads((options.runs[0] / "metrics.json").read_text())
+    first = json.loads((options.runs[0] / "metrics.json").read_text(encoding="utf-8"))
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     table = {
         "title": options.title,

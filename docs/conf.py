@@ -25,7 +25,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "plain_docstrings",
 ]
-exclude_patterns = ["_build", "generated", "gallery"]
+exclude_patterns = ["_build"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 suppress_warnings = ["myst.strikethrough"]

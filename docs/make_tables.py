@@ -161,12 +161,13 @@ def updated(text: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    stale = [page for page in sorted(DOCS.glob("*.md")) if updated(page.read_text()) != page.read_text()]
-    for page in stale:
+    texts = {page: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md"))}
+    stale = {page: changed for page, text in texts.items() if (changed := updated(text)) != text}
+    for page, text in stale.items():
         if "--check" in arguments:
             print(f"docs/{page.name} is stale; run: python docs/make_tables.py", file=sys.stderr)
         else:
-            page.write_text(updated(page.read_text()))
+            page.write_text(text, encoding="utf-8")
             print(f"wrote docs/{page.name}")
     return int("--check" in arguments and bool(stale))
 

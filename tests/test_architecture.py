@@ -9,6 +9,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -31,7 +32,6 @@ LAYERS = (
     ("reporting", "training", "robustness", "testing"),
     ("models",),
     ("blocks", "composition", "reversible"),
-    ("structured_lifting",),
     ("integrators",),
     ("fields", "switching"),
     ("lifting", "norms"),
@@ -39,7 +39,7 @@ LAYERS = (
     ("properties",),
     ("numerics",),
     ("data",),
-    ("errors", "registry", "files", "run_files", "progress", "modes", "ball", "ensembles"),
+    ("errors", "registry", "files", "run_files", "progress", "modes", "ball", "ensembles", "seeding"),
 )
 """The source layout of CONTRIBUTING.md from top to bottom: each imports from its own layer and those below."""
 
@@ -173,26 +173,66 @@ def test_a_kind_of_cell_is_one_class() -> None:
         assert not {field.name for field in fields(one)} & {field.name for field in fields(other)}
 
 
-REFERENCE = Path(__file__).parents[1] / "docs" / "api"
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "docs" / "api"
+
+
+def directives_of_the_reference() -> set[str]:
+    """What its pages take from the docstrings."""
+    pages = [page.read_text(encoding="utf-8") for page in sorted(REFERENCE.glob("*.md"))]
+    return {line for page in pages for line in page.splitlines() if line.startswith(".. auto")}
+
+
+def is_shown(module: str, name: str, directives: set[str]) -> bool:
+    """Whether the page of a module shows one of its names, or a directive of its own."""
+    if f".. autofunction:: {module}.{name}" in directives:
+        return True
+    public = getattr(importlib.import_module(module), "__all__", [name])
+    return f".. automodule:: {module}" in directives and name in public
 
 
 def undocumented(directives: set[str]) -> list[str]:
-    """The public names of ``dynablocks`` that neither the page of their module shows nor a directive of their own."""
-
-    def shown(name: str) -> bool:
-        module = importlib.import_module(dynablocks._HOMES[name])
-        by_module = f".. automodule:: {module.__name__}" in directives and name in getattr(module, "__all__", [name])
-        return by_module or f".. autofunction:: dynablocks.{name}" in directives
-
-    return [name for name in dynablocks.__all__ if not shown(name)]
+    """The public names of ``dynablocks`` that the reference does not show."""
+    homes = {name: ("dynablocks", dynablocks._HOMES[name]) for name in dynablocks.__all__}
+    return [name for name, home in homes.items() if not any(is_shown(module, name, directives) for module in home)]
 
 
 def test_the_reference_has_every_public_name() -> None:
-    pages = [page.read_text(encoding="utf-8") for page in sorted(REFERENCE.glob("*.md"))]
-    directives = {line for page in pages for line in page.splitlines() if line.startswith(".. auto")}
+    directives = directives_of_the_reference()
     assert undocumented(directives) == []
     assert undocumented(directives - {".. autofunction:: dynablocks.load"}) == ["load"]
     assert undocumented(directives - {".. automodule:: dynablocks.models"}) == ["ModelConfig", "build"]
+
+
+IMPORT = re.compile(r"\bfrom (dynablocks[\w.]*) import (?:\(([^)]*)\)|([\w, ]+))")
+
+
+def imports_of(text: str) -> set[tuple[str, str]]:
+    """(module, name) of what a page tells its readers to import from modules of the package."""
+    found = [(match[1], match[2] or match[3]) for match in IMPORT.finditer(text)]
+    pairs = {(module, name.split()[0]) for module, names in found for name in names.split(",") if name.strip()}
+    return {(module, name) for module, name in pairs if module != "dynablocks"}
+
+
+def test_the_reference_has_what_the_pages_import() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    wanted = set().union(*(imports_of(page.read_text(encoding="utf-8")) for page in pages))
+    directives = directives_of_the_reference()
+    assert len(wanted) > 30
+    assert {pair for pair in wanted if not is_shown(*pair, directives)} == set()
+    fewer = directives - {".. autofunction:: dynablocks.cli.main", ".. automodule:: dynablocks.models.flow"}
+    missing = {pair for pair in wanted if not is_shown(*pair, fewer)}
+    assert missing >= {("dynablocks.cli", "main"), ("dynablocks.models.flow", "density_flow")}
+
+
+def test_imports_of_pages_are_seen() -> None:
+    lines = ("`from dynablocks.a import b; b()`", ">>> from dynablocks.c import d, e as f", "from dynablocks import g")
+    assert imports_of("\n".join((*lines, "from dynablocks.h.i import (", "    j,", ")"))) == {
+        ("dynablocks.a", "b"),
+        ("dynablocks.c", "d"),
+        ("dynablocks.c", "e"),
+        ("dynablocks.h.i", "j"),
+    }
 
 
 def test_registered_fields_are_public() -> None:
@@ -201,6 +241,47 @@ def test_registered_fields_are_public() -> None:
     shipped = {kind.__name__ for kind in FIELDS.values() if kind.__module__.startswith(f"{room.__name__}.")}
     assert len(shipped) > 20
     assert shipped - set(room.__all__) == set()
+
+
+GLOBAL_SEED = re.compile(r"(?:torch\.(?:\w+\.)*)?(?:manual_seed|manual_seed_all)|torch\.(?:\w+\.)*seed")
+
+
+def seeds_of_global_generators(source: str) -> list[int]:
+    """The lines that seed a generator which is not the file's own."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Call((ast.Attribute(attr=name) | ast.Name(name)) as called) if "seed" in name:
+                if GLOBAL_SEED.fullmatch(ast.unparse(called)):
+                    lines.append(node.lineno)
+    return sorted(lines)
+
+
+def test_two_files_seed_the_global_generators() -> None:
+    """Elsewhere weights are drawn within ``seeded``, which leaves the generators as they were, those of GPUs too."""
+    found = {path.relative_to(SOURCE).as_posix(): path.read_text(encoding="utf-8") for path in FILES}
+    assert {path for path, source in found.items() if seeds_of_global_generators(source)} == {
+        "seeding.py",
+        "training/session.py",
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "seen"),
+    [
+        ("torch.manual_seed(0)", True),
+        ("torch.random.manual_seed(0)", True),
+        ("manual_seed(0)", True),
+        ("torch.cuda.manual_seed_all(0)", True),
+        ("torch.default_generator.manual_seed(0)", True),
+        ("torch.seed()", True),
+        ("torch.Generator().manual_seed(0)", False),
+        ("generator.manual_seed(0)", False),
+        ("mixed_seed(0)", False),
+    ],
+)
+def test_a_seed_of_a_global_generator_is_seen(line: str, seen: bool) -> None:
+    assert seeds_of_global_generators(line) == [1] * seen
 
 
 COMPARISONS = ("allclose", "assert_allclose", "assert_close")
@@ -244,3 +325,9 @@ def test_comparisons_say_both_tolerances() -> None:
 )
 def test_a_comparison_without_a_tolerance_is_seen(comparison: str, seen: bool) -> None:
     assert without_tolerances(comparison) == [1] * seen
+
+
+def test_numbers_go_to_the_cpu_before_they_become_float64() -> None:
+    """Devices without float64, such as Apple's, refuse the other order; rounding is bounded on CPUs and CUDA alone."""
+    found = {path.name for path in FILES if ".double().cpu()" in path.read_text(encoding="utf-8")}
+    assert found == set()

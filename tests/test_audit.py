@@ -26,9 +26,9 @@ from dynablocks.errors import BadData, DynablocksError
 from dynablocks.fields import GradientField, MetricField, PreconditionedField, TwoMatrixField, leaky_relu
 from dynablocks.files import sha256
 from dynablocks.integrators import ExactFlow, ExplicitEuler
-from dynablocks.lifting import PaperLift
+from dynablocks.lifting import Head, PaperLift
 from dynablocks.linear import Conv, Dense, OrthogonalConv, OrthogonalDense
-from dynablocks.models import MODELS, ModelConfig, build
+from dynablocks.models import MODELS, ModelConfig, Network, build
 from dynablocks.properties import EUCLIDEAN, declare
 from dynablocks.properties.jacobians import jacobians
 from dynablocks.robustness.arithmetic import plain_arithmetic
@@ -344,6 +344,21 @@ def test_the_attack_breaks_what_is_certified_too_far(genuine: Path) -> None:
             assert (norms[broken] <= 3.0).all()
 
 
+@pytest.mark.parametrize("loss", ["margin", "cross-entropy", "ratio"])
+def test_each_attack_finds_the_boundary_between_two_classes(loss: str) -> None:
+    """The boundary is 0.2 away, and no start farther than half of the radius, 0.15."""
+    network = Network(nn.Sequential(nn.Flatten()), Head(4, 2, "none"), (1, 2, 2), ModelConfig()).eval()
+    with torch.no_grad():
+        network.head.matrix.copy_(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
+        network.head.bias.copy_(torch.tensor([0.0, 0.5]))
+    pixels, label, radius = torch.full((1, 1, 2, 2), 0.7), torch.tensor([0]), torch.tensor([0.3])
+    broken, norms = _ascend(network, pixels, label, radius, loss, 20, torch.Generator().manual_seed(0))
+    assert broken.tolist() == [True]
+    assert 0.199 < norms.item() <= 0.3
+    inside, _ = _ascend(network, pixels, label, torch.tensor([0.19]), loss, 20, torch.Generator().manual_seed(0))
+    assert inside.tolist() == [False]
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -644,10 +659,10 @@ def test_the_audit_takes_the_checkpoint_that_certify_takes(
     assert check(tmp_path / "made.json", steps=1, samples=2)
 
 
-def test_the_attacks_show_how_far_they_are(genuine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_long_check_shows_how_far_it_is(genuine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, int, int]] = []
 
-    def recorded(items: Iterable[int], label: str, total: int) -> list[int]:
+    def recorded(items: Iterable[Any], label: str, total: int) -> list[Any]:
         steps = list(items)
         told.append((label, len(steps), total))
         return steps
@@ -655,4 +670,10 @@ def test_the_attacks_show_how_far_they_are(genuine: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("dynablocks.robustness.audit.track", recorded)
     check(genuine, samples=2, steps=3)
     losses = ("margin", "cross-entropy", "ratio")
-    assert told == [(f"attacking with the {loss} loss", 4, 4) for loss in losses]
+    layers, images = (len(json.loads(genuine.read_text())[part]) for part in ("layers", "images"))
+    batches = -(-images // 256)
+    assert told == [
+        ("bounding the layers", layers, layers),
+        ("classifying the images", batches, batches),
+        *((f"attacking with the {loss} loss", 4, 4) for loss in losses),
+    ]

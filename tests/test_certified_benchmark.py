@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
 import json
+import os
+import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -478,11 +483,11 @@ def on_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) 
 
     def result_of(name: str, args: run.argparse.Namespace) -> None:
         trained.append(name)
-        facts = entry(run.label(name, args), 40.0) | {"minutes": args.minutes, "hardware": run.device_name()}
+        facts = entry(run.label(name, args), 40.0) | {"minutes": args.minutes, "hardware": run.hardware()}
         run.write_json(args.out / run.label(name, args) / "result.json", facts)
 
     if not page.exists():
-        facts = entry("ours-0", 50.0) | {"minutes": 60.0, "hardware": run.device_name()}
+        facts = entry("ours-0", 50.0) | {"minutes": 60.0, "hardware": run.hardware()}
         run.write_json(page, run.as_page([facts], 60.0))
     monkeypatch.setattr(run, "result_of", result_of)
     monkeypatch.setitem(run.FAMILIES, "aoc", peers.Family("here", loose_convolution, orthogonal, 4, (1, 1, 0)))
@@ -503,7 +508,7 @@ def test_a_page_of_another_machine_or_budget_is_refused(
 ) -> None:
     if what == "hardware":
         names = iter(["another processor"])
-        monkeypatch.setattr(run, "device_name", lambda: next(names, "this processor"))
+        monkeypatch.setattr(run, "hardware", lambda: next(names, "this processor"))
     with pytest.raises(InvalidArgument, match=f"holds ours-0 with {what}.*name another file"):
         on_a_page(tmp_path, monkeypatch, "--minutes", "60" if what == "hardware" else "15")
 
@@ -519,7 +524,7 @@ def test_a_page_without_entries_is_not_overwritten(
 
 
 def test_two_sittings_at_once_lose_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page, made = tmp_path / "page.json", {"hardware": run.device_name()}
+    page, made = tmp_path / "page.json", {"hardware": run.hardware()}
 
     def result_of(name: str, args: run.argparse.Namespace) -> None:
         run.write_json(args.out / "aoc-0" / "result.json", entry("aoc-0", 40.0) | made)
@@ -590,7 +595,7 @@ def test_an_entry_that_is_measured_again_keeps_the_origin_of_its_training(
     def measured_at(commit: str, moment: str, machine: str) -> dict:
         (tmp_path / "cpl-0" / "result.json").unlink(missing_ok=True)
         monkeypatch.setattr(run, "commit", lambda: commit)
-        monkeypatch.setattr(run, "device_name", lambda: machine)
+        monkeypatch.setattr(run, "hardware", lambda: machine)
         monkeypatch.setattr(run, "time", SimpleNamespace(strftime=lambda format: moment))
         return run.result_of("cpl", args)
 
@@ -635,6 +640,34 @@ def test_certified_presets_are_bounded_by_time(preset: str) -> None:
     training = preset_settings(preset, "certified", "cifar10")["training"]
     assert training["epochs"] is None
     assert preset.endswith({5: "5min", 15: "15min", 25: "25min", 60: "1h"}[int(training["max_minutes"])])
+
+
+@pytest.mark.parametrize("preset", [name for name in CERTIFIED_PRESETS if "/gpu-" in name])
+def test_the_gpu_presets_have_the_crops_of_the_hour_and_are_seldom_validated(preset: str) -> None:
+    names = ("certified/cpu-1h", preset)
+    hour, training = (preset_settings(name, "certified", "cifar10")["training"] for name in names)
+    assert training["validate_every"] == 20
+    for name in ("crop_padding", "crop_fill"):
+        assert training[name] == hour[name]
+
+
+@pytest.mark.skipif(shutil.which("timeout") is None, reason="the script ends a piece with timeout")
+def test_the_script_for_a_gpu_takes_five_minutes_and_copies_what_is_there(tmp_path: Path) -> None:
+    stub, out = tmp_path / "python", tmp_path / "out"
+    lines = [
+        "#!/bin/sh",
+        '[ "$1" != -c ] || exit 0',
+        'echo "$@" > "$HERE/said"',
+        'mkdir -p "$HERE/work/ours-0/checkpoint" "$HERE/work/begun"',
+        'for name in result.json radii.safetensors checkpoint/state; do echo 1 > "$HERE/work/ours-0/$name"; done',
+    ]
+    stub.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    stub.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(stub), "OUT": str(out), "HERE": str(tmp_path)}
+    subprocess.run(["bash", FOLDER / "on_gpu.sh", "data", tmp_path / "work"], env=environment, check=True)
+    assert "--preset certified/gpu-5min --minutes 5" in (tmp_path / "said").read_text(encoding="utf-8")
+    copied = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    assert copied == ["ours-0/radii.safetensors", "ours-0/result.json"]
 
 
 @pytest.mark.parametrize(("model", "data"), [("resnet", "cifar10"), ("certified", "digits")])
@@ -745,11 +778,14 @@ class StandIn:
 
     ran: ClassVar[list[tuple[str, int]]] = []
     cut_off_in = ""
+    exact = False
 
-    def __init__(self, model: nn.Module, **settings: object) -> None:
+    def __init__(self, model: nn.Module, *, device: torch.device, **settings: object) -> None:
+        assert device == next(model.parameters()).device
         self.attacks_to_run: list[str] = []
 
     def run_standard_evaluation(self, pixels: Tensor, labels: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+        assert StandIn.exact
         (name,) = self.attacks_to_run
         if name == StandIn.cut_off_in:
             raise KeyboardInterrupt
@@ -766,6 +802,14 @@ def test_autoattack_goes_on_where_it_was_cut_off_unless_the_weights_or_the_image
     model[1].weight.data = torch.tensor([[0.0, 0, 0, 0], [1.0, 0, 0, 0]])
     monkeypatch.setitem(sys.modules, "pyautoattack", ModuleType("pyautoattack"))
     monkeypatch.setattr(sys.modules["pyautoattack"], "AutoAttack", StandIn, raising=False)
+
+    @contextlib.contextmanager
+    def exact() -> Iterator[None]:
+        monkeypatch.setattr(StandIn, "exact", True)
+        yield
+        monkeypatch.setattr(StandIn, "exact", False)
+
+    monkeypatch.setattr(attack, "full_precision", exact)
     monkeypatch.setattr(attack, "load", lambda run: model)
     hashes = ["a"]
     monkeypatch.setattr(attack, "weights_hash", lambda run: hashes[0])
@@ -1060,6 +1104,12 @@ def test_two_networks_are_compared_image_by_image(tmp_path: Path) -> None:
     # At 36/255 (0.141) the first alone has images 2, 3, 4 and the second alone image 5; at 255/255 none has any.
     assert rows[1][1:4] == ["83.33", "50.00", "+33.33"]
     assert rows[4][1:] == ["0.00", "0.00", "+0.00", "0.00", "1"]
+
+
+def test_a_pair_of_different_seeds_is_told(tmp_path: Path) -> None:
+    first, second = entry_folder(tmp_path / "a", [0.3], seed=2), entry_folder(tmp_path / "b", [0.2], seed=0)
+    assert "The seeds differ (2 and 0)" in compare.table(first, second)
+    assert "seeds differ" not in compare.table(first, first)
 
 
 def test_the_paired_error_is_that_of_the_mean_of_differences() -> None:

@@ -35,17 +35,21 @@ from dynablocks.config import RunConfig, from_yaml, preset_settings, to_yaml
 from dynablocks.data import DataSplits, ImageDataset, load_data
 from dynablocks.errors import BadCheckpoint, InvalidArgument, UnsoundResult
 from dynablocks.files import sha256, write_text
+from dynablocks.linear import ORTHOGONAL
 from dynablocks.models import MODELS, ModelConfig, ModelKind, build
 from dynablocks.properties import Lipschitz, explain
+from dynablocks.registry import Registry
 from dynablocks.robustness import AttackConfig, attacks
 from dynablocks.run_directory import pipeline, results
 from dynablocks.run_directory.certificate_file import audit_certificate, write_certificate
 from dynablocks.run_directory.commands import _parse_run
 from dynablocks.run_directory.dry_run import _steps
-from dynablocks.run_directory.metrics import collect_metrics, stored_curves
+from dynablocks.run_directory.metrics import stored_curves, write_metrics
 from dynablocks.run_directory.network import build_for, load, load_config, load_splits, pixel_statistics
-from dynablocks.run_directory.pipeline import attack_run, certify_run
+from dynablocks.run_directory.pipeline import attack_run, certify_run, report_run
+from dynablocks.run_directory.report import report_data
 from dynablocks.run_files import ATTACK_PARTIAL
+from dynablocks.switching import REGIONS
 from dynablocks.training import TrainingConfig, fit, loop
 
 TINY = (
@@ -207,7 +211,7 @@ def test_a_broken_certificate_is_a_hard_error(finished: Path, tmp_path: Path) ->
     summary = json.loads((twin / "certificate.json").read_text())
     summary["tensors"] = sha256(twin / "certificate.safetensors")
     (twin / "certificate.json").write_text(json.dumps(summary))
-    for report in (certify_run, collect_metrics, stored_curves):
+    for report in (certify_run, write_metrics, stored_curves):
         with pytest.raises(UnsoundResult, match="certified at radius"):
             report(twin)
     assert main(["attack", str(twin)]) == 2
@@ -221,9 +225,9 @@ def test_results_of_other_weights_are_not_reused(finished: Path, tmp_path: Path)
     shutil.copytree(finished, twin)
     summary = json.loads((twin / "attack.json").read_text())
     (twin / "attack.json").write_text(json.dumps(summary | {"weights": "0" * 64}))
-    assert collect_metrics(twin)["robust_accuracy"] is None
+    assert write_metrics(twin)["robust_accuracy"] is None
     attack_run(twin)
-    assert collect_metrics(twin)["robust_accuracy"] is not None
+    assert write_metrics(twin)["robust_accuracy"] is not None
 
 
 def test_a_warning_is_one_sentence_without_source_code(finished: Path, tmp_path: Path) -> None:
@@ -248,7 +252,7 @@ def test_a_broken_line_of_the_history_or_a_cut_summary(finished: Path, tmp_path:
     for text in ("{}", "[]", *(json.dumps(facts | edit) for edit in edits)):
         (twin / "training.json").write_text(text)
         with pytest.raises(BadCheckpoint, match=r"training\.json was cut or edited"):
-            collect_metrics(twin)
+            write_metrics(twin)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +271,9 @@ def test_what_the_system_refuses_is_one_sentence(
 
     monkeypatch.setattr(pipeline, "run", fails)
     assert main(["run", "--preset", "smoke"]) == 2
-    assert sentence in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert ("smaller --attack.batch_size" in said) == (sentence == "out of memory")
     monkeypatch.setattr(pipeline, "run", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("a shape is wrong")))
     with pytest.raises(RuntimeError, match="a shape is wrong"):
         main(["run", "--preset", "smoke"])
@@ -358,6 +364,27 @@ def test_images_that_moved_are_found_where_they_are_now(
     assert main([*words, "--data.dir", str(images)]) == 0
 
 
+def test_images_that_are_not_those_of_the_run_are_told(
+    moved: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    run, images = shutil.copytree(moved[0], tmp_path / "run"), moved[2]
+    other = shutil.copytree(images, tmp_path / "other")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(other / "test" / "a" / "0.png")
+    told = "these are not the images of the run's own copy"
+    for place, count in ((images, 0), (other, 1)):
+        file = str(tmp_path / f"{place.name}.json")
+        for command in (["certify", str(run), "--json", file], ["attack", str(run)]):
+            capsys.readouterr()
+            assert main([*command, "--data.dir", str(place)]) == 0
+            assert capsys.readouterr().err.count(told) == count
+        assert main(["audit", file, "--samples", "2", "--steps", "2"]) == 0
+        said = capsys.readouterr().out
+        assert said.count(told) == count
+        assert "the certificate holds" in said
+
+
 def test_ctrl_c_ends_a_training_with_130_and_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -392,7 +419,7 @@ def test_ctrl_c_outside_a_training_is_one_sentence(
     monkeypatch.setattr(pipeline, "certify", pressed)
     assert main(["certify", str(twin)]) == 130
     said = capsys.readouterr().err
-    assert said == "dynablocks: stopped; what was finished is kept, and the same command does the rest.\n"
+    assert said == "dynablocks: stopped; nothing of it is kept, and the same command begins anew.\n"
 
 
 def test_an_attack_that_was_stopped_goes_on_to_the_same_result(
@@ -490,10 +517,17 @@ def test_a_list_without_a_kind_names_everything(capsys: pytest.CaptureFixture[st
     assert named == {kind: sorted(names) for kind, names in catalogue().items()}
 
 
-def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+def test_one_version_is_told_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "version" in settings["project"]["dynamic"]
+    version, home = dynablocks.__version__, ROOT / settings["tool"]["hatch"]["version"]["path"]
+    assert f'\n__version__ = "{version}"\n' in home.read_text(encoding="utf-8")
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"dynablocks {project['version']}\n"
+    assert capsys.readouterr().out == f"dynablocks {version}\n"
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == version
+    newest = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == ("Unreleased" if ".dev" in version else version)
 
 
 HEAVY = (
@@ -521,6 +555,20 @@ print(*sorted((set(sys.modules) - already) & set(sys.argv[1:])))
 def test_what_is_heavy_is_imported_when_it_is_used() -> None:
     command = [sys.executable, "-c", IMPORTS, *HEAVY]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == []
+
+
+MODULES = """
+import sys
+import dynablocks
+assert "dynablocks.fitting" not in sys.modules
+print(dynablocks.fitting.load_fit.__name__)
+print({"fitting", "experiments", "load"} <= set(dir(dynablocks)), hasattr(dynablocks, "fittings"))
+"""
+
+
+def test_the_modules_of_the_package_are_imported_when_they_are_named() -> None:
+    done = subprocess.run([sys.executable, "-c", MODULES], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["load_fit", "True", "False"]
 
 
 def test_config_round_trip() -> None:
@@ -565,7 +613,7 @@ def test_results_of_other_images_or_another_version_are_not_reused(
 def test_what_is_certified_of_the_attacked_images_stands_beside_what_attacks_left(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    metrics = collect_metrics(finished)
+    metrics = write_metrics(finished)
     same = {p["epsilon"]: p["accuracy"] for p in metrics["certified_accuracy_of_attacked"]}
     robust = {p["epsilon"]: p["accuracy"] for p in metrics["robust_accuracy"]}
     assert metrics["attacked_images"] < metrics["test_images"]
@@ -793,13 +841,34 @@ def test_dry_run_says_that_another_training_is_in_the_way(finished: Path, capsys
     assert "nothing: --overwrite starts anew" in capsys.readouterr().out
 
 
+def test_what_a_report_shows_is_read_and_its_figures_are_written_with_the_page(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    shown = report_data(str(run))
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    (run / "metrics.json").unlink()
+    assert report_run(str(run)) == run / "report.html"
+    assert json.loads((run / "metrics.json").read_text()) == shown.metrics
+
+
+def test_a_report_tells_a_measured_rounding_from_a_proved_one(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    stored = json.loads((run / "certificate.json").read_text())
+    for changes, reason in (({}, None), ({"rounding": "measured", "rounding_reason": "A guess."}, "A guess.")):
+        (run / "certificate.json").write_text(json.dumps(stored | changes))
+        shown = report_data(run)
+        assert {example.proved for example in shown.examples} == {reason is None}
+        assert shown.metrics["rounding"] == ("proved" if reason is None else "measured")
+        assert shown.metrics["rounding_reason"] == reason
+
+
 def test_metrics_name_the_images_that_they_are_of(finished: Path, tmp_path: Path) -> None:
     twin = shutil.copytree(finished, tmp_path / "run")
     splits = load_splits(load_config(twin))
     other = replace(splits, test=replace(splits.test, name="other-digits"), fingerprint="f" * 64)
-    assert collect_metrics(twin)["dataset"] == "digits"
-    assert collect_metrics(twin, other)["dataset"] == "other-digits"
-    collect_metrics(twin)
+    assert write_metrics(twin)["dataset"] == "digits"
+    assert write_metrics(twin, other)["dataset"] == "other-digits"
+    write_metrics(twin)
 
 
 def test_load_refuses_a_training_that_is_not_finished(tmp_path: Path) -> None:
@@ -1152,19 +1221,62 @@ def test_a_model_of_ones_own_gets_of_a_preset_the_settings_that_it_has(
     assert "padding is 'full', but model mine has no such setting" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["explain", "audit"])
+@pytest.mark.parametrize("missing", ["widths", "layers", "head"])
+def test_a_model_of_ones_own_says_what_its_defaults_lack(missing: str) -> None:
+    given: dict[str, Any] = {"widths": (4,), "layers": (1,), "head": "rows"}
+    del given[missing]
+    with pytest.raises(InvalidArgument, match=rf"^the defaults of model mine leave {missing} empty; give each a value"):
+        ModelKind("none", ModelConfig("mine", **given), lambda config, shape: (torch.nn.Sequential(), 1), frozenset())
+
+
+@pytest.fixture(scope="module")
+def timid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training with a region of one's own, which is not registered any more."""
+    out = tmp_path_factory.mktemp("timid") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(REGIONS, "timid", REGIONS["tight"])
+        own = ["--model", "prescribed", "--model.region", "timid"]
+        assert main(["train", *TINY.split(), *own, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.mark.parametrize("command", ["explain", "certify", "audit"])
+@pytest.mark.parametrize(
+    ("registry", "name"), [(MODELS, "certified"), (ORTHOGONAL, "cayley")], ids=["model", "parametrisation"]
+)
 def test_a_network_of_a_model_that_is_not_registered_here_says_what_to_import(
-    command: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    registry: Registry[Any],
+    name: str,
+    command: str,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    certificate = tmp_path / "certificate.json"
-    assert main(["certify", str(finished), "--json", str(certificate)]) == 0
+    run, certificate = shutil.copytree(finished, tmp_path / "run"), tmp_path / "certificate.json"
+    settings = (run / "config.yaml").read_text(encoding="utf-8")
+    (run / "config.yaml").write_text(settings.replace("method: null", "method: cayley"), encoding="utf-8")
+    assert main(["certify", str(run), "--json", str(certificate)]) == 0
     capsys.readouterr()
-    monkeypatch.delitem(MODELS, "certified")
-    assert main([command, str(certificate if command == "audit" else finished)]) == 2
+    monkeypatch.delitem(registry, name)
+    assert main([command, str(certificate if command == "audit" else run)]) == 2
     said = capsys.readouterr().err
-    assert "is of model 'certified', and registered here are flexible, metric, naive" in said
+    assert f"is of {registry.kind} {name!r}, and registered here are {', '.join(sorted(registry))}; for one of" in said
     assert "import the file that registers it in Python" in said
     assert "--overwrite" not in said
+
+
+@pytest.mark.parametrize("command", ["explain", "certify", "verify"])
+def test_a_network_with_a_region_that_is_not_registered_here_says_what_to_import(
+    command: str, timid: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, str(timid)]) == 2
+    said = capsys.readouterr().err
+    assert "is of region 'timid', and registered here are exact, paper-flexible" in said
+    assert "import the file that registers it in Python" in said
+    assert "--overwrite" not in said
+    monkeypatch.setitem(REGIONS, "timid", REGIONS["tight"])
+    assert main(["explain", str(timid)]) == 0
 
 
 @pytest.mark.parametrize("command", ["run", "train", "explain"])
@@ -1220,3 +1332,19 @@ def test_a_certificate_that_no_relative_way_leads_from_names_the_whole_one(
     told: list[str] = []
     audit_certificate(tmp_path / "certificate.json", samples=2, steps=2, say=told.append)
     assert any(sentence.startswith("weights: ") for sentence in told)
+
+
+def test_a_batch_that_devices_cannot_share_is_told_what_they_can() -> None:
+    with pytest.raises(InvalidArgument, match=r"5 cannot be shared by 2 devices; choose a multiple of 2\.$"):
+        TrainingConfig(batch_size=5, devices=2)
+
+
+def test_help_that_is_printed_as_it_stands_fits_into_80_columns() -> None:
+    from dynablocks.cli import USAGE
+    from dynablocks.fitting import commands as fit_command
+    from dynablocks.fitting import rollout_command
+    from dynablocks.run_directory.commands import AUDIT_EXAMPLES, AUDIT_SUMMARY
+
+    texts = [USAGE, AUDIT_SUMMARY, AUDIT_EXAMPLES, fit_command.SUMMARY, fit_command.EXAMPLES]
+    for text in (*texts, rollout_command.SUMMARY, rollout_command.EXAMPLES):
+        assert max(len(line) for line in text.splitlines()) <= 79

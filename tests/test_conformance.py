@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import safetensors.torch
@@ -12,10 +12,27 @@ from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument, NotConverged, PropertyViolated
-from dynablocks.fields import FIELDS, FieldFacts, GradientField, PreconditionedField, VectorField, leaky_relu
+from dynablocks.fields import (
+    FIELDS,
+    FieldFacts,
+    GradientField,
+    PreconditionedField,
+    SphereField,
+    VectorField,
+    leaky_relu,
+)
 from dynablocks.integrators import INTEGRATORS, ExactFlow, ExplicitEuler, Integrator
 from dynablocks.lifting import ChannelMix, Head, PaperLift, PixelNormalisation, SpaceToDepth, ZeroLift
-from dynablocks.linear import Conv, Dense, NormalisedConv, OrthogonalConv, OrthogonalDense
+from dynablocks.linear import (
+    Bounds,
+    Conv,
+    Dense,
+    NormalisedConv,
+    OrthogonalConv,
+    OrthogonalDense,
+    UnitConv,
+    linear_norm_bounds,
+)
 from dynablocks.models import MODELS, ModelConfig, build
 from dynablocks.properties import Declaration, Equivariant, LinearInvariant, Lipschitz, Structured
 from dynablocks.registry import Registry
@@ -27,8 +44,22 @@ from dynablocks.switching import (
     PrescribedSignal,
     Region,
     ScheduledSignal,
+    TightRegion,
 )
-from dynablocks.testing import CHECKS, HOSTILE, HealthyBlock, broken_twins, check_block
+from dynablocks.testing import (
+    CHECKS,
+    FIELD_CHECKS,
+    HOSTILE,
+    INTEGRATOR_CHECKS,
+    HealthyBlock,
+    broken_twins,
+    check_block,
+    check_field,
+    check_integrator,
+    check_region,
+)
+from dynablocks.testing.facts import FACTS, METHODS
+from dynablocks.testing.maps import wrong_maps
 
 
 @pytest.mark.parametrize("name", sorted(broken_twins()))
@@ -89,6 +120,32 @@ def test_the_healthy_block_passes_and_leaves_no_trace() -> None:
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(v, before[k]) for k, v in block.state_dict().items())
     assert str(report).count("ok ") == len(CHECKS)
+
+
+def test_no_generator_is_seeded_but_that_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def every(seed: int) -> None:
+        raise AssertionError("torch.manual_seed seeds the generators of all devices")
+
+    monkeypatch.setattr(torch, "manual_seed", every)
+    field = GradientField(OrthogonalDense(2, 2), "tanh")
+    for check in (
+        lambda: check_block(HealthyBlock()),
+        lambda: check_field(field),
+        lambda: check_integrator("heun", field),
+        lambda: check_region(TightRegion(0.5)),
+    ):
+        state = torch.random.get_rng_state()
+        check().require()
+        assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("table", [CHECKS, FIELD_CHECKS, INTEGRATOR_CHECKS, FACTS, METHODS], ids=lambda t: t.kind)
+def test_a_check_takes_no_name_of_another_one(table: Registry[Callable[..., Iterator[str]]]) -> None:
+    before = dict(table)
+    for name in before:
+        with pytest.raises(InvalidArgument, match=f"the {table.kind} name '{name}' is taken by"):
+            table.register(name)(lambda *given: iter(()))
+    assert table == before
 
 
 @pytest.mark.parametrize(
@@ -188,6 +245,135 @@ def test_modules_conform(name: str) -> None:
 )
 def test_maps_between_blocks_conform(module: nn.Module, shape: tuple[int, ...]) -> None:
     check_block(module, torch.randn(3, *shape)).require()
+
+
+class Halving(Dense):
+    def adjoint(self, y: Tensor) -> Tensor:
+        return 0.5 * super().adjoint(y)
+
+
+class Summing(Dense):
+    def adjoint(self, y: Tensor) -> Tensor:
+        return super().adjoint(y).sum(1)
+
+
+class Biasless(Dense):
+    def affine(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return super().affine(x, None)
+
+
+class Doubling(Dense):
+    """The products of another matrix than those of the weight."""
+
+    def affine(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return super().affine(2 * x, bias)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return 2 * super().adjoint(y)
+
+
+class TooSmall(Dense):
+    def compute_norm_bounds(self) -> Bounds:
+        return Bounds(0.0, 0.999 * super().compute_norm_bounds().lower, exact=False, method="wishful thinking")
+
+
+class TooLarge(Dense):
+    def compute_norm_bounds(self) -> Bounds:
+        upper = super().compute_norm_bounds().upper
+        return Bounds(1.001 * upper, 1.001 * upper, exact=True, method="too cautious")
+
+
+class Stacked(Dense):
+    """Its weight is a stack of one matrix."""
+
+    def compute_weight(self) -> Tensor:
+        return self.matrix[None]
+
+    def multiply(self, weight: Tensor, x: Tensor) -> Tensor:
+        return super().multiply(weight[0], x)
+
+    def multiply_adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
+        return super().multiply_adjoint(weight[0], y)
+
+    def compute_norm_bounds(self) -> Bounds:
+        return linear_norm_bounds(self.weight.detach()[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (Halving, "⟨Ax, y⟩ and ⟨x, Aᵀy⟩ differ by up to"),
+        (Summing, "Aᵀy has shape (3,); (3, 4) is needed"),
+        (Biasless, "affine(x, b) and Ax + b differ by up to"),
+        (Doubling, "affine(x, None) and multiply(weight, x) differ by up to"),
+        (TooSmall, "norm_bounds() are [0, "),
+        (TooLarge, "norm_bounds() are ["),
+    ],
+)
+def test_what_is_wrong_with_a_linear_map_is_named(kind: type[Dense], sentence: str) -> None:
+    told = list(wrong_maps(nn.Sequential(Dense(4, 3), kind(4, 3)).double()))
+    assert told
+    assert told[0].startswith(f"1: {sentence}"), told
+
+
+def test_a_weight_is_asked_for_its_channels_where_steps_scale_it_alone() -> None:
+    """That of a gradient field: Stacked is right by itself, and as a map of another field."""
+    stacked = Stacked(3, 4).double()
+    assert list(wrong_maps(stacked)) == []
+    assert list(wrong_maps(SphereField(stacked, Stacked(3, 4)).double())) == []
+    (told,) = wrong_maps(GradientField(stacked, "tanh").double())
+    assert told == (
+        "linear: the weight has shape (1, 4, 3); steps of a gradient field multiply its first dimension by a number "
+        "for each of 4 output channels"
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GradientField(Conv((2, 5, 5), 4, 3, stride=2, groups=2), "tanh"),
+        lambda: GradientField(Conv((2, 4, 4), 4, 3, "circular", groups=2), "tanh"),
+        lambda: GradientField(Conv((2, 3, 3), 3, 3, "full", dilation=2), "tanh"),
+        lambda: GradientField(UnitConv((2, 3, 3), 3, 3).eval(), "tanh"),
+        lambda: GradientField(ChannelMix((3, 2, 2), 2), "tanh"),
+    ],
+)
+def test_steps_may_scale_the_weights_of_the_librarys_maps(make: Callable[[], GradientField]) -> None:
+    assert list(wrong_maps(make().double())) == []
+
+
+class Emptying(VectorField):
+    """X(x) = (−√x₁, √x₁), which there is for x₁ >= 0 alone."""
+
+    in_shape = (2,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flow = x[:, :1].sqrt()
+        return torch.cat([-flow, flow], dim=1)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(linear_invariants=(None,), positive=True)
+
+
+def test_a_field_of_nonnegative_states_is_checked_at_such_states() -> None:
+    x = 2 + torch.rand(4, 2, dtype=torch.float64)
+    block = DynamicalBlock(Emptying(), "euler", FreeSignal(0.25))
+    check_field(Emptying(), x).require()
+    check_block(block, x).require()
+    check_integrator("euler", Emptying(), x).require()
+    # Its states are none of the sample's shape, so that they are drawn.
+    check_block(nn.Sequential(ZeroLift(1, 2), block), x[:, :1]).require()
+
+    class Leaking(Emptying):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * torch.tensor([1.0, 0.5], dtype=x.dtype)
+
+        def facts(self) -> FieldFacts:
+            return super().facts()
+
+    report = check_block(DynamicalBlock(Leaking(), "euler", FreeSignal(0.25)), x)
+    (found,) = [found for found in report.findings if found.check == "facts of its fields"]
+    assert found.message.startswith("Leaking: linear_invariants: wᵀX for w = 1 is "), found.message
 
 
 @pytest.mark.slow

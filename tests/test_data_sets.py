@@ -315,6 +315,20 @@ def test_white_of_fewer_bits_is_white(content: bytes) -> None:
     assert bool((images == 255).all())
 
 
+def test_grey_images_are_widened_beside_colour_in_whatever_chunk_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynablocks.data.decoding._CHUNK", 2)
+    pixels = _pixels(5, size=4)
+    pixels[1:4] = pixels[1:4, :, :, :1].copy()
+    contents = [_encode(image[:, :, 0] if 1 <= i < 4 else image) for i, image in enumerate(pixels)]
+    images, formats = decode_images(EncodedImages(contents, "images"))
+    assert formats == {"png"}
+    assert images.is_contiguous()
+    assert torch.equal(images, torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    grey, widened = (decode_images(EncodedImages(contents[1:4], "images"), channels)[0] for channels in (None, 3))
+    assert torch.equal(grey, images[1:4, :1])
+    assert torch.equal(widened, images[1:4])
+
+
 def test_digits_split_is_fixed_stratified_and_disjoint() -> None:
     from sklearn.datasets import load_digits
 

@@ -653,3 +653,24 @@ def test_labels_of_nanoseconds_are_refused(tmp_path: Path) -> None:
     fine = pa.array([1, 1], pa.timestamp("ns"))
     parquet.write_table(pa.table({"trajectory": fine, "t": [0.0, 1.0], "q": [1.0, 2.0]}), tmp_path / "a.parquet")
     _refused(tmp_path / "a.parquet", "write the labels of trajectories as text.")
+
+
+def test_states_called_as_columns_of_pairs_come_back(tmp_path: Path) -> None:
+    data = replace(_random(), names=("in_flow", "out_flow"))
+    data.write_csv(tmp_path / "a.csv")
+    parquet.write_table(pa.table(_rows(data)), tmp_path / "a.parquet")
+    for name in ("a.csv", "a.parquet"):
+        _assert_equal(read_trajectories(tmp_path / name), data)
+        chosen = read_dynamics(tmp_path / name, data.names)
+        assert isinstance(chosen, Trajectories)
+        _assert_equal(chosen, data)
+        _refused(tmp_path / name, "of a trajectory rename the states, or choose them by --columns as they are called.")
+
+
+def test_a_csv_is_written_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    data = _random()
+    data.write_csv("~/a.csv")
+    _assert_equal(read_trajectories(tmp_path / "a.csv"), data)
+    _assert_equal(read_trajectories("~/a.csv"), data)

@@ -30,6 +30,7 @@ from dynablocks.integrators.discrete_gradient import (
     KINDS,
     DiscreteGradient,
     MinusPotential,
+    _with_length,
     discrete_gradient,
     energy_form,
 )
@@ -223,6 +224,42 @@ def test_gradients_equal_those_of_unrolled_iterations() -> None:
             assert float((one - other).abs().max()) <= 1e-8 * max(1.0, float(other.abs().max()))
 
 
+@EVERY_KIND
+def test_parameters_have_their_gradients_where_the_states_need_none(kind: str) -> None:
+    """H(x) depends on them too, and enters the equation of a step as one number a state."""
+    field, h = Pendulum(), 0.3
+    form, x = energy_form(field), torch.tensor([[0.4, 1.0], [-1.1, 0.3], [2.0, -0.7]], dtype=torch.float64)
+    z = x
+    for _ in range(60):
+        z = x + h * form.structure((x + z) / 2, discrete_gradient(kind, form.energy, x, z, gradient=form.gradient))
+    y = INTEGRATORS[kind]().step(field, x, h)
+    given, expected = (torch.autograd.grad(end.square().sum(), field.omega)[0] for end in (y, z))
+    torch.testing.assert_close(y, z, rtol=0, atol=1e-12)
+    torch.testing.assert_close(given, expected, rtol=1e-9, atol=1e-9)
+
+
+@EVERY_KIND
+def test_no_states_move_with_no_steps(kind: str) -> None:
+    assert INTEGRATORS[kind]().step(Pendulum(), torch.zeros(0, 2, dtype=torch.float64), 0.3).shape == (0, 2)
+
+
+@pytest.mark.parametrize("kind", ["gonzalez", "mean-value"])
+def test_an_energy_that_is_known_is_not_computed_again(kind: str) -> None:
+    x, y = torch.randn(2, 6, 3, dtype=torch.float64)
+    slope = torch.func.grad(lambda z: quartic(z).sum())
+    asked: list[Tensor] = []
+
+    def energy(z: Tensor) -> Tensor:
+        asked.append(z)
+        return quartic(z)
+
+    known = _with_length(kind, energy, slope, x, y, 4, quartic(x))
+    assert len(asked) == 1
+    assert asked[0] is y
+    for one, other in zip(known, _with_length(kind, energy, slope, x, y, 4), strict=True):
+        assert torch.equal(one, other)
+
+
 STACKED = {
     "of a gradient field": lambda: GradientField(Dense(3, 4), "tanh"),
     "of a Hamiltonian": lambda: NeuralHamiltonian(4, width=3),
@@ -268,6 +305,8 @@ def test_bad_input_is_refused() -> None:
         discrete_gradient("gonzalez", quartic, x, x[:1])
     with pytest.raises(InvalidArgument, match="nodes is 0"):
         discrete_gradient("mean-value", quartic, x, x, nodes=0)
+    with pytest.raises(InvalidArgument, match="nodes is 0"):
+        DiscreteGradient("mean-value", nodes=0)
 
     class Unknown(VectorField):
         in_shape = (3,)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,9 +22,15 @@ from safetensors import SafetensorError
 
 from dynablocks.errors import BadData, DynablocksError
 from dynablocks.experiments.cells import Cell, Store, in_order, stored_tensors
+from dynablocks.experiments.commands import _sum_up
+from dynablocks.experiments.provenance import device_name
 from dynablocks.experiments.runner import build_cells
+from dynablocks.experiments.runs import AttackCell, CertificateCell, TrainingCell
 from dynablocks.files import write_json, write_tensors
+from dynablocks.models import ModelConfig
+from dynablocks.robustness import AttackConfig
 from dynablocks.run_files import FAILED, RESULT
+from dynablocks.training import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,38 @@ def test_a_new_version_of_a_kind_is_another_key(monkeypatch: pytest.MonkeyPatch)
     before = SumCell().key
     monkeypatch.setattr(SumCell, "version", 2)
     assert SumCell().key != before
+
+
+@pytest.fixture
+def _a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
+    device_name.cache_clear()
+    yield
+    device_name.cache_clear()
+
+
+@pytest.mark.usefixtures("_a_gpu")
+def test_a_result_names_what_it_was_computed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is there is named by the cells alone that compute on it; the key does not tell."""
+    store, here, there = Store(tmp_path), SumCell(numbers=(1,)), SumCell(numbers=(2,))
+    store.build(here)
+    key = there.key
+    monkeypatch.setattr(SumCell, "computes_on", "cuda")
+    assert there.key == key
+    store.build(there)
+    devices = [(store.record(cell) or {})["made"]["device"] for cell in (here, there)]
+    assert "cores" in devices[0]
+    assert devices[1] == "a GPU"
+
+
+@pytest.mark.usefixtures("_a_gpu")
+@pytest.mark.parametrize(("device", "wanted"), [("auto", "cuda"), ("cuda", "cuda"), ("cpu", "cpu")])
+def test_trainings_certificates_and_attacks_compute_on_the_device_of_the_training(device: str, wanted: str) -> None:
+    training = TrainingCell(ModelConfig("resnet"), TrainingConfig(device=device), "digits", "smoke")
+    cells = [training, CertificateCell(training), AttackCell(training, AttackConfig())]
+    assert [cell.computes_on for cell in cells] == [wanted] * 3
 
 
 def test_the_data_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,6 +449,9 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
         (MemoryError(), "partial"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "partial"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "partial"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "partial"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "partial"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "failed"),
         (caused(DynablocksError("cannot write a"), FULL), "partial"),
         (caused(DynablocksError("cannot write b"), SafetensorError("I/O error")), "partial"),
         (FileNotFoundError(errno.ENOENT, "No such file"), "failed"),
@@ -501,3 +543,16 @@ def test_a_cell_without_digests_is_read(tmp_path: Path) -> None:
     tensors.write_bytes(tensors.read_bytes()[:-1])
     with pytest.raises(BadData, match="is damaged; remove"):
         stored_counts(old)
+
+
+def test_one_cell_is_not_spoken_of_as_several() -> None:
+    said: list[str] = []
+    cells, store = [SimpleNamespace(title="train a")] * 2, SimpleNamespace(obstacle=lambda cell: "no data")
+    _sum_up(cells, ["impossible", "waiting"], store, said.append)
+    assert said == [
+        "not run: 1 cell, such as train a: no data",
+        "1 of 2 cells is not built yet; the same command goes on",
+    ]
+    said.clear()
+    _sum_up(cells, ["waiting", "running"], store, said.append)
+    assert said == ["2 of 2 cells are not built yet; the same command goes on"]

@@ -6,6 +6,7 @@ import copy
 import itertools
 from collections.abc import Mapping
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -271,3 +272,16 @@ def test_bad_arguments_are_named() -> None:
         PlanarNetwork("G")
     with pytest.raises(InvalidArgument, match="even number"):
         PlanarNetwork("F", layers=3)
+
+
+@pytest.mark.parametrize("count", [2.5, True, 0, "3"])
+@pytest.mark.parametrize("name", ["steps", "batch_size"])
+def test_counts_of_a_training_are_whole_numbers(name: str, count: object) -> None:
+    with pytest.raises(InvalidArgument, match=rf"^{name} is .*; a whole number from 1 is needed"):
+        EnsembleTraining(**{name: count})
+
+
+def test_numpy_counts_make_the_same_training() -> None:
+    training = EnsembleTraining(steps=np.int64(3), batch_size=np.int32(16))
+    assert training == EnsembleTraining(steps=3, batch_size=16)
+    assert type(training.steps) is type(training.batch_size) is int

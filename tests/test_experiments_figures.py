@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
@@ -203,6 +204,15 @@ def test_regions_that_take_a_pair_differently_need_cells_of_their_own():
         MonteCarloCell(("tigt",), "prescribed", 1, (0, 1, 0, 1), 3, 1, 1)
     with pytest.raises(InvalidArgument, match="unknown signal"):
         PairStep(TightRegion(0.5), "flexibel")
+
+
+def test_trials_are_a_whole_number():
+    step, (first, second) = PairStep(TightRegion(0.5)), pairs((1.0, 0.5))
+    for trials in (2.5, True, 0):
+        with pytest.raises(InvalidArgument, match=r"trials is .*; a whole number from 1 is needed"):
+            step.random_constants(first, second, trials, torch.Generator())
+    own, numpy = (step.random_constants(first, second, n, torch.Generator().manual_seed(0)) for n in (3, np.int64(3)))
+    assert torch.equal(own, numpy)
 
 
 def test_fourteen_methods_of_one_order_are_told_apart():

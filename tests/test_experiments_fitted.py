@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.experiments import EXPERIMENTS, Scale, Store
-from dynablocks.experiments.fitted import FittedCell, Pairs, last_tenth
+from dynablocks.experiments.fitted import FittedCell, Samples, last_tenth
 
 RECORDS = Path(__file__).parent.parent / "docs" / "results"
 
@@ -40,7 +40,7 @@ def test_the_last_tenth_is_held_out(count: int) -> None:
 class CountingCell(FittedCell):
     """Its network remembers how much data it was fitted to, and the largest input."""
 
-    def data(self) -> Pairs:
+    def data(self) -> Samples:
         x = torch.arange(self.points, dtype=torch.float64)[:, None]
         return x, 2 * x
 

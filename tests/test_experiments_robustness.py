@@ -252,3 +252,17 @@ def test_rows_of_both_data_sets_can_be_told_apart(tmp_path: Path) -> None:
     for table in (robustness.summary_table(rows, store), robustness.curve_table(rows, store)):
         names = [tuple(line.split("|")[1:5]) for line in table.splitlines()[2:]]
         assert len(names) == len(set(names))
+
+
+def test_each_network_has_a_marker_of_its_own() -> None:
+    rows = robustness.paper_rows(Scale("cpu"), (0.07,))
+    points = [{"epsilon": epsilon, "accuracy": 0.5} for epsilon in PAPER_EPSILONS]
+    result = {"samples": 1024, "robust_accuracy": points, "robust_accuracy_by_loss": {"ce": points}}
+    curves, areas = attacked_figure(rows, SimpleNamespace(result=lambda cell: result)).axes
+    here = [line for line in curves.lines if line.get_linestyle() == "-"]
+    assert len({line.get_marker() for line in here}) == len(here) == len(robustness.NETWORKS)
+    for axes in (curves, areas):
+        assert {line.get_marker() for line in axes.lines} == {line.get_marker() for line in here}
+        assert {(line.get_marker(), line.get_fillstyle()) for line in axes.lines} == {
+            (line.get_marker(), filled) for line in here for filled in ("full", "none")
+        }

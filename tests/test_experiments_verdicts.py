@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from dynablocks.experiments import Experiment, Scale, Store, adversarial
 from dynablocks.experiments.adversarial import Adversarial
@@ -19,7 +21,7 @@ from dynablocks.experiments.improved import Improved
 from dynablocks.experiments.laws import Laws
 from dynablocks.experiments.metric import MetricExperiment, PerturbationCell
 from dynablocks.experiments.metric import PrintedFieldCell as MisprintCell
-from dynablocks.experiments.orders import ConvergenceCell, Orders
+from dynablocks.experiments.orders import ConvergenceCell, KinkedConvergenceCell, Orders
 from dynablocks.experiments.pendulum import PendulumCell, PendulumFlowMap
 from dynablocks.experiments.rigid_body import RigidBodyCell, RigidBodyFlowMap
 from dynablocks.experiments.robustness import auc_checks, paper_rows
@@ -71,7 +73,8 @@ def orders(cell: Cell) -> dict[str, Any]:
         order = integrator(cell.method).order
         assert order is not None
         return {"order": order, "slope": order + 0.09}
-    return {"stability": 0.9, "splitting": 0.9, "splitting_as_printed": 1.1}
+    bounds = {"stability": 0.9, "splitting": 0.9, "splitting_kinked": 0.9}
+    return bounds | {"splitting_of_proof": 1.1, "splitting_as_printed": 1.1}
 
 
 def metric(cell: MisprintCell | PerturbationCell) -> dict[str, Any]:
@@ -218,13 +221,22 @@ CASES: dict[str, Case] = {
         )
         for what, slope in (("small", 3.89), ("large", 4.11))
     },
+    "a slope of Lipschitz fields that is too small": case(
+        Orders(),
+        orders,
+        lambda what: what == "order of lie-trotter, leaky ReLU",
+        lambda cell: isinstance(cell, KinkedConvergenceCell),
+        slope=0.89,
+    ),
     **{
         f"a bound that {what}": case(
             Orders(), orders, start, lambda cell: not isinstance(cell, ConvergenceCell), **{key: value}
         )
         for what, start, key, value in (
             ("a flow breaks", "Proposition 2.1", "stability", 1.001),
-            ("a splitting breaks", "appendix D with L_f", "splitting", 1.001),
+            ("a splitting breaks", "appendix D, corrected:", "splitting", 1.001),
+            ("a splitting of fields with kinks breaks", "appendix D, corrected, leaky", "splitting_kinked", 1.001),
+            ("is what a proof leads to and no erratum", "appendix D, what", "splitting_of_proof", 0.999),
             ("is no erratum", "appendix D as printed", "splitting_as_printed", 0.999),
         )
     },
@@ -294,6 +306,14 @@ def test_a_check_agrees_with_right_results_and_differs_from_wrong_ones(name: str
     assert {check.verdict for check in found} <= {"agrees", "differs"}
 
 
+@pytest.mark.parametrize(("slope", "verdict"), [(0.91, "agrees"), (1.5, "agrees"), (0.89, "differs")])
+def test_fields_that_are_lipschitz_alone_have_a_least_order(slope: float, verdict: str) -> None:
+    """Appendix D bounds an error from above: it may be smaller."""
+    results = Planted(lambda cell: orders(cell) | {"slope": slope})
+    (found,) = (check for check in Orders().checks(Scale("cpu"), results) if check.what.endswith("leaky ReLU"))
+    assert found.verdict == verdict
+
+
 def test_the_area_of_a_reproduction_is_held_against_the_papers() -> None:
     """At the paper's scale its own curves agree, and ones that lie 0.04 higher all along do not."""
     scale = Scale("paper")
@@ -355,3 +375,19 @@ def test_the_papers_word_on_adversarial_training_is_compared_on_its_data(
     assert claim("paper").verdict == verdict
     assert claim("cpu").verdict == "not compared"
     assert (claim("paper").expected == "closer than 1,024 images can tell") == (verdict == "not compared")
+
+
+def test_perturbing_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, int]] = []
+
+    def recorded(items: Sequence[float], label: str, total: int) -> Sequence[float]:
+        told.append((label, total))
+        return items
+
+    monkeypatch.setattr("dynablocks.experiments.metric.track", recorded)
+    network: Any = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    network.num_classes = 3
+    cell = PerturbationCell(training=None, epsilons=(0.0, 0.5), draws=1, steps=1)
+    curves, _ = cell._measure(network, torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64))
+    assert told == [("perturbing the test images", 2)]
+    assert {name: len(values) for name, values in curves.items()} == {"shading": 2, "worst shading": 2, "noise": 2}

@@ -50,7 +50,17 @@ from dynablocks.fields import (
 from dynablocks.fields.base import SAID_OF, _no_facts, potential_of
 from dynablocks.fields.symmetric import EvenPotential, PotentialSum
 from dynablocks.integrators import ExactFlow, ExplicitEuler, integrator
-from dynablocks.linear import Conv, Dense, OrthogonalConv, OrthogonalDense, frozen_weights
+from dynablocks.lifting import ChannelMix
+from dynablocks.linear import (
+    Bounds,
+    Conv,
+    Dense,
+    NormalisedConv,
+    OrthogonalConv,
+    OrthogonalDense,
+    UnitDense,
+    frozen_weights,
+)
 from dynablocks.norms import DenseMetric
 from dynablocks.properties import (
     Declaration,
@@ -479,6 +489,48 @@ def test_slopes_of_either_sign_count_by_their_size_and_others_are_refused() -> N
     for slopes in ((1.0, 0.0), (0.0, math.inf), (math.nan, 1.0)):
         with pytest.raises(InvalidArgument, match="two finite numbers"):
             Activation("odd one", torch.sin, *slopes)
+
+
+def test_an_activation_that_learns_is_refused() -> None:
+    """It is no module, so that no field would have its parameters, in training or in a state dict."""
+    for function, primitive in ((nn.PReLU(), None), (torch.relu, nn.PReLU())):
+        with pytest.raises(InvalidArgument, match=r"a function of prelu is a PReLU with parameters, .*; learn them as"):
+            Activation("prelu", function, 0.0, 1.0, primitive)
+    field = GradientField(Dense(2, 3), Activation("module without parameters", nn.Tanh(), 0.0, 1.0)).double()
+    x = torch.randn(4, 2, dtype=torch.float64)
+    expected = -field.linear.adjoint(field.linear.affine(x, field.bias).tanh())
+    torch.testing.assert_close(field(x), expected, rtol=1e-13, atol=1e-13)
+
+
+class LouderDense(Dense):
+    def multiply(self, weight: Tensor, x: Tensor) -> Tensor:
+        return 9 * super().multiply(weight, x)
+
+
+class ReturningConv(Conv):
+    """It says how large it is, and its weight is no kernel of it all the same."""
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return -super().adjoint(y)
+
+    def compute_norm_bounds(self) -> Bounds:
+        return super().compute_norm_bounds()
+
+
+class HalfDense(Dense):
+    def compute_weight(self) -> Tensor:
+        return 0.5 * self.matrix
+
+
+def test_a_preconditioner_is_made_of_weights_that_are_the_map_alone() -> None:
+    for linear in (LouderDense(3, 3), ReturningConv((1, 3, 3), 2)):
+        with pytest.raises(InvalidArgument, match=f"which is not known of {type(linear).__name__}; give a Dense"):
+            PreconditionedField(linear)
+    # However the weight is made, T is made of it.
+    plain = HalfDense(3, 4), UnitDense(3, 4).eval(), ChannelMix((2, 3, 3), 2)
+    for linear in (*plain, OrthogonalConv((2, 3, 3)), NormalisedConv((1, 3, 3), 2)):
+        field = PreconditionedField(linear).double()
+        assert not list(false_facts(field, draw(field, 12)))
 
 
 class Scaled(IdentityField):

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from dynablocks.cli import main
-from dynablocks.fitting import load_fit
+from dynablocks.errors import BadCheckpoint
+from dynablocks.fitting import load_fit, save_fit
 from dynablocks.fitting.report import headline_rows, warnings
 
 OUTPUTS = (
@@ -342,7 +343,7 @@ def test_a_killed_fit_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("dynablocks.fitting.commands.save_fit", killed)
+        patch.setattr("dynablocks.fitting.commands.write_weights", killed)
         assert main([*command, "--out", str(tmp_path / "a")]) == 130
     assert calls
     said = capsys.readouterr().err
@@ -366,7 +367,8 @@ def test_a_killed_fit_goes_on(
         (["{file}"], "--preserve is missing"),
         (["{file}", "--preserve", "symplektic"], "did you mean 'symplectic'"),
         (["{file}", "--preserve", "mass", "--weights", "1,x"], "--weights is '1,x'"),
-        (["{file}", "--preserve", "mass", "--weights", "1,0"], "other than 0"),
+        (["{file}", "--preserve", "mass", "--weights", "1,0"], "other than 0; fit the field"),
+        (["{file}", "--preserve", "mass", "--weights", "1,nan"], "a finite number other than 0."),
         (["{file}", "--preserve", "mass", "--weights", "1,2,3"], "one a column"),
         (["{file}", "--preserve", "none", "--weights", "1,2"], "belong to --preserve mass"),
         (["{file}", "--preserve", "mass", "--coupled"], "--coupled belongs"),
@@ -708,3 +710,100 @@ def test_metrics_that_are_removed_are_made_again(finished: Path, tmp_path: Path)
     again, before = json.loads((out / "metrics.json").read_text()), json.loads(whole)
     del again["seconds"], before["seconds"]
     assert again == before
+
+
+def test_the_folder_of_a_fit_takes_no_other_parameters(finished: Path) -> None:
+    """Its report and metrics would be of those before."""
+    flow, files = load_fit(finished), [path for path in finished.rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    with torch.no_grad():
+        next(flow.parameters()).add_(1.0)
+    with pytest.raises(BadCheckpoint, match="holds a fit of dynablocks fit and its results; give another folder"):
+        save_fit(finished, flow)
+    assert {path: path.read_bytes() for path in files} == before
+
+
+@pytest.mark.parametrize(("end", "told"), [(200.0, "grow beyond all numbers"), (100.0, "are off by 5.77e+99 of")])
+def test_rollouts_that_grow_beyond_all_numbers_are_shown_and_told(end: float, told: str) -> None:
+    from dynablocks.data.trajectories import Trajectories
+    from dynablocks.fitting.report import _as_json, _rollout_metrics
+    from dynablocks.fitting.rollout import Rollout
+
+    t = torch.arange(4, dtype=torch.float64)
+    measured, predicted = (column[:, None].expand(-1, 2) for column in (t, 10.0 ** (t * end / 3)))
+    data = Trajectories((t,), (measured,), ("q", "p"))
+    metrics = _as_json(_rollout_metrics([Rollout(t, measured, predicted)], data, 1.0))
+    assert (metrics["rollout_mse"] is None) == (end == 200)
+    assert (metrics["rollout_steps"], metrics["rollouts_ended_early"]) == (3, 0)
+    metrics |= {"train_mse": 1e-6, "test_mse": 1e-6, "test_relative_error": 1e-3, "noise_level": 0.0, "horizon": 1}
+    metrics |= {"verified": True, "properties": [], "parameters": 3, "seconds": 1.0, "stopped": "done", "drift": {}}
+    rows = {name: (value, meaning) for name, value, meaning in headline_rows(metrics)}
+    for name in ("error of", "relative error of"):
+        assert (rows[f"{name} whole rollouts"][0] == "unknown") == (end == 200)
+    assert "up to 3 steps" in rows["error of whole rollouts"][1]
+    assert "error of whole rollouts over the motion" in rows
+    (sentence,) = warnings(metrics)
+    assert sentence.startswith("Rollouts")
+    assert told in sentence
+
+
+def test_states_at_the_end_of_the_range_of_numbers_are_drawn() -> None:
+    from dynablocks.fitting import figures
+    from dynablocks.fitting.rollout import Rollout
+    from dynablocks.reporting.page import figure
+
+    t, largest = torch.arange(4, dtype=torch.float64), 1.7e308
+    predicted = torch.tensor([[0, 1], [1, -1], [largest, -largest], [-largest, largest]], dtype=torch.float64)
+    rollout = Rollout(t, torch.zeros(4, 2, dtype=torch.float64), predicted)
+    for drawn in (
+        figures.component_figure(rollout, ("q", "p")),
+        figures.portrait_figure([rollout], predicted, ("q", "p")),
+    ):
+        assert "<svg" in figure(drawn, "states", "as far as they go")
+
+
+def test_of_many_errors_some_are_drawn_and_the_median_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dynablocks.fitting import figures
+    from dynablocks.fitting.rollout import Rollout
+
+    monkeypatch.setattr(figures, "MOST_CURVES", 2)
+    t = torch.arange(4, dtype=torch.float64)
+    rollouts = [Rollout(t, 0 * t[:, None], (k + 1) * t[:, None]) for k in range(5)]
+    (axes,) = figures.error_figure(rollouts).axes
+    drawn = [line.get_ydata().tolist() for line in axes.lines]
+    assert drawn == [[1.0, 2.0, 3.0], [4.0, 8.0, 12.0], [3.0, 6.0, 9.0]]
+
+
+@pytest.mark.parametrize(("trajectories", "samples", "chosen"), [(3, 9, "validation"), (1, 9, "training data")])
+def test_a_page_says_on_what_the_best_parameters_were_chosen(
+    trajectories: int, samples: int, chosen: str, tmp_path: Path
+) -> None:
+    file = write_csv(tmp_path / "data.csv", trajectories, samples)
+    settings = ["--preset", "smoke", "--width", "2", "--substeps", "1", "--noise", "no"]
+    assert main(["fit", str(file), "--preserve", "none", *settings, "--out", str(tmp_path / "out")]) == 0
+    assert f"The best parameters on the {chosen} were kept." in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (1, "; 1 is longer and counts so far; 1 ended early and counts to its end"),
+        (2, "; 2 are longer and count so far; 2 ended early and count to their end"),
+    ],
+)
+def test_one_rollout_is_not_spoken_of_as_several(count: int, said: str) -> None:
+    metrics = {"test_mse": 1e-6, "test_relative_error": 1e-3, "horizon": 1, "rollout_mse": 0.01, "drift": {}}
+    metrics |= {"verified": True, "properties": [], "parameters": 3, "seconds": 1.0, "stopped": "done"}
+    metrics |= {"rollout_relative_error": 0.1, "rollouts_cut": count, "rollouts_ended_early": count}
+    rows = {name: meaning for name, _, meaning in headline_rows(metrics)}
+    assert rows["error of whole rollouts"].endswith(said)
+
+
+def test_one_substep_is_not_called_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["fit", str(write_csv(tmp_path / "data.csv")), "--preserve", "none", "--noise", "no", "--dry-run"]
+    assert main([*command, "--substeps", "1", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert ", 1 substep\n" in said
+    assert re.search(r"^compared +step by step$", said, flags=re.MULTILINE)
+    assert main([*command, "--substeps", "3", "--out", str(tmp_path / "out")]) == 0
+    assert ", 3 substeps\n" in capsys.readouterr().out

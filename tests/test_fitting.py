@@ -27,10 +27,12 @@ from dynablocks.fields.sphere import RotationField, SphereField
 from dynablocks.fields.symmetric import PotentialSum, ridge_energy
 from dynablocks.fitting import FitConfig, Structure, build, fit, load_fit, regression, rollout, save_fit, structures
 from dynablocks.fitting.doubts import doubts, positions_first
-from dynablocks.fitting.job import claim, plan, run_stages, thinned, usual_steps, without_gaps
+from dynablocks.fitting.folder import claim, write_weights
+from dynablocks.fitting.job import plan, run_stages
 from dynablocks.fitting.objective import SAMPLES_AT_ONCE, Objective
 from dynablocks.fitting.regression import FitRecord
 from dynablocks.fitting.rollout import (
+    LEFT_NUMBERS,
     _starts,
     change_along,
     drifts,
@@ -40,6 +42,7 @@ from dynablocks.fitting.rollout import (
     safe_rollout,
     windows,
 )
+from dynablocks.fitting.samples import thinned, usual_steps
 from dynablocks.fitting.second_order import LevenbergMarquardt, LimitedMemoryBFGS
 from dynablocks.fitting.single_steps import column_errors, one_step_error, step_halving_gap
 from dynablocks.fitting.structures import (
@@ -516,7 +519,9 @@ def test_a_fit_learns_an_oscillator_and_is_saved(tmp_path: Path) -> None:
     x, y, h = planned.parts.test.pairs()
     assert float((fitted.flow(x, h) - y).detach().abs().max()) < 1e-4
     assert not claim(tmp_path / "fit", config, planned.structure, {"sha256": "0"}, overwrite=False)
-    save_fit(tmp_path / "fit", fitted.flow)
+    with pytest.raises(BadCheckpoint, match="holds a fit of dynablocks fit and its results; give another folder"):
+        save_fit(tmp_path / "fit", fitted.flow)
+    write_weights(tmp_path / "fit", fitted.flow)
     assert torch.equal(load_fit(tmp_path / "fit")(x, h), copy.deepcopy(fitted.flow)(x, h))
     with pytest.raises(BadCheckpoint, match="another"):
         claim(tmp_path / "fit", FitConfig("energy"), planned.structure, {"sha256": "0"}, overwrite=False)
@@ -532,7 +537,7 @@ def test_data_that_cannot_be_learned_gets_a_sentence() -> None:
     decay = torch.linspace(1, 0.1, 40, dtype=F64)[:, None]
     decay[-2:] = -0.01  # in the test part
     times = torch.linspace(0, 1, 40, dtype=F64)
-    with pytest.raises(BadData, match=r"negative values \(-0\.01 in trajectory '0' at t = 0\.974359\).*put 0 there"):
+    with pytest.raises(BadData, match=r"negative values \(-0\.01 in trajectory '0' at t = 0\.974358974359\).*put"):
         plan(Trajectories((times,), (decay,), ("c",)), FitConfig("positive"))
     moving = Trajectories((t, t), (torch.ones(20, 2, dtype=F64), spirals(1).states[0][:20]), ("q", "p"))
     with pytest.raises(BadData, match="training part"):
@@ -678,6 +683,28 @@ def test_a_step_without_a_solution_is_rejected_and_the_fit_goes_on(finish: str) 
     assert float(module.a.detach()) <= 0.25
 
 
+@pytest.mark.parametrize("finish", ["levenberg-marquardt", "lbfgs"])
+@pytest.mark.parametrize("module", [Exponentials, Parabola])
+def test_a_record_of_a_finish_has_the_loss_of_the_parameters_at_that_moment(
+    finish: str, module: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after steps that were rejected, as those to a parabola without a root."""
+    monkeypatch.setattr(LimitedMemoryBFGS, "inner_steps", 3)
+    one = torch.ones(4, 1, dtype=F64)
+    x, y = exponential_data() if module is Exponentials else (one, 1.5 * one)
+    fitted = module()
+    pairs: list[tuple[float, float]] = []
+
+    def compare(record: FitRecord) -> None:
+        with torch.no_grad():
+            pairs.append((record.loss, 0.5 * float((fitted(x) - y).square().sum()) / len(x)))
+
+    fit(fitted, x, y, adam_steps=0, finish=finish, finish_steps=12, callback=compare)
+    assert len(pairs) > 1
+    for noted, computed in pairs:
+        assert noted == pytest.approx(computed, rel=1e-12, abs=0)
+
+
 class Refusing(Exponentials):
     """Its third step of training has no solution."""
 
@@ -801,7 +828,7 @@ def test_a_surrogate_made_in_python_is_saved_and_takes_any_precision(tmp_path: P
     save_fit(str(tmp_path / "new" / "fit"), other)
     assert load_fit(tmp_path / "new" / "fit").structure == other.structure
     (tmp_path / "new" / "fit" / "config.yaml").write_text("fit: {preserve: mass}\nstructure: {}\n")
-    with pytest.raises(BadCheckpoint, match="another structure"):
+    with pytest.raises(BadCheckpoint, match="holds a fit of dynablocks fit"):
         save_fit(tmp_path / "new" / "fit", other)
 
 
@@ -1236,7 +1263,7 @@ def test_a_folder_stays_that_of_a_fit_whenever_its_writer_is_killed(
     (folder / "model.safetensors").touch()
     (folder / "mine.csv").touch()
     with monkeypatch.context() as patch:
-        patch.setattr("dynablocks.fitting.job.write_text", killed)
+        patch.setattr("dynablocks.fitting.folder.write_text", killed)
         with pytest.raises(KeyboardInterrupt):
             claimed(1, overwrite=True)
     assert not (folder / "model.safetensors").exists()
@@ -1477,14 +1504,16 @@ def test_a_rollout_crosses_a_gap_in_steps_like_the_usual_one(monkeypatch: pytest
 
 def test_data_without_gaps_is_left_as_it_is() -> None:
     data = spirals()
-    assert without_gaps(data, 0.5) is data
-    assert without_gaps(data, 0.05) is None
+    assert data.without_gaps(0.5) is data
+    assert data.without_gaps(0.05) is None
     x, y, h = data.pairs()
     h[3] = 9.0
-    kept = without_gaps(Pairs(x, y, h, data.names), 0.5)
+    kept = Pairs(x, y, h, data.names).without_gaps(0.5)
     assert isinstance(kept, Pairs)
     assert torch.equal(kept.x, torch.cat([x[:3], x[4:]]))
     assert float(kept.h.max()) < 0.5
+    assert kept.without_gaps(0.5) is kept
+    assert kept.without_gaps(0.05) is None
 
 
 def sums(left: float, noise: float = 0.0) -> Trajectories:
@@ -1623,3 +1652,194 @@ def test_predicting_no_change_is_an_error_of_one_over_the_motion() -> None:
     assert _over_motion(0.0, Pairs(x, x, h, ("q", "p"))) is None
     resting = [Rollout(t, z, z[:1].expand(len(z), -1)) for t, z in zip(spirals().times, spirals().states, strict=True)]
     assert _rollout_metrics(resting, spirals(), 1.0)["rollout_error_over_motion"] == pytest.approx(1.0, rel=1e-12)
+
+
+@pytest.mark.parametrize("preserve", list(SURROGATES))
+def test_rollouts_together_are_those_of_each_trajectory_alone(preserve: str) -> None:
+    """Of several lengths and times, one with a gap."""
+    flow = surrogate(preserve)
+    x, lengths = states(flow, 12), (4, 2, 6, 3)
+    times = [(0.1 + 0.02 * k) * torch.arange(length, dtype=F64) for k, length in enumerate(lengths)]
+    times[2][-1] += 0.7
+    measured = [x[k : k + length] for k, length in enumerate(lengths)]
+    together = roll_out(flow, Trajectories(tuple(times), tuple(measured), flow.structure.names))
+    for found, t, own in zip(together, times, measured, strict=True):
+        (alone,) = roll_out(flow, Trajectories((t,), (own,), flow.structure.names))
+        assert found.stopped == alone.stopped
+        assert torch.equal(found.times, t)
+        assert torch.equal(found.measured, own)
+        assert torch.allclose(found.predicted, alone.predicted, rtol=1e-10, atol=1e-10)
+
+
+def test_a_rollout_that_ends_ends_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    t, reason = 0.2 * torch.arange(6, dtype=F64), "the step is not solved for 1 sample; take a smaller step."
+    starts = torch.tensor([[1.0, 0.0], [-3.0, 4.0], [0.5, 0.0], [1.2, 1.0]], dtype=F64)
+    data = Trajectories((t,) * 4, tuple(start.expand(6, -1) for start in starts), ("a", "b"))
+    stepped = FlowMap.forward
+
+    def refuse(self: FlowMap, x: Tensor, step: Tensor | float | None = None) -> Tensor:
+        if bool((x[:, 0] > 1.3).any()):
+            raise NotConverged(reason if len(x) == 1 else "the steps are not solved for some samples.")
+        return stepped(self, x, step)
+
+    monkeypatch.setattr(FlowMap, "forward", refuse)
+    found = roll_out(growth(0.2), data)
+    assert [run.stopped for run in found] == [reason, None, None, reason]
+    for run, start, reached in zip(found, starts, (3, 6, 6, 2), strict=True):
+        wanted = 1.2 ** torch.arange(reached, dtype=F64)[:, None] * start
+        assert run.predicted.shape == wanted.shape
+        assert torch.allclose(run.predicted, wanted, rtol=1e-13, atol=1e-13)
+
+
+def test_a_rollout_that_leaves_the_numbers_ends_alone() -> None:
+    t, one = 0.2 * torch.arange(6, dtype=F64), torch.ones(6, 2, dtype=F64)
+    large, small = roll_out(growth(0.2), Trajectories((t, t), (1e308 * one, one), ("a", "b")))
+    # 1.2³ < 1.797 < 1.2⁴.
+    assert (large.stopped, len(large.predicted)) == (LEFT_NUMBERS, 4)
+    assert (small.stopped, len(small.predicted)) == (None, 6)
+
+
+@pytest.mark.parametrize(("most", "rows"), [(4096, [50] * 5), (20, [20] * 10 + [10] * 5)])
+def test_rollouts_take_their_steps_together(most: int, rows: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    flow, stepped = surrogate("symplectic"), FlowMap.forward
+    batches: list[int] = []
+    told: list[float] = []
+
+    def counted(self: FlowMap, x: Tensor, step: Tensor | float | None = None) -> Tensor:
+        batches.append(len(x))
+        return stepped(self, x, step)
+
+    monkeypatch.setattr(FlowMap, "forward", counted)
+    monkeypatch.setattr(rollout, "MOST_ROLLED_STEPS", 5)
+    monkeypatch.setattr(rollout, "SAMPLES_AT_ONCE", most)
+    found = roll_out(flow, spirals(50), told.append)
+    assert batches == rows
+    assert {(len(run.predicted), run.cut) for run in found} == {(6, True)}
+    assert told == pytest.approx([sum(rows[: k + 1]) / 250 for k in range(len(rows))], rel=1e-12)
+
+
+def test_of_very_many_trajectories_some_are_rolled_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dynablocks.fitting.report import _rollout_metrics, _rollout_rows
+
+    monkeypatch.setattr(rollout, "MOST_ROLLED_STATES", 100)
+    data = replace(spirals(12), labels=tuple("abcdefghijkl"))
+    found = roll_out(surrogate("symplectic"), data)
+    assert [run.label for run in found] == ["a", "d", "g", "j"]  # of 20 steps each, and of every second it would be 120
+    assert all(torch.equal(run.measured, data.states[3 * k]) for k, run in enumerate(found))
+    metrics = _rollout_metrics(found, data, 1.0)
+    assert (metrics["rollouts_left_out"], metrics["rollouts_cut"]) == (8, 0)
+    assert next(_rollout_rows(metrics, ""))[2].endswith("; 8 more were not rolled out")
+    assert len(roll_out(surrogate("symplectic"), spirals(1))) == 1
+
+
+@pytest.mark.parametrize(
+    ("start", "unit", "told"), [(0.0, 0.01, False), (1.7e9, 10.0, False), (1.7e9, 0.01, True), (-1.7e9, 0.01, True)]
+)
+def test_times_that_float64_knows_poorly_are_told(start: float, unit: float, told: bool) -> None:
+    data = spirals()
+    late = replace(data, times=tuple(start + unit * t for t in data.times))
+    found = doubts(plan(late, FitConfig("none", noise="no")))
+    assert len(found) == told
+    if start > 0 and told:
+        assert found[0].startswith(
+            "Times reach 1700000000.02, where float64 rounds the time between two samples by up to 3.8e-07, and the "
+            "usual one is 0.0009999: subtract the first time while they are still whole numbers or decimals"
+        )
+
+
+def test_positions_alone_are_told_to_be_no_whole_state() -> None:
+    from dynablocks.fitting.report import measure, warnings
+
+    t = torch.linspace(0, 4 * math.pi, 101, dtype=F64)
+
+    def velocity(q: Tensor) -> Tensor:
+        return torch.from_numpy(np.gradient(q.numpy(), t.numpy(), edge_order=2))
+
+    position = [(t + k).sin() for k in range(5)]
+    whole = [torch.stack([q, velocity(q)], dim=1) for q in position]
+    config = FitConfig("none", noise="no", width=2, substeps=1, adam_steps=60, finish_steps=12, max_minutes=None)
+    progress: list[float] = []
+
+    def measured(columns: list[Tensor], *names: str) -> dict[str, Any]:
+        data = Trajectories((t,) * 5, tuple(columns), names)
+        return measure(run_stages(plan(data, config), config), 4, progress.append).metrics
+
+    alone = measured([q[:, None] for q in position], "q")
+    assert 0.9 < alone["test_error_over_motion"] < 1.1
+    cure = "or the columns are not a whole state (positions without velocities or momenta): append the rest."
+    assert [told.endswith(cure) for told in warnings(alone) if "of the motion in a step" in told] == [True]
+    assert progress == sorted(progress)
+    assert any(0.2 < done < 0.4 for done in progress)
+    assert any(0.4 < done < 0.9 for done in progress)
+    both = measured(whole, "q", "v")
+    assert both["test_error_over_motion"] < 0.5
+    assert not [told for told in warnings(both) if "of the motion in a step" in told]
+
+
+def test_steps_across_gaps_are_not_counted_among_those_that_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dynablocks.fitting.commands import _reading
+    from dynablocks.fitting.report import _data
+
+    whole = spirals(6)
+    late = torch.arange(21) >= 10
+    data = replace(whole, times=tuple(torch.where(late, t + 5, t) for t in whole.times))
+    planned = plan(data, FitConfig("none", noise="no"))
+    outcome: Any = SimpleNamespace(fitted=SimpleNamespace(flow=build(planned.structure), plan=planned))
+    # Four trajectories of 20 steps, one of each a gap.
+    for most, told in ((78, False), (70, True)):
+        for place in ("commands", "report"):
+            monkeypatch.setattr(f"dynablocks.fitting.{place}.MOST_SAMPLES", most)
+        assert ("70 of 76 training steps are used, evenly spaced" in _reading(planned, "a.csv")) == told
+        assert ("80 steps, of which 70 are used, evenly spaced" in "".join(_data(outcome, {"file": "a.csv"}))) == told
+        assert ("are used" in _reading(planned, "a.csv")) == told
+
+
+@pytest.mark.parametrize("name", ["width", "seed", "adam_steps", "finish_steps", "substeps", "horizon"])
+def test_counts_of_a_fit_are_whole_numbers(name: str) -> None:
+    for wrong in (2.5, True):
+        with pytest.raises(InvalidArgument, match=f"{name} is {wrong}; a whole number from"):
+            FitConfig(**{name: wrong})
+    found = getattr(FitConfig(**{name: np.int64(3)}), name)
+    assert (type(found), found) == (int, 3)
+
+
+@pytest.mark.parametrize("name", ["width", "substeps"])
+def test_counts_of_a_structure_are_whole_numbers(name: str, tmp_path: Path) -> None:
+    structure = Structure("none", ("a", "b"), width=3, substeps=2)
+    for wrong in (2.5, True):
+        with pytest.raises(InvalidArgument, match=f"{name} is {wrong}; a whole number from 1 to"):
+            build(replace(structure, **{name: wrong}))
+    flow = build(replace(structure, **{name: np.int64(2)}))
+    save_fit(tmp_path / "fit", flow)
+    assert load_fit(tmp_path / "fit").structure == flow.structure == replace(structure, **{name: 2})
+
+
+def test_counts_of_least_squares_are_whole_numbers(tmp_path: Path) -> None:
+    x, y = exponential_data()
+    counts = {"adam_steps": 4, "batch_size": 8, "finish_steps": 1, "seed": 3}
+    for name, wrong in itertools.product(counts, (2.5, True)):
+        with pytest.raises(InvalidArgument, match=f"{name} is {wrong}; a whole number"):
+            fit(Exponentials(), x, y, **(counts | {name: wrong}))
+    first, again = Exponentials(), Exponentials()
+    fit(first, x, y, checkpoint=tmp_path / "c.pt", **counts)
+    # The checkpoint is one of the same fit.
+    fit(again, x, y, checkpoint=tmp_path / "c.pt", **{name: np.int64(count) for name, count in counts.items()})
+    assert torch.equal(first.theta, again.theta)
+
+
+def test_home_is_a_place_for_fits_and_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    flow = surrogate("none")
+    save_fit("~/fit", flow)
+    assert torch.equal(load_fit("~/fit")(states(flow)), flow(states(flow)))
+    fit(Exponentials(), *exponential_data(), adam_steps=1, finish_steps=0, checkpoint="~/c.pt")
+    assert {path.name for path in tmp_path.iterdir()} == {"fit", "c.pt"}
+
+
+def test_the_names_of_stored_parameters_stay() -> None:
+    """A fit that was stored holds them."""
+    assert set(FreeField(2, 3).state_dict()) == {
+        f"rate.{name}" for name in ("inner", "outer", "linear", "bias", "constant")
+    }
+    assert set(ProductionDestruction(2, 3).rates.state_dict()) == {"inner", "outer", "linear", "bias", "constant"}

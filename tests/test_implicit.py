@@ -444,9 +444,15 @@ def test_a_tableau_with_a_pole_inside_the_spectrum_has_no_constant() -> None:
     assert bound >= 8.0
 
 
-@pytest.mark.parametrize(("entries", "exact"), [(64, True), (130, False)])
-def test_beyond_the_dense_limit_the_form_is_kept_to_the_tolerance_of_the_adjoint(entries: int, exact: bool) -> None:
-    method = ImplicitRungeKutta(IMPLICIT_MIDPOINT, tolerance=1e-6)
+@pytest.mark.parametrize(
+    ("tableau", "entries", "exact"),
+    [(IMPLICIT_MIDPOINT, 64, True), (IMPLICIT_MIDPOINT, 130, False), (GAUSS4, 64, True), (GAUSS4, 66, False)],
+)
+def test_beyond_the_dense_limit_the_form_is_kept_to_the_tolerance_of_the_adjoint(
+    tableau: ImplicitTableau, entries: int, exact: bool
+) -> None:
+    """The unknowns are those of all stages."""
+    method = ImplicitRungeKutta(tableau, tolerance=1e-6)
     declared = method.declare(NeuralHamiltonian(entries), 0.1).properties
     kept = {type(p): p.tolerance for p in declared if isinstance(p, (Symplectic, VolumePreserving))}
     assert kept
@@ -469,3 +475,55 @@ def test_equations_are_solved_in_full_precision_under_autocast(method: str) -> N
         for plain, mixed in zip(*found, strict=True):
             assert mixed.dtype == torch.float32
             torch.testing.assert_close(mixed, plain, rtol=tolerance, atol=tolerance)
+
+
+class Saddle(VectorField):
+    """ẋ = (x, y, −2z): of no divergence, and of no symplectic form in three dimensions."""
+
+    in_shape = (3,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.new_tensor([1.0, 1.0, -2.0])
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(2.0, 1.0, divergence_free=True)
+
+
+@pytest.mark.parametrize(("name", "volume"), [("implicit-midpoint", 25 / 27), ("gauss4", 26047 / 26011)])
+def test_volume_is_kept_through_the_symplectic_form_alone(name: str, volume: float) -> None:
+    """det DΨ = R(1/2)² R(−1), with R(1/2) = 5/3, R(−1) = 1/3 of the midpoint rule and 61/37, 7/19 of Gauss."""
+    field, method, x = Saddle(), INTEGRATORS[name](), torch.randn(2, 3, dtype=torch.float64)
+    volumes = torch.linalg.det(jacobians(lambda v: method.step(field, v, 0.5), x))
+    torch.testing.assert_close(volumes, torch.full_like(volumes, volume), rtol=1e-6, atol=0)
+    assert method.declare(field, 0.5).properties.of(VolumePreserving) is None
+    with pytest.raises(InvalidArgument, match="no closed-form log-determinant"):
+        method.log_determinant(field, x, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "reach"), [("implicit-midpoint", 0.5), ("gauss4", 0.5 + math.sqrt(3) / 6), ("trapezoidal", 0.5)]
+)
+def test_a_step_is_invertible_where_its_stages_are_unique(name: str, reach: float) -> None:
+    """|h| L max Σ|aᵢⱼ| < 1, for steps of either sign."""
+    field, method = smooth_field(), INTEGRATORS[name]()
+    longest = 1 / (reach * field.facts().lipschitz)
+    for share, invertible in ((0.99, True), (-0.99, True), (1.01, False), (-1.01, False)):
+        assert (method.declare(field, share * longest).properties.of(Invertible) is not None) == invertible
+
+
+class Stiff(VectorField):
+    """Rates −1 and −100, of which the one-sided constant tells the slower alone."""
+
+    in_shape = (2,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.new_tensor([-1.0, -100.0])
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(100.0, -1.0)
+
+
+def test_a_theta_method_counts_the_stiffest_modes() -> None:
+    """R(−10) = −3/7, R(−1000) = −399/601, R(−∞) = −2/3."""
+    method = ImplicitRungeKutta(ImplicitTableau("theta", 1, ((0.6,),), (1.0,)))
+    assert 399 / 601 <= method.step_constant(Stiff(), 10.0)[0] <= 2 / 3 + 1e-12

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument, NotConverged
 from dynablocks.experiments import Store
-from dynablocks.experiments.orders import FlowBoundsCell, convergence
+from dynablocks.experiments.orders import FlowBoundsCell, convergence, lie_trotter_bound, lipschitz_problem
 from dynablocks.fields import (
     FIELDS,
     CompartmentField,
@@ -29,6 +29,7 @@ from dynablocks.fields import (
     PreconditionedField,
     ShearField,
     SphereField,
+    SumField,
     TwoMatrixField,
     VectorField,
     leaky_relu,
@@ -54,7 +55,7 @@ from dynablocks.integrators import (
     over_states,
 )
 from dynablocks.integrators.implicit import ImplicitTableau
-from dynablocks.linear import Conv, Dense, OrthogonalConv, OrthogonalDense
+from dynablocks.linear import Conv, Dense, OrthogonalConv, OrthogonalDense, frozen_weights
 from dynablocks.properties import (
     ConformalSymplectic,
     Dissipative,
@@ -175,11 +176,92 @@ def test_a_method_that_says_no_order_is_told_what_to_set() -> None:
     assert measured_order(Mute(), linear_field(-1.0), start, counts=(32, 64)) == pytest.approx(1.0, abs=0.05)
 
 
-def test_the_bounds_on_flows_hold_and_the_printed_one_does_not() -> None:
-    """Proposition 2.1 and appendix D; as printed the latter lacks the factor L_f."""
+def test_the_bounds_on_flows_hold_and_the_printed_ones_do_not() -> None:
+    """Proposition 2.1 and appendix D, whose proof misses the part of ‖f‖ and whose last lines lack the factor L_f."""
     ratios = FlowBoundsCell(fields=3).build(Path(), Store(Path()))
     assert 0.3 < ratios["stability"] <= 1
-    assert 0.3 < ratios["splitting"] <= 1 < ratios["splitting_as_printed"]
+    assert 0.3 < ratios["splitting"] <= 1
+    assert 0.1 < ratios["splitting_kinked"] <= 1
+    assert min(ratios["splitting_of_proof"], ratios["splitting_as_printed"]) > 1
+
+
+@pytest.mark.parametrize("h", [0.01, 0.1, 1.0])
+def test_the_bound_of_a_lie_trotter_step_needs_both_fields(h: float) -> None:
+    """f = 1 and g(x) = x from 0: the step ends in h e^h, the flow of f + g in e^h − 1, and L_f is 0."""
+    constant = LinearField(1, bias=True).double().requires_grad_(False)
+    constant.matrix.zero_()
+    constant.bias.fill_(1.0)
+    end = integrator("lie-trotter").step(SumField(constant, linear_field(1.0)), torch.zeros(1, 1).double(), h)
+    missed = float(end) - math.expm1(h)
+    assert missed == pytest.approx(h * math.exp(h) - math.expm1(h), rel=1e-9)
+    constants, largest = (constant.facts().lipschitz, 1.0), math.expm1(h)
+    assert constants[0] == 0
+    assert lie_trotter_bound(constants, (0.0, largest), h) == 0 < missed
+    assert missed <= lie_trotter_bound(constants, (1.0, largest), h) <= (1 + h) * missed
+
+
+def with_kinks(sizes: tuple[float, float]) -> tuple[GradientField, GradientField]:
+    """A contractive and an expansive leaky-ReLU field of these Lipschitz constants, of sizes around 1."""
+    fields = []
+    for expansive, size in zip((False, True), sizes, strict=True):
+        field = GradientField(OrthogonalDense(3, 3), leaky_relu(0.5), expansive=expansive, alpha=size).double()
+        nn.init.normal_(field.bias, std=1 / size)
+        fields.append(field)
+    return fields[0], fields[1]
+
+
+@pytest.mark.parametrize("sizes", [(1.0, 1.0), (0.01, 1.0), (1.0, 0.01)])
+def test_a_lie_trotter_step_of_lipschitz_fields_stays_within_its_bound(sizes: tuple[float, float]) -> None:
+    """Where L_f is far below L_g it breaks the bound that has no part of ‖f‖."""
+    first, second = with_kinks(sizes)
+    field, x, h = SumField(first, second), torch.randn(6, 3, dtype=torch.float64), 0.25
+    constants = first.facts().lipschitz, second.facts().lipschitz
+    assert constants == pytest.approx(sizes, rel=1e-6)
+    with torch.no_grad(), frozen_weights(field):
+        half, end = exact_solution(field, x, h / 2), exact_solution(field, x, h)
+        missed = (integrator("lie-trotter").step(field, x, h) - end).norm(dim=1)
+        along_first = [first(y).norm(dim=1) for y in (x, first.flow(x, h / 2), first.flow(x, h))]
+        along_sum = [second(z).norm(dim=1) for z in (x, half, end)]
+    speeds = torch.stack(along_first).amax(0), torch.stack(along_sum).amax(0)
+    assert (missed <= lie_trotter_bound(constants, speeds, h)).all()
+    if sizes[0] < sizes[1]:
+        assert (missed > lie_trotter_bound(constants, (torch.zeros_like(missed), speeds[1]), h)).any()
+
+
+def test_a_lie_trotter_splitting_of_fields_that_are_lipschitz_alone_has_at_least_order_one() -> None:
+    """Proposition D.1 asks for no derivative."""
+    field = lipschitz_problem()
+    assert all(term.sigma.slope_min < term.sigma.slope_max for term in field.terms())
+    assert convergence("lie-trotter", field=field)["slope"] >= 0.9
+
+
+def test_symplectic_euler_of_the_paper_moves_q_first_and_that_of_the_library_p() -> None:
+    """Section 4.1 by hand: q₊ = q + h ∂K(p) and p₊ = p − h ∂V(q₊)."""
+    field, h = PartitionedField.example().double(), 0.3
+    x = torch.randn(5, 4, dtype=torch.float64)
+    for parameter in field.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    (a, c), (b, d) = ((f.linear.matrix.detach(), f.bias.detach()) for f in (field.drift.force, field.kick.force))
+
+    def kinetic(p: Tensor) -> Tensor:
+        return torch.tanh(p @ a.mT + c) @ a
+
+    def potential(q: Tensor) -> Tensor:
+        return torch.tanh(q @ b.mT + d) @ b
+
+    (q, p), paper = x.chunk(2, dim=1), SumField(field.drift, field.kick)
+    moved = q + h * kinetic(p)
+    by_hand = torch.cat([moved, p - h * potential(moved)], dim=1)
+    with torch.no_grad():
+        torch.testing.assert_close(integrator("lie-trotter").step(paper, x, h), by_hand, rtol=0, atol=1e-13)
+        kicked = p - h * potential(q)
+        here = torch.cat([q + h * kinetic(kicked), kicked], dim=1)
+        torch.testing.assert_close(integrator("symplectic-euler").step(field, x, h), here, rtol=0, atol=1e-13)
+        back = integrator("symplectic-euler").step(field, by_hand, -h)
+        torch.testing.assert_close(back, x, rtol=0, atol=1e-13)
+    block = DynamicalBlock(paper, "lie-trotter", FreeSignal(h)).double()
+    assert block.properties.of(Symplectic) is not None
+    verify(block, x, kinds=(Symplectic,)).require()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from dynablocks.fields import ConstrainedField, FieldFacts, GradientField, Metri
 from dynablocks.fields import metric as metric_module
 from dynablocks.fields.symmetric import conservative_field
 from dynablocks.integrators import ExactFlow
-from dynablocks.lifting import PixelNormalisation, ZeroLift
+from dynablocks.lifting import Head, PixelNormalisation, ZeroLift
 from dynablocks.linear import Conv, Dense, LinearMap, OrthogonalConv, OrthogonalDense
 from dynablocks.models import ModelConfig, Network, build
 from dynablocks.norms import Channelwise, DenseMetric, SpectralMetric, Whitening, smooth_modes
@@ -90,6 +90,15 @@ def test_modes_are_scipys_cosines_and_their_largest_weight_is_attained() -> None
     assert coefficients[1, 0, 1] == pytest.approx(1)
     metric = SpectralMetric((1, 8, 6), 0.01)
     assert float(metric.norm(basis[:, None]).max()) == pytest.approx(metric.largest_on_modes(2))
+
+
+def test_modes_are_counted_in_whole_numbers_of_any_kind() -> None:
+    metric = SpectralMetric((1, 8, 6), 0.01)
+    assert metric.largest_on_modes(np.int64(2)) == metric.largest_on_modes(2)
+    assert torch.equal(smooth_modes(8, 6, np.int64(2)), smooth_modes(8, 6, 2))
+    for ask, most in ((metric.largest_on_modes, 8), (lambda modes: smooth_modes(8, 6, modes), 6)):
+        with pytest.raises(InvalidArgument, match=rf"modes is 2\.5; a whole number from 1 to {most} is needed"):
+            ask(2.5)
 
 
 def test_the_dense_metric_has_scipys_root_and_its_inverse() -> None:
@@ -452,6 +461,16 @@ def test_the_network_states_its_metric_and_a_constant_from_l2(digits: tuple[Netw
     stated = [p for p in network.properties if isinstance(p, Lipschitz)]
     assert [p.metric for p in stated] == [metric, EUCLIDEAN]
     assert verify(network, x[:4], search_steps=3).passed
+
+
+def test_where_shading_weighs_more_the_constant_from_l2_is_larger() -> None:
+    """The constant image has the weight 4, so ‖M^{1/2}x‖ = 2‖x‖ along it."""
+    metric = SpectralMetric((1, 4, 4), smooth=4.0)
+    body = nn.Sequential(Whitening(metric), nn.Flatten())
+    network = Network(body, Head(16, 2, "none"), (1, 4, 4), ModelConfig()).double()
+    with torch.no_grad():
+        network.head.matrix.zero_()[0] = 0.25
+    assert 2 * (1 - 1e-12) <= network.properties.lipschitz <= 2 * (1 + 1e-6)
 
 
 def body_constant(network: Network) -> float:

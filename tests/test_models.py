@@ -24,11 +24,11 @@ from dynablocks.linear import ORTHOGONAL
 from dynablocks.models import MODELS, ModelConfig, build, certified
 from dynablocks.models.config import BALANCES, DENSE_STEPS, STEPS, WEIGHTS
 from dynablocks.models.network import SHARED
-from dynablocks.models.seeding import seeded
 from dynablocks.norms import DenseMetric, SpectralMetric, _spectral_factors
 from dynablocks.properties import declare, explain
 from dynablocks.properties.jacobians import jacobian_norms
 from dynablocks.registry import Registry
+from dynablocks.seeding import seeded
 from dynablocks.switching import REGIONS, LearnedStep, ScheduledSignal, keep_constraints, project, set_progress
 
 EVERY_MODEL = pytest.mark.parametrize("name", sorted(MODELS))

@@ -325,6 +325,15 @@ def test_normalised_convolutions_start_with_norm_one_at_most_and_declare_the_tru
     assert torch.linalg.svdvals(free.dense_matrix())[0] > 2
 
 
+def test_a_kernel_of_norm_below_one_is_left_alone() -> None:
+    """W / max(1, ‖W‖), not W / ‖W‖."""
+    conv = NormalisedConv((2, 4, 4), 2, gain=0.1).double()
+    assert float(torch.linalg.svdvals(conv.dense_matrix())[0]) < 0.2
+    before = conv.kernel.detach().clone()
+    conv.project_(20)
+    assert torch.equal(conv.kernel, before)
+
+
 def test_the_penalty_vanishes_exactly_at_orthogonal_kernels() -> None:
     assert float(ocnn_penalty(OrthogonalConv((4, 5, 5)).double().weight.detach())) < 1e-25
     kernel = torch.randn(3, 2, 3, 3, dtype=torch.float64)

@@ -8,6 +8,7 @@ import math
 import pkgutil
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -16,11 +17,34 @@ from torch import Tensor, nn
 import dynablocks
 from dynablocks import DynamicalBlock, ModelConfig
 from dynablocks.errors import InvalidArgument
-from dynablocks.fields import FieldFacts, GradientField, MassPreservingField, PartitionedField, VectorField, leaky_relu
+from dynablocks.fields import (
+    FieldFacts,
+    GradientField,
+    MassPreservingField,
+    MetricField,
+    PartitionedField,
+    PlanarField,
+    SphereField,
+    TwoMatrixField,
+    VectorField,
+    leaky_relu,
+)
 from dynablocks.fields.base import _no_facts
 from dynablocks.fields.dissipative import Damping
 from dynablocks.fields.hamiltonian import EnergyField, canonical
-from dynablocks.integrators import ExactFlow, ExplicitEuler, ImplicitRungeKutta, Integrator, Projected, integrator
+from dynablocks.fitting import Structure
+from dynablocks.fitting.surrogates import FlowMap
+from dynablocks.integrators import (
+    ExactFlow,
+    ExplicitEuler,
+    ImplicitRungeKutta,
+    ImplicitTableau,
+    Integrator,
+    Projected,
+    Tableau,
+    integrator,
+    measured_order,
+)
 from dynablocks.integrators.base import CLAIMS
 from dynablocks.integrators.implicit import IMPLICIT_MIDPOINT
 from dynablocks.lifting import Head
@@ -30,22 +54,27 @@ from dynablocks.norms import DenseMetric, SpectralMetric, Whitening
 from dynablocks.properties import (
     EUCLIDEAN,
     Declaration,
+    EnergyPreserving,
     Equivariant,
     GradientNormPreserving,
     Invertible,
     Lipschitz,
     Metric,
+    Property,
     Structured,
     Symplectic,
+    VolumePreserving,
     declare,
     jacobians,
     structure,
     symplectic_defect,
+    verify,
 )
 from dynablocks.properties.own_code import foreign
 from dynablocks.robustness import certify
 from dynablocks.robustness.audit import AuditFailed, _layer_bound
 from dynablocks.switching import FreeSignal
+from dynablocks.testing.facts import false_facts
 
 
 def block(linear: Dense, method: Integrator, h: float = 2.0, kind: type[GradientField] = GradientField) -> nn.Module:
@@ -156,6 +185,80 @@ def test_what_is_said_of_products_is_taken_alone() -> None:
     assert reflecting.lipschitz >= 2 * 9 - 1
 
 
+class Louder(Dense):
+    """Nine times as loud, of which neither its bounds nor its adjoint know."""
+
+    def multiply(self, weight: Tensor, x: Tensor) -> Tensor:
+        return 9 * super().multiply(weight, x)
+
+
+class Turned(Dense):
+    """A with another sign than its adjoint has."""
+
+    def affine(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return super().affine(-x, bias)
+
+
+class Returned(Dense):
+    def adjoint(self, y: Tensor) -> Tensor:
+        return -super().adjoint(y)
+
+
+NORM = DenseMetric(torch.tensor([[2.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+HOLDERS: dict[str, Callable[[Dense], VectorField]] = {
+    "gradient": lambda linear: GradientField(linear, "tanh", bias=False),
+    "metric": lambda linear: MetricField(linear, NORM, "tanh", bias=False),
+    "metric in coordinates": lambda linear: MetricField(linear, NORM, "tanh", whitened=True, bias=False),
+    "planar": lambda linear: PlanarField(linear, "tanh", bias=False),
+    "two matrices": lambda linear: TwoMatrixField(Dense(3, 3), linear, "tanh", bias=False),
+}
+
+
+@pytest.mark.parametrize("kind", [Louder, Turned, Returned])
+@pytest.mark.parametrize("name", HOLDERS)
+def test_a_field_that_holds_a_map_of_unknown_products_has_no_facts(name: str, kind: type[Dense]) -> None:
+    field = HOLDERS[name](kind(3, 3))
+    for facts in (field.facts(), field.standing_facts()):
+        assert replace(facts, reason="", metric=EUCLIDEAN) == FieldFacts()
+    assert kind.__name__ in field.facts().reason
+    for method in ("euler", "heun", "implicit-euler", "implicit-midpoint", "trapezoidal"):
+        assert [*DynamicalBlock(field, method, FreeSignal(0.5)).properties] == [], method
+    assert math.isinf(field.euler_constant(0.5)[0])
+    assert not SphereField(kind(3, 3), sigma="tanh", bias=False).facts().odd
+    if name == "gradient":
+        with pytest.raises(InvalidArgument, match=f"{kind.__name__} has products of its own.*give it a compute_norm"):
+            DynamicalBlock(field, "gonzalez", FreeSignal(0.1))
+
+
+@pytest.mark.parametrize("kind", [Turned, Returned])
+def test_a_contraction_whose_map_is_turned_expands(kind: type[Dense]) -> None:
+    """−AᵀΣ(−Ax) = AᵀΣ(Ax) for an odd σ: an implicit Euler step near 0 has the norm 1/(1 − h) for AAᵀ = I."""
+    twin = DynamicalBlock(HOLDERS["gradient"](kind(3, 3)), "implicit-euler", FreeSignal(0.5)).double()
+    x = 0.01 * torch.randn(4, 3, dtype=torch.float64)
+    assert float(torch.linalg.matrix_norm(jacobians(twin, x), ord=2).min()) > 1.9
+    assert twin.properties.lipschitz == math.inf
+
+
+class Tripling(Dense):
+    """Three times A where fields call it, as its bounds say, and A by the products of which the matrix is made."""
+
+    def affine(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return super().affine(3 * x, bias)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return 3 * super().adjoint(y)
+
+    def compute_norm_bounds(self) -> Bounds:
+        return Bounds(0.0, 3.0001 * super().compute_norm_bounds().upper, exact=False, method="three times A")
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+def test_a_matrix_of_products_that_fields_do_not_call_bounds_none_of_them(name: str) -> None:
+    field, x = HOLDERS[name](Tripling(3, 3)).double(), torch.randn(12, 3, dtype=torch.float64)
+    assert math.isfinite(field.facts().lipschitz)
+    assert list(false_facts(field, 0.1 * x)) == []
+
+
 def test_what_an_integrator_keeps_is_not_kept_by_another_step() -> None:
     field, x = PartitionedField.example().double(), torch.randn(4, 4, dtype=torch.float64)
     assert ImplicitRungeKutta(IMPLICIT_MIDPOINT).declare(field, 0.5).properties.of(Symplectic) is not None
@@ -202,6 +305,141 @@ def test_hooks_on_what_is_wrapped_around_a_module_count() -> None:
     assert declare(compiled).properties.lipschitz < math.inf
     compiled.register_forward_hook(lambda module, given, output: 2 * output)
     assert declare(compiled).properties.lipschitz == math.inf
+
+
+class Pairs(VectorField):
+    """Two oscillators side by side, each with an energy of its own."""
+
+    in_shape = (4,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x[:, 1], -x[:, 0], 2 * x[:, 3], -2 * x[:, 2]], dim=1)
+
+    def energy(self, x: Tensor) -> Tensor:
+        return x[:, :2].square().sum(1)
+
+    def other(self, x: Tensor) -> Tensor:
+        return x[:, 2:].square().sum(1)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(2.0, 0.0, conserves_energy=True)
+
+
+class Turning(Integrator):
+    """Its flow; of first integrals beside the energy it speaks itself."""
+
+    order = None
+    keeps = frozenset({EnergyPreserving})
+
+    def __init__(self, *integrals: Callable[[Tensor], Tensor]) -> None:
+        self.integrals = integrals
+
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        angles = torch.as_tensor(step_size, dtype=x.dtype) * torch.tensor([1.0, 2.0], dtype=x.dtype)
+        a, b, cos, sin = x[:, ::2], x[:, 1::2], angles.cos(), angles.sin()
+        return torch.stack([a * cos + b * sin, b * cos - a * sin], dim=2).flatten(1)
+
+    def guarantees(self, field: VectorField, step_size: float) -> tuple[list[Property], list[str]]:
+        kept, losses = super().guarantees(field, step_size)
+        return [*kept, *map(EnergyPreserving, self.integrals)], losses
+
+
+def test_the_first_integrals_of_a_surrogate_are_measured_in_the_units_of_its_data() -> None:
+    field, x = Pairs(), torch.randn(5, 4, dtype=torch.float64)
+    flow = FlowMap(field, Turning(field.other), Structure("none", ("a", "b", "c", "d"), substeps=1))
+    flow.scale.fill_(3.0)
+    flow.centre.copy_(torch.tensor([1.0, -2.0, 3.0, 0.5]))
+    assert [type(kept) for kept in flow.properties] == [EnergyPreserving] * 2
+    assert [check.passed for check in verify(flow, x)] == [True, True]
+    # Of the orbit in data units neither is kept.
+    assert float((field.other(flow(x, 0.3)) - field.other(x)).abs().max()) > 0.1
+
+
+@dataclass
+class Weighted:
+    """A function that has no hash."""
+
+    weight: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.weight * x[:, 2:].square().sum(1)
+
+
+def test_each_first_integral_of_a_step_is_declared_measured_and_composed() -> None:
+    field, x = Pairs(), torch.randn(5, 4, dtype=torch.float64)
+    both = DynamicalBlock(field, Turning(field.other), FreeSignal(0.3)).double()
+    expected = (EnergyPreserving(field.energy), EnergyPreserving(field.other))
+    assert both.properties == declare(nn.Sequential(both, both)).properties == expected
+    assert [check.passed for check in verify(both, x)] == [True, True]
+    twin = DynamicalBlock(field, Turning(lambda x: x[:, 0]), FreeSignal(0.3)).double()
+    assert [check.passed for check in verify(twin, x)] == [True, False]
+    unhashable = DynamicalBlock(field, Turning(Weighted(0.5)), FreeSignal(0.3)).double()
+    assert [check.passed for check in verify(unhashable, x)] == [True, True]
+    first = declare(nn.Sequential(both, DynamicalBlock(field, Turning(), FreeSignal(0.3)).double()))
+    assert first.properties == expected[:1]
+    (lost,) = first.losses
+    assert lost.startswith("EnergyPreserving is lost at 1 (there it is about another function; ")
+
+
+def test_a_missing_method_of_a_module_takes_no_guarantee_about_a_function_with_it() -> None:
+    def energy(x: Tensor) -> Tensor:
+        return x.square().sum(1)
+
+    class Still(Structured):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+        def energy(self, x: Tensor) -> Tensor:
+            return x.sum(1)
+
+        def declare(self) -> Declaration:
+            return Declaration.of(EnergyPreserving(), EnergyPreserving(energy), reason="the identity")
+
+    assert declare(nn.Sequential(Still())).properties == (EnergyPreserving(energy),)
+
+
+class Rotor(VectorField):
+    """X = 𝕁x."""
+
+    in_shape = (4,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return canonical(x)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(1.0, 0.0, hamiltonian=True)
+
+
+class Swelling(Integrator):
+    """It turns and swells by as much as its tolerance of the form allows: JᵀJ = (1 + ε)I, J𝕁 = 𝕁J."""
+
+    order = None
+    keeps = solved = frozenset({Symplectic})
+    tolerance = 1e-6
+
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        angle = torch.as_tensor(step_size, dtype=x.dtype)
+        return (1 + 1.9 * self.tolerance) ** 0.5 * (angle.cos() * x + angle.sin() * canonical(x))
+
+
+def test_volume_is_kept_as_far_as_the_form_is() -> None:
+    block, x = DynamicalBlock(Rotor(), Swelling(), FreeSignal(0.3)).double(), torch.randn(5, 4, dtype=torch.float64)
+    assert block.properties == (Symplectic(tolerance=1e-6), VolumePreserving(tolerance=8e-6))
+    form, volume = verify(block, x)
+    assert form.passed
+    assert volume.passed
+    assert volume.residual > 3e-6 > form.residual
+
+
+def test_an_implicit_method_is_given_by_its_tableau_or_told_how_else() -> None:
+    radau = ImplicitRungeKutta(ImplicitTableau("radau3", 3, ((5 / 12, -1 / 12), (3 / 4, 1 / 4)), (3 / 4, 1 / 4)))
+    field, x = GradientField(OrthogonalDense(3, 3), "tanh").double(), torch.randn(2, 3, dtype=torch.float64)
+    assert measured_order(radau, field, x, counts=(8, 16, 32)) == pytest.approx(3, abs=0.15)
+    for a in (((0.0, 0.0), (0.5, 0.5)), ((0.5, 0.0), (0.5, 0.0))):
+        with pytest.raises(InvalidArgument, match=r"as of Lobatto IIIA and IIIB, .*; implement the step of an"):
+            ImplicitTableau("lobatto", 2, a, (0.5, 0.5))
+    with pytest.raises(InvalidArgument, match="an implicit method is given as an ImplicitTableau"):
+        Tableau("implicit-euler", 1, ((1.0,),), (1.0,))
 
 
 def spoilt_by_hook(module: nn.Module) -> None:
@@ -370,6 +608,18 @@ def test_a_norm_of_ones_own_has_the_ratios_and_the_rounding_that_it_says_alone()
     for other in (EUCLIDEAN, plain, SpectralMetric((1, 2, 2), smooth=0.5)):
         with pytest.raises(InvalidArgument, match="Heavier has a whiten"):
             heavier.bounded_by(other)
+
+
+def test_a_metric_has_no_norm_but_that_of_its_coordinates() -> None:
+    """X(x) = e₁1ᵀx has the constant 1 in l1, and √n in l2: the eigenvalues of another norm would say 1."""
+
+    def norm(metric: Metric, x: Tensor) -> Tensor:
+        return x.flatten(1).abs().sum(1)
+
+    own = {"norm": norm}
+    for bases, methods in (((Metric,), own), ((type("Summing", (), own), Metric), {}), ((DenseMetric,), own)):
+        with pytest.raises(InvalidArgument, match="L1 has a norm of its own; a Metric is ‖Rx‖₂: give whiten"):
+            type("L1", bases, methods)
 
 
 class Tempered(Head):

@@ -87,18 +87,27 @@ def test_a_bar_that_seldom_moves_shows_the_time_left(hand: SimpleNamespace) -> N
     assert bar.tasks[0].time_remaining == pytest.approx(4200, abs=1)
 
 
-def test_a_bar_tells_the_time_left_from_the_time_gone_in_80_columns(hand: SimpleNamespace) -> None:
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        ("attacking 10000 images", "attacking 10000 images "),
+        ("certify flexible, margin 0.15, cifar100, 1024 test image", "certify flexible, margin 0.15, cifar10… "),
+    ],
+)
+def test_a_bar_tells_the_time_left_from_the_time_gone_in_80_columns(
+    label: str, shown: str, hand: SimpleNamespace
+) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     bar = progress._bar(console)
     bar.get_time = lambda: hand.now
-    task = bar.add_task("attacking 10000 images", total=1.0)
+    task = bar.add_task(label, total=1.0)
     for moves in range(1, 4):
         hand.now = 600.0 * moves
         bar.update(task, completed=0.1 * moves)
-    with console.capture() as shown:
+    with console.capture() as printed:
         console.print(bar.get_renderable())
-    (line,) = re.sub(r"\x1b\[[0-9;]*m", "", shown.get()).splitlines()
-    assert line.startswith("attacking 10000 images ")
+    (line,) = re.sub(r"\x1b\[[0-9;]*m", "", printed.get()).splitlines()
+    assert line.startswith(shown)
     assert line.rstrip().endswith("30 % 1:10:00 left, 0:30:00 gone")
 
 

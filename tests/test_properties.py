@@ -279,6 +279,25 @@ def test_power_iteration_beyond_the_dense_limit_is_a_lower_bound_that_gets_close
     assert (found >= 0.98 * truth).all()
 
 
+class Counted(nn.Linear):
+    """A linear map that counts how often it is evaluated."""
+
+    times = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.times += 1
+        return super().forward(x)
+
+
+def test_power_iteration_evaluates_a_module_once_for_all_products_with_its_transpose() -> None:
+    model = Counted(DENSE_LIMIT + 1, 3).double()
+    found = jacobian_norms(model, torch.randn(2, DENSE_LIMIT + 1, dtype=torch.float64), iterations=9)
+    # Once for the number of outputs, once for all Jᵀu, and once for each Jv.
+    assert model.times == 1 + 1 + 9
+    assert (found <= torch.linalg.matrix_norm(model.weight.detach(), ord=2) * (1 + 1e-12)).all()
+    assert (found > 0).all()
+
+
 ROTATION = torch.linalg.matrix_exp(torch.tensor([[0.0, 0.4], [-0.4, 0.0]], dtype=torch.float64))
 SHEAR = torch.tensor([[1.0, 0.7], [0.0, 1.0]], dtype=torch.float64)
 

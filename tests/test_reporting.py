@@ -11,6 +11,7 @@ from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -214,7 +215,7 @@ def test_headline_figures_are_the_metrics(full_page):
     assert f"{certified:.1f} %" in text
     low, high = Curve((36 / 255,), (certified / 100,), 1000).confidence_interval()[0]
     assert f"({100 * low:.1f} to {100 * high:.1f} %)" in text
-    assert "1.000000" in text
+    assert "at most (1 + 2e-07) · d." in text
     assert "12,345" in text
     assert "2 min 10 s" in text
     assert "dynablocks run --out runs/digits" in text
@@ -239,6 +240,26 @@ def test_example_lines_tell_the_outcomes_apart():
         assert figures.example_lines(shown, names)[2] == sentence
     assert figures.example_lines(outcomes[3][0], names)[:2] == ("zero, misclassified as one", "nothing is proved")
     assert figures.example_lines(example(label=7, prediction=7), names)[0].startswith("class 7")
+
+
+def test_a_certificate_whose_rounding_was_measured_is_not_called_a_proof():
+    why = "the rounding of tanh has no proved bound; use relu."
+    metrics = dict(sample_data().metrics) | {"rounding": "measured", "rounding_reason": why}
+    measured = sample_data(metrics=metrics, examples=[example(proved=False)])
+    text, proved = Page(report_page(measured)).text, Page(report_page(sample_data())).text
+    assert "certified within ε = 0.200 (51/255), rounding measured" in text
+    assert "certified to be stable, rounding measured" in text
+    assert why in text
+    for claim in ("proved to be stable", "proved to stay", "whoever makes it", "Solid: proved", "class proved within"):
+        assert claim not in text
+        assert claim in proved
+    assert "measured" not in figures.example_lines(example())[1]
+
+
+def test_a_curve_counts_whole_images():
+    assert Curve((0.0,), (0.5,), np.int64(40)).samples == 40
+    with pytest.raises(InvalidArgument, match=r"samples is 2\.5; a whole number from 1 is needed"):
+        Curve((0.0,), (0.5,), 2.5)
 
 
 @pytest.mark.parametrize(
@@ -413,7 +434,8 @@ def test_summary_table_in_the_terminal():
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(summary_table(dict(sample_data().metrics) | {"robust_accuracy": None, "auc": None}))
     text = console.export_text()
-    for part in ("certified on digits", "90.0 %", "0.141 (36/255)", "not attacked", "1.000000", "12,345", "2 min 10 s"):
+    known = ("certified on digits", "90.0 %", "0.141 (36/255)", "1 + 2e-07", "12,345", "2 min 10 s")
+    for part in ("not attacked", *known):
         assert part in text
     console.print(summary_table({"model": "[bold]x", "lipschitz_bound": None, "certified_accuracy": []}))
     assert "no finite bound" in (text := console.export_text())
@@ -505,3 +527,118 @@ def test_what_an_attack_found_is_not_shown_below_what_is_proved(proved: float, f
 def test_an_infinite_radius_is_shown_in_a_sign():
     assert words.proved_radius(math.inf) == "∞"
     assert "ε = ∞" in figures.example_lines(example(certified_radius=math.inf, smallest_broken_norm=math.inf))[1]
+
+
+def text_of(**changes: object) -> str:
+    """The text of the page of a run whose metrics have these values."""
+    return Page(report_page(sample_data(metrics=dict(sample_data().metrics) | changes))).text
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "where"),
+    [
+        ("float64", ", where the network is evaluated in float64 (dynablocks.load returns float32: call .double())"),
+        ("float32", ", where the network is evaluated in float32"),
+        (None, ""),
+    ],
+)
+def test_a_guarantee_names_the_number_format_that_it_is_of(arithmetic: str | None, where: str):
+    assert f"can alter it, whoever makes it and however{where}. " in text_of(arithmetic=arithmetic)
+    measured = f"can alter it, unless rounding errors exceed those measured{where}. "
+    assert measured in text_of(arithmetic=arithmetic, rounding="measured")
+
+
+def test_the_area_is_said_to_be_of_this_runs_attacks_and_radii(full_page: str):
+    text = Page(full_page).text
+    assert f"accuracy times ε, ε from 0 to {words.radius(max(DEFAULT_EPSILONS))}, against the worst of all" in text
+    assert "not the paper's AUC" in text
+    assert "which needs an attack at several radii" in text_of(auc=None, robust_accuracy=None)
+
+
+def test_the_two_losses_are_told_apart():
+    history = [{"epoch": e + 1.0, "loss": 1.0, "validation_loss": 2.0, "accuracy": 0.5} for e in range(3)]
+    left, _ = figures.training_figure(history).axes
+    labels = [text.get_text() for text in left.get_legend().get_texts()]
+    assert labels == ["training, as minimised", "validation, cross-entropy"]
+    assert [line.get_linestyle() for line in left.lines] == ["-", "--"]
+    apart = "The two losses are different quantities; only the accuracies compare."
+    assert apart in Page(report_page(sample_data(history=history))).text
+    assert apart not in Page(report_page(sample_data())).text
+
+
+BOUNDS = [34.5649, 1.23456789, 0.99999949, 0.05123456, 1 + 3.11e-11, 1 + 2.0**-52, 1.0, 12345.678, 1e-9, 9.9999999, 0.0]
+
+
+@pytest.mark.parametrize("value", BOUNDS)
+def test_an_upper_bound_is_shown_rounded_up_and_a_measured_one_down(value: float):
+    above = sum(Fraction(part) for part in words.bound(value).split(" + "))
+    below = Fraction(words.measured_bound(value))
+    assert below <= Fraction(value) <= above
+    assert above - below <= Fraction(value) / 500
+    # Rounded to nearest it would be the broken twin: a bound below the constant.
+    assert Fraction(f"{34.5649:.4g}") < Fraction(34.5649)
+
+
+@pytest.mark.parametrize(
+    ("value", "factor"),
+    [(1.0, "d"), (1 - 1e-9, "d"), (0.5, "0.500000 · d"), (1 + 3.11e-11, "(1 + 3.2e-11) · d"), (34.5649, "34.57 · d")],
+)
+def test_the_features_are_not_said_to_move_less_than_the_bound(value: float, factor: str):
+    assert f"before the last layer by at most {factor}." in text_of(lipschitz_bound=value)
+
+
+def test_not_all_is_proved_where_an_image_is_missing():
+    points = [{"epsilon": 36 / 255, "accuracy": 0.9996}]
+    metrics = {"certified_accuracy": points, "certified_accuracy_of_attacked": points, "test_images": 10_000}
+    text = text_of(**metrics)
+    assert "For 99.9 % of all test images" in text
+    assert "of the same images 99.9 % are certified" in text
+    assert "100.0 %" not in text.replace("to 100.0 %", "")
+    table = summary_table(metrics | {"attacked_images": 200})
+    assert [list(column.cells)[2] for column in table.columns] == [
+        "accuracy, l2 radius 0.141 (36/255)",
+        "99.9 %",
+        "not attacked",
+        "99.9 %",
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 10, 360, 1000, 10_000])
+def test_a_proved_share_is_rounded_down_and_a_whole_percentage_is_kept(count: int):
+    for share in range(count + 1):
+        shown = Fraction(words.proved_percent(share / count).removesuffix(" %"))
+        assert 0 <= 100 * Fraction(share, count) - shown < Fraction(1, 10), (share, count)
+
+
+def test_an_attack_without_a_certificate_says_at_which_radius_and_on_which_images():
+    nothing = dict.fromkeys(("certified_accuracy", "lipschitz_bound", "test_images"))
+    text = text_of(**nothing)
+    under = "under changes of the pixels of Euclidean length up to ε = 0.141 (36/255)"
+    assert f"left 67.9 % of the first 200 test images correct {under}." in text
+    assert "the right class for 90.0 % of the first 200 test images" in text
+    for sentence in ("at the same ε", "What is certified no attack can break"):
+        assert sentence not in text
+        assert sentence in text_of()
+
+
+def test_the_page_says_which_images_its_figures_are_of():
+    text = text_of()
+    assert "left 67.9 % of the first 200 test images correct at the same ε." in text
+    assert "Solid: proved, of all 1,000 test images. Dashed: what survived the attacks, of the first 200; they" in text
+    assert "Solid: proved. Dashed: what survived the attacks. Bands" in text_of(attacked_images=1000)
+    assert "the strongest reaction found at the first four test images (at the first alone where a part" in text
+    assert "at most this times the Euclidean length of a change of the pixels" in text
+
+
+def test_kinds_of_steps_differ_by_more_than_colour():
+    kinds = ("contractive", "expansive", "free")
+    axes = figures.steps_figure([StepRow("a", {}, [(0, 1.0), (1, 1.0), (2, 1.0)], kinds)]).axes[0]
+    marks = [line for line in axes.lines if len(line.get_xdata()) == 1]
+    assert [line.get_fillstyle() for line in marks] == ["full", "full", "none", "none", "left", "left"]
+    named = {line.get_label(): line.get_fillstyle() for line in marks if not line.get_label().startswith("_")}
+    assert named == {"contractive field": "full", "expansive field": "none", "free field": "left"}
+
+
+def test_a_number_and_its_noun_agree():
+    assert [words.several(n, "cell") for n in (0, 1, 2, 1234)] == ["0 cells", "1 cell", "2 cells", "1,234 cells"]
+    assert [words.several(n, "epoch") for n in (1.0, 0.5, 1.5)] == ["1 epoch", "0.5 epochs", "1.5 epochs"]

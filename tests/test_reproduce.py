@@ -36,6 +36,7 @@ from dynablocks.experiments.runner import (
     chosen,
     interrupt_once,
     page,
+    require_workers,
     time_limit,
     write_outputs,
 )
@@ -154,7 +155,7 @@ def test_data_that_cannot_be_had_is_not_run(
     monkeypatch.setattr("dynablocks.experiments.runs.images", unreachable)
     assert main(["reproduce", name, "--preset", "cpu", "--out", str(tmp_path)]) == 3
     said = " ".join(capsys.readouterr().err.split())
-    assert re.search(r"not run: \d+ cells", said)
+    assert re.search(r"not run: \d+ cells?\b", said)
     assert "cannot be reached" in said
     assert "not run" in (tmp_path / "cpu" / f"{name}.md").read_text()
     assert main(["reproduce", name, "--preset", "cpu", "--out", str(tmp_path), "--check"]) == 0
@@ -467,14 +468,38 @@ def test_workers_draw_no_bars_over_one_another(monkeypatch: pytest.MonkeyPatch) 
 def test_workers_that_a_signal_ended_are_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    codes = iter([-9, 3, -15, 0])
+    codes = iter([-9, 3, -15, 0, 2, 2])
     started = SimpleNamespace(Popen=lambda command, env: SimpleNamespace(wait=lambda: next(codes)))
     monkeypatch.setattr(runner, "subprocess", started)
-    build_with_workers(["fig5"], jobs=4, cores=4)
+    build_with_workers(["fig5"], jobs=6, cores=6)
     assert capsys.readouterr().err.splitlines() == [
         "a worker was ended by signal 9 (out of memory?); use fewer --jobs",
         "a worker was ended by signal 15; the same command goes on from what it left",
+        "2 of 6 workers ended with an error, exit code 2; each has said above what to do",
     ]
+
+
+def test_an_experiment_of_ones_own_is_built_by_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Own(EXPERIMENTS["fig5"]):  # type: ignore[misc]
+        name = "own"
+
+    monkeypatch.setitem(EXPERIMENTS, "own", Own)
+    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(Popen=lambda *_, **__: pytest.fail("one was started")))
+    options = ["--preset", "smoke", "--out", str(tmp_path)]
+    for name in ("own", "all"):
+        assert main(["reproduce", name, *options, "--jobs", "2"]) == 2
+        said = capsys.readouterr().err
+        assert said.endswith(f"the experiment own (of {__name__}) is known to this process only; give --jobs 1.\n")
+    assert main(["reproduce", "own", *options, "--jobs", "1", "--dry-run"]) == 0
+
+
+def test_processes_share_no_cells_where_nothing_locks_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_workers(chosen(["all"]))
+    monkeypatch.setattr(runner, "os", SimpleNamespace(name="nt"))
+    with pytest.raises(InvalidArgument, match=r"on Windows, .*; give --jobs 1\.$"):
+        require_workers(chosen(["fig5"]))
 
 
 @pytest.mark.parametrize(
@@ -530,6 +555,13 @@ def test_an_attack_keeps_what_it_found_until_its_result_is_stored(
     record = store.record(row.attack)
     assert record is not None
     assert list(record["files"]) == [ATTACK_TENSORS]
+
+
+def test_a_folder_of_cells_may_be_text_and_begin_with_a_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Store("~/cells").root == Store(str(tmp_path / "cells")).root == tmp_path / "cells"
 
 
 @pytest.mark.parametrize("name", ["certificate", "attack", "network", "rollout"])

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.errors import BadData, DynablocksError, InvalidArgument
+from dynablocks.models import ModelConfig, build
 from dynablocks.robustness import DEFAULT_EPSILONS, LOSSES, AttackConfig, AttackResult, attack, l2_pgd
-from dynablocks.robustness.attacks import _starts
+from dynablocks.robustness.attacks import _starts, laid_out
 from dynablocks.robustness.partial import Partial
 
 EPSILONS = (0.0, 0.1, 0.3, 0.6, 1.0)
@@ -143,6 +144,57 @@ def test_results_do_not_depend_on_the_batch_size():
     labels = predicted(model, pixels.double())
     results = [attack(model, (pixels, labels), AttackConfig(EPSILONS, batch_size=size, restarts=2)) for size in (7, 30)]
     assert all(torch.equal(results[0].broken[name], results[1].broken[name]) for name in LOSSES)
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+def test_radii_together_are_attacked_as_each_alone(random_start: bool) -> None:
+    """They are more rows than a batch takes."""
+    model, pixels = Network().double(), images(60).double()
+    labels = predicted(model, pixels)
+    assert len(pixels) < AttackConfig().batch_size < len(EPSILONS) * len(pixels)
+    together, *alone = (
+        l2_pgd(model, pixels, labels, radii, loss="margin", steps=3, random_start=random_start)
+        for radii in (EPSILONS, *EPSILONS)
+    )
+    torch.testing.assert_close(together, torch.stack(alone), rtol=0, atol=1e-9)
+
+
+class Viewing(nn.Module):
+    """The identity, by code that takes images with the channels first alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(len(x), -1).view(x.shape)
+
+
+def coloured() -> tuple[nn.Module, Tensor]:
+    network = build(ModelConfig("certified", widths=(4,), layers=(1,)), (3, 8, 8), 5, seed=0).double()
+    return network, torch.rand(6, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def test_networks_of_the_library_alone_are_given_the_channels_last() -> None:
+    network, pixels = coloured()
+    last = laid_out(network, pixels)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(last, pixels)
+    assert laid_out(nn.Flatten(), pixels) is pixels
+    labels = predicted(network, pixels)
+    network.body.insert(0, Viewing())
+    assert laid_out(network, pixels) is pixels
+    config = AttackConfig((0.5,), steps=2, losses=("margin",))
+    assert attack(network, (pixels, labels), config).clean_accuracy == 1.0
+    assert l2_pgd(network, pixels, labels, 0.5, steps=2).is_contiguous()
+
+
+def test_the_layout_of_the_pixels_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, pixels = coloured()
+    data, config = (pixels, predicted(network, pixels)), AttackConfig((0.3, 1.0, 3.0), steps=3, restarts=2)
+    last, adversarial = attack(network, data, config), l2_pgd(network, *data, 1.0)
+    monkeypatch.setattr("dynablocks.robustness.attacks.laid_out", lambda model, pixels: pixels)
+    first = attack(network, data, config)
+    assert all(torch.equal(last.broken[name], first.broken[name]) for name in LOSSES)
+    torch.testing.assert_close(last.smallest_broken_norm, first.smallest_broken_norm, rtol=1e-9, atol=1e-9)
+    assert adversarial.is_contiguous()
+    torch.testing.assert_close(adversarial, l2_pgd(network, *data, 1.0), rtol=0, atol=1e-9)
 
 
 def test_every_restart_sample_loss_and_seed_starts_elsewhere() -> None:

@@ -21,6 +21,7 @@ from dynablocks.models.network import row_distances
 from dynablocks.robustness import (
     AttackConfig,
     CertificateResult,
+    LogitError,
     attack,
     certificates,
     certified_radii,
@@ -219,6 +220,21 @@ def test_the_generic_radius_is_the_pairwise_one_for_opposite_rows() -> None:
     pairwise = certified_radii(logits, weight, 3.0)
     torch.testing.assert_close(generic_radii(logits, 3.0 * norm), pairwise, rtol=1e-14, atol=0)
     assert pairwise.item() == pytest.approx(1.4 / 6, rel=1e-11)
+
+
+@pytest.mark.parametrize("proved", [False, True])
+def test_radii_do_not_depend_on_how_many_samples_are_taken_at_once(
+    proved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    logits, weight = torch.randn(11, 4, dtype=torch.float64), torch.randn(4, 6, dtype=torch.float64)
+    features, head, slope = (0.01 * torch.rand(shape, dtype=torch.float64) for shape in ((11,), (11, 4), (4,)))
+    bound = LogitError(features, 0.02, head, slope, 2.0**-53) if proved else None
+    whole = certified_radii(logits, weight, 1.5, rounding=bound)
+    assert int((whole > 0).sum()) > 3
+    monkeypatch.setattr(certificates, "_ROWS", 3)
+    assert torch.equal(certified_radii(logits, weight, 1.5, rounding=bound), whole)
+    assert certified_radii(logits[:0], weight, 1.5).shape == (0,)
 
 
 def test_accuracy_at_zero_is_the_accuracy_and_radii_are_strict():

@@ -203,7 +203,8 @@ def test_a_run_whose_step_has_no_solution_is_told(
         (["{fit}", "--start", "1,2", "--step", "0"], "allowed are values in (0, inf)"),
         (["{fit}", "--start", "1,2", "--step", "-0.1"], "--step is -0.1; allowed"),
         (["{fit}", "--start", "1,2", "--step", "1e307"], "give times that are no numbers"),
-        (["{fit}", "--start", "{folder}/late.csv"], "equal after rounding"),
+        (["{fit}", "--start", "{folder}/late.csv"], "rounding; give another --step, or leave out the column t."),
+        (["{fit}", "--start", "1,2", "--step", "1e308", "--steps", "1"], "each step taken as 50,000,000 of about"),
         (["{fit}", "--start", "1,2", "--out", "{folder}/there.csv"], "is there already; choose another name"),
         (["{fit}", "--start", "1,2", "--out", "{folder}"], "is a folder; name a file in it"),
         (["{fit}", "--start", "1,2", "--out", "{folder}/a.parquet"], "ends in .csv"),
@@ -423,3 +424,60 @@ def test_a_column_of_one_value_may_move_by_a_share_of_the_size_of_the_data(
     (fit / "metrics.json").write_text('{"training_range": {"q": [-1.0, 1.0], "p": [0.5, 0.5]}}')
     assert main(["rollout", str(fit), "--start", start, "--steps", "2"]) == 0
     assert err(capsys) == said
+
+
+def test_a_step_far_longer_than_the_usual_one_is_taken_as_several(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["rollout", str(linear_fit(tmp_path / "fit", ROTATION, step=0.1)), "--start", "1,0"]
+    assert main([*command, "--step", "1", "--steps", "2"]) == 0
+    long = capsys.readouterr()
+    assert long.err == "a step of 1 is taken as 10 of about the usual 0.1\n"
+    assert main([*command, "--step", "0.1", "--steps", "20"]) == 0
+    usual = capsys.readouterr()
+    header, *rows = usual.out.splitlines()
+    assert usual.err == ""
+    assert long.out.splitlines() == [header, *rows[::10]]
+    # Up to five times the usual one it is one step, of other rounding and another error.
+    assert main([*command, "--step", "0.5", "--steps", "1"]) == 0
+    one = capsys.readouterr()
+    found = torch.tensor([float(cell) for cell in one.out.splitlines()[-1].split(",")[2:]], dtype=F64)
+    assert one.err == ""
+    assert torch.allclose(found, runs_of(ROTATION, [1.0, 0.0], 0.5, 1)[1], rtol=1e-14, atol=1e-14)
+
+
+def test_the_steps_within_a_long_one_take_room_and_may_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = linear_fit(tmp_path / "fit", 1000 * torch.eye(2, dtype=F64), step=0.1)
+    command = ["rollout", str(fit), "--start", "1,1", "--step", "1"]
+    assert main([*command, "--steps", "9"]) == 2
+    # After 45 or 46 of the short steps, as where they are asked for.
+    said = err(capsys)
+    assert re.search(r"ends at t = 4\.[56], after 4 of 9 steps: the states left .*; give --steps 4, another", said)
+    assert main([*command, "--steps", "4"]) == 0
+    monkeypatch.setattr("dynablocks.fitting.rollout_command.MOST_NUMBERS", 30)
+    capsys.readouterr()
+    assert main([*command, "--steps", "2"]) == 2
+    expected = (
+        "--steps 2 from 1 start, each step taken as 10 of about the usual length, would be 63 numbers; at most 30"
+    )
+    assert expected in err(capsys)
+
+
+def test_late_times_are_told_to_twelve_digits(fit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (fit / "metrics.json").write_text('{"training_range": {"q": [-1.0, 1.0], "p": [-1.0, 1.0]}}')
+    (tmp_path / "a.csv").write_text("t,q,p\n1700000000,1,1\n")
+    assert main(["rollout", str(fit), "--start", str(tmp_path / "a.csv"), "--steps", "2"]) == 0
+    assert "from t = 1700000000.25): nothing was learned there" in err(capsys)
+
+
+def test_states_called_as_columns_of_pairs_are_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path / "fit", Structure("none", ("in_flow", "out_flow"), width=2))
+    out = tmp_path / "runs.csv"
+    assert main(["rollout", str(tmp_path / "fit"), "--start", "1,2", "--steps", "9", "--out", str(out)]) == 0
+    assert read_trajectories(out).names == ("in_flow", "out_flow")
+    command = ["fit", str(out), "--preserve", "none", "--dry-run"]
+    assert main(command) == 2
+    assert "choose them by --columns as they are called" in err(capsys)
+    assert main([*command, "--columns", "in_flow,out_flow"]) == 0

@@ -5,23 +5,28 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynablocks.blocks import DynamicalBlock
+from dynablocks.errors import InvalidArgument
 from dynablocks.fields import Activation, FieldFacts, GradientField, MetricField, TwoMatrixField, leaky_relu
 from dynablocks.integrators import ExactFlow, ExplicitEuler
 from dynablocks.lifting import ChannelMix, Head, PaperLift, PixelNormalisation
 from dynablocks.linear import Bounds, Conv, Dense, LinearMap, OrthogonalConv, OrthogonalDense, frozen_weights
 from dynablocks.models import MODELS, ModelConfig, Network, build
 from dynablocks.norms import Channelwise, SpectralMetric, Whitening
-from dynablocks.robustness import certified_radii, certify, rounding
+from dynablocks.robustness import CertificateResult, certified_radii, certify, rounding
 from dynablocks.robustness.arithmetic import (
     NoRoundingBound,
     full_precision,
@@ -57,7 +62,7 @@ CASES = {
 
 
 def pooled() -> Network:
-    body = nn.Sequential(PixelNormalisation((0.3, 0.6), (0.2, 0.3)), nn.AvgPool2d(2), nn.Flatten())
+    body = nn.Sequential(PixelNormalisation((0.3, 0.6), (0.2, 0.3)), nn.AvgPool2d([2, 2]), nn.Flatten())
     return Network(body, Head(32, 5), (2, 8, 8), ModelConfig())
 
 
@@ -330,6 +335,19 @@ def test_the_proof_replaces_the_measurement_and_is_larger() -> None:
     assert measured < proved.logit_error < 0.1
 
 
+def test_the_stated_logit_error_is_the_largest_at_a_sample() -> None:
+    """u‖x‖ of the features, times ‖w‖ = 2, and γ₁₇(‖w‖‖x‖ + |b|) of the head."""
+    head = Head(16, 2, "none")
+    with torch.no_grad():
+        head.matrix[0], head.matrix[1] = 0.5, 0.0
+        head.bias.copy_(torch.tensor([-3.0, 0.0]))
+    network = Network(nn.Sequential(nn.Flatten()), head, (1, 4, 4), ModelConfig()).eval()
+    pixels = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    result = certify(network, (pixels, torch.zeros(3, dtype=torch.int64)), arithmetic="float32")
+    unit, size = 2.0**-24, float(pixels.double().flatten(1).norm(dim=1).max())
+    assert result.logit_error == pytest.approx(2 * unit * size + gamma(17, unit) * (2 * size + 3), rel=1e-5, abs=0)
+
+
 def test_bounds_of_parts_joined_are_those_of_the_whole_batch_in_its_order() -> None:
     network, pixels = network_of("certified"), images()
     with torch.no_grad(), evaluating(network), plain_arithmetic():
@@ -509,8 +527,38 @@ def test_without_a_proof_the_error_is_measured_and_said_to_be() -> None:
         rounding_bound(network, images())
     result = certify(network, (images(), torch.zeros(9, dtype=torch.int64)))
     assert not result.proved
-    assert result.summary([0.0])["rounding"] == "measured"
+    summary = result.summary([0.0])
+    assert summary["rounding"] == "measured"
+    assert "Foreign has no proved bound" in summary["rounding_reason"]
+    assert CertificateResult.restore(summary, result.tensors()).rounding_reason == result.rounding_reason
     assert result.radii.max() == 0
+
+
+class Plain(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+    def certificate_inputs(self) -> tuple[float, Tensor]:
+        return 1.0, torch.eye(2)
+
+
+def test_a_certificate_says_why_its_rounding_is_measured() -> None:
+    data = torch.tensor([[[[0.9, 0.1]]]]), torch.tensor([0])
+    assert certify(Plain(), data).rounding_reason.startswith("Plain is no dynablocks.models.Network")
+    proved = certify(Network(nn.Sequential(nn.Flatten()), Head(2, 2), (1, 1, 2), ModelConfig()), data)
+    assert proved.proved
+    assert proved.summary([0.0])["rounding_reason"] == ""
+    older = {name: value for name, value in proved.summary([0.0]).items() if name != "rounding_reason"}
+    assert CertificateResult.restore(older, proved.tensors()).rounding_reason == ""
+
+
+@pytest.mark.parametrize("name", ["batch_size", "samples"])
+def test_counts_of_images_are_whole_numbers_of_any_kind(name: str) -> None:
+    network, data = network_of("certified"), (images(2), torch.zeros(5, dtype=torch.int64))
+    with pytest.raises(InvalidArgument, match=rf"{name} is 2\.5; a whole number from 1 is needed"):
+        certify(network, data, **{name: 2.5})
+    ours, theirs = (certify(network, data, **{name: number}).radii for number in (2, np.int64(2)))
+    assert torch.equal(ours, theirs)
 
 
 def test_a_body_is_declared_once_however_many_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -694,7 +742,18 @@ def test_two_matrices_count_both_products_the_decay_and_the_sums(decay: float) -
     later = 4 if decay else 3
     moved = products + later * spectral(outer) * spectral(inner) + (2 + later) * decay
     bound = rounding._two_matrices(field, h, _Arithmetic(torch.zeros(1, 1, 2, 2)))
-    assert bound.slope >= 2.0**-24 * (1 + h * moved)
+    assert bound.error.slope >= 2.0**-24 * (1 + h * moved)
+
+
+@pytest.mark.parametrize("h", [-0.7, 0.7])
+def test_ridge_steps_count_both_products_the_activation_and_the_sum(h: float) -> None:
+    """Of x + hαAᵀσ(Ax): γ of each product, two roundings of a leaky σ, one of the sum."""
+    field = GradientField(Dense(4, 3), leaky_relu(0.5), alpha=0.6, bias=False)
+    matrix = field.linear.dense_matrix()
+    norm, absolute = spectral(matrix), spectral(matrix.abs())
+    moved = (4 + 4 + 3 + 4) * norm * absolute + 2 * norm**2
+    bound = rounding._ridge_euler(field, h, _Arithmetic(torch.zeros(1, 1, 2, 2)))
+    assert bound.error.slope >= 2.0**-24 * (1 + 0.6 * abs(h) * moved)
 
 
 @pytest.mark.parametrize("whitened", [False, True])
@@ -706,7 +765,7 @@ def test_metric_steps_count_both_whitenings_both_products_and_the_sum(whitened: 
     norm, absolute = spectral(matrix), spectral(matrix.abs())
     moved = grown * ((3 + 4 + 4 + 4) * norm * absolute + (2 + 2 + 1) * norm**2)
     bound = rounding._metric_euler(field, h, _Arithmetic(torch.zeros(1, 1, 2, 2)))
-    assert bound.slope >= 2.0**-24 * (1 + h * moved)
+    assert bound.error.slope >= 2.0**-24 * (1 + h * moved)
 
 
 def test_bounds_of_steps_back_are_those_of_steps_forward() -> None:
@@ -714,9 +773,9 @@ def test_bounds_of_steps_back_are_those_of_steps_forward() -> None:
     ridge = GradientField(OrthogonalDense(4, 3), leaky_relu(0.5), alpha=0.6)
     two, metric = TwoMatrixField(Dense(4, 3), Dense(4, 3), "relu", decay=0.4), MetricField.example()
     for bound in (
-        lambda h: rounding._ridge_euler(ridge, h, arithmetic),
-        lambda h: rounding._two_matrices(two, h, arithmetic),
-        lambda h: rounding._metric_euler(metric, h, arithmetic),
+        lambda h: rounding._ridge_euler(ridge, h, arithmetic).error,
+        lambda h: rounding._two_matrices(two, h, arithmetic).error,
+        lambda h: rounding._metric_euler(metric, h, arithmetic).error,
         lambda h: rounding._recursion(ExplicitEuler(3), ridge, torch.tensor(h), arithmetic).local,
     ):
         assert bound(-0.7) == bound(0.7)
@@ -735,9 +794,9 @@ def test_bounds_of_negative_factors_are_those_of_their_sizes() -> None:
 
     def bounds() -> list[rounding._Affine]:
         return [
-            rounding._ridge_euler(ridge, 0.7, arithmetic),
-            rounding._two_matrices(two, 0.7, arithmetic),
-            rounding._leaf(lift, arithmetic, pixels=16),
+            rounding._ridge_euler(ridge, 0.7, arithmetic).error,
+            rounding._two_matrices(two, 0.7, arithmetic).error,
+            rounding._leaf(lift, arithmetic, pixels=16).error,
         ]
 
     before = bounds()
@@ -768,3 +827,129 @@ def test_substeps_as_one_recursion_count_the_documented_roundings(substeps: int)
     local = rounding._recursion(ExplicitEuler(substeps), field, torch.tensor(0.25), arithmetic).local
     grown = (1 + 0.25 / substeps) ** substeps
     assert local.slope >= (1 + grown) * gamma(6 * substeps + 1, 2.0**-24)
+
+
+def test_errors_in_another_norm_pass_through_layers_as_documented() -> None:
+    """As above, by hand, with the ratios of the norm on images to ℓ2 and back: 1.1 < low < high."""
+    metric = SpectralMetric((1, 4, 4), smooth=4.0)
+    body = nn.Sequential(Channelwise(PixelNormalisation((0.0,), (0.25,)), metric), Whitening(metric), nn.Flatten())
+    network, pixels = Network(body, Head(16, 3), (1, 4, 4), ModelConfig()).eval(), torch.rand(2, 1, 4, 4)
+    with torch.no_grad(), evaluating(network), plain_arithmetic():
+        _, bound = rounding_bound(network, pixels)
+    low, high = (math.sqrt(value) for value in metric.eigenvalues)
+    assert 1.1 < low < high
+    unit, size = 2.0**-24, pixels.double().flatten(1).norm(dim=1)
+    two, error, slope, reach = gamma(2, unit), high * unit * size, high * unit, high
+    error = 4 * error + high * two * 4 * (size + 2 * error / low)
+    slope = 4 * slope + high * two * 4 * (reach + slope) / low
+    size, reach = 4 * size, 4 * reach
+    error, slope = error + unit * high * (size + 2 * error / low), slope + unit * high * (reach + slope) / low
+    torch.testing.assert_close(bound.features, error, rtol=1e-5, atol=0)
+    assert bound.features_slope == pytest.approx(slope, rel=1e-5)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_is_lost_beside_a_bias_is_in_the_bound(inside: bool) -> None:
+    """1 + 2^-25 is 1 in float32."""
+    head, field = Head(1, 2, "none"), TwoMatrixField(Dense(1, 1), Dense(1, 1), "relu")
+    with torch.no_grad():
+        head.matrix.copy_(torch.tensor([[1.0 if inside else 2.0**-25], [0.0]]))
+        head.bias.copy_(torch.tensor([0.0 if inside else 1.0, 0.0]))
+        field.inner.matrix.fill_(2.0**-15)
+        field.outer.matrix.fill_(1.0)
+        field.bias.fill_(1.0)
+    step = DynamicalBlock(field, "euler", FreeSignal(1.0)) if inside else nn.Identity()
+    body = nn.Sequential(PixelNormalisation((0.0,), (1.0,)), nn.Flatten(), step)
+    pixels = torch.full((1, 1, 1, 1), 2.0**-10 if inside else 1.0)
+    features, wrong, bound, norms = errors(Network(body, head, (1, 1, 1), ModelConfig()).eval(), pixels)
+    assert float((features if inside else wrong[:, 0])[0]) == 2.0**-25
+    assert (features <= bound.features).all()
+    assert (wrong <= bound.of_logits(norms)).all()
+
+
+def factors_that_cancel() -> Network:
+    """z = ∓6 (x₁ + x₂) by way of 3e38 (x₁ + x₂), which is no float32 from x₁ + x₂ = 1.135 on: then z is NaN."""
+    body = nn.Sequential(nn.Flatten(), Dense(2, 2), Dense(2, 1))
+    network = Network(body, Head(1, 2, "none"), (1, 1, 2), ModelConfig()).eval()
+    with torch.no_grad():
+        body[1].matrix.fill_(3e38)
+        body[2].matrix.copy_(torch.tensor([[4e-38, -2e-38]]))
+        network.head.matrix.copy_(torch.tensor([[-1.0], [1.0]]))
+    return network
+
+
+def a_field_beyond_the_step() -> Network:
+    """z = ±0.91² · 1e10 x by way of X(x) = −9e38 x, which is no float32 from x = 0.378 on: then z is ∓∞."""
+    lift, linear, head = Dense(1, 1), Dense(1, 1), Head(1, 2, "none")
+    with torch.no_grad():
+        lift.matrix.fill_(1e10)
+        linear.matrix.fill_(3e14)
+        head.matrix.copy_(torch.tensor([[1.0], [-1.0]]))
+    block = DynamicalBlock(GradientField(linear, "relu", bias=False), ExplicitEuler(2), FreeSignal(2e-30))
+    return Network(nn.Sequential(nn.Flatten(), lift, block), head, (1, 1, 1), ModelConfig()).eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "at", "near", "label", "part"),
+    [(factors_that_cancel, (0.5, 0.5), (0.6, 0.6), 1, "Dense"), (a_field_beyond_the_step, (0.3,), (0.4,), 0, "Block")],
+)
+def test_where_a_number_may_overflow_nothing_is_proved(
+    make: Callable[[], Network], at: tuple[float, ...], near: tuple[float, ...], label: int, part: str
+) -> None:
+    network, here, there = make(), torch.tensor([[[at]]]), torch.tensor([[[near]]])
+    single, double = (certify(network, (here, torch.tensor([label])), arithmetic=f"float{n}") for n in (32, 64))
+    assert not single.proved
+    assert re.search(rf"inside \w*{part} are bounded by .* only, .* may overflow", single.rounding_reason)
+    # What float64 proves of itself float32 breaks.
+    assert double.proved
+    assert float((there - here).norm()) < double.radii.item()
+    assert network.double()(there.double()).argmax() == label
+    logits = network.float()(there)
+    assert not bool(torch.isfinite(logits).all())
+    assert float(logits[0, label]) != float(logits.max())
+
+
+def test_a_head_may_overflow_too() -> None:
+    network = Network(nn.Sequential(nn.Flatten()), Head(2, 2, "none"), (1, 1, 2), ModelConfig()).eval()
+    with torch.no_grad():
+        network.head.matrix.copy_(torch.tensor([[3e38, 3e38], [0.0, 0.0]]))
+    data = torch.full((1, 1, 1, 2), 0.5), torch.tensor([0])
+    assert "inside Head" in certify(network, data, arithmetic="float32").rounding_reason
+    assert certify(network, data).proved
+
+
+class LargestActivation(TorchDispatchMode):
+    """The largest number in any result that has a row for each sample."""
+
+    def __init__(self, samples: int) -> None:
+        super().__init__()
+        self.samples, self.found = samples, 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        # New memory and views, of that too, hold what nobody has written yet.
+        shared = [given.alias_info for given in func._schema.returns]
+        written = "empty" not in str(func) and all(info is None or info.is_write for info in shared)
+        numbers = written and isinstance(result, Tensor) and result.is_floating_point()
+        if numbers and result.ndim > 1 and len(result) == self.samples:
+            self.found = max(self.found, float(result.abs().max()))
+        return result
+
+
+@pytest.mark.parametrize("name", [*CASES, *BY_HAND])
+def test_no_activation_inside_a_step_exceeds_what_bounds_all_numbers_in_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, seen = rounding._Chain.take, list[tuple[float, float]]()
+
+    def watched(chain: rounding._Chain, step: rounding._Step, part: str) -> None:
+        with LargestActivation(len(chain.x)) as largest:
+            step.function(chain.x)
+        size, _ = chain.size()
+        seen.append((largest.found, step.peak.slope * float(size.max()) + step.peak.constant))
+        take(chain, step, part)
+
+    monkeypatch.setattr(rounding._Chain, "take", watched)
+    errors(network_of(name), images())
+    assert max(found for found, _ in seen) > 0
+    assert all(found <= peak for found, peak in seen)

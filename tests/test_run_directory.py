@@ -1,8 +1,11 @@
-"""What a run directory holds: reused while weights, images and code stay, overwritten at once, found behind links."""
+"""What a run directory holds: reused while network, images and code stay, overwritten at once, found behind links."""
 
 from __future__ import annotations
 
 import itertools
+import json
+import math
+import re
 import shutil
 import subprocess
 import sys
@@ -10,23 +13,32 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from dynablocks import cli
+from dynablocks.blocks import DynamicalBlock
 from dynablocks.config import DataConfig, RunConfig
 from dynablocks.errors import BadCheckpoint, DynablocksError
-from dynablocks.models import ModelConfig
+from dynablocks.fields import FieldFacts, VectorField
+from dynablocks.linear import ORTHOGONAL
+from dynablocks.models import MODELS, ModelConfig, ModelKind
+from dynablocks.registry import Registry
 from dynablocks.robustness import CertificateResult
 from dynablocks.run_directory import pipeline, results
 from dynablocks.run_directory.certificate_file import audit_certificate, write_certificate
 from dynablocks.run_directory.dry_run import estimate
-from dynablocks.run_directory.network import load, load_config, weights_hash
-from dynablocks.run_directory.pipeline import train_run
+from dynablocks.run_directory.metrics import write_metrics
+from dynablocks.run_directory.network import foreign_names, load, load_config, stored_description, weights_hash
+from dynablocks.run_directory.pipeline import certify_run, train_run
 from dynablocks.run_directory.results import CERTIFICATE, belongs_to, restored, store, training_facts
 from dynablocks.run_directory.source import COMPUTING, source_hash
+from dynablocks.switching import REGIONS, FreeSignal
 from dynablocks.training import TrainingConfig, find_checkpoint, loop
+from dynablocks.training.record import check_same_run
 
 
 def package(place: Path) -> Path:
@@ -74,7 +86,9 @@ def test_what_is_hashed_is_what_certificates_and_attacks_import() -> None:
 
 
 def test_a_result_of_other_code_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "weights_hash", lambda directory: "w")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr(results, "require_checkpoint", lambda directory: directory)
+    monkeypatch.setattr(results, "stored_description", lambda checkpoint: {"config": {"name": "certified"}})
     labels = torch.tensor([0, 1])
     made = CertificateResult(torch.tensor([0.5, 0.0], dtype=torch.float64), labels, labels.clone(), body_lipschitz=1.0)
     store(tmp_path, CERTIFICATE, made.summary([0.0]) | belongs_to(tmp_path, "images"), made.tensors())
@@ -86,6 +100,8 @@ def test_a_result_of_other_code_is_not_taken(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(results, "SOURCE", "of another commit")
     assert restored(tmp_path, CERTIFICATE, "images") is not None  # it is shown, and not taken for the computation
     assert restored(tmp_path, CERTIFICATE, "images", same_code=True) is None
+    monkeypatch.setattr(results, "stored_description", lambda checkpoint: {"config": {"bound": "paper"}})
+    assert restored(tmp_path, CERTIFICATE, "images") is None  # of another network with these weights
 
 
 def tiny(width: int) -> RunConfig:
@@ -99,6 +115,135 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained") / "run"
     train_run(tiny(4), out)
     return out
+
+
+class Doubling(VectorField):
+    """X(x) = x, of which an Euler step of 1 doubles; ``slope`` is what it says of the Jacobian's eigenvalues."""
+
+    def __init__(self, size: int, slope: float = 1.0) -> None:
+        super().__init__()
+        self.in_shape, self.slope = (size,), slope
+
+    @classmethod
+    def example(cls) -> Doubling:
+        return cls(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1 * x
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts.of_spectrum(self.slope, self.slope, odd=True, reason="a scaling")
+
+
+def doubling(slope: float) -> ModelKind:
+    def build_body(config: ModelConfig, shape: tuple[int, int, int]) -> tuple[nn.Sequential, int]:
+        size = math.prod(shape)
+        return nn.Sequential(nn.Flatten(), DynamicalBlock(Doubling(size, slope), "euler", FreeSignal(1.0))), size
+
+    defaults = ModelConfig("mine", widths=(1,), layers=(1,), head="rows", normalise=False)
+    return ModelKind("twice the pixels", defaults, build_body, frozenset())
+
+
+def test_no_result_of_a_model_of_ones_own_is_spared(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A certificate of a wrong fact must not outlive its correction."""
+    monkeypatch.setitem(MODELS, "mine", doubling(0.0))
+    train_run(replace(tiny(4), model=ModelConfig("mine")), tmp_path)
+    assert certify_run(tmp_path).body_lipschitz == pytest.approx(1.0, rel=1e-9)
+    monkeypatch.setitem(MODELS, "mine", doubling(1.0))
+    assert certify_run(tmp_path).body_lipschitz == pytest.approx(2.0, rel=1e-9)
+    # A begun attack compares the same words.
+    assert belongs_to(tmp_path, "images") != belongs_to(tmp_path, "images")
+    assert belongs_to(trained, "images") == belongs_to(trained, "images")
+    assert restored(tmp_path, CERTIFICATE, training_facts(tmp_path)["fingerprint"]) is not None
+
+
+def test_a_certificate_of_another_bound_is_not_taken_for_the_same_weights(tmp_path: Path) -> None:
+    """``--model.bound`` changes no bit of the training; (3.10) gives a step of 2 the constant √5, (3.5) 1."""
+    run, file = tmp_path / "run", tmp_path / "certificate.json"
+    weights, bounds = [], []
+    for bound in ("tight", "paper"):
+        train_run(replace(tiny(4), model=replace(tiny(4).model, bound=bound)), run, overwrite=True)
+        write_certificate(run, file)
+        audit_certificate(file, samples=2, steps=2, say=lambda sentence: None)
+        weights.append(weights_hash(run))
+        bounds.append(write_metrics(run)["lipschitz_bound"])
+    assert weights[0] == weights[1]
+    assert bounds[0] == pytest.approx(1.0, rel=1e-6)
+    assert bounds[1] == pytest.approx(math.sqrt(5), rel=1e-6)
+
+
+def test_a_certificate_whose_rounding_is_measured_says_so_and_why(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(MODELS, "mine", doubling(1.0))
+    own, proved = replace(tiny(4), model=ModelConfig("mine")), shutil.copytree(trained, tmp_path / "proved")
+    train_run(own, tmp_path / "own")
+    capsys.readouterr()
+    assert cli.main(["certify", str(tmp_path / "own")]) == 0
+    shown, told = capsys.readouterr()
+    metrics = json.loads((tmp_path / "own" / "metrics.json").read_text())
+    assert metrics["rounding"] == "measured"
+    assert "Doubling" in metrics["rounding_reason"]
+    assert told.count(f"note: certified, rounding measured: {metrics['rounding_reason']}\n") == 1
+    assert shown.count("certified, rounding measured") == 1
+    assert cli.main(["certify", str(proved)]) == 0
+    assert "rounding" not in "".join(capsys.readouterr())
+    metrics = json.loads((proved / "metrics.json").read_text())
+    assert (metrics["rounding"], metrics["rounding_reason"]) == ("proved", None)
+    said: list[str] = []
+    monkeypatch.setattr(pipeline, "attack_run", lambda *_: SimpleNamespace(labels=(), epsilons=()))
+    monkeypatch.setattr(pipeline, "report_run", lambda *_: tmp_path)
+    pipeline.run(own, tmp_path / "own", "dynablocks run", said.append)
+    assert any(" test images, rounding measured, Lipschitz bound 2" in sentence for sentence in said)
+
+
+@pytest.mark.parametrize(("registry", "name"), [(MODELS, "prescribed"), (REGIONS, "tight"), (ORTHOGONAL, "expm")])
+def test_code_of_ones_own_is_told_from_that_of_the_library(
+    registry: Registry[Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"name": "prescribed", "region": "tight", "method": "expm"}
+    assert foreign_names(settings) == []
+    monkeypatch.setitem(registry, name, doubling(1.0) if registry is MODELS else lambda *given: given)
+    assert foreign_names(settings) == [name]
+
+
+def test_every_model_of_the_library_is_its_own_code() -> None:
+    settings = [{"name": name, "method": kind.defaults.method} for name, kind in MODELS.items()]
+    assert len(settings) > 5
+    assert [given["name"] for given in settings if foreign_names(given)] == []
+
+
+def test_code_of_the_library_that_no_hash_covers_counts_as_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a region in a file that was put into ``dynablocks/experiments/``."""
+    settings = {"name": "prescribed", "region": "timid", "method": "cayley"}
+    for module, count in (("dynablocks.switching.timid", 0), ("dynablocks.experiments.timid", 1)):
+        monkeypatch.setitem(REGIONS, "timid", type("Timid", (), {"__module__": module}))
+        assert foreign_names(settings) == ["timid"] * count
+
+
+@pytest.mark.parametrize("text", ["x: [", "5", "model: 5", "model: null"])
+def test_settings_of_a_checkpoint_that_are_none_get_one_sentence(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(BadCheckpoint, match=r"^the settings in .*config\.yaml cannot be read \(\w+\); [^\n]*\.$"):
+        stored_description(tmp_path)
+
+
+def test_run_directories_may_be_text_and_begin_with_a_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    train_run(tiny(4), "~/run")
+    for place in ("~/run", str(tmp_path / "run")):
+        assert load(place).config.widths == load_config(place).model.widths == (4,)
+        assert len(certify_run(place).labels) > 0
+    write_certificate("~/run", "~/certificate.json")
+    said: list[str] = []
+    audit_certificate("~/certificate.json", run="~/run", samples=0, say=said.append)
+    assert said
+    assert not (Path("~") / "run").exists()
+    assert train_run(replace(tiny(4), warm_start=Path("~/run")), str(tmp_path / "warm")).steps > 0
 
 
 class Killed(Exception):
@@ -201,24 +346,33 @@ def test_ctrl_c_after_the_training_says_how_it_is_kept(
     monkeypatch.setattr(pipeline, "train_run", lambda *_, **__: summary)
     monkeypatch.setattr(pipeline, "certify_run", pressed)
     assert cli.main(["run", "--preset", "smoke", "--out", str(tmp_path / "run"), *options]) == 130
-    said = f"dynablocks: stopped; what was finished is kept, and {again} does the rest.\n"
-    assert capsys.readouterr().err.endswith(said)
+    shown = capsys.readouterr().err
+    assert "trained 1 epoch in 1 s" in shown
+    assert shown.endswith(f"dynablocks: stopped; what was finished is kept, and {again} does the rest.\n")
+
+
+KEPT = "what was finished is kept, and the same command, without --overwrite, does the rest"
+ANEW = "nothing of it is kept, and the same command begins anew"
 
 
 @pytest.mark.parametrize(
-    ("command", "again"), [("fit", "the same command, without --overwrite,"), ("rollout", "the same command")]
+    ("command", "kept"),
+    [
+        *((name, KEPT) for name in ("run", "train", "attack", "fit", "reproduce")),
+        *((name, ANEW) for name in ("certify", "audit", "verify", "explain", "report", "rollout", "list")),
+    ],
 )
-def test_a_rollout_alone_is_made_again_with_overwrite_after_ctrl_c(
-    command: str, again: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_ctrl_c_promises_what_the_command_keeps(
+    command: str, kept: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its one file is written at the end: the one before is still there."""
+    """What writes at its end keeps nothing of what it began; the one file of a rollout needs --overwrite again."""
 
     def pressed(arguments: object) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setitem(cli.COMMANDS, command, pressed)
     assert cli.main([command, "--overwrite"]) == 130
-    assert capsys.readouterr().err == f"dynablocks: stopped; what was finished is kept, and {again} does the rest.\n"
+    assert capsys.readouterr().err == f"dynablocks: stopped; {kept}.\n"
 
 
 def test_a_training_is_finished_without_the_flag_that_would_delete_it(trained: Path, tmp_path: Path) -> None:
@@ -276,3 +430,17 @@ def test_a_training_outlives_the_run_that_it_started_from(
         assert train_run(config, out).steps == 4
         assert f"--warm_start {source} holds no trained network now" in capsys.readouterr().err
     assert weights_hash(out) == weights_hash(calm)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "first", "others"),
+    [
+        ("{a: 2, b: 2, c: 3}", 2, ""),
+        ("{a: 2, b: 3, c: 3}", 2, " (1 more setting differs)"),
+        ("{}", None, " (2 more settings differ)"),
+    ],
+)
+def test_the_settings_that_differ_are_counted(wanted: str, first: int | None, others: str, tmp_path: Path) -> None:
+    sentence = f"holds a training with model.a 1, this one has {first}{others}; choose"
+    with pytest.raises(BadCheckpoint, match=re.escape(sentence)):
+        check_same_run("model: {a: 1, b: 2, c: 3}", f"model: {wanted}", tmp_path)

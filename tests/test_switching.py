@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
-from dynablocks.fields import FieldFacts, GradientField, VectorField, leaky_relu
+from dynablocks.fields import FieldFacts, GradientField, MetricField, VectorField, leaky_relu
 from dynablocks.integrators import ExactFlow, ExplicitEuler
-from dynablocks.linear import Dense, NormalisedConv, OrthogonalDense
+from dynablocks.linear import Conv, Dense, LinearMap, NormalisedConv, OrthogonalDense
 from dynablocks.models import ModelConfig, Network, build
-from dynablocks.properties import declare
+from dynablocks.norms import DenseMetric
+from dynablocks.properties import Lipschitz, declare, verify
+from dynablocks.properties.jacobians import jacobians
 from dynablocks.switching import (
     REGIONS,
     EvenSteps,
@@ -28,6 +30,7 @@ from dynablocks.switching import (
     LearnedStep,
     LearnedTimes,
     NetworkBudget,
+    NonExpansivePair,
     NonExpansiveStep,
     PairSignal,
     PaperFlexibleRegion,
@@ -619,6 +622,262 @@ def test_a_copied_non_expansive_step_follows_the_field_of_its_copy() -> None:
     assert copied.properties.lipschitz <= 1
     project(block)
     assert block.signal.steps.item() == 1.0
+
+
+GENERAL: dict[str, Callable[[], LinearMap]] = {
+    "dense": lambda: Dense(4, 5),
+    "zero-padded convolution": lambda: Conv((2, 4, 4), 2),
+}
+
+
+def general_fields(make: Callable[[], LinearMap]) -> list[GradientField]:
+    """A contractive and an expansive field of matrices near the identity, which are not orthogonal."""
+    fields = [GradientField(make(), leaky_relu(0.5), expansive=expansive) for expansive in (False, True)]
+    for field in fields:
+        (weight,) = field.linear.parameters()
+        (nn.init.dirac_ if weight.ndim == 4 else nn.init.eye_)(weight)
+        with torch.no_grad():
+            weight.add_(0.05 * torch.randn_like(weight))
+        nn.init.normal_(field.bias)
+    return fields
+
+
+def pair_after_training(
+    make: Callable[[], LinearMap], signal: type[NonExpansivePair], dtype: torch.dtype, substeps: int = 1
+) -> tuple[DynamicalBlock, list[float]]:
+    """A block after a training that moves all weights and asks for expansion, and what it declared after each step."""
+    fields = general_fields(make)
+    block = DynamicalBlock(fields, "euler", signal(*fields, (0.5, 0.5), substeps=substeps)).to(dtype)
+    weights = [weight for field in fields for weight in field.parameters()]
+    goals = [weight.detach() + 0.05 * torch.randn_like(weight) for weight in weights]
+    optimiser = torch.optim.SGD(block.parameters(), lr=0.1)
+    keep_constraints(block, optimiser)
+    declared = []
+    for _ in range(15):
+        optimiser.zero_grad()
+        gaps = torch.stack([(weight - goal).square().sum() for weight, goal in zip(weights, goals, strict=True)])
+        (gaps.sum() - block.signal.steps[1]).backward()
+        optimiser.step()
+        declared.append(block.properties.lipschitz)
+    return block, declared
+
+
+@pytest.mark.parametrize(("dtype", "slack"), [(torch.float64, 1e-9), (torch.float32, 3e-3)])
+@pytest.mark.parametrize("substeps", [1, 3])
+@pytest.mark.parametrize("name", sorted(GENERAL))
+def test_a_pair_of_general_matrices_stays_non_expansive_and_alive(
+    name: str, substeps: int, dtype: torch.dtype, slack: float
+) -> None:
+    block, declared = pair_after_training(GENERAL[name], NonExpansivePair, dtype, substeps)
+    assert max(declared) <= 1
+    assert list(block.signal.state_dict()) == ["steps"]
+    assert [index for index, _ in block.signal.pieces()] == [0, 1] * substeps
+    first, second = block.signal.steps.tolist()
+    values, others = (torch.linalg.svdvals(field.linear.dense_matrix()) for field in block.fields)
+    assert float((values - 1).abs().max()) > 0.02
+    h, largest, smallest = first / substeps, float(values[0]) ** 2, float(values[-1]) ** 2
+    contraction = max(abs(1 - h * largest), abs(1 - 0.5 * h * smallest))
+    expected = substeps * (1 / contraction - 1) / float(others[0]) ** 2
+    assert first == 0.5
+    assert second == pytest.approx(expected, rel=slack)
+    assert second > 0
+    exact = copy.deepcopy(block).double()
+    found = jacobians(exact, 2 * torch.randn(64, *block.in_shape, dtype=torch.float64))
+    assert float(torch.linalg.matrix_norm(found, ord=2).max()) <= exact.properties.lipschitz * (1 + 1e-12)
+    with torch.no_grad():
+        block.signal.steps[1] *= 1.01
+    assert block.properties.lipschitz > 1
+
+
+class Unprojected(NonExpansivePair):
+    """The broken twin: it leaves its steps where training has them."""
+
+    def project_(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("signal", "kept"), [(NonExpansivePair, True), (Unprojected, False)])
+def test_a_pair_that_is_not_projected_is_refuted(signal: type[NonExpansivePair], kept: bool) -> None:
+    block, declared = pair_after_training(GENERAL["dense"], signal, torch.float64)
+    x = torch.randn(16, 4, dtype=torch.float64)
+    assert verify(block, x, kinds=(), against=(Lipschitz(1.0),)).passed == kept
+    assert verify(block, x).passed
+    assert (max(declared) <= 1) == kept
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_kernel_of_the_contractive_map_leaves_no_room_for_expansion(shared: bool) -> None:
+    """The two pairs that a region lets expand, or would, were the maps not one and the same."""
+    fields = [GradientField(Dense(4, 2), leaky_relu(0.5), expansive=expansive) for expansive in (False, True)]
+    with torch.no_grad():
+        for field, entries in zip(fields, torch.eye(4).split(2), strict=True):
+            field.linear.matrix.copy_(entries)
+    if shared:
+        fields[1].linear = fields[0].linear
+    block = DynamicalBlock(fields, "euler", NonExpansivePair(*fields)).double()
+    for second, kept in ((2.0, 0.0), (-1.0, -1.0)):
+        with torch.no_grad():
+            block.signal.steps.copy_(torch.tensor([4 / 3, second], dtype=torch.float64))
+        if second > 0:
+            assert block.properties.lipschitz == pytest.approx(3.0, rel=1e-9)
+            assert (measured(block) > 2.9) != shared
+        project(block)
+        assert block.signal.steps.tolist() == [4 / 3, kept]
+        assert block.properties.lipschitz == 1.0
+        assert measured(block) <= 1 + 1e-12
+
+
+def test_more_expansion_than_a_pair_allows_expands() -> None:
+    fields = [GradientField(Dense(2, 2), leaky_relu(0.5), expansive=expansive) for expansive in (False, True)]
+    block = DynamicalBlock(fields, "euler", NonExpansivePair(*fields, (0.5, 1.0))).double()
+    with torch.no_grad():
+        # On the second axis A_c is smallest and σ on its slope 1/2, A_e largest and σ on its slope 1.
+        fields[0].linear.matrix.copy_(torch.tensor([1.0, 0.5]).diag())
+        fields[0].bias.fill_(-1e3)
+        fields[1].linear.matrix.copy_(torch.tensor([0.25, 1.0]).diag())
+        fields[1].bias.fill_(1e3)
+    project(block)
+    # L_c = 1 − 0.5 · 0.5 · 0.25, of which L_e is the inverse.
+    assert block.signal.steps.tolist() == pytest.approx([0.5, 1 / 0.9375 - 1], rel=1e-9)
+    assert measured(block) == pytest.approx(1.0, rel=1e-9)
+    with torch.no_grad():
+        block.signal.steps[1] *= 1.01
+    assert measured(block) > 1.0005
+    project(block)
+    assert measured(block) <= 1 + 1e-12
+
+
+@pytest.mark.parametrize("substeps", [1, 3])
+@pytest.mark.parametrize(("bound", "kind"), [("tight", TightRegion), ("paper", PaperPrescribedRegion)])
+def test_a_pair_of_orthogonal_matrices_is_kept_in_the_region_of_its_bound(
+    bound: str, kind: type[Region], substeps: int
+) -> None:
+    region = kind(0.5, substeps)
+    fields = [GradientField(OrthogonalDense(3, 3), leaky_relu(0.5), expansive=expansive) for expansive in (False, True)]
+    signal = NonExpansivePair(*fields, substeps=substeps, bound=bound)
+    block = DynamicalBlock(fields, "euler", signal, bound=bound).double()
+    for part in (0.1, 0.5, 0.9):
+        first = part * substeps
+        with torch.no_grad():
+            signal.steps.copy_(torch.tensor([first, 50.0], dtype=torch.float64))
+        project(block)
+        assert signal.steps.tolist() == pytest.approx([first, region.limit(first)], rel=1e-9)
+        assert block.properties.lipschitz <= 1
+
+
+@pytest.mark.parametrize("name", sorted(HOSTILE))
+@pytest.mark.parametrize("sizes", [(4, 3), (4, 5)])
+def test_a_non_expansive_pair_stays_one_under_hostile_parameters(name: str, sizes: tuple[int, int]) -> None:
+    fields = [GradientField(Dense(*sizes), leaky_relu(0.5), expansive=expansive) for expansive in (False, True)]
+    block = DynamicalBlock(fields, "euler", NonExpansivePair(*fields)).double()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.copy_(HOSTILE[name](parameter))
+    project(block)
+    assert block.properties.lipschitz <= 1
+    assert measured(block) <= 1 + 1e-12
+
+
+def test_a_block_with_a_non_expansive_pair_conforms() -> None:
+    fields = general_fields(GENERAL["dense"])
+    check_block(DynamicalBlock(fields, "euler", NonExpansivePair(*fields))).require()
+
+
+def test_a_pair_is_balanced_in_the_metric_of_its_fields() -> None:
+    metric = DenseMetric(torch.tensor([[2.0, 0.5], [0.5, 1.0]]))
+    fields = [MetricField(Dense(2, 2), metric, leaky_relu(0.5), expansive=expansive) for expansive in (False, True)]
+    for field in fields:
+        nn.init.normal_(field.bias)
+        with torch.no_grad():
+            field.linear.matrix.copy_(torch.eye(2) + 0.1 * torch.randn(2, 2))
+    block = DynamicalBlock(fields, "euler", NonExpansivePair(*fields, (0.3, 5.0))).double()
+    block.signal.steps.data[1] = 5.0  # projected in float32 before, by more than float64 needs
+    project(block)
+    assert 0 < float(block.signal.steps[1]) < 1
+    declared = block.properties.lipschitz_in(metric)
+    assert 1 - 1e-9 <= declared <= 1
+    found = metric.root @ jacobians(block, 2 * torch.randn(64, 2, dtype=torch.float64)) @ metric.inverse_root
+    assert float(torch.linalg.matrix_norm(found, ord=2).max()) <= declared * (1 + 1e-12)
+
+
+class Outward(Spiral):
+    """X(x) = (I − ωR)x: the norm of I + hM is √(1 + 2h + h²(1 + ω²))."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -super().forward(x)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(math.hypot(1.0, self.turning) * (1 + EPS), 1.0, reason="MᵀM = (1 + ω²)I, M + Mᵀ = 2I")
+
+
+@pytest.mark.parametrize("turning", [0.5, 1.0])
+def test_a_pair_without_symmetry_is_balanced_by_the_one_sided_constants(turning: float) -> None:
+    fields, square = [Spiral(turning), Outward(turning)], 1 + turning**2
+    block = DynamicalBlock(fields, "euler", NonExpansivePair(*fields, (0.25, 5.0))).double()
+    block.signal.steps.data[1] = 5.0  # projected in float32 before, by more than float64 needs
+    project(block)
+    room = 1 / (1 - 2 * 0.25 + 0.25**2 * square)
+    expected = (math.sqrt(1 + square * (room - 1)) - 1) / square
+    assert block.signal.steps.tolist() == pytest.approx([0.25, expected], rel=1e-9)
+    assert block.properties.lipschitz <= 1
+    assert measured(block) == pytest.approx(1.0, rel=1e-9)
+
+
+class Boundless(Outward):
+    def facts(self) -> FieldFacts:
+        return FieldFacts()
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: NonExpansivePair(Unknown(), Outward()), "no step of contractive, a Unknown, but 0 is known not"),
+        (lambda: NonExpansivePair(Spiral(), Boundless()), "no Lipschitz constant of expansive, a Boundless, is known"),
+        (lambda: NonExpansivePair(Spiral(), nn.Linear(2, 2)), "expansive is a Linear; a VectorField is needed"),
+        (
+            lambda: NonExpansivePair(Spiral(), MetricField(Dense(2, 2), DenseMetric(torch.eye(2)))),
+            "constants of steps multiply in one norm alone",
+        ),
+        (lambda: NonExpansivePair(Spiral(), Outward(), (0.5,)), r"start is \(0.5,\); the two steps \(h1, h2\)"),
+        (lambda: NonExpansivePair(Spiral(), Outward(), substeps=0), "substeps is 0"),
+        (lambda: NonExpansivePair(Spiral(), Outward(), bound="tihgt"), "unknown bound 'tihgt'; did you mean 'tight'"),
+    ],
+)
+def test_fields_and_settings_that_make_no_pair_are_refused(make: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(InvalidArgument, match=sentence):
+        make()
+
+
+def test_a_copied_pair_follows_the_fields_of_its_copy() -> None:
+    fields = general_fields(GENERAL["dense"])
+    block = DynamicalBlock(fields, "euler", NonExpansivePair(*fields, (0.5, 5.0))).double()
+    project(block)
+    copied, before = copy.deepcopy(block), block.signal.steps.tolist()
+    with torch.no_grad():
+        copied.fields[0].linear.matrix.mul_(0.5)
+    project(copied)
+    assert copied.properties.lipschitz <= 1
+    assert 0 < copied.signal.steps[1].item() < 0.5 * before[1]
+    project(block)
+    assert block.signal.steps.tolist() == before
+
+
+@pytest.mark.parametrize(("base", "method"), [(ExactFlowRegion, ExactFlow), (TightRegion, ExplicitEuler)])
+@pytest.mark.parametrize("name", ["mine", "exact"])
+def test_a_named_model_takes_the_method_of_its_region_whatever_the_region_is_called(
+    name: str, base: type[Region], method: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mine(base):
+        pass
+
+    monkeypatch.setitem(REGIONS, name, Mine)
+    options = {"widths": (4,), "layers": (1,), "weights": "orthogonal", "padding": "circular"}
+    ((_, block),) = build(ModelConfig("prescribed", region=name, **options), (1, 8, 8), 3, seed=0).blocks()
+    assert type(block.method) is method
+    assert type(block.signal.region) is Mine
+    # Of an exact flow substeps are no other map; Euler steps are taken as the configuration says.
+    assert block.signal.region.substeps == (1 if base is ExactFlowRegion else 2)
+    assert block.properties.lipschitz <= 1 + 1e-4
 
 
 def test_a_budget_credits_no_more_than_stored_matrices_contract() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import itertools
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ from dynablocks.config import preset_settings
 from dynablocks.data import DataSplits, ImageDataset, augment, batch_indices
 from dynablocks.errors import BadCheckpoint, BadData, Diverged, DynablocksError, InvalidArgument
 from dynablocks.models import ModelConfig, build
+from dynablocks.progress import Stopped
 from dynablocks.training import (
     LOSSES,
     OPTIMISERS,
@@ -45,7 +48,8 @@ from dynablocks.training import (
 from dynablocks.training.averaging import ExponentialAverage
 from dynablocks.training.budget import StepPlan
 from dynablocks.training.checkpoint import read_state
-from dynablocks.training.session import Tally
+from dynablocks.training.optimisers import load_optimiser
+from dynablocks.training.session import Session, Tally, without_advice
 
 QUIET = {"precision": "32", "device": "cpu", "channels_last": True}
 
@@ -381,6 +385,13 @@ def test_the_sum_of_losses_does_not_depend_on_when_it_is_looked_at() -> None:
     assert sums.pop() == pytest.approx(9 * math.fsum(losses.tolist()), rel=1e-13)
 
 
+def test_noted_losses_keep_no_graph_alive() -> None:
+    tally, x = Tally(), torch.ones(2, requires_grad=True)
+    tally.add(x.sum(), torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
+    assert not tally._losses[0].requires_grad
+    assert tally.count() == [2.0]
+
+
 def test_every_hook_of_the_loop_is_called() -> None:
     class Watched(nn.Module):
         input_shape, num_classes = (1, 8, 8), 4
@@ -389,6 +400,7 @@ def test_every_hook_of_the_loop_is_called() -> None:
             super().__init__()
             self.linear = nn.Linear(64, 4)
             self.seen: list[float] = []
+            self.asked = 0
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.linear(x.flatten(1))
@@ -401,11 +413,17 @@ def test_every_hook_of_the_loop_is_called() -> None:
                 self.linear.weight.div_(self.linear.weight.norm().clamp_min(1))
 
         def regularisation(self) -> torch.Tensor:
+            self.asked += 1
             return self.linear.bias.square().sum()
 
-    model = Watched()
+    model, free = Watched(), Watched()
+    free.load_state_dict(model.state_dict())
     settings = {"lr": 10.0, "regularisation": 0.01, "gradient_clip": 1.0, "flip": True}
-    fit(model, quadrants(), TrainingConfig(epochs=2, batch_size=32, **settings, **QUIET))
+    config = TrainingConfig(epochs=2, batch_size=32, **settings, **QUIET)
+    fit(model, quadrants(), config)
+    fit(free, quadrants(), replace(config, regularisation=0.0))
+    assert (model.asked, free.asked) == (6, 0)
+    assert not torch.equal(model.linear.bias, free.linear.bias)
     assert model.linear.weight.norm() <= 1 + 1e-6
     assert model.seen[:6] == pytest.approx([k / 6 for k in range(1, 7)])
     assert model.seen[-1] == 1.0
@@ -439,9 +457,88 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path: Path) 
         fit(small_model_poisoned_at(model, poison), quadrants(), lazy, on_step=poison)
 
 
+def test_weights_that_diverge_in_the_last_step_are_not_stored(tmp_path: Path) -> None:
+    model = small_model()
+
+    def poison(step: int) -> None:
+        if step == 6:
+            with torch.no_grad():
+                model[0].weight.fill_(math.nan)
+
+    with pytest.raises(Diverged, match="a weight is not finite after step 6 "):
+        fit(model, quadrants(), TrainingConfig(epochs=1, batch_size=16, **QUIET), tmp_path, on_step=poison)
+    assert find_checkpoint(tmp_path) is None
+
+
 def small_model_poisoned_at(model: nn.Module, poison: object) -> nn.Module:
     model.load_state_dict(small_model().state_dict())
     return model
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_moments_follow_the_layout_of_their_weights(name: str) -> None:
+    """A fused step walks both in memory; a training may go on with another ``channels_last``."""
+    pixels, config = torch.randn(2, 3, 5, 5), TrainingConfig(optimiser=name, lr=0.1)
+
+    def step(model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        model(pixels).square().sum().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    model = nn.Conv2d(3, 4, 3)
+    optimiser = make_optimiser(model, config)
+    step(model, optimiser)
+    other = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    resumed = make_optimiser(other, config)
+    load_optimiser(resumed, copy.deepcopy(optimiser.state_dict()))
+    for one, its in ((model, optimiser), (other, resumed)):
+        step(one, its)
+    assert optimiser.param_groups[0]["fused"]
+    torch.testing.assert_close(other.weight, model.weight, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize(("stored", "own"), [(None, True), (True, None)])
+def test_a_resumed_optimiser_steps_as_its_own_device_has_it(name: str, stored: bool | None, own: bool | None) -> None:
+    """A checkpoint of another device, or of a version without fused steps, says otherwise; the formula is the same."""
+    torch.manual_seed(0)
+    model, config = nn.Linear(3, 2).double(), TrainingConfig(optimiser=name, lr=0.1, weight_decay=0.01)
+    x = torch.randn(5, 3, dtype=torch.float64)
+
+    def optimiser_of(network: nn.Module, fused: bool | None) -> torch.optim.Optimizer:
+        optimiser = make_optimiser(network, config)
+        for group in optimiser.param_groups:
+            group["fused"] = fused
+        return optimiser
+
+    def step(network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        network(x).square().sum().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    optimiser = optimiser_of(model, stored)
+    step(model, optimiser)
+    other = copy.deepcopy(model)
+    resumed = optimiser_of(other, own)
+    load_optimiser(resumed, copy.deepcopy(optimiser.state_dict()))
+    assert [group["fused"] for group in resumed.param_groups] == [own, own]
+    for one, its in ((model, optimiser), (other, resumed)):
+        step(one, its)
+        step(one, its)
+    torch.testing.assert_close(other.weight, model.weight, rtol=0, atol=1e-12)
+    torch.testing.assert_close(other.bias, model.bias, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_a_weight_with_gaps_leaves_its_neighbours_alone(name: str) -> None:
+    """A fused step would walk over them; the first step of Adam is −lr · sign of the gradient."""
+    whole, model = torch.zeros(4, 6, dtype=torch.float64), nn.Module()
+    model.weight = nn.Parameter(whole[:, ::2])
+    optimiser = make_optimiser(model, TrainingConfig(optimiser=name, lr=0.1))
+    model.weight.sum().backward()
+    optimiser.step()
+    assert whole[:, 1::2].count_nonzero() == 0
+    torch.testing.assert_close(whole[:, ::2], torch.full((4, 3), -0.1, dtype=torch.float64), rtol=0, atol=1e-8)
 
 
 def test_exponential_average_is_the_recursion() -> None:
@@ -861,6 +958,69 @@ def test_a_rank_in_the_environment_makes_one_device_no_second_process(
     assert not loop_module.is_first_process(TrainingConfig(devices=2))
 
 
+def test_the_tasks_of_a_cluster_are_no_processes_of_one_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_fabric import Fabric
+
+    for name, value in {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "x"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
+    with pytest.raises(RuntimeError, match="ntasks=4"):
+        Fabric(accelerator="cpu", devices=1)
+    assert fit(small_model(), quadrants(), TrainingConfig(epochs=1, batch_size=48, **QUIET)).steps == 2
+
+
+def test_one_program_trains_on_several_devices_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "joined", True)
+    assert fit(small_model(), quadrants(), TrainingConfig(epochs=1, batch_size=48, **QUIET)).steps == 2
+    monkeypatch.setattr("dynablocks.training.session.launched", lambda *given: pytest.fail("launched"))
+    with pytest.raises(InvalidArgument, match="trains on several devices once; train the next network in another"):
+        fit(small_model(), quadrants(), TrainingConfig(batch_size=16, devices=2, **QUIET))
+
+
+@pytest.mark.parametrize(
+    ("error", "left"), [(Diverged("the loss is not finite"), 0), (KeyboardInterrupt(), 0), (Stopped(), 2)]
+)
+def test_where_the_first_process_fails_the_others_are_ended(
+    error: BaseException, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after a stop that they agreed on; nor are they left in the list in which Fabric looks for killed ones."""
+    from lightning_fabric.plugins.environments import LightningEnvironment
+    from lightning_fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+    ended: list[int] = []
+    launcher = _SubprocessScriptLauncher(LightningEnvironment(), 3, 1)
+    for number in range(2):
+        launcher.procs.append(SimpleNamespace(kill=lambda number=number: ended.append(number)))
+
+    def fails(session: Session, *rest: object) -> None:
+        monkeypatch.setattr(session.fabric.strategy, "_launcher", launcher)
+        raise error
+
+    monkeypatch.setattr(loop_module, "train", fails)
+    with pytest.raises(type(error)):
+        fit(small_model(), quadrants(), TrainingConfig(**QUIET))
+    assert (len(launcher.procs), ended) == (left, list(range(2 - left)))
+
+
+def test_fabrics_advice_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_fabric.utilities.rank_zero import rank_zero_info, rank_zero_only
+
+    told: list[str] = []
+
+    class Noting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append(record.getMessage())
+
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    logger, handler = logging.getLogger("lightning_fabric.utilities.rank_zero"), Noting()
+    logger.addHandler(handler)
+    with without_advice():
+        rank_zero_info("use TF32")
+    rank_zero_info("outside")
+    logger.removeHandler(handler)
+    assert told == ["outside"]
+
+
 def test_finished_training_returns_at_once(tmp_path: Path) -> None:
     config = TrainingConfig(epochs=1, batch_size=32, ema_decay=0.5, **QUIET)
     model = small_model()
@@ -1117,3 +1277,46 @@ def test_a_disk_that_is_slower_than_checkpoints_are_due_does_not_get_one_of_ever
     config = TrainingConfig(epochs=1, batch_size=1, checkpoint_seconds=60.0, **QUIET)
     fit(small_model(), quadrants(), config, tmp_path, on_step=tick)
     assert saved == [60, 96]
+
+
+def test_what_is_validated_is_the_network_that_is_kept() -> None:
+    """The averaged weights, without dropout, on all validation images at once."""
+    model, splits = small_model(dropout=0.5), quadrants(validation=True)
+    config = TrainingConfig(epochs=1, batch_size=32, lr=0.1, ema_decay=0.9, **QUIET)
+    found = fit(model, splits, config).metrics
+    with torch.no_grad():
+        logits = model(splits.train.images.float() / 255)
+    expected = nn.functional.cross_entropy(logits, splits.train.labels).item()
+    assert found["validation_loss"] == pytest.approx(expected, rel=1e-5)
+    assert found["validation_accuracy"] == (logits.argmax(1) == splits.train.labels).double().mean().item()
+
+
+def test_dropout_follows_the_seed_alone() -> None:
+    ends = []
+    for before in (0, 1):
+        model = small_model(dropout=0.5)
+        torch.manual_seed(before)
+        fit(model, quadrants(), TrainingConfig(epochs=1, batch_size=32, **QUIET))
+        ends.append(model[4].weight.detach().clone())
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_training_leaves_the_random_state_and_the_threads_as_they_were(fails: bool) -> None:
+    model, threads = small_model(dropout=0.5), torch.get_num_threads()
+    config = TrainingConfig(epochs=1, batch_size=48, threads=threads + 1, **QUIET)
+    torch.manual_seed(7)
+    before, inside = torch.get_rng_state(), list[int]()
+
+    def on_step(step: int) -> None:
+        inside.append(torch.get_num_threads())
+        if fails:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
+        fit(model, quadrants(), config, on_step=on_step)
+    assert set(inside) == {threads + 1}
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(7)
+    assert torch.equal(torch.get_rng_state(), before)

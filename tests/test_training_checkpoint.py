@@ -18,9 +18,10 @@ import torch
 from test_training import QUIET, metric_lines, quadrants, small_model
 from torch import nn
 
+import dynablocks
 import dynablocks.training.checkpoint as checkpoint_module
 from dynablocks.errors import BadCheckpoint, DynablocksError
-from dynablocks.files import sha256
+from dynablocks.files import sha256, write_text
 from dynablocks.training import TrainingConfig, find_checkpoint, fit, load_checkpoint, save_checkpoint
 from dynablocks.training.checkpoint import has_checkpoint, read_state, tidy
 from dynablocks.training.record import append_metrics
@@ -469,3 +470,71 @@ def test_a_refused_training_leaves_no_folder(tmp_path: Path) -> None:
     with checkpoint_module.reserved(tmp_path / "kept"):
         (tmp_path / "kept" / "config.yaml").touch()
     assert (tmp_path / "kept" / "config.yaml").exists()
+
+
+def test_files_are_on_the_disk_before_they_have_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed, named = set[int](), list[str]()
+    fsync, rename, replace = os.fsync, Path.rename, os.replace
+
+    def noted(handle: int) -> None:
+        flushed.add(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    def renamed(path: Path, target: Path) -> Path:
+        named.append(Path(target).name)
+        assert {file.stat().st_ino for file in (path, *path.iterdir())} <= flushed
+        return rename(path, target)
+
+    def replaced(path: Path, target: Path) -> None:
+        named.append(Path(target).name)
+        assert Path(path).stat().st_ino in flushed
+        replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", noted)
+        patch.setattr(Path, "rename", renamed)
+        patch.setattr(os, "replace", replaced)
+        save_checkpoint(tmp_path, nn.Linear(2, 2), "", {})
+        write_text(tmp_path / "a.txt", "whole")
+    assert named == ["checkpoint", "a.txt"]
+
+
+def test_a_kill_while_all_is_removed_leaves_nothing_older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_twice(tmp_path)
+    rename, calls = Path.rename, itertools.count(1)
+
+    def killed(path: Path, target: Path) -> Path:
+        if next(calls) == 2:
+            raise Killed
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(Killed):
+            tidy(tmp_path, None)
+    checkpoint = find_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert read_state(checkpoint)["step"] == 2
+
+
+@pytest.mark.parametrize("given", ["{home}/run", "~/run"])
+def test_a_directory_may_be_text_that_begins_at_home(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    directory = given.format(home=tmp_path)
+    model, again = small_model(), small_model()
+    fit(model, quadrants(), TrainingConfig(epochs=1, batch_size=48, **QUIET), directory)
+    assert find_checkpoint(directory) == tmp_path / "run" / "checkpoint"
+    assert [line["step"] for line in metric_lines(tmp_path / "run")] == [2]
+    assert load_checkpoint(directory, again)["step"] == 2
+    assert torch.equal(again[4].weight, model[4].weight)
+    assert save_checkpoint(directory, model, "", {"step": 3}) == tmp_path / "run" / "checkpoint"
+    assert load_checkpoint(tmp_path / "run", again)["step"] == 3
+
+
+def test_the_manifest_names_the_version_of_the_code_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of what is installed under its name, which may be another one."""
+    monkeypatch.setattr(dynablocks, "__version__", "9.9")
+    folder = save_checkpoint(tmp_path, nn.Linear(1, 1), "", {})
+    assert json.loads((folder / "manifest.json").read_text())["dynablocks"] == "9.9"

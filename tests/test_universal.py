@@ -12,6 +12,8 @@ from dynablocks.fitting import fit
 from dynablocks.integrators import exact_solution
 from dynablocks.linear import Dense
 from dynablocks.models.universal import FlowComposition, PairedFlows
+from dynablocks.properties import NormPreserving, Properties, declare, verify
+from dynablocks.properties.jacobians import jacobians
 
 
 def pairs(network: FlowComposition) -> list[PairedFlows]:
@@ -45,6 +47,40 @@ def test_the_gradient_part_has_both_signs() -> None:
     gradient = pairs(FlowComposition(1, width=8, seed=0))[0].gradient
     low, high = gradient.facts().spectrum or (0.0, 0.0)
     assert low < 0 < high
+
+
+@pytest.mark.parametrize("keep_norm", [True, False])
+def test_each_step_declares_what_it_has_and_both_what_is_left(keep_norm: bool) -> None:
+    network = FlowComposition(2, width=4, layers=1, keep_norm=keep_norm, seed=1)
+    (layer,) = pairs(network)
+    declared = declare(layer)
+    (_, gradient), (_, rotation) = declared.parts
+    assert (NormPreserving() in rotation.properties) == keep_norm
+    z = torch.randn(32, 4, dtype=torch.float64)
+    found = jacobians(lambda state: layer.methods[0].step(layer.gradient, state, layer.signal.steps[0]), z)
+    largest = float(torch.linalg.matrix_norm(found, ord=2).max())
+    assert 0 < largest <= gradient.properties.lipschitz * (1 + 1e-12) < 10
+    assert declared.properties == declare(network).properties == Properties()
+    lost = ["Lipschitz is lost at rotation", *["NormPreserving is lost at gradient"] * keep_norm]
+    assert [loss.split(" (")[0] for loss in declared.losses] == lost
+    assert declare(network).title == "FlowComposition"
+
+
+def test_without_time_only_the_linear_maps_are_left() -> None:
+    network = FlowComposition(2, width=3, layers=2, keep_norm=False, seed=1)
+    with torch.no_grad():
+        for layer in pairs(network):
+            layer.signal.steps.zero_()
+    first, last = (torch.linalg.matrix_norm(network.parts[k].weight.detach(), ord=2) for k in (0, -1))
+    assert network.properties.lipschitz == pytest.approx(float(first * last), rel=1e-12)
+    assert verify(network, torch.randn(8, 2, dtype=torch.float64)).passed
+
+
+def test_stored_networks_keep_their_names() -> None:
+    names = {f"parts.{k}.{name}" for k in (0, 2) for name in ("weight", "bias")}
+    names |= {f"parts.1.gradient.{name}" for name in ("bias", "alpha", "linear.matrix")}
+    names |= {f"parts.1.rotation.{name}" for name in ("bias", "inner.matrix", "outer.matrix")}
+    assert set(FlowComposition(1, width=3, layers=1).state_dict()) == names | {"parts.1.signal.steps"}
 
 
 def test_equal_seeds_equal_networks() -> None:

@@ -27,10 +27,12 @@ from dynablocks.experiments.provenance import commit, device_name
 from dynablocks.files import read_json, write_json
 from dynablocks.linear import frozen_weights
 from dynablocks.robustness import PAPER_EPSILONS, CertificateResult
+from dynablocks.robustness.arithmetic import full_precision
 from dynablocks.robustness.soundness import ATTACK_RESOLUTION
 from dynablocks.run_directory.network import load, load_config, load_splits, weights_hash, with_data
 from dynablocks.run_directory.pipeline import attack_run, certify_run
 from dynablocks.run_files import AUTOATTACK
+from dynablocks.training.precision import present_device
 
 sys.path.insert(0, str(Path(__file__).parent))
 from peers import explained
@@ -48,7 +50,8 @@ def auto_attack(
     """How far each image was moved when it lost its class: 0 where it never had it, ``None`` where it keeps it.
 
     The attacks run one after the other on the images that are left, as the package does it, but what each of them found
-    is kept here: pyautoattack 0.2 refuses the state files that it writes.
+    is kept here: pyautoattack 0.2 refuses the state files that it writes. All is computed where the pixels are, in
+    float32 without the shortcuts of GPUs.
     """
     from pyautoattack import AutoAttack
 
@@ -57,16 +60,16 @@ def auto_attack(
     state = read_json(path) if path.exists() else {}
     if not goes_on(state, belongs, len(pixels)):
         state = belongs | {"done": [], "distances": [None] * len(pixels)}
-    model = load(run).requires_grad_(False)
+    model = load(run).to(pixels.device).requires_grad_(False)
     for name in ATTACKS:
         left = [i for i, distance in enumerate(state["distances"]) if distance is None]
         if name in state["done"] or not left:
             continue
-        attack = AutoAttack(model, norm="L2", eps=epsilon, seed=0, version="standard")
+        attack = AutoAttack(model, device=pixels.device, norm="L2", eps=epsilon, seed=0, version="standard")
         attack.attacks_to_run = [name]
-        with frozen_weights(model):
+        with full_precision(), frozen_weights(model):
             moved, _ = attack.run_standard_evaluation(pixels[left], labels[left], batch_size=batch_size)
-        with frozen_weights(model), torch.no_grad():
+        with full_precision(), frozen_weights(model), torch.no_grad():
             lost = torch.cat([model(part).argmax(1) for part in moved.split(batch_size)]) != labels[left]
         lengths = (moved.double() - pixels[left].double()).flatten(1).norm(dim=1)
         for i, broken, length in zip(left, lost.tolist(), lengths.tolist(), strict=True):
@@ -116,7 +119,8 @@ def measured(run: Path, options: argparse.Namespace) -> dict[str, Any]:
     splits = load_splits(config)
     test = splits.test
     count = min(options.samples, len(test))
-    pixels, labels = to_unit_range(test.images[:count]), test.labels[:count].long()
+    device = present_device(config.training.device)
+    pixels, labels = to_unit_range(test.images[:count]).to(device), test.labels[:count].long().to(device)
     curve = ours.curve()
     worst = curve.at((options.epsilon,)).accuracies[0]
     distances = auto_attack(run, pixels, labels, options.epsilon, options.batch_size, splits.fingerprint)
@@ -134,7 +138,7 @@ def measured(run: Path, options: argparse.Namespace) -> dict[str, Any]:
         "auc_cross_entropy": ours.curve("ce").at(PAPER_EPSILONS).auc,
         "auc_paper": PAPER_AUC,
         "commit": commit(),
-        "hardware": device_name(),
+        "hardware": device_name(device),
     }
 
 

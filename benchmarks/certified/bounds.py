@@ -85,12 +85,17 @@ def in_float32(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 def orthogonium(iterations: int) -> Estimator:
-    """``get_conv_sv``; strides other than 1 and k only for its own layers, so they are left out."""
+    """``get_conv_sv``, where it says that it holds.
+
+    Left out: strides other than 1, which it takes for its own layers only, and even kernels with circular padding, of
+    which its documentation says that the number may be too small.
+    """
 
     def estimate(layer: nn.Conv2d, size: int) -> float | None:
         from orthogonium.layers.conv.singular_values import get_conv_sv
 
-        if layer.stride[0] > 1:
+        even = layer.padding_mode == "circular" and layer.kernel_size[0] % 2 == 0
+        if layer.stride[0] > 1 or even:
             return None
         return float(get_conv_sv(in_float32(layer), iterations, return_stab_rank=False, imsize=size))
 
@@ -98,7 +103,10 @@ def orthogonium(iterations: int) -> Estimator:
 
 
 def torchlip_factor(layer: nn.Conv2d, size: int) -> float | None:
-    """What SpectralConv2d divides by: the power-iterated norm of the flattened kernel over the padding factor."""
+    """What SpectralConv2d divides by: the power-iterated norm of the flattened kernel over its factor.
+
+    The layer calls ``lconv_norm``, which knows of no image: the factor is that of k / stride windows over each pixel.
+    """
     from deel.torchlip.normalizers import spectral_normalization
     from deel.torchlip.utils.lconv_norm import compute_lconv_coef
 
@@ -106,8 +114,7 @@ def torchlip_factor(layer: nn.Conv2d, size: int) -> float | None:
         return None
     flat = layer.weight.detach().flatten(1)
     _, _, sigma = spectral_normalization(flat.float())
-    shape = (1, layer.in_channels, size, size)
-    return float(sigma) / float(compute_lconv_coef(layer.kernel_size, shape, layer.stride, layer.padding_mode))
+    return float(sigma) / float(compute_lconv_coef(layer.kernel_size, None, layer.stride))
 
 
 def torchlip_probe(layer: nn.Conv2d, size: int) -> float:

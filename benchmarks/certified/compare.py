@@ -89,6 +89,9 @@ def table(first: Path, second: Path, kind: str = "sound") -> str:
         more, error, p = paired(one, other)
         shares = " | ".join(f"{100 * float(held.double().mean()):.2f}" for held in (one, other))
         lines.append(f"| {radius}/255 | {shares} | {more:+.2f} | {error:.2f} | {p:.2g} |")
+    seeds = [result.get("seed") for result in results]
+    if seeds[0] != seeds[1]:
+        lines += ["", f"The seeds differ ({seeds[0]} and {seeds[1]}); give every seed of a network that has several."]
     return "\n".join(lines)
 
 

@@ -3,12 +3,13 @@
 #
 #   benchmarks/certified/on_gpu.sh CIFAR10 WORK [PRESET] [MINUTES]      call it again until it ends with 0
 #
-# CIFAR10 is a CIFAR-10 copy, WORK keeps checkpoints and the result, PRESET is certified/gpu-25min or certified/gpu-5min,
+# CIFAR10 is a CIFAR-10 copy, WORK keeps checkpoints and result, PRESET is certified/gpu-5min or certified/gpu-25min,
 # MINUTES (9) ends a piece; the next call goes on from the last checkpoint. Ends with 0 when WORK/ours-0/result.json is
-# there, 3 when there is more to do. Another preset needs another WORK.
+# there, 3 when there is more to do. Another preset needs another WORK. Where OUT names a folder, the results and radii
+# that are there are copied to it at the end: for machines that are lent bare and give back what is in it.
 set -euo pipefail
-[ $# -ge 2 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-data=$1 work=$2 preset=${3:-certified/gpu-25min} piece=${4:-9}
+[ $# -ge 2 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+data=$1 work=$2 preset=${3:-certified/gpu-5min} piece=${4:-9} out=${OUT:-}
 case $preset in
   certified/gpu-5min) budget=5 ;;
   certified/gpu-25min) budget=25 ;;
@@ -22,5 +23,12 @@ python=${PYTHON:-python3}
 status=0
 timeout --signal=INT "${piece}m" "$python" "$root/benchmarks/certified/run.py" --data-dir "$data" --out "$work" \
   --entries ours --preset "$preset" --minutes "$budget" || status=$?
-if [ "$status" = 124 ]; then exit 3; fi
+if [ "$status" = 124 ]; then status=3; fi
+for file in "$work"/*/result.json "$work"/*/radii.safetensors; do
+  if [ -n "$out" ] && [ -e "$file" ]; then
+    entry=$(basename "$(dirname "$file")")
+    mkdir -p "$out/$entry"
+    cp "$file" "$out/$entry/"
+  fi
+done
 exit "$status"

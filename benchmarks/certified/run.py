@@ -336,7 +336,7 @@ def kept_entries(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     if not isinstance(page, dict) or not isinstance(page.get("entries"), list):
         raise InvalidArgument(f"{args.page} has no entries to add to, only their table; name another file.")
     for result in page["entries"]:
-        require_same(args.page, result, args, hardware=device_name())
+        require_same(args.page, result, args, hardware=hardware())
     return {result["name"]: result for result in page["entries"]}
 
 
@@ -409,6 +409,11 @@ def result_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def hardware() -> str:
+    """What the entries are trained on here."""
+    return device_name(present_device("auto"))
+
+
 def origin_of(directory: Path) -> dict[str, Any]:
     """When, by which commit and on which machine the training in a folder was begun.
 
@@ -420,7 +425,7 @@ def origin_of(directory: Path) -> dict[str, Any]:
     """
     path = directory / ORIGIN_FILE
     if not has_checkpoint(directory):  # so what is there tells of a training that came to nothing
-        write_json(path, {"started": time.strftime("%Y-%m-%d %H:%M"), "commit": commit(), "hardware": device_name()})
+        write_json(path, {"started": time.strftime("%Y-%m-%d %H:%M"), "commit": commit(), "hardware": hardware()})
     elif not path.exists():
         return {"started": "unknown", "commit": None, "hardware": "unknown"}
     origin = read_json(path)

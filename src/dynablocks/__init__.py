@@ -32,13 +32,22 @@ __all__ = ["DynamicalBlock", "ModelConfig", "build", "explain", "keep_constraint
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'dynablocks' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _modules():
+        return importlib.import_module(f"dynablocks.{name}")
+    raise AttributeError(f"module 'dynablocks' has no attribute {name!r}")
+
+
+def _modules() -> list[str]:
+    """The modules of this package, which are imported when they are first named: ``dynablocks.fitting``."""
+    import pkgutil
+
+    return [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
 
 
 def __dir__() -> list[str]:
-    """Also the names that are loaded when they are first used."""
-    return sorted({*globals(), *__all__})
+    """Also the names and modules that are loaded when they are first used."""
+    return sorted({*globals(), *__all__, *_modules()})

@@ -14,7 +14,7 @@ from dynablocks.fields.base import require_field
 from dynablocks.integrators import Integrator, integrator
 from dynablocks.linear import shared_weights
 from dynablocks.linear.maps import require_batch, require_dtype
-from dynablocks.properties import Declaration, Invertible, Properties, Structured
+from dynablocks.properties import Declaration, Properties, Structured
 from dynablocks.properties.structure import fold
 from dynablocks.switching import LearnedStep, SwitchingSignal
 
@@ -149,11 +149,6 @@ class DynamicalBlock(Structured):
         field = self.fields[index]
         assert isinstance(field, VectorField)
         return field
-
-    @property
-    def invertible(self) -> bool:
-        """Whether the block declares :class:`Invertible`."""
-        return self.properties.of(Invertible) is not None
 
 
 def _listed(given: object) -> list[VectorField]:

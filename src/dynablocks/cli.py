@@ -17,7 +17,8 @@ from dynablocks.run_directory import commands
 
 USAGE = """dynablocks: neural networks from dynamical systems, robust by proof.
 
-usage: dynablocks COMMAND [options]          dynablocks COMMAND --help for its options
+usage: dynablocks COMMAND [options]
+       dynablocks COMMAND --help       the options of a command
        dynablocks --version
 
 classifiers:
@@ -31,33 +32,42 @@ classifiers:
   report    write the self-contained report.html of a run
 
 physical systems:
-  fit       fit a CSV, NumPy or Parquet file of trajectories, keeping mass, energy, volume, ...
+  fit       fit a CSV, NumPy or Parquet file of trajectories, keeping mass,
+            energy, volume, ...
   rollout   continue from states of your own with a fit; writes CSV
 
 the paper:
-  reproduce a figure or table of the paper, or all: cached, resumable, at three scales
+  reproduce a figure or table of the paper, or all: cached, resumable, at three
+            scales
 
 names:
-  list      what can be named: models, datasets, fields, integrators, regions, ...
+  list      what can be named: models, datasets, fields, integrators, ...
 
 examples:
-  dynablocks run                                        the embedded digits, a minute on two cores
-  dynablocks run --model prescribed --lift paper --preset smoke
-  dynablocks run --data-dir ~/cifar10                   a CIFAR-10 copy, 15 minutes of training
-  dynablocks explain runs/cifar
-  dynablocks fit trajectories.csv --preserve mass       a map that keeps the sum of the states
-  dynablocks rollout runs/fit-trajectories-mass --start 0.9,0.1,0.0
-  dynablocks reproduce all --preset smoke               every figure and table in minutes, to see that it works
+  the embedded digits, a minute on two cores:
+    dynablocks run
+  a network of the paper on them:
+    dynablocks run --model prescribed --lift paper --preset smoke
+  a CIFAR-10 copy, 15 minutes of training:
+    dynablocks run --data-dir ~/cifar10
+    dynablocks explain runs/cifar
+  a map that keeps the sum of the states:
+    dynablocks fit trajectories.csv --preserve mass
+    dynablocks rollout runs/fit-trajectories-mass --start 0.9,0.1,0.0
+  every figure and table in minutes, to see that it works:
+    dynablocks reproduce all --preset smoke
 """
 
 LESS_MEMORY = {
-    "run": "use a smaller --training.batch_size or --model.widths",
+    "run": "use a smaller --training.batch_size or --model.widths; once it is trained, a smaller --attack.batch_size",
     "train": "use a smaller --training.batch_size or --model.widths",
     "attack": "use a smaller --attack.batch_size",
     "fit": "give fewer rows or a smaller --width",
     "rollout": "use a smaller --steps",
 }
 """What to do where the memory of a command does not suffice."""
+RESUMED = ("run", "train", "attack", "fit", "reproduce")
+"""Commands that keep what they have finished when they are stopped, and go on from there; others write at their end."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped:
         return 130
     except KeyboardInterrupt:
-        tell(f"dynablocks: stopped; what was finished is kept, and {_same_command(arguments)} does the rest.")
+        tell(f"dynablocks: stopped; {_after_stopping(arguments)}.")
         return 130
     except BrokenPipeError:
         return 1
@@ -109,10 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _discard(stream)
 
 
-def _same_command(arguments: list[str]) -> str:
-    """What goes on with what is there: not with --overwrite, which a rollout alone needs again for its one file."""
-    anew = "--overwrite" in arguments and arguments[0] != "rollout"
-    return "the same command, without --overwrite," if anew else "the same command"
+def _after_stopping(arguments: list[str]) -> str:
+    """What is kept of a stopped command, and how to go on: not with --overwrite, which would delete it."""
+    if not arguments or arguments[0] not in RESUMED:
+        return "nothing of it is kept, and the same command begins anew"
+    again = "the same command, without --overwrite," if "--overwrite" in arguments else "the same command"
+    return f"what was finished is kept, and {again} does the rest"
 
 
 def _exit_code(arguments: list[str]) -> int:

@@ -7,8 +7,8 @@ import math
 import operator
 from collections.abc import Iterable
 
-OUT_OF_MEMORY = "out of memory|can't allocate memory"
-"""How a RuntimeError of torch says so, on a GPU and on a CPU."""
+OUT_OF_MEMORY = "out of memory|can't allocate memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED"
+"""How a RuntimeError of torch says so, on a GPU, on a CPU and of the GPU's libraries."""
 
 
 class DynablocksError(Exception):

@@ -59,7 +59,7 @@ class PixelNormalisation(Structured):
         return (x - self.mean) * self.scale
 
     def declare(self) -> Declaration:
-        scales = self.scale.double().abs()
+        scales = self.scale.cpu().double().abs()
         largest = float(scales.max())
         kept = [Lipschitz(largest)]
         if float(scales.min()) == largest == 1.0:
@@ -103,20 +103,28 @@ class SpaceToDepth(Structured):
 
 
 class ZeroLift(Structured):
-    """Append zero channels (or entries): an isometry that keeps the sum of the entries.
+    """Append zero channels (or entries): an isometry that keeps mass (the sum of the entries) and nonnegativity.
+
+    Args:
+        in_channels, out_channels: the sizes, in_channels <= out_channels.
+
+    Raises:
+        InvalidArgument: a size below 1, a lift that goes down, or an input of another number of channels.
+
+    Source: paper section 4.3.
 
     Example:
-        >>> ZeroLift(3, 5)(torch.ones(1, 3)).sum().item()
-        3.0
+        >>> ZeroLift(2, 4)(torch.tensor([[1.0, 2.0]]))
+        tensor([[1., 2., 0., 0.]])
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        if not 1 <= in_channels <= out_channels:
-            raise InvalidArgument(f"a zero lift goes up: {in_channels} -> {out_channels} channels is not possible.")
-        self.in_channels, self.extra = in_channels, out_channels - in_channels
+        self.in_channels = require_whole("in_channels", in_channels, 1)
+        self.extra = require_whole("out_channels", out_channels, self.in_channels) - self.in_channels
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch channels ..."]) -> Float[Tensor, "batch lifted ..."]:
+        _require_entries(self, self.in_channels, x)
         return functional.pad(x, (0,) * (2 * (x.ndim - 2)) + (0, self.extra))
 
     def declare(self) -> Declaration:
@@ -124,6 +132,44 @@ class ZeroLift(Structured):
         if not self.extra:
             kept.append(GradientNormPreserving())
         return Declaration.of(*kept, reason="zeros appended", title=f"ZeroLift(+{self.extra})")
+
+
+class MassProjection(Structured):
+    r"""Keep the first k entries and add o = (1/k) Σ dropped to each of them: mass and nonnegativity stay.
+
+    It is the matrix [I, (1/k)11ᵀ], of norm √(1 + s/k) for s dropped entries.
+
+    Args:
+        in_entries: k + s entries (channels of an image).
+        out_entries: k.
+
+    Raises:
+        InvalidArgument: not 1 <= out_entries <= in_entries, or an input of another number of entries.
+
+    Source: paper section 4.3, whose o = (1/s) Σ dropped keeps the mass for s = k only (design D3).
+
+    Example:
+        >>> MassProjection(4, 2)(torch.tensor([[1.0, 2.0, 3.0, 5.0]]))
+        tensor([[5., 6.]])
+    """
+
+    def __init__(self, in_entries: int, out_entries: int) -> None:
+        super().__init__()
+        self.in_entries = require_whole("in_entries", in_entries, 1)
+        self.out_entries = require_whole("out_entries", out_entries, 1, self.in_entries)
+        self.in_shape, self.out_shape = (self.in_entries,), (self.out_entries,)
+
+    def forward(self, x: Float[Tensor, "batch entries ..."]) -> Float[Tensor, "batch kept ..."]:
+        _require_entries(self, self.in_entries, x)
+        kept, dropped = x[:, : self.out_entries], x[:, self.out_entries :]
+        return kept + dropped.sum(1, keepdim=True) / self.out_entries
+
+    def declare(self) -> Declaration:
+        k, s = self.out_entries, self.in_entries - self.out_entries
+        norm = math.nextafter(math.sqrt(1 + s / k) * (1 + 2.0**-52), math.inf) if s else 1.0
+        kept = (Lipschitz(norm), LinearInvariant(), Positive(), Equivariant())
+        title = f"MassProjection({self.in_entries}->{self.out_entries})"
+        return Declaration.of(*kept, reason=f"‖[I, 11ᵀ/k]‖ = √(1 + s/k) = {norm:.5g}", title=title)
 
 
 class ChannelMix(LinearMap):
@@ -244,3 +290,10 @@ class Head(Dense):
         bounds = self.norm_bounds()
         reason = f"‖W‖ <= {bounds.upper:.6g}, {self.normalise} normalised"
         return Declaration.of(Lipschitz(bounds.upper), reason=reason, title="Head")
+
+
+def _require_entries(module: nn.Module, entries: int, x: Tensor) -> None:
+    """What is declared holds for one number of entries, whatever axes come behind them."""
+    if x.ndim < 2 or x.shape[1] != entries:
+        name = type(module).__name__
+        raise InvalidArgument(f"the input has shape {tuple(x.shape)}; {name} takes (batch, {entries}, ...).")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dynablocks.errors import InvalidArgument, require_range, require_sizes
+from dynablocks.errors import InvalidArgument, require_range, require_sizes, require_whole
 from dynablocks.lifting import ChannelMix, PixelNormalisation, ZeroLift
 from dynablocks.numerics.rounding import EPS, product_slack
 from dynablocks.properties import EUCLIDEAN, Declaration, Lipschitz, Metric, Structured, declare
@@ -90,7 +90,7 @@ class SpectralMetric(Metric):
             >>> metric.largest_on_modes(1) < metric.largest_on_modes(2) < metric.largest_on_modes(8) < 1
             True
         """
-        require_range("modes", modes, 1, max(self.shape[1:]))
+        modes = require_whole("modes", modes, 1, max(self.shape[1:]))
         return math.sqrt(float(self.weights[:modes, :modes].max()) * (1 + _SLACK))
 
     def fits(self, shape: tuple[int, ...]) -> bool:
@@ -154,7 +154,7 @@ def smooth_modes(height: int, width: int, modes: int) -> Float[Tensor, "count he
         >>> smooth_modes(8, 8, 2).shape
         torch.Size([4, 8, 8])
     """
-    require_range("modes", modes, 1, min(height, width))
+    modes = require_whole("modes", modes, 1, min(height, width))
     rows, columns = _cosines(height)[0][:modes], _cosines(width)[0][:modes]
     return torch.einsum("ih,jw->ijhw", rows, columns).flatten(0, 1)
 

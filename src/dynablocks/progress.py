@@ -25,6 +25,8 @@ REFRESH_SECONDS = 0.1
 """Items that come faster are not shown one by one."""
 SPEED_SECONDS = 3600.0
 """A bar takes its speed from its moves in so long a time: one that seldom moves needs two of them."""
+BESIDE_LABEL = 41
+"""Columns that a short bar, the percentage and both clocks take: a longer label is cut before a clock is."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -178,14 +180,17 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
 
 def _bar(console: Console) -> Progress:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
 
+    # Of all columns the bar alone may shrink: rich takes what is lacking from those that may wrap.
+    label = Column(no_wrap=True, overflow="ellipsis", max_width=max(8, console.width - BESIDE_LABEL))
     columns = (
-        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.description}", markup=False, table_column=label),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
         TextColumn("left,"),
-        TimeElapsedColumn(),
+        TimeElapsedColumn(table_column=Column(no_wrap=True)),
         TextColumn("gone"),
     )
     return Progress(

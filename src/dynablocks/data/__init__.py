@@ -7,11 +7,11 @@ from dynablocks.data.datasets import ImageDataset, fingerprint
 from dynablocks.data.loading import DATASETS, infer_name, load_data
 from dynablocks.data.physics import flow_pairs, generate, integrate
 from dynablocks.data.planar import PLANAR_SETS, planar
-from dynablocks.data.seeding import mixed_seed
 from dynablocks.data.splits import DataSplits, hold_out
 from dynablocks.data.systems import SYSTEMS, HamiltonianSystem, PhysicalSystem, require_system
 from dynablocks.data.trajectories import Pairs, Starts, Trajectories
 from dynablocks.data.trajectory_files import read_dynamics, read_pairs, read_starts, read_trajectories
+from dynablocks.seeding import mixed_seed
 
 __all__ = [
     "DATASETS",

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dynablocks.data.seeding import seeded_generator
 from dynablocks.errors import InvalidArgument, require_choice, require_whole
+from dynablocks.seeding import seeded_generator
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int64, UInt8

@@ -146,7 +146,7 @@ def _are_classes_of(cifar: Cifar, listed: ClassFolders) -> bool:
     return set(listed.train) == set(cifar.class_names)
 
 
-def load_cifar(cifar: Cifar, data_dir: Path | None) -> tuple[ImageDataset, ImageDataset, str]:
+def load_cifar(cifar: Cifar, data_dir: str | Path | None) -> tuple[ImageDataset, ImageDataset, str]:
     """The training and test images of ``cifar`` and their fingerprint.
 
     Args:

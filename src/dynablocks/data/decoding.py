@@ -84,9 +84,13 @@ def decode_images(
         results = list(track(pool.map(decode_chunk, chunks), f"decoding {encoded.origin}", len(chunks)))
     finally:
         pool.shutdown(cancel_futures=True)
-    pixels = np.concatenate(_same_channels([part for part, _ in results]))
     formats = {name for _, names in results for name in names}
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))), formats
+    most = max(part.shape[-1] for part, _ in results)
+    pixels = np.empty((len(encoded.sources), most, *size), dtype=np.uint8)
+    for chunk in reversed(chunks):
+        # Each is given back as it is copied, so that all images are in memory once and not twice.
+        pixels[chunk.start : chunk.stop] = results.pop()[0].transpose(0, 3, 1, 2)
+    return torch.from_numpy(pixels), formats
 
 
 def _decode(encoded: EncodedImages, index: int, size: tuple[int, ...] | None) -> tuple[NDArray[np.uint8], str]:

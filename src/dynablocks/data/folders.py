@@ -12,17 +12,17 @@ import torch
 
 from dynablocks.data.datasets import ImageDataset
 from dynablocks.data.decoding import EncodedImages, copy_name, decode_images
-from dynablocks.data.seeding import seeded_generator
 from dynablocks.errors import BadData
 from dynablocks.files import expanded
 from dynablocks.progress import tell
+from dynablocks.seeding import seeded_generator
 
 SEARCH_DEPTH = 2
 _TEST_ORDER_STREAM = 0x544553
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp"})
 
 
-def require_folder(data_dir: Path) -> Path:
+def require_folder(data_dir: str | Path) -> Path:
     """``data_dir`` when it is a folder with something in it, otherwise :class:`BadData`.
 
     Raises:

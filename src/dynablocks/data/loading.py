@@ -49,7 +49,7 @@ def _folder(data_dir: Path | None) -> tuple[ImageDataset, ImageDataset, str]:
     return cached("folder", root, listed.files, lambda: read_folder_dataset(listed))
 
 
-def load_data(name: str, data_dir: Path | None = None, validation: int = 0, seed: int = 0) -> DataSplits:
+def load_data(name: str, data_dir: str | Path | None = None, validation: int = 0, seed: int = 0) -> DataSplits:
     """The data set ``name``, split into training, validation and test images.
 
     Args:
@@ -75,13 +75,13 @@ def load_data(name: str, data_dir: Path | None = None, validation: int = 0, seed
     return hold_out(train, test, validation, seed, digest)
 
 
-def infer_name(data_dir: Path) -> str:
+def infer_name(data_dir: str | Path) -> str:
     """Which of ``cifar10``, ``cifar100`` and ``folder`` lies in ``data_dir``.
 
     Raises:
         BadData: none of them, both CIFARs, or a copy that cannot be used.
     """
-    root = require_folder(Path(data_dir))
+    root = require_folder(data_dir)
     found: dict[str, Copy] = {}
     for cifar in (CIFAR10, CIFAR100):
         copy = find_copy(cifar, root)

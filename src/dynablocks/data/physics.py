@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynablocks.data.seeding import seeded_generator
 from dynablocks.data.systems import PhysicalSystem, require_system
 from dynablocks.data.trajectories import Trajectories
 from dynablocks.errors import InvalidArgument, require_range, require_whole
+from dynablocks.seeding import seeded_generator
 
 if TYPE_CHECKING:
     from jaxtyping import Float64

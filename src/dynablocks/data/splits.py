@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from dynablocks.data.datasets import ImageDataset, fingerprint
-from dynablocks.data.seeding import seeded_generator
 from dynablocks.errors import BadData, InvalidArgument, require_whole
+from dynablocks.seeding import seeded_generator
 
 _VALIDATION_STREAM = 0x56414C
 

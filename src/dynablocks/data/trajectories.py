@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynablocks.data.seeding import seeded_generator
 from dynablocks.errors import InvalidArgument, require_range, require_whole
-from dynablocks.files import write_text
+from dynablocks.files import expanded, write_text
+from dynablocks.seeding import seeded_generator
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -146,16 +146,42 @@ class Trajectories:
         times, states = tuple(self.times[k] for k in chosen), tuple(self.states[k] for k in chosen)
         return Trajectories(times, states, self.names, tuple(self.label(k) for k in chosen))
 
-    def write_csv(self, path: Path | str) -> None:
+    def without_gaps(self, longest: float) -> Trajectories | None:
+        """The trajectories without steps that take longer, in pieces, numbered anew; itself where there are none.
+
+        Returns:
+            ``None`` where no step is left.
+
+        Example:
+            >>> t = torch.tensor([0.0, 1.0, 9.0, 10.0, 11.0, 30.0], dtype=torch.float64)
+            >>> [piece.tolist() for piece in Trajectories((t,), (t[:, None],), ("q",)).without_gaps(5.0).times]
+            [[0.0, 1.0], [9.0, 10.0, 11.0]]
+        """
+        if bool((torch.cat([t.diff() for t in self.times]) <= longest).all()):
+            return self
+        times: list[Tensor] = []
+        states: list[Tensor] = []
+        for t, x in zip(self.times, self.states, strict=True):
+            starts = [place + 1 for place, h in enumerate(t.diff().tolist()) if h > longest]
+            times.extend(piece for piece in torch.tensor_split(t, starts) if len(piece) > 1)
+            states.extend(piece for piece in torch.tensor_split(x, starts) if len(piece) > 1)
+        return Trajectories(tuple(times), tuple(states), self.names) if times else None
+
+    def write_csv(self, path: str | Path) -> None:
         """Write :meth:`to_csv` to a file.
 
         Raises:
             DynablocksError: the place is not writable.
         """
-        write_text(Path(path), self.to_csv())
+        write_text(expanded(path), self.to_csv())
 
     def to_csv(self) -> str:
-        """``trajectory,t,<state columns>``, trajectories by :meth:`label`; reading it gives the same numbers."""
+        """``trajectory,t,<state columns>``, trajectories by :meth:`label`.
+
+        ``read_trajectories`` gives the same numbers back. Where states are called ``in_…`` and others ``out_…``, as
+        columns of pairs are, ``read_dynamics`` and ``dynablocks fit`` do not guess: choose the states by their names
+        there (``columns``, ``--columns``).
+        """
         labels = map(self.label, range(len(self)))
         return "".join(csv_parts(self.names, zip(labels, self.times, self.states, strict=True)))
 
@@ -213,10 +239,17 @@ class Pairs:
     """Inputs of a flow map and its outputs.
 
     Args:
-        x: float64 (N, n), N >= 2.
+        x: float64 (N, n), N >= 1.
         y: float64 (N, n), the state after the time ``h``.
         h: float64 (N,), above 0, time units.
         names: n names of the state components.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [1.0], [2.0]], dtype=torch.float64)
+        >>> data = Pairs(x, x + 0.5, torch.tensor([0.5, 0.5, 9.0], dtype=torch.float64), ("q",))
+        >>> x, y, h = data.without_gaps(5.0).pairs()
+        >>> len(data), data.dimension, y.tolist(), h.tolist()
+        (3, 1, [[0.5], [1.5]], [0.5, 0.5])
     """
 
     x: Float64[Tensor, "pair n"]
@@ -232,6 +265,21 @@ class Pairs:
     def dimension(self) -> int:
         """n, the number of state components."""
         return len(self.names)
+
+    def pairs(self) -> tuple[Float64[Tensor, "pair n"], Float64[Tensor, "pair n"], Float64[Tensor, "pair"]]:
+        """(x, y, h), as :meth:`Trajectories.pairs` gives those of trajectories."""
+        return self.x, self.y, self.h
+
+    def take(self, rows: Tensor) -> Pairs:
+        """The pairs of these rows, which are numbers, or a truth value for each pair."""
+        return Pairs(self.x[rows], self.y[rows], self.h[rows], self.names)
+
+    def without_gaps(self, longest: float) -> Pairs | None:
+        """The pairs without those that take longer; itself where there are none, ``None`` where no pair is left."""
+        short = self.h <= longest
+        if bool(short.all()):
+            return self
+        return self.take(short) if bool(short.any()) else None
 
 
 @dataclass(frozen=True)

@@ -67,14 +67,21 @@ def read_dynamics(path: Path | str, columns: Sequence[str] | None = None) -> Tra
         >>> read_dynamics(file, ["q", "p"]).states[0].tolist()
         [[2.0, 1.0], [4.0, 3.0]]
     """
+    return _read(path, columns, timed=False)
+
+
+def _read(path: Path | str, columns: Sequence[str] | None, *, timed: bool) -> Trajectories | Pairs:
+    """As :func:`read_dynamics`; ``timed``: what has ``t`` is of trajectories, whatever its states are called."""
     path = expanded(path)
     _require_different(columns)
-    layout = _Layout(DYNAMICS_HEADER, 2, partial(_dynamics_columns, chosen=columns), choice=columns is None)
+    read = partial(_dynamics_columns, chosen=columns, timed=timed)
+    layout = _Layout(DYNAMICS_HEADER, 2, read, choice=columns is None)
     suffix = _require_file(path, layout)
     if suffix == ".npz":
         return _read_npz(path, columns)
     table = _read_table(path, suffix, layout)
-    return _pairs(table, whole=columns is None) if _holds_pairs(table.header, columns) else _trajectories(table)
+    pairs = _holds_pairs(table.header, columns, timed=timed)
+    return _pairs(table, whole=columns is None) if pairs else _trajectories(table)
 
 
 def read_starts(path: Path | str, names: Sequence[str]) -> Starts:
@@ -114,8 +121,11 @@ def read_starts(path: Path | str, names: Sequence[str]) -> Starts:
 
 
 def read_trajectories(path: Path | str) -> Trajectories:
-    """The trajectories of a file; formats and errors as for :func:`read_dynamics`."""
-    found = read_dynamics(path)
+    """The trajectories of a file; formats and errors as for :func:`read_dynamics`.
+
+    A file with ``t`` is one of trajectories here, even where its states are called ``in_…`` and ``out_…``.
+    """
+    found = _read(path, None, timed=True)
     if isinstance(found, Pairs):
         raise BadData(f"{path} holds input/output pairs; a file with the columns {TRAJECTORY_HEADER} is needed here.")
     return found
@@ -183,20 +193,23 @@ def _require_known(kind: str, columns: Sequence[str], known: Sequence[str]) -> N
             raise unknown_name(kind, name, known)
 
 
-def _holds_pairs(header: Sequence[str], chosen: Sequence[str] | None) -> bool:
-    """Whether a header is one of pairs; not where ``t`` and a chosen column are in it, even if in_… and out_… are."""
-    if "t" in header and any(name in header for name in chosen or ()):
+def _holds_pairs(header: Sequence[str], chosen: Sequence[str] | None, *, timed: bool = False) -> bool:
+    """Whether a header is one of pairs, by its names in_… and out_….
+
+    Not where ``t`` is in it and a chosen column, or where what has ``t`` is ``timed``: then these are names of states.
+    """
+    if "t" in header and (timed or any(name in header for name in chosen or ())):
         return False
     sides = {side for side in SIDES for name in header if name.startswith(side)}
     return len(sides) == 2 or (len(sides) == 1 and "t" not in header)
 
 
-def _dynamics_columns(path: Path, header: Sequence[str], chosen: Sequence[str] | None) -> list[str]:
+def _dynamics_columns(path: Path, header: Sequence[str], chosen: Sequence[str] | None, timed: bool) -> list[str]:
     """The columns of trajectories or pairs to be read: all, or those of the chosen state components.
 
     Pairs have no labels, so a column of them stays unread.
     """
-    pairs = _holds_pairs(header, chosen)
+    pairs = _holds_pairs(header, chosen, timed=timed)
     if "t" not in header and not pairs:
         came = _shortened(",".join(header))
         raise BadData(f"{path} has the header {came}, without the column 't'; the header must be {DYNAMICS_HEADER}.")

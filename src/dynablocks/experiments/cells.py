@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from dynablocks.errors import OUT_OF_MEMORY, BadData, DynablocksError
 from dynablocks.experiments.provenance import made_here
-from dynablocks.files import is_held, lock_file, read_json, sha256, write_json
+from dynablocks.files import expanded, is_held, lock_file, read_json, sha256, write_json
 from dynablocks.run_files import CELL, FAILED, RESULT
 
 if TYPE_CHECKING:
@@ -72,6 +72,11 @@ class Cell(ABC):
     def cost(self) -> float:
         """About how many seconds two cores take; only ratios matter."""
         return 1.0
+
+    @property
+    def computes_on(self) -> str:
+        """Where :meth:`build` computes here, cpu or cuda: for what the result says of its hardware, not for the key."""
+        return "cpu"
 
     def needs(self) -> tuple[Cell, ...]:
         """The cells to build before this one: the fields that are cells."""
@@ -130,7 +135,7 @@ class Store:
     """A folder of cells.
 
     Args:
-        root: the folder; made when something is built.
+        root: the folder, which may begin with ``~``; made when something is built.
 
     Example:
         >>> import tempfile
@@ -144,8 +149,8 @@ class Store:
         ('waiting', 'built', {'area': 9})
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = Path(root)
+    def __init__(self, root: str | Path) -> None:
+        self.root = expanded(root)
         self._names: dict[Cell, str] = {}
         self._results: dict[Cell, dict[str, Any]] = {}
 
@@ -274,7 +279,7 @@ class Store:
         partial, started = self._partial(cell), time.perf_counter()
         write_json(partial / CELL, description)
         result = cell.build(partial, self)
-        made = made_here() | {"seconds": round(time.perf_counter() - started, 2)}
+        made = made_here(cell.computes_on) | {"seconds": round(time.perf_counter() - started, 2)}
         tensors = [path for path in sorted(partial.glob("*.safetensors")) if path.name not in cell.leftovers]
         files = {path.name: sha256(path) for path in tensors}
         record = {"title": cell.title, **description, "result": result, "made": made, "files": files}

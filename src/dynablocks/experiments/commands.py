@@ -23,11 +23,12 @@ from dynablocks.experiments.runner import (
     chosen,
     gather_checks,
     interrupt_once,
+    require_workers,
     time_limit,
     write_outputs,
 )
 from dynablocks.progress import Stopped, output_console
-from dynablocks.reporting.words import duration
+from dynablocks.reporting.words import duration, several
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -82,6 +83,8 @@ def reproduce(options: Any, arguments: Sequence[str], say: Callable[[str], None]
     if options.worker:
         signal.signal(signal.SIGINT, interrupt_once)
     experiments = chosen(options.names)
+    if options.jobs > 1:
+        require_workers(experiments)
     scale = Scale(options.preset, options.data.dir, options.cifar100_dir, options.seed)
     store = Store(options.out / "cells")
     cells = all_cells(experiments, scale)
@@ -136,10 +139,12 @@ def _sum_up(cells: Sequence[Cell], states: Sequence[str], store: Store, say: Cal
     _say_failures(cells, states, store, say)
     impossible = [cell for cell, state in zip(cells, states, strict=True) if state == "impossible"]
     if impossible:
-        say(f"not run: {len(impossible)} cells, such as {impossible[0].title}: {store.obstacle(impossible[0])}")
+        first = impossible[0]
+        say(f"not run: {several(len(impossible), 'cell')}, such as {first.title}: {store.obstacle(first)}")
     unfinished = sum(state in ("running", "partial", "waiting") for state in states)
     if unfinished and "failed" not in states:
-        say(f"{unfinished} of {len(cells)} cells are not built yet; the same command goes on")
+        verb = "is" if unfinished == 1 else "are"
+        say(f"{unfinished} of {several(len(cells), 'cell')} {verb} not built yet; the same command goes on")
 
 
 def _say_failures(cells: Sequence[Cell], states: Sequence[str], store: Store, say: Callable[[str], None]) -> None:
@@ -155,7 +160,7 @@ def _dry_run(cells: Sequence[Cell], store: Store) -> int:
         cost = 0.0 if state in ("built", "impossible") else cell.cost
         left += cost
         print(f"{state:<10} {duration(cost) if cost else '':>14}  {cell.title}")
-    print(f"about {duration(left)} on two CPU cores for what is missing of {len(cells)} cells")
+    print(f"about {duration(left)} on two CPU cores for what is missing of {several(len(cells), 'cell')}")
     return DONE
 
 

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
-from dynablocks.data.seeding import seeded_generator
 from dynablocks.data.systems import PhysicalSystem, require_system
 from dynablocks.errors import require_choice
-from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
+from dynablocks.experiments.base import EXPERIMENTS, Check, Scale
 from dynablocks.experiments.cells import Cell, Store
-from dynablocks.experiments.fitted import Pairs, RunCell, last_tenth
+from dynablocks.experiments.fitted import RunCell, Samples, last_tenth
+from dynablocks.experiments.grouped import GroupedExperiment
 from dynablocks.fields import FieldFacts, VectorField
 from dynablocks.fields.hamiltonian import HamiltonianEmbedding
 from dynablocks.fitting import fit
@@ -42,6 +42,7 @@ from dynablocks.models.sympnet import sympnet
 from dynablocks.properties.jacobians import jacobians, symplectic_defect
 from dynablocks.reporting import markdown_table
 from dynablocks.reporting.figures import new_figure, styled
+from dynablocks.seeding import seeded, seeded_generator
 from dynablocks.switching.signals import FreeSignal
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def damped(x: Tensor) -> Tensor:
     return torch.stack([p, -q.sin() - DAMPING * p], dim=1)
 
 
-def damped_pairs(count: int, seed: int) -> Pairs:
+def damped_pairs(count: int, seed: int) -> Samples:
     """States uniform in [−2, 2]² and their images."""
     x = 4 * torch.rand(count, 2, dtype=torch.float64, generator=seeded_generator(seed)) - 2
     return x, exact_solution(damped, x, STEP)
@@ -201,8 +202,7 @@ class DampedCell(RunCell):
 
     def build(self, directory: Path, store: Store) -> dict[str, Any]:
         x, y = damped_pairs(self.train + self.test, self.mixed(0))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.mixed(1))
+        with seeded(self.mixed(1)):
             module = network(self.network, self.width)
         clock = time.perf_counter()
         chosen, held_out = last_tenth(x[: self.train], y[: self.train])
@@ -235,12 +235,24 @@ class DampedCell(RunCell):
 
 
 @EXPERIMENTS.register("embedding")
-class Embedding(Experiment):
+class Embedding(GroupedExperiment[str]):
     """The Hamiltonian embedding: exact on known systems, and learned for a map that contracts areas."""
 
     name = "embedding"
     title = "Any field inside a Hamiltonian one"
     source = "Section 2.2"
+    columns: ClassVar[dict[str, str]] = {
+        "network": "network",
+        "runs": "runs",
+        "parameters": "parameters",
+        "test": "test MSE, median",
+        "most": "most",
+        "rollout": f"MSE after {ROLLOUT} steps, median",
+        "rollout most": "most",
+        "area": "mean det D (truth 0.9048)",
+        "seconds": "seconds, at most",
+    }
+    formats = dict.fromkeys(("test", "most", "rollout", "rollout most"), "{:.1e}".format) | {"area": "{:.4f}".format}
 
     def embeddings(self, scale: Scale) -> list[EmbeddingCell]:
         """Every system and method."""
@@ -256,24 +268,21 @@ class Embedding(Experiment):
         return {kind: [DampedCell(kind, run=run, seed=scale.seed) for run in range(3)] for kind in NETWORKS}
 
     def cells(self, scale: Scale) -> list[Cell]:
-        return [*self.embeddings(scale), *(cell for group in self.groups(scale).values() for cell in group)]
+        return [*self.embeddings(scale), *super().cells(scale)]
 
-    def summaries(self, scale: Scale, store: Store) -> dict[str, dict[str, Any] | None]:
-        """Medians over the runs, and the worst of them; ``None`` unless all are there."""
-        rows: dict[str, dict[str, Any] | None] = {}
-        for kind, group in self.groups(scale).items():
-            found = [result for cell in group if (result := store.result(cell)) is not None]
-            rows[kind] = None
-            if len(found) == len(group):
-                row = {key: statistics.median(r[key] for r in found) for key in ("test", "rollout", "area")}
-                rows[kind] = row | {
-                    "most": max(r["test"] for r in found),
-                    "rollout most": max(r["rollout"] for r in found),
-                    "parameters": found[0]["parameters"],
-                    "runs": len(found),
-                    "seconds": max(r["seconds"] for r in found),
-                }
-        return rows
+    def labels(self, group: str) -> dict[str, str]:
+        return {"network": NETWORKS[group]}
+
+    def summary(self, results: list[dict[str, Any]]) -> dict[str, Any]:
+        """Medians over the runs, and the worst of them."""
+        medians = {key: statistics.median(r[key] for r in results) for key in ("test", "rollout", "area")}
+        return medians | {
+            "most": max(r["test"] for r in results),
+            "rollout most": max(r["rollout"] for r in results),
+            "parameters": results[0]["parameters"],
+            "runs": len(results),
+            "seconds": max(r["seconds"] for r in results),
+        }
 
     def tables(self, scale: Scale, store: Store) -> str:
         rows = []
@@ -291,32 +300,10 @@ class Embedding(Experiment):
             "symplectic": "‖DᵀJD − J‖/‖D‖², p ≠ 0",
         }
         exact = markdown_table(rows, columns, dict.fromkeys(("gap", "momentum", "symplectic"), "{:.1e}".format))
-        learned = [
-            {"network": NETWORKS[kind] if row else f"{NETWORKS[kind]}: not run"} | (row or {})
-            for kind, row in self.summaries(scale, store).items()
-        ]
-        heads = {
-            "network": "network",
-            "runs": "runs",
-            "parameters": "parameters",
-            "test": "test MSE, median",
-            "most": "most",
-            "rollout": f"MSE after {ROLLOUT} steps, median",
-            "rollout most": "most",
-            "area": "mean det D (truth 0.9048)",
-            "seconds": "seconds, at most",
-        }
-        shown = {key: heading for key, heading in scale.columns(heads).items() if any(key in row for row in learned)}
-        formats = dict.fromkeys(("test", "most", "rollout", "rollout most"), "{:.1e}".format) | {
-            "seconds": "{:.1f}".format,
-            "area": "{:.4f}".format,
-        }
-        return f"{exact}\n\nThe damped pendulum's map:\n\n{markdown_table(learned, shown, formats)}"
+        return f"{exact}\n\nThe damped pendulum's map:\n\n{self.table(scale, store)}"
 
     def figures(self, scale: Scale, store: Store) -> dict[str, Figure]:
-        first = {kind: store.result(group[0]) for kind, group in self.groups(scale).items()}
-        found = {kind: result for kind, result in first.items() if result is not None}
-        return {self.name: paths_figure(found, watermark=scale.watermark)}
+        return {self.name: paths_figure(self.first_runs(scale, store), watermark=scale.watermark)}
 
     def checks(self, scale: Scale, store: Store) -> list[Check]:
         checks = []

@@ -22,6 +22,7 @@ from dynablocks.integrators import integrator
 from dynablocks.progress import track
 from dynablocks.reporting import markdown_table
 from dynablocks.reporting.figures import new_figure, styled
+from dynablocks.seeding import seeded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -193,8 +194,7 @@ class PublishedCell(Cell):
         data = learning_data(self.system, self.seed, self.trajectories)
         generator = torch.Generator().manual_seed(self.seed)
         half = system.dimension // 2
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             field = SeparableHamiltonian(self._network(half), self._network(half), system.dimension)
         before, after = (part.flatten(0, 1).float() for part in (data.train[:, :-1], data.train[:, 1:]))
         verlet, step = integrator("verlet"), system.interval

@@ -15,6 +15,7 @@ from dynablocks.fields.hamiltonian import NeuralHamiltonian, SeparableHamiltonia
 from dynablocks.fields.symmetric import EvenPotential, LinearField, ridge_energy
 from dynablocks.fitting import fit
 from dynablocks.integrators import integrator
+from dynablocks.seeding import seeded
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -84,8 +85,7 @@ def hamiltonian_model(name: str, entries: int, width: int, seed: int = 0) -> Vec
     """
     require_choice("model", name, HAMILTONIANS)
     half = entries // 2
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         field: VectorField
         if name == "general":
             field = NeuralHamiltonian(entries, width=2 * width)

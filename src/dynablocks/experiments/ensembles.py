@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dynablocks.data.seeding import seeded_generator
 from dynablocks.ensembles import ensemble_forward, stacked_parameters
-from dynablocks.errors import InvalidArgument, require_range
+from dynablocks.errors import InvalidArgument, require_range, require_whole
+from dynablocks.seeding import seeded_generator
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -33,6 +33,9 @@ class EnsembleTraining:
         steps: optimiser steps.
         batch_size: points of a batch, drawn with replacement.
         learning_rate: of Adam, at the start; it falls to 0 along a half cosine.
+
+    Raises:
+        InvalidArgument: a count that is no whole number from 1, or a rate that is not above 0.
     """
 
     steps: int = 1500
@@ -40,8 +43,8 @@ class EnsembleTraining:
     learning_rate: float = 0.02
 
     def __post_init__(self) -> None:
-        require_range("steps", self.steps, 1)
-        require_range("batch_size", self.batch_size, 1)
+        for name in ("steps", "batch_size"):
+            object.__setattr__(self, name, require_whole(name, getattr(self, name), 1))
         require_range("learning_rate", self.learning_rate, 0.0, open_low=True)
 
     def optimiser(

@@ -37,17 +37,17 @@ from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.data.physics import flow_pairs, integrate
-from dynablocks.data.seeding import seeded_generator
 from dynablocks.errors import require_choice
-from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
-from dynablocks.experiments.cells import Cell, Store
-from dynablocks.experiments.fitted import AdamTraining, FittedCell, Pairs
+from dynablocks.experiments.base import EXPERIMENTS, Check, Scale
+from dynablocks.experiments.cells import Store
+from dynablocks.experiments.fitted import AdamTraining, FittedCell, Samples
+from dynablocks.experiments.grouped import GroupedExperiment
 from dynablocks.experiments.reference import paper_results
 from dynablocks.fields.mass import MassPreservingField
 from dynablocks.fitting import fit
+from dynablocks.lifting import MassProjection, ZeroLift
 from dynablocks.reporting.figures import BLUE, FAINT, INK, VERMILION, new_figure, styled
-from dynablocks.reporting.tables import markdown_table
-from dynablocks.structured_lifting import MassLift, MassProjection
+from dynablocks.seeding import seeded, seeded_generator
 from dynablocks.switching import EvenSteps, LearnedStep
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ MSE_LIMIT, MASS_LIMIT, PARAMETER_LIMIT, SECONDS_LIMIT = 1e-11, 1e-14, 2000, 120.
 TIMES_PAPER = 10.0
 
 
-def sir_pairs(starts: str, count: int, seed: int) -> Pairs:
+def sir_pairs(starts: str, count: int, seed: int) -> Samples:
     """Initial states of the SIR model and their states at time 1, float64 (count, 3) each.
 
     Args:
@@ -114,11 +114,10 @@ def printed_network(hidden: int, seed: int) -> nn.Sequential:
         torch.Size([2, 3])
     """
     parts: list[nn.Module] = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         for before, width in itertools.pairwise(WIDTHS):
             if width > before:
-                parts.append(MassLift(before, width))
+                parts.append(ZeroLift(before, width))
             for _ in range(LAYERS):
                 flux = MassPreservingField(width, hidden, "relu")
                 assert flux.bias is not None
@@ -146,7 +145,7 @@ class SirCell(FittedCell):
     def title(self) -> str:
         return f"SIR flow map, {self.name}, {self.starts}, run {self.run}"
 
-    def data(self) -> Pairs:
+    def data(self) -> Samples:
         return sir_pairs(self.starts, self.points, self.mixed(0))
 
     def measure(self, network: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
@@ -201,7 +200,7 @@ class SirPrintedCell(SirCell):
 
 
 @torch.no_grad()
-def measure(network: nn.Module, train: Pairs, test: Pairs) -> dict[str, Any]:
+def measure(network: nn.Module, train: Samples, test: Samples) -> dict[str, Any]:
     """Errors on both parts, the mass that is lost, and the error of the map repeated ten times.
 
     ``errors`` and ``masses`` have one number for each test pair: the largest error of its components, and
@@ -226,33 +225,30 @@ def measure(network: nn.Module, train: Pairs, test: Pairs) -> dict[str, Any]:
     }
 
 
-def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the runs of one method give together."""
-    errors = [result["mse"] for result in results]
-    return {
-        "runs": len(results),
-        "median": statistics.median(errors),
-        "least": min(errors),
-        "most": max(errors),
-        "rollout": statistics.median(result["rollout_mse"] for result in results),
-        "mass": max(result["mass_error"] for result in results),
-        "parameters": results[0]["parameters"],
-        "fitted": results[0]["fitted"],
-        "seconds": max(result["seconds"] for result in results),
-        "processor": max(result["processor_seconds"] for result in results),
-    }
-
-
 @EXPERIMENTS.register("fig6")
-class SirFlowMap(Experiment):
+class SirFlowMap(GroupedExperiment[str]):
     """The time-1 flow map of the SIR model: the paper's network, and one field fitted to rounding."""
 
     name = "fig6"
     title = "Mass-preserving networks for the flow map of the SIR model"
     source = "Section 4.3, figure 6"
+    columns: ClassVar[dict[str, str]] = {
+        "network": "network",
+        "runs": "runs",
+        "median": "test MSE, median",
+        "least": "least",
+        "most": "most",
+        "rollout": f"MSE at time {ROLLOUT}, median",
+        "mass": "largest mass error",
+        "parameters": "parameters",
+        "fitted": "of them fitted",
+        "processor": "processor seconds, at most",
+        "seconds": "seconds, at most",
+    }
+    formats = dict.fromkeys(("median", "least", "most", "rollout", "mass"), "{:.2e}".format)
 
     def groups(self, scale: Scale) -> dict[str, list[SirCell]]:
-        """The cells of each row of the table."""
+        """By network, and where its initial states lie."""
         if scale.preset == "smoke":
             small: dict[str, Any] = {"points": 100, "train": 80, "seed": scale.seed}
             quick = AdamTraining(epochs=2)
@@ -267,37 +263,27 @@ class SirFlowMap(Experiment):
             "as printed": [SirPrintedCell(run=run, seed=scale.seed) for run in runs],
         }
 
-    def cells(self, scale: Scale) -> list[Cell]:
-        return [cell for group in self.groups(scale).values() for cell in group]
+    def labels(self, group: str) -> dict[str, str]:
+        return {"network": group}
 
-    def summaries(self, scale: Scale, store: Store) -> dict[str, dict[str, Any] | None]:
-        """The summary of each row; ``None`` unless all its runs are there."""
-        found = {name: [store.result(cell) for cell in group] for name, group in self.groups(scale).items()}
-        complete = {name: [r for r in results if r is not None] for name, results in found.items()}
-        return {name: summary(rs) if len(rs) == len(found[name]) else None for name, rs in complete.items()}
+    def summary(self, results: list[dict[str, Any]]) -> dict[str, Any]:
+        errors = [result["mse"] for result in results]
+        return {
+            "runs": len(results),
+            "median": statistics.median(errors),
+            "least": min(errors),
+            "most": max(errors),
+            "rollout": statistics.median(result["rollout_mse"] for result in results),
+            "mass": max(result["mass_error"] for result in results),
+            "parameters": results[0]["parameters"],
+            "fitted": results[0]["fitted"],
+            "seconds": max(result["seconds"] for result in results),
+            "processor": max(result["processor_seconds"] for result in results),
+        }
 
     def tables(self, scale: Scale, store: Store) -> str:
-        rows: list[dict[str, Any]] = []
-        for name, row in self.summaries(scale, store).items():
-            rows.append({"network": name if row else f"{name}: not run"} | (row or {}))
         paper = paper_results()["sir"]["test_mse"]
-        rows.append({"network": "paper, one run as released", "runs": 1, "median": paper})
-        columns = {
-            "network": "network",
-            "runs": "runs",
-            "median": "test MSE, median",
-            "least": "least",
-            "most": "most",
-            "rollout": f"MSE at time {ROLLOUT}, median",
-            "mass": "largest mass error",
-            "parameters": "parameters",
-            "fitted": "of them fitted",
-            "processor": "processor seconds, at most",
-            "seconds": "seconds, at most",
-        }
-        shown = {key: heading for key, heading in scale.columns(columns).items() if any(key in row for row in rows)}
-        short = dict.fromkeys(("median", "least", "most", "rollout", "mass"), "{:.2e}".format)
-        return markdown_table(rows, shown, short | dict.fromkeys(("seconds", "processor"), "{:.1f}".format))
+        return self.table(scale, store, {"network": "paper, one run as released", "runs": 1, "median": paper})
 
     def figures(self, scale: Scale, store: Store) -> dict[str, Figure]:
         results = {}

@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dynablocks.data.seeding import seeded_generator
 from dynablocks.errors import require_choice
-from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
-from dynablocks.experiments.cells import Cell, Store
-from dynablocks.experiments.fitted import AdamTraining, FittedCell, Pairs, last_tenth
+from dynablocks.experiments.base import EXPERIMENTS, Check, Scale
+from dynablocks.experiments.cells import Store
+from dynablocks.experiments.fitted import AdamTraining, FittedCell, Samples, last_tenth
+from dynablocks.experiments.grouped import GroupedExperiment
 from dynablocks.fitting import fit
 from dynablocks.models.universal import FlowComposition
 from dynablocks.reporting.figures import BLUE, INK, VERMILION, new_figure, styled
-from dynablocks.reporting.tables import markdown_table
+from dynablocks.seeding import seeded_generator
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -63,7 +63,7 @@ def grid(name: str) -> Float[Tensor, "points inputs"]:
     return line[:, None] if name == "f" else torch.cartesian_prod(line, line)
 
 
-def noisy_values(name: str, count: int, noise: float, seed: int) -> Pairs:
+def noisy_values(name: str, count: int, noise: float, seed: int) -> Samples:
     """Standard normal points and the target's values there with normal noise."""
     generator = seeded_generator(seed)
     x = torch.randn(count, 1 if name == "f" else 2, dtype=torch.float64, generator=generator)
@@ -97,7 +97,7 @@ class RegressionCell(FittedCell):
         noise = "" if self.noise else ", no noise"
         return f"regression of {TARGETS[self.target]}, {self.name}{noise}, run {self.run}"
 
-    def data(self) -> Pairs:
+    def data(self) -> Samples:
         return noisy_values(self.target, self.points, self.noise, self.mixed(0))
 
     def network(self) -> FlowComposition:
@@ -182,32 +182,30 @@ def measure(network: nn.Module, name: str, test: Tensor) -> dict[str, Any]:
     }
 
 
-def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the runs of one network give together."""
-    sups = [result["sup"] for result in results]
-    return {
-        "runs": len(results),
-        "sup": statistics.median(sups),
-        "least": min(sups),
-        "most": max(sups),
-        "mean": statistics.median(result["mean"] for result in results),
-        "test": statistics.median(math.sqrt(result["test_mse"]) for result in results),
-        "parameters": results[0]["parameters"],
-        "processor": max(result["processor_seconds"] for result in results),
-        "seconds": max(result["seconds"] for result in results),
-    }
-
-
 @EXPERIMENTS.register("fig7")
-class FlowRegression(Experiment):
+class FlowRegression(GroupedExperiment[tuple[str, str]]):
     """Two functions by compositions of gradient and sphere-preserving flows."""
 
     name = "fig7"
     title = "Regression by gradient and sphere-preserving flows"
     source = "Appendix A, figure 7"
+    columns: ClassVar[dict[str, str]] = {
+        "function": "function",
+        "network": "network",
+        "runs": "runs",
+        "sup": "sup error on the grid, median",
+        "least": "least",
+        "most": "most",
+        "mean": "mean error, median",
+        "test": "test RMS error, median",
+        "parameters": "parameters",
+        "processor": "processor seconds, at most",
+        "seconds": "seconds, at most",
+    }
+    formats = dict.fromkeys(("sup", "least", "most", "mean", "test"), "{:.4f}".format)
 
     def groups(self, scale: Scale) -> dict[tuple[str, str], list[RegressionCell]]:
-        """The cells of each row of the table, by target and network."""
+        """By target and network."""
         small: dict[str, Any] = {"seed": scale.seed}
         short: dict[str, Any] = {}
         if scale.preset == "smoke":
@@ -224,43 +222,32 @@ class FlowRegression(Experiment):
             groups[name, FinishedRegressionCell.name] = list(finished)
         return groups
 
-    def cells(self, scale: Scale) -> list[Cell]:
-        return [cell for group in self.groups(scale).values() for cell in group]
+    def labels(self, group: tuple[str, str]) -> dict[str, str]:
+        name, network = group
+        return {"function": TARGETS[name], "network": network}
 
-    def summaries(self, scale: Scale, store: Store) -> dict[tuple[str, str], dict[str, Any] | None]:
-        """The summary of each row; ``None`` unless all its runs are there."""
-        rows: dict[tuple[str, str], dict[str, Any] | None] = {}
-        for key, group in self.groups(scale).items():
-            found = [result for cell in group if (result := store.result(cell)) is not None]
-            rows[key] = summary(found) if len(found) == len(group) else None
-        return rows
+    def summary(self, results: list[dict[str, Any]]) -> dict[str, Any]:
+        sups = [result["sup"] for result in results]
+        return {
+            "runs": len(results),
+            "sup": statistics.median(sups),
+            "least": min(sups),
+            "most": max(sups),
+            "mean": statistics.median(result["mean"] for result in results),
+            "test": statistics.median(math.sqrt(result["test_mse"]) for result in results),
+            "parameters": results[0]["parameters"],
+            "processor": max(result["processor_seconds"] for result in results),
+            "seconds": max(result["seconds"] for result in results),
+        }
 
     def tables(self, scale: Scale, store: Store) -> str:
-        rows: list[dict[str, Any]] = []
-        for (name, network), row in self.summaries(scale, store).items():
-            rows.append({"function": TARGETS[name], "network": network if row else f"{network}: not run"} | (row or {}))
-        columns = {
-            "function": "function",
-            "network": "network",
-            "runs": "runs",
-            "sup": "sup error on the grid, median",
-            "least": "least",
-            "most": "most",
-            "mean": "mean error, median",
-            "test": "test RMS error, median",
-            "parameters": "parameters",
-            "processor": "processor seconds, at most",
-            "seconds": "seconds, at most",
-        }
-        shown = {key: heading for key, heading in scale.columns(columns).items() if any(key in row for row in rows)}
-        small = dict.fromkeys(("sup", "least", "most", "mean", "test"), "{:.4f}".format)
-        table = markdown_table(rows, shown, small | dict.fromkeys(("seconds", "processor"), "{:.1f}".format))
         grids = "Grid: [−3, 3] with 601 points, [−2, 2]² with 61² points; errors against the function without noise."
-        return f"{table}\n\n{grids} The training values have noise of standard deviation {NOISE}."
+        noise = f"The training values have noise of standard deviation {NOISE}."
+        return f"{self.table(scale, store)}\n\n{grids} {noise}"
 
     def figures(self, scale: Scale, store: Store) -> dict[str, Figure]:
-        first = {key: store.result(group[0]) for key, group in self.groups(scale).items()}
-        values = {key: torch.tensor(r["values"], dtype=torch.float64) for key, r in first.items() if r is not None}
+        first = self.first_runs(scale, store)
+        values = {key: torch.tensor(result["values"], dtype=torch.float64) for key, result in first.items()}
         return {self.name: regression_figure(values, watermark=scale.watermark)}
 
     def checks(self, scale: Scale, store: Store) -> list[Check]:

@@ -32,11 +32,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dynablocks.data.seeding import seeded_generator
 from dynablocks.errors import require_choice
-from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
-from dynablocks.experiments.cells import Cell, Store
-from dynablocks.experiments.fitted import AdamTraining, FittedCell, Pairs
+from dynablocks.experiments.base import EXPERIMENTS, Check, Scale
+from dynablocks.experiments.cells import Store
+from dynablocks.experiments.fitted import AdamTraining, FittedCell, Samples
+from dynablocks.experiments.grouped import GroupedExperiment
 from dynablocks.experiments.reference import paper_results
 from dynablocks.fields import FieldFacts, GradientField, SumField, VectorField
 from dynablocks.fields.base import potential_of
@@ -47,7 +47,7 @@ from dynablocks.integrators import exact_solution, integrator
 from dynablocks.integrators.discrete_gradient import discrete_gradient
 from dynablocks.linear import Dense
 from dynablocks.reporting.figures import BLUE, FAINT, INK, VERMILION, new_figure, styled
-from dynablocks.reporting.tables import markdown_table
+from dynablocks.seeding import seeded, seeded_generator
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -76,7 +76,7 @@ def target(name: str, x: Float64[Tensor, "batch n"]) -> Float64[Tensor, "batch n
     return x.sin() ** 3 + x**3 if name == "X1" else torch.stack([x[:, 1], -x[:, 0].sin()], dim=1)
 
 
-def target_pairs(name: str, count: int, seed: int) -> Pairs:
+def target_pairs(name: str, count: int, seed: int) -> Samples:
     """Points uniform in [−1, 1]ⁿ and Φ^h of them, the flow of :func:`target`."""
     generator = seeded_generator(seed)
     x = 2 * torch.rand(count, DIMENSIONS[name], dtype=torch.float64, generator=generator) - 1
@@ -181,13 +181,12 @@ class FieldCell(FittedCell):
     def step(self) -> FlowStep:
         """The step to be fitted, with random parameters."""
 
-    def data(self) -> Pairs:
+    def data(self) -> Samples:
         x, y = target_pairs(self.target, self.points, self.mixed(0))
         return torch.cat([x, y], dim=1), y
 
     def network(self) -> FlowStep:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.mixed(1))
+        with seeded(self.mixed(1)):
             return self.step().double()
 
     def measure(self, network: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
@@ -275,24 +274,29 @@ class FourthOrderFieldCell(SplittingFieldCell):
 KINDS: tuple[type[FieldCell], ...] = (PrintedFieldCell, SplittingFieldCell, FourthOrderFieldCell)
 
 
-def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the runs of one network give together."""
-    keys = ("train", "test", "relative", "largest")
-    medians = {key: statistics.median(result[key] for result in results) for key in keys}
-    worst = {"most": max(result["train"] for result in results), "runs": len(results), "fitted": results[0]["fitted"]}
-    return medians | worst | {"seconds": max(result["seconds"] for result in results)}
-
-
 @EXPERIMENTS.register("fig8")
-class FieldsFromFlows(Experiment):
+class FieldsFromFlows(GroupedExperiment[tuple[str, str]]):
     """Two fields from pairs of their flows by ∇V + X_S."""
 
     name = "fig8"
     title = "Two fields learned from their flows: a gradient and a field tangent to spheres"
     source = "Appendix A, figure 8"
+    columns: ClassVar[dict[str, str]] = {
+        "field": "field",
+        "network": "network",
+        "runs": "runs",
+        "train": "training loss, median",
+        "most": "most",
+        "test": "test loss",
+        "relative": "‖X_θ − X‖/‖X‖ on [−1, 1]ⁿ",
+        "largest": "largest error / largest ‖X‖",
+        "fitted": "fitted numbers",
+        "seconds": "seconds, at most",
+    }
+    formats = dict.fromkeys(("train", "most", "test", "relative", "largest"), "{:.1e}".format)
 
     def groups(self, scale: Scale) -> dict[tuple[str, str], list[FieldCell]]:
-        """The cells of each row of the table, by target and network."""
+        """By target and network."""
         small: dict[str, Any] = {"seed": scale.seed}
         short: dict[str, Any] = {}
         training: dict[str, Any] = {}
@@ -308,42 +312,30 @@ class FieldsFromFlows(Experiment):
                 groups[name, kind.name] = [kind(name, run=run, **small, **options) for run in runs]
         return groups
 
-    def cells(self, scale: Scale) -> list[Cell]:
-        return [cell for group in self.groups(scale).values() for cell in group]
+    def labels(self, group: tuple[str, str]) -> dict[str, str]:
+        name, network = group
+        return {"field": FORMULAS[name], "network": network}
 
-    def summaries(self, scale: Scale, store: Store) -> dict[tuple[str, str], dict[str, Any] | None]:
-        """The summary of each row; ``None`` unless all its runs are there."""
-        rows: dict[tuple[str, str], dict[str, Any] | None] = {}
-        for key, group in self.groups(scale).items():
-            found = [result for cell in group if (result := store.result(cell)) is not None]
-            rows[key] = summary(found) if len(found) == len(group) else None
-        return rows
+    def summary(self, results: list[dict[str, Any]]) -> dict[str, Any]:
+        medians = {
+            key: statistics.median(result[key] for result in results)
+            for key in ("train", "test", "relative", "largest")
+        }
+        return medians | {
+            "most": max(result["train"] for result in results),
+            "runs": len(results),
+            "fitted": results[0]["fitted"],
+            "seconds": max(result["seconds"] for result in results),
+        }
 
     def tables(self, scale: Scale, store: Store) -> str:
-        rows: list[dict[str, Any]] = []
-        for (name, network), row in self.summaries(scale, store).items():
-            rows.append({"field": FORMULAS[name], "network": network if row else f"{network}: not run"} | (row or {}))
         released = paper_results()["vector_field_X1"]["train_mse"]
-        rows.append({"field": FORMULAS["X1"], "network": "paper, last batch of one run", "train": released})
-        columns = {
-            "field": "field",
-            "network": "network",
-            "runs": "runs",
-            "train": "training loss, median",
-            "most": "most",
-            "test": "test loss",
-            "relative": "‖X_θ − X‖/‖X‖ on [−1, 1]ⁿ",
-            "largest": "largest error / largest ‖X‖",
-            "fitted": "fitted numbers",
-            "seconds": "seconds, at most",
-        }
-        shown = {key: heading for key, heading in scale.columns(columns).items() if any(key in row for row in rows)}
-        small = dict.fromkeys(("train", "most", "test", "relative", "largest"), "{:.1e}".format)
-        return markdown_table(rows, shown, small | {"seconds": "{:.1f}".format})
+        paper = {"field": FORMULAS["X1"], "network": "paper, last batch of one run", "train": released}
+        return self.table(scale, store, paper)
 
     def figures(self, scale: Scale, store: Store) -> dict[str, Figure]:
-        first = {key: store.result(group[0]) for key, group in self.groups(scale).items()}
-        shown = {key: torch.tensor(r["shown"], dtype=torch.float64) for key, r in first.items() if r is not None}
+        first = self.first_runs(scale, store)
+        shown = {key: torch.tensor(result["shown"], dtype=torch.float64) for key, result in first.items()}
         return {self.name: fields_figure(shown, watermark=scale.watermark)}
 
     def checks(self, scale: Scale, store: Store) -> list[Check]:

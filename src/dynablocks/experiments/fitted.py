@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dynablocks.data.seeding import mixed_seed
 from dynablocks.experiments.cells import Cell, Store
 from dynablocks.progress import progress_bar
+from dynablocks.seeding import mixed_seed
 
-Pairs = tuple[Tensor, Tensor]
+Samples = tuple[Tensor, Tensor]
 """Inputs and values, one row a sample."""
 
 
@@ -52,7 +52,7 @@ class AdamTraining:
                 update((epoch + 1) / self.epochs)
 
 
-def last_tenth(x: Tensor, y: Tensor) -> tuple[Pairs, Pairs]:
+def last_tenth(x: Tensor, y: Tensor) -> tuple[Samples, Samples]:
     """Samples to fit, and the last tenth of all, which chooses the parameters that are kept.
 
     Example:
@@ -98,7 +98,7 @@ class FittedCell(RunCell):
     train: int = 900
 
     @abstractmethod
-    def data(self) -> Pairs:
+    def data(self) -> Samples:
         """All inputs and values."""
 
     @abstractmethod

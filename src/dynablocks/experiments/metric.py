@@ -17,6 +17,7 @@ from dynablocks.experiments.cells import Cell, Store
 from dynablocks.experiments.runs import TrainingCell, images
 from dynablocks.models import ModelConfig, Network
 from dynablocks.norms import DenseMetric, SpectralMetric, smooth_modes
+from dynablocks.progress import progress_bar, track
 from dynablocks.properties import Lipschitz, verify
 from dynablocks.reporting.figures import BLUE, INK, VERMILION, new_figure, styled
 from dynablocks.reporting.tables import markdown_table
@@ -124,7 +125,7 @@ class PerturbationCell(Cell):
         generator = torch.Generator().manual_seed(0)
         curves: Curves = {"shading": [], "worst shading": [], "noise": []}
         shortest = {kind: torch.full((len(x),), torch.inf) for kind in ("shading", "any")}
-        for epsilon in self.epsilons:
+        for epsilon in track(self.epsilons, "perturbing the test images", len(self.epsilons)):
             right: dict[str, list[float]] = {"shading": [], "noise": []}
             broken = {kind: network(x).argmax(1) != labels for kind in ("shading", "noise")}
             for _ in range(self.draws):
@@ -192,7 +193,8 @@ def certified_in_kinds(network: Network, x: Tensor, labels: Tensor) -> tuple[dic
     """
     metric = network.metric
     assert isinstance(metric, SpectralMetric)
-    result = certify(network, (x, labels), metric=metric)
+    with progress_bar(f"certifying {len(x)} images") as update:
+        result = certify(network, (x, labels), metric=metric, progress=update)
     radii = torch.where(result.correct, result.radii, 0.0)
     ratios = {"shading": metric.largest_on_modes(MODES), "any": metric.largest_on_modes(max(metric.shape[1:]))}
     facts = {f"ratio {kind}": ratio for kind, ratio in ratios.items()} | {"clean": result.accuracy}

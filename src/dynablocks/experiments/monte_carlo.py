@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dynablocks.errors import InvalidArgument, require_choice, require_range
+from dynablocks.errors import InvalidArgument, require_choice, require_whole
 from dynablocks.experiments.cells import Cell, Store
 from dynablocks.switching import REGIONS, ExactFlowRegion, FlexibleSignal, PrescribedSignal, Region
 
@@ -80,7 +80,7 @@ class PairStep:
         A_c and A_e are drawn by Haar's measure, the corners D anew for every piece, as activations may switch between
         the substeps. A lower bound of the true constant.
         """
-        require_range("trials", trials, 1)
+        trials = require_whole("trials", trials, 1)
         largest = torch.zeros_like(first)
         for size in SIZES:
             matrices = [random_orthogonal((len(first), trials), size, generator) for _ in range(2)]

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from dynablocks.blocks import DynamicalBlock
-from dynablocks.data.seeding import mixed_seed, seeded_generator
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store, stored_tensors
 from dynablocks.fields import GradientField, PartitionedField, VectorField
@@ -37,6 +36,7 @@ from dynablocks.linear import Dense
 from dynablocks.properties import Symplectic, VolumePreserving, verify
 from dynablocks.reporting import markdown_table
 from dynablocks.reporting.figures import BLUE, FAINT, INK, VERMILION, new_figure, styled
+from dynablocks.seeding import mixed_seed, seeded_generator
 from dynablocks.switching.signals import FreeSignal
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 
-def made_here() -> dict[str, Any]:
-    """Version, commit, hardware and date, as plain JSON.
+def made_here(device: str = "cpu") -> dict[str, Any]:
+    """Version, commit, hardware and date, as plain JSON, of what is computed on a device, cpu or cuda.
 
     Example:
         >>> sorted(made_here())[:3]
@@ -26,18 +26,18 @@ def made_here() -> dict[str, Any]:
         "version": dynablocks.__version__,
         "commit": commit(),
         "torch": torch.__version__,
-        "device": device_name(),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
 
 
 @functools.cache
-def device_name() -> str:
-    """The GPU's name, or the processor's with the number of cores this process may use and its vector instructions."""
+def device_name(device: str = "cpu") -> str:
+    """The GPU's name for cuda; the processor's, with the cores this process may use and its vector instructions."""
     import torch
 
-    if torch.cuda.is_available():
+    if device == "cuda":
         return torch.cuda.get_device_name(0)
     return f"{_processor()}, {cores()} cores, {torch.backends.cpu.get_cpu_capability()}"
 

@@ -132,8 +132,10 @@ def area(region: Region, points: int = 20001) -> float:
         >>> round(area(ExactFlowRegion(0.5)), 6)
         4.0
     """
+    from scipy.integrate import trapezoid  # NumPy has it from 2.0 on
+
     grid, limits = region.boundary(points).T
-    return float(np.trapezoid(np.maximum(limits, 0.0), grid))
+    return float(trapezoid(np.maximum(limits, 0.0), grid))
 
 
 def peak_check(what: str, paper: str, expected: tuple[float, float], got: tuple[float, float]) -> Check:

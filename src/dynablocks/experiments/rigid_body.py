@@ -13,23 +13,23 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from dynablocks.data.physics import integrate
-from dynablocks.data.seeding import seeded_generator
 from dynablocks.data.systems import require_system
-from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
-from dynablocks.experiments.cells import Cell, Store
+from dynablocks.experiments.base import EXPERIMENTS, Check, Scale
+from dynablocks.experiments.cells import Store
 from dynablocks.experiments.drift import ROUNDING
 from dynablocks.experiments.fitted import RunCell, last_tenth
+from dynablocks.experiments.grouped import GroupedExperiment
 from dynablocks.fitting import fit
 from dynablocks.fitting.surrogates import FlowMap, Structure, build, training_residuals
 from dynablocks.properties.jacobians import jacobians
-from dynablocks.reporting import markdown_table
 from dynablocks.reporting.figures import new_figure, styled
+from dynablocks.seeding import seeded, seeded_generator
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -81,8 +81,7 @@ class RigidBodyCell(RunCell):
 
     def build(self, directory: Path, store: Store) -> dict[str, Any]:
         x, y = pairs(self.train + self.test, self.mixed(0))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.mixed(1))
+        with seeded(self.mixed(1)):
             flow = build(Structure(self.preserve, ("y1", "y2", "y3"), width=self.width, step=STEP))
         flow.adopt_units(x[: self.train], y[: self.train], torch.full((self.train,), STEP, dtype=torch.float64))
         clock = time.perf_counter()
@@ -145,64 +144,47 @@ def rolled_out(flow: FlowMap, horizon: int, learned: Callable[[Tensor], Tensor] 
 
 
 @EXPERIMENTS.register("rigid-body")
-class RigidBodyFlowMap(Experiment):
+class RigidBodyFlowMap(GroupedExperiment[str]):
     """The rigid body's flow map by four kinds of maps."""
 
     name = "rigid-body"
     title = "The flow map of a free rigid body: volume, norm, energy"
     source = "Section 4.2"
+    columns: ClassVar[dict[str, str]] = {
+        "kept": "what is kept",
+        "runs": "runs",
+        "parameters": "parameters",
+        "test": "test MSE, median",
+        "rollout": "rollout MSE, median",
+        "energy": "true energy's relative drift, median",
+        "norm": "norm's relative drift, largest",
+        "determinant": "largest abs(det DΨ − 1)",
+        "learned": "learned energy's drift, largest",
+        "seconds": "seconds, at most",
+    }
+    formats = dict.fromkeys(("test", "rollout", "energy", "norm", "determinant", "learned"), "{:.1e}".format)
 
     def groups(self, scale: Scale) -> dict[str, list[RigidBodyCell]]:
-        """The cells of each row of the table."""
+        """By what is kept."""
         if scale.preset == "smoke":
             small = {"train": 30, "test": 10, "width": 3, "adam_steps": 10, "finish_steps": 5, "horizon": 20}
             return {kind: [RigidBodyCell(kind, seed=scale.seed, **small)] for kind in KINDS}
         return {kind: [RigidBodyCell(kind, run=run, seed=scale.seed) for run in range(3)] for kind in KINDS}
 
-    def cells(self, scale: Scale) -> list[Cell]:
-        return [cell for group in self.groups(scale).values() for cell in group]
+    def labels(self, group: str) -> dict[str, str]:
+        return {"kept": KINDS[group]}
 
-    def summaries(self, scale: Scale, store: Store) -> dict[str, dict[str, Any] | None]:
-        """Medians of errors, the largest residual of each structure; ``None`` unless all runs are there."""
-        rows: dict[str, dict[str, Any] | None] = {}
-        for kind, group in self.groups(scale).items():
-            found = [result for cell in group if (result := store.result(cell)) is not None]
-            rows[kind] = None
-            if len(found) == len(group):
-                row = {key: statistics.median(r[key] for r in found) for key in ("test", "rollout", "energy")}
-                row |= {key: max(r[key] for r in found) for key in ("norm", "determinant", "seconds")}
-                # Cells that were stored before it was measured have none.
-                drifts = [r["learned"] for r in found if "learned" in r]
-                row["learned"] = max(drifts) if len(drifts) == len(found) else None
-                rows[kind] = row | {"runs": len(found), "parameters": found[0]["parameters"]}
-        return rows
-
-    def tables(self, scale: Scale, store: Store) -> str:
-        rows = [
-            {"kept": KINDS[kind] if row else f"{KINDS[kind]}: not run"} | (row or {})
-            for kind, row in self.summaries(scale, store).items()
-        ]
-        columns = {
-            "kept": "what is kept",
-            "runs": "runs",
-            "parameters": "parameters",
-            "test": "test MSE, median",
-            "rollout": "rollout MSE, median",
-            "energy": "true energy's relative drift, median",
-            "norm": "norm's relative drift, largest",
-            "determinant": "largest abs(det DΨ − 1)",
-            "learned": "learned energy's drift, largest",
-            "seconds": "seconds, at most",
-        }
-        given = {key for row in rows for key, value in row.items() if value is not None}
-        shown = {key: heading for key, heading in scale.columns(columns).items() if key in given}
-        small = dict.fromkeys(("test", "rollout", "energy", "norm", "determinant", "learned"), "{:.1e}".format)
-        return markdown_table(rows, shown, small | {"seconds": "{:.1f}".format})
+    def summary(self, results: list[dict[str, Any]]) -> dict[str, Any]:
+        """Medians of errors, the largest residual of each structure."""
+        row: dict[str, Any] = {"runs": len(results), "parameters": results[0]["parameters"]}
+        row |= {key: statistics.median(r[key] for r in results) for key in ("test", "rollout", "energy")}
+        row |= {key: max(r[key] for r in results) for key in ("norm", "determinant", "seconds")}
+        # Cells that were stored before it was measured have none.
+        drifts = [r["learned"] for r in results if "learned" in r]
+        return row | {"learned": max(drifts) if len(drifts) == len(results) else None}
 
     def figures(self, scale: Scale, store: Store) -> dict[str, Figure]:
-        first = {kind: store.result(group[0]) for kind, group in self.groups(scale).items()}
-        found = {kind: result for kind, result in first.items() if result is not None}
-        return {self.name: rigid_body_figure(found, watermark=scale.watermark)}
+        return {self.name: rigid_body_figure(self.first_runs(scale, store), watermark=scale.watermark)}
 
     def checks(self, scale: Scale, store: Store) -> list[Check]:
         rows, checks = self.summaries(scale, store), []

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from dynablocks.experiments.cells import Store
 
 COLOURS = {"resnet": INK, "naive": PURPLE, "non_expansive": ORANGE, "prescribed": GREEN, "flexible": BLUE}
+MARKERS = {"resnet": "s", "naive": "^", "non_expansive": "D", "prescribed": "v", "flexible": "o"}
+"""A network is told by its marker where colours are not."""
 DASHED: Any = (0, (4, 1.6))
 DOTTED: Any = (0, (1, 1.6))
 
@@ -27,7 +29,7 @@ DOTTED: Any = (0, (1, 1.6))
 def attacked_figure(rows: Sequence[Row], store: Store, *, watermark: str | None = None) -> Figure:
     """The paper's Figures 4 and 10: accuracy under its attack, and below it the areas; a column of panels a margin.
 
-    The paper's own curves are dotted, and its areas open circles.
+    A marker a network, full. The paper's own curves are dotted, and the markers of what is its own are open.
     """
     margins = list(dict.fromkeys(row.margin for row in rows))
     figure = new_figure(4.2 * len(margins) + 1.6, 5.6, watermark)
@@ -35,9 +37,9 @@ def attacked_figure(rows: Sequence[Row], store: Store, *, watermark: str | None 
     for (curves, areas), margin in zip(panels.T, margins, strict=True):
         chosen = [row for row in rows if row.margin == margin]
         for row in chosen:
-            colour = COLOURS.get(row.model, VERMILION)
-            _draw(curves, row.attacked(store, "ce"), colour, "-", label=row.label)
-            _draw(curves, row.paper(), colour, DOTTED)
+            colour, marked = COLOURS.get(row.model, VERMILION), {"marker": MARKERS.get(row.model, "X"), "markersize": 4}
+            _draw(curves, row.attacked(store, "ce"), colour, "-", label=row.label, **marked)
+            _draw(curves, row.paper(), colour, DOTTED, fillstyle="none", **marked)
         curves.set(xlim=(0, 1), ylim=(0, 100), xlabel="ε: ℓ2 norm, pixels in [0, 1]")
         curves.set_title(f"margin {margin:g}" if margin is not None else "")
         _draw_areas(areas, chosen, store)
@@ -54,8 +56,11 @@ def _draw_areas(axes: Axes, rows: Sequence[Row], store: Store) -> None:
         paper = row.paper()
         for area, filled in ((row.paper_auc(store), "full"), (None if paper is None else paper.auc, "none")):
             if area is not None:
-                colour = COLOURS.get(row.model, VERMILION)
-                axes.plot([area], [height], marker="o", color=colour, fillstyle=filled, markersize=6, linestyle="")
+                look: dict[str, Any] = {
+                    "color": COLOURS.get(row.model, VERMILION),
+                    "marker": MARKERS.get(row.model, "X"),
+                }
+                axes.plot([area], [height], fillstyle=filled, markersize=6, linestyle="", **look)
     axes.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=8)
     axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel="AUC: area below the curve")
 

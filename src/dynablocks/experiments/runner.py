@@ -113,11 +113,30 @@ def build_cells(cells: Sequence[Cell], store: Store, say: Say, *, retry: bool = 
             time.sleep(POLL_SECONDS)
 
 
+def require_workers(experiments: Sequence[Experiment]) -> None:
+    """Refuse processes that could not build the cells of these experiments together.
+
+    A worker is the program ``dynablocks``, which imports no file of the user's; and cells are shared by locked files.
+
+    Raises:
+        InvalidArgument: an experiment is of another package, or files cannot be locked here, as on Windows.
+    """
+    if os.name == "nt":
+        raise InvalidArgument("processes cannot share cells on Windows, where nothing locks them; give --jobs 1.")
+    for experiment in experiments:
+        module = type(experiment).__module__
+        if not module.startswith("dynablocks.experiments."):
+            raise InvalidArgument(
+                f"the experiment {experiment.name} (of {module}) is known to this process only; give --jobs 1."
+            )
+
+
 def build_with_workers(arguments: Sequence[str], jobs: int, cores: int) -> None:
     """Run the same command in ``jobs`` processes that share the cells and the cores, and wait for them.
 
     Bars of several processes would overwrite one another, so each has a dumb terminal and prints lines. One that a
-    signal ends can say nothing itself, so that is said here.
+    signal ends can say nothing itself, so that is said here; also how many ended with 2, whose sentences stand above
+    the lines of the others.
     """
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // jobs)), "TERM": "dumb"}
     command = [sys.executable, "-m", "dynablocks", "reproduce", *arguments, "--jobs", "1", "--worker"]
@@ -135,6 +154,8 @@ def build_with_workers(arguments: Sequence[str], jobs: int, cores: int) -> None:
         # By 9, SIGKILL, the kernel ends what takes the last memory.
         hint = " (out of memory?); use fewer --jobs" if number == 9 else "; the same command goes on from what it left"
         say(f"a worker was ended by signal {number}{hint}")
+    if refused := codes.count(2):
+        say(f"{refused} of {jobs} workers ended with an error, exit code 2; each has said above what to do")
 
 
 def interrupt_once(number: int, frame: object) -> None:

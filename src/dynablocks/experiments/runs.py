@@ -90,6 +90,10 @@ class TrainingCell(Cell):
         scale = 0.03 if self.data == "digits" else 0.014 if self.preset == "smoke" else 1.0
         return epoch * scale * (self.training.epochs or 1.0) * self.training.adversary_factor
 
+    @property
+    def computes_on(self) -> str:
+        return present_device(self.training.device)
+
     def data_hash(self) -> str:
         return images(self.data, self.data_dir).fingerprint
 
@@ -128,8 +132,12 @@ class CertificateCell(Cell):
     def cost(self) -> float:
         return 0.075 * self.training.cost / (self.training.training.epochs or 1.0)
 
+    @property
+    def computes_on(self) -> str:
+        return self.training.computes_on
+
     def build(self, directory: Path, store: Store) -> dict[str, Any]:
-        network = load(store.directory(self.training)).to(present_device(self.training.training.device))
+        network = load(store.directory(self.training)).to(self.computes_on)
         test = images(self.training.data, self.training.data_dir).test
         with progress_bar(self.title) as update:
             result = certify(network, test, progress=update)
@@ -156,6 +164,10 @@ class AttackCell(Cell):
         return 6.5 * scale * self.training.cost / (self.training.training.epochs or 1.0)
 
     @property
+    def computes_on(self) -> str:
+        return self.training.computes_on
+
+    @property
     def certificate(self) -> CertificateCell:
         """The certificate that the attack must not break."""
         return CertificateCell(self.training)
@@ -166,7 +178,7 @@ class AttackCell(Cell):
     def build(self, directory: Path, store: Store) -> dict[str, Any]:
         run, splits = store.directory(self.training), images(self.training.data, self.training.data_dir)
         partial = Partial(directory / ATTACK_PARTIAL, belongs_to(run, splits.fingerprint), self.config)
-        network = load(run).to(present_device(self.training.training.device))
+        network = load(run).to(self.computes_on)
         with progress_bar(self.title) as update:
             result = attack(network, splits.test, self.config, update, partial)
         write_tensors(directory / ATTACK_TENSORS, result.tensors())

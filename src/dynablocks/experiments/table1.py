@@ -1,15 +1,18 @@
 """Table 1 and Figure 1: three families of 1-Lipschitz networks on points in the plane.
 
-The paper fixes the families, ten residual layers, a = 1/2, A = exp(W − Wᵀ) and 100 runs. The rest was chosen here on
-validation points (other seeds than the test points and starts of the table):
+The paper fixes the families, ten residual layers, a = 1/2, A = exp(W − Wᵀ) and 100 runs. It shows its points as a
+picture alone, so neither its accuracies nor its T can be held against those found here: they stand beside each other,
+and what is compared is that every body is 1-Lipschitz. The rest was chosen here, on validation points (other seeds
+than the test points and starts of the table):
 
-- Points: two moons with noise 0.16, where the best networks reach a little over 98 %, centred, so that the first kinks
-  pass through them. With noise 0.14 the validation medians of F ∪ Fc and F (40 runs, not centred) were 98.7 and 99.0 %;
-  that of Fc was 94.7 to 96.5 % by seed, and 97.2 and 99.0 % after centring. The noise 0.16 follows from that trend and
-  was itself seen on the test points only. Circles are solved by all families alike, spirals by none in 1,500 steps.
-- Head: free, and standardised while training (``StandardisedTraining``). With a raw or normalised head every step
-  shrank, because a contraction costs logits: T ended near 1.4 for both single families on circles, whatever the start,
-  and on the moons most networks stayed at a straight line (88 %).
+- Points: two moons with noise 0.16, chosen so that the best networks reach a little over 98 %, as the paper's do; that
+  accuracies then lie near the paper's shows nothing. The points are centred, so that the first kinks pass through them.
+  With noise 0.14 the validation medians of F ∪ Fc and F (40 runs, not centred) were 98.7 and 99.0 %; that of Fc was
+  94.7 to 96.5 % by seed, and 97.2 and 99.0 % after centring. The noise 0.16 follows from that trend and was itself seen
+  on the test points only. Circles are solved by all families alike, spirals by none in 1,500 steps.
+- Head: free, so that the body alone is 1-Lipschitz, and standardised while training (``StandardisedTraining``). With a
+  raw or normalised head every step shrank, because a contraction costs logits: T ended near 1.4 for both single
+  families on circles, whatever the start, and on the moons most networks stayed at a straight line (88 %).
 - Starts: h = 4/3 for the single fields, the contraction that loses no direction; h = 1 makes a point of a quadrant and
   h = 2 does not train. Pairs start at the library's default (0.5, 0.1). **T remembers the start**: with the single
   fields from 1/2 it was 6.9 for Fc and 5.4 for F, less than the 6.1 of F ∪ Fc (20 runs, noise 0.15). So the order of T
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAPER_KEYS = {"F+Fc": "alternating", "F": "expansive_only", "Fc": "contractive_only"}
+OTHER_DATA = "other data than the paper's"
+"""What is expected of accuracies and T: nothing, since the paper's points are not at hand."""
 ROUNDING = 1e-9
 """What the product of ten stored constants may have above 1."""
 
@@ -92,10 +97,11 @@ class PlanarClassification(Experiment):
             f"Medians and quartiles of {cell.runs} networks with {cell.layers} residual layers, a = 1/2; each family is"
             " trained as one vectorised ensemble. The paper shows its points as a picture only; here they are"
             f" {points.train} training and {points.test} test points of `planar({points.name!r}, noise={points.noise})`"
-            f" less the training mean. {training.steps} steps of Adam, batches of {training.batch_size}. The bound is"
-            " the product of the layers' exact Lipschitz constants; the linear head is free, and the certified radii"
-            " divide by its weights. T remembers where the steps start (4/3 for F and Fc, 1/2 and 1/10 in a pair):"
-            " from 1/2, F ended below F ∪ Fc, so the order of T is not a property of the families alone."
+            " less the training mean, chosen so that the best networks reach a little over 98 %: accuracies and T are"
+            f" not compared with the paper's. {training.steps} steps of Adam, batches of {training.batch_size}. The"
+            " bound is the product of the layers' exact Lipschitz constants; the linear head is free, and the certified"
+            " radii divide by its weights. T remembers where the steps start (4/3 for F and Fc, 1/2 and 1/10 in a"
+            " pair): from 1/2, F ended below F ∪ Fc, so the order of T is not a property of the families alone."
         )
 
     def figures(self, scale: Scale, store: Store) -> dict[str, Figure]:
@@ -106,25 +112,21 @@ class PlanarClassification(Experiment):
 
     def checks(self, scale: Scale, store: Store) -> list[Check]:
         results = {family: store.result(self.cell(scale, family)) for family in FAMILIES}
-        compared = scale.preset != "smoke"
-        checks = []
-        for family, result in results.items():
-            paper = paper_results()["table1"][PAPER_KEYS[family]]["accuracy"]
-            got = None if result is None else statistics.median(result["accuracies"])
-            agrees = abs(got - paper) <= 0.01 + 1e-9 if compared and got is not None else None
-            text = None if got is None else f"{100 * got:.1f} %"
-            what = f"median accuracy, {NAMES[family]}"
-            checks.append(Check.of(what, f"{100 * paper:.1f} %", f"{100 * paper:.1f} ± 1 %", text, agrees))
-        return [*checks, self._order_check(results, compared), *self._bound_checks(results)]
+        accuracies = [self._accuracy_check(family, result) for family, result in results.items()]
+        return [*accuracies, self._times_check(results), *self._bound_checks(results)]
 
-    def _order_check(self, results: dict[str, dict[str, Any] | None], compared: bool) -> Check:
+    def _accuracy_check(self, family: str, result: dict[str, Any] | None) -> Check:
+        paper = f"{100 * paper_results()['table1'][PAPER_KEYS[family]]['accuracy']:.1f} %"
+        got = None if result is None else f"{100 * statistics.median(result['accuracies']):.1f} %"
+        return Check.of(f"median accuracy, {NAMES[family]}", paper, OTHER_DATA, got, None)
+
+    def _times_check(self, results: dict[str, dict[str, Any] | None]) -> Check:
         built = [result for result in results.values() if result is not None]
         times = [statistics.median(result["final_times"]) for result in built]
-        complete = len(times) == len(results)
         got = " < ".join(f"{t:.2f}" for t in times) if times == sorted(times) else ", ".join(f"{t:.2f}" for t in times)
-        order = " < ".join(f"T({NAMES[family]})" for family in results)
-        agrees = times == sorted(set(times)) if compared else None
-        return Check.of("order of the median T", "1.84 < 7.53 < 19.82", order, got if complete else None, agrees)
+        names = ", ".join(NAMES[family] for family in results)
+        complete = len(times) == len(results)
+        return Check.of(f"median T: {names}", "1.84 < 7.53 < 19.82", OTHER_DATA, got if complete else None, None)
 
     def _bound_checks(self, results: dict[str, dict[str, Any] | None]) -> list[Check]:
         """Section 1.1 constrains the steps to 1-Lipschitz networks: that holds at any size, in every run."""

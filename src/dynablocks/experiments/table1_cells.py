@@ -17,6 +17,7 @@ from dynablocks.experiments.ensembles import EnsembleTraining, train_ensemble
 from dynablocks.experiments.planar_networks import PlanarNetwork, StandardisedTraining
 from dynablocks.files import write_tensors
 from dynablocks.progress import progress_bar
+from dynablocks.seeding import seeded
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -87,8 +88,7 @@ class EnsembleCell(Cell):
         """The networks before training."""
         found = []
         for run in range(self.runs):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(mixed_seed(self.seed, run, 0))
+            with seeded(mixed_seed(self.seed, run, 0)):
                 found.append(StandardisedTraining(self.family, self.layers).double())
         return found
 

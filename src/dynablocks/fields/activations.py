@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from dynablocks.errors import InvalidArgument, require_range
@@ -30,8 +30,12 @@ class Activation:
             and its flow is closed-form.
         odd: σ(−u) = −σ(u).
 
+    A σ with parameters is none: parameters() and state dicts of a field list those of its modules, and an activation is
+    no module. Learn them as parameters of a field of your own.
+
     Raises:
-        InvalidArgument: the slopes are not two finite numbers in order, or those of another σ than ``negative_slope``.
+        InvalidArgument: the slopes are not two finite numbers in order, or those of another σ than ``negative_slope``;
+            a function has parameters.
     """
 
     name: str
@@ -43,6 +47,12 @@ class Activation:
     odd: bool = False
 
     def __post_init__(self) -> None:
+        for function in (self.function, self.primitive):
+            if isinstance(function, nn.Module) and next(function.parameters(), None) is not None:
+                raise InvalidArgument(
+                    f"a function of {self.name} is a {type(function).__name__} with parameters, which no field would "
+                    "train or save with it; learn them as parameters of a field of your own."
+                )
         if not -math.inf < self.slope_min <= self.slope_max < math.inf:
             raise InvalidArgument(
                 f"the slopes of {self.name} are given as {self.slope_min} to {self.slope_max}; two finite numbers, the "

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument, require_finite
+from dynablocks.linear.maps import LinearMap, why_unknown
 from dynablocks.numerics.rounding import EPS, exp_up
 from dynablocks.properties import EUCLIDEAN, Metric
 from dynablocks.properties.own_code import COMPUTING, MOVING, replaced
@@ -190,8 +191,15 @@ SAID_OF: dict[str, tuple[str, ...]] = {
 """The methods by which a class says what holds of others, and which these are: who replaces one says it anew."""
 
 
-OF_POTENTIAL = ("forward", "profile", "preactivation")
-"""The methods whose gradient structure a ``potential`` speaks of."""
+OF_ANOTHER: dict[str, tuple[str, ...]] = {
+    "flow": ("forward",),
+    "structure": ("forward",),
+    "energy": ("forward",),
+    "rotate": ("forward",),
+    "potential": ("forward", "profile", "preactivation"),
+}
+"""The methods of a field beside X, and those that each goes with: where one of these is replaced, an inherited one is
+that of another field, and not taken."""
 
 
 def _no_facts(self: VectorField) -> FieldFacts:
@@ -223,11 +231,7 @@ class VectorField(nn.Module):
     """
 
     in_shape: tuple[int, ...]
-    _flow_of_another: bool = False
-    _structure_of_another: bool = False
-    _energy_of_another: bool = False
-    _rotation_of_another: bool = False
-    _potential_of_another: bool = False
+    _of_another: frozenset[str] = frozenset()
 
     def __init_subclass__(cls, **given: Any) -> None:
         super().__init_subclass__(**given)
@@ -235,11 +239,7 @@ class VectorField(nn.Module):
         for claim, code in SAID_OF.items():
             if replaced(cls, code, (claim,), roots):
                 setattr(cls, claim, _no_facts if claim == "facts" else vars(VectorField)[claim])
-        cls._flow_of_another = replaced(cls, ("forward",), ("flow",), roots) is not None
-        cls._structure_of_another = replaced(cls, ("forward",), ("structure",), roots) is not None
-        cls._energy_of_another = replaced(cls, ("forward",), ("energy",), roots) is not None
-        cls._rotation_of_another = replaced(cls, ("forward",), ("rotate",), roots) is not None
-        cls._potential_of_another = replaced(cls, OF_POTENTIAL, ("potential",), roots) is not None
+        cls._of_another = frozenset(name for name, code in OF_ANOTHER.items() if replaced(cls, code, (name,), roots))
 
     def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
         """Set an attribute; a part of the field may not have the name of a method of every field.
@@ -314,7 +314,7 @@ class VectorField(nn.Module):
         """Why the flow has no closed form, ``None`` when it has one: by default where the class has a :meth:`flow`."""
         name = type(self).__name__
         if type(self).flow is not VectorField.flow:
-            return f"{name} has a forward of its own, and no flow to go with it" if self._flow_of_another else None
+            return f"{name} has a forward of its own, and no flow to go with it" if "flow" in self._of_another else None
         if any(term is not self for term in self.terms()):
             way = "take a splitting method, which needs flows of its terms alone"
         else:
@@ -374,7 +374,7 @@ class VectorField(nn.Module):
             # Rounding is that of hλ, which may be large where 1 + hλ is small.
             slack = 2 * EPS * (1 + abs(h) * max(abs(low), abs(high)))
             constant = 1.0 if exact else math.nextafter(ends[1] + slack, math.inf)
-            if min(h * low, h * high) >= -1 and max(h * low, h * high) <= 0:
+            if min(h * low, h * high) >= -2 * (1 - 4 * EPS) and max(h * low, h * high) <= 0:
                 constant = min(constant, 1.0)
             return constant, f"max|1+hλ|, λ in [{low:.4g}, {high:.4g}]"
         general = math.nextafter(1 + abs(h) * facts.lipschitz, math.inf)
@@ -421,15 +421,25 @@ def why_no_potential(field: nn.Module) -> str | None:
     """Why no V with ∇V = field is known, ``None`` where one is."""
     known = (
         isinstance(field, VectorField)
-        and not field._potential_of_another
+        and "potential" not in field._of_another
         and field.standing_facts().euclidean().conservative
     )
     if known and hasattr(field, "potential"):
         return None
+    unknown = why_map_unknown(field)
+    if unknown is not None:
+        return unknown
     return (
         f"{type(field).__name__} has no known potential; use a GradientField or a LinearField, or give it a method "
         "potential(x) with X = ∇V, one number a sample, and facts that say conservative"
     )
+
+
+def why_map_unknown(field: nn.Module) -> str | None:
+    """Why nothing is known of the field's ``linear``, and what to do; ``None`` where it has none, or it is known."""
+    linear = getattr(field, "linear", None)
+    unknown = why_unknown(linear) if isinstance(linear, LinearMap) else None
+    return None if unknown is None else f"{unknown}; give it a compute_norm_bounds of its own"
 
 
 def potential_of(field: nn.Module, x: Tensor) -> Tensor:

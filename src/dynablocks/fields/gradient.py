@@ -9,6 +9,7 @@ from dynablocks.fields.activations import Activation, leaky_relu
 from dynablocks.fields.base import FIELDS, FieldFacts
 from dynablocks.fields.ridge import RidgeField
 from dynablocks.linear import LinearMap, OrthogonalDense
+from dynablocks.linear.maps import why_unknown
 
 
 @FIELDS.register("gradient")
@@ -60,12 +61,15 @@ class GradientField(RidgeField):
         return None if self.alpha is None else self.sign * self.alpha
 
     def facts(self) -> FieldFacts:
+        unknown = why_unknown(self.linear)
+        if unknown is not None:
+            return FieldFacts(reason=unknown)
         low, high = self.update_spectrum(*self.slope_range())
         reason = f"symmetric Jacobian, {self.linear.norm_bounds().method}"
         return FieldFacts.of_spectrum(low, high, odd=self.sigma.odd and self.bias is None, reason=reason)
 
     def _standing_facts(self) -> FieldFacts:
-        return FieldFacts(conservative=True)
+        return FieldFacts(conservative=self.linear.is_known)
 
     def split(self) -> tuple[GradientField, GradientField]:
         """The expansive and the contractive field, both with α >= 0, whose sum this field is (Corollary 2.3).

@@ -211,7 +211,7 @@ class MassPreservingField(ExchangeField):
         return FieldFacts(linear_invariants=self.space.weights)
 
     def _lipschitz(self) -> float:
-        incidence, outer = self.incidence(), self.outer.weight.detach().double().cpu()
+        incidence, outer = self.incidence(), self.outer.weight.detach().cpu().double()
         rounding = len(outer[0]) * 2.0**-52 * float(incidence.norm()) * float(outer.norm())
         mixing = linear_norm_bounds(incidence @ outer.mT).upper * (1 + 2.0**-48) + rounding
         return mixing * self.sigma.lipschitz * self.inner.norm_bounds().upper * (1 + 2.0**-50)

@@ -12,6 +12,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation, activation, leaky_relu
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
 from dynablocks.linear import Dense, LinearMap, shared_weights
+from dynablocks.linear.maps import why_unknown
 from dynablocks.norms import DenseMetric
 from dynablocks.numerics.bounds import linear_norm_bounds, smallest_singular_value_bounds
 from dynablocks.numerics.rounding import product_slack, round_down, round_up
@@ -106,7 +107,7 @@ class MetricField(VectorField):
             bounds = self.linear.norm_bounds()
             return self.linear.smallest_singular_value(), bounds.upper, bounds.method
         entries = math.prod(self.in_shape)
-        if entries * self.linear.features <= DENSE_ENTRIES:
+        if entries * self.linear.features <= DENSE_ENTRIES and self.linear.has_its_matrix:
             # Once for each weight that is held. The metric is kept with them, so that no other gets its id meanwhile.
             key = f"singular values in the metric {id(self.metric)}"
             return self.linear.once(key, lambda: (self.metric, self._dense_singular_values(entries)))[1]
@@ -123,6 +124,9 @@ class MetricField(VectorField):
         return max(0.0, smallest - slack), linear_norm_bounds(matrix).upper + slack, "dense W M^{1/2}"
 
     def facts(self) -> FieldFacts:
+        unknown = why_unknown(self.linear)
+        if unknown is not None:
+            return FieldFacts(reason=unknown, metric=self.metric)
         smallest, largest, method = self.singular_values()
         slopes = sorted(self.sign * slope for slope in (self.sigma.slope_min, self.sigma.slope_max))
         ends = largest if slopes[0] < 0 else smallest, largest if slopes[1] > 0 else smallest
@@ -132,7 +136,7 @@ class MetricField(VectorField):
         return FieldFacts.of_spectrum(low, high, odd=odd, reason=reason, metric=self.metric)
 
     def _standing_facts(self) -> FieldFacts:
-        return FieldFacts(conservative=True, metric=self.metric)
+        return FieldFacts(conservative=self.linear.is_known, metric=self.metric)
 
     def extra_repr(self) -> str:
         kind = "expansive" if self.expansive else "contractive"

@@ -12,6 +12,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation, activation, leaky_relu
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
 from dynablocks.linear import Dense, LinearMap, OrthogonalDense
+from dynablocks.linear.maps import why_unknown
 from dynablocks.numerics.rounding import EPS, checked_float64, round_up
 
 if TYPE_CHECKING:
@@ -72,6 +73,12 @@ class PlanarField(VectorField):
         return self.sign * corners.unsqueeze(-1) * matrix
 
     def facts(self) -> FieldFacts:
+        unknown = why_unknown(self.linear)
+        if unknown is not None:
+            return FieldFacts(reason=unknown)
+        if not self.linear.has_its_matrix:
+            upper = self.linear.norm_bounds().upper
+            return FieldFacts(round_up(upper * self.sigma.lipschitz), reason=f"max|σ'|‖A‖, ‖A‖ <= {upper:.6g}")
         jacobians = self.corner_jacobians()
         slack = 1 + SLACK * EPS
         one_sided = float(torch.linalg.eigvalsh(0.5 * (jacobians + jacobians.mT)).max())
@@ -84,7 +91,7 @@ class PlanarField(VectorField):
         )
 
     def euler_constant(self, step_size: float, bound: str = "tight") -> tuple[float, str]:
-        if bound == "paper":
+        if bound == "paper" or not self.linear.has_its_matrix:
             return super().euler_constant(step_size, bound)
         jacobians = self.corner_jacobians()
         steps = torch.eye(jacobians.shape[-1], dtype=torch.float64) + step_size * jacobians
@@ -144,6 +151,9 @@ class TwoMatrixField(VectorField):
         return round_up(self.inner.norm_bounds().upper * self.outer.norm_bounds().upper * self.sigma.lipschitz)
 
     def facts(self) -> FieldFacts:
+        unknown = why_unknown(self.inner, self.outer)
+        if unknown is not None:
+            return FieldFacts(reason=unknown)
         product = self._product()
         odd = self.sigma.odd and self.bias is None
         reason = f"‖A‖‖B‖ <= {product:.6g}, decay {self.decay:g}"
@@ -152,6 +162,8 @@ class TwoMatrixField(VectorField):
         return FieldFacts(lipschitz, one_sided, odd=odd, reason=reason)
 
     def euler_constant(self, step_size: float, bound: str = "tight") -> tuple[float, str]:
+        if why_unknown(self.inner, self.outer) is not None:
+            return super().euler_constant(step_size, bound)
         decayed, moved = step_size * self.decay, abs(step_size) * self._product()
         constant = abs(1 - decayed) + moved
         # Rounding is that of hc, which may be large where 1 − hc is small.

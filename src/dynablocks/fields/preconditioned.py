@@ -12,9 +12,11 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation
 from dynablocks.fields.base import FIELDS, FieldFacts
 from dynablocks.fields.ridge import RidgeField
-from dynablocks.linear import Dense, LinearMap
-from dynablocks.linear.convolution import Conv
+from dynablocks.lifting import ChannelMix
+from dynablocks.linear import Conv, Dense, LinearMap
+from dynablocks.linear.maps import IMAGES, PRODUCTS
 from dynablocks.numerics.rounding import checked_float64
+from dynablocks.properties.own_code import overrides
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -30,15 +32,16 @@ class PreconditionedField(RidgeField):
     circular convolution there and P takes the outputs. As EEᵀ ≼ I, AAᵀ ≼ PCCᵀPᵀ, and |CCᵀ|, which |AAᵀ| may exceed at a
     border, is bounded by the kernel's correlation with itself summed over all shifts, so T has one entry per channel.
 
-    Condition: none on A. The declared spectrum is −[0, c] with c = max T*/T, T* recomputed in float64 with a rounding
-    slack.
+    Condition: none on A but that T, which is made of the weight, is one of A: the weight is the matrix or the kernel.
+    The declared spectrum is −[0, c] with c = max T*/T, T* recomputed in float64 with a rounding slack.
 
     Args:
-        linear: A, dense or a stride-1, ungrouped convolution.
+        linear: A, a :class:`~dynablocks.linear.Dense`, a stride-1, ungrouped :class:`~dynablocks.linear.Conv` or a
+            :class:`~dynablocks.lifting.ChannelMix` that multiplies as these classes do, however its weight is made.
         sigma: σ, monotone; its slopes are at most 1 for the constants below to hold up to h = 2.
 
     Raises:
-        InvalidArgument: σ is not monotone, or the convolution has a stride or groups.
+        InvalidArgument: σ is not monotone, A multiplies by code of its own, or the convolution has a stride or groups.
 
     Source: design D2.5; Araujo et al. (2023), "A unified algebraic perspective on Lipschitz neural networks" (SLL).
 
@@ -55,6 +58,12 @@ class PreconditionedField(RidgeField):
             raise InvalidArgument(
                 f"{self.sigma.name} has slopes down to {self.sigma.slope_min:g}; a preconditioned field needs a "
                 "monotone σ, of slopes >= 0."
+            )
+        if not _is_its_weight(linear):
+            raise InvalidArgument(
+                "a preconditioned field takes the weight for the matrix or the kernel of A, which is not known of "
+                f"{type(linear).__name__}; give a Dense, a Conv or a ChannelMix, or a subclass with a compute_weight "
+                "of its own, but no products."
             )
         if isinstance(linear, Conv) and (linear.stride != 1 or linear.groups != 1):
             raise InvalidArgument("a preconditioned field needs a convolution with stride 1 and groups 1.")
@@ -86,6 +95,12 @@ class PreconditionedField(RidgeField):
 
     def _standing_facts(self) -> FieldFacts:
         return FieldFacts(conservative=True)
+
+
+def _is_its_weight(linear: LinearMap) -> bool:
+    """Whether a map multiplies by its weight as a matrix or as a kernel, by the products of these classes."""
+    kind = next((kind for kind in (Dense, Conv, ChannelMix) if isinstance(linear, kind)), None)
+    return kind is not None and not any(overrides(linear, kind, name) for name in (*PRODUCTS, *IMAGES))
 
 
 def absolute_gram(weight: Tensor) -> Float[Tensor, "channels channels"]:

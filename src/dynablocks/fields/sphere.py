@@ -12,6 +12,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation, activation
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, over_matrices
 from dynablocks.linear import Dense, LinearMap, shared_weights
+from dynablocks.linear.maps import why_unknown
 from dynablocks.numerics.exponential import matrix_exponential
 from dynablocks.numerics.solving import solve_systems
 
@@ -154,7 +155,7 @@ class SphereField(TangentField):
         return tangent_part(f.flatten(1), x.flatten(1)).reshape(x.shape)
 
     def facts(self) -> FieldFacts:
-        odd = self.sigma.odd and self.bias is None
+        odd = self.sigma.odd and self.bias is None and why_unknown(self.inner, self.outer) is None
         return FieldFacts(odd=odd, tangent=True, reason="tangent to spheres; it may jump at 0")
 
 

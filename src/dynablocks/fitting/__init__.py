@@ -1,6 +1,7 @@
 """Fitting dynamics to data: least squares to rounding, and surrogates of flow maps that keep what nature keeps."""
 
-from dynablocks.fitting.job import FitConfig, load_fit, save_fit
+from dynablocks.fitting.folder import load_fit, save_fit
+from dynablocks.fitting.job import FitConfig
 from dynablocks.fitting.regression import FitHistory, FitRecord, fit
 from dynablocks.fitting.surrogates import SURROGATES, FlowMap, Structure, build
 

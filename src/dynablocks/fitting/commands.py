@@ -16,58 +16,64 @@ from typing import TYPE_CHECKING, Any
 from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument, require_choice, require_range, unknown_name
 from dynablocks.files import expanded, lock_file, read_json, resolved, sha256, write_text
 from dynablocks.fitting.doubts import doubts
-from dynablocks.fitting.job import (
-    MOST_SAMPLES,
-    PRESETS,
-    FitConfig,
-    Plan,
-    claim,
-    pairs_of,
-    plan,
-    run_stages,
-    save_fit,
-)
+from dynablocks.fitting.folder import claim, write_weights
+from dynablocks.fitting.job import PRESETS, FitConfig, Plan, plan, run_stages
 from dynablocks.fitting.report import LONG_STEPS, headline_rows, measure, warnings, write_outputs
+from dynablocks.fitting.samples import MOST_SAMPLES, usual_steps
 from dynablocks.fitting.surrogates import LEARNED_ENERGY, SURROGATES, Structure, build
 from dynablocks.progress import Stopped, output_console, progress_bar
-from dynablocks.reporting.words import duration
+from dynablocks.reporting.words import duration, several
 from dynablocks.run_files import CONFIG, EXAMPLE_DATA, LOCK, METRICS, REPORT
 
 if TYPE_CHECKING:
     from dynablocks.data.trajectories import Pairs, Trajectories
 
-SUMMARY = """Learn the flow map of a dynamical system from trajectories, keeping a chosen structure for any parameters:
-mass, volume, norm or the symplectic form to rounding, a learned energy to the solver's tolerance.
+SUMMARY = """Learn the flow map of a dynamical system from trajectories, keeping a chosen
+structure for any parameters: mass, volume, norm or the symplectic form to
+rounding, a learned energy to the solver's tolerance.
 
-FILE is CSV, Parquet or NumPy .npz. A CSV has the header trajectory,t,<state columns>, one row a sample; irregular times
-are fine, and trajectory may be left out when there is one. Input/output pairs: in_<name>...,out_<name>... and
-optionally h, the time between them."""
+FILE is CSV, Parquet or NumPy .npz. A CSV has the header
+trajectory,t,<state columns>, one row a sample; irregular times are fine, and
+trajectory may be left out when there is one. Input/output pairs:
+in_<name>...,out_<name>... and optionally h, the time between them."""
 
 EXAMPLES = """what to preserve:
-  mass        a weighted sum of the columns (--weights; by default all 1): reactions, epidemics, compartments;
-              columns may become negative
-  symplectic  Hamiltonian mechanics: columns are all positions, then all momenta; over long times
-              the learned energy oscillates and, as a rule, does not drift
-  energy      a learned energy, to the solver's tolerance; an even number of columns is all positions, then all momenta
-  volume      of the state space, where no column drives itself (dx/dt does not depend on x): rigid bodies, the ABC
-              flow, separable maps; not flows that stretch along their own axis, as x' = x, y' = -y
-  norm        the Euclidean length of the state: spins, directions, wave functions; where an energy is kept too, as by
-              a rigid body, energy is the better choice
+  mass        a weighted sum of the columns (--weights; by default all 1):
+              reactions, epidemics, compartments; columns may become negative
+  symplectic  Hamiltonian mechanics: columns are all positions, then all
+              momenta; over long times the learned energy oscillates and, as a
+              rule, does not drift
+  energy      a learned energy, to the solver's tolerance; an even number of
+              columns is all positions, then all momenta
+  volume      of the state space, where no column drives itself (dx/dt does
+              not depend on x): rigid bodies, the ABC flow, separable maps;
+              not flows that stretch along their own axis, as x' = x, y' = -y
+  norm        the Euclidean length of the state: spins, directions, wave
+              functions; where an energy is kept too, as by a rigid body,
+              energy is the better choice
   positive    states stay >= 0: concentrations, populations
   none        nothing: a baseline to compare with
 
 examples:
-  dynablocks fit --example pendulum --out runs/first        no data needed: from nothing to a report in minutes
-  dynablocks fit pendulum.csv --preserve symplectic --odd   f(-x) = -f(x), where the system has this symmetry
-  dynablocks fit sir.csv --preserve mass                    S + I + R of the surrogate stays the same, to rounding
-  dynablocks fit tanks.parquet --preserve mass --weights 1,2.5,0.5
-  dynablocks fit arm.csv --preserve symplectic --coupled    the energy is not T(p) + V(q); momenta, not velocities
-  dynablocks fit log.csv --preserve symplectic --columns q1,q2,p1,p2    of a file with more columns, or another order
-  dynablocks fit data.csv --preserve none --preset smoke    seconds, to see that the file is read
-  dynablocks rollout runs/first --start 0.5,0.0 --out trajectory.csv    then: trajectories of the fit
+  no data needed, from nothing to a report in minutes:
+    dynablocks fit --example pendulum --out runs/first
+  then, trajectories of the fit:
+    dynablocks rollout runs/first --start 0.5,0.0 --out trajectory.csv
+  f(-x) = -f(x), where the system has this symmetry:
+    dynablocks fit pendulum.csv --preserve symplectic --odd
+  S + I + R of the surrogate stays the same, to rounding:
+    dynablocks fit sir.csv --preserve mass
+    dynablocks fit tanks.parquet --preserve mass --weights 1,2.5,0.5
+  the energy is not T(p) + V(q); momenta, not velocities:
+    dynablocks fit arm.csv --preserve symplectic --coupled
+  of a file with more columns, or in another order:
+    dynablocks fit log.csv --preserve symplectic --columns q1,q2,p1,p2
+  seconds, to see that the file is read:
+    dynablocks fit data.csv --preserve none --preset smoke
 
-An interrupted fit goes on when the same command is given again. The folder gets report.html, metrics.json,
-verification.json, predictions.csv, config.yaml and model.safetensors; in Python: dynablocks.fitting.load_fit(DIR)."""
+An interrupted fit goes on when the same command is given again. The folder
+gets report.html, metrics.json, verification.json, predictions.csv, config.yaml
+and model.safetensors; in Python: dynablocks.fitting.load_fit(DIR)."""
 
 FIRST_CHOICES = ("mass", "symplectic", "positive", "energy", "volume", "norm")
 """What an example keeps: the first of those that its system has. Energy of mechanics, rather than of predator and prey:
@@ -179,7 +185,7 @@ def _fit(
     if _has_momenta(planned.structure):
         say(_columns(planned.structure))
     fitted = run_stages(planned, config, out, say)
-    save_fit(out, fitted.flow)
+    write_weights(out, fitted.flow)
     with progress_bar("verifying and rolling out") as update:
         outcome = measure(fitted, 600 if config.adam_steps <= 100 else LONG_STEPS, update)
     write_outputs(out, outcome, source, command)
@@ -244,7 +250,10 @@ def _weights(text: str | None) -> tuple[float, ...] | None:
     except ValueError:
         raise InvalidArgument(f"--weights is {text!r}; numbers separated by commas are needed, as 1,2.5,1.") from None
     if not all(math.isfinite(w) and w != 0 for w in weights):
-        raise InvalidArgument(f"--weights is {text!r}; every weight must be a finite number other than 0.")
+        cure = "; fit the field `constrained` in Python, or leave out by --columns a column without mass on which no "
+        cure += "other depends"
+        advice = cure if 0 in weights else ""
+        raise InvalidArgument(f"--weights is {text!r}; every weight must be a finite number other than 0{advice}.")
     return weights
 
 
@@ -300,12 +309,12 @@ def _read(options: Any, preserve: str, out: Path, columns: Sequence[str] | None 
 def _reading(planned: Plan, file: str) -> str:
     parts = planned.parts
     counts = ", ".join(
-        f"{len(pairs_of(part)[0])} for {use}"
+        f"{len(part.pairs()[0])} for {use}"
         for use, part in (("training", parts.train), ("validation", parts.validation), ("the test", parts.test))
         if part is not None
     )
     noise = f"; noise about {planned.noise:.2g} of the spread" if planned.horizon > 1 else ""
-    steps = len(pairs_of(parts.train)[0])
+    steps = len(usual_steps(parts.train, planned.structure.step).pairs()[0])
     used = f"; {MOST_SAMPLES:,} of {steps:,} training steps are used, evenly spaced" if steps > MOST_SAMPLES else ""
     return f"{file}: {len(planned.structure.names)} state columns, steps: {counts}{used}{noise}"
 
@@ -328,10 +337,10 @@ def _dry_run(planned: Plan, config: FitConfig, file: Path, out: Path) -> int:
     facts = {
         "read": _reading(planned, file.name),
         "columns": _columns(structure),
-        "surrogate": f"{type(flow.field).__name__} by {flow.method!r}, {structure.substeps} substeps",
+        "surrogate": f"{type(flow.field).__name__} by {flow.method!r}, {several(structure.substeps, 'substep')}",
         "declares": ", ".join(str(kept) for kept in flow.properties) or "nothing",
         "parameters": str(sum(p.numel() for p in flow.parameters())),
-        "compared": f"{planned.horizon} step(s) in a row",
+        "compared": "step by step" if planned.horizon == 1 else f"{several(planned.horizon, 'step')} in a row",
         "time": limit,
         "folder": str(out),
     }

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from dynablocks.data.trajectories import Pairs, Trajectories
-from dynablocks.fitting.job import Plan, pairs_of, without_gaps
 from dynablocks.fitting.rollout import GAP, NOISE_DIFFERENCES
 from dynablocks.fitting.surrogates import LEARNED_ENERGY, change_of_units, departures
 from dynablocks.reporting import words
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+    from dynablocks.fitting.job import Plan
 
 JUMP, CALM = 0.8, 0.1
 """An angle that wraps jumps by more of its range than the first, and mostly moves by less than the second."""
@@ -29,6 +30,8 @@ LARGE_TEST = 2.0
 """From how many times the training steps on a test is too large; where there are two trajectories alike it has 1.3."""
 FAR_AWAY = 1e4
 """At so many times the size of the motion the rounding of the states is 1e-12 of the motion, in every step."""
+ROUNDED_STEP = 1e-6
+"""From which share of a usual step on the rounding of the times is told."""
 
 
 def doubts(planned: Plan) -> list[str]:
@@ -41,7 +44,7 @@ def doubts(planned: Plan) -> list[str]:
         >>> [sentence[:24] for sentence in doubts(plan(log, FitConfig("symplectic")))]
         ['There is one trajectory:']
     """
-    kinds = (_alone, _large_test, _gaps, _short, _far_from_zero, _wrapped, _alternating, _not_kept)
+    kinds = (_alone, _large_test, _gaps, _short, _far_from_zero, _late, _wrapped, _alternating, _not_kept)
     return [sentence for kind in kinds for sentence in kind(planned)]
 
 
@@ -56,7 +59,7 @@ def _alone(planned: Plan) -> Iterator[str]:
 
 
 def _large_test(planned: Plan) -> Iterator[str]:
-    train, test = (len(pairs_of(part)[2]) for part in (planned.parts.train, planned.parts.test))
+    train, test = (len(part.pairs()[2]) for part in (planned.parts.train, planned.parts.test))
     if test > LARGE_TEST * train:
         yield (
             f"The training has {train:,} steps, the test {test:,}, since whole trajectories are drawn: give another "
@@ -66,7 +69,7 @@ def _large_test(planned: Plan) -> Iterator[str]:
 
 def _gaps(planned: Plan) -> Iterator[str]:
     usual = planned.structure.step
-    longer = {use: pairs_of(part)[2] > GAP * usual for use, part in _parts(planned).items()}
+    longer = {use: part.pairs()[2] > GAP * usual for use, part in _parts(planned).items()}
     counts = [f"{int(gaps.sum())} of {len(gaps)} {use} steps" for use, gaps in longer.items() if bool(gaps.any())]
     if counts:
         only = "; the {} has no others, and its error is of them"
@@ -88,7 +91,7 @@ def _short(planned: Plan) -> Iterator[str]:
 def _far_from_zero(planned: Plan) -> Iterator[str]:
     if change_of_units(planned.structure) != "shift":
         return
-    x, y, _ = pairs_of(planned.parts.train)
+    x, y, _ = planned.parts.train.pairs()
     centre = x.mean(0)
     size = departures(x, y, centre).square().mean().sqrt()
     far = (centre.abs() > FAR_AWAY * size).tolist()
@@ -101,10 +104,23 @@ def _far_from_zero(planned: Plan) -> Iterator[str]:
         )
 
 
+def _late(planned: Plan) -> Iterator[str]:
+    """Times so far from 0 that float64 knows the steps between them poorly, as seconds since 1970."""
+    parts = [part for part in _parts(planned).values() if isinstance(part, Trajectories)]
+    latest = max((float(times[[0, -1]].abs().max()) for part in parts for times in part.times), default=0.0)
+    rounding = torch.finfo(torch.float64).eps * latest
+    if rounding > ROUNDED_STEP * planned.structure.step:
+        yield (
+            f"Times reach {latest:.12g}, where float64 rounds the time between two samples by up to {rounding:.2g}, "
+            f"and the usual one is {planned.structure.step:.4g}: subtract the first time while they are still whole "
+            "numbers or decimals, as nanoseconds are; afterwards it mends nothing."
+        )
+
+
 def _wrapped(planned: Plan) -> Iterator[str]:
     # In a long step any column may do what an angle that wraps does in a usual one.
-    pieces = (without_gaps(part, GAP * planned.structure.step) for part in _parts(planned).values())
-    steps = (pairs_of(piece)[:2] for piece in pieces if piece is not None)
+    pieces = (part.without_gaps(GAP * planned.structure.step) for part in _parts(planned).values())
+    steps = (piece.pairs()[:2] for piece in pieces if piece is not None)
     x, y = (torch.cat(ends) for ends in zip(*steps, strict=True))
     both, moves = torch.cat([x, y]), (y - x).abs()
     width = both.amax(0) - both.amin(0)

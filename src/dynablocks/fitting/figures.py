@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,22 +10,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynablocks.fitting.job import thinned
-from dynablocks.fitting.regression import FitRecord
-from dynablocks.fitting.rollout import Drift, Rollout
+from dynablocks.fitting.samples import thinned
 from dynablocks.reporting.figures import BLUE, INK, SERIES, VERMILION, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from dynablocks.fitting.regression import FitRecord
+    from dynablocks.fitting.rollout import Drift, Rollout
+
 MOST_PANELS = 6
 MOST_POINTS = 2001
 """Of a curve: what a figure cannot show would make the page large and slow. The long run of a report has so many."""
+MOST_CURVES = 200
+LARGEST = 1e300
+"""Values are drawn as if they were no larger: the length of a linear axis must be a number."""
 
 
 def _drawn(across: Tensor, up: Tensor) -> tuple[Tensor, ...]:
     """The points of a curve to draw: all of a short one, evenly spaced ones of a long one."""
     return thinned((across, up), MOST_POINTS)
+
+
+def _drawn_states(across: Tensor, up: Tensor) -> tuple[Tensor, ...]:
+    """The same on linear axes, for states that may grow to the end of the range of numbers."""
+    return _drawn(across.clamp(-LARGEST, LARGEST), up.clamp(-LARGEST, LARGEST))
 
 
 @styled
@@ -60,7 +70,7 @@ def component_figure(rollout: Rollout, names: Sequence[str]) -> Figure:
     for k, axes in enumerate(panels):
         measured, predicted = rollout.measured[:, k], rollout.predicted[:, k]
         axes.plot(*_drawn(rollout.times, measured), "o", color=BLUE, markersize=2.5, label="measured")
-        axes.plot(*_drawn(rollout.times[: len(predicted)], predicted), color=VERMILION, label="predicted")
+        axes.plot(*_drawn_states(rollout.times[: len(predicted)], predicted), color=VERMILION, label="predicted")
         axes.set(title=names[k].replace("$", r"\$"))
     panels[0].legend(frameon=False, fontsize=8.5, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
     panels[-1].set(xlabel="time")
@@ -75,8 +85,8 @@ def portrait_figure(rollouts: Sequence[Rollout], states: Tensor, names: Sequence
     for k, rollout in enumerate(rollouts[:MOST_PANELS]):
         labels = ("measured", "predicted") if k == 0 else (None, None)
         left.plot(*_drawn(*rollout.measured[:, :2].T), "o", color=BLUE, markersize=2, label=labels[0])
-        left.plot(*_drawn(*rollout.predicted[:, :2].T), color=VERMILION, linewidth=1.2, label=labels[1])
-    right.plot(*_drawn(*states[:, :2].T), ".", color=VERMILION, markersize=1.2)
+        left.plot(*_drawn_states(*rollout.predicted[:, :2].T), color=VERMILION, linewidth=1.2, label=labels[1])
+    right.plot(*_drawn_states(*states[:, :2].T), ".", color=VERMILION, markersize=1.2)
     left.legend(frameon=False, fontsize=8.5)
     across, up = (name.replace("$", r"\$") for name in names[:2])
     left.set(title="test data", xlabel=across, ylabel=up)
@@ -86,10 +96,10 @@ def portrait_figure(rollouts: Sequence[Rollout], states: Tensor, names: Sequence
 
 @styled
 def error_figure(rollouts: Sequence[Rollout]) -> Figure:
-    """Root mean squared error of every test rollout over time, and their median."""
+    """Root mean squared error of every test rollout over time, of many some, and the median of all."""
     figure = new_figure(7.4, 2.8, None)
     axes = figure.add_subplot()
-    for k, rollout in enumerate(rollouts):
+    for k, rollout in enumerate(rollouts[:: max(1, math.ceil(len(rollouts) / MOST_CURVES))]):
         error = rollout.errors.sqrt()[1:]
         times = (rollout.times - rollout.times[0])[1 : len(error) + 1]
         label = "a test trajectory" if k == 0 else None

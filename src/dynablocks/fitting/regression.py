@@ -16,8 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dynablocks.errors import BadCheckpoint, InvalidArgument, NotConverged, require_choice, require_range
-from dynablocks.files import write_atomically
+from dynablocks.errors import (
+    BadCheckpoint,
+    InvalidArgument,
+    NotConverged,
+    require_choice,
+    require_range,
+    require_whole,
+)
+from dynablocks.files import expanded, write_atomically
 from dynablocks.fitting.objective import Objective, Residuals, flow_map_residuals
 from dynablocks.fitting.second_order import FINISHES, LimitedMemoryBFGS, fits_levenberg_marquardt
 from dynablocks.progress import PATIENCE_SECONDS, progress_bar
@@ -88,7 +95,7 @@ def fit(
     max_seconds: float | None = None,
     validation: Data | None = None,
     callback: Callable[[FitRecord], object] | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 5.0,
     seed: int = 0,
     label: str = "fitting",
@@ -133,7 +140,11 @@ def fit(
         >>> fit(line, x, 3 * x + 1, adam_steps=0).loss < 1e-28
         True
     """
-    _require_arguments(adam_steps, lr, batch_size, finish, finish_steps, max_seconds)
+    _require_arguments(lr, finish, max_seconds)
+    adam_steps, batch_size = require_whole("adam_steps", adam_steps, 0), require_whole("batch_size", batch_size, 1)
+    finish_steps = None if finish_steps is None else require_whole("finish_steps", finish_steps, 0)
+    seed = require_whole("seed", seed)
+    place = None if checkpoint is None else expanded(checkpoint)
     module.double()
     project(module)
     data = _as_data("the training data", (x, y) if step is None else (x, y, step))
@@ -143,7 +154,7 @@ def fit(
         raise InvalidArgument(f"the validation has {len(held_out.data)} tensors, the training data {len(data)}.")
     settings = (getattr(residuals, "__qualname__", ""), adam_steps, lr, batch_size, finish, finish_steps, seed)
     asked = _digest(settings, data, () if held_out is None else held_out.data)
-    run = _Run(module, objective, held_out, max_seconds, callback, checkpoint, checkpoint_seconds, asked)
+    run = _Run(module, objective, held_out, max_seconds, callback, place, checkpoint_seconds, asked)
     with run.progress(label):
         run.start()
         if run.phase == "adam":
@@ -153,16 +164,10 @@ def fit(
         return run.end()
 
 
-def _require_arguments(
-    adam_steps: int, lr: float, batch_size: int, finish: str | None, finish_steps: int | None, seconds: float | None
-) -> None:
-    require_range("adam_steps", adam_steps, 0)
+def _require_arguments(lr: float, finish: str | None, seconds: float | None) -> None:
     require_range("lr", lr, 0, open_low=True)
-    require_range("batch_size", batch_size, 1)
     if finish is not None:
         require_choice("finish", finish, FINISHES)
-    if finish_steps is not None:
-        require_range("finish_steps", finish_steps, 0)
     if seconds is not None:
         require_range("max_seconds", seconds, 0, open_low=True)
 
@@ -250,16 +255,16 @@ class _Run:
             self._bar(min(1.0, fraction))
 
     def start(self) -> None:
-        if self.checkpoint is not None and Path(self.checkpoint).exists():
-            self._load(Path(self.checkpoint))
+        if self.checkpoint is not None and self.checkpoint.exists():
+            self._load(self.checkpoint)
         elif not self.objective.unknowns:
             raise InvalidArgument("the module has no parameters to fit; give one that has, with requires_grad.")
         else:
             self.record("start", 0)
 
-    def record(self, phase: str, step: int) -> FitRecord:
-        """Evaluate, note, and keep the parameters when they are the best so far."""
-        loss = self.objective.value()
+    def record(self, phase: str, step: int, loss: float | None = None) -> FitRecord:
+        """Evaluate, note, and keep the parameters when they are the best so far; ``loss`` is theirs where known."""
+        loss = self.objective.value() if loss is None else loss
         if math.isinf(loss) and phase == "adam" and self.best:
             return self.best_record  # a step without a solution; the best comes back when Adam ends
         if not math.isfinite(loss):
@@ -301,7 +306,7 @@ class _Run:
         }
         buffer = io.BytesIO()  # torch.save to a file says RuntimeError for a full disk
         torch.save(state, buffer)
-        write_atomically(Path(self.checkpoint), lambda path: path.write_bytes(buffer.getbuffer()))
+        write_atomically(self.checkpoint, lambda path: path.write_bytes(buffer.getbuffer()))
         self._written = time.monotonic()
 
     def _load(self, path: Path) -> None:
@@ -408,7 +413,8 @@ def _finish(run: _Run, name: str | None, steps: int | None, begun: float) -> Non
             run.history.stopped = reason
             return
         run.step += inner
-        run.record(method.name, run.step)
+        # An accepted step has just been judged by the objective of these parameters.
+        run.record(method.name, run.step, method.value)
         run.save(method)
         done = max(run.step / most, 0.0 if run.max_seconds is None else run.seconds / run.max_seconds)
         run.show(begun + (1 - begun) * done)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from html import escape
@@ -21,8 +21,9 @@ from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.files import finite_or_none, write_json, write_text
 from dynablocks.fitting import figures
 from dynablocks.fitting.doubts import doubts
-from dynablocks.fitting.job import MOST_SAMPLES, Fitted, pairs_of, thinned, usual_steps
+from dynablocks.fitting.job import Fitted
 from dynablocks.fitting.rollout import Drift, Rollout, drifts, roll_out, safe_rollout
+from dynablocks.fitting.samples import MOST_SAMPLES, SPREAD_SAMPLES, thinned, usual_steps
 from dynablocks.fitting.single_steps import column_errors, one_step_error, step_halving_gap
 from dynablocks.fitting.verification import verified
 from dynablocks.properties import explain
@@ -52,7 +53,6 @@ KEPT = {
 }
 VERIFY_SAMPLES = 8
 HALVED_SAMPLES = 64
-SPREAD_SAMPLES = 4096
 SHOWN_LABELS = 12
 
 
@@ -78,17 +78,20 @@ def measure(
     ``progress`` gets the fraction of the work that is done, about.
     """
     flow, parts = fitted.flow, fitted.plan.parts
-    x, _, _ = pairs_of(parts.test)
+    x, _, _ = parts.test.pairs()
     verification = verified(flow, thinned((x,), VERIFY_SAMPLES)[0])
     progress(0.2)
-    rollouts = roll_out(flow, parts.test) if isinstance(parts.test, Trajectories) else []
+    rollouts: list[Rollout] = []
+    if isinstance(parts.test, Trajectories):
+        rollouts = roll_out(flow, parts.test, lambda share: progress(0.2 + 0.2 * share))
     progress(0.4)
     step = flow.structure.step
-    runs, stopped = safe_rollout(flow, x[:1], repeat(torch.tensor(step, dtype=torch.float64), long_steps))
+    equal = repeat(torch.tensor(step, dtype=torch.float64), long_steps)
+    runs, stopped = safe_rollout(flow, x[:1], _told(equal, long_steps, lambda share: progress(0.4 + 0.5 * share)))
     states = runs[0]
     times = step * torch.arange(len(states), dtype=torch.float64)
     progress(0.9)
-    moved = drifts(flow, times, states, thinned((pairs_of(parts.train)[0],), SPREAD_SAMPLES)[0])
+    moved = drifts(flow, times, states, thinned((parts.train.pairs()[0],), SPREAD_SAMPLES)[0])
     return Outcome(
         fitted,
         verification,
@@ -101,6 +104,13 @@ def measure(
     )
 
 
+def _told(items: Iterable[Tensor], total: int, progress: Callable[[float], object]) -> Iterator[Tensor]:
+    """The items, ``total`` of them; ``progress`` gets the fraction that is done."""
+    for done, item in enumerate(items, start=1):
+        yield item
+        progress(done / total)
+
+
 def _metrics(
     fitted: Fitted,
     verification: Verification | None,
@@ -110,13 +120,13 @@ def _metrics(
 ) -> dict[str, Any]:
     flow, planned = fitted.flow, fitted.plan
     parts = planned.parts
-    x, y, _ = pairs_of(parts.train)
+    x, y, _ = parts.train.pairs()
     states = y if len(y) > 1 else torch.cat([x, y])  # one state alone has no spread
     spread = float(states.var(dim=0).mean())
     usual = partial(usual_steps, usual=flow.structure.step)
     columns = column_errors(flow, usual(parts.test))
     test = math.inf if columns is None else float(columns.mean())
-    gap = step_halving_gap(flow, thinned((pairs_of(parts.test)[0],), HALVED_SAMPLES)[0])
+    gap = step_halving_gap(flow, thinned((parts.test.pairs()[0],), HALVED_SAMPLES)[0])
     metrics: dict[str, Any] = {
         "preserve": flow.structure.preserve,
         "parameters": fitted.history.unknowns,
@@ -149,21 +159,21 @@ def _rollout_metrics(rollouts: Sequence[Rollout], test: Trajectories | Pairs, sp
     error = _mean([float(r.errors[1:].mean()) for r in compared])
     held = _mean([float((r.measured[1 : len(r.errors)] - r.measured[0]).square().mean()) for r in compared])
     longest = max(compared, key=lambda r: len(r.errors), default=None)
-    measured = test.times if isinstance(test, Trajectories) else ()
     return {
         "rollout_mse": error,
         "rollout_relative_error": math.sqrt(error / spread) if error is not None and spread > 0 else None,
         "rollout_error_over_motion": math.sqrt(error / held) if error is not None and held else None,
         "rollout_steps": 0 if longest is None else len(longest.errors) - 1,
         "rollout_time": 0.0 if longest is None else float(longest.times[len(longest.errors) - 1] - longest.times[0]),
-        "rollouts_cut": sum(len(r.times) < len(t) for r, t in zip(rollouts, measured, strict=True)),
+        "rollouts_cut": sum(r.cut for r in rollouts),
+        "rollouts_left_out": len(test) - len(rollouts) if isinstance(test, Trajectories) else 0,
         "rollouts_ended_early": sum(r.stopped is not None for r in rollouts),
     }
 
 
 def _over_motion(error: float, data: Trajectories | Pairs) -> float | None:
     """The root of a mean squared error of one step over that of the prediction that nothing moves."""
-    x, y, _ = pairs_of(data)
+    x, y, _ = data.pairs()
     motion = float((y - x).square().mean())
     return math.sqrt(error / motion) if motion > 0 else None
 
@@ -265,7 +275,7 @@ def headline_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     if "step_halving_error" in metrics:
         meaning = "largest distance over the spread: how far shorter steps than the usual one are off; longer ones more"
         rows.append(("two half steps against one", _share(metrics["step_halving_error"]), meaning))
-    if metrics["rollout_mse"] is not None:
+    if metrics["rollout_mse"] is not None or metrics.get("rollout_steps", 0) > 0:
         rows.extend(_rollout_rows(metrics, over))
     if metrics["horizon"] > 1:
         rows.append(("noise in the data", _number(metrics["noise_level"]), "estimate, over the spread of the states"))
@@ -281,12 +291,13 @@ def headline_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _rollout_rows(metrics: dict[str, Any], over: str) -> Iterator[tuple[str, str, str]]:
-    ended, cut = metrics["rollouts_ended_early"], metrics.get("rollouts_cut", 0)
-    early = f"; {ended} ended early and count to their end" if ended else ""
+    ended, cut, left = (metrics.get(f"rollouts_{what}", 0) for what in ("ended_early", "cut", "left_out"))
+    early = f"; {ended} ended early and {'counts to its' if ended == 1 else 'count to their'} end" if ended else ""
     steps = metrics.get("rollout_steps", 0)
     length = f", up to {steps:,} steps (a time of {metrics['rollout_time']:.4g})" if steps else ""
-    first = f"; {cut} are longer and count so far" if cut else ""
-    meaning = f"mean squared, from the first state on{length}{first}{early}"
+    first = f"; {cut} {'is longer and counts' if cut == 1 else 'are longer and count'} so far" if cut else ""
+    others = f"; {left} more were not rolled out" if left else ""
+    meaning = f"mean squared, from the first state on{length}{first}{early}{others}"
     yield "error of whole rollouts", _number(metrics["rollout_mse"]), meaning
     meaning = f"{over}; chaos makes it large in the end, however good the fit"
     yield "relative error of whole rollouts", _share(metrics["rollout_relative_error"]), meaning
@@ -336,6 +347,11 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
 
 def _far_rollouts(metrics: dict[str, Any]) -> Iterator[str]:
     error = metrics["rollout_relative_error"]
+    if error is None and metrics.get("rollout_mse") is None and metrics.get("rollout_steps", 0) > 0:
+        yield (
+            "Rollouts from test states grow beyond all numbers, and so does their mean squared error: good for single "
+            "steps at most. A longer fit (--preset long), more data or more --substeps may help."
+        )
     if error is None or error <= max(FAR, 3 * (metrics["noise_level"] or 0.0)):
         return
     structure = (
@@ -354,7 +370,8 @@ def _little_motion(metrics: dict[str, Any], above_noise: bool) -> Iterator[str]:
     if still is not None and still > STILL and above_noise:
         yield (
             f"The error of one step is {_share(still)} of the motion in a step (100 % is predicting no change): hardly "
-            "anything of the motion was learned. A longer fit (--preset long), a larger --width or more data may help."
+            "anything of the motion was learned. A longer fit (--preset long), a larger --width or more data may help; "
+            "or the columns are not a whole state (positions without velocities or momenta): append the rest."
         )
     if spread is not None and spread < NARROW:
         yield (
@@ -381,7 +398,7 @@ def _uneven_columns(errors: dict[str, float | None], relative: float | None, pre
 
 
 def _share(value: float | None) -> str:
-    return "unknown" if value is None else words.percent(value) if value > 1e-3 else _number(value)
+    return words.percent(value) if value is not None and 1e-3 < value < 1e4 else _number(value)
 
 
 def _number(value: float | None) -> str:
@@ -389,18 +406,19 @@ def _number(value: float | None) -> str:
 
 
 def _data(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
-    parts = outcome.fitted.plan.parts
+    flow, parts = outcome.fitted.flow, outcome.fitted.plan.parts
     yield "<h2>What was read</h2>"
     kind = "trajectories" if isinstance(parts.test, Trajectories) else "pairs"
-    rows = [("file", str(source["file"])), ("state columns", ", ".join(outcome.fitted.flow.structure.names))]
+    rows = [("file", str(source["file"])), ("state columns", ", ".join(flow.structure.names))]
     for name, part in (("training", parts.train), ("validation", parts.validation), ("test", parts.test)):
         if part is not None:
-            count = len(pairs_of(part)[0])
+            count = len(part.pairs()[0])
             several = f"{_trajectories(part, name == 'test')}, {count} steps"
             many = several if kind == "trajectories" else f"{count} pairs"
-            thinned = name != "test" and count > MOST_SAMPLES
+            fitted = 0 if name == "test" else len(usual_steps(part, flow.structure.step).pairs()[0])
+            thinned = fitted > MOST_SAMPLES
             rows.append((name, f"{many}, of which {MOST_SAMPLES:,} are used, evenly spaced" if thinned else many))
-    h = pairs_of(parts.train)[2]
+    h = parts.train.pairs()[2]
     least, most, median = float(h.min()), float(h.max()), float(h.median())
     spread = f"{least:.4g}" if most - least <= 1e-9 * most else f"{least:.4g} to {most:.4g}, median {median:.4g}"
     rows.append(("time between samples", spread))
@@ -448,8 +466,9 @@ def _verification(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
 
 def _training(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
     yield "<h2>The fit</h2>"
+    chosen = "training data" if outcome.fitted.history.validation is None else "validation"
     caption = (
-        "Adam, then from the dotted line on a second-order finish. The best parameters on the validation were kept. "
+        f"Adam, then from the dotted line on a second-order finish. The best parameters on the {chosen} were kept. "
         "Residuals are over the size of the states."
     )
     yield figure(figures.loss_figure(outcome.fitted.curve()), "loss", caption)
@@ -471,8 +490,12 @@ def _rollouts(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
         yield figure(figures.portrait_figure(rollouts, outcome.long_states, names), "portrait", caption)
     caption = "The first test trajectory: only its first state was given."
     yield figure(figures.component_figure(rollouts[0], names), "components", caption)
-    noisy = "The error cannot fall below the noise of the data." if outcome.fitted.plan.horizon > 1 else "All rollouts."
-    yield figure(figures.error_figure(rollouts), "errors", noisy)
+    caption = "All rollouts."
+    if len(rollouts) > figures.MOST_CURVES:
+        caption = f"Some of {len(rollouts):,} rollouts, evenly spaced, and the median of all."
+    if outcome.fitted.plan.horizon > 1:
+        caption += " The error cannot fall below the noise of the data."
+    yield figure(figures.error_figure(rollouts), "errors", caption)
 
 
 def _drift(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
@@ -485,7 +508,7 @@ def _drift(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
 
 
 def _usage(outcome: Outcome, directory: Path, command: str) -> Iterator[str]:
-    x = [float(f"{value:.6g}") for value in pairs_of(outcome.fitted.plan.parts.test)[0][0].tolist()]
+    x = [float(f"{value:.6g}") for value in outcome.fitted.plan.parts.test.pairs()[0][0].tolist()]
     step = outcome.fitted.flow.structure.step
     snippet = f"""import torch
 from dynablocks.fitting import load_fit

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from dynablocks.data.trajectories import Trajectories
 from dynablocks.errors import DynablocksError
+from dynablocks.fitting.objective import SAMPLES_AT_ONCE
 from dynablocks.fitting.surrogates import LEARNED_ENERGY, FlowMap
 from dynablocks.properties.jacobians import jacobians, symplectic_defect
 
@@ -31,6 +31,9 @@ GAP = 5.0
 """A step that takes so many times the usual one is a gap: in the fit and its errors it would be all that counts."""
 MOST_ROLLED_STEPS = 5000
 """A rollout of a test trajectory takes so many steps at most: more of a long log says little more and takes minutes."""
+MOST_ROLLED_STATES = 200_000
+"""All rollouts together take so many steps at most: of more trajectories every second, third, … is rolled out."""
+LEFT_NUMBERS = "the states left the range of numbers"
 
 
 def windows(data: Trajectories, horizon: int, stride: int = 1) -> Windows:
@@ -121,7 +124,7 @@ def _differences(times: Tensor, states: Tensor, order: int, every: int) -> Tenso
 class Rollout:
     """One measured trajectory and the prediction from its first state: times (T,), both (T', n) with T' <= T.
 
-    ``label`` is what the trajectory is called in the data.
+    ``label`` is what the trajectory is called in the data; ``cut`` says that it goes on after these times.
     """
 
     times: Tensor
@@ -129,6 +132,7 @@ class Rollout:
     predicted: Tensor
     stopped: str | None = None
     label: str = ""
+    cut: bool = False
 
     @property
     def errors(self) -> Tensor:
@@ -136,21 +140,89 @@ class Rollout:
         return (self.predicted - self.measured[: len(self.predicted)]).square().mean(1)
 
 
-def roll_out(flow: FlowMap, data: Trajectories) -> list[Rollout]:
+def roll_out(
+    flow: FlowMap, data: Trajectories, progress: Callable[[float], object] = lambda fraction: None
+) -> list[Rollout]:
     """Predictions from the first state of every trajectory over its own times, 5,000 steps of each at most.
 
-    A gap takes several steps, of about the usual length.
+    A gap takes several steps, of about the usual length. Where the trajectories have more than 200,000 steps together
+    every second, third, … is rolled out. All take their steps together, so that a prediction is that of its trajectory
+    alone up to rounding, and to the tolerance of a method that solves an equation.
+
+    ``progress`` gets the fraction of the steps that is done.
     """
+    paths = [_steps_through(times, flow.structure.step) for times in data.times]
+    every = 1
+    while every < len(paths) and sum(len(steps) for steps, _ in paths[::every]) > MOST_ROLLED_STATES:
+        every += 1
+    chosen = range(0, len(paths), every)
+    runs = _rolled(flow, torch.stack([data.states[k][0] for k in chosen]), [paths[k][0] for k in chosen], progress)
     found = []
-    for k, (times, states) in enumerate(zip(data.times, data.states, strict=True)):
-        steps, places = _steps_through(times, flow.structure.step)
-        run, stopped = safe_rollout(flow, states[:1], steps)
-        predicted = run[0, places[places < run.shape[1]]]
-        found.append(Rollout(times[: len(places)], states[: len(places)], predicted, stopped, data.label(k)))
+    for k, (run, stopped) in zip(chosen, runs, strict=True):
+        times, states, places = data.times[k], data.states[k], paths[k][1]
+        reached, predicted = len(places), run[places[places < len(run)]]
+        cut = reached < len(times)
+        found.append(Rollout(times[:reached], states[:reached], predicted, stopped, data.label(k), cut))
     return found
 
 
-def _steps_through(times: Tensor, usual: float) -> tuple[list[Tensor], Tensor]:
+@torch.no_grad()
+def _rolled(
+    flow: FlowMap,
+    starts: Float[Tensor, "run n"],
+    steps: Sequence[Float[Tensor, " time"]],
+    progress: Callable[[float], object],
+) -> list[tuple[Float[Tensor, "time n"], str | None]]:
+    """The states from each start on over steps of its own, as far as they go, and why they end early.
+
+    The first steps of all runs are one batch, then the second ones of those that go on, and so forth.
+    """
+    lengths = torch.tensor([len(own) for own in steps])
+    last = (lengths + 1).cumsum(0) - 1
+    first = last - lengths
+    # The rows of all runs, one run below the other: the states, and the step that is taken from each.
+    states = starts.new_zeros(int(last[-1]) + 1, starts.shape[1])
+    h = torch.cat([part for own in steps for part in (own, own.new_zeros(1))])
+    states[first] = starts
+    newest, done, total = first.clone(), 0, int(lengths.sum())
+    reasons: dict[int, str] = {}
+    for part in torch.split(torch.arange(len(steps)), SAMPLES_AT_ONCE):
+        going = part[newest[part] < last[part]]
+        while len(going):
+            following, failed = _one_step(flow, states[newest[going]], h[newest[going]])
+            done += len(going)
+            reasons |= {int(going[row]): reason for row, reason in failed.items()}
+            kept = torch.tensor([row not in failed for row in range(len(going))])
+            going = going[kept]
+            newest[going] += 1
+            states[newest[going]] = following[kept].to(states)
+            going = going[newest[going] < last[going]]
+            progress(done / total)
+    bounds = zip(first.tolist(), newest.tolist(), strict=True)
+    return [(states[start : end + 1], reasons.get(k)) for k, (start, end) in enumerate(bounds)]
+
+
+def _one_step(
+    flow: FlowMap, x: Float[Tensor, "batch n"], h: Float[Tensor, " batch"]
+) -> tuple[Float[Tensor, "batch n"], dict[int, str]]:
+    """A step of each state, and by its row why a state has none.
+
+    A batch fails as a whole, so its halves are tried, down to a state alone.
+    """
+    try:
+        following: Tensor = flow(x, h)
+    except DynablocksError as error:
+        if len(x) == 1:
+            return x, {0: str(error)}
+        middle = len(x) // 2
+        low, failed = _one_step(flow, x[:middle], h[:middle])
+        high, later = _one_step(flow, x[middle:], h[middle:])
+        return torch.cat([low, high]), failed | {middle + row: reason for row, reason in later.items()}
+    lost = (~following.isfinite()).any(dim=1).nonzero().flatten().tolist()
+    return following, dict.fromkeys(lost, LEFT_NUMBERS)
+
+
+def _steps_through(times: Tensor, usual: float) -> tuple[Tensor, Tensor]:
     """The steps of a rollout over these times, and which of its states is that at each time, as far as it goes.
 
     A gap is crossed in equal steps of about the usual length: the learned field is autonomous,
@@ -161,8 +233,7 @@ def _steps_through(times: Tensor, usual: float) -> tuple[list[Tensor], Tensor]:
     places = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     places = places[places <= MOST_ROLLED_STEPS].long()
     reached = len(places) - 1
-    pieces = zip((h / counts)[:reached].unbind(), counts[:reached].tolist(), strict=True)
-    return [step for step, count in pieces for step in repeat(step, int(count))], places
+    return (h / counts)[:reached].repeat_interleave(counts[:reached].long()), places
 
 
 @torch.no_grad()
@@ -185,7 +256,7 @@ def safe_rollout(
             stopped = str(error)
             break
         if not bool(following.isfinite().all()):
-            stopped = "the states left the range of numbers"
+            stopped = LEFT_NUMBERS
             break
         if len(recent) == STACKED_STATES:
             runs.append(torch.stack(recent, dim=1))

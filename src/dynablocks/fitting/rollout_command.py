@@ -18,9 +18,9 @@ from dynablocks.data.trajectories import CSV_ROWS, Starts, csv_parts, reserved_n
 from dynablocks.data.trajectory_files import SUFFIXES, read_starts
 from dynablocks.errors import BadData, DynablocksError, InvalidArgument, require_range, require_whole
 from dynablocks.files import expanded, read_json, require_writable, resolved, write_atomically
-from dynablocks.fitting.job import load_fit, thinned
-from dynablocks.fitting.report import SPREAD_SAMPLES
-from dynablocks.fitting.rollout import change_along, safe_rollout
+from dynablocks.fitting.folder import load_fit
+from dynablocks.fitting.rollout import GAP, change_along, safe_rollout
+from dynablocks.fitting.samples import SPREAD_SAMPLES, thinned
 from dynablocks.fitting.surrogates import LEARNED_ENERGY, FlowMap, Structure
 from dynablocks.progress import is_terminal, track
 from dynablocks.run_files import METRICS
@@ -28,26 +28,35 @@ from dynablocks.run_files import METRICS
 if TYPE_CHECKING:
     from jaxtyping import Float64
 
-SUMMARY = """Trajectories of a fit from states of yours, as CSV: trajectory,t,<state columns>, one row a state, the
-start first. dynablocks fit and pandas.read_csv read it.
+SUMMARY = """Trajectories of a fit from states of yours, as CSV:
+trajectory,t,<state columns>, one row a state, the start first. dynablocks fit
+(states called in_... and out_... by --columns) and pandas.read_csv read it.
 
-Without --out the CSV goes to standard output, to be piped, and everything else to standard error."""
+Without --out the CSV goes to standard output, to be piped, and everything else
+to standard error."""
 
 EXAMPLES = """starts:
-  --start 0.5,0.0      one state: a number for each state column, in the order of the fit
-  --start states.csv   CSV or Parquet with the state columns in any order; every row is a start. It may have the columns
-                       trajectory, what each is called, and t, when it starts (else they are numbered and start at 0);
-                       other columns are not looked at
+  --start 0.5,0.0      one state: a number for each state column, in the order
+                       of the fit
+  --start states.csv   CSV or Parquet with the state columns in any order;
+                       every row is a start. It may have the columns
+                       trajectory, what each is called, and t, when it starts
+                       (else they are numbered and start at 0); other columns
+                       are not looked at
 
 examples:
   dynablocks rollout runs/first --start 0.5,0.0 > trajectory.csv
-  dynablocks rollout runs/first --start 0.5,0.0 --steps 1000 --out trajectory.csv
-  dynablocks rollout runs/first --start states.csv --step 0.05 --out trajectories.csv
+  dynablocks rollout runs/first --start 0.5,0.0 --steps 1000 --out long.csv
+  dynablocks rollout runs/first --start states.csv --step 0.05 --out all.csv
 
-A fit is most accurate at its usual step; step_halving_error in its metrics.json says how far others are off. At the end
-standard error says when runs leave the range of the training data, where nothing was learned, and how far what the fit
-keeps of a state (mass, norm, learned energy, signs) has moved; the learned energy of a symplectic one oscillates.
-In Python: flow = dynablocks.fitting.load_fit(DIR); flow.rollout(x, steps)."""
+A fit is most accurate at its usual step; step_halving_error in its
+metrics.json says how far others are off. A --step of more than five times the
+usual one is taken as several of about that length, and its end is written. At
+the end standard error says when runs leave the range of the training data,
+where nothing was learned, and how far what the fit keeps of a state (mass,
+norm, learned energy, signs) has moved; the learned energy of a symplectic one
+oscillates. In Python: flow = dynablocks.fitting.load_fit(DIR);
+flow.rollout(x, steps)."""
 
 MOST_NUMBERS = 50_000_000
 """So many times and entries of states are computed at once: they take less than 2 GB, as CSV 1 GB."""
@@ -75,7 +84,7 @@ def add_arguments(parser: Any) -> None:
 def rollout_command(options: Any, say: Callable[[str], None]) -> int:
     """Read the fit and the starts, roll out, write; say where runs leave the data, how far what is kept has moved."""
     steps = _require_options(options)
-    flow = load_fit(expanded(options.directory))
+    flow = load_fit(options.directory)
     structure = flow.structure
     _require_readable(options.directory, structure)
     starts = _starts(options.start, structure)
@@ -83,9 +92,13 @@ def rollout_command(options: Any, say: Callable[[str], None]) -> int:
     step = float(f"{structure.step:.12g}") if options.step is None else options.step
     _require_room(starts, steps)
     times = _times(starts, step, steps)
+    each = _steps_in(step, structure.step)
+    _require_room(starts, steps, each)
     if _numbers(options.start) is None:
         say(_reading(options.start, starts))
-    states = _states(flow, starts, times, step)
+    if each > 1:
+        say(f"a step of {step:.12g} is taken as {each:,} of about the usual {structure.step:.6g}")
+    states = _states(flow, starts, times, step, each)
     runs = ((starts.label(k), times[k], states[k]) for k in range(len(states)))
     parts = csv_parts(structure.names, runs)
     if options.out is not None or not is_terminal(sys.stdout):
@@ -195,10 +208,27 @@ def _reading(given: str, starts: Starts) -> str:
     return found
 
 
-def _require_room(starts: Starts, steps: int) -> None:
-    """Refuse more than memory, and whoever reads the CSV, can take."""
+def _steps_in(step: float, usual: float) -> int:
+    """As how many steps one is taken that is far longer than the usual one, of which a fit knows: as gaps are.
+
+    Example:
+        >>> [_steps_in(step, 0.1) for step in (0.01, 0.5, 0.52, 5.0)]
+        [1, 1, 5, 50]
+    """
+    # The quotient may be infinite; beyond the most that are taken it makes no difference.
+    return round(min(step / usual, MOST_NUMBERS)) if 0 < GAP * usual < step else 1
+
+
+def _require_room(starts: Starts, steps: int, each: int = 1) -> None:
+    """Refuse more than memory, and whoever reads the CSV, can take; each step may be taken as several."""
     count, entries = starts.states.shape
-    numbers = count * (steps + 1) * (entries + 1)
+    numbers = count * (steps * each + 1) * (entries + 1)
+    if numbers > MOST_NUMBERS and each > 1:
+        raise InvalidArgument(
+            f"--steps {steps} from {_counted(starts)}, each step taken as {each:,} of about the usual length, would be "
+            f"{numbers:,} numbers; at most {MOST_NUMBERS:,} are computed at once: give a smaller --step or --steps, or "
+            "fewer starts."
+        )
     if numbers > MOST_NUMBERS:
         most = MOST_NUMBERS // (count * (entries + 1)) - 1
         advice = f"give --steps {most} or less, or fewer starts" if most >= 1 else "give fewer starts"
@@ -216,29 +246,33 @@ def _times(starts: Starts, step: float, steps: int) -> Float64[Tensor, "start ti
     """
     times = starts.times[:, None] + step * torch.arange(steps + 1, dtype=torch.float64)
     if not bool(times.isfinite().all()) or not bool((times.diff(dim=1) > 0).all()):
+        begin = ", or leave out the column t" if bool(starts.times.any()) else ""
         raise InvalidArgument(
-            f"--step is {step!r}; {steps} such steps from t = {float(starts.times.abs().max()):g} give times that are "
-            "no numbers, or are equal after rounding; give another --step."
+            f"--step is {step!r}; {steps} such steps from t = {float(starts.times.abs().max()):.12g} give times that "
+            f"are no numbers, or are equal after rounding; give another --step{begin}."
         )
     return times
 
 
-def _states(flow: FlowMap, starts: Starts, times: Tensor, step: float) -> Float64[Tensor, "start time n"]:
-    """The states at those times.
+def _states(flow: FlowMap, starts: Starts, times: Tensor, step: float, each: int) -> Float64[Tensor, "start time n"]:
+    """The states at those times, between which are so many steps each.
 
     Raises:
         InvalidArgument: they leave the range of numbers, or a step's equation is not solved.
     """
-    steps, h = times.shape[1] - 1, torch.tensor(step, dtype=torch.float64)
-    states, stopped = safe_rollout(flow, starts.states, track(repeat(h, steps), "rolling out", steps))
+    steps, h = times.shape[1] - 1, torch.tensor(step / each, dtype=torch.float64)
+    small = track(repeat(h, steps * each), "rolling out", steps * each)
+    states, stopped = safe_rollout(flow, starts.states, small)
     if stopped is None:
-        return states
+        return states[:, ::each]
     row, reason = _first_failure(flow, states[:, -1], h)
-    reached = states.shape[1] - 1
+    taken = states.shape[1] - 1
+    reached, end = taken // each, float(times[row, 0]) + taken * float(h)
     advice = f"--steps {reached}, " if reached else ""
+    cure = "another --start" if each > 1 else "another --start or a smaller --step"
     raise InvalidArgument(
-        f"the run from the start {starts.label(row)!r} ends at t = {float(times[row, reached]):.6g}, after {reached} "
-        f"of {steps} steps: {(reason or stopped).rstrip('.')}; give {advice}another --start or a smaller --step."
+        f"the run from the start {starts.label(row)!r} ends at t = {end:.12g}, after {reached} of {steps} steps: "
+        f"{(reason or stopped).rstrip('.')}; give {advice}{cure}."
     )
 
 
@@ -317,7 +351,7 @@ def _left_range(
     column = flow.structure.names[int(outside[run, place].nonzero()[0])]
     return (
         f"{int(left.sum())} of {len(states)} runs leave the range of the training data (the first in column "
-        f"{column!r}, from t = {float(times[run, place]):.6g}): nothing was learned there"
+        f"{column!r}, from t = {float(times[run, place]):.12g}): nothing was learned there"
     )
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.errors import NotConverged
-from dynablocks.fitting.job import pairs_of
 from dynablocks.fitting.objective import SAMPLES_AT_ONCE, flow_map_residuals
 from dynablocks.fitting.surrogates import FlowMap
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def column_errors(flow: FlowMap, data: Trajectories | Pairs) -> Float[Tensor, " entries"] | None:
     """Mean squared error of single steps by entry, over samples; ``None`` where a step's equation is not solved."""
-    x, y, h = pairs_of(data)
+    x, y, h = data.pairs()
     pieces = zip(*(torch.split(part, SAMPLES_AT_ONCE) for part in (x, y, h)), strict=True)
     try:
         squares = [flow_map_residuals(flow, *piece).square().sum(0) for piece in pieces]

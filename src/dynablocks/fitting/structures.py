@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 
-class Ridge(nn.Module):
+class ShallowNetwork(nn.Module):
     """x ↦ W tanh(Ax + b) + Lx + c; without b and c (``odd``) it is odd.
 
     Example:
-        >>> x = torch.ones(1, 3)
-        >>> bool((Ridge(3, 2, 5, odd=True)(-x) == -Ridge.forward(m := Ridge(3, 2, 5, odd=True), x)).all()), m(x).shape
-        (False, torch.Size([1, 2]))
+        >>> network, x = ShallowNetwork(3, 2, 5, odd=True), torch.ones(1, 3)
+        >>> bool((network(-x) + network(x)).abs().max() < 1e-6), network(x).shape
+        (True, torch.Size([1, 2]))
     """
 
     def __init__(self, entries: int, outputs: int, width: int, *, odd: bool = False) -> None:
@@ -56,7 +56,8 @@ class FreeField(VectorField):
 
     def __init__(self, entries: int, width: int, *, odd: bool = False) -> None:
         super().__init__()
-        self.in_shape, self.odd, self.rate = (entries,), odd, Ridge(entries, entries, width, odd=odd)
+        self.in_shape, self.odd = (entries,), odd
+        self.rate = ShallowNetwork(entries, entries, width, odd=odd)
 
     @classmethod
     def example(cls) -> FreeField:
@@ -82,7 +83,7 @@ class CoordinateShear(VectorField):
     def __init__(self, entries: int, index: int, width: int, *, odd: bool = False) -> None:
         super().__init__()
         self.in_shape, self.index, self.odd = (entries,), index, odd
-        self.rate = Ridge(entries - 1, 1, width, odd=odd)
+        self.rate = ShallowNetwork(entries - 1, 1, width, odd=odd)
 
     @classmethod
     def example(cls) -> CoordinateShear:
@@ -194,7 +195,7 @@ class ProductionDestruction(VectorField):
     def __init__(self, entries: int, width: int) -> None:
         super().__init__()
         self.in_shape = (entries,)
-        self.rates = Ridge(entries, 2 * entries, width)
+        self.rates = ShallowNetwork(entries, 2 * entries, width)
 
     @classmethod
     def example(cls) -> ProductionDestruction:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dynablocks.errors import InvalidArgument, require_range
+from dynablocks.errors import InvalidArgument, require_whole
 from dynablocks.fields import VectorField
 from dynablocks.fields.gradient import GradientField
 from dynablocks.fields.hamiltonian import NeuralHamiltonian, SeparableHamiltonian
@@ -26,7 +26,7 @@ from dynablocks.fitting.structures import (
     even_energy,
 )
 from dynablocks.integrators import Integrator, integrator
-from dynablocks.integrators.discrete_gradient import DiscreteGradient, MinusPotential, discrete_gradient, energy_form
+from dynablocks.integrators.discrete_gradient import DiscreteGradient, discrete_gradient, energy_form
 from dynablocks.integrators.implicit import ImplicitRungeKutta
 from dynablocks.linear import Dense
 from dynablocks.linear.maps import require_batch
@@ -34,7 +34,6 @@ from dynablocks.properties import (
     ConformalSymplectic,
     Declaration,
     Dissipative,
-    EnergyPreserving,
     Equivariant,
     Invertible,
     Lipschitz,
@@ -44,6 +43,7 @@ from dynablocks.properties import (
     Property,
     Structured,
 )
+from dynablocks.properties.declarations import OfFunction
 from dynablocks.properties.structure import fold
 from dynablocks.registry import Registry
 
@@ -79,8 +79,8 @@ class Structure:
     linear: bool = False
 
 
-Parts = tuple[VectorField, Integrator]
-SURROGATES: Registry[Callable[[Structure], Parts]] = Registry("structure to preserve")
+FieldAndMethod = tuple[VectorField, Integrator]
+SURROGATES: Registry[Callable[[Structure], FieldAndMethod]] = Registry("structure to preserve")
 LEARNED_ENERGY = ("symplectic", "energy")
 """The structures whose field is made of a learned H."""
 UNITS = {"mass": "power of two", "norm": "size", "positive": "size"}
@@ -234,10 +234,12 @@ class FlowMap(Structured):
         return _scope(self.properties, self.method)
 
     def _in_data_units(self, kept: Property) -> Property:
-        if isinstance(kept, Dissipative) and isinstance(kept.function, MinusPotential):
-            potential = kept.function
-            return replace(kept, function=lambda x: potential(self.to_units(x)))
-        return replace(kept, function=self._own_energy) if isinstance(kept, (EnergyPreserving, Dissipative)) else kept
+        if not isinstance(kept, OfFunction):
+            return kept
+        function = kept.function
+        if function is None or function == self.field.energy:
+            return replace(kept, function=self._own_energy)
+        return replace(kept, function=lambda x: function(self.to_units(x)))
 
     def extra_repr(self) -> str:
         return f"{self.method!r}, {self.structure.substeps} substeps, preserve {self.structure.preserve}"
@@ -282,8 +284,8 @@ def build(structure: Structure) -> FlowMap:
         >>> build(Structure("mass", ("S", "I", "R"), width=4)).properties
         (LinearInvariant)
     """
-    require_range("substeps", structure.substeps, 1, 1000)
-    require_range("width", structure.width, 1, 4096)
+    substeps = require_whole("substeps", structure.substeps, 1, 1000)
+    structure = replace(structure, substeps=substeps, width=require_whole("width", structure.width, 1, 4096))
     if structure.weights is not None and structure.preserve != "mass":
         raise InvalidArgument(f"weights belong to --preserve mass; got --preserve {structure.preserve}.")
     if structure.odd and structure.preserve in ("positive",):
@@ -353,7 +355,7 @@ def _halves(structure: Structure) -> int:
 
 
 @SURROGATES.register("symplectic")
-def _symplectic(structure: Structure) -> Parts:
+def _symplectic(structure: Structure) -> FieldAndMethod:
     n = _halves(structure)
     if not structure.separable:
         return _spread(NeuralHamiltonian(n, _learned_energy(structure, n))), integrator("implicit-midpoint")
@@ -362,7 +364,7 @@ def _symplectic(structure: Structure) -> Parts:
 
 
 @SURROGATES.register("energy")
-def _energy(structure: Structure) -> Parts:
+def _energy(structure: Structure) -> FieldAndMethod:
     n = len(structure.names)
     if n % 2:
         if structure.odd:
@@ -376,12 +378,12 @@ def _learned_energy(structure: Structure, entries: int) -> VectorField:
 
 
 @SURROGATES.register("volume")
-def _volume(structure: Structure) -> Parts:
+def _volume(structure: Structure) -> FieldAndMethod:
     return CoordinateShears(len(structure.names), structure.width, odd=structure.odd), integrator("suzuki4")
 
 
 @SURROGATES.register("mass")
-def _mass(structure: Structure) -> Parts:
+def _mass(structure: Structure) -> FieldAndMethod:
     n = len(structure.names)
     if n < 2:
         raise InvalidArgument("there is one state column; keeping a mass needs at least 2.")
@@ -395,7 +397,7 @@ def _mass(structure: Structure) -> Parts:
 
 
 @SURROGATES.register("norm")
-def _norm(structure: Structure) -> Parts:
+def _norm(structure: Structure) -> FieldAndMethod:
     n = len(structure.names)
     if n < 2:
         raise InvalidArgument("there is one state column; keeping a norm needs at least 2.")
@@ -404,12 +406,12 @@ def _norm(structure: Structure) -> Parts:
 
 
 @SURROGATES.register("positive")
-def _positive(structure: Structure) -> Parts:
+def _positive(structure: Structure) -> FieldAndMethod:
     return ProductionDestruction(len(structure.names), structure.width), PositiveMidpoint()
 
 
 @SURROGATES.register("none")
-def _none(structure: Structure) -> Parts:
+def _none(structure: Structure) -> FieldAndMethod:
     return FreeField(len(structure.names), structure.width, odd=structure.odd), integrator("rk4")
 
 

@@ -5,7 +5,7 @@ from dynablocks.integrators.base import INTEGRATORS, ImplicitIntegrator, Integra
 from dynablocks.integrators.discrete_gradient import DiscreteGradient, discrete_gradient
 from dynablocks.integrators.euler import ExplicitEuler
 from dynablocks.integrators.exact import ExactFlow
-from dynablocks.integrators.implicit import ImplicitRungeKutta, Trapezoidal
+from dynablocks.integrators.implicit import ImplicitRungeKutta, ImplicitTableau, Trapezoidal
 from dynablocks.integrators.norm_preserving import CalvoEulerHeun, LieMethod
 from dynablocks.integrators.order import exact_solution, measured_order
 from dynablocks.integrators.patankar import ModifiedPatankar
@@ -28,6 +28,7 @@ __all__ = [
     "ExplicitRungeKutta",
     "ImplicitIntegrator",
     "ImplicitRungeKutta",
+    "ImplicitTableau",
     "Integrator",
     "LieMethod",
     "ModifiedPatankar",

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from dynablocks.errors import InvalidArgument, require_choice, require_whole
 from dynablocks.fields import VectorField
-from dynablocks.fields.base import known_potential, over_states, why_no_potential
+from dynablocks.fields.base import known_potential, over_states, why_map_unknown, why_no_potential
 from dynablocks.fields.dissipative import DampedHamiltonian, DissipativeField
 from dynablocks.fields.hamiltonian import HamiltonianEmbedding, NeuralHamiltonian, SeparableHamiltonian, canonical
 from dynablocks.integrators.base import INTEGRATORS, ImplicitIntegrator, StepSize
+from dynablocks.linear.maps import is_mixed, own_precision
 from dynablocks.properties import Dissipative, EnergyPreserving, Equivariant, Property
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def energy_form(field: VectorField) -> EnergyForm | str:
         return str(reason)
     name = type(field).__name__
     if all(callable(getattr(field, method, None)) for method in ("energy", "gradient", "structure")):
-        if field._structure_of_another:
+        if "structure" in field._of_another:
             return (
                 f"{name} has a forward of its own, and no structure to go with it; give it structure(x, v) with "
                 "X = structure(x, gradient(x)), or take a Runge–Kutta method"
@@ -97,14 +98,14 @@ def energy_form(field: VectorField) -> EnergyForm | str:
         return EnergyForm(field.energy, field.gradient, field.structure, constant)  # type: ignore[arg-type]
     facts = field.standing_facts()
     if facts.hamiltonian:
-        if field._energy_of_another:
+        if "energy" in field._of_another:
             return (
                 f"{name} has a forward of its own, and the energy of another; give it energy(x) with X = 𝕁∇H, or take "
                 "a Runge–Kutta method"
             )
         return EnergyForm(field.energy, lambda x: -canonical(field(x)), lambda x, v: canonical(v), True)
     if not facts.conservative:
-        return (
+        return why_map_unknown(field) or (
             f"{name} has no known energy H with X = S∇H; use a Hamiltonian, partitioned, dissipative or gradient "
             "field, or give it methods energy(x), gradient(x) and structure(x, v) with X = structure(x, gradient(x))"
         )
@@ -167,16 +168,20 @@ def discrete_gradient(
 
 
 def _with_length(
-    kind: str, energy: Energy, gradient: Energy, x: Tensor, y: Tensor, nodes: int
+    kind: str, energy: Energy, gradient: Energy, x: Tensor, y: Tensor, nodes: int, before: Tensor | None = None
 ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-    """∇̄H, and the least length by which a difference of energies was divided in it; ∞ where none was."""
+    """∇̄H, and the least length by which a difference of energies was divided in it; ∞ where none was.
+
+    ``before`` is H(x) where it is known; Itoh and Abe evaluate H at x with all other corners.
+    """
     if kind == "itoh-abe":
         return _coordinate_increments(energy, gradient, x, y)
-    return _projected_mean(energy, gradient, x, y, 1 if kind == "gonzalez" else nodes)
+    before = energy(x) if before is None else before
+    return _projected_mean(energy, gradient, x, y, 1 if kind == "gonzalez" else nodes, before)
 
 
 def _projected_mean(
-    energy: Energy, gradient: Energy, x: Tensor, y: Tensor, nodes: int
+    energy: Energy, gradient: Energy, x: Tensor, y: Tensor, nodes: int, before: Tensor
 ) -> tuple[Tensor, Float[Tensor, " batch"]]:
     """The quadrature of ∇H along the segment, with its energy defect put along d; one node is Gonzalez' choice."""
     d = y - x
@@ -188,7 +193,7 @@ def _projected_mean(
         lead = (nodes,) + (1,) * x.ndim
         points = (x + y) / 2 + abscissae.reshape(lead) * (d / 2)
         mean = (gradient(points.flatten(0, 1)).reshape(points.shape) * (weights / 2).reshape(lead)).sum(0)
-    before, after = energy(x), energy(y)
+    after = energy(y)
     defect = after - before - (mean * d).flatten(1).sum(1)
     squared = d.flatten(1).square().sum(1)
     with torch.no_grad():
@@ -248,6 +253,7 @@ class DiscreteGradient(ImplicitIntegrator):
         tolerance, max_iterations: of the solver, as in :class:`ImplicitIntegrator`.
 
     Raises:
+        InvalidArgument: unknown kind, fewer than one node.
         NotConverged: when a step's equation is not solved.
 
     Source: McLachlan, Quispel and Robidoux (1999), "Geometric integration using discrete gradients"; paper appendix A;
@@ -267,7 +273,7 @@ class DiscreteGradient(ImplicitIntegrator):
     def __init__(self, kind: str, *, nodes: int = 4, tolerance: float = 1e-13, max_iterations: int = 50) -> None:
         super().__init__(tolerance, max_iterations)
         self.kind = self.name = require_choice("discrete gradient", kind, KINDS)
-        self.nodes = nodes
+        self.nodes = require_whole("nodes", nodes, 1)
         self.symmetric = kind != "itoh-abe"
         self.order = 2 if self.symmetric else 1
 
@@ -276,20 +282,24 @@ class DiscreteGradient(ImplicitIntegrator):
         if isinstance(form, str):
             raise InvalidArgument(f"{form}.")
         step_size = over_states(step_size, x)
+        # H(x) is computed once, in the precision in which the equation is solved.
+        x = x.float() if is_mixed(x) and x.dtype in (torch.bfloat16, torch.float16) else x
+        with own_precision(x):
+            before = form.energy(x) if x.numel() else x.new_zeros(len(x))
 
-        def residual(z: Tensor, x: Tensor, h: StepSize) -> Tensor:
-            mean = discrete_gradient(self.kind, form.energy, x, z, gradient=form.gradient, nodes=self.nodes)
+        def residual(z: Tensor, x: Tensor, h: StepSize, before: Tensor) -> Tensor:
+            mean = _with_length(self.kind, form.energy, form.gradient, x, z, self.nodes, before)[0]
             return z - x - h * form.structure((x + z) / 2, mean)
 
-        return self.solve(residual, x, x, step_size, rounding=partial(self._rounding, form))
+        return self.solve(residual, x, x, step_size, before, rounding=partial(self._rounding, form))
 
-    def _rounding(self, form: EnergyForm, z: Tensor, x: Tensor, h: StepSize) -> Tensor:
+    def _rounding(self, form: EnergyForm, z: Tensor, x: Tensor, h: StepSize, before: Tensor) -> Tensor:
         """What rounding of H does to h S∇̄H: ∇̄H has a component (H(z) − H(x))/‖d‖ along d."""
-        length = _with_length(self.kind, form.energy, form.gradient, x, z, self.nodes)[1]
+        length = _with_length(self.kind, form.energy, form.gradient, x, z, self.nodes, before)[1]
         # Where no difference was divided another iterate may do so, at this length or beyond.
         near = torch.finfo(x.dtype).eps ** (1 / 3) * (x.flatten(1).norm(dim=1) + z.flatten(1).norm(dim=1))
         length = torch.where(length.isinf(), near, length)
-        noise = 8 * torch.finfo(x.dtype).eps * (form.energy(x).abs() + form.energy(z).abs()) / length
+        noise = 8 * torch.finfo(x.dtype).eps * (before.abs() + form.energy(z).abs()) / length
         unit = torch.ones_like(z) / math.sqrt(z[0].numel())
         image = h * form.structure((x + z) / 2, unit)
         return torch.nan_to_num(noise * image.flatten(1).norm(dim=1), nan=0.0, posinf=0.0)

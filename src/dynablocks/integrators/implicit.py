@@ -17,9 +17,8 @@ from dynablocks.integrators.base import INTEGRATORS, RUNGE_KUTTA_KEEPS, Implicit
 from dynablocks.integrators.runge_kutta import contractivity_form, require_order
 from dynablocks.integrators.solver import DENSE_LIMIT
 from dynablocks.numerics.rounding import EPS
-from dynablocks.properties import Invertible, NormPreserving, Property, Symplectic, VolumePreserving
+from dynablocks.properties import Invertible, NormPreserving, Property, Symplectic
 
-DERIVATIVE_KEPT = (Symplectic, VolumePreserving)
 ROUNDING_UP = 1 + 2.0**-48
 SOLVES = 8
 """A step and its inverse are two solves; each moves x by up to four times the solver's error (|d₁| + |d₂| < 4)."""
@@ -29,8 +28,15 @@ SOLVES = 8
 class ImplicitTableau:
     r"""Coefficients (A, b) of an implicit method with invertible A: Zᵢ = x + h Σⱼ aᵢⱼ X(Zⱼ), x ↦ x + h Σ bᵢ X(Zᵢ).
 
+    Gauss, Radau and Lobatto IIIC methods have such an A; that of Lobatto IIIA and IIIB is singular.
+
     Raises:
         InvalidArgument: A is not square and invertible, or a condition of the order fails.
+
+    Example:
+        >>> radau = ImplicitTableau("radau3", 3, ((5 / 12, -1 / 12), (3 / 4, 1 / 4)), (3 / 4, 1 / 4))
+        >>> radau.b_stable, radau.symplectic
+        (True, False)
     """
 
     name: str
@@ -44,7 +50,10 @@ class ImplicitTableau:
             raise InvalidArgument(f"tableau {self.name!r}: A must be {stages} × {stages}, as b has {stages} weights.")
         require_order(self.name, self.order, np.array(self.a), np.array(self.b))
         if np.linalg.cond(np.array(self.a)) > 1e8:
-            raise InvalidArgument(f"tableau {self.name!r}: A is singular; methods with an explicit stage do not fit.")
+            raise InvalidArgument(
+                f"tableau {self.name!r}: A is singular, as of Lobatto IIIA and IIIB, and a step is taken with its "
+                "inverse; implement the step of an ImplicitIntegrator instead."
+            )
 
     @property
     def stage_weights(self) -> tuple[float, ...]:
@@ -142,10 +151,14 @@ class ImplicitRungeKutta(ImplicitIntegrator):
         z = self.solve(all_stages, repeated, x, step_size)
         return x + sum_of(d, (z - x.unsqueeze(1)).unbind(1))
 
+    def tolerance_of(self, kind: type[Property], field: VectorField) -> float:
+        # The Cayley transform that keeps the form is iterated where there are more unknowns.
+        if kind is Symplectic and math.prod(field.in_shape) * len(self.tableau.b) > DENSE_LIMIT:
+            return SOLVES * self.tolerance
+        return super().tolerance_of(kind, field)
+
     def guarantees(self, field: VectorField, step_size: float) -> tuple[list[Property], list[str]]:
         kept, losses = self.inherited(field, step_size)
-        if math.prod(field.in_shape) * len(self.tableau.b) > DENSE_LIMIT:
-            kept = [p.within(SOLVES * self.tolerance) if isinstance(p, DERIVATIVE_KEPT) else p for p in kept]
         reach = max(sum(map(abs, row)) for row in self.tableau.a)
         if self.symmetric and abs(step_size) * reach * field.facts().lipschitz < 1:
             kept.append(Invertible(tolerance=SOLVES * self.tolerance))

@@ -112,7 +112,7 @@ class LieMethod(NormPreservingMethod):
         return self._rotate(field, at, x, step_size)
 
     def _rotate(self, field: VectorField, at: Tensor, v: Tensor, time: StepSize) -> Tensor:
-        if isinstance(field, TangentField) and not field._rotation_of_another:
+        if isinstance(field, TangentField) and "rotate" not in field._of_another:
             return field.rotate(at, v, time, self.scheme.chart)
         return rotate_in_plane(at, time * field(at), v, self.scheme.chart)
 

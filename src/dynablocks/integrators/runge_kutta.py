@@ -70,7 +70,10 @@ class Tableau:
     def __post_init__(self) -> None:
         stages = len(self.b)
         if len(self.a) != stages or any(len(row) != i for i, row in enumerate(self.a)):
-            raise InvalidArgument(f"tableau {self.name!r}: row i of A must have i entries (0, 1, … {stages - 1}).")
+            raise InvalidArgument(
+                f"tableau {self.name!r}: row i of A must have i entries (0, 1, … {stages - 1}); an implicit method is "
+                "given as an ImplicitTableau."
+            )
         require_order(self.name, self.order, self.matrix, np.array(self.b))
 
     @property

@@ -27,7 +27,11 @@ class Splitting(Integrator):
     non-expansive claim survives.
 
     ``symplectic-euler`` is Lie–Trotter, ``verlet`` is Strang. The first term of a partitioned field is the kick
-    (0, v(q)), so ``symplectic-euler`` moves p first; that of the paper's section 4.1 moves q first and is its adjoint.
+    (0, v(q)), so ``symplectic-euler`` moves p first. That of the paper's section 4.1, its adjoint, moves q first: it is
+    Lie–Trotter of ``SumField(field.drift, field.kick)``, since the terms of a sum are taken in the order given.
+
+    One Lie–Trotter step of two Lipschitz terms, differentiable or not, errs by O(h²) (bound and proof: Mathematics in
+    the docs, appendix D).
 
     A step is what its substeps are: symplectic, volume-preserving or invertible when all of them are.
 

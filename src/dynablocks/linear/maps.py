@@ -78,6 +78,7 @@ class LinearMap(Structured):
     out_shape: tuple[int, ...]
     rows_orthonormal: bool = False
     columns_orthonormal: bool = False
+    _images_of_another: bool = False
     _held: Tensor | None = None
     _held_facts: dict[str, object] | None = None
     _held_copy: Tensor | None = None
@@ -96,10 +97,24 @@ class LinearMap(Structured):
             neutral.append("declare")
         for claim in neutral:
             setattr(cls, claim, vars(_Unknown)[claim])
+        cls._images_of_another = replaced(cls, IMAGES, ("multiply",)) is not None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the class speaks of the products that it has, by :meth:`compute_norm_bounds`.
+
+        Of one that does not, not even that :meth:`adjoint` is the adjoint of :meth:`affine` is taken for granted.
+        """
+        return type(self).compute_norm_bounds is not vars(_Unknown)["compute_norm_bounds"]
+
+    @property
+    def has_its_matrix(self) -> bool:
+        """Whether :meth:`dense_matrix`, which is that of :meth:`multiply`, is known to be that of all products."""
+        return self.is_known and not self._images_of_another
 
     def compute_weight(self) -> Tensor:
         """The weight as a differentiable function of the parameters."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must implement compute_weight(): the weight that it uses.")
 
     def weight_group(self) -> Hashable | None:
         """What maps must share to compute their weights in one batch; ``None``: each computes its own."""
@@ -111,15 +126,24 @@ class LinearMap(Structured):
 
     def multiply(self, weight: Tensor, x: Tensor) -> Tensor:
         """A x for the given weight."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must implement multiply(weight, x): A x for a batch.")
 
     def multiply_adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
-        """Aᵀ y for the given weight, linear in it; the weight's first dimension is that of the output channels of A."""
-        raise NotImplementedError
+        """Aᵀ y for the given weight, linear in it; the weight's first dimension is that of the output channels of A.
+
+        So c · weight, one number c a channel, is the weight of diag(c)A: Euler steps of gradient fields multiply the
+        weight by the step size and by factors on σ, in place of activations.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement multiply_adjoint(weight, y): Aᵀy for a batch, linear in the weight."
+        )
 
     def compute_norm_bounds(self) -> Bounds:
         """Sound lower and upper bounds of ‖A‖₂ in float64 for the weight as it is stored and used."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement compute_norm_bounds(): Bounds(0.0, math.inf, exact=False, "
+            'method="unknown") where nothing is known of ‖A‖.'
+        )
 
     def compute_smallest_singular_value(self) -> float:
         """A sound lower bound of the square root of λ_min(AᵀA); 0 when nothing better is known."""
@@ -220,7 +244,7 @@ class LinearMap(Structured):
 
     def dense_matrix(self) -> Float[Tensor, "outputs inputs"]:
         """The matrix of the map in float64, by applying it to the unit vectors: the oracle for every bound."""
-        weight = self.weight.detach().double().cpu()
+        weight = self.weight.detach().cpu().double()
         size = int(torch.Size(self.in_shape).numel())
         units = torch.eye(size, dtype=torch.float64, device="cpu").reshape(size, *self.in_shape)
         return self.multiply(weight, units).reshape(size, -1).mT
@@ -267,10 +291,27 @@ class _Unknown:
 
     def declare(self) -> Declaration:
         name = type(self).__name__
-        if isinstance(self, LinearMap) and type(self).compute_norm_bounds is not _Unknown.compute_norm_bounds:
+        if isinstance(self, LinearMap) and self.is_known:
             return LinearMap.declare(self)  # a subclass has spoken since
-        reason = f"{name} has products of its own, of which the bounds that it inherits do not speak"
-        return Declaration.of(reason=reason, title=name)
+        return Declaration.of(reason=f"{name} {OWN_PRODUCTS}", title=name)
+
+
+OWN_PRODUCTS = "has products of its own, of which the bounds that it inherits do not speak"
+
+
+def why_unknown(*maps: LinearMap) -> str | None:
+    """Why nothing is known of a field that multiplies by these maps, ``None`` where all of them speak of themselves.
+
+    Example:
+        >>> from dynablocks.linear import Dense
+        >>> class Louder(Dense):
+        ...     def multiply(self, weight, x):
+        ...         return 9 * super().multiply(weight, x)
+        >>> why_unknown(Dense(2, 2), Louder(2, 2))
+        'Louder has products of its own, of which the bounds that it inherits do not speak'
+    """
+    unknown = next((linear for linear in maps if not linear.is_known), None)
+    return None if unknown is None else f"{type(unknown).__name__} {OWN_PRODUCTS}"
 
 
 def require_shape(module: object, shape: tuple[int, ...], x: Tensor) -> None:

@@ -14,10 +14,10 @@ from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
 from dynablocks.lifting import Head, PixelNormalisation
 from dynablocks.models.config import ModelConfig, needed
-from dynablocks.models.seeding import seeded
 from dynablocks.norms import Channelwise, SpectralMetric
 from dynablocks.properties import EUCLIDEAN, Declaration, Lipschitz, Metric, Properties, Structured, compose, declare
 from dynablocks.registry import Registry
+from dynablocks.seeding import seeded
 from dynablocks.switching import NetworkBudget, PairSignal
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Network(Structured):
             raise InvalidArgument(
                 f"the metric {metric.name} is not one of images {self.input_shape}; give one that is."
             )
-        weight = self.head.weight.detach().double().cpu()
+        weight = self.head.weight.detach().cpu().double()
         stated = declare(self.body).properties.of(Lipschitz)
         if stated is None:
             return math.inf, weight
@@ -140,9 +140,25 @@ BodyBuilder = Callable[[ModelConfig, tuple[int, int, int]], tuple[nn.Sequential,
 class ModelKind:
     """A named family of networks: its defaults, and the function that builds everything between pixels and head.
 
-    ``settings`` names what the family reads of a configuration, besides :data:`SHARED`; ``unread`` what other choices
-    in it leave unread, with a word for that choice: not what presets set, so that a flag may turn off what reads it.
-    ``metric`` gives the norm on images in which the body's constant is stated; ℓ2 when ``None``.
+    Args:
+        summary: one line, for tables.
+        defaults: what a configuration leaves empty; ``widths``, ``layers`` and ``head`` of it are needed.
+        build_body: from a complete configuration and (channels, height, width), the layers between pixels and head and
+            how many features they leave.
+        settings: what the family reads of a configuration, besides :data:`SHARED`.
+        metric: the norm on images in which the body's constant is stated; ℓ2 when ``None``.
+        unread: what other choices in a configuration leave unread, with a word for that choice: not what presets set,
+            so that a flag may turn off what reads it.
+
+    Raises:
+        InvalidArgument: the defaults leave empty what every network needs.
+
+    Example:
+        >>> def build_body(config, shape):
+        ...     return nn.Sequential(nn.Flatten()), shape[0] * shape[1] * shape[2]
+        >>> defaults = ModelConfig("pixels", widths=(1,), layers=(0,), head="rows")
+        >>> ModelKind("a linear classifier", defaults, build_body, frozenset()).metric is None
+        True
     """
 
     summary: str
@@ -151,6 +167,14 @@ class ModelKind:
     settings: frozenset[str]
     metric: Callable[[ModelConfig, tuple[int, int, int]], SpectralMetric] | None = None
     unread: Callable[[ModelConfig], dict[str, str]] = lambda config: {}
+
+    def __post_init__(self) -> None:
+        empty = [name for name in ("widths", "layers", "head") if getattr(self.defaults, name) is None]
+        if empty:
+            raise InvalidArgument(
+                f"the defaults of model {self.defaults.name} leave {', '.join(empty)} empty; give each a value, as in "
+                "ModelConfig(..., widths=(4,), layers=(1,), head='rows')."
+            )
 
     def require_settings(self, config: ModelConfig) -> None:
         """Refuse a setting that would change nothing.

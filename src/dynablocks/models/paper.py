@@ -11,7 +11,7 @@ from torch import nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import Activation, GradientField, TwoMatrixField, leaky_relu
-from dynablocks.integrators import ExactFlow, ExplicitEuler, Integrator
+from dynablocks.integrators import ExplicitEuler
 from dynablocks.lifting import ChannelMix, PaperLift, ZeroLift
 from dynablocks.linear import Conv, LinearMap, NormalisedConv, OrthogonalConv
 from dynablocks.models.config import ModelConfig, needed
@@ -22,6 +22,7 @@ from dynablocks.switching import (
     FreeSignal,
     LearnedStep,
     PairSignal,
+    PaperFlexibleRegion,
     PrescribedSignal,
 )
 
@@ -68,7 +69,7 @@ def pair_fields(config: ModelConfig, shape: Shape, expansive_sigma: Activation) 
 def pair_block(
     config: ModelConfig, shape: Shape, expansive_sigma: Activation, signal_type: type[PairSignal], default: str
 ) -> DynamicalBlock:
-    """Steps of a contractive and an expansive gradient field in turn, kept in a region.
+    """Steps of a contractive and an expansive gradient field in turn, kept in a region, by the method of the region.
 
     A region takes AᵀA = I for granted in the contractive field. Zero padding to the same size, the default of the
     paper's networks here, excludes it for kernels beyond 1 × 1: such a block may expand, and declares what it has.
@@ -81,24 +82,26 @@ def pair_block(
         default: the region where the configuration names none.
 
     Raises:
-        InvalidArgument: an unknown region, or one that holds no contractive step for the slope.
+        InvalidArgument: an unknown region, one that holds no contractive step for the slope, or one whose method does
+            not apply to the fields.
     """
     region_name = config.region or default
     slope = needed(config.slope)
+    kind = REGIONS.get_known(region_name)
+    region = kind(slope)
     # (3.12) takes the contractive step in two halves whatever S is; exact flows need no substeps.
-    whole = signal_type is FlexibleSignal or region_name in ("exact", "paper-flexible")
-    substeps = 1 if whole else needed(config.substeps)
-    region = REGIONS.get_known(region_name)(slope, substeps)
+    halves = signal_type is FlexibleSignal or isinstance(region, PaperFlexibleRegion)
+    if not halves and region.method != "exact":
+        region = kind(slope, needed(config.substeps))
     if region.first_range[1] == 0:
         raise InvalidArgument(
             f"slope is {slope:g}, for which the region {region_name!r} holds no contractive step but 0; take a "
             "slope > 0 or --model.region tight."
         )
-    method: Integrator = ExactFlow() if region_name == "exact" else ExplicitEuler()
     start = (1.0 if config.step_start is None else config.step_start, 0.1)
     penalty = 1.0 if config.step_penalty is None else config.step_penalty
     signal = signal_type(region, start, needed(config.balance), penalty)
-    return DynamicalBlock(pair_fields(config, shape, expansive_sigma), method, signal, bound=config.bound)
+    return DynamicalBlock(pair_fields(config, shape, expansive_sigma), region.method, signal, bound=config.bound)
 
 
 def _prescribed(config: ModelConfig, shape: Shape) -> DynamicalBlock:

@@ -57,7 +57,7 @@ def sympnet(
         InvalidArgument: an unknown kind, an odd number of entries, a size below 1, odd=True with a σ that is not odd.
 
     Source: Jin, Zhang, Zhu, Tang and Karniadakis (2020), "SympNets: intrinsic structure-preserving symplectic networks
-        for identifying Hamiltonian systems", section 3.
+    for identifying Hamiltonian systems", section 3.
 
     Example:
         >>> import torch

@@ -21,7 +21,8 @@ class Metric:
 
     A subclass gives the symmetric R = M^{1/2} (:meth:`whiten`), its inverse (:meth:`unwhiten`) and bounds on M's
     eigenvalues (:mod:`dynablocks.norms`). What is said of R is said of the methods beside it: a subclass with others
-    has neither :attr:`eigenvalues` nor a :attr:`whitening_error` until it has its own.
+    has neither :attr:`eigenvalues` nor a :attr:`whitening_error` until it has its own. A :meth:`norm` of its own, such
+    as that of l1 or l∞, is refused: eigenvalues, radii and :func:`dynablocks.verify` would speak of another one.
 
     Two metrics are the same when they compare equal: whatever distinguishes them must take part in ``==``, as a field
     of a frozen dataclass or in an ``__eq__`` and ``__hash__`` of one's own.
@@ -38,8 +39,17 @@ class Metric:
     name: str = "l2"
 
     def __init_subclass__(cls, **given: Any) -> None:
-        """Of the R of a subclass holds only what it says of it, whatever it inherits."""
+        """Of the R of a subclass holds only what it says of it, whatever it inherits.
+
+        Raises:
+            InvalidArgument: it has a norm of its own.
+        """
         super().__init_subclass__(**given)
+        if cls.norm is not Metric.norm:
+            raise InvalidArgument(
+                f"{cls.__name__} has a norm of its own; a Metric is ‖Rx‖₂: give whiten, unwhiten and eigenvalues "
+                "instead (l1 and l∞ are no such norms)."
+            )
         for claim, neutral in _UNSAID.items():
             if replaced(cls, ("whiten", "unwhiten"), (claim,), ()):
                 setattr(cls, claim, neutral)
@@ -260,10 +270,15 @@ class ConformalSymplectic(Property):
 class OfFunction(Property):
     """A guarantee about one function on the states, so it composes with that about the same function only.
 
-    That of a module (``None``) never composes: another module's function is another.
+    A module may have several, as one that keeps two first integrals has. That of a module (``None``) never composes:
+    another module's function is another.
     """
 
     function: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def slot(self) -> tuple[object, ...]:
+        return type(self), self.function
 
     def then(self, following: Self) -> Self | None:
         return None if self.function is None else super().then(following)

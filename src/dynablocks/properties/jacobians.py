@@ -127,10 +127,10 @@ def jacobian_norms(module: nn.Module, x: Tensor, iterations: int = 60) -> Tensor
     v = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
     norms = x.new_zeros(x.shape[0])
     shape = (-1,) + (1,) * (x.ndim - 1)
+    _, _, pull = products(module, x)
     for _ in range(iterations):
         v = v / v.flatten(1).norm(dim=1).clamp_min(1e-300).reshape(shape)
         pushed = _pushed(module, x, v)
-        _, _, pull = products(module, x)
         v = pull(pushed)
         # ‖Jᵀu‖/‖u‖ is a lower bound for every u, and at u = Jv at least ‖Jv‖/‖v‖.
         norms = torch.maximum(norms, v.flatten(1).norm(dim=1) / rows(pushed).norm(dim=1).clamp_min(1e-300))

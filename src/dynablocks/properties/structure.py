@@ -19,6 +19,7 @@ from dynablocks.properties.declarations import (
     LinearInvariant,
     Lipschitz,
     NormPreserving,
+    OfFunction,
     Positive,
     Properties,
     Property,
@@ -134,14 +135,16 @@ def fold(declared: tuple[tuple[str, Declaration], ...]) -> tuple[list[Property],
     """The properties that survive a composition of declarations, and one sentence for each that does not."""
     kept: list[Property] = []
     losses: list[str] = []
-    slots: dict[tuple[object, ...], Property] = {}
+    firsts: list[Property] = []
     moving = tuple((name, declaration) for name, declaration in declared if not declaration.identity) or declared
     for _, declaration in moving:
         for stated in declaration.properties:
-            slots.setdefault(stated.slot, stated)
-    for slot, stated in slots.items():
+            # Compared and not hashed: the function that a guarantee is about may have no hash.
+            if not any(stated.slot == known.slot for known in firsts):
+                firsts.append(stated)
+    for stated in firsts:
         # The identity has no method inverse.
-        total, lost_at = _fold(slot, declared if slot == Invertible().slot else moving)
+        total, lost_at = _fold(stated.slot, declared if stated.slot == Invertible().slot else moving)
         if total is not None:
             kept.append(total)
         else:
@@ -164,7 +167,9 @@ def _fold(slot: tuple[object, ...], declared: tuple[tuple[str, Declaration], ...
 def _why_not(slot: tuple[object, ...], declaration: Declaration) -> str:
     """The sentence in which a part says itself that it loses the property, otherwise what the part is."""
     names = {getattr(slot[0], "__name__", ""), *(("Symplectic",) if slot == Symplectic().slot else ())}
-    return next((loss for loss in declaration.losses if loss.split()[0] in names), declaration.reason)
+    told = next((loss for loss in declaration.losses if loss.split()[0] in names), declaration.reason)
+    others = any(isinstance(p, OfFunction) and type(p) is slot[0] for p in declaration.properties)
+    return f"there it is about another function; {told}" if others else told
 
 
 IDENTITY: tuple[Property, ...] = (
@@ -199,13 +204,14 @@ METHODS = {Invertible: "inverse", EnergyPreserving: "energy", Dissipative: "pote
 
 def without_missing_methods(module: nn.Module, declared: Declaration) -> Declaration:
     """A composition's declaration without what is about a method of its parts that it does not have."""
-    losses = [
-        f"{type(p).__name__} is lost at {type(module).__name__} (it has no method {METHODS[type(p)]})"
+    lost = [
+        p
         for p in declared.properties
         if type(p) in METHODS and getattr(p, "function", None) is None and not hasattr(module, METHODS[type(p)])
     ]
-    lost = {sentence.split()[0] for sentence in losses}
-    kept = Properties(p for p in declared.properties if type(p).__name__ not in lost)
+    name = type(module).__name__
+    losses = [f"{type(p).__name__} is lost at {name} (it has no method {METHODS[type(p)]})" for p in lost]
+    kept = Properties(p for p in declared.properties if p not in lost)
     return replace(declared, properties=kept, losses=(*declared.losses, *losses)) if lost else declared
 
 

@@ -165,9 +165,9 @@ def verify(
         raise InvalidArgument(f"x has shape {tuple(x.shape)}; a batch of at least one sample is needed.")
     if not torch.isfinite(x).all():
         raise InvalidArgument("x contains NaN or infinity; give finite samples.")
-    reference = copy.deepcopy(original(module)).double().eval().requires_grad_(False)
-    x = x.detach().double().cpu().clone()
-    reference = reference.cpu()
+    # To the CPU first: not every device has float64.
+    reference = copy.deepcopy(original(module)).cpu().double().eval().requires_grad_(False)
+    x = x.detach().cpu().double().clone()
     targets = _targets(reference, x) if deep else [(type(module).__name__, reference, x)]
     wanted = [
         (where, part, declared, sample)

@@ -79,12 +79,14 @@ class Example:
     Args:
         image: uint8 pixels.
         label, prediction: class indices.
-        certified_radius: l2 radius in pixel units within which the class cannot change; 0 when nothing is proved.
+        certified_radius: l2 radius in pixel units within which the class cannot change; 0 when nothing is certified.
         smallest_broken_norm: the shortest perturbation found that changes the class; 0 when the image is wrong as is,
             infinite when none was found, ``None`` when the image was not attacked.
         adversarial: the attacked image, uint8 or floats in [0, 1]; ``None`` when there is none to show.
         adversarial_prediction: the class of ``adversarial``.
         attack: the name of the attack's loss.
+        proved: whether the radius counts rounding errors by a proven bound, and not by a measurement
+            (:attr:`dynablocks.robustness.CertificateResult.proved`).
     """
 
     image: UInt8[Tensor, "c h w"]
@@ -95,6 +97,7 @@ class Example:
     adversarial: Tensor | None = None
     adversarial_prediction: int | None = None
     attack: str = ""
+    proved: bool = True
 
     def __post_init__(self) -> None:
         if self.image.dtype != torch.uint8 or self.image.ndim != 3 or self.image.shape[0] not in (1, 3):

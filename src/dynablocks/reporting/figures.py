@@ -37,6 +37,8 @@ CYCLE = (*SERIES, INK)
 VARIABLES = {INK: "--ink", FAINT: "--faint", BLUE: "--blue", VERMILION: "--vermilion"}
 VARIABLES |= {GREEN: "--green", PURPLE: "--purple", ORANGE: "--orange"}
 KIND_COLOURS = {"contractive": BLUE, "expansive": VERMILION, "free": GREEN}
+KIND_FILLS = {"contractive": "full", "expansive": "none", "free": "left"}
+"""How the markers of a kind of field are filled: what colour tells, a print in grey and a colour-blind reader see."""
 
 _STYLE: Any = {
     "font.family": "sans-serif",
@@ -156,6 +158,9 @@ def _levels_axis(axes: Axes, top: float) -> None:
 def training_figure(history: Sequence[Mapping[str, Any]], *, watermark: str | None = None) -> Figure:
     """Loss and accuracy against the epoch, from the lines of ``metrics.jsonl``.
 
+    The loss of the training is the one that is minimised, with its penalties; that of the validation is the plain
+    cross-entropy.
+
     Example:
         >>> len(training_figure([{"epoch": 1, "loss": 0.3, "accuracy": 0.9}]).axes)
         2
@@ -163,17 +168,16 @@ def training_figure(history: Sequence[Mapping[str, Any]], *, watermark: str | No
     figure = new_figure(7.4, 2.7, watermark)
     left, right = figure.subplots(1, 2)
     for axes, keys, scale in (
-        (left, (("loss", "training"), ("validation_loss", "validation")), 1.0),
+        (left, (("loss", "training, as minimised"), ("validation_loss", "validation, cross-entropy")), 1.0),
         (right, (("accuracy", "training"), ("validation_accuracy", "validation")), 100.0),
     ):
         drawn = 0
-        for colour, (key, label) in zip(SERIES, keys, strict=False):
+        for colour, dashes, (key, label) in zip(SERIES, ("-", (0, (4, 1.6))), keys, strict=False):
             points = [
                 (line.get("epoch", i + 1), scale * line[key]) for i, line in enumerate(history) if _number(line, key)
             ]
             if points:
                 x, y = zip(*points, strict=True)
-                dashes = "-" if label == "training" else (0, (4, 1.6))
                 marker = {"marker": "o", "markersize": 3} if len(points) <= 12 else {}
                 axes.plot(x, y, color=colour, label=label, linestyle=dashes, **marker)
                 drawn += 1
@@ -222,12 +226,12 @@ def draw_steps(axes: Axes, steps: Sequence[StepRow]) -> None:
     segments = _segments(steps)
     time, seen = 0.0, set()
     for row, (_, kind, size) in enumerate(segments):
-        colour = KIND_COLOURS.get(kind, PURPLE)
+        colour, filled = KIND_COLOURS.get(kind, PURPLE), KIND_FILLS.get(kind, "full")
         axes.plot([time, time + size], [row, row], color=colour, linewidth=2.2, solid_capstyle="butt")
-        axes.plot([time], [row], "o", color=colour, markersize=5.5)
+        axes.plot([time], [row], "o", color=colour, markersize=5.5, fillstyle=filled)
         label = None if kind in seen else f"{kind} field"
         seen.add(kind)
-        axes.plot([time + size], [row], "D", color=colour, markersize=5.5, label=label)
+        axes.plot([time + size], [row], "D", color=colour, markersize=5.5, fillstyle=filled, label=label)
         time += size
     axes.set_yticks(range(len(segments)), [_plain(name) for name, _, _ in segments], fontsize=8)
     axes.set(ylim=(max(len(segments), 1) - 0.4, -0.6))
@@ -318,7 +322,7 @@ def examples_figure(
 
 
 def example_lines(example: Example, class_names: Sequence[str] = ()) -> tuple[str, str, str]:
-    """What happened to an example, in three short lines: its class, what is proved, what the attack did.
+    """What happened to an example, in three short lines: its class, what is certified, what the attack did.
 
     Example:
         >>> from dynablocks.reporting.data import Example
@@ -328,7 +332,10 @@ def example_lines(example: Example, class_names: Sequence[str] = ()) -> tuple[st
     """
     label, guess = (_class_name(index, class_names) for index in (example.label, example.prediction))
     verdict = "classified correctly" if label == guess else f"misclassified as {guess}"
-    proof = f"class proved within ε = {words.proved_radius(example.certified_radius)}"
+    radius = words.proved_radius(example.certified_radius)
+    proof = f"class proved within ε = {radius}"
+    if not example.proved:
+        proof = f"certified within ε = {radius}, rounding measured"
     if not example.certified_radius > 0:
         proof = "nothing is proved"
     norm = example.smallest_broken_norm

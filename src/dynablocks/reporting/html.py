@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from dynablocks.files import write_text
 from dynablocks.reporting import figures, words
@@ -54,7 +55,7 @@ def _headline(data: ReportData) -> Iterator[str]:
         (
             f"certified accuracy at ε = {level}",
             _at(data, "certified"),
-            "correct, and proved to stay so within this distance",
+            f"correct, and {_how_sure(data)} to stay so within this distance",
         ),
         (
             f"accuracy under attack at ε = {level}",
@@ -64,12 +65,12 @@ def _headline(data: ReportData) -> Iterator[str]:
         (
             "area under the attacked curve",
             words.area(metrics),
-            "larger is better, as in the paper",
+            _about_area(metrics),
         ),
         (
             "Lipschitz bound",
             words.body_bound(metrics),
-            "largest change of the features for a change of 1 in the pixels",
+            "the features change by at most this times the Euclidean length of a change of the pixels",
         ),
         ("parameters", words.count(metrics.get("parameters")), "numbers that were learned"),
         (
@@ -79,6 +80,27 @@ def _headline(data: ReportData) -> Iterator[str]:
         ),
     ]
     yield table(("", "result", "meaning"), rows, numeric=(1,))
+
+
+def _about_area(metrics: Mapping[str, Any]) -> str:
+    """What the area is of: the radii and the attacks of this run, by which it is no other area."""
+    if metrics.get("auc") is None:
+        return "accuracy times ε, which needs an attack at several radii"
+    radii = [float(point["epsilon"]) for point in metrics.get("robust_accuracy") or ()]
+    span = f", ε from {words.radius(min(radii))} to {words.radius(max(radii))}" if radii else ""
+    return (
+        f"accuracy times ε{span}, against the worst of all attacks tried; not the paper's AUC, which is of its own "
+        "attack and radii"
+    )
+
+
+def _is_measured(data: ReportData) -> bool:
+    """Whether rounding errors were measured, so that the certificate is no proof."""
+    return data.metrics.get("rounding") == "measured"
+
+
+def _how_sure(data: ReportData) -> str:
+    return "certified (rounding measured)" if _is_measured(data) else "proved"
 
 
 def _at(data: ReportData, kind: str, epsilon: float = HEADLINE_EPSILON) -> str:
@@ -91,10 +113,11 @@ def _at(data: ReportData, kind: str, epsilon: float = HEADLINE_EPSILON) -> str:
     if value is None:
         return "not at this ε" if points else nothing
     samples = data.metrics.get("test_images" if kind == "certified" else "attacked_images")
+    share = words.proved_percent(value) if kind == "certified" else words.percent(value)
     if not samples:
-        return words.percent(value)
+        return share
     (low, high), *_ = Curve((epsilon,), (value,), int(samples)).confidence_interval()
-    return f"{words.percent(value)} ({words.interval(low, high)})"
+    return f"{share} ({words.interval(low, high)})"
 
 
 def _meaning(data: ReportData) -> Iterator[str]:
@@ -102,37 +125,76 @@ def _meaning(data: ReportData) -> Iterator[str]:
     clean = metrics.get("clean_accuracy")
     certified = words.accuracy_at(metrics.get("certified_accuracy"), HEADLINE_EPSILON)
     robust = words.accuracy_at(metrics.get("robust_accuracy"), HEADLINE_EPSILON)
-    same = words.accuracy_at(metrics.get("certified_accuracy_of_attacked"), HEADLINE_EPSILON)
-    partly = metrics.get("attacked_images") != metrics.get("test_images")
     yield "<h2>What this means</h2>"
     if clean is not None:
-        known = metrics.get("test_images") or metrics.get("attacked_images")
-        images = f"the {words.count(known)} test images" if known else "the test images"
+        first = not metrics.get("test_images")
+        known = metrics.get("attacked_images" if first else "test_images")
+        images = f"the {'first ' if first else ''}{words.count(known)} test images" if known else "the test images"
         yield paragraph(f"The network names the right class for {words.percent(clean)} of {images}.")
     if certified is not None:
-        yield paragraph(
-            f"For {words.percent(certified)} of all test images the right answer is proved to be stable: no change "
-            f"of the pixels of Euclidean length up to ε = {level} can alter it, whoever makes it and however. "
-            + _length_of(data)
-        )
+        yield paragraph(f"{_guarantee(data, certified)} {_length_of(data)}")
     if robust is not None:
-        yield paragraph(
-            f"The attacks tried here (deliberate searches for the worst change) left {words.percent(robust)} correct "
-            "at the same ε"
-            + (f" on {words.count(metrics.get('attacked_images'))} images" if metrics.get("attacked_images") else "")
-            + (f"; of the same images {words.percent(same)} are certified" if partly and same is not None else "")
-            + ". What is certified no attack can break, what an attack broke is lost; what lies between is not known."
-        )
+        yield paragraph(_survival(data, robust, certified is not None))
     elif metrics.get("robust_accuracy"):
         yield paragraph(f"The attacks were not made at ε = {level}; the table below says at which.")
     else:
-        yield paragraph("This network was not attacked, so only what is proved is known about changed images.")
+        yield paragraph("This network was not attacked, so only what is certified is known about changed images.")
     if metrics.get("certified_accuracy") is None:
         yield paragraph(
             "This network was not certified, so nothing is proved here: dynablocks certify proves what it can."
         )
     else:
         yield paragraph(_about_bound(metrics.get("lipschitz_bound")))
+
+
+def _survival(data: ReportData, robust: float, certified: bool) -> str:
+    """What the attacks left, of which images and at which ε; and what that says beside a certificate, or without."""
+    tested, attacked = (data.metrics.get(key) for key in ("test_images", "attacked_images"))
+    images = f" of the {'first ' if tested != attacked else ''}{words.count(attacked)} test images" if attacked else ""
+    where = "at the same ε"
+    if not certified:
+        where = f"under changes of the pixels of Euclidean length up to ε = {words.radius(HEADLINE_EPSILON)}"
+    same = words.accuracy_at(data.metrics.get("certified_accuracy_of_attacked"), HEADLINE_EPSILON)
+    of_them = f"; of the same images {words.proved_percent(same)} are certified"
+    tried = (
+        f"The attacks tried here (deliberate searches for the worst change) left {words.percent(robust)}{images} "
+        f"correct {where}{of_them if tested != attacked and same is not None else ''}."
+    )
+    if not certified:
+        return f"{tried} What an attack broke is lost; whether another breaks the rest is not known."
+    return (
+        f"{tried} What is certified no attack can break{_but_for_rounding(data)}, what an attack broke is lost; "
+        "what lies between is not known."
+    )
+
+
+def _guarantee(data: ReportData, certified: float) -> str:
+    """What holds of the certified images; where that is no proof, why."""
+    share, level = words.proved_percent(certified), words.radius(HEADLINE_EPSILON)
+    why = data.metrics.get("rounding_reason")
+    if not _is_measured(data):
+        return (
+            f"For {share} of all test images the right answer is proved to be stable: no change of the pixels of "
+            f"Euclidean length up to ε = {level} can alter it, whoever makes it and however{_evaluated(data)}."
+        )
+    return (
+        f"For {share} of all test images the right answer is certified to be stable, rounding measured: no change of "
+        f"the pixels of Euclidean length up to ε = {level} can alter it{_but_for_rounding(data)}{_evaluated(data)}."
+        + (f" No bound of them is proved: {why}" if why else "")
+    )
+
+
+def _evaluated(data: ReportData) -> str:
+    """In which number format the network is that the certificate is of: another rounds otherwise."""
+    arithmetic = data.metrics.get("arithmetic")
+    if not arithmetic:
+        return ""
+    cure = " (dynablocks.load returns float32: call .double())" if arithmetic == "float64" else ""
+    return f", where the network is evaluated in {arithmetic}{cure}"
+
+
+def _but_for_rounding(data: ReportData) -> str:
+    return ", unless rounding errors exceed those measured" if _is_measured(data) else ""
 
 
 def _length_of(data: ReportData) -> str:
@@ -151,7 +213,8 @@ def _about_bound(value: float | None) -> str:
         return (
             "No finite bound is known for how strongly this network reacts to its input, so nothing can be certified."
         )
-    factor = "d" if words.bound(value) == words.bound(1.0) else f"{words.bound(value)} · d"
+    shown = words.bound(value)
+    factor = "d" if shown == words.bound(1.0) else f"({shown}) · d" if " " in shown else f"{shown} · d"
     reaction = f"A change of length d in the pixels moves the features before the last layer by at most {factor}."
     if value > 1.5:
         return f"{reaction} Certified distances are divided by this number, so a large one leaves little to certify."
@@ -164,8 +227,8 @@ def _robustness(data: ReportData) -> Iterator[str]:
         yield figure(
             figures.robustness_figure(data.curves, watermark=data.watermark),
             "robustness",
-            "Solid: proved. Dashed: what survived the attacks. Bands: 95 % confidence (Wilson) for the number of "
-            "test images. The upper axis counts ε in levels of 255.",
+            f"{_whose(data)} Bands: 95 % confidence (Wilson) for the number of test images. The upper axis counts ε in "
+            "levels of 255.",
         )
     keys = [data.metrics.get(key) or [] for key in ("certified_accuracy", "robust_accuracy")]
     epsilons = sorted({float(point["epsilon"]) for points in keys for point in points})
@@ -177,6 +240,17 @@ def _robustness(data: ReportData) -> Iterator[str]:
         yield table(("ε, Euclidean", "certified (95 % interval)", "under attack (95 % interval)"), rows, numeric=(1, 2))
 
 
+def _whose(data: ReportData) -> str:
+    """What the lines of the figure are, and of which images where they are not of the same."""
+    tested, attacked = (data.metrics.get(key) for key in ("test_images", "attacked_images"))
+    if not tested or not attacked or tested == attacked:
+        return f"Solid: {_how_sure(data)}. Dashed: what survived the attacks."
+    return (
+        f"Solid: {_how_sure(data)}, of all {words.count(tested)} test images. Dashed: what survived the attacks, of "
+        f"the first {words.count(attacked)}; they differ by sampling, too."
+    )
+
+
 def _examples(data: ReportData) -> Iterator[str]:
     yield "<h2>Examples</h2>"
     if not data.examples:
@@ -186,7 +260,8 @@ def _examples(data: ReportData) -> Iterator[str]:
         figures.examples_figure(data.examples, data.class_names, watermark=data.watermark),
         "examples",
         "Test images in their order, not selected: the clean image, the closest attacked image with another class, "
-        "and ten times their difference (grey is no difference). Within the proved distance no attack can succeed.",
+        "and ten times their difference (grey is no difference). Within the certified distance no attack can succeed"
+        f"{_but_for_rounding(data)}.",
     )
 
 
@@ -199,10 +274,17 @@ def _bounds(data: ReportData) -> Iterator[str]:
         figures.bounds_figure(data.blocks, watermark=data.watermark),
         "bounds",
         "Each part declares how strongly it can react (outline). Measured (filled) is the strongest reaction found at "
-        "test images; it can never exceed a sound declaration. A part with a constant of at most 1 amplifies nothing.",
+        "the first four test images (at the first alone where a part is large); it can never exceed a sound "
+        "declaration. A part with a constant of at most 1 amplifies nothing.",
     )
     rows = [
-        (row.name, row.description, words.bound(row.declared), words.bound(row.measured), words.slack(row.slack))
+        (
+            row.name,
+            row.description,
+            words.bound(row.declared),
+            words.measured_bound(row.measured),
+            words.slack(row.slack),
+        )
         for row in data.blocks
     ]
     yield table(("part", "what it is", "declared", "measured", "slack"), rows, numeric=(2, 3, 4))
@@ -226,6 +308,8 @@ def _training(data: ReportData) -> Iterator[str]:
         yield paragraph("No record of the training was kept.")
         return
     caption = "After each epoch; the training accuracy is of the images as trained on, while the weights still move."
+    if any(line.get("validation_loss") is not None for line in data.history):
+        caption += " The two losses are different quantities; only the accuracies compare."
     yield figure(figures.training_figure(data.history, watermark=data.watermark), "training", caption)
 
 

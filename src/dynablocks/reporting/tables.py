@@ -24,13 +24,15 @@ def robustness_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str
     for epsilon in sorted({float(point["epsilon"]) for point in (*certified, *robust)}):
         proved, survived = words.accuracy_at(certified, epsilon), words.accuracy_at(robust, epsilon)
         same = words.accuracy_at(metrics.get("certified_accuracy_of_attacked"), epsilon)
-        known = _known(proved, "not certified"), _known(survived, "not attacked"), _known(same, "")
-        rows.append((words.radius(epsilon), *known))
+        rows.append(
+            (
+                words.radius(epsilon),
+                "not certified" if proved is None else words.proved_percent(proved),
+                "not attacked" if survived is None else words.percent(survived),
+                "" if same is None else words.proved_percent(same),
+            )
+        )
     return rows
-
-
-def _known(value: float | None, otherwise: str) -> str:
-    return otherwise if value is None else words.percent(value)
 
 
 def summary_table(metrics: Mapping[str, Any]) -> Table:

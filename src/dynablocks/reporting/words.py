@@ -11,6 +11,8 @@ from typing import Any
 NOT_MEASURED = "not measured"
 LEVEL_TOLERANCE = 1e-4
 """Of a radius in levels of 255: so near to a whole number it is shown as one."""
+LEAST_EXCESS = 1e-6
+"""A bound that exceeds 1 by less is written as 1 and its excess: six decimals do not show it."""
 
 
 def percent(value: float | None) -> str:
@@ -21,6 +23,32 @@ def percent(value: float | None) -> str:
         ('62.3 %', 'not measured')
     """
     return NOT_MEASURED if _missing(value) else f"{100 * float(value or 0):.1f} %"
+
+
+def proved_percent(value: float | None) -> str:
+    """A fraction of which something is proved as a percentage, rounded down: never all where one is missing.
+
+    The fraction is the number that it is written as, so that 7 of 10 are 70 %, which no float is ten tenths of.
+
+    Example:
+        >>> proved_percent(0.9996), proved_percent(0.7), proved_percent(1.0), proved_percent(None)
+        ('99.9 %', '70.0 %', '100.0 %', 'not measured')
+    """
+    if _missing(value):
+        return NOT_MEASURED
+    share = 100 * Decimal(str(float(value or 0)))
+    return f"{share.quantize(Decimal('0.1'), ROUND_FLOOR)} %"
+
+
+def several(number: float, noun: str) -> str:
+    """A number with its noun, in the plural unless it is one.
+
+    Example:
+        >>> several(1, "epoch"), several(0.25, "epoch"), several(1200, "cell")
+        ('1 epoch', '0.25 epochs', '1,200 cells')
+    """
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:.4g}"
+    return f"{shown} {noun}" if shown == "1" else f"{shown} {noun}s"
 
 
 def interval(low: float, high: float) -> str:
@@ -60,7 +88,7 @@ def proved_radius(value: float) -> str:
     level = math.floor(levels)
     if 1 <= level < 255 and levels - level < LEVEL_TOLERANCE:
         return f"{Decimal(value).quantize(Decimal('0.001'), ROUND_FLOOR)} ({level}/255)"
-    return _three_digits(value, ROUND_FLOOR)
+    return _digits(value, 3, ROUND_FLOOR)
 
 
 def found_radius(value: float) -> str:
@@ -70,30 +98,49 @@ def found_radius(value: float) -> str:
         >>> found_radius(0.3101), found_radius(0.31)
         ('0.311', '0.31')
     """
-    return _three_digits(value, ROUND_CEILING)
+    return _digits(value, 3, ROUND_CEILING)
 
 
-def _three_digits(value: float, direction: str) -> str:
-    """The exact number, rounded to three digits on the side asked for."""
+def _digits(value: float, digits: int, direction: str) -> str:
+    """The exact number, rounded to so many digits on the side asked for."""
     if not math.isfinite(value):
         return "∞" if value > 0 else NOT_MEASURED
     exact = Decimal(value)
-    last_digit = Decimal(1).scaleb(exact.adjusted() - 2)
-    return f"{float(exact.quantize(last_digit, direction)):.3g}"
+    last_digit = Decimal(1).scaleb(exact.adjusted() - digits + 1)
+    return f"{float(exact.quantize(last_digit, direction)):.{digits}g}"
 
 
 def bound(value: float | None) -> str:
-    """A Lipschitz bound; ``None`` or infinite is no bound at all.
+    """An upper Lipschitz bound, rounded up; ``None`` or infinite is no bound at all.
+
+    By how much a bound that is 1 but for rounding exceeds it is written out: 1.000001 would be far above.
 
     Example:
-        >>> bound(1.00000012), bound(34.561), bound(None)
-        ('1.000000', '34.56', 'no finite bound')
+        >>> bound(1.0), bound(1 + 3.11e-11), bound(34.5649), bound(None)
+        ('1.000000', '1 + 3.2e-11', '34.57', 'no finite bound')
     """
     if value is None or math.isinf(value):
         return "no finite bound"
-    if math.isnan(value):
-        return NOT_MEASURED
-    return f"{value:.6f}" if 0.1 <= value < 10 else f"{value:.4g}"
+    if 1 < value < 1 + LEAST_EXCESS:
+        return f"1 + {_digits(value - 1, 2, ROUND_CEILING)}"
+    return _constant(value, ROUND_CEILING)
+
+
+def measured_bound(value: float) -> str:
+    """A lower bound of a Lipschitz constant, as a measurement is one, rounded down.
+
+    Example:
+        >>> measured_bound(0.9999999), measured_bound(34.5649), measured_bound(math.nan)
+        ('0.999999', '34.56', 'not measured')
+    """
+    return _constant(value, ROUND_FLOOR)
+
+
+def _constant(value: float, direction: str) -> str:
+    """Six decimals near 1, so that a constant is told from 1; otherwise four digits."""
+    if 0.1 <= value < 10:
+        return str(Decimal(value).quantize(Decimal("0.000001"), direction))
+    return _digits(value, 4, direction)
 
 
 def body_bound(metrics: Mapping[str, Any]) -> str:

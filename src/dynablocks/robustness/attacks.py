@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dynablocks.ball import foolbox_direction, foolbox_norms, projected, unit_ball_points
 from dynablocks.errors import InvalidArgument, require_range, require_whole
+from dynablocks.models import Network
 from dynablocks.registry import Registry
 from dynablocks.robustness.arithmetic import full_precision
 from dynablocks.robustness.curves import PAPER_EPSILONS, Curve, checked_epsilons
@@ -268,7 +269,7 @@ def l2_pgd(
     random_start: bool = True,
     seed: int = 0,
 ) -> Float[Tensor, "epsilons n c h w"]:
-    """Adversarial images by projected gradient ascent, every image at every epsilon in one batch.
+    """Adversarial images by projected gradient ascent, every image at every epsilon, in batches.
 
     ``x <- clip(project(x + s ε g/‖g‖))`` from a uniform point of the ball, with g the gradient of the loss, ``project``
     onto the ball around the image and ``clip`` to [0, 1]: Foolbox's ``L2PGD``. Two things are added: for losses other
@@ -309,13 +310,18 @@ def l2_pgd(
     images, labels = checked_data(model, (images, labels))
     device, dtype = _attacked_place(model)
     pixels, labels = to_pixels(images, device, dtype), labels.to(device)
-    count = len(pixels)
+    count, again = len(pixels), len(config.epsilons)
     with full_precision(), evaluating(model):
-        check_labels(labels, checked_logits(model, pixels).shape[1])
+        for part in torch.split(pixels, config.batch_size):
+            check_labels(labels, checked_logits(model, laid_out(model, part)).shape[1])
         rows = torch.tensor(config.epsilons, dtype=torch.float64, device=device).repeat_interleave(count)
-        again = len(config.epsilons)
         starts = _starts(pixels, range(count), config, loss, 0)
-        result = _ascend(model, pixels.repeat(again, 1, 1, 1), labels.repeat(again), rows, starts, loss, config)
+        result = pixels.new_empty(again * count, *pixels.shape[1:])
+        # Rows are attacked each on its own, and the graph of all of them may not fit into memory.
+        for chunk in torch.split(torch.arange(again * count, device=device), config.batch_size):
+            sample = chunk % count
+            clean, begun = laid_out(model, pixels[sample]), None if starts is None else starts[sample]
+            result[chunk] = _ascend(model, clean, labels[sample], rows[chunk], begun, loss, config)
     shaped = result.reshape(again, *pixels.shape)
     return shaped if several else shaped[0]
 
@@ -378,7 +384,7 @@ class _Attack:
         parts = []
         for start in range(0, len(self.images), self.config.batch_size):
             batch = self.images[start : start + self.config.batch_size]
-            logits = checked_logits(self.model, to_pixels(batch, self.device, self.dtype))
+            logits = checked_logits(self.model, laid_out(self.model, to_pixels(batch, self.device, self.dtype)))
             check_labels(self.labels, logits.shape[1])
             parts.append(logits.argmax(dim=1).cpu())
         return torch.cat(parts)
@@ -453,7 +459,8 @@ class _Attack:
             self._attack_batch(chunk, loss, index, restart)
 
     def _attack_batch(self, chunk: Tensor, loss: str, index: int, restart: int) -> None:
-        pixels = to_pixels(self.images[chunk.to(self.images.device)], self.device, self.dtype)
+        images = self.images[chunk.to(self.images.device)]
+        pixels = laid_out(self.model, to_pixels(images, self.device, self.dtype))
         radii = torch.full((len(chunk),), self.config.epsilons[index], dtype=torch.float64, device=self.device)
         starts = _starts(pixels, chunk.tolist(), self.config, loss, restart)
         adversarial = _ascend(self.model, pixels, self.labels[chunk].to(self.device), radii, starts, loss, self.config)
@@ -485,6 +492,20 @@ def _attacked_place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     return device, dtype
 
 
+def laid_out(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """The same pixels, with the channels last for a :class:`~dynablocks.models.Network`, as in training.
+
+    The kernels of its convolutions are laid out so, and pixels that are not are copied for each of them. They stay as
+    they are where a part is of another's code, whose ``view`` may need them so, and where convolutions would copy them
+    back: on CUDA without cuDNN, or in float64.
+    """
+    refused = pixels.is_cuda and (pixels.dtype == torch.float64 or not torch.backends.cudnn.enabled)
+    if refused or not isinstance(model, Network):
+        return pixels
+    homes = {type(part).__module__.partition(".")[0] for part in model.modules()}
+    return pixels.contiguous(memory_format=torch.channels_last) if homes <= {"dynablocks", "torch"} else pixels
+
+
 def _ascend(
     model: nn.Module,
     clean: Tensor,
@@ -494,7 +515,7 @@ def _ascend(
     loss: str,
     config: AttackConfig,
 ) -> Tensor:
-    """PGD of one row an (image, float64 radius) pair; ``starts`` are points of the unit ball, repeated over the radii.
+    """PGD of one row an (image, float64 radius) pair; ``starts`` are points of the unit ball, one a row.
 
     The radii stay float64: 0.1 in float32 is larger than 0.1.
     """
@@ -502,7 +523,7 @@ def _ascend(
     radius = radii.to(clean.dtype)[:, None, None, None]
     x = clean
     if starts is not None:
-        x = (clean + radius * starts.repeat(len(clean) // len(starts), 1, 1, 1)).clamp(0, 1)
+        x = (clean + radius * starts).clamp(0, 1)
     for _ in range(config.steps):
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
@@ -556,6 +577,6 @@ def _starts(
 
 
 def _mixed_seed(seed: int, sample: int, restart: int, loss: str) -> int:
-    # Not data.seeding's, which mixes integers alone and to other numbers: stored attacks depend on these starts.
+    # Not seeding's, which mixes integers alone and to other numbers: stored attacks depend on these starts.
     packed = struct.pack("<QQQ", seed % 2**64, sample, restart) + loss.encode()
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1

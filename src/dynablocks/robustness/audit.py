@@ -312,7 +312,7 @@ def _check_layers(content: dict[str, Any], network: Network) -> float:
     """The body's constant from singular values; stated bounds may not lie below, nor differ from the declared ones."""
     rows, declared = content["layers"], ledger(network)
     tolerance = _TOLERANCES[content["arithmetic"]["format"]]
-    found = list(body_bound(network))
+    found = list(track(body_bound(network), "bounding the layers", len(network.body)))
     stated_names, names = [row.get("name") for row in rows], [name for name, _ in found]
     if len(stated_names) != len(names):
         raise AuditFailed(f"the certificate lists {len(rows)} layers but the network has {len(found)}.")
@@ -360,7 +360,8 @@ def _check_radii(content: dict[str, Any], network: Network, images: Tensor, labe
     for number in (len(stated), content["data"].get("images")):
         if number != len(images):
             raise AuditFailed(f"the certificate lists {number} images but the data set has {len(images)}.")
-    batches = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+    starts = range(0, len(images), _BATCH)
+    batches = (images[start : start + _BATCH] for start in track(starts, "classifying the images", len(starts)))
     logits = torch.cat([checked_logits(network, _pixels(batch, network)).cpu() for batch in batches])
     found = _radii(logits, network.head.weight, lipschitz)
     predictions, moved = logits.argmax(dim=1).tolist(), 0
@@ -491,7 +492,8 @@ def _objective(logits: Tensor, labels: Tensor, loss: str) -> Tensor:
         return nn.functional.cross_entropy(logits, labels, reduction="none")
     others = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
     margin = others - logits.gather(1, labels[:, None]).squeeze(1)
-    if loss == "margin":
+    # Of two classes the spread is the margin itself, and their ratio constant.
+    if loss == "margin" or logits.shape[1] < 3:
         return margin
-    top = logits.topk(min(3, logits.shape[1]), dim=1).values
+    top = logits.topk(3, dim=1).values
     return margin / (top[:, 0] - top[:, -1]).clamp_min(1e-12)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dynablocks.errors import InvalidArgument, require_choice, require_range
+from dynablocks.errors import InvalidArgument, require_choice, require_range, require_whole
 from dynablocks.lifting import Head
 from dynablocks.models import Network
 from dynablocks.models.network import row_distances
@@ -20,6 +19,7 @@ from dynablocks.numerics.rounding import product_slack
 from dynablocks.properties import EUCLIDEAN, Metric
 from dynablocks.properties.own_code import foreign, overrides
 from dynablocks.robustness.arithmetic import NoRoundingBound, plain_arithmetic
+from dynablocks.robustness.attacks import laid_out
 from dynablocks.robustness.curves import Curve, checked_epsilons
 from dynablocks.robustness.evaluation import (
     LabelledImages,
@@ -42,6 +42,8 @@ _ARITHMETIC = 1 - 2.0**-40
 _TWIN_IMAGES = 32
 _TWIN_SAFETY = 8.0
 _EPS_FACTOR = 32.0
+_ROWS = 4096
+"""Radii are computed of so many samples at a time: each takes some eight float64 numbers a class on the way."""
 
 
 def certified_radii(
@@ -97,11 +99,15 @@ def certified_radii(
     distances = row_distances(weight) * (1 + product_slack(weight.shape[1]))
     predictions = logits.argmax(dim=1)
     distances = distances.to(logits.device)
-    if rounding is None:
-        radii = _smallest_ratio(logits, predictions, (body_lipschitz * distances)[predictions], 4 * logit_error)
-    else:
-        slopes, losses = _rounded(rounding, predictions, distances, body_lipschitz)
-        radii = _smallest_ratio(logits, predictions, slopes, losses)
+
+    def of_some(some: slice) -> Tensor:
+        chosen = predictions[some]
+        if rounding is None:
+            return _smallest_ratio(logits[some], chosen, (body_lipschitz * distances)[chosen], 4 * logit_error)
+        bound = replace(rounding, features=rounding.features[some], head=rounding.head[some])
+        return _smallest_ratio(logits[some], chosen, *_rounded(bound, chosen, distances, body_lipschitz))
+
+    radii = torch.cat([of_some(slice(start, start + _ROWS)) for start in range(0, max(1, len(logits)), _ROWS)])
     if labels is not None:
         check_labels(labels, logits.shape[1])
         radii = torch.where(labels.to(predictions.device) == predictions, radii, 0.0)
@@ -175,7 +181,8 @@ class CertificateResult:
     """Certified radii of a model on a data set, in sample order, in pixel units [0, 1] and the norm that is named.
 
     ``arithmetic`` is the number format of the logits, ``logit_error`` the largest bound of a logit's rounding error at
-    a sample, ``proved`` whether it is a proof rather than a measurement.
+    a sample, ``proved`` whether it is a proof rather than a measurement, and ``rounding_reason`` the sentence that says
+    why it is none.
 
     A sample counts at epsilon when it is correct and its radius is **larger** than epsilon: then every perturbation
     with norm <= epsilon leaves a positive margin. At epsilon 0 this is the accuracy without the ties.
@@ -189,6 +196,7 @@ class CertificateResult:
     norm: str = "l2"
     arithmetic: str = ""
     proved: bool = False
+    rounding_reason: str = ""
 
     @property
     def correct(self) -> Bool[Tensor, " n"]:
@@ -237,6 +245,7 @@ class CertificateResult:
             "logit_error": self.logit_error if math.isfinite(self.logit_error) else None,
             "arithmetic": self.arithmetic,
             "rounding": "proved" if self.proved else "measured",
+            "rounding_reason": self.rounding_reason,
             "certified_accuracy": self.curve(epsilons).points(),
         } | ({} if self.norm == "l2" else {"norm": self.norm})
 
@@ -250,8 +259,15 @@ class CertificateResult:
         bound = math.inf if summary["body_lipschitz"] is None else float(summary["body_lipschitz"])
         error = math.inf if summary["logit_error"] is None else float(summary["logit_error"])
         norm, arithmetic = str(summary.get("norm", "l2")), str(summary.get("arithmetic", ""))
-        proved = summary.get("rounding") == "proved"
-        return cls(**tensors, body_lipschitz=bound, logit_error=error, norm=norm, arithmetic=arithmetic, proved=proved)
+        return cls(
+            **tensors,
+            body_lipschitz=bound,
+            logit_error=error,
+            norm=norm,
+            arithmetic=arithmetic,
+            proved=summary.get("rounding") == "proved",
+            rounding_reason=str(summary.get("rounding_reason", "")),
+        )
 
 
 def certify(
@@ -272,9 +288,9 @@ def certify(
     A :class:`~dynablocks.models.Network` is evaluated in ``arithmetic``, and the radii are lowered by a proven bound of
     that arithmetic's rounding (:mod:`dynablocks.robustness.rounding`): about 1e-10 in float64; in float32 the proven
     worst case is far above what happens and costs about 0.01 of radius for small networks, most of it for large ones.
-    Any other model is evaluated as it is; there the error of one logit is measured, not proved: the larger of 8 times
-    the largest difference between the model and its float64 copy on the first 32 images, and 32 eps max|z| (1024 eps
-    max|z| without a float64 copy).
+    Where there is no such bound, and for any other model, which is evaluated as it is, the error of one logit is
+    measured, not proved, and ``rounding_reason`` says why: the larger of 8 times the largest difference between the
+    model and its float64 copy on the first 32 images, and 32 eps max|z| (1024 eps max|z| without a float64 copy).
 
     Radii are capped at sqrt(C H W), the diameter of [0, 1]^(C H W), times the largest ratio of ``metric`` to l2.
 
@@ -302,9 +318,9 @@ def certify(
         >>> f"{result.radii.item():.4f}"
         '0.7071'
     """
-    require_range("batch_size", batch_size, 1)
+    batch_size = require_whole("batch_size", batch_size, 1)
     if samples is not None:
-        require_range("samples", samples, 1)
+        samples = require_whole("samples", samples, 1)
     certificate_inputs: Callable[..., tuple[float, Tensor]] | None = getattr(model, "certificate_inputs", None)
     if certificate_inputs is None:
         raise InvalidArgument(
@@ -333,7 +349,7 @@ def certify(
     # The weights are computed in plain arithmetic, too.
     with plain_arithmetic(), evaluating(model):
         body_lipschitz, head_weight = certificate_inputs() if metric == EUCLIDEAN else certificate_inputs(metric)
-        logits, rounding = _logits(model, images, metric, batch_size, progress)
+        logits, rounding, why = _logits(model, images, metric, batch_size, progress)
     check_labels(labels, logits.shape[1])
     head_weight, constant = head_weight.cpu(), float(body_lipschitz)
     if rounding is None:
@@ -346,7 +362,7 @@ def certify(
     radii = radii.clamp_max(math.sqrt(images[0].numel()) * metric.bounded_by(EUCLIDEAN))
     kind = str(logits.dtype).removeprefix("torch.")
     return CertificateResult(
-        radii, logits.argmax(dim=1), labels.cpu(), constant, logit_error, metric.name, kind, rounding is not None
+        radii, logits.argmax(dim=1), labels.cpu(), constant, logit_error, metric.name, kind, rounding is not None, why
     )
 
 
@@ -356,8 +372,9 @@ def _logits(
     metric: Metric,
     batch_size: int,
     progress: Callable[[float], None] | None,
-) -> tuple[Float[Tensor, "n classes"], LogitError | None]:
-    """The logits and the proven bound of their error, ``None`` where there is no proof."""
+) -> tuple[Float[Tensor, "n classes"], LogitError | None, str]:
+    """The logits and the proven bound of their error; where there is no proof, ``None`` and the sentence why."""
+    why = f"{type(model).__name__} is no dynablocks.models.Network, of whose layers the rounding is known."
     if isinstance(model, Network):
         bounds: list[LogitError] = []
         start = model.metric
@@ -367,9 +384,11 @@ def _logits(
             bounds.append(error)
             return logits
 
-        with contextlib.suppress(NoRoundingBound):
-            return _all_logits(model, images, batch_size, progress, forward), LogitError.joined(bounds)
-    return _all_logits(model, images, batch_size, progress, model), None
+        try:
+            return _all_logits(model, images, batch_size, progress, forward), LogitError.joined(bounds), ""
+        except NoRoundingBound as error:
+            why = str(error)
+    return _all_logits(model, images, batch_size, progress, model), None, why
 
 
 def _all_logits(
@@ -382,7 +401,7 @@ def _all_logits(
     device, dtype = model_place(model)
     parts = []
     for start in range(0, len(images), batch_size):
-        batch = to_pixels(images[start : start + batch_size], device, dtype)
+        batch = laid_out(model, to_pixels(images[start : start + batch_size], device, dtype))
         parts.append(checked_logits(forward, batch).cpu())
         if progress is not None:
             progress(min(1.0, (start + batch_size) / len(images)))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from dynablocks.errors import InvalidArgument, require_range
+from dynablocks.errors import InvalidArgument, require_range, require_whole
 
 PAPER_EPSILONS = (0.0, 8 / 255, 16 / 255, 36 / 255, 0.3, 0.5, 0.6, 0.8, 1.0)
 
@@ -88,7 +88,7 @@ class Curve:
             raise InvalidArgument(
                 f"there are {len(self.epsilons)} epsilons and {len(values)} accuracies; one a radius."
             )
-        require_range("samples", self.samples, 1)
+        object.__setattr__(self, "samples", require_whole("samples", self.samples, 1))
 
     @property
     def auc(self) -> float:

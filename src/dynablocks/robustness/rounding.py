@@ -11,6 +11,11 @@ Every bound is affine in the radius r, because activations move by at most :math
 gives a bound for every image within r of the one that was measured. In float32 Euler steps take :math:`|A||x|` at that
 image instead of the norms.
 
+All this holds while no number overflows, which is proved too, for every image within the diameter of the unit cube of
+those measured: each step bounds all numbers that it computes, the partial sums of Ax + b for one by
+:math:`(1 + \gamma_n)(\||A|\|_2\,\|x\| + \|b\|)`, and where such a bound exceeds the largest number of the format there
+is no proof.
+
 Assumed: IEEE arithmetic rounded to nearest; convolutions that are sums of products (Winograd and FFT convolutions are
 not, and TF32 is another format: :func:`dynablocks.robustness.arithmetic.plain_arithmetic` switches them off); ``exp``
 accurate to two units in the last place; what the bounds of norms assume (:mod:`dynablocks.numerics.rounding`).
@@ -43,6 +48,7 @@ from dynablocks.norms import Channelwise, Whitening
 from dynablocks.numerics.bounds import linear_norm_bounds
 from dynablocks.properties import EUCLIDEAN, Lipschitz, Metric, declare
 from dynablocks.properties.own_code import foreign
+from dynablocks.properties.structure import _pair
 from dynablocks.robustness.arithmetic import NoRoundingBound, gamma, require_strict_environment, unit_roundoff
 from dynablocks.robustness.own_code import PRODUCTS, has_own
 
@@ -60,7 +66,7 @@ _UNDERFLOW = 2.0**32
 class LogitError:
     r"""How far computed logits can be from the exact ones, at each sample and within r of it.
 
-    A difference :math:`z_i - z_j` errs by at most
+    For r up to the diameter of the cube of images, in the norm of r. A difference :math:`z_i - z_j` errs by at most
     :math:`\|w_i - w_j\|(F + f r) + (H_i + h_i r) + (H_j + h_j r)`, F the error of the features and H that of the head.
 
     Attributes:
@@ -110,30 +116,35 @@ class _Affine:
 
 @dataclass(frozen=True)
 class _Value:
-    """A vector inside a step, in ℓ2: ``size`` of the exact one, ``error`` of the computed one, by the input's norm."""
+    """A vector inside a step, in ℓ2: ``size`` of the exact one, ``error`` of the computed one, by the input's norm.
+
+    ``peak`` bounds the size of every number that is computed on the way to it, itself included.
+    """
 
     size: _Affine
     error: _Affine
+    peak: _Affine
 
     @property
     def computed(self) -> _Affine:
         return self.size + self.error
 
 
-_INPUT = _Value(_Affine(1.0), _Affine())
+_INPUT = _Value(_Affine(1.0), _Affine(), _Affine(1.0))
 
 
 @dataclass(frozen=True)
 class _Step:
     """A part of the network: the map as it runs, its Lipschitz constant, and its error on an exact input of norm t.
 
-    ``near``, where there is one, gives a sharper error from the activations at hand: per sample, and how fast it grows
-    with the distance from there.
+    ``peak`` bounds every number that it computes of that input. ``near``, where there is one, gives a sharper error
+    from the activations at hand: per sample, and how fast it grows with the distance from there.
     """
 
     function: Callable[[Tensor], Tensor]
     stated: Lipschitz
     local: _Affine
+    peak: _Affine
     near: Callable[[Tensor], tuple[Tensor, float]] | None = None
 
 
@@ -142,6 +153,7 @@ class _Arithmetic:
 
     def __init__(self, pixels: Tensor) -> None:
         self.unit, self.tiny = unit_roundoff(pixels.dtype), torch.finfo(pixels.dtype).tiny
+        self.format, self.most = str(pixels.dtype).removeprefix("torch."), torch.finfo(pixels.dtype).max
         # Two more products with each map are worth it only where the bound is not negligible anyway.
         self.worth_measuring = self.unit > 2.0**-40
 
@@ -149,27 +161,46 @@ class _Arithmetic:
         return gamma(count, self.unit)
 
     def rounded(self, value: _Value, slope: float, roundings: int) -> _Value:
-        """An elementwise map with f(0) = 0 and slopes up to ``slope``, computed in so many roundings."""
+        """An elementwise map with f(0) = 0 and slopes up to ``slope``, computed in so many roundings.
+
+        Nothing on the way to f(x) is larger than x or f(x).
+        """
         fresh = self.gamma(roundings) * slope * value.computed if roundings else _Affine()
-        return _Value(slope * value.size, slope * value.error + fresh)
+        size, error = slope * value.size, slope * value.error + fresh
+        return _Value(size, error, value.peak + size + error)
 
     def linear(
-        self, linear: LinearMap, value: _Value, *, adjoint: bool = False, bias: float = 0.0, scale: float = 1.0
+        self,
+        linear: LinearMap,
+        value: _Value,
+        *,
+        adjoint: bool = False,
+        bias: float = 0.0,
+        scale: float = 1.0,
+        factor: float = 1.0,
     ) -> _Value:
-        """Ax + b, or scale · Aᵀx with up to three roundings of the scaled weights or entries; ``bias`` is ‖b‖."""
+        """Ax + b, or scale · Aᵀx with up to three roundings of the scaled weights or entries; ``bias`` is ‖b‖.
+
+        Of the factors that make ``scale``, some are up to ``factor`` before the others come: a sum may have it, too.
+        """
         if not isinstance(linear, (Dense, Conv, ChannelMix)):
             raise NoRoundingBound(f"how the linear map {type(linear).__name__} computes is not known.")
         _refuse_own_code(linear, *PRODUCTS[1:] if isinstance(linear, Head) else PRODUCTS)
-        norm, absolute = scale * linear.norm_bounds().upper, scale * _absolute_norm(linear)
+        plain = _absolute_norm(linear)
+        norm, absolute = scale * linear.norm_bounds().upper, scale * plain
         length, entries = _inner_length(linear, adjoint), math.prod(linear.in_shape if adjoint else linear.out_shape)
         fresh = self.gamma(length + 4)
         underflow = math.sqrt(entries) * (length + 4) * self.tiny * max(1.0, scale)
         error = norm * value.error + (fresh * absolute) * value.computed + _Affine(0.0, fresh * bias + underflow)
-        return _Value(norm * value.size + _Affine(0.0, bias), error)
+        # Entries, weights and partial sums, each of them scaled or not: a row of |A| is no longer than ‖|A|‖.
+        largest = (1 + plain) * value.computed + _Affine(0.0, plain + bias)
+        peak = value.peak + (1 + fresh) * max(1.0, scale, factor) * largest
+        return _Value(norm * value.size + _Affine(0.0, bias), error, peak)
 
     def add(self, first: _Value, second: _Value) -> _Value:
         total = first.computed + second.computed
-        return _Value(first.size + second.size, first.error + second.error + self.unit * total)
+        error = first.error + second.error + self.unit * total
+        return _Value(first.size + second.size, error, first.peak + second.peak + total + error)
 
 
 def _absolute_norm(linear: LinearMap) -> float:
@@ -232,12 +263,13 @@ def _sigma(sigma: Activation, arithmetic: _Arithmetic, value: _Value) -> _Value:
     return arithmetic.rounded(value, 1.0, 2 if _leaky_slope(sigma) else 0)
 
 
-def _ridge_euler(field: RidgeField, h: float, arithmetic: _Arithmetic) -> _Affine:
+def _ridge_euler(field: RidgeField, h: float, arithmetic: _Arithmetic) -> _Value:
     """x + (h s)Aᵀσ(Ax + b), the factor multiplied into the weight, into σ or afterwards."""
     inner = arithmetic.linear(field.linear, _INPUT, bias=_bias_norm(field.bias, field.linear))
-    scale = abs(h) * max(abs(end) for end in field.scale_range())
+    slope = max(abs(end) for end in field.scale_range())
     active = _sigma(field.sigma, arithmetic, inner)
-    return arithmetic.add(_INPUT, arithmetic.linear(field.linear, active, adjoint=True, scale=scale)).error
+    image = arithmetic.linear(field.linear, active, adjoint=True, scale=abs(h) * slope, factor=slope)
+    return arithmetic.add(_INPUT, image)
 
 
 def _ridge_euler_near(field: RidgeField, h: float, arithmetic: _Arithmetic, x: Tensor) -> tuple[Tensor, float]:
@@ -267,12 +299,19 @@ def _norms(x: Tensor) -> Float[Tensor, " n"]:
     return torch.linalg.vector_norm(x.detach().double().flatten(1), dim=1).cpu()
 
 
-def _ridge_change(field: RidgeField, slope: float, growth: float, roundings: int, arithmetic: _Arithmetic) -> _Affine:
-    """x + Aᵀe(Ax + b): e has slopes up to ``slope`` and passes through values up to ``growth`` times its argument."""
+def _ridge_change(
+    field: RidgeField, slope: float, growth: float, roundings: int, arithmetic: _Arithmetic, factor: float = 1.0
+) -> _Value:
+    """x + Aᵀe(Ax + b): e has slopes up to ``slope`` and passes through values up to ``growth`` times its argument.
+
+    ``factor`` is by how much those values are multiplied on the way, at most.
+    """
     inner = arithmetic.linear(field.linear, _INPUT, bias=_bias_norm(field.bias, field.linear))
     fresh = arithmetic.gamma(roundings) * (growth + 1) * inner.computed
-    change = _Value(slope * inner.size, slope * inner.error + fresh)
-    return arithmetic.add(_INPUT, arithmetic.linear(field.linear, change, adjoint=True)).error
+    passed = (1 + arithmetic.gamma(roundings)) * max(1.0, factor) * (growth + 1)
+    peak = inner.peak + passed * inner.computed + _Affine(0.0, passed)
+    change = _Value(slope * inner.size, slope * inner.error + fresh, peak)
+    return arithmetic.add(_INPUT, arithmetic.linear(field.linear, change, adjoint=True))
 
 
 def _euler(method: ExplicitEuler, field: VectorField, h: Tensor, arithmetic: _Arithmetic) -> list[_Step]:
@@ -283,19 +322,19 @@ def _euler(method: ExplicitEuler, field: VectorField, h: Tensor, arithmetic: _Ar
     part, number = h / method.substeps, float(h.detach()) / method.substeps
     near: Callable[[Tensor], tuple[Tensor, float]] | None = None
     if isinstance(field, RidgeField):
-        local = _ridge_euler(field, number, arithmetic)
+        image = _ridge_euler(field, number, arithmetic)
         if arithmetic.worth_measuring:
             near = functools.partial(_ridge_euler_near, field, number, arithmetic)
     elif isinstance(field, TwoMatrixField):
-        local = _two_matrices(field, number, arithmetic)
+        image = _two_matrices(field, number, arithmetic)
     elif isinstance(field, MetricField):
-        local = _metric_euler(field, number, arithmetic)
+        image = _metric_euler(field, number, arithmetic)
     else:
         raise NoRoundingBound(f"the rounding of {type(field).__name__} has no proved bound.")
     stated = Lipschitz(field.euler_constant(number)[0], field.standing_facts().metric)
     if method.substeps == 1:
-        return [_Step(lambda x: method.step(field, x, h), stated, local, near)]
-    return [_Step(lambda x: x + part * field(x), stated, local, near)] * method.substeps
+        return [_Step(lambda x: method.step(field, x, h), stated, image.error, image.peak, near)]
+    return [_Step(lambda x: x + part * field(x), stated, image.error, image.peak, near)] * method.substeps
 
 
 def _refuse_own_code(part: object, *methods: str) -> None:
@@ -315,20 +354,20 @@ def _recursion(method: ExplicitEuler, field: RidgeField, h: Tensor, arithmetic: 
     number = float(h.detach())
     scale = max(abs(end) for end in field.scale_range())
     growth = (1 + abs(number) / method.substeps * scale) ** method.substeps
-    local = _ridge_change(field, growth + 1, growth, 6 * method.substeps + 1, arithmetic)
+    image = _ridge_change(field, growth + 1, growth, 6 * method.substeps + 1, arithmetic, factor=scale)
     stated = Lipschitz(method.declare(field, number).properties.lipschitz)
-    return _Step(lambda x: method.step(field, x, h), stated, local)
+    return _Step(lambda x: method.step(field, x, h), stated, image.error, image.peak)
 
 
-def _two_matrices(field: TwoMatrixField, h: float, arithmetic: _Arithmetic) -> _Affine:
+def _two_matrices(field: TwoMatrixField, h: float, arithmetic: _Arithmetic) -> _Value:
     inner = arithmetic.linear(field.inner, _INPUT, bias=_bias_norm(field.bias, field.inner))
     image = arithmetic.linear(field.outer, _sigma(field.sigma, arithmetic, inner), adjoint=True)
     if field.decay:
         image = arithmetic.add(image, arithmetic.rounded(_INPUT, abs(field.decay), 2))
-    return arithmetic.add(_INPUT, arithmetic.rounded(image, abs(h), 2)).error
+    return arithmetic.add(_INPUT, arithmetic.rounded(image, abs(h), 2))
 
 
-def _metric_euler(field: MetricField, h: float, arithmetic: _Arithmetic) -> _Affine:
+def _metric_euler(field: MetricField, h: float, arithmetic: _Arithmetic) -> _Value:
     metric = field.metric
     low, high = (math.sqrt(value) for value in metric.eigenvalues)
     value = _whitened(arithmetic, metric, _INPUT, high)
@@ -338,17 +377,22 @@ def _metric_euler(field: MetricField, h: float, arithmetic: _Arithmetic) -> _Aff
     image = arithmetic.linear(field.linear, _sigma(field.sigma, arithmetic, inner), adjoint=True)
     if field.whitened:
         image = _whitened(arithmetic, metric, image, 1 / low)
-    return arithmetic.add(_INPUT, arithmetic.rounded(image, abs(h), 2)).error
+    return arithmetic.add(_INPUT, arithmetic.rounded(image, abs(h), 2))
 
 
 def _whitened(arithmetic: _Arithmetic, metric: Metric, value: _Value, norm: float) -> _Value:
-    """M^{±1/2}x, computed in float64 and rounded once; ``norm`` is that of the matrix."""
+    """M^{±1/2}x, computed in float64 and rounded once; ``norm`` is that of the matrix.
+
+    Rows of M^{±1/2}, of cosine bases and of their products are no longer than 1 or ``norm``, and so no partial sum is
+    larger than x or the image may be.
+    """
     try:
         exact = metric.whitening_error
-    except InvalidArgument as error:
-        raise NoRoundingBound(str(error)) from None
+    except InvalidArgument as refused:
+        raise NoRoundingBound(str(refused)) from None
     fresh = (arithmetic.unit + exact) * norm * (1 + exact) * value.computed
-    return _Value(norm * value.size, norm * value.error + fresh)
+    size, error = norm * value.size, norm * value.error + fresh
+    return _Value(size, error, value.peak + 2 * (value.computed + size + error))
 
 
 def _flow(method: ExactFlow, field: VectorField, time: Tensor, arithmetic: _Arithmetic) -> _Step:
@@ -365,8 +409,9 @@ def _flow(method: ExactFlow, field: VectorField, time: Tensor, arithmetic: _Arit
     slope = max(abs(math.expm1(exponent)) for exponent in exponents)
     # An exponent rounded three times changes exp by the relative e^{3u|t|} - 1.
     roundings = _EXP_ROUNDINGS + 3 + math.ceil(4 * largest)
-    local = _ridge_change(field, slope, growth, roundings, arithmetic)
-    return _Step(lambda x: method.step(field, x, time), Lipschitz(field.flow_constant(number)[0]), local)
+    image = _ridge_change(field, slope, growth, roundings, arithmetic)
+    stated = Lipschitz(field.flow_constant(number)[0])
+    return _Step(lambda x: method.step(field, x, time), stated, image.error, image.peak)
 
 
 def _block(block: DynamicalBlock, arithmetic: _Arithmetic) -> Iterator[_Step]:
@@ -386,39 +431,41 @@ def _block(block: DynamicalBlock, arithmetic: _Arithmetic) -> Iterator[_Step]:
             raise NoRoundingBound(f"the rounding of {block.method!r} has no proved bound; use Euler or exact steps.")
 
 
-def _leaf(module: nn.Module, arithmetic: _Arithmetic, pixels: int) -> _Affine:
-    """The local error of one layer, whose inputs have so many pixels a channel."""
+def _leaf(module: nn.Module, arithmetic: _Arithmetic, pixels: int) -> _Value:
+    """The image of one layer, whose inputs have so many pixels a channel."""
     _refuse_own_code(module, "forward")
     if isinstance(module, Channelwise):
         return _leaf(module.module, arithmetic, pixels)
     if type(module) in (nn.Identity, nn.Flatten, nn.ReLU, nn.MaxPool2d) or isinstance(module, (SpaceToDepth, ZeroLift)):
-        return _Affine()
+        return _INPUT
     if isinstance(module, PixelNormalisation):
         return _normalisation(module, arithmetic, pixels)
     if type(module) is nn.AvgPool2d:
-        sides = module.kernel_size if isinstance(module.kernel_size, tuple) else (module.kernel_size,) * 2
-        return _Affine(arithmetic.gamma(math.prod(sides) + 1) / math.sqrt(math.prod(sides)))
+        count = math.prod(_pair(module.kernel_size))
+        root, fresh = math.sqrt(count), arithmetic.gamma(count + 1)
+        return _Value(_Affine(1 / root), _Affine(fresh / root), _Affine((1 + fresh) * root))
     if isinstance(module, PaperLift):
         alpha = abs(float(module.alpha.detach()))
-        return arithmetic.rounded(arithmetic.linear(module.linear, _INPUT), alpha, 1).error
+        return arithmetic.rounded(arithmetic.linear(module.linear, _INPUT), alpha, 1)
     if isinstance(module, Whitening):
-        return _whitened(arithmetic, module.metric, _INPUT, math.sqrt(module.metric.eigenvalues[1])).error
+        return _whitened(arithmetic, module.metric, _INPUT, math.sqrt(module.metric.eigenvalues[1]))
     if isinstance(module, LinearMap) and not isinstance(module, Head):
-        return arithmetic.linear(module, _INPUT).error
+        return arithmetic.linear(module, _INPUT)
     raise NoRoundingBound(f"the rounding of {type(module).__name__} has no proved bound.")
 
 
-def _normalisation(module: PixelNormalisation, arithmetic: _Arithmetic, pixels: int) -> _Affine:
+def _normalisation(module: PixelNormalisation, arithmetic: _Arithmetic, pixels: int) -> _Value:
     """(x − m)s: two roundings, relative to ‖x − m‖ <= ‖x‖ + ‖m‖."""
     mean = float(module.mean.detach().double().norm()) * math.sqrt(pixels)
-    slope = arithmetic.gamma(2) * float(module.scale.double().abs().max())
-    return _Affine(slope, slope * mean)
+    centred, scale = _Affine(1.0, mean), float(module.scale.double().abs().max())
+    fresh = arithmetic.gamma(2)
+    return _Value(scale * centred, (fresh * scale) * centred, (1 + fresh) * (1 + scale) * centred)
 
 
 def rounding_bound(
     network: Network, pixels: Float[Tensor, "n c h w"], metric: Metric = EUCLIDEAN, *, start: Metric | None = None
 ) -> tuple[Float[Tensor, "n classes"], LogitError]:
-    r"""The logits as computed, and a proven bound of their error within every radius.
+    r"""The logits as computed, and a proven bound of their error within every radius up to the diameter of [0, 1]^d.
 
     The exact logits are those of the network whose weights are the ones held (inside
     :func:`dynablocks.linear.frozen_weights`), in real arithmetic, at the image before it was rounded to the format, as
@@ -427,12 +474,12 @@ def rounding_bound(
     Args:
         network: in eval mode, its weights frozen; the format of its parameters is the arithmetic.
         pixels: images in [0, 1] of that format.
-        metric: the norm of the radius.
+        metric: the norm of the radius, and of the diameter, which is √d in ℓ2 for images of d entries.
         start: ``network.metric``, where it is known already: asking for it declares the whole body.
 
     Raises:
-        NoRoundingBound: a layer has no proved bound, the environment lets products be less than that, or how the device
-            computes is not known.
+        NoRoundingBound: a layer has no proved bound, a number in it may overflow at an image within the diameter, the
+            environment lets products be less than that, or how the device computes is not known.
 
     Example:
         >>> from dynablocks.linear import frozen_weights
@@ -462,6 +509,8 @@ class _Chain:
         unit = arithmetic.unit
         self.x, self.norm, self.lost = x, start, _UNDERFLOW * arithmetic.tiny
         self.reach = start.bounded_by(metric)
+        self.format, self.most = arithmetic.format, arithmetic.most
+        self.diameter = math.sqrt(math.prod(x.shape[1:])) * metric.bounded_by(EUCLIDEAN)
         # The image itself was rounded to this format: x, and x' within r of it.
         rounding = unit * (1 + 2 * unit) * start.bounded_by(EUCLIDEAN)
         self.error, self.slope = rounding * _norms(x), rounding * EUCLIDEAN.bounded_by(metric)
@@ -485,32 +534,54 @@ class _Chain:
                     self.pass_through(part, arithmetic)
         elif isinstance(module, DynamicalBlock):
             for step in _block(module, arithmetic):
-                self.take(step)
+                self.take(step, type(module).__name__)
         else:
             stated = declare(module).properties.of(Lipschitz) or Lipschitz(math.inf)
-            self.take(_Step(module, stated, _leaf(module, arithmetic, math.prod(self.x.shape[2:]))))
+            image = _leaf(module, arithmetic, math.prod(self.x.shape[2:]))
+            self.take(_Step(module, stated, image.error, image.peak), type(module).__name__)
 
-    def take(self, step: _Step) -> None:
+    def take(self, step: _Step, name: str) -> None:
         if step.stated.metric != self.norm:
             raise NoRoundingBound(f"a layer is bounded in {step.stated.metric.name} but reached in {self.norm.name}.")
+        if not math.isfinite(step.stated.constant):
+            raise NoRoundingBound(f"{name} has no Lipschitz constant, by which errors before it would be bounded.")
+        size, growth = self.size()
+        self.refuse_overflow(step.peak, size, growth, name)
         outwards = step.stated.image.bounded_by(EUCLIDEAN)
         constant = step.stated.constant
         if step.near is None:
-            (size, growth), rate = self.size(), step.local.slope
+            rate = step.local.slope
             fresh = rate * size + step.local.constant
         else:
-            (moved, growth), (here, rate) = self.moved(), step.near(self.x)
-            fresh = here + rate * moved
+            here, rate = step.near(self.x)
+            fresh = here + rate * self.moved()[0]
         self.error = (constant * self.error + outwards * (fresh + self.lost)) * _INFLATION
         self.slope = (constant * self.slope + outwards * rate * growth) * _INFLATION
         self.reach *= constant * _INFLATION
         self.x, self.norm = step.function(self.x), step.stated.image
 
+    def refuse_overflow(self, peak: _Affine, size: Tensor, growth: float, name: str) -> None:
+        """Refuse a part that may compute a number beyond the format's, at an image within the diameter of these.
+
+        Raises:
+            NoRoundingBound: it may.
+        """
+        farthest = (float(size.max()) if len(size) else 0.0) + growth * self.diameter
+        largest = (peak.slope * farthest + peak.constant) * _INFLATION
+        if not largest <= self.most:
+            cure = "smaller weights" + ("" if self.format == "float64" else ", or float64,")
+            raise NoRoundingBound(
+                f"the numbers inside {name} are bounded by {largest:.3g} only, and the largest of {self.format} is "
+                f"{self.most:.3g}, so that one may overflow; {cure} are needed."
+            )
+
     def through_head(self, head: Head, arithmetic: _Arithmetic) -> tuple[Tensor, LogitError]:
-        weight = head.weight.detach().double().cpu()
-        norms, bias = weight.norm(dim=1), head.bias.detach().double().cpu().abs()
+        weight = head.weight.detach().cpu().double()
+        norms, bias = weight.norm(dim=1), head.bias.detach().cpu().double().abs()
         size, growth = self.size()
         fresh, underflow = arithmetic.gamma(weight.shape[1] + 1), (weight.shape[1] + 1) * arithmetic.tiny
+        peak = (1 + fresh) * _Affine(float(norms.max()), float(bias.max()))
+        self.refuse_overflow(peak, size, growth, type(head).__name__)
         local = (fresh * (size[:, None] * norms + bias) + underflow) * _INFLATION
         logits: Tensor = head(self.x)
         error = LogitError(self.error, self.slope, local, fresh * growth * norms * _INFLATION, arithmetic.unit)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from dynablocks.config import DataConfig, require_registered
+from dynablocks.config import DataConfig
 from dynablocks.data import DataSplits, load_data
 from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument
 from dynablocks.files import expanded, read_json, require_writable, resolved, sha256, write_json
@@ -26,6 +26,8 @@ from dynablocks.run_directory.network import (
     load_config,
     load_splits,
     require_checkpoint,
+    require_names,
+    stored_description,
     weights_hash,
     with_data,
 )
@@ -36,7 +38,7 @@ from dynablocks.training import find_checkpoint, load_weights, read_config
 
 
 def write_certificate(
-    directory: Path, path: Path, data: DataConfig | None = None, *, arithmetic: str = "float64"
+    directory: str | Path, path: str | Path, data: DataConfig | None = None, *, arithmetic: str = "float64"
 ) -> dict[str, Any]:
     """Certify a run and write all that is needed to check it again.
 
@@ -49,6 +51,7 @@ def write_certificate(
     Returns:
         What the file holds.
     """
+    directory, path = expanded(directory), expanded(path)
     whole, run_folder = resolved(path), resolved(directory)
     if whole.is_dir():
         raise InvalidArgument(f"--json {path} is a folder; name a file in it, such as {path / 'audited.json'}.")
@@ -59,7 +62,7 @@ def write_certificate(
     weights = weights_hash(directory)
     result = certify_run(directory, data, arithmetic=arithmetic)
     run = with_data(load_config(directory), data)
-    description = yaml.safe_load(read_config(require_checkpoint(directory)))["model"]
+    description = stored_description(require_checkpoint(directory))
     network = load(directory)
     if weights_hash(directory) != weights:
         raise InvalidArgument(f"the weights in {directory} changed meanwhile; certify when its training has ended.")
@@ -86,15 +89,17 @@ def _way(folder: Path, start: Path) -> str:
 
 
 def audit_certificate(
-    path: Path,
+    path: str | Path,
     *,
-    run: Path | None = None,
+    run: str | Path | None = None,
     data: DataConfig | None = None,
     samples: int = 64,
     steps: int = 40,
     say: Callable[[str], None] = print,
 ) -> None:
     """Check a certificate file against the run's weights and data; ``say`` gets one sentence a check.
+
+    Other images than those of the run's own copy may be certified, which is no error, and is said.
 
     Args:
         path: the file that ``certify --json`` wrote.
@@ -106,30 +111,41 @@ def audit_certificate(
     Raises:
         AuditFailed: the certificate does not agree with the weights, the data or an attack.
         BadData: the file is no certificate.
-        BadCheckpoint: its network is of a model that is not registered here.
+        BadCheckpoint: its network is of a model, region or parametrisation that is not registered here.
     """
+    path = expanded(path)
     content = checked_artefact(read_json(path), str(path))
-    directory = resolved(path).parent / content["run"] if run is None else run
+    directory = resolved(path).parent / content["run"] if run is None else expanded(run)
     network = _network(content, path, directory)
     say(f"weights: SHA-256 {content['weights'][:16]}… as certified")
-    splits = _splits(content, data)
-    say(f"data: {content['data'].get('name')}, {len(splits.test)} test images, the fingerprint agrees")
+    splits, own = _splits(content, data), _settings(_checkpoint(directory, content["weights"]))
+    same = own["data"].get("fingerprint") == splits.fingerprint
+    other = "" if same else "; these are not the images of the run's own copy"
+    say(f"data: {content['data'].get('name')}, {len(splits.test)} test images, the fingerprint agrees{other}")
     audit(content, network, splits.test.images, splits.test.labels, samples=samples, steps=steps, say=say)
-    _check_description(content["model"], _checkpoint(directory, content["weights"]))
+    _check_description(content["model"], own["model"])
     say("network: described as in the run directory")
 
 
-def _check_description(described: dict[str, Any], checkpoint: Path) -> None:
-    """Settings that no check above depends on, such as those of the training, must be the run's all the same."""
+def _settings(checkpoint: Path) -> dict[str, dict[str, Any]]:
+    """What the run says of its network, ``model``, and of the images that it was trained on, ``data``.
+
+    Raises:
+        BadData: that cannot be read.
+    """
     try:
-        own = json.loads(json.dumps(yaml.safe_load(read_config(checkpoint))["model"]))
-        names = own.keys() | described.keys()
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        stored = json.loads(json.dumps(yaml.safe_load(read_config(checkpoint))))
+        return {name: dict(stored[name]) for name in ("model", "data")}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise BadData(
             f"the settings in {checkpoint} cannot be read ({type(error).__name__}); say where "
             "an undamaged copy of the run is with --run DIR."
         ) from error
-    for name in sorted(names):
+
+
+def _check_description(described: dict[str, Any], own: dict[str, Any]) -> None:
+    """Settings that no check above depends on, such as those of the training, must be the run's all the same."""
+    for name in sorted(own.keys() | described.keys()):
         if own.get(name) != described.get(name):
             raise AuditFailed(
                 f"the certificate describes a network with {name} {described.get(name)!r}; that of the run has "
@@ -158,7 +174,7 @@ def _network(content: dict[str, Any], path: Path, directory: Path) -> Network:
             "the weights were changed."
         )
     try:
-        require_registered(content["model"]["config"]["name"], str(path))
+        require_names(content["model"]["config"], str(path))
         network = build_described(content["model"])
     except BadCheckpoint:
         raise

@@ -54,7 +54,13 @@ def _show(metrics: dict[str, Any]) -> None:
     from dynablocks.progress import output_console
     from dynablocks.reporting import summary_table
 
-    output_console(100).print(summary_table(metrics))
+    table = summary_table(metrics)
+    measured = ", rounding measured" if metrics.get("rounding") == "measured" else ""
+    arithmetic = f" of the network in {metrics['arithmetic']}" if metrics.get("arithmetic") else ""
+    if measured or arithmetic:
+        table.caption = f"certified{measured}{',' if measured and arithmetic else ''}{arithmetic}"
+        table.caption_justify = "left"
+    output_console(100).print(table)
 
 
 def _dry_run(config: RunConfig, out: Path, *, overwrite: bool) -> int:
@@ -80,6 +86,7 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def train_command(arguments: Sequence[str]) -> int:
+    from dynablocks.reporting.words import several
     from dynablocks.run_directory.pipeline import require_out, train_run
 
     config, options = _parse_run("train", "Train a network; an unfinished training in --out goes on.", arguments)
@@ -88,7 +95,7 @@ def train_command(arguments: Sequence[str]) -> int:
         return _dry_run(config, out, overwrite=options.overwrite)
     summary = train_run(config, out, overwrite=options.overwrite)
     say(
-        f"trained {summary.epochs:.4g} epochs in {summary.train_seconds:.0f} s "
+        f"trained {several(summary.epochs, 'epoch')} in {summary.train_seconds:.0f} s "
         f"({summary.images_per_second:.0f} images/s); the network is in {out}"
     )
     return 0
@@ -205,25 +212,33 @@ def certify_command(arguments: Sequence[str]) -> int:
     return 0
 
 
-AUDIT_SUMMARY = """Check a certificate file: every bound, radius and prediction again from the weights, then attacks."""
+AUDIT_SUMMARY = """Check a certificate file: every bound, radius and prediction again from the
+weights, then attacks."""
 
 AUDIT_EXAMPLES = """what is checked:
-  weights   the SHA-256 of the run's model.safetensors is the one that was certified
-  data      the test images have the certified fingerprint
-  bounds    each layer's constant from singular values (dense SVD, or FFT on a padded grid), not from its declaration
-  radii     no radius exceeds what the margin allows; with the rounding bound, each is the same again, but for last
-            digits: above by 1e-9 + 1e-7 r at most in float64, 1e-5 (1 + r) in float32,
-            1e-7 where r is 0
-  attacks   gradient ascent with three losses inside the radii of --samples certified images changes no class
+  weights   the SHA-256 of the run's model.safetensors is the one that was
+            certified
+  data      the test images have the certified fingerprint; where they are not
+            the run's own copy, that is said
+  bounds    each layer's constant from singular values (dense SVD, or FFT on a
+            padded grid), not from its declaration
+  radii     no radius exceeds what the margin allows; with the rounding bound,
+            each is the same again, but for last digits: above by
+            1e-9 + 1e-7 r at most in float64, 1e-5 (1 + r) in float32, 1e-7
+            where r is 0
+  attacks   gradient ascent with three losses inside the radii of --samples
+            certified images changes no class
   network   its description is the run's own
 
 examples:
   dynablocks certify runs/cifar --json cifar.json
   dynablocks audit cifar.json
-  dynablocks audit cifar.json --samples 500 --steps 200      a harder try
   dynablocks audit cifar.json --run ~/moved --data.dir ~/cifar10
+  a harder try:
+    dynablocks audit cifar.json --samples 500 --steps 200
 
-The exit code is 0 when all agree; anything else is one sentence on stderr and exit code 2."""
+The exit code is 0 when all agree; anything else is one sentence on stderr and
+exit code 2."""
 
 
 def audit_command(arguments: Sequence[str]) -> int:

@@ -12,6 +12,7 @@ from dynablocks.config import RunConfig
 from dynablocks.data import DataSplits, to_unit_range
 from dynablocks.errors import BadCheckpoint
 from dynablocks.models import Network
+from dynablocks.modes import cpu_threads
 from dynablocks.robustness import AttackConfig
 from dynablocks.run_directory.network import load_splits
 from dynablocks.run_directory.results import (
@@ -38,11 +39,10 @@ def estimate(config: RunConfig, directory: Path, *, overwrite: bool = False) -> 
     """
     splits, training = load_splits(config), config.training
     device = torch.device(choose_device(training.device))
-    if training.threads is not None:
-        torch.set_num_threads(training.threads)
     network, description = starting_network(config, splits, directory, resume=not overwrite)
     batch = min(training.batch_size, len(splits.train))
-    flops, seconds = _measured_step(network.to(device), splits, training, device, batch)
+    with cpu_threads(training.threads):
+        flops, seconds = _measured_step(network.to(device), splits, training, device, batch)
     seconds *= training.adversary_factor
     plain = training.adversary == "none"
     of_cost, of_time = ("", "") if plain else (", without the adversary", ", with the adversary")

@@ -8,7 +8,7 @@ from typing import Any
 
 import dynablocks
 from dynablocks.data import DataSplits
-from dynablocks.files import write_json
+from dynablocks.files import expanded, write_json
 from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, Curve
 from dynablocks.run_directory.network import load_config
 from dynablocks.run_directory.results import ATTACK, CERTIFICATE, current_summary, sound_results, training_facts
@@ -22,8 +22,16 @@ def stated_radii(epsilons: Iterable[float]) -> tuple[float, ...]:
     return tuple(sorted({*AttackConfig().epsilons, *epsilons}))
 
 
-def collect_metrics(directory: Path, splits: DataSplits | None = None) -> dict[str, Any]:
-    """metrics.json from what is there; figures that were not measured are ``None``.
+def write_metrics(directory: str | Path, splits: DataSplits | None = None) -> dict[str, Any]:
+    """Write ``metrics.json``; what it holds, which is :func:`run_metrics`."""
+    directory = expanded(directory)
+    metrics = run_metrics(directory, splits)
+    write_json(directory / METRICS, metrics)
+    return metrics
+
+
+def run_metrics(directory: Path, splits: DataSplits | None = None) -> dict[str, Any]:
+    """The figures of a run from what is there; those that were not measured are ``None``.
 
     Args:
         directory: the run directory.
@@ -40,7 +48,7 @@ def collect_metrics(directory: Path, splits: DataSplits | None = None) -> dict[s
     attacked = current_summary(directory, ATTACK, images)
     certified, of_attacked = _certified_points(certificate, attacked, result)
     clean = (certificate or attacked or {}).get("clean_accuracy")
-    metrics = {
+    return {
         "model": config.model.name,
         "preset": config.preset,
         "clean_accuracy": clean,
@@ -49,6 +57,9 @@ def collect_metrics(directory: Path, splits: DataSplits | None = None) -> dict[s
         "certified_accuracy_of_attacked": of_attacked,
         "auc": (attacked or {}).get("auc"),
         "lipschitz_bound": (certificate or {}).get("body_lipschitz"),
+        "arithmetic": (certificate or {}).get("arithmetic") or None,
+        "rounding": (certificate or {}).get("rounding"),
+        "rounding_reason": (certificate or {}).get("rounding_reason") or None,
         "images_per_second": training["images_per_second"],
         "train_seconds": training["train_seconds"],
         "epochs": training["epochs"],
@@ -61,8 +72,6 @@ def collect_metrics(directory: Path, splits: DataSplits | None = None) -> dict[s
         "seed": config.training.seed,
         "version": dynablocks.__version__,
     }
-    write_json(directory / METRICS, metrics)
-    return metrics
 
 
 def _certified_points(
@@ -93,6 +102,7 @@ def accuracy_curves(attacked: AttackResult | None, certificate: CertificateResul
     return curves
 
 
-def stored_curves(directory: Path) -> dict[str, Curve]:
+def stored_curves(directory: str | Path) -> dict[str, Curve]:
     """The curves of a run's stored certificate and attack, on the images it was trained with."""
+    directory = expanded(directory)
     return accuracy_curves(*sound_results(directory, training_facts(directory)["fingerprint"]))

@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 
-from dynablocks.config import DataConfig, RunConfig, from_yaml, require_registered
+from dynablocks.config import DataConfig, RunConfig, from_yaml
 from dynablocks.data import DataSplits, ImageDataset, infer_name, load_data
-from dynablocks.errors import BadCheckpoint, DynablocksError
-from dynablocks.files import read_json, sha256
-from dynablocks.models import MODELS, ModelConfig, Network, build
+from dynablocks.errors import BadCheckpoint, DynablocksError, InvalidArgument
+from dynablocks.files import expanded, read_json, sha256
+from dynablocks.linear import ORTHOGONAL
+from dynablocks.models import MODELS, ModelConfig, ModelKind, Network, build
+from dynablocks.registry import Registry
+from dynablocks.run_directory.source import is_hashed
 from dynablocks.run_files import CONFIG, TRAINING, WEIGHTS
-from dynablocks.switching import set_progress
+from dynablocks.switching import REGIONS, set_progress
 from dynablocks.training import find_checkpoint, load_weights, read_config
 from dynablocks.training.checkpoint import read_state
 
@@ -25,6 +28,9 @@ PIXEL_STATISTICS = {
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2009, 0.1984, 0.2023)),
 }
 """Channel means and mean per-image standard deviations, as the paper normalises (design D3)."""
+
+NAMED: dict[str, Registry[Any]] = {"name": MODELS, "region": REGIONS, "method": ORTHOGONAL}
+"""The settings of a model that are names, and where these are registered."""
 
 
 def data_name(config: DataConfig) -> str:
@@ -88,6 +94,63 @@ def build_described(description: Mapping[str, Any]) -> Network:
     return build(config, shape, classes, mean=tuple(description["mean"]), std=tuple(description["std"]))
 
 
+def stored_description(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says of its network, as :func:`build_for` described it; empty where it says nothing.
+
+    Raises:
+        BadCheckpoint: its settings are no YAML of groups.
+    """
+    import yaml
+
+    try:
+        return dict(yaml.safe_load(read_config(checkpoint)).get("model", {}))
+    except (TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise BadCheckpoint(
+            f"the settings in {checkpoint / CONFIG} cannot be read ({type(error).__name__}); train again with "
+            "--overwrite."
+        ) from error
+
+
+def require_names(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a description of a network that names what is not registered here, as of one's own that was not imported.
+
+    Args:
+        config: the settings of its model.
+        where: the file that holds them.
+
+    Raises:
+        BadCheckpoint: nothing is registered under the name of the model, of its region or of its parametrisation.
+        KeyError: the model has no name.
+    """
+    for setting, known in NAMED.items():
+        name = config[setting] if known is MODELS else config.get(setting)
+        if name is None and known is not MODELS:
+            continue
+        if not isinstance(name, str) or name not in known:
+            raise BadCheckpoint(
+                f"{where} is of {known.kind} {name!r}, and registered here are {', '.join(sorted(known))}; for one of "
+                "your own, import the file that registers it in Python, and run the command there: "
+                "dynablocks.cli.main([...])."
+            )
+
+
+def foreign_names(config: Mapping[str, Any]) -> list[str]:
+    """The names in a model's settings that stand for code which the source hash does not cover, or for nothing here.
+
+    Example:
+        >>> foreign_names({"name": "prescribed", "region": "timid", "method": "cayley"})
+        ['timid']
+    """
+    names = ((config.get(setting), known) for setting, known in NAMED.items())
+    return [name for name, known in names if name is not None and not _is_shipped(known.get(name))]
+
+
+def _is_shipped(thing: object) -> bool:
+    if isinstance(thing, ModelKind):
+        return all(_is_shipped(part) for part in (thing.build_body, thing.metric) if part is not None)
+    return is_hashed(str(getattr(thing, "__module__", "")))
+
+
 def load(directory: str | Path) -> Network:
     """The trained network of a run directory, in eval mode: pixels in [0, 1], NCHW, to logits.
 
@@ -99,20 +162,18 @@ def load(directory: str | Path) -> Network:
         position of their logits; ``None`` where the run stores no names.
 
     Raises:
-        BadCheckpoint: there is no checkpoint, it is corrupt, its training is not finished, or its model is not
-            registered here.
+        BadCheckpoint: there is no checkpoint, it is corrupt, its training is not finished, or its model, region or
+            orthogonal parametrisation is not registered here.
     """
-    import yaml
-
-    directory = Path(directory)
+    directory = expanded(directory)
     checkpoint = require_checkpoint(directory)
     if not read_state(checkpoint).get("summary"):
         raise unfinished(directory)
     try:
-        description = yaml.safe_load(read_config(checkpoint))["model"]
-        require_registered(description["config"]["name"], str(checkpoint / CONFIG))
+        description = stored_description(checkpoint)
+        require_names(description["config"], str(checkpoint / CONFIG))
         network = build_described(description)
-    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadCheckpoint(
             f"{checkpoint / CONFIG} describes no network of this version ({error}); train again with --overwrite."
         ) from error
@@ -153,12 +214,21 @@ def require_checkpoint(directory: Path) -> Path:
     return checkpoint
 
 
-def load_config(directory: Path) -> RunConfig:
-    """The configuration a run directory was made with."""
-    require_checkpoint(directory)
-    path = directory / CONFIG
+def load_config(directory: str | Path) -> RunConfig:
+    """The configuration a run directory was made with.
+
+    Raises:
+        BadCheckpoint: there is no checkpoint, the configuration cannot be read, or names what is not registered here.
+        InvalidArgument: it is none of this version.
+    """
+    directory = expanded(directory)
+    checkpoint, path = require_checkpoint(directory), directory / CONFIG
     try:
         return from_yaml(path.read_text(encoding="utf-8"), str(path))
+    except InvalidArgument:
+        with contextlib.suppress(KeyError, TypeError, AttributeError):
+            require_names(stored_description(checkpoint)["config"], str(checkpoint / CONFIG))
+        raise
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BadCheckpoint(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from dynablocks.config import DataConfig, RunConfig, from_yaml, to_yaml
+from dynablocks.data import DataSplits
 from dynablocks.errors import BadData, DynablocksError, InvalidArgument
-from dynablocks.files import read_json, require_writable, write_json, write_text
-from dynablocks.progress import progress_bar
+from dynablocks.files import expanded, read_json, require_writable, write_json, write_text
+from dynablocks.modes import cpu_threads
+from dynablocks.progress import progress_bar, tell
 from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, attack, certify
 from dynablocks.robustness.partial import Partial
-from dynablocks.run_directory.metrics import collect_metrics, stated_radii
+from dynablocks.run_directory.metrics import stated_radii, write_metrics
 from dynablocks.run_directory.network import (
     data_name,
     load,
@@ -51,23 +54,23 @@ from dynablocks.training.precision import present_device
 Say = Callable[[str], None]
 
 
-def train_run(config: RunConfig, directory: Path, *, overwrite: bool = False) -> TrainingSummary:
+def train_run(config: RunConfig, directory: str | Path, *, overwrite: bool = False) -> TrainingSummary:
     """Train into ``directory``; resume when it holds an unfinished training of the same configuration."""
-    splits = load_splits(config)
-    network, description = starting_network(config, splits, directory, resume=not overwrite)
+    out, splits = expanded(directory), load_splits(config)
+    network, description = starting_network(config, splits, out, resume=not overwrite)
     settings = replace(config, data=replace(config.data, name=data_name(config.data)))
 
     def begin() -> None:
-        if not has_checkpoint(directory):  # so these tell of a network that is gone
+        if not has_checkpoint(out):  # so these tell of a network that is gone
             for name in (TRAINING, METRICS, REPORT):
-                (directory / name).unlink(missing_ok=True)
-        write_text(directory / CONFIG, to_yaml(settings))
+                (out / name).unlink(missing_ok=True)
+        write_text(out / CONFIG, to_yaml(settings))
 
     summary = fit(
         network,
         splits,
         config.training,
-        directory,
+        out,
         describe=description,
         resume=not overwrite,
         on_start=begin,
@@ -78,19 +81,25 @@ def train_run(config: RunConfig, directory: Path, *, overwrite: bool = False) ->
         "parameters": sum(p.numel() for p in network.parameters()),
         "class_names": list(splits.train.class_names),
     }
-    write_json(directory / TRAINING, facts)
-    collect_metrics(directory)
+    write_json(out / TRAINING, facts)
+    write_metrics(out)
     return summary
 
 
-def attack_run(directory: Path, config: AttackConfig | None = None, data: DataConfig | None = None) -> AttackResult:
+def attack_run(
+    directory: str | Path, config: AttackConfig | None = None, data: DataConfig | None = None
+) -> AttackResult:
     """Attack the test images of a run; write attack.json and attack.safetensors; stop where a certificate is broken.
 
-    An attack that was stopped goes on from its last minute, while weights, images, code and settings stay.
+    An attack that was stopped goes on from its last minute, while network, images, code and settings stay; of code of
+    one's own that is not known, and it begins anew. Images that are not those of the run's own copy are told on
+    standard error.
     """
+    directory = expanded(directory)
     run = with_data(load_config(directory), data)
-    training_facts(directory)
+    facts = training_facts(directory)
     splits = load_splits(run)
+    _tell_of_other_images(facts, splits)
     settings = attack_settings(run.attack if config is None else config, splits)
     result = matching_attack(directory, settings, splits.fingerprint)
     if result is None:
@@ -102,19 +111,24 @@ def attack_run(directory: Path, config: AttackConfig | None = None, data: DataCo
             result = attack(network, splits.test, settings, update, partial)
         store(directory, ATTACK, result.summary() | belongs, result.tensors())
         partial.remove()
-    collect_metrics(directory, splits)
+    write_metrics(directory, splits)
     return result
 
 
-def certify_run(directory: Path, data: DataConfig | None = None, *, arithmetic: str = "float64") -> CertificateResult:
+def certify_run(
+    directory: str | Path, data: DataConfig | None = None, *, arithmetic: str = "float64"
+) -> CertificateResult:
     """Certify every test image of a run; write certificate.json and certificate.safetensors.
 
     The radii hold for the network evaluated in ``arithmetic``: float64, or float32 at the cost of its larger proven
-    rounding bound.
+    rounding bound. Standard error is told where the images are not those of the run's own copy, and why the rounding is
+    measured where no bound of it is proved.
     """
+    directory = expanded(directory)
     run = with_data(load_config(directory), data)
-    training_facts(directory)
+    facts = training_facts(directory)
     splits, epsilons = load_splits(run), stated_radii(run.attack.epsilons)
+    _tell_of_other_images(facts, splits)
     result = matching_certificate(directory, arithmetic, splits.fingerprint)
     if result is None:
         require_writable(directory)
@@ -123,37 +137,69 @@ def certify_run(directory: Path, data: DataConfig | None = None, *, arithmetic: 
         with progress_bar(f"certifying {len(splits.test)} images") as update:
             result = certify(network, splits.test, arithmetic=arithmetic, progress=update)
         store(directory, CERTIFICATE, result.summary(epsilons) | belongs, result.tensors())
-    collect_metrics(directory, splits)
+    if not result.proved:
+        tell(f"note: certified, rounding measured: {result.rounding_reason or 'no bound of it is proved.'}")
+    write_metrics(directory, splits)
     return result
 
 
-def report_run(directory: Path, command: str | None = None, data: DataConfig | None = None) -> Path:
-    """Write report.html from what the run directory holds; the arguments are those of :func:`report_data`."""
+def _tell_of_other_images(facts: dict[str, Any], splits: DataSplits) -> None:
+    """Say that a result is not of the copy that the run was trained on, by what ``training.json`` says of that."""
+    if splits.fingerprint != facts["fingerprint"]:
+        tell(
+            f"note: these are not the images of the run's own copy; the result is of {len(splits.test)} test images of "
+            f"{splits.test.name} with fingerprint {splits.fingerprint[:16]}."
+        )
+
+
+def report_run(directory: str | Path, command: str | None = None, data: DataConfig | None = None) -> Path:
+    """Write report.html and metrics.json from what the run directory holds.
+
+    Args:
+        directory: the run directory.
+        command: that made the run; ``None`` for the commands that make its results again from its configuration.
+        data: where the images are now, if they moved.
+
+    Returns:
+        Where the page is.
+    """
     from dynablocks.reporting import write_report
 
+    directory = expanded(directory)
     path = directory / REPORT
     require_checkpoint(directory)
     require_writable(directory)
-    write_report(path, report_data(directory, command, data))
+    shown = report_data(directory, command, data)
+    write_json(directory / METRICS, shown.metrics)
+    write_report(path, shown)
     return path
 
 
-def run(config: RunConfig, directory: Path, command: str, say: Say, *, overwrite: bool = False) -> dict[str, Any]:
-    """Train, certify, attack, report; the metrics of :func:`collect_metrics`."""
+def run(config: RunConfig, directory: str | Path, command: str, say: Say, *, overwrite: bool = False) -> dict[str, Any]:
+    """Train, certify, attack, report; the content of metrics.json."""
+    from dynablocks.reporting import words
+
+    directory = expanded(directory)
     summary = train_run(config, directory, overwrite=overwrite)
     seconds, rate = summary.train_seconds, summary.images_per_second
-    say(f"trained {summary.epochs:.4g} epochs in {seconds:.0f} s, {rate:.0f} images/s")
-    result = certify_run(directory)
-    say(f"certified {len(result.labels)} test images, Lipschitz bound {result.body_lipschitz:.6g}")
-    attacked = attack_run(directory, config.attack)
-    say(f"attacked {len(attacked.labels)} test images at {len(attacked.epsilons)} radii, no certificate was broken")
+    say(f"trained {words.several(summary.epochs, 'epoch')} in {seconds:.0f} s, {rate:.0f} images/s")
+    with cpu_threads(config.training.threads):
+        result = certify_run(directory)
+        how = "" if result.proved else ", rounding measured"
+        bound = f"Lipschitz bound {words.bound(result.body_lipschitz)}"
+        bound = bound if math.isfinite(result.body_lipschitz) else "no finite Lipschitz bound"
+        say(f"certified {words.several(len(result.labels), 'test image')}{how}, {bound}")
+        attacked = attack_run(directory, config.attack)
+    images, radii = words.several(len(attacked.labels), "test image"), len(attacked.epsilons)
+    say(f"attacked {images} at {radii} {'radius' if radii == 1 else 'radii'}, no certificate was broken")
     say(f"report: {report_run(directory, command)}")
     metrics: dict[str, Any] = read_json(directory / METRICS)
     return metrics
 
 
-def require_out(directory: Path) -> Path:
+def require_out(directory: str | Path) -> Path:
     """``directory`` when it can be a run directory, otherwise one sentence."""
+    directory = expanded(directory)
     if directory.exists() and not directory.is_dir():
         raise InvalidArgument(f"--out {directory} is a file; give a folder.")
     if directory.is_dir() and any(directory.iterdir()) and not _looks_like_run(directory):

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from dynablocks.config import DataConfig, RunConfig, to_yaml
 from dynablocks.data import DataSplits, ImageDataset, to_unit_range
-from dynablocks.files import resolved
+from dynablocks.files import expanded, resolved
 from dynablocks.progress import progress_bar
 from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult
-from dynablocks.run_directory.metrics import accuracy_curves, collect_metrics
+from dynablocks.run_directory.metrics import accuracy_curves, run_metrics
 from dynablocks.run_directory.network import load, load_config, load_splits, with_data
 from dynablocks.run_directory.results import attack_settings, sound_results, training_facts
 from dynablocks.run_files import CONFIG, HISTORY
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from dynablocks.reporting import Example, ReportData
 
 
-def report_data(directory: Path, command: str | None = None, data: DataConfig | None = None) -> ReportData:
-    """Everything the report shows.
+def report_data(directory: str | Path, command: str | None = None, data: DataConfig | None = None) -> ReportData:
+    """Everything the report shows; nothing is written.
 
     Args:
         directory: the run directory.
@@ -35,6 +35,7 @@ def report_data(directory: Path, command: str | None = None, data: DataConfig | 
     from dynablocks.properties import explain
     from dynablocks.reporting import ReportData, block_rows, step_rows
 
+    directory = expanded(directory)
     config = with_data(load_config(directory), data)
     splits, network = load_splits(config), load(directory)
     attacked, certificate = sound_results(directory, splits.fingerprint)
@@ -45,7 +46,7 @@ def report_data(directory: Path, command: str | None = None, data: DataConfig | 
     return ReportData(
         title=f"{config.model.name} on {splits.test.name}",
         command=command,
-        metrics=collect_metrics(directory, splits),
+        metrics=run_metrics(directory, splits),
         history=_history(directory),
         curves=accuracy_curves(attacked, certificate),
         blocks=blocks,
@@ -118,6 +119,7 @@ def _examples(
                 adversarial=attacked.examples[i] if found else None,
                 adversarial_prediction=int(attacked.example_predictions[i]),
                 attack=attacked.example_losses[i],
+                proved=certificate.proved,
             )
         )
     return rows

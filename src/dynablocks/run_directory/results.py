@@ -1,7 +1,10 @@
-"""The stored results of a run: of its training, and of attack and certificate while they belong to its weights."""
+"""The stored results of a run: of its training, and of attack and certificate while they belong to its network."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +18,7 @@ from dynablocks.data import DataSplits
 from dynablocks.errors import BadCheckpoint, DynablocksError
 from dynablocks.files import is_number, read_json, sha256, write_json, write_tensors
 from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, check_sound
-from dynablocks.run_directory.network import unfinished, weights_hash
+from dynablocks.run_directory.network import foreign_names, require_checkpoint, stored_description, unfinished
 from dynablocks.run_directory.source import source_hash
 from dynablocks.training import find_checkpoint
 
@@ -78,19 +81,42 @@ def store(directory: Path, kind: ResultKind[Any], summary: dict[str, Any], tenso
     write_json(directory / kind.summary, summary | {"tensors": written})
 
 
-def belongs_to(directory: Path, fingerprint: str) -> dict[str, str]:
-    """What a stored result must agree in to be reused: the weights, the images, and the version and code that made it.
+def belongs_to(directory: Path, fingerprint: str, *, same_code: bool = True) -> dict[str, str]:
+    """What a stored result must agree in to be reused: weights, network, images, and the version and code that made it.
 
+    Weights do not tell of which network they are: ``--model.bound`` changes what is certified, and no bit of them.
     Asked for before the weights are loaded: a training that goes on meanwhile may replace them.
+
+    Args:
+        directory: of the run.
+        fingerprint: of the images.
+        same_code: also of the very code that runs; asked for before a computation is spared, not of what is shown.
     """
-    made_by = {"version": dynablocks.__version__, "source": SOURCE}
-    return {"weights": weights_hash(directory), "fingerprint": fingerprint} | made_by
+    checkpoint = require_checkpoint(directory)
+    description = stored_description(checkpoint)
+    belongs = {
+        "weights": sha256(checkpoint / run_files.WEIGHTS),
+        "model": hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest(),
+        "fingerprint": fingerprint,
+        "version": dynablocks.__version__,
+    }
+    return belongs | {"source": _source_of(description)} if same_code else belongs
+
+
+def _source_of(description: dict[str, Any]) -> str:
+    """The hash of the code that computes the results of a network, or a text that is never the same again.
+
+    Which files a model of one's own is made of nobody knows: a hash without them would vouch for a certificate after a
+    wrong constant in one was corrected, so that nothing is spared there.
+    """
+    foreign = foreign_names(description.get("config", {}))
+    return f"{SOURCE} with {', '.join(foreign)}, {secrets.token_hex(16)}" if foreign else SOURCE
 
 
 def current_summary(
     directory: Path, kind: ResultKind[Any], fingerprint: str, *, same_code: bool = False
 ) -> dict[str, Any] | None:
-    """The stored summary, when it was made with the present weights, these images and this version.
+    """The stored summary, when it was made with the present weights and network, these images and this version.
 
     Args:
         directory: of the run.
@@ -105,9 +131,9 @@ def current_summary(
         summary = read_json(path)
     except DynablocksError:
         return None
-    wanted = belongs_to(directory, fingerprint)
-    if not same_code:
-        del wanted["source"]
+    wanted = belongs_to(directory, fingerprint, same_code=same_code)
+    if not same_code and isinstance(summary, dict) and "model" not in summary:
+        del wanted["model"]  # stored before it was kept: shown, but not taken for a computation
     fits = isinstance(summary, dict) and all(summary.get(key) == value for key, value in wanted.items())
     whole = fits and _is_curve(summary.get(kind.curve)) and isinstance(summary.get("samples"), int)
     shown = ("clean_accuracy", "auc", "body_lipschitz")
@@ -141,19 +167,25 @@ def attack_settings(wanted: AttackConfig, splits: DataSplits) -> AttackConfig:
 
 
 def matching_attack(directory: Path, settings: AttackConfig, fingerprint: str) -> AttackResult | None:
-    """The stored attack that spares one with these settings: of the same weights, images and code; or ``None``."""
+    """The stored attack that spares one with these settings: of the same network, images and code; or ``None``.
+
+    Of a model of one's own nothing is spared.
+    """
     result = restored(directory, ATTACK, fingerprint, same_code=True)
     return result if result is not None and result.config == settings else None
 
 
 def matching_certificate(directory: Path, arithmetic: str, fingerprint: str) -> CertificateResult | None:
-    """The stored certificate that spares one in this arithmetic: of the same weights, images and code; or ``None``."""
+    """The stored certificate that spares one in this arithmetic: of the same network, images and code; or ``None``.
+
+    Of a model of one's own nothing is spared.
+    """
     result = restored(directory, CERTIFICATE, fingerprint, same_code=True)
     return result if result is not None and result.arithmetic == arithmetic else None
 
 
 def sound_results(directory: Path, fingerprint: str) -> tuple[AttackResult | None, CertificateResult | None]:
-    """The stored attack and certificate of the present weights and these images, which must not contradict each other.
+    """The stored attack and certificate of the present network and these images, which must not contradict each other.
 
     Raises:
         UnsoundResult: the attack broke an image that is certified; neither result may be reported.

@@ -18,6 +18,7 @@ COMPUTING = (
     "numerics",
     "properties",
     "robustness",
+    "seeding.py",
     "switching",
 )
 """Attacks and certificates, the networks they are of, and all that those are made of: modules and folders of them."""
@@ -45,3 +46,14 @@ def source_hash(package: Path) -> str:
                 content = file.read_bytes()
                 digest.update(f"{file.relative_to(package).as_posix()}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
+
+
+def is_hashed(module: str) -> bool:
+    """Whether the hash covers the source of a module.
+
+    Example:
+        >>> is_hashed("dynablocks.models.paper"), is_hashed("dynablocks.experiments.fig5"), is_hashed("mine")
+        (True, False, False)
+    """
+    package, _, rest = module.partition(".")
+    return package == "dynablocks" and rest.partition(".")[0] in {entry.removesuffix(".py") for entry in COMPUTING}

@@ -8,10 +8,10 @@ from typing import Any
 from dynablocks.config import RunConfig
 from dynablocks.data import DataSplits
 from dynablocks.errors import BadCheckpoint, InvalidArgument
-from dynablocks.files import resolved
+from dynablocks.files import expanded, resolved
 from dynablocks.models import Network
 from dynablocks.progress import tell
-from dynablocks.run_directory.network import build_for, load, require_checkpoint, weights_hash
+from dynablocks.run_directory.network import build_for, load, require_checkpoint, stored_description, weights_hash
 from dynablocks.training import find_checkpoint, read_config
 
 
@@ -34,7 +34,7 @@ def starting_network(
             body, or was trained on images that are held out now.
         BadCheckpoint: ``config.warm_start`` holds no trained network, and ``directory`` no training that started there.
     """
-    start = config.warm_start
+    start = None if config.warm_start is None else expanded(config.warm_start)
     if start is not None and resolved(start) == resolved(directory):
         raise InvalidArgument(f"--warm_start and --out are both {directory}; give another --out.")
     network, description = build_for(config, splits)
@@ -54,10 +54,8 @@ def starting_network(
 
 def stored_origin(directory: Path) -> dict[str, Any]:
     """What the checkpoint in ``directory`` says of the run that its training started from; nothing where it did not."""
-    import yaml
-
     checkpoint = find_checkpoint(directory)
-    model: dict[str, Any] = {} if checkpoint is None else yaml.safe_load(read_config(checkpoint)).get("model", {})
+    model: dict[str, Any] = {} if checkpoint is None else stored_description(checkpoint)
     return {name: model[name] for name in ("warm_start", "seen") if name in model}
 
 

@@ -2,6 +2,7 @@
 
 from dynablocks.switching.constraints import keep_constraints, project, regularisation, set_progress
 from dynablocks.switching.non_expansive import NonExpansiveStep
+from dynablocks.switching.non_expansive_pair import NonExpansivePair
 from dynablocks.switching.regions import (
     REGIONS,
     ExactFlowRegion,
@@ -35,6 +36,7 @@ __all__ = [
     "LearnedStep",
     "LearnedTimes",
     "NetworkBudget",
+    "NonExpansivePair",
     "NonExpansiveStep",
     "PairSignal",
     "PaperFlexibleRegion",

@@ -18,9 +18,9 @@ def project(model: nn.Module) -> None:
     """Call ``project_()`` of every submodule that has it: of those whose ``projected_last`` is true after all others.
 
     So a constraint on several parts meets what their own projections leave, wherever in the model it is registered:
-    :class:`NetworkBudget` steps in their ranges, :class:`NonExpansiveStep` weights of the norm that they keep.
-    Pair signals with ``balance="pair"`` come after the other parts without the mark: they are in their regions whatever
-    those set.
+    :class:`NetworkBudget` steps in their ranges, :class:`NonExpansiveStep` and :class:`NonExpansivePair` weights of the
+    norms that they keep. Pair signals with ``balance="pair"`` come after the other parts without the mark: they are in
+    their regions whatever those set.
 
     Example:
         >>> from dynablocks.switching import LearnedStep
@@ -71,7 +71,7 @@ def _project_pairs(pairs: list[PairSignal]) -> None:
         _project_each(pairs)
         return
     # Read at once, since on a GPU every reading waits for the device.
-    steps = torch.stack([pair.steps.detach().double() for pair in pairs])
+    steps = torch.stack([pair.steps.detach() for pair in pairs])
     for pair, now in zip(pairs, steps.tolist(), strict=True):
         pair.project_(now)
 

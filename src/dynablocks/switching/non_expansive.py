@@ -79,11 +79,7 @@ class NonExpansiveStep(SwitchingSignal):
         """The least and the largest step that do not expand, for the present parameters of the field."""
         (field,) = self._field
         with torch.no_grad(), shared_weights(field):
-            facts = field.facts()
-        if facts.spectrum is None:
-            return 0.0, _longest_without_symmetry(facts)
-        low, high = facts.spectrum
-        return -_longest(-high, -low), _longest(low, high)
+            return step_limits(field.facts())
 
     def pieces(self) -> list[tuple[int, Tensor]]:
         return [(0, self.steps[0])]
@@ -95,15 +91,39 @@ class NonExpansiveStep(SwitchingSignal):
         self.steps.clamp_(max(low, number.min), min(high, number.max))
 
 
-def _longest(low: float, high: float) -> float:
-    """The largest h with |1 + hλ| <= 1 for all λ in [low, high]."""
-    if high > 0:
-        return 0.0
-    return 2 / -low if low < 0 else math.inf
+def step_limits(facts: FieldFacts, most: float = 1.0, bound: str = "tight") -> tuple[float, float]:
+    r"""The least and the largest h for which the facts of X give x + hX(x) a constant of at most ``most`` >= 1.
+
+    The constant is max |1 + hλ| over the spectrum of symmetric Jacobians; without one, and with ``bound="paper"``, it
+    is √(1 + 2hμ + h²L²) for h >= 0, and at most 1 + |h|L for h < 0
+    (:meth:`dynablocks.fields.VectorField.euler_constant`). All of these are convex in h and 1 at h = 0, so that
+    nothing between the two limits exceeds ``most``. They are not rounded outwards or inwards.
+
+    Example:
+        >>> step_limits(FieldFacts(spectrum=(0.0, 2.0)), 3.0)
+        (-2.0, 1.0)
+        >>> step_limits(FieldFacts(2.0, -1.0))
+        (0.0, 0.5)
+    """
+    if facts.spectrum is None or bound == "paper":
+        if not 0 < facts.lipschitz < math.inf:
+            return 0.0, 0.0
+        return (1 - most) / facts.lipschitz, _longest_without_symmetry(facts, most)
+    low, high = facts.spectrum
+    return 0.0 - _longest(-high, -low, most), _longest(low, high, most)
 
 
-def _longest_without_symmetry(facts: FieldFacts) -> float:
-    """The largest h with 1 + 2hμ + h²L² <= 1."""
-    if facts.one_sided >= 0 or not 0 < facts.lipschitz < math.inf:
-        return 0.0
-    return 2 * (-facts.one_sided / facts.lipschitz) / facts.lipschitz
+def _longest(low: float, high: float, most: float) -> float:
+    """The largest h with |1 + hλ| <= most for all λ in [low, high]."""
+    up = (most - 1) / high if high > 0 else math.inf
+    down = (most + 1) / -low if low < 0 else math.inf
+    return min(up, down)
+
+
+def _longest_without_symmetry(facts: FieldFacts, most: float) -> float:
+    """The largest h with 1 + 2hμ + h²L² <= most², for L > 0."""
+    ratio, growth = facts.one_sided / facts.lipschitz, (most - 1) * (most + 1)
+    root = math.hypot(ratio, math.sqrt(growth))
+    # Where μ > 0 the difference of root and ratio would lose its digits.
+    length = growth / (root + ratio) if ratio > 0 else root - ratio
+    return length / facts.lipschitz

@@ -44,7 +44,7 @@ class Region:
     r"""A set {h₁ in [low₁, high₁], low₂ <= h₂ <= limit(h₁)} of step pairs.
 
     Condition: A₁ᵀA₁ = I in the contractive field and ‖A₂‖ <= 1 in the expansive one; otherwise a pair may expand, and
-    the block declares what it has.
+    the block declares what it has. For Euler steps of any A there is :class:`dynablocks.switching.NonExpansivePair`.
 
     A subclass gives :meth:`limit`, the largest expansive step beside a contractive step h₁, the range of each step and
     :meth:`pair_constant`, which takes floats or float64 tensors. :func:`dynablocks.testing.check_region` holds it to
@@ -54,7 +54,7 @@ class Region:
         slope: a, the smaller slope of σ.
         substeps: S; each step is taken as S steps of size h/S.
         contractive_parts: in how many equal parts the contractive step of each of the S pairs is taken.
-        method: the registry name of the integrator whose steps :meth:`pair_constant` bounds.
+        method: the registry name of the integrator whose steps :meth:`pair_constant` bounds; named models take it.
     """
 
     contractive_parts: ClassVar[int] = 1

@@ -65,7 +65,7 @@ def _finite(start: Sequence[float]) -> list[float]:
     return [require_finite(f"start[{index}]", float(step)) for index, step in enumerate(start)]
 
 
-def _pair(start: object) -> list[float]:
+def two_steps(start: object) -> list[float]:
     """(h₁, h₂) of a pair signal."""
     try:
         steps = [float(step) for step in start]  # type: ignore[attr-defined]
@@ -226,14 +226,14 @@ class PairSignal(SwitchingSignal):
         require_choice("balance", balance, ("pair", "network", "penalty"))
         require_range("step_penalty", step_penalty, 0.0)
         self.region, self.balance, self.step_penalty = region, balance, step_penalty
-        self.steps = nn.Parameter(torch.tensor(_pair(start)))
+        self.steps = nn.Parameter(torch.tensor(two_steps(start)))
         self.project_()
 
     @torch.no_grad()
     def project_(self, now: Sequence[float] | None = None) -> None:
         """Move the steps to the nearest feasible ones; ``now`` is what they are, where that has been read already."""
         if self.balance == "pair":
-            first, second = self.steps.double().tolist() if now is None else now
+            first, second = self.steps.tolist() if now is None else now
             self.steps.copy_(torch.tensor(self.region.project(first, second), dtype=torch.float64))
         else:
             self.steps[0].clamp_(*self.region.first_range)

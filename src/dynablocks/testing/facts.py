@@ -17,6 +17,7 @@ from dynablocks.fields.base import FieldFacts, VectorField
 from dynablocks.fields.hamiltonian import canonical
 from dynablocks.properties import EUCLIDEAN, Metric
 from dynablocks.properties.jacobians import jacobians, largest_finite, with_gradients
+from dynablocks.registry import Registry
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -119,21 +120,11 @@ def _norms(matrices: Float[Tensor, "batch n n"]) -> Float[Tensor, " batch"]:
 
 
 Check = Callable[[Measured, FieldFacts], Iterator[str]]
-FACTS: dict[str, Check] = {}
+FACTS: Registry[Check] = Registry("measured fact")
 """By each fact, what measures it: one sentence for each thing that is wrong."""
 
-METHODS: dict[str, Check] = {}
+METHODS: Registry[Check] = Registry("measured method")
 """By each method that a field may have, what holds it against the field."""
-
-
-def measures(name: str, table: dict[str, Check] = FACTS) -> Callable[[Check], Check]:
-    """A decorator that files the measurement of a fact, or of a method, so that a new one brings its own."""
-
-    def file_under(function: Check) -> Check:
-        table[name] = function
-        return function
-
-    return file_under
 
 
 def wrong_shapes(field: VectorField) -> Iterator[str]:
@@ -208,7 +199,7 @@ def _false_methods(field: VectorField, x: Tensor) -> Iterator[str]:
     yield from _wrong(METHODS, Measured(field, x, facts.metric), facts)
 
 
-def _wrong(table: dict[str, Check], at: Measured, facts: FieldFacts) -> Iterator[str]:
+def _wrong(table: Registry[Check], at: Measured, facts: FieldFacts) -> Iterator[str]:
     for name, check in table.items():
         try:
             for sentence in check(at, facts):
@@ -269,7 +260,7 @@ def _slope(name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Float[
     return slope.flatten(1)
 
 
-@measures("lipschitz")
+@FACTS.register("lipschitz")
 def _lipschitz(at: Measured, facts: FieldFacts) -> Iterator[str]:
     if facts.lipschitz == math.inf:
         return
@@ -280,7 +271,7 @@ def _lipschitz(at: Measured, facts: FieldFacts) -> Iterator[str]:
     yield from _beyond("‖δX‖ − lipschitz·‖δx‖", moved.norm(dim=1) - allowed, slack, "between two states")
 
 
-@measures("one_sided")
+@FACTS.register("one_sided")
 def _one_sided(at: Measured, facts: FieldFacts) -> Iterator[str]:
     if facts.one_sided == math.inf:
         return
@@ -291,7 +282,7 @@ def _one_sided(at: Measured, facts: FieldFacts) -> Iterator[str]:
     yield from _beyond("⟨δX, δx⟩ − one_sided·‖δx‖²", (moved * apart).sum(1) - allowed, slack, "between two states")
 
 
-@measures("spectrum")
+@FACTS.register("spectrum")
 def _spectrum(at: Measured, facts: FieldFacts) -> Iterator[str]:
     if facts.spectrum is None:
         return
@@ -306,19 +297,19 @@ def _spectrum(at: Measured, facts: FieldFacts) -> Iterator[str]:
         )
 
 
-@measures("conservative")
+@FACTS.register("conservative")
 def _conservative(at: Measured, facts: FieldFacts) -> Iterator[str]:
     if facts.conservative:
         yield from _asymmetry("DX", at.coordinates, at.slack)
 
 
-@measures("odd")
+@FACTS.register("odd")
 def _odd(at: Measured, facts: FieldFacts) -> Iterator[str]:
     if facts.odd:
         yield from _beyond("|X(−x) + X(x)|", (at.rates_at(-at.x) + at.rates).abs(), at.tolerance(at.rates))
 
 
-@measures("linear_invariants")
+@FACTS.register("linear_invariants")
 def _linear_invariants(at: Measured, facts: FieldFacts) -> Iterator[str]:
     for weights in facts.linear_invariants:
         numbers = (1.0,) * at.entries if weights is None else weights
@@ -329,19 +320,19 @@ def _linear_invariants(at: Measured, facts: FieldFacts) -> Iterator[str]:
         yield from _beyond(f"wᵀX for w = {weights or 1}", change.abs(), rounding)
 
 
-@measures("divergence_free")
+@FACTS.register("divergence_free")
 def _divergence_free(at: Measured, facts: FieldFacts) -> Iterator[str]:
     if facts.divergence_free:
         yield from _beyond("∇·X", at.jacobians.diagonal(dim1=1, dim2=2).sum(1).abs(), at.slack)
 
 
-@measures("hamiltonian")
+@FACTS.register("hamiltonian")
 def _hamiltonian(at: Measured, facts: FieldFacts) -> Iterator[str]:
     if facts.hamiltonian:
         yield from _form(at, 0.0)
 
 
-@measures("damping")
+@FACTS.register("damping")
 def _damping(at: Measured, facts: FieldFacts) -> Iterator[str]:
     if facts.damping is not None:
         yield from _form(at, facts.damping)
@@ -357,7 +348,7 @@ def _form(at: Measured, damping: float) -> Iterator[str]:
     yield from _asymmetry("𝕁(DX + γ diag(0, I))" if damping else "𝕁DX", canonical(undamped), at.slack)
 
 
-@measures("conserves_energy")
+@FACTS.register("conserves_energy")
 def _conserves_energy(at: Measured, facts: FieldFacts) -> Iterator[str]:
     # A Hamiltonian field keeps an H also where no closed form of it is known.
     if facts.conserves_energy and not (facts.hamiltonian and _refuses(at.field.energy, at.x)):
@@ -365,20 +356,20 @@ def _conserves_energy(at: Measured, facts: FieldFacts) -> Iterator[str]:
         yield from _beyond("|dH/dt|", change.abs(), rounding)
 
 
-@measures("dissipates_energy")
+@FACTS.register("dissipates_energy")
 def _dissipates_energy(at: Measured, facts: FieldFacts) -> Iterator[str]:
     if facts.dissipates_energy:
         yield from _beyond("dH/dt", *_change(at, _slope("energy", at.field.energy, at.x)))
 
 
-@measures("tangent")
+@FACTS.register("tangent")
 def _tangent(at: Measured, facts: FieldFacts) -> Iterator[str]:
     if facts.tangent:
         change, rounding = _change(at, at.x.flatten(1))
         yield from _beyond("⟨x, X⟩", change.abs(), rounding)
 
 
-@measures("positive")
+@FACTS.register("positive")
 def _positive(at: Measured, facts: FieldFacts) -> Iterator[str]:
     """At |x| with each entry 0 in turn, and at 0."""
     if not facts.positive:
@@ -399,28 +390,28 @@ def _refuses(function: Callable[..., Any], *given: Any) -> bool:
     return False
 
 
-@measures("potential", METHODS)
+@METHODS.register("potential")
 def _potential(at: Measured, facts: FieldFacts) -> Iterator[str]:
     potential: Any = getattr(at.field, "potential", None)
-    known = callable(potential) and not at.field._potential_of_another
+    known = callable(potential) and "potential" not in at.field._of_another
     known = known and facts.conservative and facts.metric == EUCLIDEAN
     if known and not _refuses(potential, at.x):
         slope = _slope("potential", potential, at.x)
         yield from _difference("∇V and X", slope, at.rates, at.tolerance(slope, at.rates))
 
 
-@measures("energy", METHODS)
+@METHODS.register("energy")
 def _energy(at: Measured, facts: FieldFacts) -> Iterator[str]:
     if facts.hamiltonian and not _refuses(at.field.energy, at.x):
         slope = canonical(_slope("energy", at.field.energy, at.x))
         yield from _difference("𝕁∇H and X", slope, at.rates, at.tolerance(slope, at.rates))
 
 
-@measures("structure", METHODS)
+@METHODS.register("structure")
 def _structure(at: Measured, facts: FieldFacts) -> Iterator[str]:
     methods: list[Any] = [getattr(at.field, name, None) for name in ("energy", "gradient", "structure")]
     energy, gradient, structure = methods
-    refused = at.field._structure_of_another or getattr(at.field, "why_no_structure", lambda: None)() is not None
+    refused = "structure" in at.field._of_another or getattr(at.field, "why_no_structure", lambda: None)() is not None
     if refused or not all(map(callable, methods)) or _refuses(energy, at.x):
         return
     with torch.no_grad():
@@ -447,7 +438,7 @@ def _form_of_structure(at: Measured, facts: FieldFacts, structure: Callable[[Ten
         yield from _beyond("⟨v, structure(x, v)⟩ for a random v", growth, rounding)
 
 
-@measures("terms", METHODS)
+@METHODS.register("terms")
 def _terms(at: Measured, facts: FieldFacts) -> Iterator[str]:
     terms = at.field.terms()
     if all(term is at.field for term in terms):
@@ -456,7 +447,7 @@ def _terms(at: Measured, facts: FieldFacts) -> Iterator[str]:
     yield from _difference("the sum of the terms and X", sum(parts, 0 * at.rates), at.rates, at.tolerance(*parts))
 
 
-@measures("euler_constant", METHODS)
+@METHODS.register("euler_constant")
 def _euler_constant(at: Measured, facts: FieldFacts) -> Iterator[str]:
     for h in STEPS:
         norms = _norms(torch.eye(at.entries, dtype=at.x.dtype) + h * at.coordinates)
@@ -467,7 +458,7 @@ def _euler_constant(at: Measured, facts: FieldFacts) -> Iterator[str]:
                 yield from _above(what, norms, constant, abs(h) * at.slack + ROUNDING * at.entries)
 
 
-@measures("flow", METHODS)
+@METHODS.register("flow")
 def _flow(at: Measured, facts: FieldFacts) -> Iterator[str]:
     """What is a flow has the derivative X at time 0, and Φ_t ∘ Φ_s = Φ_{s+t}."""
     if at.field.why_no_flow() is not None:
@@ -532,7 +523,7 @@ def _moved(
     return moved.detach(), None if slope is None else slope.flatten()
 
 
-@measures("flow_constant", METHODS)
+@METHODS.register("flow_constant")
 def _flow_constant(at: Measured, facts: FieldFacts) -> Iterator[str]:
     if at.field.why_no_flow() is not None or at.metric != EUCLIDEAN:
         return
@@ -544,7 +535,7 @@ def _flow_constant(at: Measured, facts: FieldFacts) -> Iterator[str]:
             yield from _above(f"‖DΦ_t‖ for t = {time}", norms, constant, slack)
 
 
-@measures("flow_log_determinant", METHODS)
+@METHODS.register("flow_log_determinant")
 def _flow_log_determinant(at: Measured, facts: FieldFacts) -> Iterator[str]:
     if at.field.why_no_flow() is not None or _refuses(at.field.flow_log_determinant, at.x, TIMES[0]):
         return

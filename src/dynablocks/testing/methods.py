@@ -19,9 +19,11 @@ from dynablocks.integrators.base import StepSize
 from dynablocks.integrators.order import declared_order
 from dynablocks.properties import Invertible, Lipschitz, verify
 from dynablocks.properties.jacobians import largest_finite, with_gradients
+from dynablocks.registry import Registry
+from dynablocks.seeding import seeded
 from dynablocks.switching import FreeSignal
-from dynablocks.testing.report import ConformanceReport
-from dynablocks.testing.suite import check_block, checked_states, outcome
+from dynablocks.testing.report import ConformanceReport, run_checks
+from dynablocks.testing.suite import check_block, checked_states
 
 STATES = 4
 """How many states are drawn."""
@@ -71,18 +73,8 @@ class Trial:
 
 
 Test = Callable[[Trial], Iterator[str]]
-INTEGRATOR_CHECKS: dict[str, Test] = {}
+INTEGRATOR_CHECKS: Registry[Test] = Registry("integrator check")
 """Those of :func:`check_integrator` by name; each yields one sentence for each thing that is wrong."""
-
-
-def check(name: str) -> Callable[[Test], Test]:
-    """A decorator that adds a check."""
-
-    def file_under(function: Test) -> Test:
-        INTEGRATOR_CHECKS[name] = function
-        return function
-
-    return file_under
 
 
 @with_gradients
@@ -141,21 +133,16 @@ def check_integrator(
     chosen.require(require_field("field", field))
     require_range("step_size", step_size, 0.0, open_low=True)
     require_range("time", time, 0.0, open_low=True)
-    findings = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         states = checked_states(field, sample, STATES)
         if sample is None and field.standing_facts().positive:
             states = states.abs()
         double = copy.deepcopy(field).cpu().double().eval()
         trial = Trial(chosen, double, states, step_size, time, counts, seed)
-        for name, test in INTEGRATOR_CHECKS.items():
-            torch.manual_seed(seed)
-            findings.append(outcome(name, test, trial))
-    return ConformanceReport(repr(chosen), tuple(findings))
+        return run_checks(repr(chosen), INTEGRATOR_CHECKS, trial, seed)
 
 
-@check("order")
+@INTEGRATOR_CHECKS.register("order")
 def _order(trial: Trial) -> Iterator[str]:
     order, time = declared_order(trial.method), trial.time
     if order is None:
@@ -168,7 +155,7 @@ def _order(trial: Trial) -> Iterator[str]:
         yield f"{order} is declared, and the errors at t = {time:g} show {measured:.2f}"
 
 
-@check("a step for each state")
+@INTEGRATOR_CHECKS.register("a step for each state")
 def _steps_of_states(trial: Trial) -> Iterator[str]:
     sizes = trial.step_size * torch.linspace(0.5, 1.0, len(trial.x), dtype=trial.x.dtype)
     alone = torch.cat([trial.step(x, h) for x, h in zip(torch.split(trial.x, 1), sizes.tolist(), strict=True)])
@@ -183,7 +170,7 @@ def _steps_of_states(trial: Trial) -> Iterator[str]:
         yield from trial.difference(f"a step with {shape} and the steps of each state alone", together, alone)
 
 
-@check("inverse")
+@INTEGRATOR_CHECKS.register("inverse")
 def _inverse(trial: Trial) -> Iterator[str]:
     method, field, h = trial.method, trial.field, trial.step_size
     moved = trial.step(trial.x, h)
@@ -196,7 +183,7 @@ def _inverse(trial: Trial) -> Iterator[str]:
     yield from trial.difference("Invertible is declared, and inverse(field, Ψ^h(x), h) and x", back, trial.x)
 
 
-@check("block")
+@INTEGRATOR_CHECKS.register("block")
 def _block(trial: Trial) -> Iterator[str]:
     block = DynamicalBlock(trial.field, trial.method, FreeSignal(trial.step_size))
     report = check_block(block, trial.x, seed=trial.seed)

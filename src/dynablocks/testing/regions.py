@@ -15,7 +15,7 @@ from dynablocks.linear import OrthogonalDense
 from dynablocks.properties import jacobians
 from dynablocks.properties.jacobians import with_gradients
 from dynablocks.switching import PrescribedSignal, Region
-from dynablocks.testing.report import ConformanceReport, Finding
+from dynablocks.testing.report import ConformanceReport, run_checks
 
 GRID, DRAWN, DRAWN_FOR_BLOCKS = 5, 16, 3
 """How many h₁ are on the grid, and drawn between its points: for formulas, and for blocks."""
@@ -63,16 +63,7 @@ def check_region(region: Region, *, seed: int = 0) -> ConformanceReport:
           ok    declared constant
           ok    measured constant
     """
-    findings = []
-    with torch.random.fork_rng(devices=[]):
-        for name, check in CHECKS.items():
-            torch.manual_seed(seed)
-            try:
-                wrong = next(check(region), "")
-            except Exception as error:
-                wrong = f"it raised {type(error).__name__}: {error}"
-            findings.append(Finding(name, not wrong, wrong))
-    return ConformanceReport(type(region).__name__, tuple(findings))
+    return run_checks(type(region).__name__, CHECKS, region, seed, most=1)
 
 
 def _contractive_steps(region: Region, drawn: int = DRAWN) -> list[float]:

@@ -1,10 +1,16 @@
-"""What a check found, and all findings about one thing."""
+"""What checks find, one by one, and all findings about one thing."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from dynablocks.errors import PropertyViolated
+from dynablocks.seeding import seeded
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -48,3 +54,27 @@ class ConformanceReport:
 
     def __str__(self) -> str:
         return "\n".join([self.subject, *(f"  {finding}" for finding in self.findings)])
+
+
+def run_checks(
+    subject: str, checks: Mapping[str, Callable[[C], Iterator[str]]], case: C, seed: int, most: int | None = None
+) -> ConformanceReport:
+    """The findings of checks about one case, each check with the random numbers of ``seed``.
+
+    A check gives one sentence for each thing that is wrong, of which the first ``most`` are told.
+    """
+    findings = []
+    for name, check in checks.items():
+        with seeded(seed):
+            findings.append(_finding(name, check, case, most))
+    return ConformanceReport(subject, tuple(findings))
+
+
+def _finding(name: str, check: Callable[[C], Iterator[str]], case: C, most: int | None) -> Finding:
+    """What a check finds; that it raises is a finding, too."""
+    try:
+        problems = list(itertools.islice(check(case), most))
+    except Exception as error:
+        sentence = str(error).split("\n", maxsplit=1)[0]
+        problems = [f"it raised {type(error).__name__}: {sentence}"]
+    return Finding(name, not problems, "; ".join(problems))

@@ -7,7 +7,6 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +15,15 @@ from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument, NotConverged
 from dynablocks.fields import VectorField
 from dynablocks.fields.base import require_field
-from dynablocks.linear import frozen_weights
+from dynablocks.linear import LinearMap, frozen_weights
 from dynablocks.properties import declare, explain, verify
 from dynablocks.properties.jacobians import DENSE_LIMIT, jacobians, largest_finite, with_gradients
+from dynablocks.registry import Registry
+from dynablocks.seeding import seeded
 from dynablocks.switching import keep_constraints, project
 from dynablocks.testing.facts import false_facts, false_methods, wrong_shapes
-from dynablocks.testing.report import ConformanceReport, Finding
+from dynablocks.testing.maps import wrong_maps
+from dynablocks.testing.report import ConformanceReport, run_checks
 
 EPSILON = torch.finfo(torch.float64).eps
 TRAINING_STEPS = 25
@@ -30,6 +32,9 @@ COARSE = 1e-3
 
 FIELD_ENTRIES = 128
 """Up to so many entries a state :func:`check_block` measures the facts of fields; :func:`check_field` takes more."""
+
+FIELD_STATES = 8
+"""At so many states of its sample at most, of which every two are compared."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +62,21 @@ class Case:
 
 
 Test = Callable[[Case], Iterator[str]]
-C = TypeVar("C")
-CHECKS: dict[str, Test] = {}
+CHECKS: Registry[Test] = Registry("module check")
 """Those of :func:`check_block` by name; each yields one sentence for each thing that is wrong."""
 
-FIELD_CHECKS: dict[str, Test] = {}
+FIELD_CHECKS: Registry[Test] = Registry("field check")
 """Those of :func:`check_field` by name."""
 
 BOTH = (CHECKS, FIELD_CHECKS)
 
 
-def check(name: str, *suites: dict[str, Test]) -> Callable[[Test], Test]:
-    """A decorator that adds a check to suites, by default to that of blocks."""
+def check(name: str, *suites: Registry[Test]) -> Callable[[Test], Test]:
+    """A decorator that adds a check to suites, by default to that of blocks; a taken name is an InvalidArgument."""
 
     def file_under(function: Test) -> Test:
         for suite in suites or (CHECKS,):
-            suite[name] = function
+            suite.register(name)(function)
         return function
 
     return file_under
@@ -88,7 +92,8 @@ def check_block(block: nn.Module, sample: Tensor | None = None, *, seed: int = 0
     (×1000, zero, constant, rank one; then projected, as after any step of an optimiser), where a declaration may change
     but must stay true, and an implicit step may raise :class:`dynablocks.errors.NotConverged`. The fields of its blocks
     must have the shape of their states, and they and their terms facts that are true at the start and under hostile
-    parameters (up to :data:`FIELD_ENTRIES` entries).
+    parameters (up to :data:`FIELD_ENTRIES` entries; at states of the sample, where it has their shape). Linear maps
+    must have the adjoint and the bounds that their matrix has, and in gradient fields a weight that steps may scale.
 
     Args:
         block: any module that declares its properties, or any composition of such.
@@ -113,8 +118,7 @@ def check_block(block: nn.Module, sample: Tensor | None = None, *, seed: int = 0
             f"{type(block).__name__} is a vector field, and declares nothing as a map; check its facts with "
             "check_field(field), and a step of it with check_block(DynamicalBlock(field))."
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return _report(block, _checked_sample(block, sample), CHECKS, seed)
 
 
@@ -156,19 +160,14 @@ def check_field(field: VectorField, sample: Tensor | None = None, *, seed: int =
             f"a state of {type(field).__name__} has {entries} entries; dense Jacobians are formed for at most "
             f"{DENSE_LIMIT}, so check a smaller instance."
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return _report(field, checked_states(field, sample, 8), FIELD_CHECKS, seed)
 
 
-def _report(module: nn.Module, sample: Tensor, checks: dict[str, Test], seed: int) -> ConformanceReport:
+def _report(module: nn.Module, sample: Tensor, checks: Registry[Test], seed: int) -> ConformanceReport:
     pristine = copy.deepcopy(module).cpu().double().eval()
     case = Case(copy.deepcopy(pristine), pristine, sample)
-    findings = []
-    for name, test in checks.items():
-        torch.manual_seed(seed)
-        findings.append(outcome(name, test, case))
-    return ConformanceReport(type(module).__name__, tuple(findings))
+    return run_checks(type(module).__name__, checks, case, seed)
 
 
 def _checked_sample(block: nn.Module, sample: Tensor | None) -> Tensor:
@@ -200,16 +199,6 @@ def checked_states(field: VectorField, sample: Tensor | None, count: int) -> Ten
             f"sample has shape {tuple(states.shape)}; states of {type(field).__name__} have shape {field.in_shape}."
         )
     return states
-
-
-def outcome(name: str, test: Callable[[C], Iterator[str]], case: C) -> Finding:
-    """What a check finds; that it raises is a finding, too."""
-    try:
-        problems = list(test(case))
-    except Exception as error:
-        sentence = str(error).split("\n", maxsplit=1)[0]
-        problems = [f"it raised {type(error).__name__}: {sentence}"]
-    return Finding(name, not problems, "; ".join(problems))
 
 
 def _field(module: nn.Module) -> VectorField:
@@ -447,9 +436,24 @@ def _properties_under_hostile_parameters(case: Case) -> Iterator[str]:
 def _facts_of_fields(case: Case) -> Iterator[str]:
     for field in _fields(case.clone()):
         if math.prod(field.in_shape) <= FIELD_ENTRIES:
-            states = _scaled(torch.randn(4, *field.in_shape, dtype=torch.float64))
+            states = _scaled(_states(field, case.sample))
             wrong = [*false_facts(field, states), *_false_under_hostile_parameters(field, states)]
             yield from (f"{type(field).__name__}: {sentence}" for sentence in wrong)
+
+
+def _states(field: VectorField, sample: Tensor) -> Tensor:
+    """Those of the sample, where it has their shape, otherwise drawn ones; of a field that keeps signs nonnegative."""
+    alike = tuple(sample.shape[1:]) == field.in_shape
+    states = sample[:FIELD_STATES] if alike else torch.randn(4, *field.in_shape, dtype=torch.float64)
+    return states.abs() if field.standing_facts().positive else states
+
+
+@check("adjoint")
+def _adjoint(case: Case) -> Iterator[str]:
+    yield from wrong_maps(case.block)
+    if any(isinstance(part, LinearMap) for part in case.block.modules()):
+        for name, spoil in HOSTILE.items():
+            yield from (f"parameters {name}: {sentence}" for sentence in wrong_maps(_spoiled(case.clone(), spoil)))
 
 
 @check("facts at the start", FIELD_CHECKS)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import FieldFacts, GradientField, VectorField
-from dynablocks.linear import OrthogonalDense
+from dynablocks.linear import Bounds, Dense, OrthogonalDense, linear_norm_bounds
 from dynablocks.properties import Declaration, GradientNormPreserving, Invertible, Lipschitz, Structured
 from dynablocks.switching import FreeSignal
 
@@ -227,6 +227,36 @@ class _FalseDivergence(GradientField):
         return replace(super().facts(), divergence_free=True)
 
 
+class _AdjointDoubled(Dense):
+    """It says of its products what holds of those with the adjoint."""
+
+    def multiply_adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
+        return 2 * super().multiply_adjoint(weight, y)
+
+    def compute_norm_bounds(self) -> Bounds:
+        return super().compute_norm_bounds()
+
+
+class _LeastOverstated(Dense):
+    """Its least singular value is taken for its largest one, which it is of the orthogonal start alone."""
+
+    def compute_smallest_singular_value(self) -> float:
+        return 0.999 * self.norm_bounds().upper
+
+
+class _Saturated(Dense):
+    """x ↦ tanh(W)x, whose adjoint is not linear in W."""
+
+    def multiply(self, weight: Tensor, x: Tensor) -> Tensor:
+        return super().multiply(weight.tanh(), x)
+
+    def multiply_adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
+        return super().multiply_adjoint(weight.tanh(), y)
+
+    def compute_norm_bounds(self) -> Bounds:
+        return linear_norm_bounds(self.weight.detach().tanh())
+
+
 def _euler(field: VectorField) -> DynamicalBlock:
     return DynamicalBlock(field, "euler", FreeSignal(0.5))
 
@@ -264,4 +294,7 @@ def broken_twins() -> dict[str, tuple[nn.Module, str]]:
         "declaration that fails": (_SilentExplanation(), "explain"),
         "field of one number a state": (_euler(_OneNumberAState()), "shapes of its fields"),
         "fact that no Euler step uses": (_euler(_FalseDivergence(OrthogonalDense(3, 3))), "facts of its fields"),
+        "adjoint of another map": (_AdjointDoubled(3, 4), "adjoint"),
+        "least singular value under hostile parameters": (_LeastOverstated(3, 4), "adjoint"),
+        "weight that steps may not scale": (_euler(GradientField(_Saturated(3, 4), "tanh")), "adjoint"),
     }

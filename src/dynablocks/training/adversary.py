@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynablocks.ball import direction, image_norms, projected, unit_ball_points
-from dynablocks.data.seeding import mixed_seed
 from dynablocks.linear import frozen_weights
 from dynablocks.modes import eval_mode
+from dynablocks.seeding import mixed_seed
 from dynablocks.training.config import TrainingConfig
 from dynablocks.training.losses import LossFunction, logit_scale
 

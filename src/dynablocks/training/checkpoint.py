@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
+import dynablocks
 from dynablocks.errors import BadCheckpoint, DynablocksError
-from dynablocks.files import flush_directory, lock_file, sha256
+from dynablocks.files import expanded, flush_directory, lock_file, sha256
 from dynablocks.run_files import (
     CHECKPOINT,
     CONFIG,
@@ -36,14 +37,14 @@ LOOKS = 3
 """How often to look at checkpoints that a training replaces meanwhile."""
 
 
-def save_checkpoint(directory: Path, model: nn.Module, config_text: str, state: Mapping[str, Any]) -> Path:
+def save_checkpoint(directory: str | Path, model: nn.Module, config_text: str, state: Mapping[str, Any]) -> Path:
     """Write ``directory/checkpoint``; the one before becomes ``checkpoint.previous``.
 
     The files are written and flushed in a temporary folder, then the folders are renamed, so a kill at any instant
     leaves at least one whole checkpoint.
 
     Args:
-        directory: the run directory; made when missing.
+        directory: the run directory, which may begin with ``~``; made when missing.
         model: its ``state_dict`` goes to ``model.safetensors``; tied weights are stored once.
         config_text: goes to ``config.yaml`` as it is.
         state: tensors, numbers, strings, lists and dicts only, so that ``torch.load(weights_only=True)`` reads it.
@@ -63,7 +64,7 @@ def save_checkpoint(directory: Path, model: nn.Module, config_text: str, state: 
     """
     from safetensors import SafetensorError
 
-    directory = Path(directory)
+    directory = expanded(directory)
     temporary = directory / f"{UNFINISHED_CHECKPOINT}{uuid.uuid4().hex}"
     try:
         temporary.mkdir(parents=True)
@@ -90,7 +91,7 @@ def _write_files(folder: Path, model: nn.Module, config_text: str, state: Mappin
         name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size}
         for name in (WEIGHTS, CONFIG, STATE)
     }
-    manifest = {"format": FORMAT, "dynablocks": _version(), "files": files}
+    manifest = {"format": FORMAT, "dynablocks": dynablocks.__version__, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     for name in (*files, MANIFEST):
         _flush(folder / name)
@@ -138,15 +139,6 @@ def _swap_in(directory: Path, temporary: Path) -> None:
 def _flush(path: Path) -> None:
     with open(path, "rb+") as stream:
         os.fsync(stream.fileno())
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("dynablocks")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def what_is_wrong(checkpoint: Path) -> str | None:
@@ -199,7 +191,7 @@ def has_checkpoint(directory: Path | None) -> bool:
     return directory is not None and any(_is_there(directory / name) for name in (CHECKPOINT, PREVIOUS_CHECKPOINT))
 
 
-def find_checkpoint(directory: Path) -> Path | None:
+def find_checkpoint(directory: str | Path) -> Path | None:
     """The newest whole checkpoint in a run directory; ``None`` when there never was one.
 
     A broken newest one is passed over for the previous one, with a warning. What a training replaces meanwhile looks
@@ -213,7 +205,7 @@ def find_checkpoint(directory: Path) -> Path | None:
         >>> find_checkpoint(Path("no-such-directory")) is None
         True
     """
-    directory = Path(directory)
+    directory = expanded(directory)
     for _ in range(LOOKS):
         before = _manifests(directory)
         found, faults = _newest_whole(directory)
@@ -255,16 +247,17 @@ def _manifests(directory: Path) -> list[bytes | None]:
     return found
 
 
-def load_checkpoint(directory: Path, model: nn.Module) -> dict[str, Any]:
+def load_checkpoint(directory: str | Path, model: nn.Module) -> dict[str, Any]:
     """Load the newest whole checkpoint's weights into ``model`` and return the state saved with them.
 
     Args:
-        directory: the run directory.
+        directory: the run directory, which may begin with ``~``.
         model: built like the saved one; its device and memory layout stay.
 
     Raises:
         BadCheckpoint: there is no whole checkpoint, or it belongs to another model.
     """
+    directory = expanded(directory)
     checkpoint = find_checkpoint(directory)
     if checkpoint is None:
         raise BadCheckpoint(f"{directory} holds no checkpoint; give a directory that dynablocks train --out has made.")

@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 
+from dynablocks.data.augmentation import CROP_FILLS
 from dynablocks.errors import InvalidArgument, require_choice, require_range, require_whole
+from dynablocks.training.losses import LOSSES
+from dynablocks.training.optimisers import OPTIMISERS
+from dynablocks.training.schedules import LARGEST_RATE, SCHEDULES
 
 PRECISIONS = ("auto", "32", "bf16", "16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -15,13 +19,13 @@ ADVERSARIES = ("none", "pgd", "trades")
 MOST = {
     "epochs": 1e9,
     "max_minutes": 1e7,
-    "lr": 1e30,
+    "lr": LARGEST_RATE,
     "step_factor": 10.0,
     "adversary_epsilon": 1e6,
     "adversary_step_size": 1e6,
 }
 """The largest values of settings with which larger ones make numbers of steps, seconds, pixels or learning rates
-overflow: 1e30 is a float32 also where Adam divides it by 1 − beta1."""
+overflow."""
 MOST_THREADS = 4096
 
 
@@ -135,7 +139,8 @@ class TrainingConfig:
                 object.__setattr__(self, name, require_whole(name, getattr(self, name), *limits))
         if self.batch_size % self.devices:
             raise InvalidArgument(
-                f"batch_size {self.batch_size} cannot be shared by {self.devices} devices; choose a multiple of it."
+                f"batch_size {self.batch_size} cannot be shared by {self.devices} devices; choose a multiple of "
+                f"{self.devices}."
             )
 
     @property
@@ -152,11 +157,6 @@ class TrainingConfig:
                 raise InvalidArgument(f"{setting.name} is {value!r}; True or False is needed.")
 
     def _check_names(self) -> None:
-        from dynablocks.data.augmentation import CROP_FILLS
-        from dynablocks.training.losses import LOSSES
-        from dynablocks.training.optimisers import OPTIMISERS
-        from dynablocks.training.schedules import SCHEDULES
-
         OPTIMISERS.get_known(self.optimiser)
         SCHEDULES.get_known(self.schedule)
         LOSSES.get_known(self.loss)

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,8 +17,9 @@ from torch.nn import functional
 
 from dynablocks.data import to_unit_range
 from dynablocks.errors import BadCheckpoint
+from dynablocks.files import expanded
 from dynablocks.linear import frozen_weights, shared_weights
-from dynablocks.modes import eval_mode
+from dynablocks.modes import cpu_threads, eval_mode
 from dynablocks.progress import Stopped
 from dynablocks.run_files import HISTORY
 from dynablocks.switching.constraints import regularisation, set_progress
@@ -72,7 +73,7 @@ def fit(
     model: nn.Module,
     splits: DataSplits,
     config: TrainingConfig,
-    directory: Path | None = None,
+    directory: str | Path | None = None,
     *,
     describe: Mapping[str, Any] | None = None,
     console: Console | None = None,
@@ -84,14 +85,16 @@ def fit(
 
     On a CPU a resumed training ends with the very bits of an undisturbed one, as long as the threads stay and no time
     budget changes the plan: a plan fitted to measured speed depends on the machine's load. With several devices all
-    processes but the first end here.
+    processes but the first end here, so one program trains on several devices once. Torch's random state and its number
+    of threads are the training's own meanwhile, and afterwards, whatever happens, what they were before.
 
     Args:
         model: pixels in [0, 1] (N, C, H, W) to logits; left in eval mode on the training device, with the averaged
             weights where averaging is on.
         splits: train and, where given, validation images.
         config: the settings.
-        directory: gets ``checkpoint/`` and ``metrics.jsonl``; empty for neither.
+        directory: gets ``checkpoint/`` and ``metrics.jsonl``; it may begin with ``~``; ``None`` for neither of the
+            two.
         describe: what else decides the result (the model's settings); compared at a resume.
         console: a rich console for the progress; standard error when empty.
         resume: go on from a checkpoint; otherwise earlier checkpoints are deleted.
@@ -104,14 +107,16 @@ def fit(
 
     Raises:
         BadCheckpoint: the checkpoint is broken, or belongs to other settings.
+        InvalidArgument: the settings do not fit the images or the devices, or this program has trained on several
+            devices before and is to do so again.
         DynablocksError: the loss is no longer finite, the disk is full, or a checkpoint cannot be read or moved.
         KeyboardInterrupt: after Ctrl-C, when the checkpoint is written; with several devices after one of the next
             steps, in the first process.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    text = settings_of(splits, config, describe)
+    directory = None if directory is None else expanded(directory)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(global_state_kept(config))
+        text = settings_of(splits, config, describe)
         first = is_first_process(config)
         if directory is not None and first:
             stack.enter_context(reserved(directory))
@@ -123,6 +128,7 @@ def fit(
             begin()
             return summary
         session = Session(model, splits, config, directory, text, state, checkpoint)
+        stack.enter_context(others_ended(session))
         prepare_directory(session, checkpoint)
         begin()
         display = stack.enter_context(Display(console, silent=not session.fabric.is_global_zero))
@@ -131,6 +137,37 @@ def fit(
         if not session.fabric.is_global_zero:
             raise SystemExit(0)
         return summary
+
+
+@contextlib.contextmanager
+def others_ended(session: Session) -> Iterator[None]:
+    """Where the first process fails, end those that it started: they would wait for it for half an hour.
+
+    After a stop that was agreed on they end by themselves.
+    """
+    try:
+        yield
+    except Stopped:
+        raise
+    except BaseException:
+        # Fabric keeps an eye on this list: where one of it ended by a signal, it kills this process too.
+        started = getattr(session.fabric.strategy.launcher, "procs", [])
+        others = list(started)
+        started.clear()
+        for process in others:
+            process.kill()
+        raise
+
+
+@contextlib.contextmanager
+def global_state_kept(config: TrainingConfig) -> Iterator[None]:
+    """Train with the threads of ``config``; give torch's random state and its threads back as they were.
+
+    The random state of GPUs is read, and so CUDA started, where the training may run on one alone.
+    """
+    gpus = list(range(torch.cuda.device_count())) if config.device != "cpu" and torch.cuda.is_available() else []
+    with cpu_threads(config.threads), torch.random.fork_rng(devices=gpus):
+        yield
 
 
 def settings_of(splits: DataSplits, config: TrainingConfig, describe: Mapping[str, Any] | None = None) -> str:
@@ -206,7 +243,11 @@ def end_early(session: Session, display: Display, sentence: str) -> NoReturn:
 
 
 def take_step(session: Session) -> None:
-    """One optimiser step on one batch; nothing in it waits for the device, but the projection of learned steps."""
+    """One optimiser step on one batch, in which nothing waits for the device but these.
+
+    The projection of learned steps reads them; ``method="expm"`` (torch.matrix_exp) asks for norms; float16 asks
+    whether gradients overflowed.
+    """
     model, config, plan = session.model, session.config, session.plan
     learning_rate = config.lr * rate_factor(session)
     for group in session.optimiser.param_groups:

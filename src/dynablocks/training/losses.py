@@ -12,10 +12,11 @@ from torch.nn import functional
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.registry import Registry
-from dynablocks.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
+
+    from dynablocks.training.config import TrainingConfig
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 LOSSES: Registry[Callable[[TrainingConfig], LossFunction]] = Registry("loss")
@@ -131,6 +132,7 @@ def make_loss(config: TrainingConfig) -> LossFunction:
 
     Example:
         >>> import torch
+        >>> from dynablocks.training import TrainingConfig
         >>> make_loss(TrainingConfig(loss="hinge", margin=1.0))(torch.zeros(1, 3), torch.tensor([2]))
         tensor(2.)
     """
@@ -143,6 +145,7 @@ def logit_scale(config: TrainingConfig) -> float:
     The logits of a 1-Lipschitz network differ by a few tenths; at temperature 1 their softmax is nearly flat.
 
     Example:
+        >>> from dynablocks.training import TrainingConfig
         >>> logit_scale(TrainingConfig(loss="offset-cross-entropy", temperature=0.25))
         0.25
     """

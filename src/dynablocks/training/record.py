@@ -58,7 +58,8 @@ def check_same_run(stored: str, wanted: str, directory: Path) -> None:
     if not differing:
         return
     name = differing[0]
-    others = f" ({len(differing) - 1} more settings differ)" if len(differing) > 1 else ""
+    more = len(differing) - 1
+    others = f" ({more} more setting{'s differ' if more > 1 else ' differs'})" if more else ""
     raise BadCheckpoint(
         f"{directory} holds a training with {name} {old.get(name)!r}, this one has {new.get(name)!r}{others}; "
         "choose another --out, or --overwrite to train from the start."

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.registry import Registry
-from dynablocks.training.config import MOST, TrainingConfig
+
+if TYPE_CHECKING:
+    from dynablocks.training.config import TrainingConfig
 
 SCHEDULES: Registry[Callable[[float, float, TrainingConfig], float]] = Registry("schedule")
+LARGEST_RATE = 1e30
+"""Of a learning rate; it is a float32 also where Adam divides it by 1 − beta1."""
 
 
 def warmed_up(progress: float, warmup: float) -> tuple[float, float]:
@@ -40,6 +45,7 @@ def step(progress: float, epoch: float, config: TrainingConfig) -> float:
     Source: Celledoni et al., arXiv 2210.02373, section 3.3, in words; their released code has 0.1 every 30 epochs.
 
     Example:
+        >>> from dynablocks.training import TrainingConfig
         >>> step(0.5, 30.0, TrainingConfig(step_epochs=30, step_factor=0.1))
         0.1
     """
@@ -47,7 +53,7 @@ def step(progress: float, epoch: float, config: TrainingConfig) -> float:
         factor = math.pow(config.step_factor, math.floor(epoch / config.step_epochs))
     except OverflowError:
         factor = math.inf
-    if config.lr * factor > MOST["lr"]:
+    if config.lr * factor > LARGEST_RATE:
         raise InvalidArgument(
             f"step_factor {config.step_factor:g} every {config.step_epochs:g} epochs takes the learning rate beyond "
             "all numbers; give a smaller step_factor, or more step_epochs."
@@ -62,6 +68,7 @@ def one_cycle(progress: float, epoch: float, config: TrainingConfig) -> float:
     Source: Smith and Topin, arXiv 1708.07120.
 
     Example:
+        >>> from dynablocks.training import TrainingConfig
         >>> config = TrainingConfig(schedule="one-cycle", warmup=0.2)
         >>> [round(one_cycle(p, 0.0, config), 3) for p in (0.1, 0.2, 0.6, 1.0)]
         [0.5, 1.0, 0.5, 0.0]
@@ -75,6 +82,7 @@ def one_cycle_linear(progress: float, epoch: float, config: TrainingConfig) -> f
     """Linear from 0 to 1 over the first ``warmup`` of the training, then linear down to 0.
 
     Example:
+        >>> from dynablocks.training import TrainingConfig
         >>> one_cycle_linear(0.75, 0.0, TrainingConfig(warmup=0.5))
         0.5
     """
@@ -91,6 +99,7 @@ def learning_rate_factor(progress: float, epoch: float, config: TrainingConfig) 
         config: names the schedule and holds its settings.
 
     Example:
+        >>> from dynablocks.training import TrainingConfig
         >>> learning_rate_factor(0.9, 9.0, TrainingConfig(schedule="constant"))
         1.0
     """

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from dynablocks.training.budget import StepPlan
 from dynablocks.training.checkpoint import has_checkpoint, load_into, load_weights, save_checkpoint
 from dynablocks.training.config import TrainingConfig
 from dynablocks.training.losses import make_loss
-from dynablocks.training.optimisers import make_optimiser
+from dynablocks.training.optimisers import load_optimiser, make_optimiser
 from dynablocks.training.precision import (
     check_precision,
     choose_device,
@@ -32,6 +33,8 @@ from dynablocks.training.precision import (
 )
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
     from dynablocks.data import DataSplits, ImageDataset
 
 
@@ -92,7 +95,14 @@ class Session:
         config_text: stored beside each checkpoint.
         state: what a checkpoint stored; empty for a new training.
         checkpoint: the folder that ``state`` came from.
+
+    Raises:
+        InvalidArgument: the images cannot be cropped or shared as the settings say, or a second training on several
+            devices is asked of one program.
     """
+
+    joined: ClassVar[bool] = False
+    """Whether this program has trained on several devices: their other processes have ended, or wait in vain."""
 
     def __init__(
         self,
@@ -104,8 +114,6 @@ class Session:
         state: dict[str, Any],
         checkpoint: Path | None,
     ) -> None:
-        from lightning_fabric import Fabric
-
         check_data(model, splits.train)
         require_crop(splits.train.image_shape[1:], config.crop_padding, config.crop_fill or "zeros")
         if min(config.batch_size, len(splits.train)) % config.devices:
@@ -113,6 +121,8 @@ class Session:
                 f"{len(splits.train)} training images make one batch, which {config.devices} devices cannot share "
                 "equally; use another number of devices."
             )
+        if config.devices > 1 and Session.joined:
+            raise InvalidArgument("one program trains on several devices once; train the next network in another.")
         self.config, self.directory, self.config_text = config, directory, config_text
         device = choose_device(config.device, config.devices)
         # Of several processes each has a GPU of its own; "cuda" alone is the first one's.
@@ -122,10 +132,9 @@ class Session:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.precision = state.get("precision") or self._choose_precision(splits.train, device)
         check_precision(self.precision, device, begun="precision" in state)
-        self.fabric = Fabric(
-            accelerator=device, devices=config.devices, plugins=precision_plugin(self.precision, device)
-        )
-        self.fabric.launch()
+        self.fabric = launched(self.precision, device, config.devices)
+        if config.devices > 1:
+            Session.joined = True
         if config.threads is not None:
             # Fabric gave each of several processes its share of the processors.
             torch.set_num_threads(config.threads)
@@ -147,7 +156,11 @@ class Session:
         self.plan = StepPlan.of(limit, budget)
         self.step, self.tally, self._seconds = 0, Tally(), 0.0
         self.metrics: dict[str, float] = {}
-        torch.manual_seed(config.seed)
+        # torch.manual_seed seeds GPUs too, which this training may not be on.
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(config.seed)
+        else:
+            torch.manual_seed(config.seed)
         if checkpoint is not None:
             self._restore(state, checkpoint)
         self.last_save = self._started = time.perf_counter()
@@ -241,7 +254,7 @@ class Session:
         else:
             load_into(self.average.copy, state["average"], checkpoint)
             load_into(self.model, state["weights"], checkpoint)
-        self.optimiser.load_state_dict(state["optimiser"])
+        load_optimiser(self.optimiser, state["optimiser"])
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda" and "cuda_random" in state:
@@ -256,6 +269,35 @@ class Session:
             # Of a budget that is used up one step is left, after which the epoch is recorded and validated.
             self.plan.total = max(self.plan.total, self.step + 1)
         self.tally = Tally(*state["tally"])
+
+
+def launched(precision: str, device: str, devices: int) -> Fabric:
+    """Fabric with its processes, of which the settings alone, and torchrun, say how many there are.
+
+    Not so a job of SLURM, LSF or MPI, in which Fabric would take its variables for the processes of one training, or
+    refuse them: each of several tasks is a training of its own.
+    """
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    environment = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
+    with without_advice():
+        fabric = Fabric(accelerator=device, devices=devices, plugins=[precision_plugin(precision, device), environment])
+        fabric.launch()
+    return fabric
+
+
+@contextlib.contextmanager
+def without_advice() -> Iterator[None]:
+    """Leave out that Fabric advises TF32: rounding is what ``precision`` says. What it tells of processes stays."""
+    logger = logging.getLogger("lightning_fabric.utilities.rank_zero")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def check_data(model: nn.Module, train: ImageDataset) -> None:
