@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dynablocks.training.loop as loop_module
+import dynablocks.training.session as session_module
 from dynablocks.config import preset_settings
 from dynablocks.data import DataSplits, ImageDataset, augment, batch_indices
 from dynablocks.errors import BadCheckpoint, BadData, Diverged, DynablocksError, InvalidArgument
@@ -1000,6 +1001,24 @@ def test_where_the_first_process_fails_the_others_are_ended(
     with pytest.raises(type(error)):
         fit(small_model(), quadrants(), TrainingConfig(**QUIET))
     assert (len(launcher.procs), ended) == (left, list(range(2 - left)))
+
+
+def test_the_others_are_ended_where_the_first_process_fails_before_its_first_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[int] = []
+    launched = session_module.launched
+
+    def with_another(*given: Any) -> Any:
+        fabric = launched(*given)
+        other = SimpleNamespace(kill=lambda: ended.append(1))
+        monkeypatch.setattr(fabric.strategy, "_launcher", SimpleNamespace(procs=[other]))
+        return fabric
+
+    monkeypatch.setattr(session_module, "launched", with_another)
+    with pytest.raises(InvalidArgument, match="no trainable parameters"):
+        fit(small_model().requires_grad_(False), quadrants(), TrainingConfig(epochs=1, batch_size=48, **QUIET))
+    assert ended == [1]
 
 
 def test_fabrics_advice_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

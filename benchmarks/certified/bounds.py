@@ -1,4 +1,4 @@
-"""Bounds of one convolution's norm: ours, orthogonium's and torch-lip's estimators against the dense SVD.
+"""Bounds of one convolution's norm: ours, orthogonium's and deel-torchlip's estimators against the dense SVD.
 
     python benchmarks/certified/bounds.py --peers PEERS [--layers 240] [--seed 0] [--json FILE]
 
@@ -132,8 +132,8 @@ ESTIMATORS: dict[str, Estimator] = {
     "dynablocks, fft": partial(ours, method="fft"),
     "orthogonium get_conv_sv, 2 iterations": orthogonium(2),
     "orthogonium get_conv_sv, 4 iterations": orthogonium(4),
-    "torch-lip SpectralConv2d's divisor": torchlip_factor,
-    "torch-lip evaluate_lip_const, noise": torchlip_probe,
+    "deel-torchlip SpectralConv2d's divisor": torchlip_factor,
+    "deel-torchlip evaluate_lip_const, noise": torchlip_probe,
 }
 
 

@@ -496,8 +496,8 @@ def laid_out(model: nn.Module, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor
     """The same pixels, with the channels last for a :class:`~dynablocks.models.Network`, as in training.
 
     The kernels of its convolutions are laid out so, and pixels that are not are copied for each of them. They stay as
-    they are where a part is of another's code, whose ``view`` may need them so, and where convolutions would copy them
-    back: on CUDA without cuDNN, or in float64.
+    they are where a module is of another's code, whose ``view`` may need them so (functions and hooks are not looked
+    at), and where convolutions would copy them back: on CUDA without cuDNN, or in float64.
     """
     refused = pixels.is_cuda and (pixels.dtype == torch.float64 or not torch.backends.cudnn.enabled)
     if refused or not isinstance(model, Network):

@@ -36,10 +36,10 @@ class NonExpansivePair(SwitchingSignal):
     .. math:: L_c(h_1) = \max\big(|1 - h_1\|A_c\|^2|,\ |1 - h_1 a\,\lambda_{\min}(A_c^T A_c)|\big), \qquad
         L_e(h_2) = 1 + h_2\|A_e\|^2 .
 
-    So h₁ <= 2/‖A_c‖² and h₂ <= (1/L_c(h₁) − 1)/‖A_e‖²: the tight region where AᵀA = I, and (3.6), L h₂ <= μ h₁, where
-    steps are small. Steps h₂ < 0, along which an expansive field contracts, are allowed as far as the law holds (with
-    ``bound="paper"`` as far as 1 + |h₂|L shows it). The projection puts h₁ into its range, and then h₂ into that which
-    h₁ leaves. L_c counts as at least 0.001.
+    So h₁ <= 2/‖A_c‖² and h₂ <= (1/L_c(h₁) − 1)/‖A_e‖²: the tight region where A_cᵀA_c = I and ‖A_e‖ = 1, and (3.6), L
+    h₂ <= μ h₁, where steps are small. Steps h₂ < 0, along which an expansive field contracts, are allowed as far as
+    the law holds (with ``bound="paper"`` as far as 1 + |h₂|L shows it). The projection puts h₁ into its range, and
+    then h₂ into that which h₁ leaves. L_c counts as at least 0.001.
 
     Where A_c has a kernel, L_c(h₁) is 1 at best: then h₂ <= 0. The same happens where no bound λ_min > 0 is known, as
     of convolutions with zero padding to the same size that are too large for a dense decomposition; there padding
@@ -108,7 +108,7 @@ class NonExpansivePair(SwitchingSignal):
         contractive, expansive = self._both
         # What storing the steps, dividing them by S and declaring the constants may be off by.
         margin = SHORTENED * torch.finfo(self.steps.dtype).eps + DECLARED
-        first, second = self.steps.double().tolist()
+        first, second = self.steps.tolist()
         with shared_weights(contractive, expansive):
             first = self._nearest(first, contractive, 1.0, margin)
             constant, _ = contractive.euler_constant(first / self.substeps, self.bound)

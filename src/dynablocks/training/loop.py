@@ -33,7 +33,7 @@ from dynablocks.training.losses import logit_scale
 from dynablocks.training.precision import choose_device
 from dynablocks.training.record import append_metrics, check_same_run, cut_metrics, describe_run
 from dynablocks.training.schedules import learning_rate_factor
-from dynablocks.training.session import Session, Tally, diverged, require_finite_weights
+from dynablocks.training.session import Session, Tally, diverged, others_ended, require_finite_weights
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -128,7 +128,7 @@ def fit(
             begin()
             return summary
         session = Session(model, splits, config, directory, text, state, checkpoint)
-        stack.enter_context(others_ended(session))
+        stack.enter_context(others_ended(session.fabric))
         prepare_directory(session, checkpoint)
         begin()
         display = stack.enter_context(Display(console, silent=not session.fabric.is_global_zero))
@@ -137,26 +137,6 @@ def fit(
         if not session.fabric.is_global_zero:
             raise SystemExit(0)
         return summary
-
-
-@contextlib.contextmanager
-def others_ended(session: Session) -> Iterator[None]:
-    """Where the first process fails, end those that it started: they would wait for it for half an hour.
-
-    After a stop that was agreed on they end by themselves.
-    """
-    try:
-        yield
-    except Stopped:
-        raise
-    except BaseException:
-        # Fabric keeps an eye on this list: where one of it ended by a signal, it kills this process too.
-        started = getattr(session.fabric.strategy.launcher, "procs", [])
-        others = list(started)
-        started.clear()
-        for process in others:
-            process.kill()
-        raise
 
 
 @contextlib.contextmanager

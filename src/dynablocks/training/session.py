@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dynablocks.data import augment, batch_indices, to_unit_range
 from dynablocks.data.augmentation import require_crop
 from dynablocks.errors import BadData, Diverged, InvalidArgument
+from dynablocks.progress import Stopped
 from dynablocks.switching.constraints import keep_constraints
 from dynablocks.training.averaging import ExponentialAverage
 from dynablocks.training.budget import StepPlan
@@ -135,6 +136,12 @@ class Session:
         self.fabric = launched(self.precision, device, config.devices)
         if config.devices > 1:
             Session.joined = True
+        with others_ended(self.fabric):
+            self._prepare(splits, state, checkpoint)
+
+    def _prepare(self, splits: DataSplits, state: dict[str, Any], checkpoint: Path | None) -> None:
+        """All that follows the start of the other processes."""
+        config, model = self.config, self.model
         if config.threads is not None:
             # Fabric gave each of several processes its share of the processors.
             torch.set_num_threads(config.threads)
@@ -289,8 +296,31 @@ def launched(precision: str, device: str, devices: int) -> Fabric:
 
 
 @contextlib.contextmanager
+def others_ended(fabric: Fabric) -> Iterator[None]:
+    """Where the first process fails, end those that it started: they would wait for it for half an hour.
+
+    After a stop that was agreed on they end by themselves.
+    """
+    try:
+        yield
+    except Stopped:
+        raise
+    except BaseException:
+        # Fabric keeps an eye on this list: where one of it ended by a signal, it kills this process too.
+        started = getattr(fabric.strategy.launcher, "procs", [])
+        others = list(started)
+        started.clear()
+        for process in others:
+            process.kill()
+        raise
+
+
+@contextlib.contextmanager
 def without_advice() -> Iterator[None]:
-    """Leave out that Fabric advises TF32: rounding is what ``precision`` says. What it tells of processes stays."""
+    """Leave out that Fabric advises TF32: rounding is what ``precision`` says.
+
+    That all processes are there is left out with it; that each one begins stays.
+    """
     logger = logging.getLogger("lightning_fabric.utilities.rank_zero")
     before = logger.level
     logger.setLevel(logging.WARNING)
