@@ -10,6 +10,7 @@ Prints a table and exits with 1 when the two differ by more than ``--tolerance``
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import time
 from collections.abc import Sequence
@@ -22,10 +23,12 @@ from torch import Tensor, nn
 from dynablocks.config import DataConfig
 from dynablocks.data import to_unit_range
 from dynablocks.errors import DynablocksError
-from dynablocks.files import write_json
 from dynablocks.linear import frozen_weights
 from dynablocks.robustness import DEFAULT_EPSILONS, AttackConfig, attack
 from dynablocks.run_directory.network import load, load_config, load_splits, with_data
+
+sys.path.insert(0, str(Path(__file__).parent))
+from command_line import finish, require_counts, require_place, write_figures
 
 
 class SmallNetwork(nn.Module):
@@ -109,11 +112,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tolerance", type=float, default=0.01)
     parser.add_argument("--epochs", type=int, default=30, help="of the small network")
     parser.add_argument("--out", type=Path, help="write the table as JSON too")
-    return parser.parse_args()
+    options = parser.parse_args()
+    require_counts(options, samples=1, repeats=1, batch_size=1)
+    require_place(options.out)
+    return options
 
 
 def main() -> int:
     options = parse()
+    if importlib.util.find_spec("foolbox") is None:
+        raise DynablocksError("foolbox is not installed; install it with: pip install -c constraints.txt -e '.[test]'")
     if options.run is None:
         train, data = digits(options.samples)
         model, name = trained_on_digits(train, options.epochs), "digits"
@@ -138,24 +146,18 @@ def main() -> int:
     worst = max(abs(a - b) for _, a, b in rows)
     agree = worst <= options.tolerance + 1e-9
     print(f"largest difference {worst:.4f}, allowed {options.tolerance:g}: {'agree' if agree else 'DIFFER'}")
-    if options.out is not None:
-        table = [{"epsilon": e, "ours": a, "foolbox": b} for e, a, b in rows]
-        write_json(
-            options.out,
-            {
-                "dataset": name,
-                "samples": len(data[1]),
-                "repeats": options.repeats,
-                "rows": table,
-                "largest_difference": worst,
-            },
-        )
+    write_figures(
+        options.out,
+        {
+            "dataset": name,
+            "samples": len(data[1]),
+            "repeats": options.repeats,
+            "rows": [{"epsilon": e, "ours": a, "foolbox": b} for e, a, b in rows],
+            "largest_difference": worst,
+        },
+    )
     return 0 if agree else 1
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except DynablocksError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    finish(main)

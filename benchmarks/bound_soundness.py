@@ -2,8 +2,9 @@
 
     python benchmarks/bound_soundness.py [--layers 400] [--seed 0] [--run DIR ...] [--json FILE]
 
-Prints a row for each (padding, mode, stride, groups, dilation, kernel) and the worst ratios; exits with 1 if one fails.
-``check_layer(weight, geometry)`` gives the same checks for any other layer, a trained one for example.
+Prints a row for each (padding, mode, stride, groups, dilation, kernel) and the worst ratios; exits with 1 if a bound
+fails, with 2 if a run cannot be read. ``check_layer(weight, geometry)`` gives the same checks for any other layer, a
+trained one for example.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import torch
 from torch import Tensor
 
 from dynablocks.errors import InvalidArgument
-from dynablocks.files import write_json
 from dynablocks.numerics.bounds import (
     METHODS,
     ConvGeometry,
@@ -32,6 +32,9 @@ from dynablocks.numerics.bounds import (
     conv_smallest_singular_value,
     dense_matrix,
 )
+
+sys.path.insert(0, str(Path(__file__).parent))
+from command_line import finish, require_place, write_figures
 
 PADDINGS = ("same", "full", "valid", 1, (0, 3))
 MODES = ("zeros", "circular")
@@ -173,12 +176,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.layers < 1:
         parser.error(f"--layers is {options.layers}; at least 1 is needed")
+    require_place(options.json)
+    trained = [layer for run in options.run for layer in trained_layers(run, options.limit)]
     by_kind: dict[str, list[list[Check]]] = {}
     for label, weight, geometry in random_layers(options.layers, options.seed):
         by_kind.setdefault(label, []).append(check_layer(weight, geometry))
-    for name, weight, geometry, orthogonal in (
-        layer for run in options.run for layer in trained_layers(run, options.limit)
-    ):
+    for name, weight, geometry, orthogonal in trained:
         by_kind.setdefault("trained", []).append(check_layer(weight, geometry))
         if orthogonal:
             print(f"{name}: all singular values within {_departure_from_one(weight, geometry):.1e} of 1")
@@ -198,14 +201,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"A 128 x 128 x 3 x 3 kernel on 16 x 16 pixels takes {_seconds_of_a_large_layer():.2f} CPU seconds.")
     failures = [dataclasses.asdict(check) for check in everything if not check.sound]
     print(f"{len(failures)} of {len(everything)} checks failed.")
-    if options.json:
-        write_json(
-            options.json, {"layers": options.layers, "seed": options.seed, "failures": failures, "worst": methods}
-        )
+    figures = {"layers": options.layers, "seed": options.seed, "failures": failures, "worst": methods}
+    write_figures(options.json, figures)
     for failure in failures[:10]:
         print(json.dumps(failure))
     return int(bool(failures))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
+import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,9 @@ from torch import Tensor
 from dynablocks.fields import VectorField
 from dynablocks.fields.hamiltonian import NeuralHamiltonian
 from dynablocks.integrators.implicit import IMPLICIT_MIDPOINT, ImplicitRungeKutta
+
+sys.path.insert(0, str(Path(__file__).parent))
+from command_line import finish, require_counts, require_place, write_figures
 
 TOLERANCE = 1e-13
 
@@ -80,6 +84,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", type=Path, default=None, help="also write the figures here")
     options = parser.parse_args()
+    require_counts(options, batch=1, repeats=1)
+    require_place(options.json)
     torch.set_num_threads(1)
     figures = {}
     method = ImplicitRungeKutta(IMPLICIT_MIDPOINT, TOLERANCE)
@@ -101,11 +107,10 @@ def main() -> None:
                 f"{dimension:2d} entries, h = {size:3g}: unrolled {name:11s} {1e3 * seconds:6.1f} ms, implicit"
                 f" {1e3 * implicit:6.1f} ms, ratio {ratio:5.2f}, largest difference of a gradient {gap:.0e}"
             )
-    ratios = sorted(found["ratio"] for found in figures.values())
-    print(f"median ratio {ratios[len(ratios) // 2]:.2f}, smallest {ratios[0]:.2f}")
-    if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    ratios = [found["ratio"] for found in figures.values()]
+    print(f"median ratio {statistics.median(ratios):.2f}, smallest {min(ratios):.2f}")
+    write_figures(options.json, figures)
 
 
 if __name__ == "__main__":
-    main()
+    finish(main)

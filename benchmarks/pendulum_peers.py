@@ -12,10 +12,10 @@ Run: ``PYTHONPATH=peers:src python benchmarks/pendulum_peers.py [--seconds 120] 
 from __future__ import annotations
 
 import argparse
-import copy
-import json
+import importlib.util
 import math
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,6 +27,9 @@ from torch import Tensor, nn
 
 from dynablocks.experiments import Store
 from dynablocks.experiments.pendulum import KINDS, STEP_SIZE, TRAIN, PendulumCell, orbit, rollout, test_error
+
+sys.path.insert(0, str(Path(__file__).parent))
+from command_line import finish, require_counts, require_place, write_figures
 
 PEERS: dict[str, tuple[dict[str, Any], float]] = {
     "strupnet G": ({"method": "G", "layers": 5, "width": 30, "activation": "tanh"}, 1e-3),
@@ -52,16 +55,20 @@ class Peer(nn.Module):
 
 
 def train(module: nn.Module, seconds: float, lr: float) -> dict[str, Any]:
-    """Adam for ``seconds``; the module ends with its best training loss."""
+    """Adam for ``seconds``, the keeping of weights not counted; the module ends with its best training loss."""
     states = orbit(TRAIN)
     optimiser = torch.optim.Adam(module.parameters(), lr=lr)
-    best, kept, steps, started = math.inf, copy.deepcopy(module.state_dict()), 0, time.perf_counter()
+    kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    best, steps, started = math.inf, 0, time.perf_counter()
     while (spent := time.perf_counter() - started) < seconds:
         optimiser.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * spent / seconds))
         optimiser.zero_grad()
         loss = (module(states[:-1]) - states[1:]).square().mean()
-        if float(loss.detach()) < best:
-            best, kept = float(loss.detach()), copy.deepcopy(module.state_dict())
+        if (value := float(loss.detach())) < best:
+            best, before = value, time.perf_counter()
+            for name, tensor in module.state_dict().items():
+                kept[name].copy_(tensor)
+            started += time.perf_counter() - before
         loss.backward()
         optimiser.step()
         steps += 1
@@ -106,6 +113,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--json", type=Path, default=None, help="also write the figures here")
     options = parser.parse_args()
+    require_counts(options, seeds=1)
+    require_place(options.json)
+    if importlib.util.find_spec("strupnet") is None:  # not imported, so that our maps train as without it
+        sys.exit("error: strupnet is not installed; install it with: pip install strupnet==0.0.4")
     torch.set_num_threads(1)
     figures = {
         f"dynablocks {KINDS[odd]}": summary(f"dynablocks {KINDS[odd]}", lambda s, o=odd: ours(o, s), options.seeds)
@@ -114,9 +125,8 @@ def main() -> None:
     seconds = figures["dynablocks odd"]["median"]["seconds"] if options.match else options.seconds
     for name in PEERS:
         figures[name] = summary(name, lambda s, n=name: peer(n, s, seconds), options.seeds)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    write_figures(options.json, figures)
 
 
 if __name__ == "__main__":
-    main()
+    finish(main)

@@ -13,16 +13,20 @@ Run: ``python benchmarks/planar_ensemble.py [--runs 100] [--loop-runs 2] [--step
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from dynablocks.errors import require_whole
 from dynablocks.experiments.ensembles import train_alone, train_ensemble
 from dynablocks.experiments.planar_networks import FAMILIES
 from dynablocks.experiments.table1_cells import EnsembleCell
+
+sys.path.insert(0, str(Path(__file__).parent))
+from command_line import finish, require_counts, require_place, write_figures
 
 
 def compare(cell: EnsembleCell, loop_runs: int) -> dict[str, float]:
@@ -48,6 +52,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--json", type=Path, default=None, help="also write the figures here")
     options = parser.parse_args()
+    require_counts(options, runs=1, steps=1)
+    require_whole("--loop-runs", options.loop_runs, 1, options.runs)
+    require_place(options.json)
     torch.set_num_threads(1)
     figures = {}
     for family in FAMILIES:
@@ -62,9 +69,8 @@ def main() -> None:
         )
     total = sum(f["loop"] for f in figures.values()) / sum(f["ensemble"] for f in figures.values())
     print(f"all families: ratio {total:.1f}")
-    if options.json is not None:
-        options.json.write_text(json.dumps(figures | {"ratio": total}, indent=2) + "\n", encoding="utf-8")
+    write_figures(options.json, figures | {"ratio": total})
 
 
 if __name__ == "__main__":
-    main()
+    finish(main)

@@ -14,7 +14,8 @@ square matrices. A chain's loss is the mean square of its output.
 - Time (64 x 64): seconds of a forward and backward pass of both ways, in turns in one process; the median of the
   ratios.
 
-Run: ``python benchmarks/reversible_depth.py [--batch 32768] [--depths 10 100 1000] [--json FILE]``.
+Run: ``python benchmarks/reversible_depth.py [--batch 65536] [--depths 10 100 1000] [--json FILE]``. Exits with 1 when a
+limit is missed.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ from dynablocks.fields import GradientField, PartitionedField
 from dynablocks.linear import Dense
 from dynablocks.reversible import ReversibleChain
 from dynablocks.switching import FreeSignal
+
+sys.path.insert(0, str(Path(__file__).parent))
+from command_line import finish, require_counts, require_place, write_figures
 
 HALF, MEMORY_HALF = 64, 16
 MEMORY_LIMIT, GRADIENT_LIMIT, TIME_LIMIT = 1.15, 1e-10, 1.5
@@ -124,9 +128,9 @@ def verdict(name: str, value: float, limit: float) -> bool:
     return met
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=32768, help="samples, for memory")
+    parser.add_argument("--batch", type=int, default=65536, help="samples, for memory")
     parser.add_argument("--depths", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--ordinary-depths", type=int, nargs="*", default=[10, 30], help="memory of the ordinary way")
     parser.add_argument("--time-depth", type=int, default=100)
@@ -137,7 +141,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure_memory(int(options.measure[0]), options.measure[1], options.batch)))
-        return
+        return 0
+    require_counts(options, batch=1, time_depth=1, time_batch=1, rounds=1)
+    require_place(options.json)
     torch.set_num_threads(1)
     figures: dict[str, float] = {}
     print("way         depth  peak above the start  less returned gradients")
@@ -152,12 +158,14 @@ def main() -> None:
     figures["gradient difference"] = gradient_difference(deepest)
     reversible, ordinary, figures["time ratio"] = step_times(options.time_depth, options.time_batch, options.rounds)
     print(f"step of depth {options.time_depth}: reversible {reversible:.3f} s, ordinary {ordinary:.3f} s")
-    verdict(f"memory, depth {deepest} / depth {first}", figures["memory ratio"], MEMORY_LIMIT)
-    verdict(f"gradients at depth {deepest}, float64", figures["gradient difference"], GRADIENT_LIMIT)
-    verdict("step time / ordinary", figures["time ratio"], TIME_LIMIT)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    met = [
+        verdict(f"memory, depth {deepest} / depth {first}", figures["memory ratio"], MEMORY_LIMIT),
+        verdict(f"gradients at depth {deepest}, float64", figures["gradient difference"], GRADIENT_LIMIT),
+        verdict("step time / ordinary", figures["time ratio"], TIME_LIMIT),
+    ]
+    write_figures(options.json, figures)
+    return 0 if all(met) else 1
 
 
 if __name__ == "__main__":
-    main()
+    finish(main)

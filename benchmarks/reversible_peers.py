@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import statistics
 import subprocess
@@ -28,13 +27,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from reversible_depth import resident
 from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.fields import ShearField
 from dynablocks.reversible import ReversibleChain
 from dynablocks.switching import FreeSignal
+
+sys.path.insert(0, str(Path(__file__).parent))
+from command_line import finish, require_counts, require_place, write_figures
+from reversible_depth import resident
 
 HALF = 64
 Map = Callable[[Tensor], Tensor]
@@ -143,7 +145,7 @@ def memory(name: str, depth: int, batch: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--depth", type=int, default=50, help="blocks of two couplings")
+    parser.add_argument("--depth", type=int, default=50, help="blocks of two couplings, at least 5")
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, default=None, help="also write the figures here")
@@ -152,6 +154,8 @@ def main() -> None:
     if options.measure:
         print(measure_memory(options.measure, options.depth, options.batch))
         return
+    require_counts(options, depth=5, batch=1, rounds=1)
+    require_place(options.json)
     torch.set_num_threads(1)
     wrong, seconds = differences(options.depth), times(options.depth, options.batch, options.rounds)
     figures = {}
@@ -166,9 +170,8 @@ def main() -> None:
     for name in ("memcnn", "revlib"):
         if name not in seconds:
             print(f"{name} is not installed and left out.")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write_figures(options.json, figures)
 
 
 if __name__ == "__main__":
-    main()
+    finish(main)

@@ -17,8 +17,8 @@ Run: ``python benchmarks/training_step.py [--batch 128] [--repeats 7]``.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +38,9 @@ from dynablocks.models import ModelConfig, build
 from dynablocks.switching import ExactFlowRegion, PrescribedSignal, TightRegion, keep_constraints, regularisation
 from dynablocks.training import TrainingConfig, make_optimiser
 from dynablocks.training.precision import supports_bf16
+
+sys.path.insert(0, str(Path(__file__).parent))
+from command_line import finish, require_counts, require_place, write_figures
 
 IMAGE, CLASSES = (3, 32, 32), 10
 
@@ -86,7 +89,10 @@ Operation = Callable[[Tensor, Tensor], Tensor]
 
 
 def heavy_operations(network: nn.Module, pixels: Tensor) -> list[tuple[torch.Size, torch.Size, Operation]]:
-    """Every convolution and matrix product on images in one forward pass, as torch is asked for it: shapes and map."""
+    """Every convolution and matrix product on images in one forward pass, as torch is asked for it: shapes and map.
+
+    Weights are made before it, as in a training step: what is multiplied for their norms is no image.
+    """
     calls: list[tuple[torch.Size, torch.Size, Operation]] = []
     convolve, multiply = functional.conv2d, functional.linear
 
@@ -99,9 +105,10 @@ def heavy_operations(network: nn.Module, pixels: Tensor) -> list[tuple[torch.Siz
         return multiply(x, weight, bias)
 
     with (
+        torch.no_grad(),
+        shared_weights(network),
         patch.object(functional, "conv2d", lambda *given: noted(*given[:5])),
         patch.object(functional, "linear", noted_product),
-        torch.no_grad(),
     ):
         network(pixels)
     return calls
@@ -230,7 +237,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path, default=None, help="also write the figures here")
-    return parser.parse_args()
+    options = parser.parse_args()
+    require_counts(options, batch=1, repeats=1)
+    require_place(options.json)
+    return options
 
 
 def main() -> None:
@@ -242,9 +252,8 @@ def main() -> None:
     figures |= preset_shares(options.repeats)
     for name, value in figures.items():
         print(f"{value:6.3f}  {name}")
-    if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write_figures(options.json, figures)
 
 
 if __name__ == "__main__":
-    main()
+    finish(main)

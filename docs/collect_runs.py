@@ -4,7 +4,8 @@
                                 [--note WORDS] [--picture FILE.svg]
 
 writes results/NAME.json in the form docs/make_results.py reads; nothing in it is typed by hand but title, command,
-hardware and note.
+hardware and note. A "note" and a "readme" that were written into that file by hand stay. The runs are of one data set,
+tested on the same number of images.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+
+from dynablocks.errors import DynablocksError, InvalidArgument
+from dynablocks.experiments.provenance import commit
+from dynablocks.files import read_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RADII = ((36 / 255, "36/255"), (72 / 255, "72/255"), (108 / 255, "108/255"), (0.5, "0.5"), (1.0, "1"))
@@ -29,34 +34,61 @@ COLUMNS = [
     "training min",
     "epochs",
 ]
+WRITTEN_BY_HAND = ("note", "readme")
+ALIKE = ("dataset", "test_images")
+
+
+def percent(accuracy: float | None) -> str:
+    """An accuracy in per cent, where it was measured."""
+    return "not measured" if accuracy is None else f"{100 * accuracy:.2f}"
 
 
 def at(points: list[dict[str, float]] | None, radius: float) -> str:
     """The accuracy at a radius, in per cent."""
-    for point in points or []:
-        if abs(point["epsilon"] - radius) < 1e-9:
-            return f"{100 * point['accuracy']:.2f}"
-    return "not measured"
+    return percent(next((p["accuracy"] for p in points or [] if abs(p["epsilon"] - radius) < 1e-9), None))
 
 
-def row(run: Path) -> list[str]:
+def bound_of(metrics: dict[str, Any]) -> str:
+    """The bound of the body of a certified run."""
+    if metrics["certified_accuracy"] is None:
+        return "not measured"
+    bound = metrics["lipschitz_bound"]
+    return "none" if bound is None else f"{bound:.5g}"
+
+
+def row(run: Path, metrics: dict[str, Any]) -> list[str]:
     """One network."""
     import yaml
 
-    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     lift = yaml.safe_load((run / "checkpoint" / "config.yaml").read_text(encoding="utf-8"))["model"]["config"]["lift"]
-    bound = metrics["lipschitz_bound"]
     return [
         f"{metrics['model']} (lift: {lift})",
-        f"{100 * metrics['clean_accuracy']:.2f}",
+        percent(metrics["clean_accuracy"]),
         *(at(metrics["certified_accuracy"], radius) for radius, _ in RADII),
         *(at(metrics["robust_accuracy"], radius) for radius, _ in RADII[:1] + RADII[3:4]),
-        f"{metrics['auc']:.3f}",
-        "none" if bound is None else f"{bound:.5g}",
+        "not measured" if metrics["auc"] is None else f"{metrics['auc']:.3f}",
+        bound_of(metrics),
         f"{metrics['parameters']:,}",
         f"{metrics['train_seconds'] / 60:.1f}",
         f"{metrics['epochs']:.1f}",
     ]
+
+
+def each(runs: list[dict[str, Any]], name: str, joint: str = ", ") -> str:
+    """What the runs have under a name, each once; nothing where none of them has it."""
+    return joint.join(dict.fromkeys(str(run[name]) for run in runs if run[name] is not None))
+
+
+def caption(runs: list[dict[str, Any]], note: str) -> str:
+    """What was measured on which images, and the seeds."""
+    tested, attacked, seeds = each(runs, "test_images"), each(runs, "attacked_images", " or "), each(runs, "seed")
+    sentences = [
+        f"Clean and certified: all {tested} test images." if tested else "",
+        f"Attacked: the worst of the losses of ℓ2-PGD on the first {attacked}." if attacked else "",
+        f"Seeds {seeds}." if "," in seeds else "One seed.",
+        note,
+    ]
+    return " ".join(filter(None, sentences))
 
 
 def draw(run: Path, file: Path) -> None:
@@ -69,7 +101,36 @@ def draw(run: Path, file: Path) -> None:
     figure.savefig(file, format="svg", metadata={"Date": None}, facecolor="white", bbox_inches="tight")
 
 
-def main() -> None:
+def write_table(options: argparse.Namespace) -> None:
+    """Write results/NAME.json.
+
+    Raises:
+        InvalidArgument: the runs are of several data sets, or tested on several numbers of images.
+        DynablocksError: a run has no figures, or the file cannot be written.
+    """
+    runs = [read_json(run / "metrics.json") for run in options.runs]
+    for name in ALIKE:
+        if "," in (found := each(runs, name)):
+            raise InvalidArgument(f"the runs differ in {name}: {found}; make a table of each.")
+    path = ROOT / "results" / f"{options.name}.json"
+    earlier = read_json(path) if path.exists() else {}
+    table = {
+        "title": options.title,
+        "caption": caption(runs, options.note),
+        "columns": COLUMNS,
+        "rows": [row(run, metrics) for run, metrics in zip(options.runs, runs, strict=True)],
+        "command": options.command,
+        "preset": each(runs, "preset"),
+        "data": each(runs, "dataset"),
+        "seed": each(runs, "seed"),
+        "hardware": options.hardware,
+        "commit": options.commit or commit() or "unknown",
+        "date": datetime.date.today().isoformat(),
+    } | {name: earlier[name] for name in WRITTEN_BY_HAND if name in earlier}
+    write_text(path, json.dumps(table, indent=2, ensure_ascii=False) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
     parser.add_argument("title")
@@ -79,29 +140,16 @@ def main() -> None:
     parser.add_argument("--command", required=True, help="the command of the first run, as typed")
     parser.add_argument("--note", default="", help="what else a reader must know")
     parser.add_argument("--picture", type=Path, default=None, help="also draw the first run's curves here")
-    options = parser.parse_args()
-    first = json.loads((options.runs[0] / "metrics.json").read_text(encoding="utf-8"))
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    table = {
-        "title": options.title,
-        "caption": f"Clean and certified: all {first['test_images']} test images. Attacked: the worst of the losses of "
-        f"ℓ2-PGD on the first {first['attacked_images']}. One seed. {options.note}".strip(),
-        "columns": COLUMNS,
-        "rows": [row(run) for run in options.runs],
-        "command": options.command,
-        "preset": first["preset"],
-        "data": first["dataset"],
-        "seed": first["seed"],
-        "hardware": options.hardware,
-        "commit": options.commit or head.stdout.strip(),
-        "date": datetime.date.today().isoformat(),
-    }
-    path = ROOT / "results" / f"{options.name}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if options.picture is not None:
-        draw(options.runs[0], options.picture)
+    options = parser.parse_args(arguments)
+    try:
+        write_table(options)
+        if options.picture is not None:
+            draw(options.runs[0], options.picture)
+    except (DynablocksError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,6 +9,7 @@ list``; ``settings dynablocks.training.TrainingConfig`` for a class of settings)
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib
 import inspect
@@ -21,7 +22,9 @@ from typing import Any
 import torch
 
 from dynablocks.catalogue import catalogue
+from dynablocks.errors import DynablocksError
 from dynablocks.fields import FIELDS, FieldFacts, VectorField
+from dynablocks.files import write_text
 from dynablocks.integrators import INTEGRATORS
 from dynablocks.models import MODELS
 from dynablocks.switching import REGIONS
@@ -160,17 +163,24 @@ def updated(text: str) -> str:
     return TABLE.sub(lambda match: f"{match[1]}\n{table(match[2])}\n\n{match[4]}", text)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when a page is stale")
+    check = parser.parse_args(arguments).check
     texts = {page: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md"))}
     stale = {page: changed for page, text in texts.items() if (changed := updated(text)) != text}
     for page, text in stale.items():
-        if "--check" in arguments:
+        if check:
             print(f"docs/{page.name} is stale; run: python docs/make_tables.py", file=sys.stderr)
-        else:
-            page.write_text(text, encoding="utf-8")
-            print(f"wrote docs/{page.name}")
-    return int("--check" in arguments and bool(stale))
+            continue
+        try:
+            write_text(page, text)
+        except DynablocksError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        print(f"wrote docs/{page.name}")
+    return int(check and bool(stale))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -17,6 +17,9 @@ import pytest
 import torch
 
 from dynablocks.cli import main
+from dynablocks.errors import InvalidArgument
+from dynablocks.lifting import Head
+from dynablocks.norms import SpectralMetric
 
 Prepare = Callable[[Path], None]
 TINY = (
@@ -546,6 +549,17 @@ def test_a_foreign_folder_keeps_all_its_files(tmp_path: Path) -> None:
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert complaint(f"train {TINY} --overwrite --out {tmp_path}")[0] == 2
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("shape", [3, None, "abc", (4, 4), (1, 4, 0)])
+def test_a_shape_of_no_image_gets_one_sentence(shape: object) -> None:
+    with pytest.raises(InvalidArgument, match=r"^shape is .*; 3 positive sizes are needed, such as \(3, 32, 32\)\.$"):
+        SpectralMetric(shape)
+
+
+def test_features_of_another_size_than_those_of_the_head_get_one_sentence() -> None:
+    with pytest.raises(InvalidArgument, match=r"the input has shape \(2, 4\); Head was built for \(batch, 5\)"):
+        Head(5, 3)(torch.ones(2, 4))
 
 
 def table() -> None:

@@ -325,3 +325,11 @@ def test_blocks_survive_pickling(sigma: str) -> None:
     again = pickle.loads(pickle.dumps(block))
     assert torch.equal(again(x), block(x))
     assert again.properties == block.properties
+
+
+def test_a_block_tells_its_method_and_its_bound() -> None:
+    field = GradientField(Dense(2, 2))
+    told = [repr(DynamicalBlock(field, name, bound=bound)) for name in ("euler", "rk4") for bound in ("tight", "paper")]
+    assert len(set(told)) == 4
+    assert "method=ExplicitEuler(substeps=1), bound='paper'" in told[1]
+    assert repr(DynamicalBlock(field).to("meta")).startswith("DynamicalBlock(\n  method=ExplicitEuler(substeps=1)")

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -239,6 +240,18 @@ def test_an_attack_that_cannot_be_stored_is_one_sentence(
     said = capsys.readouterr().err
     assert said.startswith("error: cannot write ")
     assert said.count("\n") == 1
+
+
+def test_a_missing_autoattack_is_told_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("load_config", "certify_run", "attack_run"):
+        monkeypatch.setattr(attack, name, lambda *given: pytest.fail("computed"))
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    monkeypatch.setattr(sys, "argv", ["attack.py", str(tmp_path)])
+    assert attack.main() == 1
+    cure = "install it with: pip install -c constraints.txt -e '.[bench]'"
+    assert capsys.readouterr().err == f"error: pyautoattack is not installed; {cure}\n"
 
 
 @pytest.mark.parametrize("state", [[], {"done": 5}, {"distances": [None]}, {"distances": ["x"] * 3}, {}])
@@ -579,6 +592,27 @@ def test_a_result_made_otherwise_is_not_taken_for_this_one(
         run.result_of("ours", args)
 
 
+def test_results_on_another_number_of_held_out_images_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = ["run.py", "--data-dir", "nowhere", "--out", str(tmp_path), "--held-out"]
+    facts = entry("ours-0", 50.0) | {"measured": "held-out", "images": 1000}
+    run.write_json(tmp_path / "ours-0" / "result.json", facts)
+    monkeypatch.setattr(sys, "argv", [*where, "1000"])
+    assert run.result_of("ours", run.parse())["images"] == 1000
+    monkeypatch.setattr(sys, "argv", [*where, "5000"])
+    with pytest.raises(InvalidArgument, match="ours-0 with images 1000, asked for is 5000"):
+        run.result_of("ours", run.parse())
+
+
+def test_the_command_of_a_page_says_what_its_results_were_made_with() -> None:
+    assert run.as_page([entry("ours-0", 50.0)], 60.0)["command"].endswith(" --minutes 60 --preset certified/cpu-1h")
+    held = {"measured": "held-out", "images": 500}
+    page = run.as_page([entry("ours-0", 50.0) | held, entry("ours-1-lr=0.5", 50.0, 1) | held], 3.0)
+    said = "--minutes 3 --preset certified/cpu-1h --held-out 500 [--seed N] [--entries NAME --set ...]"
+    assert page["command"].endswith(said)
+
+
 def test_an_entry_that_is_measured_again_keeps_the_origin_of_its_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -652,14 +686,16 @@ def test_the_gpu_presets_have_the_crops_of_the_hour_and_are_seldom_validated(pre
 
 
 @pytest.mark.skipif(shutil.which("timeout") is None, reason="the script ends a piece with timeout")
-def test_the_script_for_a_gpu_takes_five_minutes_and_copies_what_is_there(tmp_path: Path) -> None:
+def test_the_script_for_a_gpu_takes_five_minutes_and_copies_what_is_finished(tmp_path: Path) -> None:
     stub, out = tmp_path / "python", tmp_path / "out"
     lines = [
         "#!/bin/sh",
         '[ "$1" != -c ] || exit 0',
         'echo "$@" > "$HERE/said"',
-        'mkdir -p "$HERE/work/ours-0/checkpoint" "$HERE/work/begun"',
-        'for name in result.json radii.safetensors checkpoint/state; do echo 1 > "$HERE/work/ours-0/$name"; done',
+        'cd "$HERE" && mkdir -p work/ours-0/checkpoint work/ours-0/checkpoint.previous work/begun',
+        "for name in result.json radii.safetensors checkpoint/state checkpoint.previous/state; do",
+        "  echo 1 > work/ours-0/$name",
+        "done",
     ]
     stub.write_text("\n".join(lines) + "\n", encoding="utf-8")
     stub.chmod(0o755)
@@ -667,7 +703,10 @@ def test_the_script_for_a_gpu_takes_five_minutes_and_copies_what_is_there(tmp_pa
     subprocess.run(["bash", FOLDER / "on_gpu.sh", "data", tmp_path / "work"], env=environment, check=True)
     assert "--preset certified/gpu-5min --minutes 5" in (tmp_path / "said").read_text(encoding="utf-8")
     copied = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-    assert copied == ["ours-0/radii.safetensors", "ours-0/result.json"]
+    assert copied == ["ours-0/radii.safetensors", "ours-0/result.json", "ours-0/run.tar.aa"]
+    with tarfile.open(out / "ours-0" / "run.tar.aa") as archive:
+        names = {name.removeprefix("./") for name in archive.getnames()}
+    assert names == {".", "radii.safetensors", "result.json", "checkpoint", "checkpoint/state"}
 
 
 @pytest.mark.parametrize(("model", "data"), [("resnet", "cifar10"), ("certified", "digits")])

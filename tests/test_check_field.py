@@ -621,8 +621,93 @@ class WronglyShifted(Shifted):
         return FieldFacts(conservative=True)
 
 
+class Kicked(PartitionedField):
+    """𝕁∇H + 1 by a forward of its own, with the energy H that no step takes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(hamiltonian=True)
+
+
 def test_a_method_that_is_not_taken_for_the_fields_own_is_not_held_against_it() -> None:
-    for field in (Braked(4, width=3), Shifted(Dense(3, 4), "tanh")):
+    for field in (Braked(4, width=3), Shifted(Dense(3, 4), "tanh"), Kicked.example()):
         assert finding(field, "methods").passed, str(check_field(field))
     found = finding(WronglyShifted(Dense(3, 4), "tanh"), "methods")
     assert found.message.startswith("potential: ∇V and X differ by "), found.message
+
+
+class OneWay(GradientField):
+    """Its constant is that of the step forwards."""
+
+    def euler_constant(self, step_size: float, bound: str = "tight") -> tuple[float, str]:
+        return super().euler_constant(abs(step_size), bound)
+
+
+class TightAlone(TwoMatrixField):
+    """The paper's constant holds."""
+
+    def euler_constant(self, step_size: float, bound: str = "tight") -> tuple[float, str]:
+        constant, reason = super().euler_constant(step_size, bound)
+        return (0.5 if bound == "tight" else 1.0) * constant, reason
+
+
+class NeverGrows(Damping):
+    """True for t >= 0."""
+
+    def flow_constant(self, time: float) -> tuple[float, str]:
+        return 1.0, "q rests"
+
+
+class Twofold(DissipativeField):
+    """X is that of the class, its structure twice that."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -(self.gradient(x) @ self.factor) @ self.factor.mT
+
+    def structure(self, x: Tensor, v: Tensor) -> Tensor:
+        return 2 * super().structure(x, v)
+
+    def facts(self) -> FieldFacts:
+        return replace(super().facts(), reason="claimed")
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: OneWay(OrthogonalDense(3, 3), "tanh"), "euler_constant: ‖I + hDX‖ for h = -2.0 and bound='tight' is "),
+        (lambda: TightAlone(Dense(3, 5), Dense(3, 5)), "and bound='tight' is "),
+        (lambda: NeverGrows((4,)), "flow_constant: ‖DΦ_t‖ for t = -0.2 is "),
+        (lambda: Twofold(3, width=4), "structure: structure(x, gradient(x)) and X differ by up to "),
+    ],
+    ids=["backwards", "tight", "back in time", "another structure"],
+)
+def test_what_is_wrong_one_way_alone_is_found(make: Callable[[], VectorField], sentence: str) -> None:
+    field = make().double()
+    told = list(false_methods(field, torch.randn(8, *field.in_shape, dtype=torch.float64)))
+    assert any(sentence in each for each in told), told
+
+
+class Clipped(VectorField):
+    """Of slope 1 within 1/2 of 0, or beyond 8, and of slope 0 elsewhere; it says 1/2."""
+
+    in_shape = (1,)
+
+    def __init__(self, far: bool) -> None:
+        super().__init__()
+        self.far = far
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.clamp(-8.0, 8.0) if self.far else x.clamp(-0.5, 0.5)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(0.5, 0.5)
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_facts_are_measured_near_0_and_far_from_it(far: bool) -> None:
+    """At ±2 and 3 both slopes are 0, and of two such states the images differ by at most a quarter of the distance."""
+    sample = torch.tensor([[2.0], [-2.0], [3.0]], dtype=torch.float64)
+    assert not list(false_facts(Clipped(far), sample))
+    assert "facts at the start" in check_field(Clipped(far), sample).failed

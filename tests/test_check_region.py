@@ -113,6 +113,28 @@ class BetweenGridPoints(TightRegion):
         return super().limit(first) + 0.2 * math.sin(4 * math.pi * (first - low) / (high - low)) ** 2
 
 
+class Sinking(TightRegion):
+    """It lets h₂ fall to where the step overshoots: |1 − 4| = 3."""
+
+    @property
+    def second_low(self) -> float:
+        return -4.0
+
+
+class OfOneSlope(TightRegion):
+    """For h₂ < 0 it credits an expansive field without a flat side, which a ReLU has."""
+
+    @property
+    def second_low(self) -> float:
+        return -1.0
+
+    def pair_constant(self, first, second):
+        value, alone = super().pair_constant(first, second), self._credited(first) * abs(1 + 0.5 * second)
+        if isinstance(value, Tensor):
+            return torch.where(second < 0, alone, value)
+        return alone if second < 0 else value
+
+
 BLOCKS = ("declared constant", "measured constant")
 
 
@@ -130,6 +152,8 @@ BLOCKS = ("declared constant", "measured constant")
         (CostsNothing, BLOCKS),
         (Unasked, ("pair constant of tensors",)),
         (BetweenGridPoints, ("pair constant",)),
+        (Sinking, ("pair constant",)),
+        (OfOneSlope, BLOCKS),
     ],
 )
 def test_broken_twins_are_caught(twin: type[TightRegion], failed: tuple[str, ...]) -> None:

@@ -27,7 +27,7 @@ import torch
 import yaml
 
 import dynablocks
-from dynablocks import arguments
+from dynablocks import arguments, reporting
 from dynablocks.arguments import make_parser, preset_model_data
 from dynablocks.catalogue import catalogue
 from dynablocks.cli import COMMANDS, main
@@ -35,7 +35,7 @@ from dynablocks.config import RunConfig, from_yaml, preset_settings, to_yaml
 from dynablocks.data import DataSplits, ImageDataset, load_data
 from dynablocks.errors import BadCheckpoint, InvalidArgument, UnsoundResult
 from dynablocks.files import sha256, write_text
-from dynablocks.linear import ORTHOGONAL
+from dynablocks.linear import ORTHOGONAL, LinearMap
 from dynablocks.models import MODELS, ModelConfig, ModelKind, build
 from dynablocks.properties import Lipschitz, explain
 from dynablocks.registry import Registry
@@ -1348,3 +1348,16 @@ def test_help_that_is_printed_as_it_stands_fits_into_80_columns() -> None:
     texts = [USAGE, AUDIT_SUMMARY, AUDIT_EXAMPLES, fit_command.SUMMARY, fit_command.EXAMPLES]
     for text in (*texts, rollout_command.SUMMARY, rollout_command.EXAMPLES):
         assert max(len(line) for line in text.splitlines()) <= 79
+
+
+def test_a_report_asks_for_its_rows_where_weights_are_held(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, rows = list[bool](), reporting.step_rows
+
+    def noted(model: torch.nn.Module) -> list[dict[str, Any]]:
+        held.extend(part._held is not None for part in model.modules() if isinstance(part, LinearMap))
+        return rows(model)
+
+    monkeypatch.setattr(reporting, "step_rows", noted)
+    report_data(finished)
+    assert held
+    assert all(held)

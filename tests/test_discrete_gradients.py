@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -17,8 +18,11 @@ from dynablocks.fields import (
     FieldFacts,
     GradientField,
     MassPreservingField,
+    OddField,
     PartitionedField,
     PreconditionedField,
+    ShearField,
+    SumField,
     VectorField,
 )
 from dynablocks.fields.dissipative import DampedHamiltonian, DissipativeField
@@ -557,6 +561,90 @@ def test_the_energy_of_another_forward_is_not_taken() -> None:
     assert str(energy_form(kicked)).startswith("Kicked has a forward of its own, and the energy of another")
     assert INTEGRATORS["gonzalez"]().why_not(kicked) is not None
     assert INTEGRATORS["implicit-midpoint"]().why_not(kicked) is None
+
+
+class Doubled(PartitionedField):
+    """X = 2𝕁∇H, which keeps the inherited H and is 𝕁∇ of twice that."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(hamiltonian=True, conserves_energy=True)
+
+
+class Louder(ShearField):
+    """X = 2𝕁∇H by a rate of its own."""
+
+    def rate(self, rests: Tensor, moves: Tensor) -> Tensor:
+        return 2 * super().rate(rests, moves)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(hamiltonian=True)
+
+
+class Quieter(NeuralHamiltonian):
+    """X = ½𝕁∇H by a structure of its own: it keeps H, and is 𝕁∇ of half of it."""
+
+    def structure(self, x: Tensor, v: Tensor) -> Tensor:
+        return 0.5 * canonical(v)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(hamiltonian=True, conserves_energy=True)
+
+
+def louder_kick() -> PartitionedField:
+    field = PartitionedField.example()
+    field.kick = Louder(field.kick.force)
+    return field
+
+
+OF_ANOTHER_ENERGY: dict[str, Callable[[], VectorField]] = {
+    "a sum": lambda: SumField(Kicked.example()),
+    "a sum in a sum": lambda: SumField(SumField(Kicked.example()), PartitionedField.example()),
+    "a sum with a structure": lambda: SumField(PartitionedField.example(), Quieter.example()),
+    "an odd part": lambda: OddField(Doubled.example()),
+    "a sum of odd parts": lambda: SumField(OddField(Doubled.example())),
+    "a shear": Louder.example,
+    "a sum of shears": lambda: SumField(*louder_kick().terms()),
+    "a sum of a field of shears": lambda: SumField(louder_kick()),
+}
+
+
+@pytest.mark.parametrize("name", OF_ANOTHER_ENERGY)
+def test_the_energy_of_another_field_is_taken_in_nothing_that_is_made_of_one(name: str) -> None:
+    field = OF_ANOTHER_ENERGY[name]().double()
+    assert not field.facts().conserves_energy
+    assert not field.standing_facts().conserves_energy
+    x = torch.randn(3, 4, dtype=torch.float64)
+    # X is Hamiltonian, as its parts say, and no claim about an H of it is left.
+    assert field.facts().hamiltonian
+    assert not list(false_facts(field, x))
+    for kind in KINDS:
+        assert "and the energy of another" in str(INTEGRATORS[kind]().why_not(field))
+
+
+def test_the_energy_of_another_rate_is_not_that_of_the_two_halves() -> None:
+    field, x = louder_kick().double(), torch.randn(3, 4, dtype=torch.float64)
+    assert not list(false_facts(field, x))
+    with pytest.raises(InvalidArgument, match=r"^Louder has a rate of its own, and the energy of another"):
+        field.energy(x)
+    assert INTEGRATORS["gonzalez"]().why_not(field) is not None
+
+
+def test_a_field_that_repeats_the_energy_of_its_own_forward_is_taken_in_a_sum() -> None:
+    class Repeated(Doubled):
+        def energy(self, x: Tensor) -> Tensor:
+            return 2 * super().energy(x)
+
+        def facts(self) -> FieldFacts:
+            return FieldFacts(hamiltonian=True)
+
+    field = SumField(Repeated.example(), NeuralHamiltonian.example()).double()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    assert field.facts().conserves_energy
+    assert not [*false_facts(field, x), *false_methods(field, x)]
+    verify(DynamicalBlock(field, "gonzalez", FreeSignal(0.1)), x, kinds=(EnergyPreserving,)).require()
 
 
 class Halved(NeuralHamiltonian):

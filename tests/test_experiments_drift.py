@@ -10,6 +10,7 @@ import torch
 
 from dynablocks.experiments import Scale, Store
 from dynablocks.experiments.drift import (
+    BOUNDED,
     METHODS,
     PROBLEMS,
     ROUNDING,
@@ -65,6 +66,11 @@ def test_long_runs_tell_drift_from_none() -> None:
     assert {method for method in METHODS if still[method] == "differs"} == {"rk4", "euler"}
     assert {method for method in METHODS if moving[method] == "agrees"} == {"rk4", "euler"}
     assert verdicts("cpu", 0.9 * ROUNDING * STEPS["cpu"], 0.75)["gonzalez"] == "agrees"
+
+
+def test_an_energy_error_that_is_large_all_along_is_no_bounded_one() -> None:
+    found = verdicts("cpu", 2 * SIZE_LIMIT, 0.0)
+    assert {method for method in METHODS if found[method] == "differs"} == set(BOUNDED)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)

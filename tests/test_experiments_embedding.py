@@ -71,6 +71,18 @@ def test_only_the_embedding_learns_it(tmp_path: Path) -> None:
     assert errors["embedded"] < 1e-3 * errors["plane"]
 
 
+def test_the_test_is_of_the_last_pairs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their targets are moved by 10⁶, beside which the errors of a map that was not fitted are nothing."""
+
+    def moved(count: int, seed: int) -> tuple[Tensor, Tensor]:
+        x, y = damped_pairs(count, seed)
+        return x, torch.cat([y[:10], y[10:] + 1e6])
+
+    monkeypatch.setattr("dynablocks.experiments.embedding.damped_pairs", moved)
+    cell = DampedCell("plane", train=10, test=5, width=2, adam_steps=0, finish_steps=0)
+    assert cell.build(tmp_path, Store(tmp_path))["test"] == pytest.approx(1e12, rel=1e-3)
+
+
 def reach(z: Tensor) -> float:
     """The largest entry along the true paths of rollouts, without its sign."""
     largest = float(z.abs().max())
@@ -124,6 +136,8 @@ def test_smoke_experiment(tmp_path: Path) -> None:
     start = rollout_start(cell.mixed(0))[0].tolist()
     assert result["path"][0] == result["true_path"][0] == start
     assert len(result["path"]) == len(result["true_path"]) == ROLLOUT + 1
+    ends = torch.tensor([result["path"][-1], result["true_path"][-1]], dtype=torch.float64)
+    assert result["rollout"] == pytest.approx(float(ends.diff(dim=0).square().mean()), rel=1e-9)
     figures = experiment.figures(scale, store)
     assert set(figures) == {"embedding"}
     for axes in figures["embedding"].axes:

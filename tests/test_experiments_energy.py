@@ -180,6 +180,14 @@ def test_the_metric_is_zero_for_the_truth_and_sees_a_wrong_spring() -> None:
     assert wrong["published"] == pytest.approx(wrong["energy"], rel=1e-13)
 
 
+def test_the_published_metric_is_of_squares_and_of_two_bodies_of_their_energy() -> None:
+    for name in ("spring", "pendulum"):
+        assert learning_system(name).measured(torch.tensor([[3.0, 4.0]])).item() == 25
+    # Two apart, with kinetic energy 1/4.
+    bodies = torch.tensor([[1.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.5, -0.5]], dtype=torch.float64)
+    assert learning_system("two-body").measured(bodies).item() == -0.25
+
+
 def test_published_figures() -> None:
     assert best_published("spring") == ("DGNet, dopri5", 6.16e-4)
     assert best_published("pendulum")[1] == 1.08e-2

@@ -101,6 +101,18 @@ def test_measured_errors_are_those_of_the_target_without_noise() -> None:
     assert (found["sup"], found["mean"], found["test_mse"]) == pytest.approx((0.25, 0.25, 0.0625))
 
 
+def test_the_last_points_alone_are_the_test() -> None:
+    class Steep(torch.nn.Module):
+        """It errs by x."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return target("f", x) + x
+
+    x = torch.tensor([[1.0]] * 7 + [[2.0]] * 3, dtype=torch.float64)
+    found = PrintedRegressionCell("f", points=10, train=7).measure(Steep(), x, target("f", x))
+    assert found["test_mse"] == pytest.approx(4.0, rel=1e-12)
+
+
 def test_the_finish_is_far_better_than_adam_alone(built: Store) -> None:
     cell = FinishedRegressionCell("f", points=400, train=360, width=4, layers=1, adam_steps=50, finish_steps=25)
     result = cell.build(Path(), built)

@@ -109,6 +109,17 @@ def test_the_pendulum_is_found(kind: type[SplittingFieldCell], tmp_path: Path) -
     assert result["relative"] < 0.02
 
 
+def test_the_last_pairs_alone_are_the_test() -> None:
+    """Held against its own steps, moved by 1/2 in training and by 1/4 in the test."""
+    step = FlowStep(ridge_field(2, 1, 2).double(), "rk4")
+    pairs = torch.cat(target_pairs("X2", 5, 0), dim=1)
+    shift = torch.tensor([0.5, 0.5, 0.5, 0.25, 0.25], dtype=torch.float64)[:, None]
+    with torch.no_grad():
+        moved = step(pairs) + shift
+    found = FourthOrderFieldCell("X2", points=5, train=3).measure(step, pairs, moved)
+    assert (found["train"], found["test"]) == pytest.approx((0.25, 0.0625), rel=1e-12)
+
+
 def test_smoke_experiment(tmp_path: Path) -> None:
     experiment, scale, store = FieldsFromFlows(), Scale("smoke"), Store(tmp_path)
     assert {check.verdict for check in experiment.checks(scale, store)} == {"not run"}

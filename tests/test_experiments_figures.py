@@ -27,7 +27,7 @@ from dynablocks.experiments.monte_carlo import (
     violations,
 )
 from dynablocks.experiments.orders import errors_figure
-from dynablocks.experiments.regions import area, peak, size_columns
+from dynablocks.experiments.regions import area, left_out_check, peak, peak_check, size_columns
 from dynablocks.fields import GradientField, leaky_relu
 from dynablocks.integrators import ExactFlow, ExplicitEuler
 from dynablocks.linear import Dense
@@ -261,6 +261,22 @@ def test_a_violation_in_the_results_turns_the_check_around(built):
     checks = experiment.checks(SMOKE, FakeStore({cell: result}))
     wrong = [check.what for check in checks if check.verdict == "differs"]
     assert any("violations inside the region paper-prescribed" in what for what in wrong)
+
+
+@pytest.mark.parametrize(
+    ("got", "verdict"), [((0.5, 0.1547), "agrees"), ((0.5, 0.155), "differs"), ((0.51, 0.1547), "differs")]
+)
+def test_a_largest_step_of_another_size_or_place_differs(got, verdict):
+    assert peak_check("largest h₂", "(3.10)", (0.5, 0.1547), got).verdict == verdict
+
+
+@pytest.mark.parametrize(("constant", "loose", "sharp"), [(1.0, "agrees", "differs"), (1.1, "differs", "agrees")])
+def test_a_valid_pair_outside_speaks_for_a_loose_region_and_against_a_sharp_one(constant, loose, sharp):
+    """(1, 3/2) has (1 + h₂)√(1 − 2h₁a + h₁²) = 5/2, so that (3.10) leaves it out."""
+    region, panel = PaperPrescribedRegion(0.5), PrescribedRegions().panels[0]
+    result = {"first": [1.0], "second": [1.5], "random": [constant], "worst": [constant]}
+    assert left_out_check(panel, "paper", region, result, loose=True).verdict == loose
+    assert left_out_check(panel, "paper", region, result, loose=False).verdict == sharp
 
 
 def test_two_builds_are_equal(tmp_path):

@@ -44,6 +44,18 @@ def test_each_map_keeps_its_own_structure_after_the_fit(kind: str, tmp_path: Pat
     assert found["test"] < 1e-2
 
 
+def test_the_test_is_of_the_last_pairs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their targets are moved by 10⁶, beside which the errors of a map that was not fitted are nothing."""
+
+    def moved(count: int, seed: int) -> tuple[Tensor, Tensor]:
+        x, y = pairs(count, seed)
+        return x, torch.cat([y[:10], y[10:] + 1e6])
+
+    monkeypatch.setattr("dynablocks.experiments.rigid_body.pairs", moved)
+    cell = RigidBodyCell("none", train=10, test=5, width=2, adam_steps=0, finish_steps=0, horizon=2)
+    assert cell.build(tmp_path, Store(tmp_path))["test"] == pytest.approx(1e12, rel=1e-3)
+
+
 class Inflated:
     """The truth, 1 % too large all along."""
 

@@ -238,6 +238,40 @@ def test_the_bound_of_the_blocks_is_their_product(built: tuple[robustness.Row, S
     assert shown([1.5, None]) == "infinite"
 
 
+def test_each_number_of_the_summary_stands_under_its_heading() -> None:
+    scale = Scale("smoke")
+    row = make_row("naive", scale, paper_model(scale, "naive"), paper_training(scale, 0.07), margin=0.07)
+
+    def points(share: float) -> list[dict[str, float]]:
+        return [{"epsilon": epsilon, "accuracy": share} for epsilon in row.attack.config.epsilons]
+
+    certified = [{"epsilon": 8 / 255, "accuracy": 0.8}, {"epsilon": 36 / 255, "accuracy": 0.6}]
+    results = {
+        row.training: {"parameters": 7},
+        row.certificate: {
+            "samples": 100,
+            "clean_accuracy": 0.91,
+            "certified_accuracy": certified,
+            "body_lipschitz": 1.5,
+        },
+        row.attack: {"samples": 64, "robust_accuracy": points(0.3), "robust_accuracy_by_loss": {"ce": points(0.5)}},
+    }
+    table = robustness.summary_table([row], SimpleNamespace(result=results.get, state=lambda cell: "waiting"))
+    heads, _, line = ([cell.strip() for cell in text.strip("|").split("|")] for text in table.splitlines())
+    found = dict(zip(heads, line, strict=True))
+    wanted = {"clean": "91.0 %", "AUC (CE)": "0.500", "AUC (worst)": "0.300", "worst @36/255": "30.0 %"}
+    wanted |= {"certified @36/255": "60.0 %", "certified @8/255": "80.0 %", "bound of the body": "1.5"}
+    wanted |= {"images/parameters": "100 / 7"}
+    assert {name: found[name] for name in wanted} == wanted
+
+
+def test_the_fewest_images_say_what_can_be_told() -> None:
+    attacks = [row.attack for row in robustness.paper_rows(Scale("cpu"), (0.07,))]
+    counts = dict(zip(attacks, (1024, 64, 256, 512, 128), strict=True))
+    store = SimpleNamespace(result=lambda cell: {"samples": counts[cell]})
+    assert robustness.fewest_samples(attacks, store) == 64
+
+
 def test_the_note_says_what_was_attacked() -> None:
     assert "with 3 (there ten) steps" in attack_note(Scale("smoke"))
     assert "with 10 (there ten) steps" in attack_note(Scale("paper"))

@@ -16,7 +16,10 @@ from dynablocks.experiments.adversarial import Adversarial
 from dynablocks.experiments.base import Check
 from dynablocks.experiments.cells import Cell
 from dynablocks.experiments.embedding import SYMPLECTIC, DampedCell, Embedding, EmbeddingCell
-from dynablocks.experiments.fig8 import FieldCell, FieldsFromFlows, PrintedFieldCell
+from dynablocks.experiments.energy import Energy
+from dynablocks.experiments.fig6 import SirFieldCell, SirFlowMap
+from dynablocks.experiments.fig7 import FinishedRegressionCell, FlowRegression
+from dynablocks.experiments.fig8 import FieldCell, FieldsFromFlows, PrintedFieldCell, SplittingFieldCell
 from dynablocks.experiments.improved import Improved
 from dynablocks.experiments.laws import Laws
 from dynablocks.experiments.metric import MetricExperiment, PerturbationCell
@@ -272,6 +275,16 @@ CASES: dict[str, Case] = {
         measured=2.9,
         declared=3.0,
     ),
+    **{
+        f"a law a priori that does not hold in one run, {bound}": case(
+            Laws(),
+            laws,
+            "largest bound of a body, tight, pair",
+            lambda cell: cell == Laws().runs(Scale("cpu"), "tight", "pair")[1],
+            body_lipschitz=bound,
+        )
+        for bound in (1.001, None)
+    },
     "structure that is attacked as easily": case(Improved(), robust, "AUC (CE)", structured(AttackCell), **LOST),
     "structure that proves no more": case(
         Improved(), robust, "certified at 36/255", structured(CertificateCell), **UNPROVED
@@ -304,6 +317,72 @@ def test_a_check_agrees_with_right_results_and_differs_from_wrong_ones(name: str
     assert differing
     assert differing == [check.what for check in found if case.turned(check.what)]
     assert {check.verdict for check in found} <= {"agrees", "differs"}
+
+
+def regression(cell: Any) -> dict[str, Any]:
+    errors = {"sup": 0.005, "mean": 0.005, "test_mse": 0.0}
+    return errors | {"parameters": 1, "seconds": 1.0, "processor_seconds": 1.0}
+
+
+def sir(cell: Any) -> dict[str, Any]:
+    errors = {"mse": 1e-12, "rollout_mse": 1e-9, "mass_error": 1e-16}
+    return errors | {"parameters": 700, "fitted": 300, "seconds": 10.0, "processor_seconds": 9.0}
+
+
+def published(cell: Any) -> dict[str, Any]:
+    return {"published": 1e-6, "energy": 0.0, "derivative": 0.0, "unknowns": 1}
+
+
+def finished_f(cell: Any) -> bool:
+    return isinstance(cell, FinishedRegressionCell) and cell.target == "f"
+
+
+def one_field(cell: Any) -> bool:
+    return isinstance(cell, SirFieldCell) and cell.starts == "cube"
+
+
+def separable_spring(cell: Any) -> bool:
+    return (cell.system, cell.model) == ("spring", "separable")
+
+
+RUNS: list[tuple[Experiment, Results, Callable[[Any], bool], dict[str, Any], str, int]] = [
+    (PendulumFlowMap(), pendulum, lambda cell: cell.odd, {"test": 1e-3}, "median test MSE, odd", 2),
+    (FlowRegression(), regression, finished_f, {"mean": 1.0}, "x² + |x| + sin x: mean error on the grid, second", 2),
+    (
+        FieldsFromFlows(),
+        learned_field,
+        field_of("X2", SplittingFieldCell.name),
+        {"train": 1e-3},
+        "X2: training loss, splitting",
+        2,
+    ),
+    (RigidBodyFlowMap(), rigid_body, of_kind("volume"), {"rollout": 1.0}, "volume: rollout", 1),
+    (RigidBodyFlowMap(), rigid_body, of_kind("volume"), {"determinant": 1e-3}, "volume: largest", 0),
+    (RigidBodyFlowMap(), rigid_body, of_kind("norm"), {"norm": 1e-3}, "norm: largest", 0),
+    (SirFlowMap(), sir, one_field, {"processor_seconds": 200.0}, "one field: processor seconds", 0),
+    (Energy(), published, separable_spring, {"published": 1.0}, "spring: energy error of H = T(p) + V(q), same", 0),
+]
+"""Of which runs of an experiment so many may be wrong before which verdict turns."""
+
+
+@pytest.mark.parametrize(
+    ("experiment", "right", "group", "wrong", "named", "tolerated"), RUNS, ids=[named for *_, named, _ in RUNS]
+)
+def test_so_many_wrong_runs_and_no_more_leave_a_verdict(
+    experiment: Experiment,
+    right: Results,
+    group: Callable[[Any], bool],
+    wrong: dict[str, Any],
+    named: str,
+    tolerated: int,
+) -> None:
+    """Of five runs two may be far off where the median counts, of three one; none where the largest or mean counts."""
+    cells = [cell for cell in experiment.cells(Scale("cpu")) if group(cell)]
+    for spoiled in (tolerated, tolerated + 1):
+        few = cells[:spoiled]
+        store = Planted(lambda cell, few=few: right(cell) | (wrong if cell in few else {}))
+        (found,) = (check for check in experiment.checks(Scale("cpu"), store) if check.what.startswith(named))
+        assert found.verdict == ("agrees" if spoiled == tolerated else "differs")
 
 
 @pytest.mark.parametrize(("slope", "verdict"), [(0.91, "agrees"), (1.5, "agrees"), (0.89, "differs")])
@@ -375,6 +454,12 @@ def test_the_papers_word_on_adversarial_training_is_compared_on_its_data(
     assert claim("paper").verdict == verdict
     assert claim("cpu").verdict == "not compared"
     assert (claim("paper").expected == "closer than 1,024 images can tell") == (verdict == "not compared")
+
+
+def test_what_is_cheaper_is_trained_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = {"certified": 3.0, "resnet": 2.0}
+    monkeypatch.setattr(adversarial, "mflop", lambda model, shape: costs[model.name])
+    assert [adversarial.epochs(Scale("cpu"), kind) for kind in ("structured", "resnet")] == [20.0, 30.0]
 
 
 def test_perturbing_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,10 +21,12 @@ from dynablocks.fields import (
     FIELDS,
     Activation,
     CompartmentField,
+    ConstrainedField,
     DampedHamiltonian,
     Damping,
     DiagonalField,
     DissipativeField,
+    EnergyField,
     FieldFacts,
     GradientField,
     GradientOf,
@@ -55,11 +57,13 @@ from dynablocks.linear import (
     Bounds,
     Conv,
     Dense,
+    LinearMap,
     NormalisedConv,
     OrthogonalConv,
     OrthogonalDense,
     UnitDense,
     frozen_weights,
+    shared_weights,
 )
 from dynablocks.norms import DenseMetric
 from dynablocks.properties import (
@@ -321,6 +325,27 @@ def test_a_preconditioned_field_refuses_what_its_bound_does_not_cover() -> None:
             PreconditionedField(Conv((2, 4, 4), 4, 3, **options))
 
 
+def test_a_preconditioned_field_of_a_steep_activation_has_its_slope() -> None:
+    """A = T = 1: X(x) = −2x, and x + 1.5 X(x) = −2x."""
+    field = PreconditionedField(Dense(1, 1), Activation("double", lambda u: 2 * u, 2.0, 2.0), bias=False).double()
+    with torch.no_grad():
+        field.linear.matrix.fill_(1.0)
+        assert field(torch.ones(1, 1, dtype=torch.float64)).item() == -2.0
+    assert field.facts().spectrum[0] == pytest.approx(-2.0, rel=1e-12)
+    assert 2.0 <= field.euler_constant(1.5)[0] <= 2.0 + 1e-12
+
+
+def test_a_negative_decay_counts_with_its_size() -> None:
+    """X(x) = ReLU(x) + x has the slopes 1 and 2."""
+    field = TwoMatrixField(Dense(1, 1), Dense(1, 1), "relu", decay=-1.0, bias=False).double()
+    with torch.no_grad():
+        field.inner.matrix.fill_(1.0)
+        field.outer.matrix.fill_(1.0)
+        assert field(torch.ones(1, 1, dtype=torch.float64)).item() == 2.0
+    for constant in (field.facts().lipschitz, field.facts().one_sided):
+        assert 2.0 <= constant <= 2.0 + 1e-12
+
+
 def test_planar_constants_are_exact() -> None:
     field = PlanarField(Dense(2, 2), leaky_relu(0.5)).double()
     with torch.no_grad():
@@ -422,6 +447,16 @@ def test_a_sum_with_a_part_that_is_no_gradient_is_none() -> None:
         assert not field.facts().conservative
     assert PotentialSum(LinearField(2), GradientOf(nn.Linear(2, 1), (2,))).facts().conservative
     assert EvenPotential(GradientOf(nn.Linear(2, 1), (2,))).facts().conservative
+
+
+def test_an_even_potential_doubles_a_constant_without_a_spectrum_too() -> None:
+    class Stated(IdentityField):
+        def facts(self) -> FieldFacts:
+            return FieldFacts(1.0, 1.0, conservative=True, odd=True)
+
+    field, x = EvenPotential(Stated((2,))), torch.tensor([[1.0, -2.0]], dtype=torch.float64)
+    assert torch.equal(field(x), 2 * x)
+    assert (field.facts().lipschitz, field.facts().one_sided) == (2.0, 2.0)
 
 
 def test_a_symmetry_under_another_group_makes_no_shear_odd() -> None:
@@ -719,7 +754,7 @@ def test_a_field_that_states_its_spectrum_alone_is_a_gradient() -> None:
     verify(block, torch.randn(4, 4), kinds=(Symplectic,)).require()
 
 
-@pytest.mark.parametrize("name", ["energy", "flow", "terms", "facts", "forward", "flow_constant"])
+@pytest.mark.parametrize("name", ["energy", "flow", "terms", "facts", "forward", "flow_constant", "example", "double"])
 def test_a_part_of_a_field_is_not_hidden_by_a_method_of_its_name(name: str) -> None:
     class Hiding(IdentityField):
         def __init__(self, part: nn.Module | nn.Parameter) -> None:
@@ -733,6 +768,71 @@ def test_a_part_of_a_field_is_not_hidden_by_a_method_of_its_name(name: str) -> N
     field = IdentityField((2,))
     field.energy_part = nn.Linear(2, 1)
     assert [path for path, _ in field.named_parameters()] == ["energy_part.weight", "energy_part.bias"]
+
+
+def test_a_part_is_not_hidden_by_what_its_own_class_has() -> None:
+    class OwnGradient(EnergyField):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gradient = nn.Linear(2, 2)
+
+    class OwnSign(GradientField):
+        def __init__(self) -> None:
+            super().__init__(Dense(2, 2))
+            self.sign = nn.Linear(1, 1)
+
+    class Default(IdentityField):
+        inner: nn.Module | None = None
+
+        def __init__(self) -> None:
+            super().__init__((2,))
+            self.inner = nn.Linear(2, 2)
+
+    for kind, hiding in (
+        (OwnGradient, "the method gradient of EnergyField"),
+        (OwnSign, "the property sign of GradientField"),
+        (Default, "the attribute inner of Default"),
+    ):
+        with pytest.raises(InvalidArgument, match=rf"^{kind.__name__} sets self\.\w+.* which {hiding} would hide"):
+            kind()
+
+
+class OwnMatrix(LinearMap):
+    """x ↦ Wx for a W that is kept under a name of its own."""
+
+    in_shape = out_shape = (2,)
+
+    def __init__(self, name: str, matrix: Tensor) -> None:
+        super().__init__()
+        self.name = name
+        setattr(self, name, matrix)
+
+    def compute_weight(self) -> Tensor:
+        return getattr(self, self.name)
+
+    def multiply(self, weight: Tensor, x: Tensor) -> Tensor:
+        return x @ weight.mT
+
+    def multiply_adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
+        return y @ weight
+
+    def compute_norm_bounds(self) -> Bounds:
+        return Bounds(0.0, math.inf, exact=False, method="unknown")
+
+
+def test_the_weight_of_a_map_is_computed_of_parts_with_other_names() -> None:
+    """``self.weight`` would be found to be what is computed of it, and so on forever."""
+    matrix = torch.tensor([[1.0, 2.0], [3.0, 5.0]], dtype=torch.float64)
+    for name in ("weight", "features", "forward"):
+        for part in (nn.Parameter(matrix), nn.Buffer(matrix)):
+            with pytest.raises(InvalidArgument, match=rf"^OwnMatrix sets self\.{name} .* such as self\.{name}_part\.$"):
+                OwnMatrix(name, part)
+    linear, x = OwnMatrix("matrix", nn.Parameter(matrix)), torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+    assert linear(x).tolist() == [[-1.0, -2.0]]
+    assert linear.adjoint(x).tolist() == [[-2.0, -3.0]]
+    with shared_weights(linear):
+        assert linear.weight is linear.matrix
+    assert [name for name, _ in linear.named_parameters()] == ["matrix"]
 
 
 def test_a_field_without_a_flow_says_what_to_write() -> None:
@@ -805,6 +905,18 @@ def test_a_linear_flow_is_declared_invertible_as_far_as_digits_are_left() -> Non
     assert ExactFlow().declare(field, 2 * short).properties.of(Invertible) is None
 
 
+@pytest.mark.parametrize("time", [1.0, -1.0])
+def test_a_long_linear_flow_has_no_inverse_either_way(time: float) -> None:
+    """Eigenvalues ±30: (1, 1) and (1, −1) grow by e³⁰ one way, and e⁻³⁰ of that is below the rounding of cosh 30."""
+    field, flow = LinearField(2).double(), ExactFlow()
+    with torch.no_grad():
+        field.matrix.copy_(torch.tensor([[0.0, 30.0], [30.0, 0.0]]))
+        x = torch.tensor([[1.0, math.copysign(1.0, time)]], dtype=torch.float64)
+        missed = float((flow.inverse(field, flow.step(field, x, time), time) - x).abs().max())
+    assert missed > 0.5
+    assert flow.declare(field, time).properties.of(Invertible) is None
+
+
 def test_hessian_bounds_that_are_given_open_constants_and_are_refuted_where_they_are_wrong() -> None:
     class Bowl(nn.Module):
         """Σ √(1 + xᵢ²), whose Hessian has the eigenvalues (1 + xᵢ²)^{−3/2} in (0, 1]."""
@@ -844,6 +956,31 @@ def test_a_sum_is_what_all_of_its_parts_are(name: str) -> None:
     assert (facts.spectrum is not None) == (name == "sum of gradients")
     x = draw(field.double(), 3)
     assert torch.allclose(field(x), sum(part(x) for part in field.fields), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("fact", "make"),
+    [
+        ("linear_invariants", lambda: MassPreservingField(3, 5)),
+        ("tangent", lambda: RotationField(3)),
+        ("damping", lambda: Damping((4,), 0.5, learned=False)),
+    ],
+)
+def test_what_holds_of_one_part_alone_is_not_said_of_a_sum(fact: str, make) -> None:
+    """Beside Sx: 1ᵀX gains 1ᵀSx, ⟨x, X⟩ gains xᵀSx, and 𝕁S is symmetric for few S."""
+    part = make()
+    other = LinearField(*part.in_shape)
+    assert getattr(part.facts(), fact)
+    for field in (SumField(part, other), SumField(other, part)):
+        for facts in (field.facts(), field.standing_facts()):
+            assert not getattr(facts, fact)
+
+
+def test_a_sum_keeps_the_invariants_that_all_of_its_parts_keep() -> None:
+    both = ConstrainedField(LinearField(4), [None, (1.0, -2.0, 0.5, 0.0)])
+    one, other = MassPreservingField(4, 5), MassPreservingField(4, 5, weights=(1.0, 2.0, 3.0, 4.0))
+    assert SumField(both, one).facts().linear_invariants == (None,)
+    assert SumField(both, one, other).facts().linear_invariants == ()
 
 
 def test_constants_of_a_sum_are_the_sums_and_no_less() -> None:
@@ -1068,6 +1205,21 @@ def test_a_potential_is_not_that_of_a_field_with_a_forward_of_its_own() -> None:
     torch.testing.assert_close(slope, whole(x), rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("name", ["profile", "preactivation"])
+def test_a_potential_is_not_that_of_a_field_with_a_formula_of_its_own(name: str) -> None:
+    def tripled(self: GradientField, given: Tensor) -> Tensor:
+        return 3 * getattr(GradientField, name)(self, given)
+
+    said = {name: tripled, "facts": lambda self: FieldFacts(conservative=True)}
+    field = type("Raised", (GradientField,), said)(Dense(3, 2), "tanh").double()
+    x = torch.randn(4, 3, dtype=torch.float64)
+    slope = torch.func.grad(lambda y: GradientField.potential(field, y).sum())(x)
+    assert float((slope - field(x)).detach().abs().max()) > 0.1
+    with pytest.raises(InvalidArgument, match="Raised has no known potential"):
+        potential_of(field, x)
+    assert integrator("gonzalez").why_not(field) is not None
+
+
 def test_the_preconditioner_covers_a_border_where_the_gram_matrix_exceeds_the_kernels_correlation() -> None:
     """Inside 1 · 1 and −1 · 1 cancel; the first row of outputs sees the second row of the kernel alone."""
     field = PreconditionedField(Conv((1, 4, 4), 1, 3, "same")).double()
@@ -1112,3 +1264,15 @@ def test_two_metrics_of_one_weight_that_is_held_have_constants_of_their_own() ->
     with frozen_weights(linear):
         constants = [field.facts().lipschitz for field in (*fields, fields[0])]
     assert constants == pytest.approx([1.0, 4.0, 1.0], rel=1e-5)
+
+
+@pytest.mark.parametrize("linear", [OrthogonalDense(8, 4), OrthogonalConv((2, 4, 4), padding="circular")], ids=repr)
+def test_a_short_step_under_autocast_is_of_float32(linear: LinearMap) -> None:
+    """e^t − 1 = 0.01 is about one digit of bfloat16: a change that is made there is lost."""
+    torch.manual_seed(0)
+    field, x = GradientField(linear, sigma="leaky-relu"), torch.randn(16, *linear.in_shape)
+    for step in (ExactFlow().step, ExplicitEuler(2).step):
+        exact = step(copy.deepcopy(field).double(), x.double(), 0.01) - x
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            found = step(field, x, 0.01).double() - x
+        assert float((found - exact).norm() / exact.norm()) < 0.02

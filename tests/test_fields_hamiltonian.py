@@ -277,6 +277,16 @@ def test_the_energies_of_hamiltonian_parts_add_up() -> None:
         dissipating.energy(x)
 
 
+def test_the_energy_of_an_opposite_sum_is_the_opposite_energy() -> None:
+    """H = −(q² + p²)/2: X = (−p, q)."""
+    field = PotentialSum(SeparableHamiltonian(None, unit_spring()), sign=-1.0).double()
+    x = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+    assert field.energy(x).tolist() == [-2.5]
+    assert field(x).tolist() == [[-2.0, 1.0]]
+    slope = torch.func.grad(lambda y: field.energy(y).sum())(x)
+    torch.testing.assert_close(canonical(slope), field(x), rtol=0, atol=1e-14)
+
+
 def test_a_damped_oscillator_follows_its_exact_solution() -> None:
     gamma = 0.4
     field = DampedHamiltonian(None, unit_spring(), gamma=gamma, learned=False).double()
@@ -315,6 +325,19 @@ def test_damping_dissipates_only_where_the_momentum_and_velocity_agree() -> None
     assert not damped.facts().dissipates_energy
     with pytest.raises(InvalidArgument, match="use a splitting method"):
         damped.structure(torch.zeros(1, 4), torch.zeros(1, 4))
+
+
+def test_damping_against_a_shifted_kinetic_energy_may_raise_the_energy() -> None:
+    """dH/dt = −γ p T'(p) = 0.25 tanh(1/2) at p = −1/2 for T = log cosh(p + 1)."""
+    kinetic = GradientField(Dense(1, 1), "tanh", expansive=True)
+    with torch.no_grad():
+        kinetic.linear.matrix.fill_(1.0)
+        kinetic.bias.fill_(1.0)
+    field = DampedHamiltonian(kinetic, LinearField(1), 2, gamma=0.5, learned=False).double()
+    x = torch.tensor([[0.0, -0.5]], dtype=torch.float64)
+    slope = torch.func.grad(lambda y: field.energy(y).sum())(x)
+    assert float((slope * field(x)).sum().detach()) == pytest.approx(0.25 * math.tanh(0.5), rel=1e-9)
+    assert not field.facts().dissipates_energy
 
 
 def test_a_damped_splitting_declares_its_factor() -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
-from dynablocks.fields import EvenPotential, GradientField, PartitionedField, VectorField
+from dynablocks.fields import (
+    ConstrainedField,
+    DampedHamiltonian,
+    EvenPotential,
+    FieldFacts,
+    GradientField,
+    PartitionedField,
+    VectorField,
+)
 from dynablocks.fields.odd import OddField
 from dynablocks.linear import Dense, LinearMap, OrthogonalDense
 from dynablocks.properties import Equivariant, Symplectic, verify
@@ -130,3 +140,110 @@ def test_it_says_that_it_has_no_flow(inner: GradientField, x: Tensor) -> None:
 def test_conformance(method: str) -> None:
     torch.manual_seed(0)
     check_block(DynamicalBlock(OddField.example(), method, FreeSignal(0.5))).require()
+
+
+class Wavy(GradientField):
+    """X(x) = Aᵀ(2g(u) − sin u) for u = Ax + b."""
+
+    def profile(self, u: Tensor) -> Tensor:
+        return 2 * super().profile(u) - torch.sin(u)
+
+
+class Doubled(GradientField):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+    def split(self) -> tuple[GradientField, GradientField]:
+        parts = super().split()
+        for part in parts:
+            part.alpha.data.mul_(2.0)
+        return parts
+
+
+@pytest.mark.parametrize("alpha", [None, -0.7])
+def test_a_field_of_another_formula_has_no_split_but_its_own(alpha: float | None, x: Tensor) -> None:
+    wavy, doubled = (kind(Dense(3, 4), "tanh", alpha=alpha).double() for kind in (Wavy, Doubled))
+    plain = [GradientField(field.linear, "tanh", alpha=alpha).double() for field in (wavy, doubled)]
+    # What plain fields give would add up to another field.
+    assert float((plain[0].split()[0](x) + plain[0].split()[1](x) - wavy(x)).detach().abs().max()) > 1e-2
+    with pytest.raises(InvalidArgument, match=r"Wavy has a profile of its own, .* give it a split of its own"):
+        wavy.split()
+    first, second = doubled.split()
+    assert torch.allclose(first(x) + second(x), doubled(x), rtol=0, atol=1e-13)
+    plain[1].forward = lambda x: x
+    with pytest.raises(InvalidArgument, match="GradientField has a forward of its own"):
+        plain[1].split()
+
+
+@pytest.mark.parametrize(
+    "make", [OddField, EvenPotential, lambda given: ConstrainedField(given, [None])], ids=["odd", "even", "constrained"]
+)
+def test_a_field_made_of_another_refuses_what_is_none(make: Callable[[object], VectorField]) -> None:
+    others = (torch.nn.Linear(4, 4), "a Linear"), (Dense(4, 4), "a Dense"), (OddField, "the class OddField")
+    for given, kind in others:
+        with pytest.raises(InvalidArgument, match=rf"^(field|inner) is {kind}; a VectorField is needed: one of"):
+            make(given)
+    shapeless = VectorField()
+    with pytest.raises(InvalidArgument, match=r"^in_shape of VectorField is None; set it to the shape of one sample"):
+        make(shapeless)
+
+
+def test_the_odd_part_of_a_damped_field_has_the_even_part_of_its_energy() -> None:
+    field, states = DampedHamiltonian.example().double(), torch.randn(4, 4, dtype=torch.float64)
+    expected = 0.5 * (field.energy(states) + field.energy(-states))
+    assert torch.equal(OddField(field).energy(states), expected)
+
+
+class Tilted(VectorField):
+    """X = (1 + q)𝕁∇H keeps H = q + p²/2; its odd part (p, −q) does not keep p²/2."""
+
+    in_shape = (2,)
+
+    def energy(self, x: Tensor) -> Tensor:
+        return x[:, 0] + 0.5 * x[:, 1].square()
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, p = x.unbind(1)
+        return torch.stack([(1 + q) * p, -(1 + q)], 1)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(conserves_energy=True)
+
+
+class Downhill(VectorField):
+    """X = −e^{−3x}H' falls along H = x + x²/2; its odd part climbs x²/2 near 0."""
+
+    in_shape = (1,)
+
+    def energy(self, x: Tensor) -> Tensor:
+        return (x + 0.5 * x.square()).sum(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -(-3 * x).exp() * (1 + x)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(dissipates_energy=True)
+
+
+class Filling(VectorField):
+    """max(−Σx, 0) in every entry: 0 on the nonnegative states, where the odd part is negative."""
+
+    in_shape = (2,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(-x.sum(1, keepdim=True)).expand_as(x)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(positive=True)
+
+
+def test_energies_and_signs_are_not_those_of_the_odd_part() -> None:
+    tilted, downhill, filling = OddField(Tilted()), OddField(Downhill()), OddField(Filling())
+    assert tilted(torch.tensor([[1.0, 0.5]]).double()).tolist() == [[0.5, -1.0]]  # d(p²/2)/dt = −1/2
+    assert downhill(torch.tensor([[0.1]]).double()).item() > 0.19  # d(x²/2)/dt > 0
+    assert filling(torch.tensor([[0.0, 1.0]]).double()).tolist() == [[-0.5, -0.5]]
+    for facts in (tilted.facts(), tilted.standing_facts(), downhill.facts(), downhill.standing_facts()):
+        assert not facts.conserves_energy
+        assert not facts.dissipates_energy
+    assert not filling.facts().positive
+    assert not filling.standing_facts().positive

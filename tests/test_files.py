@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from dynablocks import files
 from dynablocks.errors import DynablocksError, InvalidArgument, require_finite
 from dynablocks.files import (
+    can_lock,
     expanded,
     held,
     is_held,
@@ -121,6 +127,58 @@ def test_folders_that_cannot_be_flushed_are_no_failure(
     else:
         write_text(tmp_path / "a.txt", "whole")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "whole")]
+
+
+@pytest.mark.parametrize("platform", ["darwin", "linux"])
+@pytest.mark.parametrize("known", [True, False])
+def test_on_macos_the_cache_of_the_drive_is_flushed_too(
+    known: bool, platform: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[str, bool]] = []
+    fsync = os.fsync
+
+    def of_the_system(handle: int) -> None:
+        flushed.append(("fsync", stat.S_ISDIR(os.fstat(handle).st_mode)))
+        fsync(handle)
+
+    def of_the_drive(handle: int, operation: int) -> int:
+        assert operation == 51
+        flushed.append(("drive", stat.S_ISDIR(os.fstat(handle).st_mode)))
+        if not known:
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+        return 0
+
+    monkeypatch.setattr(files, "sys", SimpleNamespace(platform=platform))
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", of_the_drive)
+    monkeypatch.setattr(os, "fsync", of_the_system)
+    write_text(tmp_path / "a.txt", "whole")
+    assert (tmp_path / "a.txt").read_text() == "whole"
+    ways = ("fsync", "drive") if platform == "darwin" else ("fsync",)
+    assert flushed == [(way, is_folder) for is_folder in (False, True) for way in ways]
+
+
+def test_nothing_is_flushed_by_the_system_alone() -> None:
+    source = Path(files.__file__).parent
+    calls = {
+        path.relative_to(source).as_posix(): len(re.findall(r"\bfsync\(", path.read_text(encoding="utf-8")))
+        for path in source.rglob("*.py")
+    }
+    assert {name: count for name, count in calls.items() if count} == {"files.py": 1}
+
+
+def unknown(handle: int, operation: int) -> None:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+@pytest.mark.parametrize(("flock", "known"), [(fcntl.flock, True), (unknown, False), (lambda *_: None, False)])
+def test_whether_files_can_be_locked_is_tried(
+    flock: Callable[[int, int], None], known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where the file system has no locks, nor where all may hold one at once."""
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert can_lock(tmp_path / "new") is known
+    assert [path.name for path in tmp_path.rglob("*")] == ["new"]
 
 
 def test_what_killed_writers_left_is_removed_after_a_day(tmp_path: Path) -> None:

@@ -267,6 +267,13 @@ def test_the_table_says_how_long_rollouts_are_and_whose_the_properties_are() -> 
     assert "chaos" in rows["relative error of whole rollouts"][1]
 
 
+@pytest.mark.parametrize(("verified", "said"), [(True, "hold"), (False, "VIOLATED"), (None, "not measured")])
+def test_the_table_says_whether_what_is_declared_holds(verified: bool | None, said: str) -> None:
+    metrics = {"test_mse": 1e-6, "test_relative_error": 1e-3, "horizon": 1, "rollout_mse": None, "drift": {}}
+    metrics |= {"verified": verified, "properties": ["Symplectic"], "parameters": 3, "seconds": 1.0, "stopped": "done"}
+    assert {name: value for name, value, _ in headline_rows(metrics)}["declared properties"] == said
+
+
 def test_a_surrogate_with_unsolved_steps_is_reported_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -658,6 +665,16 @@ def test_too_little_memory_for_a_fit_is_one_sentence(
     assert main(["fit", str(write_csv(tmp_path / "data.csv")), "--preserve", "none"]) == 2
     said = capsys.readouterr().err
     assert said == "dynablocks: error: out of memory; give fewer rows or a smaller --width.\n"
+
+
+def test_losses_are_drawn_as_mean_squares() -> None:
+    """A loss is half of one."""
+    from dynablocks.fitting import figures
+    from dynablocks.fitting.regression import FitRecord
+
+    records = [FitRecord("adam", 5, 1.0, 0.5, 0.25), FitRecord("adam", 10, 2.0, 0.125, 1.0)]
+    (axes,) = figures.loss_figure([("one step", record) for record in records]).axes
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[1.0, 0.25], [0.5, 2.0]]
 
 
 def test_a_long_curve_is_drawn_by_some_of_its_points() -> None:

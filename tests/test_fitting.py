@@ -42,7 +42,7 @@ from dynablocks.fitting.rollout import (
     safe_rollout,
     windows,
 )
-from dynablocks.fitting.samples import thinned, usual_steps
+from dynablocks.fitting.samples import split, thinned, usual_steps
 from dynablocks.fitting.second_order import LevenbergMarquardt, LimitedMemoryBFGS
 from dynablocks.fitting.single_steps import column_errors, one_step_error, step_halving_gap
 from dynablocks.fitting.structures import (
@@ -506,6 +506,15 @@ def test_noise_is_estimated() -> None:
     assert noise_level(spirals(noise=0.02)) == pytest.approx(0.02 / spread, rel=0.4)
 
 
+@pytest.mark.parametrize(("count", "sizes"), [(3, (2, 0, 1)), (8, (6, 1, 1)), (23, (16, 3, 4))])
+def test_no_pair_is_both_learned_from_and_tested(count: int, sizes: tuple[int, int, int]) -> None:
+    x = torch.arange(count, dtype=F64)[:, None]
+    parts = split(Pairs(x, x + 0.5, torch.ones(count, dtype=F64), ("q",)), 1)
+    found = [[] if p is None else p.pairs()[0].flatten().tolist() for p in (parts.train, parts.validation, parts.test)]
+    assert tuple(map(len, found)) == sizes
+    assert sorted(itertools.chain(*found)) == list(range(count))
+
+
 def test_the_horizon_follows_the_noise() -> None:
     assert plan(spirals(), FitConfig("symplectic")).horizon == 1
     assert plan(spirals(noise=0.02), FitConfig("symplectic")).horizon == 10
@@ -615,6 +624,14 @@ def test_a_shift_loses_what_it_moves() -> None:
     x = torch.rand(9, 2, dtype=torch.float64) + 1
     flow.adopt_units(x, x + 0.1, torch.ones(9, dtype=torch.float64))
     assert flow.properties.of(Equivariant) is None
+
+
+@pytest.mark.parametrize(("preserve", "kept"), [("norm", NormPreserving), ("positive", Positive)])
+def test_a_shifted_map_keeps_no_sphere_and_no_orthant(preserve: str, kept: type) -> None:
+    flow = surrogate(preserve)
+    assert flow.properties.of(kept) is not None
+    flow.centre.fill_(1.0)
+    assert flow.properties.of(kept) is None
 
 
 def test_constant_columns_say_nothing_of_the_noise() -> None:
@@ -788,6 +805,16 @@ def test_the_positive_midpoint_declares_positivity_alone() -> None:
     assert (declared.title, declared.reason) == ("PositiveMidpoint(h=0.25)", "sums of nonnegative terms")
     with pytest.raises(InvalidArgument, match="needs a field of the form"):
         PositiveMidpoint().declare(FreeField(2, 4), 0.25)
+
+
+class Doubled(ProductionDestruction):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def test_the_positive_midpoint_takes_no_p_and_d_of_another_field() -> None:
+    with pytest.raises(InvalidArgument, match="Doubled has a forward of its own, and P and D of another"):
+        PositiveMidpoint().step(Doubled(2, 4), torch.ones(1, 2), 0.25)
 
 
 def test_the_parts_of_surrogates_conform() -> None:
@@ -1065,6 +1092,15 @@ def test_changes_of_what_is_kept_are_those_of_each_run(preserve: str, what: str,
     assert change_along(surrogate("none"), torch.ones(1, 2, 2, dtype=F64), torch.ones(1, 2, dtype=F64)) is None
 
 
+def test_a_weighted_mass_changes_by_its_weights_over_the_size_of_its_parts() -> None:
+    """x − y is 2, 3 and 2; its parts at the start are 3 and −1."""
+    flow = build(Structure("mass", ("x", "y"), width=2, weights=(1.0, -1.0)))
+    runs = torch.tensor([[[3.0, 1.0], [4.0, 1.0], [5.0, 3.0]]], dtype=F64)
+    found = change_along(flow, runs, runs[0])
+    assert found is not None
+    assert found[1].tolist() == [[0.0, 0.25, 0.0]]
+
+
 @pytest.mark.parametrize(("preserve", "usual"), [("mass", 300.0), ("norm", 100 * 3**0.5)])
 def test_changes_from_a_start_at_0_are_over_the_size_of_the_data(preserve: str, usual: float) -> None:
     flow = surrogate(preserve)
@@ -1154,12 +1190,46 @@ def test_a_learned_energy_is_verified_alike_whatever_the_size_of_the_data() -> N
         assert verify(flow, x[:4]).passed == kept
 
 
-def growth(step: float) -> FlowMap:
-    """An Euler step of ẋ = x."""
+def growth(step: float, rate: float = 1.0) -> FlowMap:
+    """An Euler step of ẋ = rate · x."""
     field = LinearField(2).double()
     with torch.no_grad():
-        field.matrix.copy_(torch.eye(2))
+        field.matrix.copy_(rate * torch.eye(2))
     return FlowMap(field, integrator("euler"), Structure("none", ("a", "b"), step=step))
+
+
+@pytest.mark.parametrize(("preserve", "defect"), [("volume", 0.75), ("symplectic", 0.75 * 2**0.5)])
+def test_the_defect_of_a_step_is_that_of_its_jacobian(
+    preserve: str, defect: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An Euler step of ẋ = −x of length 1/2 has J = I/2: det J = 1/4, and Jᵀ𝕁J − 𝕁 = −3/4 𝕁."""
+    flow = growth(0.5, rate=-1.0)
+    flow.structure = replace(flow.structure, preserve=preserve)
+    monkeypatch.setattr(flow.field, "energy", lambda z: z.sum(1))
+    times, x = torch.arange(3, dtype=F64), torch.randn(3, 2, dtype=F64)
+    *_, drift = drifts(flow, times, x, x)
+    assert drift.values.tolist() == pytest.approx([defect] * 24, rel=1e-12)
+
+
+def test_errors_of_a_report_are_of_their_parts_and_drifts_the_largest() -> None:
+    """Circles of radius r that turn by h in a step, and the map (1 + h)x; no part has the mean r² of another."""
+    from dynablocks.fitting.report import measure
+
+    t = torch.linspace(0, 2, 21, dtype=F64)
+    circles = tuple(r * torch.stack([t.cos(), -t.sin()], dim=1) for r in (1.0, 2.0, 3.0, 4.0))
+    config = FitConfig("norm", noise="no", width=2, substeps=1, adam_steps=0, finish_steps=0, max_minutes=None)
+    fitted = run_stages(plan(Trajectories((t,) * 4, circles, ("q", "p")), config), config)
+    parts, h = fitted.plan.parts, fitted.plan.structure.step
+    fitted.flow = growth(h)
+    fitted.flow.structure = fitted.plan.structure
+    metrics = measure(fitted, 40).metrics
+    for name, part in (("train", parts.train), ("validation", parts.validation), ("test", parts.test)):
+        x, _, _ = part.pairs()
+        wanted = float(x.square().sum(1).mean()) * ((1 + h) ** 2 - 2 * (1 + h) * math.cos(h) + 1) / 2
+        assert metrics[f"{name}_mse"] == pytest.approx(wanted, rel=1e-9)
+    radius, spread = float(parts.test.states[0][0].norm()), float(parts.train.pairs()[1].var(dim=0).mean())
+    assert metrics["step_halving_error"] == pytest.approx(h * h / 4 * radius / math.sqrt(2 * spread), rel=1e-9)
+    assert metrics["drift"] == {"relative change of the norm": pytest.approx((1 + h) ** 40 - 1, rel=1e-9)}
 
 
 def test_two_half_steps_are_compared_with_a_whole_one() -> None:
@@ -1843,3 +1913,14 @@ def test_the_names_of_stored_parameters_stay() -> None:
         f"rate.{name}" for name in ("inner", "outer", "linear", "bias", "constant")
     }
     assert set(ProductionDestruction(2, 3).rates.state_dict()) == {"inner", "outer", "linear", "bias", "constant"}
+
+
+def test_the_batch_of_a_step_is_its_part_of_the_order_of_its_epoch() -> None:
+    samples, size, seed = 11, 4, 3
+    batches = regression._Batches(samples, size, seed)
+    for step in (0, 1, 2, 5, 4, 0, 100):
+        epoch, position = divmod(step, samples // size)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        order = torch.randperm(samples, generator=generator)
+        assert torch.equal(batches.of(step), order[position * size : (position + 1) * size])
+    assert regression._Batches(4, 4, seed).of(7) is None

@@ -15,6 +15,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields import ShearField
 from dynablocks.models.chain import Chain
 from dynablocks.models.flow import FLOW_BLOCKS, AffineCoupling, AffineMap, DensityFlow, LearnedTimes, density_flow
+from dynablocks.models.universal import FlowComposition
 from dynablocks.properties.jacobians import jacobians
 from dynablocks.switching import FreeSignal, keep_constraints
 from dynablocks.testing import HealthyBlock, check_block
@@ -127,6 +128,7 @@ def test_learned_times_stay_in_their_range() -> None:
     signal = LearnedTimes((5.0, -5.0), limit=1.5)
     assert signal.steps.tolist() == [1.5, -1.5]
     assert signal.fields_needed == 2
+    assert LearnedTimes(torch.tensor([0.5, 0.25])).steps.tolist() == [0.5, 0.25]
 
 
 @pytest.mark.parametrize(
@@ -137,9 +139,22 @@ def test_learned_times_stay_in_their_range() -> None:
         (lambda: density_flow(2, 1, kinds=("exakt",)), "unknown flow block 'exakt'; did you mean 'exact'"),
         (lambda: density_flow(2, 1, kinds=()), "kinds is empty"),
         (lambda: density_flow(0, 1), "dimension is 0"),
+        (lambda: density_flow(2.0, 1), r"dimension is 2\.0; a whole number from 1 is needed"),
+        (lambda: density_flow(2, 1.5), r"layers is 1\.5; a whole number from 0 is needed"),
+        (lambda: density_flow(2, 1, width=8.0), r"width is 8\.0; a whole number from 1 is needed"),
+        (lambda: DensityFlow([], 2.5), r"dimension is 2\.5; a whole number"),
+        (lambda: AffineMap(2.5), r"dimension is 2\.5; a whole number"),
+        (lambda: AffineCoupling(2.5, 4), r"dimension is 2\.5; a whole number"),
+        (lambda: AffineCoupling(2, 4.0), r"width is 4\.0; a whole number"),
+        (lambda: FlowComposition(2.5), r"inputs is 2\.5; a whole number from 1 is needed"),
+        (lambda: FlowComposition(2, layers=1.5), r"layers is 1\.5; a whole number from 1 is needed"),
+        (lambda: density_flow(2, 1).sample(2.5), r"count is 2\.5; a whole number from 0 is needed"),
         (lambda: density_flow(2, 1, mean=(1.0,)), "mean has 1 entries; the dimension is 2"),
         (lambda: density_flow(2, 1, std=(1.0, 0.0)), "std is 0.0"),
         (lambda: AffineCoupling(2, 4, limit=-1.0), "limit is -1.0"),
+        (lambda: LearnedTimes(0.5), r"start is 0\.5; a time for each field is needed, such as \(0\.5,\)"),
+        (lambda: LearnedTimes(()), r"start is \(\); a time for each field is needed"),
+        (lambda: LearnedTimes((0.5, None)), r"start is \(0\.5, None\); a time for each field is needed"),
         (lambda: DensityFlow([density_flow(2, 1).log_prob], 2), "is not a Module subclass"),
         (lambda: density_flow(2, 1).log_prob(torch.zeros(4, 3)), r"x has the shape \(4, 3\)"),
         (lambda: density_flow(2, 1).sample(-1), "count is -1"),

@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dynablocks import integrators
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.ensembles import ensemble_forward, stacked_parameters
 from dynablocks.errors import InvalidArgument, NotConverged
 from dynablocks.experiments.orders import suited_problem
 from dynablocks.fields import FieldFacts, GradientField, LinearField, PartitionedField, VectorField, leaky_relu
 from dynablocks.fields.hamiltonian import NeuralHamiltonian
+from dynablocks.fields.sphere import RotationField
 from dynablocks.integrators import measured_order, over_states
 from dynablocks.integrators.base import INTEGRATORS, ImplicitIntegrator
 from dynablocks.integrators.implicit import (
@@ -527,3 +529,22 @@ def test_a_theta_method_counts_the_stiffest_modes() -> None:
     """R(−10) = −3/7, R(−1000) = −399/601, R(−∞) = −2/3."""
     method = ImplicitRungeKutta(ImplicitTableau("theta", 1, ((0.6,),), (1.0,)))
     assert 399 / 601 <= method.step_constant(Stiff(), 10.0)[0] <= 2 / 3 + 1e-12
+
+
+EXPORTED = {
+    "implicit-euler": lambda: integrators.ImplicitRungeKutta(integrators.IMPLICIT_EULER, tolerance=1e-12),
+    "implicit-midpoint": lambda: integrators.ImplicitRungeKutta(integrators.IMPLICIT_MIDPOINT, tolerance=1e-12),
+    "gauss4": lambda: integrators.ImplicitRungeKutta(integrators.GAUSS4, tolerance=1e-12),
+    "lie-euler": lambda: integrators.LieMethod(integrators.LieScheme("lie-euler", "exp", midpoint=False)),
+    "cayley-midpoint": lambda: integrators.LieMethod(integrators.LieScheme("cayley-midpoint", "cayley", midpoint=True)),
+}
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_exported_methods_are_made_of_exported_names(name: str) -> None:
+    assert {"GAUSS4", "IMPLICIT_EULER", "IMPLICIT_MIDPOINT", "LieScheme"} <= set(integrators.__all__)
+    method, registered = EXPORTED[name](), INTEGRATORS[name]()
+    assert (method.name, method.order) == (registered.name, registered.order)
+    field, x = RotationField(3, 5).double(), torch.randn(4, 3, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.allclose(method.step(field, x, 0.3), registered.step(field, x, 0.3), rtol=0, atol=1e-10)

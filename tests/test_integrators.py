@@ -25,6 +25,7 @@ from dynablocks.fields import (
     FieldFacts,
     GradientField,
     LinearField,
+    OddField,
     PartitionedField,
     PreconditionedField,
     ShearField,
@@ -497,6 +498,31 @@ def test_patankar_methods_take_any_positive_field_with_rates() -> None:
         assert "needs rates" in method.why_not(WithoutRates())
 
 
+class Sped(Reaction):
+    """Twice the field, with the rates of half of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+    def facts(self) -> FieldFacts:
+        return super().facts()
+
+
+class SpedByItsRates(Reaction):
+    def rates(self, x: Tensor) -> Tensor:
+        return 2 * super().rates(x)
+
+    def facts(self) -> FieldFacts:
+        return super().facts()
+
+
+@pytest.mark.parametrize("name", ["patankar", "mprk22"])
+def test_the_rates_of_another_forward_are_not_taken(name: str) -> None:
+    method = INTEGRATORS[name]()
+    assert "Sped has a forward of its own, and the rates of another" in str(method.why_not(Sped()))
+    assert method.why_not(SpedByItsRates()) is None
+
+
 WITHOUT = {
     *("calvo", "cayley", "cayley-midpoint", "lie-euler", "lie-midpoint", "projected-heun", "projected-rk4"),
     *("gonzalez", "itoh-abe", "mean-value"),
@@ -857,8 +883,15 @@ class Raised(GradientField):
         return super().profile(u) + 1
 
 
+class Steeper(GradientField):
+    """A ridge field with a preactivation of its own."""
+
+    def preactivation(self, x: Tensor) -> Tensor:
+        return 3 * super().preactivation(x)
+
+
 @pytest.mark.parametrize("substeps", [1, 2])
-@pytest.mark.parametrize("kind", [Driven, Raised])
+@pytest.mark.parametrize("kind", [Driven, Raised, Steeper])
 def test_no_step_takes_a_field_for_that_of_its_base_class(kind: type[GradientField], substeps: int) -> None:
     field, x = kind(OrthogonalDense(3, 3), "relu").double(), torch.randn(2, 3, dtype=torch.float64)
     expected = x
@@ -867,6 +900,19 @@ def test_no_step_takes_a_field_for_that_of_its_base_class(kind: type[GradientFie
     torch.testing.assert_close(ExplicitEuler(substeps).step(field, x, 0.4), expected, rtol=1e-12, atol=1e-12)
     with pytest.raises(InvalidArgument, match="of its own, and no flow"):
         ExactFlow().step(field, x, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [(GradientField, "forward"), (GradientField, "profile"), (GradientField, "preactivation"), (OddField, "forward")],
+)
+def test_a_flow_that_a_class_wrote_is_not_that_of_a_subclass_with_another_formula(
+    base: type[VectorField], name: str
+) -> None:
+    solved = type("Solved", (base,), {"flow": lambda self, x, time: x})
+    changed = type("Changed", (solved,), {name: lambda self, given: 2 * getattr(base, name)(self, given)})
+    assert ExactFlow().why_not(solved.example()) is None
+    assert ExactFlow().why_not(changed.example()) == f"Changed has a {name} of its own, and no flow to go with it"
 
 
 @pytest.mark.parametrize("step", [1.0, -1.0, 1e-14])
@@ -1177,6 +1223,14 @@ def test_many_entries_excuse_no_lost_digits(dtype: torch.dtype, invertible: bool
     """Of 16,384 entries the sum of roundings would allow more than float32 has digits for."""
     field = GradientField(OrthogonalConv((16, 32, 32)), leaky_relu(0.5)).to(dtype)
     assert (ExactFlow().declare(field, 12.0).properties.of(Invertible) is not None) == invertible
+
+
+@pytest.mark.parametrize(("bias", "invertible"), [(500.0, True), (1000.0, False)])
+def test_the_bias_of_an_image_counts_once_a_pixel(bias: float, invertible: bool) -> None:
+    """G = (1 − e^{−0.8})(e^{0.8} − 1)(1 + 32b) is 10,799 or 21,597; the limit is 16 a number of 1,024."""
+    field = GradientField(OrthogonalConv((1, 32, 32)), leaky_relu(0.5)).double()
+    nn.init.constant_(field.bias, bias)
+    assert (field.inverse_tolerance(0.8) == 0.0) == invertible
 
 
 class Hopeful(GradientField):

@@ -330,3 +330,13 @@ def test_what_is_declared_does_not_move_the_iteration() -> None:
     assert largest(linear) <= declared <= largest(linear) * (1 + 1e-6)
     linear.compute_weight()
     assert not torch.equal(linear.leading, before)
+
+
+@EVERY_MAP
+def test_a_copy_of_a_map_that_was_compiled_in_place_has_its_own_weight(name: str) -> None:
+    """What ``compile()`` leaves is bound to the map that it was called on."""
+    linear = MAKERS[name]().eval()
+    linear.compile(backend="eager")
+    twin = copy.deepcopy(linear)
+    assert linear._compiled_call_impl is not None
+    assert twin._compiled_call_impl is None

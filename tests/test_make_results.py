@@ -1,4 +1,4 @@
-"""``docs/make_results.py``: tables that are none are refused, and pages are written whole or not at all."""
+"""The scripts in docs/: tables that are none are refused, pages are whole or untouched, runs are told apart."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from types import ModuleType
 import pytest
 
 
-def load() -> ModuleType:
-    """The script as a module."""
-    file = Path(__file__).parents[1] / "docs" / "make_results.py"
-    specification = importlib.util.spec_from_file_location("make_results", file)
+def load(name: str) -> ModuleType:
+    """A script as a module."""
+    file = Path(__file__).parents[1] / "docs" / f"{name}.py"
+    specification = importlib.util.spec_from_file_location(name, file)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
-    sys.modules["make_results"] = module
+    sys.modules[name] = module
     specification.loader.exec_module(module)
     return module
 
 
-make_results = load()
+make_results = load("make_results")
 TABLE = dict.fromkeys(("title", "caption", "command", *make_results.ORIGIN), "x") | {
     "columns": ["network", "clean"],
     "rows": [["ours", 71.25]],
@@ -106,3 +106,92 @@ def test_a_full_disk_leaves_the_readme_as_it_was(
     assert make_results.main(["--root", str(root), "--readme"]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert (root / "README.md").read_text() == before
+
+
+def test_a_misspelt_flag_leaves_the_tables_of_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tables = load("make_tables")
+    monkeypatch.setattr(make_tables, "DOCS", tmp_path)
+    page, stale = tmp_path / "page.md", "<!-- table: regions -->\nold\n<!-- table: end -->\n"
+    page.write_text(stale)
+    for arguments, code in ((["--chek"], 2), (["--help"], 0)):
+        with pytest.raises(SystemExit) as stopped:
+            make_tables.main(arguments)
+        assert stopped.value.code == code
+    assert make_tables.main(["--check"]) == 1
+    assert page.read_text() == stale
+    assert make_tables.main([]) == 0
+    assert "| name |" in page.read_text()
+    assert make_tables.main(["--check"]) == 0
+
+
+METRICS = {
+    "model": "certified",
+    "preset": "cpu",
+    "clean_accuracy": 0.625,
+    "robust_accuracy": [{"epsilon": 0.5, "accuracy": 0.25}],
+    "certified_accuracy": [{"epsilon": 36 / 255, "accuracy": 0.5}],
+    "auc": 0.5,
+    "lipschitz_bound": 1.0,
+    "train_seconds": 90.0,
+    "epochs": 2.0,
+    "parameters": 1000,
+    "dataset": "digits",
+    "test_images": 359,
+    "attacked_images": 64,
+    "seed": 0,
+}
+UNATTACKED = {"robust_accuracy": None, "auc": None, "attacked_images": None}
+
+
+def collected(folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: dict[str, object]) -> tuple[int, dict]:
+    """What becomes of runs with these figures: the exit code, and the table that is there then."""
+    collect_runs = load("collect_runs")
+    monkeypatch.setattr(collect_runs, "ROOT", folder)
+    monkeypatch.setattr(collect_runs, "commit", lambda: pytest.fail("git was asked"))
+    runs = [folder / f"run{number}" for number in range(len(changes))]
+    for run, change in zip(runs, changes, strict=True):
+        (run / "checkpoint").mkdir(parents=True, exist_ok=True)
+        (run / "checkpoint" / "config.yaml").write_text("model: {config: {lift: paper}}")
+        (run / "metrics.json").write_text(json.dumps(METRICS | change))
+    origin = ["--command", "dynablocks run", "--hardware", "two cores", "--commit", "abc"]
+    code = collect_runs.main(["one", "Title", *map(str, runs), *origin])
+    path = folder / "results" / "one.json"
+    return code, json.loads(path.read_text()) if path.exists() else {}
+
+
+def test_a_table_of_runs_lists_what_they_differ_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = ({}, {"seed": 1, "preset": "smoke", "attacked_images": 32})
+    code, table = collected(tmp_path, monkeypatch, *changes)
+    assert code == 0
+    assert (table["seed"], table["preset"], table["data"], table["commit"]) == ("0, 1", "cpu, smoke", "digits", "abc")
+    tested = "Clean and certified: all 359 test images."
+    attacked = "Attacked: the worst of the losses of ℓ2-PGD on the first 64 or 32."
+    assert table["caption"] == f"{tested} {attacked} Seeds 0, 1."
+    assert collected(tmp_path, monkeypatch, {})[1]["caption"].endswith("on the first 64. One seed.")
+    make_results.Table.read(tmp_path / "results" / "one.json")
+
+
+def test_a_run_without_an_attack_has_cells_that_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, table = collected(tmp_path, monkeypatch, UNATTACKED, {"certified_accuracy": None, "lipschitz_bound": None})
+    assert code == 0
+    without, uncertified = (dict(zip(table["columns"], cells, strict=True)) for cells in table["rows"])
+    assert (without["clean %"], without["certified @36/255 %"], without["body bound"]) == ("62.50", "50.00", "1")
+    assert {without["AUC"], without["attacked @0.5 %"], uncertified["body bound"]} == {"not measured"}
+    assert (uncertified["AUC"], uncertified["attacked @0.5 %"]) == ("0.500", "25.00")
+    assert collected(tmp_path, monkeypatch, UNATTACKED)[1]["caption"].endswith("359 test images. One seed.")
+
+
+@pytest.mark.parametrize("change", [{"dataset": "cifar10"}, {"test_images": 100}])
+def test_runs_on_other_images_get_no_common_table(
+    change: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert collected(tmp_path, monkeypatch, {}, change) == (2, {})
+    assert f"error: the runs differ in {next(iter(change))}: " in capsys.readouterr().err
+
+
+def test_what_was_written_into_a_table_of_runs_by_hand_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, table = collected(tmp_path, monkeypatch, {})
+    assert "readme" not in table
+    kept = {"readme": False, "note": "Tests ran beside it."}
+    (tmp_path / "results" / "one.json").write_text(json.dumps(table | kept | {"seed": 7}))
+    assert collected(tmp_path, monkeypatch, {}) == (0, table | kept)

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
-from dynablocks.fields import ConstrainedField, FieldFacts, GradientField, MetricField, ShearField, leaky_relu
+from dynablocks.fields import (
+    ConstrainedField,
+    EvenPotential,
+    FieldFacts,
+    GradientField,
+    MetricField,
+    ShearField,
+    leaky_relu,
+)
 from dynablocks.fields import metric as metric_module
 from dynablocks.fields.symmetric import conservative_field
 from dynablocks.integrators import ExactFlow
@@ -646,3 +654,43 @@ def test_rows_that_are_close_make_the_whitening_error_count() -> None:
     assert 1 <= constant(1.0) < 1 + 1e-9
     assert constant(1e-9) > constant(1e-6) > constant(1.0)
     assert constant(1e-13) == math.inf
+
+
+def test_the_worst_shading_goes_towards_the_other_class() -> None:
+    """One step of 2ε along a constant unit gradient, from norm ε, ends within 30° of it, on the sphere of norm ε."""
+    from dynablocks.experiments.metric import shading, worst_shading
+
+    weight = torch.randn(1, 4, 4)
+
+    class Tilted(nn.Module):
+        num_classes = 2
+
+        def forward(self, x: Tensor) -> Tensor:
+            tilt = (x * weight).sum((1, 2, 3))
+            return torch.stack([torch.zeros_like(tilt), tilt], dim=1)
+
+    x, labels = torch.rand(6, 1, 4, 4), torch.tensor([0, 0, 0, 1, 1, 1])
+    shade = shading(x)
+    slope = torch.stack([(weight * shade(mode[None])).sum() for mode in torch.eye(4)])
+    towards = (1 - 2 * labels)[:, None] * slope / slope.norm()
+    found = worst_shading(Tilted(), x, labels, shade, 0.5, 1, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    # cos 30° times ε is 0.4330.
+    assert ((found * towards).sum(1) > 0.4329).all()
+    assert (found.norm(dim=1) <= 0.5 * (1 + 1e-6)).all()
+
+
+def test_a_projected_field_and_an_even_potential_are_bounded_in_l2() -> None:
+    """J = −(1, 1)ᵀ(100, 0.01) where the unit is active: ‖A‖² = 100.01 in the metric, 100√2 in ℓ2; P leaves (1, 1)."""
+    inner = MetricField(Dense(2, 1), DenseMetric(torch.diag(torch.tensor([100.0, 0.01]))), "relu", bias=False).double()
+    with torch.no_grad():
+        inner.linear.matrix.fill_(1.0)
+    x = torch.tensor([[0.9, 0.4]], dtype=torch.float64)
+    constrained, even = ConstrainedField(inner, [(1.0, -1.0)]), EvenPotential(inner)
+    norm = float(torch.linalg.matrix_norm(jacobians(constrained, x), 2).max())
+    assert norm == pytest.approx(100 * math.sqrt(2), rel=1e-6)
+    assert inner.facts().lipschitz < norm <= constrained.facts().lipschitz
+    there = jacobians(even, x)[0]
+    assert abs(float(there[0, 1] - there[1, 0])) > 99
+    for facts in (even.facts(), even.standing_facts()):
+        assert facts.spectrum is None
+        assert not facts.conservative

@@ -486,6 +486,29 @@ def test_pixels_that_are_whole_numbers_are_refused() -> None:
             network(torch.zeros(2, 1, 8, 8, dtype=kind))
 
 
+@pytest.mark.parametrize("name", ["certified", "metric", "resnet"])
+def test_pixels_wider_than_the_weights_are_refused_and_narrower_ones_are_taken(name: str) -> None:
+    network = build(ModelConfig(name, **TINY), (1, 8, 8), 3).eval()
+    x = torch.rand(2, 1, 8, 8)
+    single, double = torch.float32, torch.float64
+    refused = rf"^the pixels are {double}, the weights of Network are {single}; give x\.to\({single}\), or convert"
+    with torch.no_grad():
+        with pytest.raises(InvalidArgument, match=refused):
+            network(x.double())
+        for kind in (torch.float16, torch.bfloat16):
+            assert torch.equal(network(x.to(kind)), network(x.to(kind).float()))
+        network.double()
+        assert network(x.double()).dtype == double
+        assert torch.equal(network(x), network(x.double()))
+
+
+def test_pixels_wider_than_weights_of_sixteen_bits_are_refused() -> None:
+    network, x = build(ModelConfig("resnet", **TINY), (1, 8, 8), 3).bfloat16(), torch.rand(2, 1, 8, 8)
+    for kind in (torch.float32, torch.float16):
+        with pytest.raises(InvalidArgument, match=r"the weights of Network are torch\.bfloat16"):
+            network(x.to(kind))
+
+
 def test_the_papers_networks_have_twelve_layers_and_half_the_kernels_of_the_others() -> None:
     networks = {}
     for name in PAPER_MODELS:

@@ -8,12 +8,34 @@ import math
 import re
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
-from dynablocks.fields import GradientField
+from dynablocks.fields import (
+    CompartmentField,
+    Damping,
+    DiagonalField,
+    DissipativeField,
+    GradientField,
+    GradientOf,
+    HamiltonianEmbedding,
+    LinearField,
+    MassPreservingField,
+    MetricField,
+    NeuralHamiltonian,
+    PlanarField,
+    PreconditionedField,
+    RotationField,
+    ShearField,
+    SphereField,
+    TwoMatrixField,
+    leaky_relu,
+    presnov,
+)
+from dynablocks.integrators import ExactFlow
 from dynablocks.lifting import ChannelMix, Head
 from dynablocks.linear import (
     ORTHOGONAL,
@@ -23,12 +45,14 @@ from dynablocks.linear import (
     NormalisedConv,
     OrthogonalConv,
     OrthogonalDense,
+    UnitConv,
     frozen_weights,
     ocnn_penalty,
     paraunitary_kernel,
     shared_weights,
 )
 from dynablocks.linear.orthogonal import orthonormality_defect
+from dynablocks.norms import DenseMetric
 from dynablocks.properties import GradientNormPreserving, NormPreserving, verify
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -186,6 +210,24 @@ def test_a_convolution_refuses_images_of_another_size_since_its_norm_is_another(
             call(torch.rand(2, 1, 8, 8))
     images = torch.rand(3, 2, 1, 4, 4)
     torch.testing.assert_close(torch.func.vmap(conv)(images)[1], conv(images[1]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [Dense, OrthogonalDense])
+def test_a_matrix_refuses_entries_of_another_number(make: Callable[[int, int], LinearMap]) -> None:
+    linear = make(4, 3).double()
+    x, y = torch.randn(2, 4, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    for call in (linear, lambda x: linear.affine(x, None)):
+        for wrong in (torch.zeros(2, 5), y, torch.zeros(4, 1), torch.zeros(())):
+            with pytest.raises(InvalidArgument, match=r"\w+ was built for \(batch, 4\)"):
+                call(wrong)
+    with pytest.raises(InvalidArgument, match=r"\w+ was built for \(batch, 3\)"):
+        linear.adjoint(x)
+    # A sample alone, a batch of batches and what transforms see of either are of the right number.
+    matrix = linear.dense_matrix().detach()
+    torch.testing.assert_close(torch.func.jacrev(linear)(x[0]).detach(), matrix, rtol=0, atol=1e-14)
+    torch.testing.assert_close(torch.func.vmap(linear)(x), linear(x), rtol=0, atol=1e-14)
+    dense = torch.func.vmap(torch.func.jacrev(linear.adjoint))(y).detach()
+    torch.testing.assert_close(dense, matrix.mT.expand(2, 4, 3), rtol=0, atol=1e-14)
 
 
 def test_parametrisations_agree_with_their_formulas() -> None:
@@ -467,7 +509,19 @@ def test_a_field_leaves_nothing_held() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Dense(0, 3), "the sizes are 0 -> 3; both must be at least 1"),
+        (lambda: Dense(0, 3), "in_features is 0; a whole number from 1 is needed"),
+        (lambda: Dense(4.0, 3), "in_features is 4.0; a whole number from 1 is needed"),
+        (lambda: Head(4, 2.5), "classes is 2.5; a whole number from 1 is needed"),
+        (lambda: Conv(3, 16, 3), "in_shape is 3; 3 positive sizes are needed, such as (3, 32, 32)"),
+        (lambda: NormalisedConv(3, 16, 3), "in_shape is 3; 3 positive sizes are needed"),
+        (lambda: UnitConv("abc", 16), "in_shape is 'abc'; 3 positive sizes are needed"),
+        (lambda: OrthogonalConv(3, 3), "in_shape is 3; 3 positive sizes are needed"),
+        (lambda: OrthogonalConv([2, 4.0, 4]), "in_shape is (2, 4.0, 4); 3 positive sizes are needed"),
+        (lambda: OrthogonalConv((2, 4, 4), 1.5), "out_channels is 1.5; a whole number from 1 is needed"),
+        (lambda: Conv((2, 4, 4), 3, (3, 3)), "kernel_size is (3, 3); a whole number from 1 is needed"),
+        (lambda: Conv((2, 4, 4), 3, stride=0), "stride is 0; a whole number from 1 is needed"),
+        (lambda: Conv((2, 4, 4), 2, groups=2.0), "groups is 2.0; a whole number from 1 is needed"),
+        (lambda: Conv((2, 4, 4), 3, dilation=0), "dilation is 0; a whole number from 1 is needed"),
         (lambda: Conv((2, 4, 4), 3, 2, "same"), "kernel_size is 2 with padding 'same'; use an odd one"),
         (lambda: Conv((2, 4, 4), 3, 3, "circular", stride=2), "stride is 2 with circular padding; use stride 1"),
         (lambda: Conv((3, 4, 4), 4, 3, groups=2), "groups is 2; it must divide 3 and 4 channels"),
@@ -480,6 +534,62 @@ def test_a_field_leaves_nothing_held() -> None:
 def test_bad_arguments_are_refused(make: Callable[[], LinearMap], words: str) -> None:
     with pytest.raises(InvalidArgument, match=re.escape(words)):
         make()
+
+
+def test_sizes_of_any_kind_of_whole_number_are_kept_as_pythons() -> None:
+    one, three = np.int64(1), np.int64(3)
+    for linear in (Dense(three, one), OrthogonalDense(three, one), Conv((1, 4, 4), three, three, stride=one)):
+        assert {type(size) for size in (*linear.in_shape, *linear.out_shape)} == {int}
+    assert type(LinearField(three).in_shape[0]) is int
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: LinearField(2.5), "entries is 2.5; a whole number"),
+        (lambda: DiagonalField("3"), "entries is '3'; a whole number"),
+        (lambda: RotationField((3,)), "entries is (3,); a whole number"),
+        (lambda: RotationField(3, 2.5), "hidden is 2.5; a whole number from 1"),
+        (lambda: MassPreservingField(2.5), "entries is 2.5; a whole number"),
+        (lambda: CompartmentField((3,)), "entries is (3,); a whole number"),
+        (lambda: CompartmentField(3, hidden=0), "hidden is 0; a whole number from 1"),
+        (lambda: NeuralHamiltonian(4.0), "entries is 4.0; a whole number"),
+        (lambda: NeuralHamiltonian(4, width=2.5), "width is 2.5; a whole number from 1"),
+        (lambda: DissipativeField(2.5), "entries is 2.5; a whole number from 1"),
+        (lambda: GradientOf(nn.Linear(2, 1), 2), "in_shape is 2; a tuple of positive sizes is needed, such as (3,)"),
+        (lambda: GradientOf(nn.Linear(2, 1), ()), "in_shape is (); a tuple of positive sizes"),
+        (lambda: Damping(4), "in_shape is 4; a tuple of positive sizes"),
+        (lambda: HamiltonianEmbedding(nn.Linear(2, 2), 2), "in_shape is 2; a tuple of positive sizes"),
+        (lambda: ShearField(nn.Linear(2, 2), 4), "in_shape is 4; a tuple of positive sizes"),
+        (lambda: ShearField(nn.Linear(2, 2), (4,), split=2.0), "split is 2.0; a whole number"),
+        (lambda: presnov(torch.sin, 2), "in_shape is 2; a tuple of positive sizes"),
+        (lambda: presnov(torch.sin, (2,), nodes=2.5), "nodes is 2.5; a whole number"),
+    ],
+)
+def test_sizes_of_the_wrong_kind_are_refused_by_fields(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(InvalidArgument, match=re.escape(words)):
+        make()
+
+
+HOLDERS: dict[str, Callable[[object], object]] = {
+    "gradient": GradientField,
+    "preconditioned": PreconditionedField,
+    "planar": PlanarField,
+    "sphere": SphereField,
+    "sphere, outer": lambda given: SphereField(Dense(4, 4), given),
+    "two matrices": lambda given: TwoMatrixField(given, Dense(4, 4)),
+    "two matrices, outer": lambda given: TwoMatrixField(Dense(4, 4), given),
+    "metric": lambda given: MetricField(given, DenseMetric(torch.eye(4))),
+}
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+def test_a_field_refuses_what_is_no_linear_map_of_the_library(name: str) -> None:
+    for given, kind in ((nn.Linear(4, 4), "a Linear"), (Dense, "the class Dense"), (torch.eye(4), "a Tensor")):
+        said = rf"^(linear|inner|outer) is {kind}; a LinearMap is needed, such as dynablocks\.linear\.Dense\(4, 4\)\.$"
+        with pytest.raises(InvalidArgument, match=said):
+            HOLDERS[name](given)
+    HOLDERS[name](Dense(4, 4))
 
 
 def penalised(in_channels: int, out_channels: int, stride: int, dilation: int) -> NormalisedConv:
@@ -627,6 +737,35 @@ def test_what_large_parameters_leave_of_an_isometry_is_its_tolerance(make: Calla
     (stated,) = [p for p in linear.properties if isinstance(p, (GradientNormPreserving, NormPreserving))]
     assert 0 < float((values - 1).abs().max()) <= stated.tolerance < 1e-3
     verify(linear, torch.randn(5, *linear.in_shape)).require()
+
+
+def test_many_entries_excuse_no_rows_that_are_far_from_orthonormal() -> None:
+    """‖AAᵀ − I‖ = 8.5e-4 √2 = 1.2e-3 is below 64 · 200 ε = 1.5e-3, but no isometry."""
+    linear, weight = OrthogonalDense(200, 2), torch.zeros(2, 200)
+    weight[0, 0] = weight[1, 1] = math.sqrt(1.00085)
+    linear.hold(weight)
+    assert 1.1e-3 < linear.orthonormality_defect() < 1.3e-3
+    assert linear.isometry_tolerance() is None
+    declared = linear.declare()
+    assert declared.properties.of(GradientNormPreserving) is None
+    assert declared.losses[0].startswith("GradientNormPreserving is lost")
+
+
+class Leaning(OrthogonalDense):
+    """A with another sign where fields call it."""
+
+    def affine(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return super().affine(-x, bias)
+
+
+def test_rows_of_images_of_ones_own_are_not_taken_for_orthonormal() -> None:
+    """With A = I, ẋ = −σ(−x) = x for x < 0, so x(1) = −e from −1; the formula in Ax + b says e⁻¹ − 2."""
+    field = GradientField(Leaning(3, 3, spread=0.0), leaky_relu(0.5)).double()
+    wrong = field.flow(-torch.ones(1, 3, dtype=torch.float64), 1.0).detach()
+    assert abs(float(wrong[0, 0]) + math.e) > 1
+    assert not field.linear.rows_orthonormal
+    assert not field.linear.columns_orthonormal
+    assert ExactFlow().why_not(field) is not None
 
 
 def test_a_weight_that_is_no_number_is_no_isometry() -> None:

@@ -529,7 +529,7 @@ class Noted(GradientField):
 def test_what_only_has_the_name_of_a_method_voids_nothing() -> None:
     """Neither values nor parts are called in place of a method: torch looks for parts last."""
     field = Noted(OrthogonalDense(3, 3), "relu")
-    field.generator, field.mixing = torch.Generator(), nn.Identity()
+    field.generator, field._modules["mixing"] = torch.Generator(), nn.Identity()
     assert foreign(field) is None
     field.__dict__["mixing"] = lambda: None
     assert foreign(field) == "Noted has a mixing of this instance, not of its class"
@@ -632,6 +632,22 @@ def test_a_head_with_a_forward_of_its_own_is_not_certified() -> None:
     network = Network(nn.Sequential(nn.Flatten()), Tempered(4, 2, "none"), (1, 2, 2), ModelConfig()).eval()
     with pytest.raises(ValueError, match="Tempered has a forward of its own"):
         certify(network, (torch.ones(1, 1, 2, 2), torch.tensor([0])))
+
+
+class Misspelt(Structured):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def declare(self) -> Declaration:
+        return Declaration.of(Lipschitz(self.constnat), reason="it was said so")
+
+
+def test_a_metric_that_fails_names_what_is_missing_and_not_itself() -> None:
+    network = Network(nn.Sequential(Misspelt(), nn.Flatten()), Head(4, 2), (1, 2, 2), ModelConfig())
+    sentence = r"^Network\.metric raised AttributeError: 'Misspelt' object has no attribute 'constnat';"
+    with pytest.raises(RuntimeError, match=sentence) as caught:
+        _ = network.metric
+    assert isinstance(caught.value.__cause__, AttributeError)
 
 
 def descendants(kind: type) -> Iterator[type]:

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import dynablocks.properties
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument, PropertyViolated
-from dynablocks.fields import GradientField, MetricField, PartitionedField
+from dynablocks.fields import FieldFacts, GradientField, MetricField, PartitionedField
 from dynablocks.integrators import ExplicitEuler
 from dynablocks.lifting import ChannelMix, SpaceToDepth, ZeroLift
-from dynablocks.linear import Bounds, Dense, OrthogonalConv, OrthogonalDense
+from dynablocks.linear import Bounds, Dense, LinearMap, OrthogonalConv, OrthogonalDense
 from dynablocks.models.chain import Chain
 from dynablocks.norms import DenseMetric
 from dynablocks.properties import (
@@ -31,6 +32,7 @@ from dynablocks.properties import (
     Invertible,
     LinearInvariant,
     Lipschitz,
+    Measurement,
     Metric,
     NormPreserving,
     Positive,
@@ -38,6 +40,7 @@ from dynablocks.properties import (
     Property,
     Structured,
     Symplectic,
+    Verification,
     VolumePreserving,
     compose,
     declare,
@@ -489,12 +492,29 @@ def test_verify_refuses_unusable_samples(x: Tensor) -> None:
         verify(nn.ReLU(), x)
 
 
-def test_a_property_without_measurement_is_an_error() -> None:
+def test_a_property_brings_its_measurement_as_the_error_says(monkeypatch: pytest.MonkeyPatch) -> None:
     class Novel(Property):
         pass
 
-    with pytest.raises(InvalidArgument, match="no measurement is known"):
-        verify(Fixed(lambda x: x, Novel()), torch.zeros(1, 2))
+    halves, grows = Fixed(lambda x: x / 2, Novel()), Fixed(lambda x: 2 * x, Novel())
+    x = torch.tensor([[1.0, -3.0], [0.5, 2.0]])
+    with pytest.raises(InvalidArgument, match=r"no measurement is known .* @dynablocks\.properties\.measures\(Novel\)"):
+        verify(halves, x)
+    monkeypatch.setitem(MEASURES, Novel, MEASURES[Positive])  # and so it is taken out again afterwards
+
+    @dynablocks.properties.measures(Novel)
+    def measure(module: nn.Module, declared: Property, x: Tensor) -> Measurement:
+        growth = (module(x).abs() - x.abs()).amax(1).clamp_min(0.0)
+        worst = int(growth.argmax())
+        return Measurement(float(growth[worst]), x[worst : worst + 1])
+
+    assert verify(halves, x).passed
+    found = verify(grows, x)
+    assert isinstance(found, Verification)
+    (check,) = found
+    assert not check.passed
+    assert check.residual == 3.0
+    assert check.counterexample.tolist() == [[1.0, -3.0]]
 
 
 def test_a_module_that_stands_twice_counts_twice() -> None:
@@ -741,3 +761,40 @@ def test_what_is_not_declared_is_not_said_to_hold() -> None:
 )
 def test_a_property_tells_its_tolerance(declared: Property, said: str) -> None:
     assert str(declared) == said
+
+
+class Misspelt(GradientField):
+    def facts(self) -> FieldFacts:
+        return FieldFacts(self.lineer.norm_bounds().upper ** 2)
+
+
+class MisspeltWeight(Dense):
+    def compute_weight(self) -> Tensor:
+        return self.matirx
+
+
+class Shapeless(LinearMap):
+    """A map that forgets to say its shapes."""
+
+
+@pytest.mark.parametrize(
+    ("read", "missing"),
+    [
+        (lambda: DynamicalBlock(Misspelt(Dense(2, 2)), ExplicitEuler(), FreeSignal(0.5)).properties, "lineer"),
+        (lambda: MisspeltWeight(2, 2).weight, "matirx"),
+        (lambda: MisspeltWeight(2, 2)(torch.zeros(1, 2)), "matirx"),
+        (lambda: Shapeless().features, "out_shape"),
+    ],
+)
+def test_a_property_that_fails_names_what_is_missing_and_not_itself(read: Callable[[], object], missing: str) -> None:
+    with pytest.raises(RuntimeError, match=f"raised AttributeError: .* has no attribute '{missing}'") as caught:
+        read()
+    assert isinstance(caught.value.__cause__, AttributeError)
+
+
+def test_a_verification_echoes_what_it_prints() -> None:
+    found = verify(nn.Flatten(), torch.ones(2, 1, 2, 2), kinds=(NormPreserving,))
+    assert repr(found) == str(found) == "Flatten: NormPreserving holds (residual 0.00e+00, tolerance 5.68e-14)"
+    report = check_block(DynamicalBlock(GradientField(OrthogonalDense(2, 2)), ExplicitEuler(), FreeSignal(0.5)))
+    assert repr(report) == str(report)
+    assert repr(report).startswith(f"{report.subject}\n  ok    ")

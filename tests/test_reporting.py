@@ -215,6 +215,9 @@ def test_headline_figures_are_the_metrics(full_page):
     assert f"{certified:.1f} %" in text
     low, high = Curve((36 / 255,), (certified / 100,), 1000).confidence_interval()[0]
     assert f"({100 * low:.1f} to {100 * high:.1f} %)" in text
+    left = 0.9 * math.exp(-2 * 36 / 255)
+    low, high = Curve((36 / 255,), (left,), 200).confidence_interval()[0]
+    assert f"{100 * left:.1f} % ({100 * low:.1f} to {100 * high:.1f} %)" in text
     assert "at most (1 + 2e-07) · d." in text
     assert "12,345" in text
     assert "2 min 10 s" in text
@@ -226,6 +229,14 @@ def test_example_images_are_embedded(channels):
     svg = figures.to_svg(figures.examples_figure([example(channels)], ("zero", "one")))
     assert svg.count("data:image/png;base64,") == 3
     ElementTree.fromstring(svg)
+
+
+def test_the_difference_of_an_example_is_ten_times_what_the_attack_added():
+    """0.4 becomes 0.43: grey, and 0.3 of white above it."""
+    plain = torch.full((1, 4, 4), 102, dtype=torch.uint8)
+    shown = Example(plain, 0, 0, 0.2, 0.31, adversarial=plain / 255 + 0.03, adversarial_prediction=1)
+    pictures = [axes.images[0].get_array() for axes in figures.examples_figure([shown]).axes[:3]]
+    assert [set(picture.flatten().tolist()) for picture in pictures] == [{102}, {110}, {204}]
 
 
 def test_example_lines_tell_the_outcomes_apart():
@@ -295,6 +306,14 @@ def test_robustness_band_is_the_wilson_interval():
     for epsilon, (low, high) in zip(curve.epsilons, curve.confidence_interval(), strict=True):
         assert {(epsilon, round(100 * low, 9)), (epsilon, round(100 * high, 9))} <= corners
     assert any(text.get_text() == "smoke preset" for text in axes.figure.texts)
+
+
+def test_what_is_proved_is_solid_and_what_is_left_dashed():
+    curves = sample_data().curves
+    lines = figures.robustness_figure(curves).axes[0].lines
+    assert [line.get_linestyle() for line in lines] == ["-", "--"]
+    for line, name in zip(lines, ("certified", "attacked (worst)"), strict=True):
+        assert line.get_ydata().tolist() == [100 * share for share in curves[name].accuracies]
 
 
 def test_labels_at_the_line_ends_do_not_touch():
@@ -557,10 +576,11 @@ def test_the_area_is_said_to_be_of_this_runs_attacks_and_radii(full_page: str):
 
 def test_the_two_losses_are_told_apart():
     history = [{"epoch": e + 1.0, "loss": 1.0, "validation_loss": 2.0, "accuracy": 0.5} for e in range(3)]
-    left, _ = figures.training_figure(history).axes
+    left, right = figures.training_figure(history).axes
     labels = [text.get_text() for text in left.get_legend().get_texts()]
     assert labels == ["training, as minimised", "validation, cross-entropy"]
     assert [line.get_linestyle() for line in left.lines] == ["-", "--"]
+    assert [line.get_ydata().tolist() for line in right.lines] == [[50.0] * 3]
     apart = "The two losses are different quantities; only the accuracies compare."
     assert apart in Page(report_page(sample_data(history=history))).text
     assert apart not in Page(report_page(sample_data())).text

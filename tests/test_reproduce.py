@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import os
@@ -379,7 +380,10 @@ def test_a_page_beyond_smoke_says_where_it_was_made(made: Path, monkeypatch: pyt
     assert "Where it was made" not in (made / "smoke" / "fig5.md").read_text()
 
 
-def test_a_time_limit_interrupts_where_interrupts_were_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("windows", [False, True])
+def test_a_time_limit_interrupts_where_interrupts_were_ignored(windows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows not by os.kill, which ends a process there."""
+
     class Alarm:
         """A timer that goes off when it is told to."""
 
@@ -394,10 +398,12 @@ def test_a_time_limit_interrupts_where_interrupts_were_ignored(monkeypatch: pyte
             self.state = "cancelled"
 
     def kill(process: int, number: int) -> None:
+        assert not windows
         assert process == os.getpid()
         signal.raise_signal(number)
 
     alarms: list[Alarm] = []
+    monkeypatch.setattr(runner, "WINDOWS", windows)
     monkeypatch.setattr(runner, "threading", SimpleNamespace(Event=threading.Event, Timer=Alarm))
     monkeypatch.setattr(runner, "os", SimpleNamespace(getpid=os.getpid, kill=kill))
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -495,11 +501,59 @@ def test_an_experiment_of_ones_own_is_built_by_one_process(
     assert main(["reproduce", "own", *options, "--jobs", "1", "--dry-run"]) == 0
 
 
-def test_processes_share_no_cells_where_nothing_locks_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    require_workers(chosen(["all"]))
-    monkeypatch.setattr(runner, "os", SimpleNamespace(name="nt"))
-    with pytest.raises(InvalidArgument, match=r"on Windows, .*; give --jobs 1\.$"):
-        require_workers(chosen(["fig5"]))
+def test_processes_share_no_cells_where_nothing_locks_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unknown(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    require_workers(chosen(["all"]), tmp_path)
+    said = f"{tmp_path}, where nothing locks files (Windows, a file system without flock); give --jobs 1, or another"
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "fcntl", None)  # as on Windows
+        with pytest.raises(InvalidArgument, match=re.escape(said)):
+            require_workers(chosen(["fig5"]), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(Popen=lambda *_, **__: pytest.fail("one was started")))
+    command = ["reproduce", "fig5", "--preset", "smoke", "--out", str(tmp_path / "new"), "--jobs", "2"]
+    for only in ("--dry-run", "--check"):
+        assert main([*command, only]) == 0
+        assert not (tmp_path / "new").exists()
+    capsys.readouterr()
+    assert main(command) == 2
+    message = capsys.readouterr().err
+    assert "where nothing locks files" in message
+    assert message.count("\n") == 1
+
+
+def test_workers_import_no_file_of_the_folder_they_are_started_in(tmp_path: Path) -> None:
+    """``dynablocks``, the program, does not; ``python -m dynablocks`` does."""
+    (tmp_path / "platform.py").write_text("raise SystemExit(7)\n")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src"), "OMP_NUM_THREADS": "1"}
+    arguments = ["-m", "dynablocks", "reproduce", "fig11", "--preset", "smoke", "--jobs", "2", "--out", "out"]
+    for safe, code in (([], 7), (["-P"], 0)):
+        command = [sys.executable, *safe, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+    assert (tmp_path / "out" / "smoke" / "fig11.md").exists()
+
+
+@pytest.mark.parametrize("place", [None, "", "here"])
+def test_workers_look_for_modules_where_their_command_does(
+    place: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.chdir(tmp_path)
+    others = [entry for entry in sys.path if entry not in ("", os.getcwd())]
+    monkeypatch.setattr(sys, "path", others if place is None else [os.getcwd() if place else "", *others])
+    done = SimpleNamespace(wait=lambda: 0)
+    started = SimpleNamespace(Popen=lambda command, env: commands.append(command) or done)
+    monkeypatch.setattr(runner, "subprocess", started)
+    build_with_workers(["fig5"], jobs=1, cores=1)
+    (command,) = commands
+    safe = ["-P"] if place is None else []
+    assert command[: command.index("dynablocks")] == [sys.executable, *safe, "-m"]
 
 
 @pytest.mark.parametrize(

@@ -190,18 +190,26 @@ def test_gradients_at_depth_300() -> None:
     assert compare(chain, torch.randn(4, 6, dtype=DOUBLE)) <= 1e-10
 
 
+class Wrong(HealthyBlock):
+    def inverse(self, y: Tensor) -> Tensor:
+        return super().inverse(y) * (1 + 1e-4)
+
+    def declare(self) -> Declaration:
+        return super().declare()
+
+
 def test_a_wrong_inverse_is_seen() -> None:
-    class Wrong(HealthyBlock):
-        def inverse(self, y: Tensor) -> Tensor:
-            return super().inverse(y) * (1 + 1e-4)
-
-        def declare(self) -> Declaration:
-            return super().declare()
-
     chain = ReversibleChain([HealthyBlock(), Wrong(), HealthyBlock()]).double()
     with pytest.warns(DriftWarning, match="3 blocks"):
         wrong = compare(chain, torch.randn(4, 3, dtype=DOUBLE))
     assert wrong > 1e-5
+
+
+def test_the_drift_of_a_segment_behind_an_anchor_is_seen() -> None:
+    chain = ReversibleChain([HealthyBlock(), Wrong()], anchors=1).double()
+    with pytest.warns(DriftWarning):
+        chain(torch.randn(4, 3, dtype=DOUBLE, requires_grad=True)).sum().backward()
+    assert chain.drift == pytest.approx(1e-4, rel=1e-6)
 
 
 @pytest.mark.parametrize("blocks", [lambda: [exact(), hamiltonian(), hamiltonian()], lambda: [HealthyBlock()] * 2])
@@ -585,6 +593,14 @@ def test_backward_hooks_of_a_block_act_as_without_the_chain(register: str) -> No
     assert compare(chain, x) <= 1e-12
     assert fired == [chain.blocks[1]] * 2
     torch.testing.assert_close(gradients(chain, x, chain)[0], 0.5 * without[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_forward_hooks_of_a_block_act_as_without_the_chain(register: str) -> None:
+    chain, fired = ReversibleChain(hamiltonian() for _ in range(3)).double(), []
+    getattr(chain.blocks[1], register)(lambda module, *given: fired.append(module))
+    chain(torch.randn(5, 6, dtype=DOUBLE))
+    assert fired == [chain.blocks[1]]
 
 
 def test_a_flow_that_is_set_on_a_shear_is_the_one_that_is_taken() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dynablocks.errors import BadData, DynablocksError, InvalidArgument
 from dynablocks.models import ModelConfig, build
-from dynablocks.robustness import DEFAULT_EPSILONS, LOSSES, AttackConfig, AttackResult, attack, l2_pgd
+from dynablocks.robustness import DEFAULT_EPSILONS, LOSSES, AttackConfig, AttackResult, attack, attacks, l2_pgd
 from dynablocks.robustness.attacks import _starts, laid_out
 from dynablocks.robustness.partial import Partial
 
@@ -201,7 +201,7 @@ def test_every_restart_sample_loss_and_seed_starts_elsewhere() -> None:
     pixels = images(2)
 
     def starts(samples: tuple[int, ...] = (0, 1), loss: str = "ce", restart: int = 0, seed: int = 0) -> Tensor:
-        drawn = _starts(pixels, samples, AttackConfig(seed=seed), loss, restart)
+        drawn = _starts(pixels, samples, AttackConfig(seed=seed), loss, restart, {})
         assert drawn is not None
         return drawn
 
@@ -213,13 +213,35 @@ def test_every_restart_sample_loss_and_seed_starts_elsewhere() -> None:
     assert (first[0] - first[1]).norm() > 0.1
 
 
+def test_starts_are_drawn_once_for_all_radii_unless_they_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pixels = Network(), images(6)
+    config = AttackConfig(EPSILONS, steps=2, restarts=2, losses=("ce", "margin"), early_drop=False, batch_size=4)
+    seeds, mixed = list[int](), attacks._mixed_seed
+
+    def counted(*of: int | str) -> int:
+        seeds.append(mixed(*of))
+        return seeds[-1]
+
+    monkeypatch.setattr(attacks, "_mixed_seed", counted)
+    results = []
+    for most, radii in ((4 * 2 * pixels.numel(), 1), (4 * 2 * pixels.numel() - 1, len(EPSILONS) - 1)):
+        monkeypatch.setattr(attacks, "_KEPT_BYTES", most)
+        seeds.clear()
+        results.append(attack(model, (pixels, predicted(model, pixels)), config).tensors())
+        assert len(set(seeds)) == 2 * 2 * 6
+        assert len(seeds) == radii * 2 * 2 * 6
+    assert all(torch.equal(results[1][name], found) for name, found in results[0].items())
+
+
 @pytest.mark.parametrize("early_drop", [True, False])
 def test_of_several_restarts_the_worst_counts(early_drop: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of no length stay where they start: away from the other class, across its edge, or just across."""
     away, far, near = -0.9, 0.9, 0.6
     starts = [(away, away, away, away), (away, away, far, away), (far, away, away, near)]
 
-    def given(pixels: Tensor, samples: Sequence[int], config: AttackConfig, loss: str, restart: int) -> Tensor:
+    def given(
+        pixels: Tensor, samples: Sequence[int], config: AttackConfig, loss: str, restart: int, drawn: object
+    ) -> Tensor:
         lengths = torch.tensor([starts[sample][restart] for sample in samples])
         return (lengths[:, None] * torch.tensor([-1.0, 1.0]) / 2**0.5).reshape(pixels.shape)
 
@@ -252,6 +274,18 @@ def test_early_drop_only_adds_breaks_and_is_monotone():
     for k, epsilon in enumerate(EPSILONS):
         assert (quick.smallest_broken_norm[index == k] <= epsilon).all()
     assert torch.isinf(quick.smallest_broken_norm[index == len(EPSILONS)]).all()
+
+
+def test_what_broke_at_one_radius_is_broken_at_all_larger_ones() -> None:
+    model, pixels = Network(), images(2)
+    data, config = (pixels, predicted(model, pixels)), AttackConfig((0.1, 0.2, 0.3), steps=1, losses=("ce", "margin"))
+    broken = {
+        "ce": torch.tensor([[True, False, False], [False, False, False]]),
+        "margin": torch.tensor([[False, False, False], [False, True, False]]),
+    }
+    result = dataclasses.replace(attack(model, data, config), broken=broken)
+    assert result.robust_accuracy == (0.5, 0.0, 0.0)
+    assert result.smallest_broken_epsilon_index.tolist() == [0, 1]
 
 
 def test_kept_examples_are_what_they_say():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -22,14 +23,18 @@ from dynablocks.robustness import (
     AttackConfig,
     CertificateResult,
     LogitError,
+    NoRoundingBound,
     attack,
     certificates,
     certified_radii,
     certify,
     check_sound,
     generic_radii,
+    plain_arithmetic,
+    rounding_bound,
 )
 from dynablocks.robustness.audit import AuditFailed, _layer_bound
+from dynablocks.robustness.evaluation import evaluating
 from dynablocks.switching import FreeSignal
 
 
@@ -371,6 +376,37 @@ def test_a_network_with_a_forward_of_its_own_has_no_certificate() -> None:
     data = torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(InvalidArgument, match="Sharp has a forward of its own"):
         certify(sharp, data)
+
+
+class Loud(Network):
+    def forward(self, x: Tensor) -> Tensor:
+        return 10 * super().forward(x)
+
+
+def test_a_compiled_network_has_the_certificate_of_the_network_inside() -> None:
+    network = build(ModelConfig("certified", widths=(4,), layers=(1,)), (1, 8, 8), 10, seed=0)
+    data = torch.rand(6, 1, 8, 8, dtype=torch.float64), torch.zeros(6, dtype=torch.int64)
+    plain, compiled = certify(network, data), certify(torch.compile(network, backend="eager"), data)
+    assert (compiled.proved, compiled.arithmetic, compiled.rounding_reason) == (True, "float64", "")
+    assert torch.equal(compiled.radii, plain.radii)
+    assert float(plain.radii.max()) > 0
+    loud = Loud(network.body, network.head, network.input_shape, network.config).double()
+    for given in (loud, torch.compile(loud, backend="eager")):
+        with pytest.raises(InvalidArgument, match="Loud has a forward of its own"):
+            certify(given, data)
+    hooked = torch.compile(network, backend="eager")
+    hooked.register_forward_hook(lambda module, given, output: 10 * output)
+    with pytest.raises(InvalidArgument, match="has forward hooks"):
+        certify(hooked, data)
+
+
+def test_nothing_is_proved_of_a_part_that_is_compiled_in_place() -> None:
+    network = build(ModelConfig("certified", widths=(4,), layers=(1,)), (1, 8, 8), 10, seed=0).double()
+    images = torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    network.head.compile(backend="eager")
+    with pytest.raises(NoRoundingBound, match="head is compiled in place"), evaluating(network), plain_arithmetic():
+        rounding_bound(network, images)
+    assert certify(copy.deepcopy(network), (images, torch.zeros(2, dtype=torch.int64))).proved
 
 
 class DoubledBlock(DynamicalBlock):

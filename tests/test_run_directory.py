@@ -22,18 +22,19 @@ from torch import Tensor, nn
 from dynablocks import cli
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.config import DataConfig, RunConfig
+from dynablocks.data import DataSplits, load_data
 from dynablocks.errors import BadCheckpoint, DynablocksError
 from dynablocks.fields import FieldFacts, VectorField
 from dynablocks.linear import ORTHOGONAL
 from dynablocks.models import MODELS, ModelConfig, ModelKind
 from dynablocks.registry import Registry
-from dynablocks.robustness import CertificateResult
-from dynablocks.run_directory import pipeline, results
+from dynablocks.robustness import AttackConfig, CertificateResult
+from dynablocks.run_directory import network, pipeline, results
 from dynablocks.run_directory.certificate_file import audit_certificate, write_certificate
 from dynablocks.run_directory.dry_run import estimate
 from dynablocks.run_directory.metrics import write_metrics
 from dynablocks.run_directory.network import foreign_names, load, load_config, stored_description, weights_hash
-from dynablocks.run_directory.pipeline import certify_run, train_run
+from dynablocks.run_directory.pipeline import attack_run, certify_run, report_run, train_run
 from dynablocks.run_directory.results import CERTIFICATE, belongs_to, restored, store, training_facts
 from dynablocks.run_directory.source import COMPUTING, source_hash
 from dynablocks.switching import REGIONS, FreeSignal
@@ -193,10 +194,37 @@ def test_a_certificate_whose_rounding_is_measured_says_so_and_why(
     metrics = json.loads((proved / "metrics.json").read_text())
     assert (metrics["rounding"], metrics["rounding_reason"]) == ("proved", None)
     said: list[str] = []
-    monkeypatch.setattr(pipeline, "attack_run", lambda *_: SimpleNamespace(labels=(), epsilons=()))
-    monkeypatch.setattr(pipeline, "report_run", lambda *_: tmp_path)
+    monkeypatch.setattr(pipeline, "attack_run", lambda *_, **__: SimpleNamespace(labels=(), epsilons=()))
+    monkeypatch.setattr(pipeline, "report_run", lambda *_, **__: tmp_path)
     pipeline.run(own, tmp_path / "own", "dynablocks run", said.append)
     assert any(" test images, rounding measured, Lipschitz bound 2" in sentence for sentence in said)
+
+
+def test_a_run_loads_its_images_once_and_writes_what_its_commands_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def counted(name: str, *options: Any) -> DataSplits:
+        loaded.append(name)
+        return load_data(name, *options)
+
+    monkeypatch.setattr(network, "load_data", counted)
+    config = replace(tiny(4), attack=AttackConfig(samples=4, steps=2))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    pipeline.run(config, whole, "dynablocks run", lambda sentence: None)
+    assert loaded == ["digits"]
+    train_run(config, parts)
+    for command in (certify_run, attack_run, report_run):
+        command(parts)
+    assert loaded == ["digits"] * 5
+    for name in ("certificate.safetensors", "attack.safetensors"):
+        assert (whole / name).read_bytes() == (parts / name).read_bytes()
+    figures = [json.loads((place / "metrics.json").read_text()) for place in (whole, parts)]
+    timed = {"train_seconds", "images_per_second"}
+    assert figures[0].keys() > timed
+    ours, theirs = ({name: value for name, value in found.items() if name not in timed} for found in figures)
+    assert ours == theirs
 
 
 @pytest.mark.parametrize(("registry", "name"), [(MODELS, "prescribed"), (REGIONS, "tight"), (ORTHOGONAL, "expm")])

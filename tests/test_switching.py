@@ -305,6 +305,42 @@ def test_regularisation_sums_what_there_is() -> None:
     assert float(regularisation(nn.ModuleList(convs))) == pytest.approx(sum(float(c.regularisation()) for c in convs))
 
 
+class Counting(nn.Module):
+    """Counts its projections and its moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projected, self.moved = 0, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def project_(self) -> None:
+        self.projected += 1
+
+    def set_progress(self, progress: float) -> None:
+        self.moved += 1
+
+
+def test_the_constraints_of_a_compiled_part_count_once() -> None:
+    conv, part, pair = NormalisedConv((2, 3, 3), 2, penalty=0.1), Counting(), PrescribedSignal(TightRegion(0.5))
+    model = nn.ModuleList([torch.compile(each, backend="eager") for each in (conv, part, pair)])
+    assert float(regularisation(model)) == float(regularisation(conv)) > 0
+    assert float(regularisation(model[0])) == float(regularisation(conv))
+    with torch.no_grad():
+        pair.steps.copy_(torch.tensor([1.0, 9.0]))
+    project(model)
+    set_progress(model, 0.5)
+    assert (part.projected, part.moved) == (1, 1)
+    assert pair.steps.tolist() == pytest.approx(TightRegion(0.5).project(1.0, 9.0))
+
+
+def test_signals_on_the_meta_device_can_be_printed() -> None:
+    for signal in (LearnedStep(0.5), FreeSignal(0.5), PrescribedSignal(TightRegion(0.5)), EvenSteps(1.0, 2)):
+        assert repr(signal).startswith(f"{type(signal).__name__}(h1=")
+        assert repr(signal.to("meta")) == f"{type(signal).__name__}()"
+
+
 def test_tight_contraction_is_the_largest_eigenvalue() -> None:
     for h, a in itertools.product(np.linspace(0, 2, 21), SLOPES):
         slopes = np.linspace(a, 1, 101)
@@ -821,6 +857,27 @@ def test_a_pair_without_symmetry_is_balanced_by_the_one_sided_constants(turning:
     assert block.signal.steps.tolist() == pytest.approx([0.25, expected], rel=1e-9)
     assert block.properties.lipschitz <= 1
     assert measured(block) == pytest.approx(1.0, rel=1e-9)
+
+
+@pytest.mark.parametrize("bound", ["tight", "paper"])
+def test_a_pair_without_symmetry_goes_back_as_far_as_its_constants_show(bound: str) -> None:
+    """L_c² = 1 − 2/4 + 2/16, and 1 + |h₂|√2 <= 1/L_c."""
+    fields = [Spiral(1.0), Outward(1.0)]
+    block = DynamicalBlock(fields, "euler", NonExpansivePair(*fields, (0.25, -5.0), bound=bound), bound=bound).double()
+    block.signal.steps.data[1] = -5.0  # projected in float32 before, by more than float64 needs
+    project(block)
+    expected = -(1 / math.sqrt(0.625) - 1) / math.sqrt(2)
+    assert block.signal.steps.tolist() == pytest.approx([0.25, expected], rel=1e-9)
+    assert block.properties.lipschitz <= 1
+
+
+def test_a_pair_credits_no_contraction_below_a_thousandth() -> None:
+    """A_c = I, a = 1, h₁ = 1: the step ends in one point, and h₂ <= 1000 − 1."""
+    fields = [GradientField(Dense(2, 2), leaky_relu(1.0), expansive=expansive) for expansive in (False, True)]
+    with torch.no_grad():
+        for field in fields:
+            field.linear.matrix.copy_(torch.eye(2))
+    assert 990 < NonExpansivePair(*fields, (1.0, 1e9)).steps[1].item() <= 999
 
 
 class Boundless(Outward):

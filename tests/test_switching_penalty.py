@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.linear import NormalisedConv
-from dynablocks.models import ModelConfig, build
+from dynablocks.models import MODELS, ModelConfig, build
 from dynablocks.switching import (
     REGIONS,
     ExactFlowRegion,
@@ -25,6 +26,7 @@ from dynablocks.switching import (
     PaperPrescribedRegion,
     PrescribedSignal,
     Region,
+    TightHalvesRegion,
     TightRegion,
     keep_constraints,
     regularisation,
@@ -119,6 +121,30 @@ def test_only_the_penalty_balance_has_a_penalty_and_names_are_checked() -> None:
         PairSignal(region, balance="penalties")
     with pytest.raises(InvalidArgument, match="step_penalty is -1"):
         PairSignal(region, balance="penalty", step_penalty=-1.0)
+
+
+@SIGNALS
+def test_a_weight_that_another_balance_does_not_read_is_refused(signal: type[PairSignal]) -> None:
+    region = TightHalvesRegion(0.5)
+    assert signal(region, (1.0, 9.0), "penalty").step_penalty == 1.0
+    assert torch.equal(
+        signal(region, (1.0, 9.0), "penalty").regularisation(),
+        signal(region, (1.0, 9.0), "penalty", step_penalty=1.0).regularisation(),
+    )
+    for balance, weight in itertools.product(("pair", "network"), (0.0, 1.0, 5.0)):
+        said = rf"step_penalty is {weight}, which changes nothing with balance='{balance}'; leave it out"
+        with pytest.raises(InvalidArgument, match=said):
+            signal(region, balance=balance, step_penalty=weight)
+        assert signal(region, balance=balance).regularisation() is None
+
+
+@pytest.mark.parametrize("balance", ["pair", "network"])
+def test_a_stored_weight_that_the_balance_does_not_read_stays_stored(balance: str) -> None:
+    given = ModelConfig("prescribed", widths=(4,), layers=(1,), balance=balance)
+    stored = replace(given.completed(MODELS["prescribed"].defaults), step_penalty=2.0)
+    model = build(stored, (1, 8, 8), 4)
+    assert model.config == stored
+    assert [signal.regularisation() for signal in pairs_of(model)] == [None]
 
 
 def small(name: str, **changes: object) -> nn.Module:

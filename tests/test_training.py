@@ -649,6 +649,29 @@ def test_the_choice_of_the_precision_shows_how_far_it_is(monkeypatch: pytest.Mon
     assert told == ["choosing the precision", 0.25, 0.5, 0.6875, 0.875, 1.0, 1.0]
 
 
+@pytest.mark.parametrize(("seconds", "rounds"), [(2.0**-3, 8), (2.0**-8, 30), (2.0**-10, 103)])
+def test_the_choice_of_the_precision_takes_thirty_steps_of_each_or_a_second(
+    seconds: float, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of very short steps as many as a fifth of a second holds."""
+    import dynablocks.training.precision as precision
+
+    names: list[str] = []
+    told: list[float] = []
+
+    def timed(model: nn.Module, batch: Tensor, device: torch.device, name: str) -> float:
+        names.append(name)
+        return seconds
+
+    monkeypatch.setattr(precision, "progress_bar", lambda label: contextlib.nullcontext(told.append))
+    monkeypatch.setattr(precision, "supports_bf16", lambda device: True)
+    monkeypatch.setattr(precision, "timed_step", timed)
+    assert choose_precision(small_model(), torch.rand(4, 1, 8, 8), "cpu") == "32"
+    assert names == ["32", "bf16"] * (1 + rounds)
+    assert told == sorted(told)
+    assert told[-3] < told[-1] == 1.0
+
+
 @pytest.mark.parametrize("slow_down", [0.3, 1.0, 4.0])
 @pytest.mark.parametrize("limit", [None, 2000])
 def test_plan_fills_the_budget_and_progress_never_falls(slow_down: float, limit: int | None) -> None:
@@ -1051,6 +1074,26 @@ def test_finished_training_returns_at_once(tmp_path: Path) -> None:
         fit(
             again, quadrants(), TrainingConfig(epochs=1, batch_size=32, ema_decay=0.5, max_minutes=1, **QUIET), tmp_path
         )
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_finished_training_stores_nothing_to_go_on_from(ema_decay: float, tmp_path: Path) -> None:
+    """The checkpoint before, which counts where the last one is damaged, holds all."""
+    settings = {"batch_size": 32, "optimiser": "adam", "checkpoint_seconds": 0.0, "ema_decay": ema_decay, **QUIET}
+    config, model, again = TrainingConfig(epochs=1, **settings), small_model(), small_model()
+    fit(model, quadrants(), config, tmp_path)
+    before, last = (read_state(tmp_path / name) for name in ("checkpoint.previous", "checkpoint"))
+    averaged = {"weights", "average"} if ema_decay else set()
+    assert before.keys() - last.keys() == {"optimiser", "scaler", "random"} | averaged
+    assert last.keys() <= before.keys()
+    assert before["summary"] is None
+    assert last["summary"]["steps"] == last["step"] == before["step"] + 1
+    (tmp_path / "checkpoint" / "state.pt").write_bytes(b"broken")
+    steps: list[int] = []
+    with pytest.warns(UserWarning, match="previous checkpoint"):
+        fit(again, quadrants(), config, tmp_path, on_step=steps.append)
+    assert steps == [last["step"]]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(again.parameters(), model.parameters(), strict=True))
 
 
 class Waited(Exception):

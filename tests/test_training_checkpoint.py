@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from test_training import QUIET, metric_lines, quadrants, small_model
 from torch import nn
 
@@ -31,7 +35,7 @@ class Killed(Exception):
     pass
 
 
-def killed_at(step: int) -> object:
+def killed_at(step: int | None) -> object:
     def kill(done: int) -> None:
         if done == step:
             raise Killed
@@ -71,6 +75,17 @@ def test_resumed_training_ends_with_the_very_bits(name: str, tmp_path: Path) -> 
         [{k: v for k, v in line.items() if k not in timing} for line in metric_lines(place)] for place in (calm, rough)
     )
     assert calm_lines == rough_lines
+
+
+def test_a_training_that_goes_on_says_from_where(tmp_path: Path) -> None:
+    config, said = TrainingConfig(epochs=2, batch_size=16, checkpoint_seconds=0.0, **QUIET), []
+    for last in (5, None):
+        stream = io.StringIO()
+        with contextlib.suppress(Killed):
+            console = Console(file=stream, width=200)
+            fit(small_model(), quadrants(), config, tmp_path, console=console, on_step=killed_at(last))
+        said.append(re.findall(r"Going on from the checkpoint \(step (\d+), (\S+) epochs", stream.getvalue()))
+    assert said == [[], [("4", f"{4 / (len(quadrants().train.images) / 16):.4g}")]]
 
 
 def test_another_seed_ends_with_other_bits(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ that was not finished; the result is RUN/autoattack.json. A certified image that
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import sys
 from dataclasses import replace
@@ -105,7 +106,13 @@ def check(distances: list[float | None], certificate: CertificateResult) -> None
 
 
 def measured(run: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Certificate, PGD and AutoAttack of the first images."""
+    """Certificate, PGD and AutoAttack of the first images.
+
+    Raises:
+        ModuleNotFoundError: pyautoattack is not installed, which is asked before anything is computed.
+    """
+    if importlib.util.find_spec("pyautoattack") is None:
+        raise ModuleNotFoundError("pyautoattack is not installed")
     data = DataConfig(dir=options.data_dir)
     config = with_data(load_config(run), data)
     certificate = certify_run(run, data)

@@ -29,9 +29,12 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.errors import DynablocksError, require_range
-from dynablocks.files import write_json
+from dynablocks.files import require_writable, write_json
 from dynablocks.linear import OrthogonalConv
 from dynablocks.numerics.bounds import ConvGeometry, conv_norm_bounds, dense_matrix
+
+sys.path.insert(0, str(Path(__file__).parent))
+from peers import explained
 
 BELOW = 1e-5
 Estimator = Callable[[nn.Conv2d, int], float | None]
@@ -181,6 +184,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Print the table."""
     args = parse()
+    if args.json:
+        require_writable(args.json.parent)
     sys.path.append(str(args.peers))
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
@@ -202,5 +207,4 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         sys.exit("stopped; nothing is kept")
     except (DynablocksError, ModuleNotFoundError) as error:
-        cure = "say where the peers' packages are with --peers PEERS, see run.py"
-        sys.exit(f"error: {error}" + (f"; {cure}" if isinstance(error, ModuleNotFoundError) else ""))
+        sys.exit(explained(error))

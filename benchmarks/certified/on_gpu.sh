@@ -5,10 +5,13 @@
 #
 # CIFAR10 is a CIFAR-10 copy, WORK keeps checkpoints and result, PRESET is certified/gpu-5min or certified/gpu-25min,
 # MINUTES (9) ends a piece; the next call goes on from the last checkpoint. Ends with 0 when WORK/ours-0/result.json is
-# there, 3 when there is more to do. Another preset needs another WORK. Where OUT names a folder, the results and radii
-# that are there are copied to it at the end: for machines that are lent bare and give back what is in it.
+# there, 3 when there is more to do. Another preset needs another WORK. Where OUT names a folder, a finished entry is
+# copied to it at the end: result, radii, and the whole run directory as ours-0/run.tar.* in parts of 15 MB, which
+# "cat run.tar.* | tar -x -C RUN" makes a directory again, for attack.py, dynablocks certify and audit. That is for
+# machines that are lent bare for ten minutes and give back what is in OUT: gpu-5min fits into one piece there, and
+# gpu-25min needs a machine that stays.
 set -euo pipefail
-[ $# -ge 2 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 data=$1 work=$2 preset=${3:-certified/gpu-5min} piece=${4:-9} out=${OUT:-}
 case $preset in
   certified/gpu-5min) budget=5 ;;
@@ -24,11 +27,14 @@ status=0
 timeout --signal=INT "${piece}m" "$python" "$root/benchmarks/certified/run.py" --data-dir "$data" --out "$work" \
   --entries ours --preset "$preset" --minutes "$budget" || status=$?
 if [ "$status" = 124 ]; then status=3; fi
-for file in "$work"/*/result.json "$work"/*/radii.safetensors; do
-  if [ -n "$out" ] && [ -e "$file" ]; then
-    entry=$(basename "$(dirname "$file")")
-    mkdir -p "$out/$entry"
-    cp "$file" "$out/$entry/"
+for result in "$work"/*/result.json; do
+  if [ -n "$out" ] && [ -e "$result" ]; then
+    entry=$(dirname "$result")
+    copy="$out/$(basename "$entry")"
+    mkdir -p "$copy"
+    rm -f "$copy"/run.tar.*
+    for file in "$result" "$entry/radii.safetensors"; do [ ! -e "$file" ] || cp "$file" "$copy/"; done
+    tar -c -C "$entry" --exclude=checkpoint.previous . | split -b 15m - "$copy/run.tar."
   fi
 done
 exit "$status"

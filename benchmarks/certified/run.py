@@ -270,10 +270,7 @@ def as_page(
         "rounding too; own claim: with the constant 1 the layer claims. Several seeds: mean ± standard deviation."
     )
     searched = [r for r in results if r.get("search")]
-    each = max((r["search"].get("minutes", 0.0) for r in searched), default=0.0)
     caption += how_searched(searched) if searched else ""
-    command = f"python benchmarks/certified/run.py --data-dir CIFAR10 --out WORK --peers PEERS --minutes {minutes:g}"
-    command += f" --preset {preset}" + (f" --search {each:g}" if searched else "")
     origin = {
         "seed": sorted({r["seed"] for r in results}),
         "data": sorted({r["data"] for r in results}),
@@ -287,11 +284,22 @@ def as_page(
         "caption": caption,
         "columns": COLUMNS,
         "rows": rows(results),
-        "command": command,
+        "command": command_of(results, minutes, preset),
         "preset": preset,
         **{name: ", ".join(map(str, values)) for name, values in origin.items()},
         "entries": results,
     } | {name: earlier[name] for name in WRITTEN_BY_HAND if name in earlier}
+
+
+def command_of(results: list[dict[str, Any]], minutes: float, preset: str) -> str:
+    """The command that makes a page; in brackets what only some of its results were made with."""
+    searched = [r["search"].get("minutes", 0.0) for r in results if r.get("search")]
+    held_out = max((r["images"] for r in results if r["measured"] == "held-out"), default=0)
+    command = f"python benchmarks/certified/run.py --data-dir CIFAR10 --out WORK --peers PEERS --minutes {minutes:g}"
+    command += f" --preset {preset}" + (f" --held-out {held_out}" if held_out else "")
+    command += f" --search {max(searched):g}" if searched else ""
+    command += " [--seed N]" if any(r["seed"] for r in results) else ""
+    return command + (" [--entries NAME --set ...]" if any("=" in r["name"] for r in results) else "")
 
 
 def how_searched(searched: list[dict[str, Any]]) -> str:
@@ -456,6 +464,7 @@ def require_same(path: Path, result: dict[str, Any], args: argparse.Namespace, *
     """
     require_whole(path, result)
     asked = {"minutes": args.minutes, "measured": "held-out" if args.held_out else "test", "preset": args.preset}
+    asked |= {"images": args.held_out} if args.held_out else {}
     asked |= also if "crop" in result["name"] else crop(args) | also  # a trial of other crops says so in its name
     family = (result.get("settings") or {}).get("family")
     earlier = EARLIER.search(result["source"]) is not None and result["name"] != f"{family}-{result['seed']}"

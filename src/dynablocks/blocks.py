@@ -32,7 +32,8 @@ class DynamicalBlock(Structured):
         fields: one vector field, or those the signal switches between, of one input shape.
         method: an integrator or its registry name.
         signal: a switching signal; by default one learned step in [0, 2].
-        bound: ``"tight"`` or ``"paper"``, which Lipschitz constants to declare (design D2.2).
+        bound: ``"tight"`` or ``"paper"``, which Lipschitz constants to declare (design D2.2): of explicit Euler steps
+            and of the explicit half of ``trapezoidal``; other methods have one kind, and read no ``bound``.
 
     Raises:
         InvalidArgument: one of ``fields`` is no field or has no ``in_shape``, their shapes differ, ``method`` does not
@@ -139,6 +140,9 @@ class DynamicalBlock(Structured):
             losses,
             title=f"Block {self.method!r}",
         )
+
+    def extra_repr(self) -> str:
+        return f"method={self.method!r}, bound={self.bound!r}"
 
     def _field(self, index: int) -> VectorField:
         if not 0 <= index < len(self.fields):

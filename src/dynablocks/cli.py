@@ -49,7 +49,7 @@ examples:
   a network of the paper on them:
     dynablocks run --model prescribed --lift paper --preset smoke
   a CIFAR-10 copy, 15 minutes of training:
-    dynablocks run --data-dir ~/cifar10
+    dynablocks run --data-dir ~/cifar10 --out runs/cifar
     dynablocks explain runs/cifar
   a map that keeps the sum of the states:
     dynablocks fit trajectories.csv --preserve mass

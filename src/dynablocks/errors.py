@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 OUT_OF_MEMORY = "out of memory|can't allocate memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED"
 """How a RuntimeError of torch says so, on a GPU, on a CPU and of the GPU's libraries."""
@@ -117,8 +117,24 @@ def require_choice(name: str, value: str, choices: Iterable[str]) -> str:
     return value
 
 
-def require_sizes(name: str, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
-    """``shape`` when it has ``rank`` positive sizes, otherwise :class:`InvalidArgument`."""
-    if len(shape) != rank or any(not isinstance(s, int) or s < 1 for s in shape):
-        raise InvalidArgument(f"{name} is {tuple(shape)!r}; {rank} positive sizes are needed.")
+def require_sizes(name: str, shape: Sequence[int], rank: int | None = None) -> tuple[int, ...]:
+    """``shape`` when it is a sequence of ``rank`` positive sizes (one or more without), otherwise an error.
+
+    Raises:
+        InvalidArgument: it is something else.
+
+    Example:
+        >>> require_sizes("in_shape", 3, 3)
+        Traceback (most recent call last):
+        dynablocks.errors.InvalidArgument: in_shape is 3; 3 positive sizes are needed, such as (3, 32, 32).
+    """
+    listed = isinstance(shape, Sequence) and not isinstance(shape, str)
+    counted = listed and (len(shape) == rank if rank else len(shape) > 0)
+    if not counted or any(not isinstance(size, int) or size < 1 for size in shape):
+        shown = tuple(shape) if listed else shape
+        if rank:
+            raise InvalidArgument(
+                f"{name} is {shown!r}; {rank} positive sizes are needed, such as {(3, *(32,) * (rank - 1))}."
+            )
+        raise InvalidArgument(f"{name} is {shown!r}; a tuple of positive sizes is needed, such as (3,) or (3, 32, 32).")
     return tuple(shape)

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -76,7 +77,7 @@ def require_writable(directory: Path) -> None:
             with open(probe, "xb") as stream:
                 stream.write(bytes(4096))
                 stream.flush()
-                os.fsync(stream.fileno())
+                flush(stream.fileno())
         finally:
             probe.unlink(missing_ok=True)
     except OSError as error:
@@ -103,7 +104,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary = unused
         write(temporary)
         with open(temporary, "rb+") as stream:
-            os.fsync(stream.fileno())
+            flush(stream.fileno())
         os.replace(temporary, path)
         temporary = None
         flush_directory(path.parent)
@@ -129,6 +130,20 @@ def _remove_leftovers(path: Path) -> None:
                 os.unlink(entry.path)
 
 
+def flush(handle: int) -> None:
+    """Make what was written to an open file outlive a power cut: every ``fsync`` of the library is this one.
+
+    On macOS that of the system leaves it in the drive's cache, which only ``F_FULLFSYNC`` empties; where a file system
+    does not know the latter, ``fsync`` has to do.
+    """
+    os.fsync(handle)
+    if sys.platform == "darwin":
+        import fcntl
+
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
+
+
 def flush_directory(path: Path) -> None:
     """Make the names in a folder outlive a power cut, where folders can be flushed.
 
@@ -138,7 +153,7 @@ def flush_directory(path: Path) -> None:
         return
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        flush(handle)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
             raise
@@ -308,6 +323,20 @@ def is_held(path: Path) -> bool:
         raise DynablocksError(f"cannot read {path}: {error.strerror or error}; make the file readable.") from error
     with stream:
         return not _lock(stream.fileno())
+
+
+def can_lock(folder: Path) -> bool:
+    """Whether files in ``folder``, which is made where it is not there, can be locked: of two that open one, only the
+    first may hold it. Windows locks none here, and some network file systems do not either.
+
+    Raises:
+        DynablocksError: the place is not writable.
+    """
+    probe = Path(folder) / f".{secrets.token_hex(8)}.lock"  # a name of its own: another process may ask meanwhile
+    with lock_file(probe) as first, lock_file(probe) as second:
+        pass
+    probe.unlink(missing_ok=True)
+    return first and not second
 
 
 def _lock(handle: int) -> bool:

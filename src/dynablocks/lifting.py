@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,10 @@ class PixelNormalisation(Structured):
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
         require_shape(self, (len(self.mean), *x.shape[-2:]), x)
-        return (x - self.mean) * self.scale
+        mean, scale = self.mean, self.scale
+        if x.device.type == "cpu" and x.ndim == 4 and x.shape[1] > 1 and x.stride(1) == 1:
+            mean, scale = _spread(mean, x), _spread(scale, x)
+        return (x - mean) * scale
 
     def declare(self) -> Declaration:
         scales = self.scale.cpu().double().abs()
@@ -68,6 +72,8 @@ class PixelNormalisation(Structured):
 
 
 ISOMETRY = (Lipschitz(1.0), NormPreserving())
+WIDE_CHANNELS = 16
+"""Where a pixel has so many channels, a CPU copies them as one row faster than ATen takes them one by one."""
 
 
 class SpaceToDepth(Structured):
@@ -91,7 +97,13 @@ class SpaceToDepth(Structured):
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.pixel_unshuffle(x, self.factor)
+        f = self.factor
+        if f > 1 and _is_plain_channels_last(x) and not (x.shape[2] % f or x.shape[3] % f):
+            if x.is_cuda:
+                return _regrouped(x, f)
+            if x.device.type == "cpu" and x.shape[1] >= WIDE_CHANNELS:
+                return _Unshuffled.of(x, f)
+        return functional.pixel_unshuffle(x, f)
 
     def inverse(self, y: Tensor) -> Tensor:
         """The image again."""
@@ -263,7 +275,7 @@ class Head(Dense):
         normalise: ``"rows"`` (each row of W has norm 1), ``"frobenius"`` (‖W‖_F = 1, the paper's) or ``"none"``.
 
     Raises:
-        InvalidArgument: another ``normalise``, or a size below 1.
+        InvalidArgument: another ``normalise``, or a size below 1; when called, an input of another size.
 
     Example:
         >>> head = Head(5, 3)
@@ -273,6 +285,7 @@ class Head(Dense):
 
     def __init__(self, in_features: int, classes: int, normalise: str = "rows") -> None:
         self.normalise = require_choice("normalise", normalise, ("rows", "frobenius", "none"))
+        classes = require_whole("classes", classes, 1)
         super().__init__(in_features, classes)
         self.bias = nn.Parameter(torch.zeros(classes))
 
@@ -284,6 +297,7 @@ class Head(Dense):
         return self.matrix
 
     def forward(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
+        require_shape(self, self.in_shape, x)
         return functional.linear(x, self.weight, self.bias)
 
     def declare(self) -> Declaration:
@@ -297,3 +311,66 @@ def _require_entries(module: nn.Module, entries: int, x: Tensor) -> None:
     if x.ndim < 2 or x.shape[1] != entries:
         name = type(module).__name__
         raise InvalidArgument(f"the input has shape {tuple(x.shape)}; {name} takes (batch, {entries}, ...).")
+
+
+def _spread(value: Tensor, x: Tensor) -> Tensor:
+    """One number a channel, (C, 1, 1), as an image of the size of ``x``, channels last.
+
+    Where both operands lie so, a loop of the CPU runs over a whole image, and otherwise over the channels of a pixel.
+    """
+    height, width = x.shape[-2:]
+    return value.permute(1, 2, 0).expand(height, width, -1).contiguous().permute(2, 0, 1)
+
+
+def _is_plain_channels_last(x: Tensor) -> bool:
+    """Whether these are channels-last images without gaps, outside of ``torch.func`` and ``torch.compile``.
+
+    In the former a tensor does not tell its layout; the latter writes loops of its own.
+    """
+    if x.ndim != 4 or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return x.shape[1] > 1 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _regrouped(x: Tensor, factor: int) -> Tensor:
+    """``pixel_unshuffle`` of channels-last images, whose layout stays: ATen's on GPUs gives another one."""
+    samples, channels, height, width = x.shape
+    rows, columns = height // factor, width // factor
+    patches = x.permute(0, 2, 3, 1).reshape(samples, rows, factor, columns, factor, channels)
+    pixels = patches.permute(0, 1, 3, 5, 2, 4).reshape(samples, rows, columns, channels * factor**2)
+    return pixels.permute(0, 3, 1, 2)
+
+
+class _Unshuffled(torch.autograd.Function):
+    """``pixel_unshuffle`` of channels-last images, a copy for each place in a patch; ATen's adjoint is fast."""
+
+    @classmethod
+    def of(cls, x: Tensor, factor: int) -> Tensor:
+        """The map, recorded by autograd."""
+        image: Tensor = cls.apply(x, factor)  # type: ignore[no-untyped-call]
+        return image
+
+    @staticmethod
+    def forward(x: Tensor, factor: int) -> Tensor:
+        samples, channels, height, width = x.shape
+        shape = (samples, channels * factor**2, height // factor, width // factor)
+        y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        pixels = x.permute(0, 2, 3, 1)
+        rows = y.permute(0, 2, 3, 1)
+        patches = rows.view(*rows.shape[:3], channels, factor, factor)
+        for i, j in itertools.product(range(factor), repeat=2):
+            patches[..., i, j].copy_(pixels[:, i::factor, j::factor])
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.factor = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return functional.pixel_shuffle(gradients[0], ctx.factor), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        # Not :meth:`of`, whose copies cannot be made of a batch of tangents (``vectorize=True``).
+        return functional.pixel_unshuffle(tangents[0], ctx.factor)

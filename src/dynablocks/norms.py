@@ -58,7 +58,7 @@ class SpectralMetric(Metric):
     wavelength: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", require_sizes("shape", tuple(self.shape), 3))
+        object.__setattr__(self, "shape", require_sizes("shape", self.shape, 3))
         require_range("smooth", self.smooth, 1e-6, 1e6)
         if self.wavelength is None:
             object.__setattr__(self, "wavelength", float(max(self.shape[1:])))

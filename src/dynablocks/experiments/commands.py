@@ -83,10 +83,10 @@ def reproduce(options: Any, arguments: Sequence[str], say: Callable[[str], None]
     if options.worker:
         signal.signal(signal.SIGINT, interrupt_once)
     experiments = chosen(options.names)
-    if options.jobs > 1:
-        require_workers(experiments)
     scale = Scale(options.preset, options.data.dir, options.cifar100_dir, options.seed)
     store = Store(options.out / "cells")
+    if options.jobs > 1 and not (options.dry_run or options.check):  # these start no process, and write nothing
+        require_workers(experiments, store.root)
     cells = all_cells(experiments, scale)
     if options.dry_run:
         return _dry_run(cells, store)

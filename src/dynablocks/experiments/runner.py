@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import signal
@@ -18,7 +19,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store, in_order
 from dynablocks.experiments.provenance import where_made
-from dynablocks.files import write_atomically, write_json, write_text
+from dynablocks.files import can_lock, write_atomically, write_json, write_text
 from dynablocks.progress import PATIENCE_SECONDS
 from dynablocks.reporting.figures import style
 from dynablocks.reporting.words import duration
@@ -26,6 +27,7 @@ from dynablocks.training.interrupts import is_repeated_interrupt
 
 Say = Callable[[str], None]
 
+WINDOWS = os.name == "nt"
 POLL_SECONDS = 0.5
 ENDED = ("built", "failed", "impossible")
 
@@ -113,22 +115,31 @@ def build_cells(cells: Sequence[Cell], store: Store, say: Say, *, retry: bool = 
             time.sleep(POLL_SECONDS)
 
 
-def require_workers(experiments: Sequence[Experiment]) -> None:
+def require_workers(experiments: Sequence[Experiment], folder: Path) -> None:
     """Refuse processes that could not build the cells of these experiments together.
 
-    A worker is the program ``dynablocks``, which imports no file of the user's; and cells are shared by locked files.
+    A worker is the program ``dynablocks``, which knows no experiment of the user's; and cells are shared by locked
+    files.
+
+    Args:
+        experiments: what to build.
+        folder: of the cells; made, since only a file that is written there tells whether it can be locked.
 
     Raises:
-        InvalidArgument: an experiment is of another package, or files cannot be locked here, as on Windows.
+        InvalidArgument: an experiment is of another package, or files in the folder cannot be locked.
+        DynablocksError: the folder is not writable.
     """
-    if os.name == "nt":
-        raise InvalidArgument("processes cannot share cells on Windows, where nothing locks them; give --jobs 1.")
     for experiment in experiments:
         module = type(experiment).__module__
         if not module.startswith("dynablocks.experiments."):
             raise InvalidArgument(
                 f"the experiment {experiment.name} (of {module}) is known to this process only; give --jobs 1."
             )
+    if not can_lock(folder):
+        raise InvalidArgument(
+            f"processes cannot share the cells in {folder}, where nothing locks files (Windows, a file system without "
+            "flock); give --jobs 1, or another --out."
+        )
 
 
 def build_with_workers(arguments: Sequence[str], jobs: int, cores: int) -> None:
@@ -139,7 +150,9 @@ def build_with_workers(arguments: Sequence[str], jobs: int, cores: int) -> None:
     the lines of the others.
     """
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores // jobs)), "TERM": "dumb"}
-    command = [sys.executable, "-m", "dynablocks", "reproduce", *arguments, "--jobs", "1", "--worker"]
+    # With -m modules are looked for in the working directory first, without -P: only where this process does so, too.
+    safe = ["-P"] if {"", os.getcwd()}.isdisjoint(sys.path) else []
+    command = [sys.executable, *safe, "-m", "dynablocks", "reproduce", *arguments, "--jobs", "1", "--worker"]
     workers = [subprocess.Popen(command, env=environment) for _ in range(jobs)]
     try:
         codes = [worker.wait() for worker in workers]
@@ -171,7 +184,10 @@ def time_limit(hours: float | None) -> Iterator[Callable[[], bool]]:
 
     def interrupt() -> None:
         over.set()
-        os.kill(os.getpid(), signal.SIGINT)
+        if WINDOWS:
+            _thread.interrupt_main()  # os.kill would end the process there, before it saves anything
+        else:
+            os.kill(os.getpid(), signal.SIGINT)
 
     if hours is None:
         yield over.is_set

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -12,7 +12,7 @@ from dynablocks.errors import InvalidArgument, require_finite
 from dynablocks.linear.maps import LinearMap, why_unknown
 from dynablocks.numerics.rounding import EPS, exp_up
 from dynablocks.properties import EUCLIDEAN, Metric
-from dynablocks.properties.own_code import COMPUTING, MOVING, replaced
+from dynablocks.properties.own_code import COMPUTING, MOVING, replaced, require_visible
 from dynablocks.registry import Registry
 
 
@@ -192,10 +192,12 @@ SAID_OF: dict[str, tuple[str, ...]] = {
 
 
 OF_ANOTHER: dict[str, tuple[str, ...]] = {
-    "flow": ("forward",),
+    "flow": ("forward", "profile", "preactivation"),
     "structure": ("forward",),
-    "energy": ("forward",),
+    "energy": COMPUTING,
     "rotate": ("forward",),
+    "rates": ("forward",),
+    "production_destruction": ("forward",),
     "potential": ("forward", "profile", "preactivation"),
 }
 """The methods of a field beside X, and those that each goes with: where one of these is replaced, an inherited one is
@@ -226,12 +228,13 @@ class VectorField(nn.Module):
 
     What a class says is said of its own methods: a subclass with another ``forward`` (or another ``profile``,
     ``preactivation``, ``rate``, ``energy``, …) has no facts until it has a :meth:`facts` of its own, one with another
-    ``flow`` none of the constants of the one before. The ``flow``, ``structure``, ``rotate`` and ``potential`` that a
-    class inherits are not taken for those of a ``forward`` of its own: it repeats the ones that still hold.
+    ``flow`` none of the constants of the one before. The ``flow``, ``energy``, ``structure``, ``potential``, ``rotate``
+    and ``rates`` that a class inherits are not taken for those of a ``forward`` (or of another method that X is made
+    of) of its own: it repeats the ones that still hold.
     """
 
     in_shape: tuple[int, ...]
-    _of_another: frozenset[str] = frozenset()
+    _of_another: ClassVar[dict[str, str]] = {}
 
     def __init_subclass__(cls, **given: Any) -> None:
         super().__init_subclass__(**given)
@@ -239,21 +242,16 @@ class VectorField(nn.Module):
         for claim, code in SAID_OF.items():
             if replaced(cls, code, (claim,), roots):
                 setattr(cls, claim, _no_facts if claim == "facts" else vars(VectorField)[claim])
-        cls._of_another = frozenset(name for name, code in OF_ANOTHER.items() if replaced(cls, code, (name,), roots))
+        found = {name: replaced(cls, code, (name,), roots) for name, code in OF_ANOTHER.items()}
+        cls._of_another = {name: own for name, own in found.items() if own is not None}
 
     def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
-        """Set an attribute; a part of the field may not have the name of a method of every field.
-
-        torch looks for parts last, so the method would be found in its place, without a word.
+        """Set an attribute; a part of the field may not have the name of something that its class has.
 
         Raises:
             InvalidArgument: it has, as ``self.energy = nn.Linear(2, 1)`` would.
         """
-        if isinstance(value, (nn.Module, nn.Parameter)) and callable(vars(VectorField).get(name)):
-            raise InvalidArgument(
-                f"{type(self).__name__} sets self.{name} to a {type(value).__name__}, which the method {name} of every "
-                f"vector field would hide; choose another name, such as self.{name}_part."
-            )
+        require_visible(self, name, value)
         super().__setattr__(name, value)
 
     @classmethod
@@ -306,6 +304,10 @@ class VectorField(nn.Module):
             "energy(x), one number a sample."
         )
 
+    def _has_energy(self) -> bool:
+        """Whether its class has an H that goes with its X; a field that is made of others asks these, too."""
+        return type(self).energy is not VectorField.energy and why_no_energy(self) is None
+
     def terms(self) -> tuple[VectorField, ...]:
         """The fields whose sum this is, for splitting methods; the field itself when it is not a sum."""
         return (self,)
@@ -314,7 +316,8 @@ class VectorField(nn.Module):
         """Why the flow has no closed form, ``None`` when it has one: by default where the class has a :meth:`flow`."""
         name = type(self).__name__
         if type(self).flow is not VectorField.flow:
-            return f"{name} has a forward of its own, and no flow to go with it" if "flow" in self._of_another else None
+            own = self._of_another.get("flow")
+            return None if own is None else f"{name} has a {own} of its own, and no flow to go with it"
         if any(term is not self for term in self.terms()):
             way = "take a splitting method, which needs flows of its terms alone"
         else:
@@ -433,6 +436,34 @@ def why_no_potential(field: nn.Module) -> str | None:
         f"{type(field).__name__} has no known potential; use a GradientField or a LinearField, or give it a method "
         "potential(x) with X = ∇V, one number a sample, and facts that say conservative"
     )
+
+
+def why_no_energy(field: VectorField) -> str | None:
+    """Why the energy that a class inherits is not of its X; ``None`` where it is its own, or there is none."""
+    own = field._of_another.get("energy")
+    if own is None or type(field).energy is VectorField.energy:
+        return None
+    name = type(field).__name__
+    return f"{name} has a {own} of its own, and the energy of another; give it an energy(x) of its own"
+
+
+def energy_of(field: VectorField, x: Tensor) -> Tensor:
+    """H(x) per sample, for the energy of what is made of the field.
+
+    Raises:
+        InvalidArgument: it has none, or inherits that of another X.
+
+    Example:
+        >>> import torch
+        >>> from dynablocks.fields import SeparableHamiltonian
+        >>> field, x = SeparableHamiltonian(entries=2), torch.ones(3, 2)
+        >>> bool(torch.equal(energy_of(field, x), field.energy(x)))
+        True
+    """
+    reason = why_no_energy(field)
+    if reason is not None:
+        raise InvalidArgument(f"{reason}.")
+    return field.energy(x)
 
 
 def why_map_unknown(field: nn.Module) -> str | None:

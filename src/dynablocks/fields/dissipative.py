@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dynablocks.errors import InvalidArgument, require_finite, require_range
+from dynablocks.errors import InvalidArgument, require_finite, require_range, require_sizes, require_whole
 from dynablocks.fields.activations import Activation
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, known_potential
 from dynablocks.fields.hamiltonian import EnergyField, SeparableHamiltonian, canonical, even_size
@@ -35,7 +35,7 @@ class DissipativeField(EnergyField):
         width, sigma: rows of A and σ of the default V.
 
     Raises:
-        InvalidArgument: the energy has no known potential or another shape.
+        InvalidArgument: a size is no whole number from 1, or the energy has no known potential or another shape.
 
     Source: design D2.12; McLachlan, Quispel and Robidoux (1999), "Geometric integration using discrete gradients".
 
@@ -53,6 +53,7 @@ class DissipativeField(EnergyField):
         sigma: str | Activation = "tanh",
     ) -> None:
         super().__init__()
+        entries = require_whole("entries", entries, 1)
         self.in_shape = (entries,)
         self.slope = conservative_field(ridge_energy(entries, width, sigma) if energy is None else energy, (entries,))
         if self.slope.in_shape != self.in_shape:
@@ -103,7 +104,7 @@ class Damping(VectorField):
         learned: whether γ is learned.
 
     Raises:
-        InvalidArgument: γ < 0, or γ = 0 where it is learned; an odd number of entries.
+        InvalidArgument: γ < 0, or γ = 0 where it is learned; no tuple of sizes, or an odd number of entries.
 
     Source: McLachlan and Perlmutter (2001), "Conformal Hamiltonian systems".
 
@@ -115,6 +116,7 @@ class Damping(VectorField):
     def __init__(self, in_shape: tuple[int, ...], gamma: float = 0.1, *, learned: bool = True) -> None:
         super().__init__()
         require_range("gamma", gamma, 0.0, 1e6, open_low=learned)
+        in_shape = require_sizes("in_shape", in_shape)
         self.in_shape, self.split, self.fixed = (even_size(in_shape[0]), *in_shape[1:]), in_shape[0] // 2, float(gamma)
         # softplus(c) = γ for c = γ + log(1 − e^{−γ}).
         self.free = nn.Parameter(torch.tensor(gamma + math.log(-math.expm1(-gamma)))) if learned else None
@@ -203,6 +205,10 @@ class DampedHamiltonian(SeparableHamiltonian):
     def forward(self, x: Float[Tensor, "batch entries ..."]) -> Float[Tensor, "batch entries ..."]:
         rate: Tensor = self.damping(x)
         return super().forward(x) + rate
+
+    def energy(self, x: Float[Tensor, "batch entries ..."]) -> Float[Tensor, " batch"]:
+        """H(q, p) = T(p) + V(q), that of the field without damping."""
+        return super().energy(x)
 
     def terms(self) -> tuple[VectorField, ...]:
         """The kick (0, −∇V(q)), the damping (0, −γp) and the drift (∇T(p), 0)."""

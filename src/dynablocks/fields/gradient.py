@@ -5,11 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation, leaky_relu
-from dynablocks.fields.base import FIELDS, FieldFacts
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
 from dynablocks.fields.ridge import RidgeField
 from dynablocks.linear import LinearMap, OrthogonalDense
 from dynablocks.linear.maps import why_unknown
+from dynablocks.properties.own_code import replaced, shadowed
+
+FORMULA = ("forward", "profile", "preactivation")
+"""The methods that make X of A, b and σ: a split is one of the field that they give."""
 
 
 @FIELDS.register("gradient")
@@ -26,6 +31,9 @@ class GradientField(RidgeField):
         alpha: ``None`` for α = 1, or a start value for a learned α per channel (any sign, then the field mixes both
             kinds).
         bias: whether b is learned (one per output channel) or absent.
+
+    Raises:
+        InvalidArgument: ``linear`` is no :class:`~dynablocks.linear.LinearMap`, or an unknown σ.
 
     Example:
         >>> from dynablocks.linear import OrthogonalDense
@@ -76,6 +84,10 @@ class GradientField(RidgeField):
 
         A and b are this field's own; α is copied: (sα)⁺ of the first and (sα)⁻ of the second.
 
+        Raises:
+            InvalidArgument: the class has another formula (``forward``, ``profile`` or ``preactivation``) than the one
+                that its split is of.
+
         Example:
             >>> field = GradientField(OrthogonalDense(2, 2), "tanh", alpha=-1.0)
             >>> expansive, contractive = field.split()
@@ -83,6 +95,13 @@ class GradientField(RidgeField):
             >>> bool(torch.allclose(field(x), expansive(x) + contractive(x)))
             True
         """
+        name, roots = type(self).__name__, (nn.Module, VectorField)
+        own = replaced(type(self), FORMULA, ("split",), roots) or next((m for m in FORMULA if shadowed(self, m)), None)
+        if own is not None:
+            raise InvalidArgument(
+                f"{name} has a {own} of its own, and no split to go with it: the parts would add up to another field; "
+                "give it a split of its own."
+            )
         scales = self.slope_scales()
         if scales is None:
             scales = self.sign * self.linear.weight.new_ones(self.linear.out_shape[0])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dynablocks.errors import InvalidArgument
+from dynablocks.errors import InvalidArgument, require_sizes, require_whole
 from dynablocks.fields.activations import Activation
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, known_potential
 from dynablocks.fields.gradient import GradientField
@@ -146,8 +146,9 @@ def even_size(entries: int) -> int:
     """``entries`` when x = (q, p) can be cut into equal halves.
 
     Raises:
-        InvalidArgument: it is odd or below 2.
+        InvalidArgument: it is odd, below 2 or no whole number.
     """
+    entries = require_whole("entries", entries)
     if entries < 2 or entries % 2:
         raise InvalidArgument(f"entries is {entries}; x = (q, p) needs an even number >= 2.")
     return entries
@@ -226,7 +227,7 @@ class HamiltonianEmbedding(EnergyField):
         in_shape: the shape of z where ``field`` does not know it.
 
     Raises:
-        InvalidArgument: the shape of z is unknown.
+        InvalidArgument: the shape of z is unknown, or no tuple of sizes.
 
     Source: paper section 2.2; design D2.8.
 
@@ -243,6 +244,7 @@ class HamiltonianEmbedding(EnergyField):
         known = getattr(field, "in_shape", None) if in_shape is None else in_shape
         if known is None:
             raise InvalidArgument(f"{type(field).__name__} has no in_shape; give the shape of z as in_shape=.")
+        known = require_sizes("in_shape", known)
         self.field, self.in_shape = field, (2 * known[0], *known[1:])
 
     @classmethod

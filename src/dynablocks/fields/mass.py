@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dynablocks.errors import InvalidArgument
+from dynablocks.errors import InvalidArgument, require_whole
 from dynablocks.fields.activations import Activation, activation
-from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, require_field
 from dynablocks.fields.gradient import GradientField
 from dynablocks.fields.sphere import skew_matrix
 from dynablocks.linear import Dense, linear_norm_bounds, shared_weights
@@ -64,6 +64,7 @@ class InvariantSpace:
     """
 
     def __init__(self, entries: int, weights: Sequence[Sequence[float] | None]) -> None:
+        entries = require_whole("entries", entries, 1)
         rows = [(1.0,) * entries if w is None else tuple(map(float, w)) for w in weights]
         if not rows or any(len(row) != entries or not all(map(math.isfinite, row)) for row in rows):
             raise InvalidArgument(
@@ -111,6 +112,7 @@ class ExchangeField(VectorField):
         bias: bool,
     ) -> None:
         super().__init__()
+        hidden = require_whole("hidden", hidden, 1)
         if entries < 2:
             raise InvalidArgument(f"entries is {entries}; mass moves between at least 2.")
         self.space = InvariantSpace(entries, [weights])
@@ -166,6 +168,7 @@ class MassPreservingField(ExchangeField):
         weights: Sequence[float] | None = None,
         bias: bool = True,
     ) -> None:
+        entries = require_whole("entries", entries)
         pairs = entries * (entries - 1) // 2
         super().__init__(entries, hidden, sigma, outputs=pairs, weights=weights, bias=bias)
         if 0 in self.weights:
@@ -252,6 +255,7 @@ class CompartmentField(ExchangeField):
         weights: Sequence[float] | None = None,
         bias: bool = True,
     ) -> None:
+        entries = require_whole("entries", entries)
         ordered_pairs = entries * (entries - 1)
         super().__init__(entries, hidden, sigma, outputs=ordered_pairs, weights=weights, bias=bias)
         if min(self.weights) <= 0:
@@ -295,7 +299,7 @@ class ConstrainedField(VectorField):
             them is 1.
 
     Raises:
-        InvalidArgument: the weights do not fit.
+        InvalidArgument: ``inner`` is no vector field or has no ``in_shape``, or the weights do not fit.
 
     Source: design D2.11; ‖P‖ = 1, so the Lipschitz constant is that of f.
 
@@ -307,7 +311,8 @@ class ConstrainedField(VectorField):
 
     def __init__(self, inner: VectorField, weights: Sequence[Sequence[float] | None]) -> None:
         super().__init__()
-        self.inner, self.in_shape = inner, inner.in_shape
+        self.inner = require_field("inner", inner)
+        self.in_shape = inner.in_shape
         self.space = InvariantSpace(math.prod(inner.in_shape), weights)
 
     @classmethod

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation, activation, leaky_relu
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
+from dynablocks.fields.ridge import require_map
 from dynablocks.linear import Dense, LinearMap, shared_weights
 from dynablocks.linear.maps import why_unknown
 from dynablocks.norms import DenseMetric
@@ -50,7 +51,8 @@ class MetricField(VectorField):
         bias: whether b is learned (one per output channel) or absent.
 
     Raises:
-        InvalidArgument: the metric is one of samples of another shape.
+        InvalidArgument: ``linear`` is no :class:`~dynablocks.linear.LinearMap`, or the metric is one of samples of
+            another shape.
 
     Source: paper (B.1), which prints M W z in place of W M z; its proof needs the latter (design D2.6).
 
@@ -73,7 +75,7 @@ class MetricField(VectorField):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        if not metric.fits(linear.in_shape):
+        if not metric.fits(require_map("linear", linear).in_shape):
             raise InvalidArgument(
                 f"the linear map takes samples of shape {linear.in_shape}; the metric {metric.name} has another shape."
             )

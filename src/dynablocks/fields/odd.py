@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, energy_of
 from dynablocks.fields.gradient import GradientField
 from dynablocks.fields.parity import OddDifference
 from dynablocks.linear import Dense
@@ -33,6 +33,9 @@ class OddField(OddDifference):
     Args:
         field: g. In a :class:`PartitionedField` wrap its forces, so that their flows stay exact.
 
+    Raises:
+        InvalidArgument: ``field`` is no vector field, or has no ``in_shape``.
+
     Source: design D2.9b.
 
     Example:
@@ -53,27 +56,33 @@ class OddField(OddDifference):
         return cls(field)
 
     def facts(self) -> FieldFacts:
-        return _of_odd_part(self.field.facts())
+        return self._of_odd_part(self.field.facts())
 
     def _standing_facts(self) -> FieldFacts:
-        return _of_odd_part(self.field.standing_facts())
+        return self._of_odd_part(self.field.standing_facts())
 
     def energy(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
-        """½(H(x) + H(−x))."""
-        return 0.5 * (self.field.energy(x) + self.field.energy(-x))
+        """½(H(x) + H(−x)).
+
+        Raises:
+            InvalidArgument: g has no energy, or inherits that of another field.
+        """
+        return 0.5 * (energy_of(self.field, x) + energy_of(self.field, -x))
 
     def why_no_flow(self) -> str | None:
         if type(self).flow is not VectorField.flow:
-            return None
+            return super().why_no_flow()
         return "the odd part of a field has no closed-form flow: in a PartitionedField, wrap the forces"
 
+    def _has_energy(self) -> bool:
+        return super()._has_energy() and self.field._has_energy()
 
-def _of_odd_part(known: FieldFacts) -> FieldFacts:
-    return replace(
-        known,
-        odd=True,
-        conserves_energy=known.hamiltonian and known.conserves_energy,
-        dissipates_energy=False,
-        positive=False,
-        reason=f"odd part, {known.reason}" if known.reason else "odd part",
-    )
+    def _of_odd_part(self, known: FieldFacts) -> FieldFacts:
+        return replace(
+            known,
+            odd=True,
+            conserves_energy=known.hamiltonian and known.conserves_energy and self._has_energy(),
+            dissipates_energy=False,
+            positive=False,
+            reason=f"odd part, {known.reason}" if known.reason else "odd part",
+        )

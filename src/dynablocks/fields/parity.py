@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from dynablocks.fields.base import VectorField, potential_of
+from dynablocks.fields.base import VectorField, potential_of, require_field
 from dynablocks.linear import shared_weights
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ class OddDifference(VectorField):
     Args:
         field: g.
 
+    Raises:
+        InvalidArgument: ``field`` is no vector field, or has no ``in_shape``.
+
     Attributes:
         factor: c.
     """
@@ -29,7 +32,8 @@ class OddDifference(VectorField):
 
     def __init__(self, field: VectorField) -> None:
         super().__init__()
-        self.field, self.in_shape = field, field.in_shape
+        self.field = require_field("field", field)
+        self.in_shape = field.in_shape
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         with shared_weights(self.field):

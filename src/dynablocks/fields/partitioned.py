@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dynablocks.errors import InvalidArgument, require_choice
-from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, over_states, potential_of
+from dynablocks.errors import InvalidArgument, require_choice, require_sizes, require_whole
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, energy_of, over_states, potential_of
 from dynablocks.fields.gradient import GradientField
 from dynablocks.linear import Dense
 from dynablocks.numerics.rounding import round_up
@@ -47,6 +47,9 @@ class ShearField(VectorField):
         in_shape: (entries, …) of x, cut along the first axis; by default twice that of ``force``, a square map.
         moves: ``"p"`` or ``"q"``.
         split: how many entries q has; by default half.
+
+    Raises:
+        InvalidArgument: the shape of x is unknown, no tuple of sizes, or cannot be cut at ``split``.
 
     Source: paper section 4.1, 4.2; design D2.9, D2.10.
 
@@ -154,10 +157,11 @@ def _shape_and_split(
         if known is None:
             raise InvalidArgument(f"{type(force).__name__} has no in_shape; give the shape of x = (q, p) as in_shape=.")
         in_shape = (2 * known[0], *known[1:])
-    chosen = in_shape[0] // 2 if split is None else split
+    in_shape = require_sizes("in_shape", in_shape)
+    chosen = in_shape[0] // 2 if split is None else require_whole("split", split)
     if not 0 < chosen < in_shape[0] or (split is None and in_shape[0] % 2):
         raise InvalidArgument(f"x of shape {in_shape} cannot be cut at {chosen}; give split= in 1 … {in_shape[0] - 1}.")
-    return tuple(in_shape), chosen
+    return in_shape, chosen
 
 
 @FIELDS.register("partitioned")
@@ -228,7 +232,10 @@ class PartitionedField(VectorField):
 
     def energy(self, x: Float[Tensor, "batch entries ..."]) -> Float[Tensor, " batch"]:
         """H(q, p) = U(p) − V(q)."""
-        return self.kick.energy(x) + self.drift.energy(x)
+        return energy_of(self.kick, x) + energy_of(self.drift, x)
+
+    def _has_energy(self) -> bool:
+        return super()._has_energy() and self.kick._has_energy() and self.drift._has_energy()
 
 
 class IdentityField(VectorField):

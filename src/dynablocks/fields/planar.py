@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation, activation, leaky_relu
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField
+from dynablocks.fields.ridge import require_map
 from dynablocks.linear import Dense, LinearMap, OrthogonalDense
 from dynablocks.linear.maps import why_unknown
 from dynablocks.numerics.rounding import EPS, checked_float64, round_up
@@ -36,6 +37,9 @@ class PlanarField(VectorField):
         sigma: σ.
         expansive: s = +1 (the default, the paper's family F) or −1.
 
+    Raises:
+        InvalidArgument: A is no :class:`~dynablocks.linear.LinearMap`, or not one from n to n <= 8 entries.
+
     Example:
         >>> from dynablocks.linear import OrthogonalDense
         >>> from dynablocks.fields import leaky_relu
@@ -48,7 +52,7 @@ class PlanarField(VectorField):
         self, linear: LinearMap, sigma: str | Activation = "relu", *, expansive: bool = True, bias: bool = True
     ) -> None:
         super().__init__()
-        size = linear.features
+        size = require_map("linear", linear).features
         if linear.in_shape != (size,) or size > CORNER_LIMIT:
             raise InvalidArgument(
                 f"a planar field maps n to n entries with n <= {CORNER_LIMIT}; got {linear.in_shape} -> {size}."
@@ -114,7 +118,7 @@ class TwoMatrixField(VectorField):
         bias: whether b is learned (one per output channel of B) or absent.
 
     Raises:
-        InvalidArgument: A and B have different shapes.
+        InvalidArgument: A or B is no :class:`~dynablocks.linear.LinearMap`, or they have different shapes.
 
     Example:
         >>> field = TwoMatrixField(Dense(3, 5), Dense(3, 5), "relu", decay=1.0)
@@ -132,6 +136,8 @@ class TwoMatrixField(VectorField):
         bias: bool = True,
     ) -> None:
         super().__init__()
+        require_map("inner", inner)
+        require_map("outer", outer)
         if inner.in_shape != outer.in_shape or inner.out_shape != outer.out_shape:
             raise InvalidArgument(f"A and B must have equal shapes; got {outer.extra_repr()} and {inner.extra_repr()}.")
         self.inner, self.outer, self.sigma, self.decay = inner, outer, activation(sigma), decay

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynablocks.errors import InvalidArgument
+from dynablocks.errors import InvalidArgument, require_sizes, require_whole
 from dynablocks.fields.base import FieldFacts, VectorField
 from dynablocks.fields.sphere import TangentField, tangent_part
 
@@ -95,7 +95,7 @@ def presnov(f: Field, in_shape: tuple[int, ...] | None = None, *, nodes: int = 1
         nodes: of the Gauss–Legendre quadrature.
 
     Raises:
-        InvalidArgument: no shape is known, or ``nodes`` < 1.
+        InvalidArgument: no shape is known, or it is no tuple of sizes, or ``nodes`` no whole number from 1.
 
     Source: Presnov (2002), "Non-local decomposition of vector fields"; paper section 2.1; design D2.7.
 
@@ -108,7 +108,8 @@ def presnov(f: Field, in_shape: tuple[int, ...] | None = None, *, nodes: int = 1
     shape = getattr(f, "in_shape", None) if in_shape is None else in_shape
     if shape is None:
         raise InvalidArgument("f has no in_shape; give the shape of one sample as in_shape=.")
+    nodes = require_whole("nodes", nodes)
     if nodes < 1:
         raise InvalidArgument(f"nodes is {nodes}; at least 1 is needed.")
-    gradient = PresnovGradient(f, tuple(shape), nodes)
+    gradient = PresnovGradient(f, require_sizes("in_shape", shape), nodes)
     return Presnov(gradient, PresnovTangent(gradient))

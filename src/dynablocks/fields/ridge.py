@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from dynablocks.errors import InvalidArgument
 from dynablocks.fields.activations import Activation, activation
 from dynablocks.fields.base import VectorField, over_states
 from dynablocks.linear import LinearMap, shared_weights
-from dynablocks.linear.maps import LOOSEST, ROUNDINGS
+from dynablocks.linear.maps import LOOSEST, ROUNDINGS, is_mixed
 from dynablocks.numerics.rounding import checked_float64, expm1_bounds
 from dynablocks.properties.own_code import overrides
 
@@ -29,17 +30,37 @@ STRETCH = ROUNDINGS // 4
 The others of the :data:`ROUNDINGS` are left to the flow itself."""
 
 
+def require_map(name: str, given: object) -> LinearMap:
+    """``given`` when it is a linear map of the library, with an adjoint and bounds, as ``torch.nn.Linear`` is not.
+
+    Raises:
+        InvalidArgument: it is something else.
+
+    Example:
+        >>> from dynablocks.linear import Dense
+        >>> require_map("linear", Dense(4, 3)).out_shape
+        (3,)
+    """
+    if not isinstance(given, LinearMap):
+        kind = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
+        raise InvalidArgument(f"{name} is {kind}; a LinearMap is needed, such as dynablocks.linear.Dense(4, 4).")
+    return given
+
+
 class RidgeField(VectorField):
     r"""Common part of gradient fields: x ↦ Aᵀ g(Ax + b) with an elementwise g.
 
     Every map x + Aᵀ e(Ax + b) with elementwise e of slopes in [e₋, e₊] has the symmetric Jacobian I + AᵀEA. Euler
     steps, their elementwise substeps and exact flows are all of this form, so :meth:`update_spectrum` bounds all of
     them.
+
+    Raises:
+        InvalidArgument: ``linear`` is no :class:`~dynablocks.linear.LinearMap`.
     """
 
     def __init__(self, linear: LinearMap, sigma: str | Activation = "relu", *, bias: bool = True) -> None:
         super().__init__()
-        self.linear = linear
+        self.linear = require_map("linear", linear)
         self.sigma = activation(sigma)
         self.in_shape = linear.in_shape
         channels = linear.out_shape[0]
@@ -75,7 +96,7 @@ class RidgeField(VectorField):
     def ridge_step(self, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
         """x + Aᵀ change(Ax + b): one product with A and one with Aᵀ."""
         with shared_weights(self.linear):
-            return x + self.linear.adjoint(change(self.preactivation(x)))
+            return x + self.linear.adjoint(change(_widened(self.preactivation(x))))
 
     def euler_step(self, x: Tensor, step_size: Tensor | float) -> Tensor:
         """x + hX(x), with h and the factors on σ multiplied into the weight of Aᵀ, not into activations; h may be one
@@ -102,14 +123,14 @@ class RidgeField(VectorField):
             InvalidArgument: σ has no closed-form primitive.
         """
         scales = self.slope_scales()
-        density = self.sigma.require_primitive(type(self).__name__)(self.preactivation(x))
+        density = self.sigma.require_primitive(type(self).__name__)(_widened(self.preactivation(x)))
         density = density * (self.sign if scales is None else self.per_channel(scales))
         return density.flatten(1).sum(1)
 
     def why_no_flow(self) -> str | None:
         """There is one for AAᵀ = I and σ(u) = max(u, au): u = Ax + b obeys u̇ = g(u) elementwise (design D2.4)."""
         if type(self).flow is not RidgeField.flow:
-            return None
+            return super().why_no_flow()
         if not self.linear.rows_orthonormal:
             return (
                 "the exact flow needs a gradient field whose A has orthonormal rows (AAᵀ = I): an OrthogonalDense with "
@@ -125,7 +146,7 @@ class RidgeField(VectorField):
         return self.ridge_step(x, lambda u: self.sigma.flow(u, self._times(time, u)) - u)
 
     def flow_log_determinant(self, x: Tensor, time: Tensor | float) -> Tensor:
-        u = self.preactivation(x)
+        u = _widened(self.preactivation(x))
         times = self._times(time, u)
         return torch.where(u >= 0, times, (self.sigma.negative_slope or 0.0) * times).flatten(1).sum(1)
 
@@ -200,3 +221,8 @@ class RidgeField(VectorField):
         if any(map(math.isnan, (low, high, *ends))):
             return -math.inf, math.inf
         return ends
+
+
+def _widened(u: Tensor) -> Tensor:
+    """What a product under autocast leaves, in float32: a short step moves it by less than its last digits there."""
+    return u.float() if u.dtype in (torch.bfloat16, torch.float16) and is_mixed(u) else u

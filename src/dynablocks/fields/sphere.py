@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dynablocks.errors import InvalidArgument
+from dynablocks.errors import InvalidArgument, require_whole
 from dynablocks.fields.activations import Activation, activation
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, over_matrices
+from dynablocks.fields.ridge import require_map
 from dynablocks.linear import Dense, LinearMap, shared_weights
 from dynablocks.linear.maps import why_unknown
 from dynablocks.numerics.exponential import matrix_exponential
@@ -119,7 +120,7 @@ class SphereField(TangentField):
         bias: whether there is a d (one per output channel of C).
 
     Raises:
-        InvalidArgument: B and C have different shapes.
+        InvalidArgument: B or C is no :class:`~dynablocks.linear.LinearMap`, or they have different shapes.
 
     Source: paper section 2.1; design D2.7.
 
@@ -139,7 +140,8 @@ class SphereField(TangentField):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        self.inner, self.outer = inner, copy.deepcopy(inner) if outer is None else outer
+        self.inner = require_map("inner", inner)
+        self.outer = copy.deepcopy(inner) if outer is None else require_map("outer", outer)
         if (inner.in_shape, inner.out_shape) != (self.outer.in_shape, self.outer.out_shape):
             maps = [f"{m.in_shape} -> {m.out_shape}" for m in (inner, self.outer)]
             raise InvalidArgument(f"C maps {maps[0]}, B maps {maps[1]}; they must have the same shapes.")
@@ -171,7 +173,7 @@ class RotationField(TangentField):
         sigma, bias: of the hidden layer.
 
     Raises:
-        InvalidArgument: fewer than two entries.
+        InvalidArgument: fewer than two entries, or ``hidden`` is no whole number from 1.
 
     Source: paper appendix A; design D2.7.
 
@@ -184,6 +186,7 @@ class RotationField(TangentField):
 
     def __init__(self, entries: int, hidden: int = 10, sigma: str | Activation = "tanh", *, bias: bool = True) -> None:
         super().__init__()
+        entries, hidden = require_whole("entries", entries), require_whole("hidden", hidden, 1)
         if entries < 2:
             raise InvalidArgument(f"entries is {entries}; a rotation needs at least 2.")
         self.in_shape, self.sigma = (entries,), activation(sigma)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
-from dynablocks.fields.base import FieldFacts, VectorField, require_field
+from dynablocks.fields.base import FieldFacts, VectorField, energy_of, require_field
 from dynablocks.numerics.rounding import EPS
 
 if TYPE_CHECKING:
@@ -140,12 +140,12 @@ class SumField(VectorField):
         """H₁ + … + H_k of Hamiltonian parts.
 
         Raises:
-            InvalidArgument: a part is not Hamiltonian, or has no energy.
+            InvalidArgument: a part is not Hamiltonian, or has no energy but that of another field.
         """
         if not self.standing_facts().hamiltonian:
             return super().energy(x)
         first, *others = self._parts()
-        return sum((field.energy(x) for field in others), first.energy(x))
+        return sum((energy_of(field, x) for field in others), energy_of(first, x))
 
     def facts(self) -> FieldFacts:
         return self._with_energy(sum_of_facts([field.facts() for field in self._parts()]))
@@ -160,7 +160,4 @@ class SumField(VectorField):
         return replace(facts, conserves_energy=True)
 
     def _has_energy(self) -> bool:
-        return all(
-            field._has_energy() if isinstance(field, SumField) else type(field).energy is not VectorField.energy
-            for field in self._parts()
-        )
+        return super()._has_energy() and all(field._has_energy() for field in self._parts())

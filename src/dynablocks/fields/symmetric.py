@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dynablocks.errors import InvalidArgument
+from dynablocks.errors import InvalidArgument, require_sizes, require_whole
 from dynablocks.fields.activations import Activation, activation
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, over_matrices, potential_of, why_no_potential
 from dynablocks.fields.gradient import GradientField
@@ -47,6 +47,9 @@ class LinearField(VectorField):
         bias: whether b is learned or absent; without it the field is odd.
         spread: W starts normal with this standard deviation over √n.
 
+    Raises:
+        InvalidArgument: ``entries`` is no whole number from 1.
+
     Source: Jin, Zhang, Zhu, Tang and Karniadakis (2020), "SympNets", section 3.1.
 
     Example:
@@ -57,6 +60,7 @@ class LinearField(VectorField):
 
     def __init__(self, entries: int, *, bias: bool = False, spread: float = 0.5) -> None:
         super().__init__()
+        entries = require_whole("entries", entries)
         if entries < 1:
             raise InvalidArgument(f"entries is {entries}; a linear field needs at least 1.")
         self.in_shape = (entries,)
@@ -127,6 +131,9 @@ class DiagonalField(VectorField):
         sigma: σ, a registry name or an :class:`Activation`.
         spread: a starts normal with this standard deviation.
 
+    Raises:
+        InvalidArgument: ``entries`` is no whole number from 1.
+
     Source: Jin, Zhang, Zhu, Tang and Karniadakis (2020), "SympNets", section 3.1.
 
     Example:
@@ -136,6 +143,7 @@ class DiagonalField(VectorField):
 
     def __init__(self, entries: int, sigma: str | Activation = "tanh", *, spread: float = 0.5) -> None:
         super().__init__()
+        entries = require_whole("entries", entries)
         if entries < 1:
             raise InvalidArgument(f"entries is {entries}; a diagonal field needs at least 1.")
         self.in_shape, self.sigma = (entries,), activation(sigma)
@@ -181,7 +189,8 @@ class GradientOf(VectorField):
             :func:`dynablocks.testing.check_field` tries to refute it.
 
     Raises:
-        InvalidArgument: the spectrum is no interval, or (when called) V does not return one number per sample.
+        InvalidArgument: ``in_shape`` is no tuple of sizes, the spectrum no interval, or (when called) V does not return
+            one number per sample.
 
     Example:
         >>> V = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1, bias=False))
@@ -194,7 +203,7 @@ class GradientOf(VectorField):
     ) -> None:
         super().__init__()
         FieldFacts(spectrum=spectrum)  # which refuses what is no interval
-        self.module, self.in_shape, self.spectrum = module, tuple(in_shape), spectrum
+        self.module, self.in_shape, self.spectrum = module, require_sizes("in_shape", in_shape), spectrum
 
     @classmethod
     def example(cls) -> GradientOf:
@@ -333,7 +342,7 @@ def ridge_energy(
         linear: whether H also has a term cᵀx, c = 0 at first, so that a constant gradient is one of the fields.
 
     Raises:
-        InvalidArgument: ``linear`` without ``quadratic``.
+        InvalidArgument: a size that is no whole number from 1, or ``linear`` without ``quadratic``.
 
     Example:
         >>> ridge_energy(2, 8)(torch.ones(3, 2)).shape
@@ -341,6 +350,7 @@ def ridge_energy(
     """
     if linear and not quadratic:
         raise InvalidArgument("the field of ½xᵀQx keeps the linear term, too; leave quadratic as True.")
+    entries, width = require_whole("entries", entries, 1), require_whole("width", width, 1)
     ridge = GradientField(Dense(entries, width), sigma, expansive=True, alpha=1.0, bias=bias)
     if ridge.bias is not None:
         nn.init.normal_(ridge.bias, std=0.5)

@@ -343,7 +343,7 @@ def _adam(run: _Run, steps: int, lr: float, batch_size: int, seed: int, share: f
     if run.optimiser_state is not None:
         optimiser.load_state_dict(run.optimiser_state)
     handle = keep_constraints(run.module, optimiser)
-    every = max(5, steps // 100)
+    every, batches = max(5, steps // 100), _Batches(run.objective.samples, batch_size, seed)
     stopped: str | None = None
     while run.step < steps:
         progress = run.step / steps
@@ -356,7 +356,7 @@ def _adam(run: _Run, steps: int, lr: float, batch_size: int, seed: int, share: f
         optimiser.param_groups[0]["lr"] = lr * (0.005 + 0.995 * 0.5 * (1 + math.cos(math.pi * progress)))
         optimiser.zero_grad()
         try:
-            loss = run.objective.loss(_batch(run.objective.samples, batch_size, seed, run.step))
+            loss = run.objective.loss(batches.of(run.step))
             loss.backward()  # type: ignore[no-untyped-call]
         except NotConverged:
             run.restore()
@@ -380,15 +380,23 @@ def _adam(run: _Run, steps: int, lr: float, batch_size: int, seed: int, share: f
     run.history.stopped = stopped
 
 
-def _batch(samples: int, size: int, seed: int, step: int) -> Tensor | None:
-    """The samples of one step, a function of seed and step; ``None`` for all."""
-    if samples <= size:
-        return None
-    per_epoch = samples // size
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + step // per_epoch) % 2**63)
-    order = torch.randperm(samples, generator=generator)
-    start = (step % per_epoch) * size
-    return order[start : start + size]
+class _Batches:
+    """The samples of each step, a function of seed and step; the order of an epoch is drawn once for its steps."""
+
+    def __init__(self, samples: int, size: int, seed: int) -> None:
+        self.samples, self.size, self.seed = samples, size, seed
+        self._epoch: int | None = None
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def of(self, step: int) -> Tensor | None:
+        """Those of one step; ``None`` for all."""
+        if self.samples <= self.size:
+            return None
+        epoch, position = divmod(step, self.samples // self.size)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+            self._epoch, self._order = epoch, torch.randperm(self.samples, generator=generator)
+        return self._order[position * self.size : (position + 1) * self.size]
 
 
 def _finish(run: _Run, name: str | None, steps: int | None, begun: float) -> None:

@@ -238,9 +238,12 @@ class PositiveMidpoint(Integrator):
         return _frozen(x, *field.production_destruction(half), step_size)
 
     def why_not(self, field: VectorField) -> str | None:
-        if isinstance(field, ProductionDestruction):
-            return None
-        return f"{self!r} needs a field of the form P − D∘x (ProductionDestruction); got {type(field).__name__}"
+        name = type(field).__name__
+        if not isinstance(field, ProductionDestruction):
+            return f"{self!r} needs a field of the form P − D∘x (ProductionDestruction); got {name}"
+        if "production_destruction" in field._of_another:
+            return f"{name} has a forward of its own, and P and D of another; give it production_destruction(x)"
+        return None
 
     def step_constant(self, field: VectorField, step_size: float, bound: str = "tight") -> tuple[float, str]:
         return math.inf, "sums of nonnegative terms"

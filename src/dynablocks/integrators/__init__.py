@@ -5,8 +5,15 @@ from dynablocks.integrators.base import INTEGRATORS, ImplicitIntegrator, Integra
 from dynablocks.integrators.discrete_gradient import DiscreteGradient, discrete_gradient
 from dynablocks.integrators.euler import ExplicitEuler
 from dynablocks.integrators.exact import ExactFlow
-from dynablocks.integrators.implicit import ImplicitRungeKutta, ImplicitTableau, Trapezoidal
-from dynablocks.integrators.norm_preserving import CalvoEulerHeun, LieMethod
+from dynablocks.integrators.implicit import (
+    GAUSS4,
+    IMPLICIT_EULER,
+    IMPLICIT_MIDPOINT,
+    ImplicitRungeKutta,
+    ImplicitTableau,
+    Trapezoidal,
+)
+from dynablocks.integrators.norm_preserving import CalvoEulerHeun, LieMethod, LieScheme
 from dynablocks.integrators.order import exact_solution, measured_order
 from dynablocks.integrators.patankar import ModifiedPatankar
 from dynablocks.integrators.projection import Projected
@@ -14,7 +21,10 @@ from dynablocks.integrators.runge_kutta import HEUN, KUTTA3, MIDPOINT, RALSTON, 
 from dynablocks.integrators.splitting import Splitting
 
 __all__ = [
+    "GAUSS4",
     "HEUN",
+    "IMPLICIT_EULER",
+    "IMPLICIT_MIDPOINT",
     "INTEGRATORS",
     "KUTTA3",
     "MIDPOINT",
@@ -31,6 +41,7 @@ __all__ = [
     "ImplicitTableau",
     "Integrator",
     "LieMethod",
+    "LieScheme",
     "ModifiedPatankar",
     "Projected",
     "Splitting",

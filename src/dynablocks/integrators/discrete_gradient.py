@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dynablocks.errors import InvalidArgument, require_choice, require_whole
 from dynablocks.fields import VectorField
-from dynablocks.fields.base import known_potential, over_states, why_map_unknown, why_no_potential
+from dynablocks.fields.base import known_potential, over_states, why_map_unknown, why_no_energy, why_no_potential
 from dynablocks.fields.dissipative import DampedHamiltonian, DissipativeField
 from dynablocks.fields.hamiltonian import HamiltonianEmbedding, NeuralHamiltonian, SeparableHamiltonian, canonical
 from dynablocks.integrators.base import INTEGRATORS, ImplicitIntegrator, StepSize
@@ -98,11 +98,9 @@ def energy_form(field: VectorField) -> EnergyForm | str:
         return EnergyForm(field.energy, field.gradient, field.structure, constant)  # type: ignore[arg-type]
     facts = field.standing_facts()
     if facts.hamiltonian:
-        if "energy" in field._of_another:
-            return (
-                f"{name} has a forward of its own, and the energy of another; give it energy(x) with X = 𝕁∇H, or take "
-                "a Runge–Kutta method"
-            )
+        reason = why_no_energy(field)
+        if reason is not None:
+            return f"{reason}, H of X = 𝕁∇H, or take a Runge–Kutta method"
         return EnergyForm(field.energy, lambda x: -canonical(field(x)), lambda x, v: canonical(v), True)
     if not facts.conservative:
         return why_map_unknown(field) or (

@@ -83,6 +83,12 @@ class ModifiedPatankar(Integrator):
 
     def why_not(self, field: VectorField) -> str | None:
         if callable(getattr(field, "rates", None)) and hasattr(field, "weights"):
+            own, name = field._of_another.get("rates"), type(field).__name__
+            if own is not None and hasattr(type(field), "rates"):
+                return (
+                    f"{name} has a {own} of its own, and the rates of another; give it the rates(x) that X is "
+                    "made of, or take a Runge–Kutta method"
+                )
             facts = field.standing_facts()
             if facts.positive and facts.linear_invariants:
                 return None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dynablocks.errors import InvalidArgument, require_choice, require_sizes
+from dynablocks.errors import InvalidArgument, require_choice, require_sizes, require_whole
 from dynablocks.linear.circular import circulant_product, circular_pad
 from dynablocks.linear.maps import LinearMap, require_shape
 from dynablocks.linear.orthogonal import ORTHOGONAL, orthogonal_start, orthonormality_defect, paraunitary_kernel
@@ -38,6 +38,9 @@ class Conv(LinearMap):
         stride, groups, dilation: as in :class:`torch.nn.Conv2d`; circular padding needs stride 1.
         gain: the kernel starts orthogonal with this scale.
 
+    Raises:
+        InvalidArgument: sizes, a padding or options that make no convolution; when called, images of another shape.
+
     Example:
         >>> conv = Conv((2, 5, 5), 3, 3)
         >>> conv(torch.zeros(1, 2, 5, 5)).shape, conv.adjoint(torch.zeros(1, 3, 5, 5)).shape
@@ -59,6 +62,10 @@ class Conv(LinearMap):
         super().__init__()
         require_sizes("in_shape", in_shape, 3)
         require_choice("padding", padding, PADDINGS)
+        out_channels = require_whole("out_channels", out_channels, 1)
+        kernel_size = require_whole("kernel_size", kernel_size, 1)
+        stride, groups = require_whole("stride", stride, 1), require_whole("groups", groups, 1)
+        dilation = require_whole("dilation", dilation, 1)
         _check_convolution(in_shape, out_channels, kernel_size, padding, stride, groups)
         self.kernel_size, self.padding, self.stride = kernel_size, padding, stride
         self.groups, self.dilation = groups, dilation
@@ -218,6 +225,10 @@ class OrthogonalConv(Conv):
         method: ``"cayley"`` or ``"expm"``.
         spread: size of the random start.
 
+    Raises:
+        InvalidArgument: sizes or a padding that make no convolution, more channels than the input has, or an unknown
+            ``method``; when called, images of another shape.
+
     Source: design D2.13; Li et al. (2019).
 
     Example:
@@ -239,13 +250,14 @@ class OrthogonalConv(Conv):
     ) -> None:
         self.spread = spread
         self.parametrisation = ORTHOGONAL.get_known(method)
-        out_channels = in_shape[0] if out_channels is None else out_channels
+        require_sizes("in_shape", in_shape, 3)
+        out_channels = in_shape[0] if out_channels is None else require_whole("out_channels", out_channels, 1)
         if out_channels > in_shape[0]:
             raise InvalidArgument(
                 f"out_channels is {out_channels}; at most the {in_shape[0]} input channels are allowed."
             )
         super().__init__(in_shape, out_channels, kernel_size, padding)
-        single = kernel_size == 1
+        single = self.kernel_size == 1
         self.rows_orthonormal = padding == "circular" or single
         self.columns_orthonormal = out_channels == in_shape[0] and (padding in ("circular", "full") or single)
 
@@ -280,11 +292,6 @@ class OrthogonalConv(Conv):
 def _check_convolution(
     in_shape: tuple[int, int, int], out_channels: int, kernel_size: int, padding: str, stride: int, groups: int
 ) -> None:
-    if kernel_size < 1 or stride < 1 or groups < 1 or out_channels < 1:
-        raise InvalidArgument(
-            f"kernel_size, stride, groups, out_channels are {kernel_size}, {stride}, {groups}, {out_channels}; "
-            "all must be at least 1."
-        )
     if in_shape[0] % groups or out_channels % groups:
         raise InvalidArgument(f"groups is {groups}; it must divide {in_shape[0]} and {out_channels} channels.")
     if padding == "same" and kernel_size % 2 == 0:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dynablocks.errors import InvalidArgument
-from dynablocks.linear.maps import LinearMap
+from dynablocks.errors import require_whole
+from dynablocks.linear.maps import LinearMap, require_shape
 from dynablocks.linear.orthogonal import ORTHOGONAL, orthogonal_start, orthonormality_defect
 from dynablocks.numerics.bounds import Bounds, linear_norm_bounds, smallest_singular_value_bounds
+from dynablocks.properties.own_code import overrides
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 class Dense(LinearMap):
     """x ↦ Wx for a free matrix W (out, in), started orthogonal.
 
+    Args:
+        in_features, out_features: the sizes.
+
+    Raises:
+        InvalidArgument: a size is no whole number from 1; when called, an input of another size.
+
     Example:
         >>> Dense(4, 3)(torch.ones(2, 4)).shape
         torch.Size([2, 3])
@@ -27,10 +34,9 @@ class Dense(LinearMap):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
-        if in_features < 1 or out_features < 1:
-            raise InvalidArgument(f"the sizes are {in_features} -> {out_features}; both must be at least 1.")
-        self.in_shape, self.out_shape = (in_features,), (out_features,)
-        self.matrix = nn.Parameter(self.start(out_features, in_features))
+        columns, rows = require_whole("in_features", in_features, 1), require_whole("out_features", out_features, 1)
+        self.in_shape, self.out_shape = (columns,), (rows,)
+        self.matrix = nn.Parameter(self.start(rows, columns))
 
     def start(self, rows: int, columns: int) -> Tensor:
         return nn.init.orthogonal_(torch.empty(rows, columns))
@@ -39,9 +45,18 @@ class Dense(LinearMap):
         return self.matrix
 
     def multiply(self, weight: Tensor, x: Tensor) -> Tensor:
+        require_shape(self, self.in_shape, x)
         return nn.functional.linear(x, weight)
 
+    def affine(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """A x + b, under autocast in one number format; by the :meth:`multiply` of a subclass that has its own."""
+        if bias is None or overrides(self, Dense, "multiply"):
+            return super().affine(x, bias)
+        require_shape(self, self.in_shape, x)
+        return nn.functional.linear(x, self.weight, bias)
+
     def multiply_adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
+        require_shape(self, self.out_shape, y)
         return nn.functional.linear(y, weight.mT)
 
     def compute_norm_bounds(self) -> Bounds:
@@ -71,8 +86,8 @@ class OrthogonalDense(Dense):
         self.spread = spread
         self.parametrisation = ORTHOGONAL.get_known(method)
         super().__init__(in_features, out_features)
-        self.rows_orthonormal = out_features <= in_features
-        self.columns_orthonormal = out_features >= in_features
+        self.rows_orthonormal = self.out_shape[0] <= self.in_shape[0]
+        self.columns_orthonormal = self.out_shape[0] >= self.in_shape[0]
 
     def start(self, rows: int, columns: int) -> Tensor:
         return orthogonal_start((), max(rows, columns), min(rows, columns), self.spread)

@@ -22,7 +22,7 @@ from dynablocks.properties import (
     Property,
     Structured,
 )
-from dynablocks.properties.own_code import replaced
+from dynablocks.properties.own_code import failed_property, replaced, require_visible
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -62,7 +62,8 @@ class LinearMap(Structured):
 
     Subclasses implement :meth:`compute_weight`, :meth:`multiply`, :meth:`multiply_adjoint`,
     :meth:`compute_norm_bounds` and :meth:`compute_smallest_singular_value`. The weight may be a parameter or a function
-    of parameters (an orthogonal parametrisation); inside :func:`shared_weights` it is computed once.
+    of parameters (an orthogonal parametrisation), which have other names: ``weight`` is what is computed of them, once
+    inside :func:`shared_weights`.
 
     Attributes:
         in_shape, out_shape: shapes of one sample, without the batch.
@@ -98,6 +99,15 @@ class LinearMap(Structured):
         for claim in neutral:
             setattr(cls, claim, vars(_Unknown)[claim])
         cls._images_of_another = replaced(cls, IMAGES, ("multiply",)) is not None
+
+    def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
+        """Set an attribute; a part of the map may not have the name of something that its class has.
+
+        Raises:
+            InvalidArgument: it has, as ``self.weight = nn.Parameter(matrix)`` would.
+        """
+        require_visible(self, name, value)
+        super().__setattr__(name, value)
 
     @property
     def is_known(self) -> bool:
@@ -205,7 +215,12 @@ class LinearMap(Structured):
     @property
     def weight(self) -> Tensor:
         """The weight; the one computed first inside :func:`shared_weights` or :func:`frozen_weights`."""
-        return self._held if self._held is not None else self.compute_weight()
+        if self._held is not None:
+            return self._held
+        try:
+            return self.compute_weight()
+        except AttributeError as error:
+            raise failed_property(self, "weight", error) from error
 
     def hold(self, weight: Tensor | None) -> None:
         """Use this weight until told otherwise; ``None`` returns to computing it.
@@ -213,12 +228,18 @@ class LinearMap(Structured):
         For contexts that give back what was held before them: :func:`shared_weights`, :func:`frozen_weights`, the
         backward pass of a reversible chain.
         """
+        # Not by __setattr__, which would register a weight that is a parameter.
         object.__setattr__(self, "_held", weight)
-        self._held_facts = self._held_copy = None
+        object.__setattr__(self, "_held_facts", None)
+        object.__setattr__(self, "_held_copy", None)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the held weight: a copy made inside :func:`frozen_weights` computes its own."""
-        return {name: value for name, value in self.__dict__.items() if not name.startswith("_held")}
+        """Without the held weight: a copy made inside :func:`frozen_weights` computes its own.
+
+        Nor does it run what ``compile()`` made in place, which is bound to this module, as no copy of torch does.
+        """
+        left_out = ("_held", "_compiled_call_impl")
+        return {name: value for name, value in self.__dict__.items() if not name.startswith(left_out)}
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """A x for a batch."""
@@ -274,7 +295,10 @@ class LinearMap(Structured):
     @cached_property
     def features(self) -> int:
         """The number of entries of one output."""
-        return int(torch.Size(self.out_shape).numel())
+        try:
+            return int(torch.Size(self.out_shape).numel())
+        except AttributeError as error:
+            raise failed_property(self, "features", error) from error
 
 
 class _Unknown:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
-from dynablocks.errors import InvalidArgument, require_choice, require_range
+from dynablocks.errors import InvalidArgument, require_choice, require_range, require_whole
 from dynablocks.fields import GradientField, PartitionedField, leaky_relu
 from dynablocks.linear import Dense, OrthogonalDense, shared_weights
 from dynablocks.linear.maps import require_shape
@@ -37,7 +37,8 @@ class DensityFlow(Structured):
         dimension: d.
 
     Raises:
-        InvalidArgument: a block is not invertible or has no ``log_determinant``.
+        InvalidArgument: a block is not invertible or has no ``log_determinant``, or ``dimension`` is no whole number
+            from 1.
 
     Source: Rezende and Mohamed (2015), "Variational inference with normalizing flows"; design D2.4, D2.10.
 
@@ -50,7 +51,7 @@ class DensityFlow(Structured):
 
     def __init__(self, blocks: Iterable[nn.Module], dimension: int) -> None:
         super().__init__()
-        self.in_shape = self.out_shape = (dimension,)
+        self.in_shape = self.out_shape = (require_whole("dimension", dimension, 1),)
         self.chain = ReversibleChain(blocks)
         for name, block in self.chain.blocks.named_children():
             if not callable(getattr(block, "log_determinant", None)):
@@ -92,9 +93,9 @@ class DensityFlow(Structured):
             generator: of the base's points, on the device of the parameters; the global one when ``None``.
 
         Raises:
-            InvalidArgument: ``count`` is negative.
+            InvalidArgument: ``count`` is no whole number from 0.
         """
-        require_range("count", count, 0)
+        count = require_whole("count", count, 0)
         like = next(self.parameters(), torch.empty(0))
         z = torch.randn(count, *self.in_shape, generator=generator, dtype=like.dtype, device=like.device)
         return self.inverse(z)
@@ -113,6 +114,7 @@ class AffineMap(Structured):
 
     def __init__(self, dimension: int, limit: float = 5.0) -> None:
         super().__init__()
+        dimension = require_whole("dimension", dimension, 1)
         self.in_shape = self.out_shape = (dimension,)
         self.limit = require_range("limit", limit, 0.0, 300.0, open_low=True)
         self.log_scale = nn.Parameter(torch.zeros(dimension))
@@ -161,6 +163,7 @@ class AffineCoupling(Structured):
 
     def __init__(self, dimension: int, width: int, *, moves: str = "p", limit: float = 1.0) -> None:
         super().__init__()
+        dimension, width = require_whole("dimension", dimension), require_whole("width", width, 1)
         if dimension < 2:
             raise InvalidArgument(
                 f"dimension is {dimension}; a coupling needs at least 2 coordinates, one for each part."
@@ -263,9 +266,8 @@ def density_flow(
         >>> [type(block).__name__ for block in density_flow(2, 1, kinds=("partitioned",)).chain.blocks]
         ['AffineMap', 'DynamicalBlock', 'AffineMap']
     """
-    require_range("dimension", dimension, 1)
-    require_range("layers", layers, 0)
-    require_range("width", width, 1)
+    dimension, layers = require_whole("dimension", dimension, 1), require_whole("layers", layers, 0)
+    width = require_whole("width", width, 1)
     if not kinds:
         raise InvalidArgument(f"kinds is empty; name at least one of {', '.join(sorted(FLOW_BLOCKS))}.")
     makers = [FLOW_BLOCKS.get_known(kind) for kind in kinds]

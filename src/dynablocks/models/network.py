@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument
 from dynablocks.lifting import Head, PixelNormalisation
+from dynablocks.linear.maps import is_mixed
 from dynablocks.models.config import ModelConfig, needed
 from dynablocks.norms import Channelwise, SpectralMetric
 from dynablocks.properties import EUCLIDEAN, Declaration, Lipschitz, Metric, Properties, Structured, compose, declare
+from dynablocks.properties.own_code import failed_property
 from dynablocks.registry import Registry
 from dynablocks.seeding import seeded
 from dynablocks.switching import NetworkBudget, PairSignal
@@ -48,7 +50,8 @@ class Network(Structured):
         """The logits of a batch of images.
 
         Raises:
-            InvalidArgument: the images have another shape than the network was built for, or are whole numbers.
+            InvalidArgument: the images have another shape than the network was built for, are whole numbers, or are in
+                a number format that its weights do not take, as float64 beside float32.
         """
         if x.ndim != 4 or tuple(x.shape[1:]) != self.input_shape:
             taken = ", ".join(map(str, self.input_shape))
@@ -56,8 +59,24 @@ class Network(Structured):
         if not x.is_floating_point():
             kind = str(x.dtype).removeprefix("torch.")
             raise InvalidArgument(f"the pixels are {kind}; the network takes numbers in [0, 1]: divide bytes by 255.")
+        self._require_format(x)
         logits: Tensor = self.head(self.body(x))
         return logits
+
+    def _require_format(self, x: Tensor) -> None:
+        """Refuse pixels of a wider number format than the weights' own; the normalisation takes up narrower ones.
+
+        Under autocast the formats meet.
+        """
+        if torch.compiler.is_compiling() or is_mixed(x):
+            return
+        matrices = (p for p in self.parameters() if p.ndim > 1 and p.is_floating_point())
+        kind = next((matrix.dtype for matrix in matrices), x.dtype)
+        if torch.promote_types(x.dtype, kind) != kind:
+            raise InvalidArgument(
+                f"the pixels are {x.dtype}, the weights of {type(self).__name__} are {kind}; give x.to({kind}), or "
+                "convert the network, with .double() or .float()."
+            )
 
     def declare(self) -> Declaration:
         declared = compose([("body", self.body), ("head", self.head)], title=f"Network {self.config.name}")
@@ -71,7 +90,10 @@ class Network(Structured):
     @property
     def metric(self) -> Metric:
         """The norm on images in which the body's Lipschitz constant is stated: ℓ2, or that of the metric model."""
-        stated = declare(self.body).properties.of(Lipschitz)
+        try:
+            stated = declare(self.body).properties.of(Lipschitz)
+        except AttributeError as error:
+            raise failed_property(self, "metric", error) from error
         return EUCLIDEAN if stated is None else stated.metric
 
     def certificate_inputs(self, metric: Metric = EUCLIDEAN) -> tuple[float, Tensor]:

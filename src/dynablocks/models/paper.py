@@ -99,8 +99,9 @@ def pair_block(
             "slope > 0 or --model.region tight."
         )
     start = (1.0 if config.step_start is None else config.step_start, 0.1)
-    penalty = 1.0 if config.step_penalty is None else config.step_penalty
-    signal = signal_type(region, start, needed(config.balance), penalty)
+    balance, weight = needed(config.balance), config.step_penalty
+    # Configurations of networks that were built before may hold a weight that their balance does not read.
+    signal = signal_type(region, start, balance, weight if balance == "penalty" else None)
     return DynamicalBlock(pair_fields(config, shape, expansive_sigma), region.method, signal, bound=config.bound)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dynablocks.errors import require_range
+from dynablocks.errors import require_whole
 from dynablocks.fields import GradientField, VectorField
 from dynablocks.fields.sphere import RotationField
 from dynablocks.integrators import ExplicitEuler, Integrator
@@ -100,7 +100,7 @@ class FlowComposition(Structured):
         seed: of all weights.
 
     Raises:
-        InvalidArgument: a size below 1, or width below 2.
+        InvalidArgument: a size that is no whole number from 1, or a width below 2.
 
     Source: paper (2.4) in section 2.1, and appendix A; design D2.8.
 
@@ -123,10 +123,9 @@ class FlowComposition(Structured):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, low in (("inputs", inputs, 1), ("outputs", outputs, 1), ("width", width, 2)):
-            require_range(name, value, low)
-        require_range("blocks", blocks, 1)
-        require_range("layers", layers, 1)
+        inputs, outputs = require_whole("inputs", inputs, 1), require_whole("outputs", outputs, 1)
+        width = require_whole("width", width, 2)
+        blocks, layers = require_whole("blocks", blocks, 1), require_whole("layers", layers, 1)
         parts: list[nn.Module] = []
         with seeded(seed):
             for block in range(blocks):

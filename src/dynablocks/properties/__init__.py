@@ -29,7 +29,7 @@ from dynablocks.properties.structure import (
     rule,
     without_missing_methods,
 )
-from dynablocks.properties.verify import Check, verify
+from dynablocks.properties.verify import Check, Measurement, Verification, measures, verify
 
 __all__ = [
     "EUCLIDEAN",
@@ -44,6 +44,7 @@ __all__ = [
     "Invertible",
     "LinearInvariant",
     "Lipschitz",
+    "Measurement",
     "Metric",
     "NormPreserving",
     "Positive",
@@ -51,11 +52,13 @@ __all__ = [
     "Property",
     "Structured",
     "Symplectic",
+    "Verification",
     "VolumePreserving",
     "compose",
     "declare",
     "explain",
     "jacobians",
+    "measures",
     "rule",
     "symplectic_defect",
     "verify",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 
 from torch import nn
+
+from dynablocks.errors import InvalidArgument
 
 
 def replaced(
@@ -66,6 +69,50 @@ def shadowed(part: object, method: str) -> bool:
 def overrides(part: object, kind: type, method: str) -> bool:
     """Whether an instance of ``kind`` computes a method by other code than that class."""
     return shadowed(part, method) or getattr(type(part), method, None) is not getattr(kind, method, None)
+
+
+def require_visible(owner: nn.Module, name: str, value: object) -> None:
+    """Refuse a part of a module that has the name of something of its class.
+
+    torch looks for modules, parameters and buffers last, so the method, property or value of the class would be found
+    in place of the part, without a word; a property that is made of the part would ask for itself forever.
+
+    Raises:
+        InvalidArgument: ``value`` is a module, a parameter or a buffer, and the class of ``owner`` has that name.
+
+    Example:
+        >>> require_visible(nn.ReLU(), "slope", nn.Linear(2, 2))
+        >>> require_visible(nn.ReLU(), "forward", nn.Linear(2, 2))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        dynablocks.errors.InvalidArgument: ReLU sets self.forward to a Linear, which the method forward of ReLU ...
+    """
+    if not isinstance(value, (nn.Module, nn.Parameter, nn.Buffer)):
+        return
+    home = next((kind for kind in type(owner).__mro__ if name in vars(kind)), None)
+    if home is None:
+        return
+    hiding = vars(home)[name]
+    if isinstance(hiding, (property, cached_property)):
+        what = "property"
+    else:
+        what = "method" if callable(hiding) or isinstance(hiding, (classmethod, staticmethod)) else "attribute"
+    raise InvalidArgument(
+        f"{type(owner).__name__} sets self.{name} to a {type(value).__name__}, which the {what} {name} of "
+        f"{home.__name__} would hide; choose another name, such as self.{name}_part."
+    )
+
+
+def failed_property(owner: nn.Module, name: str, error: AttributeError) -> RuntimeError:
+    """The error of a property that failed by an AttributeError.
+
+    torch would take that for the absence of the property, and say so in place of what is missing.
+
+    Example:
+        >>> print(failed_property(nn.ReLU(), "slope", AttributeError("'ReLU' object has no attribute 'leek'")))
+        ReLU.slope raised AttributeError: 'ReLU' object has no attribute 'leek'; set it, or correct its name.
+    """
+    return RuntimeError(f"{type(owner).__name__}.{name} raised AttributeError: {error}; set it, or correct its name.")
 
 
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module"}

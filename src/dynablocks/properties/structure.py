@@ -26,7 +26,7 @@ from dynablocks.properties.declarations import (
     Symplectic,
     VolumePreserving,
 )
-from dynablocks.properties.own_code import WRAPPERS, foreign, replaced
+from dynablocks.properties.own_code import WRAPPERS, failed_property, foreign, replaced
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,10 @@ class Structured(nn.Module):
     @property
     def properties(self) -> Properties:
         """The guarantees that hold for the parameters as they are now."""
-        return declare(self).properties
+        try:
+            return declare(self).properties
+        except AttributeError as error:
+            raise failed_property(self, "properties", error) from error
 
 
 def _says_nothing(self: Structured) -> Declaration:

@@ -46,7 +46,13 @@ EPSILON = torch.finfo(torch.float64).eps
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured: the worst residual over the samples, and the sample where it occurred."""
+    """What was measured: the worst residual over the samples, and the sample where it occurred.
+
+    Args:
+        residual: 0 where the property holds exactly, infinite where it cannot be measured.
+        counterexample: the sample, (1, …), where there is one.
+        value: the number that was measured, of a property that states one, as a Lipschitz constant.
+    """
 
     residual: float
     counterexample: Tensor | None
@@ -101,6 +107,8 @@ class Verification:
     def __str__(self) -> str:
         return "\n".join(str(check) for check in self.checks) or "nothing is declared, so there is nothing to verify"
 
+    __repr__ = __str__
+
 
 Measure = Callable[[nn.Module, Any, Tensor], Measurement]
 MEASURES: dict[type[Property], Measure] = {}
@@ -109,7 +117,24 @@ MEASURES: dict[type[Property], Measure] = {}
 def measures(kind: type[Property]) -> Callable[[Measure], Measure]:
     """A decorator that files the measurement of a property type, so a new property brings its own check.
 
-    Its residual is relative, sample by sample (:func:`verify`): the tolerance that it is held against knows no size.
+    The function gets the module in float64, the declared property and the samples, (batch, …), and gives a
+    :class:`Measurement`. Its residual is relative, sample by sample (:func:`verify`): the tolerance that it is held
+    against knows no size.
+
+    Args:
+        kind: the type of the property; a measurement that was filed for it before is replaced.
+
+    Example:
+        >>> class Bounded(Property):
+        ...     "Every entry of f(x) lies in [−1, 1]."
+        >>> @measures(Bounded)
+        ... def excess(module, declared, x):
+        ...     beyond = (module(x).flatten(1).abs().amax(1) - 1).clamp_min(0.0)
+        ...     worst = int(beyond.argmax())
+        ...     return Measurement(float(beyond[worst]), x[worst : worst + 1])
+        >>> x = torch.full((1, 2), 3.0)
+        >>> [verify(layer, x, kinds=(), against=(Bounded(),)).passed for layer in (nn.Tanh(), nn.ReLU())]
+        [True, False]
     """
 
     def file_under(function: Measure) -> Measure:
@@ -226,7 +251,10 @@ def _check(where: str, module: nn.Module, declared: Property, x: Tensor, search_
     searched = functools.partial(_search_lipschitz, search_steps=search_steps)
     measure: Measure | None = searched if isinstance(declared, Lipschitz) else MEASURES.get(type(declared))
     if measure is None:
-        raise InvalidArgument(f"no measurement is known for {declared}; file one with properties.verify.measures.")
+        kind = type(declared).__name__
+        raise InvalidArgument(
+            f"no measurement is known for {declared}; file a function with @dynablocks.properties.measures({kind})."
+        )
     with torch.no_grad():
         output = module(x)
     undefined = ~rows(output).isfinite().all(1)

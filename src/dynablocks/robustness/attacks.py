@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import struct
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,8 @@ _LONG_STEPS = 4.0
 _SHRINK_ATTEMPTS = 24
 _MOST = 1e6
 """Larger radii and steps leave the numbers of float32, and the model would be blamed for it."""
+_KEPT_BYTES = 2**28
+"""What is drawn for the starts of a loss is kept for all radii where that of all restarts and samples takes no more."""
 
 
 @LOSSES.register("ce")
@@ -315,7 +318,7 @@ def l2_pgd(
         for part in torch.split(pixels, config.batch_size):
             check_labels(labels, checked_logits(model, laid_out(model, part)).shape[1])
         rows = torch.tensor(config.epsilons, dtype=torch.float64, device=device).repeat_interleave(count)
-        starts = _starts(pixels, range(count), config, loss, 0)
+        starts = _starts(pixels, range(count), config, loss, 0, {})
         result = pixels.new_empty(again * count, *pixels.shape[1:])
         # Rows are attacked each on its own, and the graph of all of them may not fit into memory.
         for chunk in torch.split(torch.arange(again * count, device=device), config.batch_size):
@@ -379,6 +382,8 @@ class _Attack:
         self.example_predictions = self.clean_predictions[:kept].clone()
         self.example_norms = torch.zeros(kept, dtype=torch.float64)
         self.example_losses = [""] * kept
+        self._drawn_for = ""
+        self._draws: defaultdict[int, dict[int, Tensor]] = defaultdict(dict)
 
     def _clean_predictions(self) -> Tensor:
         parts = []
@@ -416,7 +421,7 @@ class _Attack:
     def _rounds(self) -> Iterator[tuple[str, int, int]]:
         """Loss, number of the epsilon and of the restart, one round after the other.
 
-        A round depends on what those before have found and on nothing else: its starts are drawn anew for each sample.
+        A round depends on what those before have found and on nothing else: its starts are those of its samples.
         """
         for loss in self.config.losses:
             for index in range(len(self.config.epsilons)):
@@ -458,11 +463,21 @@ class _Attack:
             chunk = targets[start : start + self.config.batch_size]
             self._attack_batch(chunk, loss, index, restart)
 
+    def _draws_of(self, loss: str, restart: int) -> dict[int, Tensor]:
+        """Where :func:`_starts` keeps for the radii to come what it draws; a new place where that would be too much."""
+        if 4 * self.config.restarts * self.images.numel() > _KEPT_BYTES:
+            return {}
+        if self._drawn_for != loss:
+            self._drawn_for = loss
+            self._draws.clear()
+        return self._draws[restart]
+
     def _attack_batch(self, chunk: Tensor, loss: str, index: int, restart: int) -> None:
         images = self.images[chunk.to(self.images.device)]
         pixels = laid_out(self.model, to_pixels(images, self.device, self.dtype))
         radii = torch.full((len(chunk),), self.config.epsilons[index], dtype=torch.float64, device=self.device)
-        starts = _starts(pixels, chunk.tolist(), self.config, loss, restart)
+        drawn = self._draws_of(loss, restart)
+        starts = _starts(pixels, chunk.tolist(), self.config, loss, restart, drawn)
         adversarial = _ascend(self.model, pixels, self.labels[chunk].to(self.device), radii, starts, loss, self.config)
         predictions = checked_logits(self.model, adversarial).argmax(dim=1).cpu()
         norms = _norms(adversarial, pixels).cpu()
@@ -562,17 +577,20 @@ def _shrunk(x: Tensor, clean: Tensor, radii: Tensor) -> Tensor:
 
 
 def _starts(
-    pixels: Tensor, samples: Sequence[int], config: AttackConfig, loss: str, restart: int
+    pixels: Tensor, samples: Sequence[int], config: AttackConfig, loss: str, restart: int, drawn: dict[int, Tensor]
 ) -> Float[Tensor, "n c h w"] | None:
-    """A uniform point of the unit ball for each sample, the same in whatever batch it comes."""
+    """A uniform point of the unit ball for each sample, the same in whatever batch it comes.
+
+    ``drawn`` holds the normal numbers of samples that were drawn before, and gets those of the others.
+    """
     if not config.random_start:
         return None
-    size = pixels[0].numel()
-    draws = torch.empty(len(samples), size + 2)
-    generator = torch.Generator()
-    for row, sample in zip(draws, samples, strict=True):
-        generator.manual_seed(_mixed_seed(config.seed, sample, restart, loss))
-        row.normal_(generator=generator)
+    size, generator = pixels[0].numel(), torch.Generator()
+    for sample in samples:
+        if sample not in drawn:
+            generator.manual_seed(_mixed_seed(config.seed, sample, restart, loss))
+            drawn[sample] = torch.empty(size + 2).normal_(generator=generator)
+    draws = torch.stack([drawn[sample] for sample in samples])
     return unit_ball_points(draws).reshape(pixels.shape).to(pixels.device, pixels.dtype)
 
 

@@ -18,6 +18,7 @@ from dynablocks.models.network import row_distances
 from dynablocks.numerics.rounding import product_slack
 from dynablocks.properties import EUCLIDEAN, Metric
 from dynablocks.properties.own_code import foreign, overrides
+from dynablocks.properties.structure import original
 from dynablocks.robustness.arithmetic import NoRoundingBound, plain_arithmetic
 from dynablocks.robustness.attacks import laid_out
 from dynablocks.robustness.curves import Curve, checked_epsilons
@@ -30,7 +31,7 @@ from dynablocks.robustness.evaluation import (
     model_place,
     to_pixels,
 )
-from dynablocks.robustness.rounding import LogitError, rounding_bound
+from dynablocks.robustness.rounding import Known, LogitError, rounding_bound
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -294,6 +295,9 @@ def certify(
 
     Radii are capped at sqrt(C H W), the diameter of [0, 1]^(C H W), times the largest ratio of ``metric`` to l2.
 
+    Of ``torch.compile(model)``, and of a network with parts compiled in place, the certificate is that of the model run
+    without compilation: how compiled code rounds is not known.
+
     Args:
         model: pixels in [0, 1] (N, C, H, W) to logits, with ``certificate_inputs()``.
         dataset: ``images`` and ``labels``, or a pair of them.
@@ -321,6 +325,8 @@ def certify(
     batch_size = require_whole("batch_size", batch_size, 1)
     if samples is not None:
         samples = require_whole("samples", samples, 1)
+    # What is wrapped around a network lends it the network's attributes, and is none: its code would not be looked at.
+    given, model = model, original(model)
     certificate_inputs: Callable[..., tuple[float, Tensor]] | None = getattr(model, "certificate_inputs", None)
     if certificate_inputs is None:
         raise InvalidArgument(
@@ -330,7 +336,7 @@ def certify(
         )
     dtype = ARITHMETICS[require_choice("arithmetic", arithmetic, ARITHMETICS)]
     images, labels = checked_data(model, dataset, samples)
-    reason = foreign(model, everywhere=True)
+    reason = foreign(given, everywhere=True)
     if reason is not None:
         raise InvalidArgument(f"{reason}; a certificate is of what the classes compute: remove it before.")
     if isinstance(model, Network):
@@ -344,7 +350,9 @@ def certify(
                 f"{type(model.head).__name__} has a forward of its own, of which its weight does not tell; put what it "
                 "does into the weight."
             )
-        model = model if model_place(model)[1] == dtype else copy.deepcopy(model).to(dtype)
+        # A copy runs as it is written, where a part of the network was compiled in place.
+        compiled = any(part._compiled_call_impl for part in model.modules())
+        model = model if model_place(model)[1] == dtype and not compiled else copy.deepcopy(model).to(dtype)
         certificate_inputs = model.certificate_inputs
     # The weights are computed in plain arithmetic, too.
     with plain_arithmetic(), evaluating(model):
@@ -378,9 +386,10 @@ def _logits(
     if isinstance(model, Network):
         bounds: list[LogitError] = []
         start = model.metric
+        known: Known = {}
 
         def forward(pixels: Tensor) -> Tensor:
-            logits, error = rounding_bound(model, pixels, metric, start=start)
+            logits, error = rounding_bound(model, pixels, metric, start=start, known=known)
             bounds.append(error)
             return logits
 

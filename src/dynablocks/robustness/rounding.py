@@ -148,6 +148,10 @@ class _Step:
     near: Callable[[Tensor], tuple[Tensor, float]] | None = None
 
 
+Known = dict[tuple[int, tuple[int, ...]], list[_Step]]
+"""The steps of parts of a network, by the part's id and the shape of one of its inputs."""
+
+
 class _Arithmetic:
     """The roundings of the operations that steps are made of."""
 
@@ -181,7 +185,8 @@ class _Arithmetic:
     ) -> _Value:
         """Ax + b, or scale · Aᵀx with up to three roundings of the scaled weights or entries; ``bias`` is ‖b‖.
 
-        Of the factors that make ``scale``, some are up to ``factor`` before the others come: a sum may have it, too.
+        Wherever b is added, it is one more term of a sum. Of the factors that make ``scale``, some are up to ``factor``
+        before the others come: a sum may have it, too.
         """
         if not isinstance(linear, (Dense, Conv, ChannelMix)):
             raise NoRoundingBound(f"how the linear map {type(linear).__name__} computes is not known.")
@@ -462,8 +467,23 @@ def _normalisation(module: PixelNormalisation, arithmetic: _Arithmetic, pixels: 
     return _Value(scale * centred, (fresh * scale) * centred, (1 + fresh) * (1 + scale) * centred)
 
 
+def _steps(module: nn.Module, arithmetic: _Arithmetic, pixels: int) -> Iterator[_Step]:
+    """The steps of a block, or a layer as one step; its inputs have so many pixels a channel."""
+    if isinstance(module, DynamicalBlock):
+        yield from _block(module, arithmetic)
+        return
+    stated = declare(module).properties.of(Lipschitz) or Lipschitz(math.inf)
+    image = _leaf(module, arithmetic, pixels)
+    yield _Step(module, stated, image.error, image.peak)
+
+
 def rounding_bound(
-    network: Network, pixels: Float[Tensor, "n c h w"], metric: Metric = EUCLIDEAN, *, start: Metric | None = None
+    network: Network,
+    pixels: Float[Tensor, "n c h w"],
+    metric: Metric = EUCLIDEAN,
+    *,
+    start: Metric | None = None,
+    known: Known | None = None,
 ) -> tuple[Float[Tensor, "n classes"], LogitError]:
     r"""The logits as computed, and a proven bound of their error within every radius up to the diameter of [0, 1]^d.
 
@@ -476,6 +496,8 @@ def rounding_bound(
         pixels: images in [0, 1] of that format.
         metric: the norm of the radius, and of the diameter, which is √d in ℓ2 for images of d entries.
         start: ``network.metric``, where it is known already: asking for it declares the whole body.
+        known: one dictionary, empty at first, for all batches of a network whose weights are held: what does not depend
+            on the images is found once, and kept there.
 
     Raises:
         NoRoundingBound: a layer has no proved bound, a number in it may overflow at an image within the diameter, the
@@ -495,9 +517,16 @@ def rounding_bound(
     reason = foreign(network, everywhere=True)
     if reason is not None:
         raise NoRoundingBound(f"{reason}, so the rounding of the network has no proved bound.")
+    compiled = next((path for path, part in network.named_modules() if path and part._compiled_call_impl), None)
+    if compiled is not None:
+        raise NoRoundingBound(
+            f"{compiled} is compiled in place, and how compiled code rounds is not known; take copy.deepcopy(network), "
+            "which leaves that out."
+        )
     _refuse_own_code(network.head, "forward")
     arithmetic = _Arithmetic(pixels)
-    chain = _Chain(pixels, network.metric if start is None else start, metric, arithmetic)
+    start = network.metric if start is None else start
+    chain = _Chain(pixels, start, metric, arithmetic, {} if known is None else known)
     chain.pass_through(network.body, arithmetic)
     return chain.through_head(network.head, arithmetic)
 
@@ -505,9 +534,9 @@ def rounding_bound(
 class _Chain:
     """Activations of a batch, and bounds of their error and movement, layer after layer."""
 
-    def __init__(self, x: Tensor, start: Metric, metric: Metric, arithmetic: _Arithmetic) -> None:
+    def __init__(self, x: Tensor, start: Metric, metric: Metric, arithmetic: _Arithmetic, known: Known) -> None:
         unit = arithmetic.unit
-        self.x, self.norm, self.lost = x, start, _UNDERFLOW * arithmetic.tiny
+        self.x, self.norm, self.lost, self.known = x, start, _UNDERFLOW * arithmetic.tiny, known
         self.reach = start.bounded_by(metric)
         self.format, self.most = arithmetic.format, arithmetic.most
         self.diameter = math.sqrt(math.prod(x.shape[1:])) * metric.bounded_by(EUCLIDEAN)
@@ -532,13 +561,12 @@ class _Chain:
             for part in module._modules.values():
                 if part is not None:
                     self.pass_through(part, arithmetic)
-        elif isinstance(module, DynamicalBlock):
-            for step in _block(module, arithmetic):
-                self.take(step, type(module).__name__)
-        else:
-            stated = declare(module).properties.of(Lipschitz) or Lipschitz(math.inf)
-            image = _leaf(module, arithmetic, math.prod(self.x.shape[2:]))
-            self.take(_Step(module, stated, image.error, image.peak), type(module).__name__)
+            return
+        key = id(module), tuple(self.x.shape[1:])
+        if key not in self.known:
+            self.known[key] = list(_steps(module, arithmetic, math.prod(self.x.shape[2:])))
+        for step in self.known[key]:
+            self.take(step, type(module).__name__)
 
     def take(self, step: _Step, name: str) -> None:
         if step.stated.metric != self.norm:

@@ -54,9 +54,15 @@ from dynablocks.training.precision import present_device
 Say = Callable[[str], None]
 
 
-def train_run(config: RunConfig, directory: str | Path, *, overwrite: bool = False) -> TrainingSummary:
-    """Train into ``directory``; resume when it holds an unfinished training of the same configuration."""
-    out, splits = expanded(directory), load_splits(config)
+def train_run(
+    config: RunConfig, directory: str | Path, *, overwrite: bool = False, splits: DataSplits | None = None
+) -> TrainingSummary:
+    """Train into ``directory``; resume when it holds an unfinished training of the same configuration.
+
+    The images of ``config`` may be given as ``splits`` where they are loaded already.
+    """
+    out = expanded(directory)
+    splits = load_splits(config) if splits is None else splits
     network, description = starting_network(config, splits, out, resume=not overwrite)
     settings = replace(config, data=replace(config.data, name=data_name(config.data)))
 
@@ -87,18 +93,22 @@ def train_run(config: RunConfig, directory: str | Path, *, overwrite: bool = Fal
 
 
 def attack_run(
-    directory: str | Path, config: AttackConfig | None = None, data: DataConfig | None = None
+    directory: str | Path,
+    config: AttackConfig | None = None,
+    data: DataConfig | None = None,
+    *,
+    splits: DataSplits | None = None,
 ) -> AttackResult:
     """Attack the test images of a run; write attack.json and attack.safetensors; stop where a certificate is broken.
 
     An attack that was stopped goes on from its last minute, while network, images, code and settings stay; of code of
     one's own that is not known, and it begins anew. Images that are not those of the run's own copy are told on
-    standard error.
+    standard error. The images may be given as ``splits`` where they are loaded already.
     """
     directory = expanded(directory)
     run = with_data(load_config(directory), data)
     facts = training_facts(directory)
-    splits = load_splits(run)
+    splits = load_splits(run) if splits is None else splits
     _tell_of_other_images(facts, splits)
     settings = attack_settings(run.attack if config is None else config, splits)
     result = matching_attack(directory, settings, splits.fingerprint)
@@ -116,18 +126,23 @@ def attack_run(
 
 
 def certify_run(
-    directory: str | Path, data: DataConfig | None = None, *, arithmetic: str = "float64"
+    directory: str | Path,
+    data: DataConfig | None = None,
+    *,
+    arithmetic: str = "float64",
+    splits: DataSplits | None = None,
 ) -> CertificateResult:
     """Certify every test image of a run; write certificate.json and certificate.safetensors.
 
     The radii hold for the network evaluated in ``arithmetic``: float64, or float32 at the cost of its larger proven
     rounding bound. Standard error is told where the images are not those of the run's own copy, and why the rounding is
-    measured where no bound of it is proved.
+    measured where no bound of it is proved. The images may be given as ``splits`` where they are loaded already.
     """
     directory = expanded(directory)
     run = with_data(load_config(directory), data)
     facts = training_facts(directory)
-    splits, epsilons = load_splits(run), stated_radii(run.attack.epsilons)
+    splits = load_splits(run) if splits is None else splits
+    epsilons = stated_radii(run.attack.epsilons)
     _tell_of_other_images(facts, splits)
     result = matching_certificate(directory, arithmetic, splits.fingerprint)
     if result is None:
@@ -152,13 +167,20 @@ def _tell_of_other_images(facts: dict[str, Any], splits: DataSplits) -> None:
         )
 
 
-def report_run(directory: str | Path, command: str | None = None, data: DataConfig | None = None) -> Path:
+def report_run(
+    directory: str | Path,
+    command: str | None = None,
+    data: DataConfig | None = None,
+    *,
+    splits: DataSplits | None = None,
+) -> Path:
     """Write report.html and metrics.json from what the run directory holds.
 
     Args:
         directory: the run directory.
         command: that made the run; ``None`` for the commands that make its results again from its configuration.
         data: where the images are now, if they moved.
+        splits: the images, where they are loaded already.
 
     Returns:
         Where the page is.
@@ -169,7 +191,7 @@ def report_run(directory: str | Path, command: str | None = None, data: DataConf
     path = directory / REPORT
     require_checkpoint(directory)
     require_writable(directory)
-    shown = report_data(directory, command, data)
+    shown = report_data(directory, command, data, splits=splits)
     write_json(directory / METRICS, shown.metrics)
     write_report(path, shown)
     return path
@@ -180,19 +202,20 @@ def run(config: RunConfig, directory: str | Path, command: str, say: Say, *, ove
     from dynablocks.reporting import words
 
     directory = expanded(directory)
-    summary = train_run(config, directory, overwrite=overwrite)
+    splits = load_splits(config)  # once: each step would load and hash them again, and holds them meanwhile anyway
+    summary = train_run(config, directory, overwrite=overwrite, splits=splits)
     seconds, rate = summary.train_seconds, summary.images_per_second
     say(f"trained {words.several(summary.epochs, 'epoch')} in {seconds:.0f} s, {rate:.0f} images/s")
     with cpu_threads(config.training.threads):
-        result = certify_run(directory)
+        result = certify_run(directory, splits=splits)
         how = "" if result.proved else ", rounding measured"
         bound = f"Lipschitz bound {words.bound(result.body_lipschitz)}"
         bound = bound if math.isfinite(result.body_lipschitz) else "no finite Lipschitz bound"
         say(f"certified {words.several(len(result.labels), 'test image')}{how}, {bound}")
-        attacked = attack_run(directory, config.attack)
+        attacked = attack_run(directory, config.attack, splits=splits)
     images, radii = words.several(len(attacked.labels), "test image"), len(attacked.epsilons)
     say(f"attacked {images} at {radii} {'radius' if radii == 1 else 'radii'}, no certificate was broken")
-    say(f"report: {report_run(directory, command)}")
+    say(f"report: {report_run(directory, command, splits=splits)}")
     metrics: dict[str, Any] = read_json(directory / METRICS)
     return metrics
 

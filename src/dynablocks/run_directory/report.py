@@ -10,9 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from dynablocks.config import DataConfig, RunConfig, to_yaml
 from dynablocks.data import DataSplits, ImageDataset, to_unit_range
 from dynablocks.files import expanded, resolved
+from dynablocks.linear import frozen_weights
 from dynablocks.progress import progress_bar
 from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult
 from dynablocks.run_directory.metrics import accuracy_curves, run_metrics
@@ -24,25 +27,36 @@ if TYPE_CHECKING:
     from dynablocks.reporting import Example, ReportData
 
 
-def report_data(directory: str | Path, command: str | None = None, data: DataConfig | None = None) -> ReportData:
+def report_data(
+    directory: str | Path,
+    command: str | None = None,
+    data: DataConfig | None = None,
+    *,
+    splits: DataSplits | None = None,
+) -> ReportData:
     """Everything the report shows; nothing is written.
 
     Args:
         directory: the run directory.
         command: that made the run; ``None`` for the commands that make its results again from its configuration.
         data: where the images are now, if they moved.
+        splits: the images, where they are loaded already.
     """
     from dynablocks.properties import explain
     from dynablocks.reporting import ReportData, block_rows, step_rows
 
     directory = expanded(directory)
     config = with_data(load_config(directory), data)
-    splits, network = load_splits(config), load(directory)
+    splits = load_splits(config) if splits is None else splits
+    network = load(directory)
     attacked, certificate = sound_results(directory, splits.fingerprint)
     if command is None:
         command = commands_again(directory, config, splits, attacked, certificate, data)
     with progress_bar("measuring the blocks") as update:
         blocks = block_rows(network, to_unit_range(splits.test.images[:4]), progress=update)
+    # Facts of a weight are found once where it is held.
+    with torch.no_grad(), frozen_weights(network):
+        steps, explanation = step_rows(network), str(explain(network))
     return ReportData(
         title=f"{config.model.name} on {splits.test.name}",
         command=command,
@@ -50,10 +64,10 @@ def report_data(directory: str | Path, command: str | None = None, data: DataCon
         history=_history(directory),
         curves=accuracy_curves(attacked, certificate),
         blocks=blocks,
-        steps=step_rows(network),
+        steps=steps,
         examples=_examples(splits.test, attacked, certificate),
         class_names=splits.test.class_names,
-        explanation=str(explain(network)),
+        explanation=explanation,
         config_text=to_yaml(config),
         watermark="smoke preset" if config.preset == "smoke" else None,
     )

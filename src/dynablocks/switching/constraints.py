@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dynablocks.errors import require_range
 from dynablocks.properties.own_code import overrides
+from dynablocks.properties.structure import original
 from dynablocks.switching.signals import PairSignal
 
 
@@ -42,7 +43,7 @@ def project(model: nn.Module) -> None:
     others: list[nn.Module] = []
     pairs: list[PairSignal] = []
     last: list[nn.Module] = []
-    for module in model.modules():
+    for module in _parts(model):
         if getattr(module, "projected_last", False):
             last.append(module)
         elif _is_pair_in_its_region(module):
@@ -52,6 +53,11 @@ def project(model: nn.Module) -> None:
     _project_each(others)
     _project_pairs(pairs)
     _project_each(last)
+
+
+def _parts(model: nn.Module) -> Iterable[nn.Module]:
+    """The model and its parts, each once: a compiled one and what is inside have the same methods."""
+    return dict.fromkeys(map(original, model.modules()))
 
 
 def _is_pair_in_its_region(module: nn.Module) -> TypeGuard[PairSignal]:
@@ -99,7 +105,7 @@ def keep_constraints(model: nn.Module, optimiser: torch.optim.Optimizer) -> Remo
 def set_progress(model: nn.Module, progress: float) -> None:
     """Move every scheduled step of the model to where it is at ``progress`` in [0, 1] of the training."""
     require_range("progress", progress, 0.0, 1.0)
-    for module in model.modules():
+    for module in _parts(model):
         method = getattr(module, "set_progress", None)
         if method is not None:
             method(progress)
@@ -107,7 +113,7 @@ def set_progress(model: nn.Module, progress: float) -> None:
 
 def regularisation(model: nn.Module) -> Tensor | None:
     """The sum of the submodules' penalties, ``None`` when there is none."""
-    penalties = [getattr(m, "regularisation", None) for m in model.modules()]
+    penalties = [getattr(part, "regularisation", None) for part in _parts(model)]
     terms = [penalty() for penalty in penalties if callable(penalty)]
     present = [term for term in terms if term is not None]
     return torch.stack(present).sum() if present else None

@@ -58,19 +58,26 @@ class SwitchingSignal(nn.Module):
         return {f"h{k}": size for k, (_, size) in enumerate(self.sizes(), 1)}
 
     def extra_repr(self) -> str:
+        if any(tensor.is_meta for tensor in (*self.parameters(), *self.buffers())):
+            return ""  # there are no numbers on the meta device
         return ", ".join(f"{name}={value:.4g}" for name, value in self.summary().items())
 
 
+def _numbers(start: object) -> list[float]:
+    """The steps of a sequence of numbers; none of anything else."""
+    try:
+        return [float(step) for step in start]  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        return []
+
+
 def _finite(start: Sequence[float]) -> list[float]:
-    return [require_finite(f"start[{index}]", float(step)) for index, step in enumerate(start)]
+    return [require_finite(f"start[{index}]", step) for index, step in enumerate(start)]
 
 
 def two_steps(start: object) -> list[float]:
     """(h₁, h₂) of a pair signal."""
-    try:
-        steps = [float(step) for step in start]  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
-        steps = []
+    steps = _numbers(start)
     if len(steps) != 2:
         raise InvalidArgument(f"start is {start!r}; the two steps (h1, h2) of a pair are needed, such as (0.5, 0.1).")
     return _finite(steps)
@@ -120,7 +127,7 @@ class LearnedTimes(SwitchingSignal):
         limit: the largest |time|.
 
     Raises:
-        InvalidArgument: a time is not finite, or ``limit`` is not above 0.
+        InvalidArgument: ``start`` is no sequence of finite numbers, or empty, or ``limit`` is not above 0.
 
     Example:
         >>> [index for index, _ in LearnedTimes((0.5, 0.2)).pieces()]
@@ -130,8 +137,11 @@ class LearnedTimes(SwitchingSignal):
     def __init__(self, start: tuple[float, ...], limit: float = 2.0) -> None:
         super().__init__()
         self.limit = require_range("limit", limit, 0.0, open_low=True)
-        self.fields_needed = len(start)
-        self.steps = nn.Parameter(torch.tensor(_finite(start)))
+        times = _numbers(start)
+        if not times:
+            raise InvalidArgument(f"start is {start!r}; a time for each field is needed, such as (0.5,) or (0.5, 0.1).")
+        self.fields_needed = len(times)
+        self.steps = nn.Parameter(torch.tensor(_finite(times)))
         self.project_()
 
     def pieces(self) -> list[tuple[int, Tensor]]:
@@ -202,10 +212,11 @@ class PairSignal(SwitchingSignal):
         balance: ``"pair"`` keeps every pair in the region; ``"network"`` keeps each step in its range only and leaves
             the balance to a :class:`NetworkBudget`; ``"penalty"`` does so too and asks for the balance in the loss
             (:meth:`regularisation`), so a block may expand, and declares that it does.
-        step_penalty: weight of that penalty.
+        step_penalty: weight of that penalty, 1 where it is left out.
 
     Raises:
-        InvalidArgument: ``start`` is not two finite numbers, an unknown ``balance``, or a weight below 0.
+        InvalidArgument: ``start`` is not two finite numbers, an unknown ``balance``, a weight below 0, or one with a
+            ``balance`` that does not read it.
 
     Example:
         >>> from dynablocks.switching import ExactFlowRegion
@@ -220,12 +231,17 @@ class PairSignal(SwitchingSignal):
         region: Region,
         start: tuple[float, float] = (0.5, 0.1),
         balance: str = "pair",
-        step_penalty: float = 1.0,
+        step_penalty: float | None = None,
     ) -> None:
         super().__init__()
         require_choice("balance", balance, ("pair", "network", "penalty"))
-        require_range("step_penalty", step_penalty, 0.0)
-        self.region, self.balance, self.step_penalty = region, balance, step_penalty
+        if step_penalty is not None and balance != "penalty":
+            raise InvalidArgument(
+                f"step_penalty is {step_penalty!r}, which changes nothing with balance={balance!r}; leave it out, or "
+                "give balance='penalty'."
+            )
+        self.region, self.balance = region, balance
+        self.step_penalty = require_range("step_penalty", 1.0 if step_penalty is None else step_penalty, 0.0)
         self.steps = nn.Parameter(torch.tensor(two_steps(start)))
         self.project_()
 

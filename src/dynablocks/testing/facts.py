@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dynablocks.errors import InvalidArgument
-from dynablocks.fields.base import FieldFacts, VectorField
+from dynablocks.fields.base import FieldFacts, VectorField, why_no_energy
 from dynablocks.fields.hamiltonian import canonical
 from dynablocks.properties import EUCLIDEAN, Metric
 from dynablocks.properties.jacobians import jacobians, largest_finite, with_gradients
@@ -402,7 +402,7 @@ def _potential(at: Measured, facts: FieldFacts) -> Iterator[str]:
 
 @METHODS.register("energy")
 def _energy(at: Measured, facts: FieldFacts) -> Iterator[str]:
-    if facts.hamiltonian and not _refuses(at.field.energy, at.x):
+    if facts.hamiltonian and why_no_energy(at.field) is None and not _refuses(at.field.energy, at.x):
         slope = canonical(_slope("energy", at.field.energy, at.x))
         yield from _difference("𝕁∇H and X", slope, at.rates, at.tolerance(slope, at.rates))
 

@@ -55,6 +55,8 @@ class ConformanceReport:
     def __str__(self) -> str:
         return "\n".join([self.subject, *(f"  {finding}" for finding in self.findings)])
 
+    __repr__ = __str__
+
 
 def run_checks(
     subject: str, checks: Mapping[str, Callable[[C], Iterator[str]]], case: C, seed: int, most: int | None = None

@@ -19,7 +19,7 @@ from torch import nn
 
 import dynablocks
 from dynablocks.errors import BadCheckpoint, DynablocksError
-from dynablocks.files import expanded, flush_directory, lock_file, sha256
+from dynablocks.files import expanded, flush, flush_directory, lock_file, sha256
 from dynablocks.run_files import (
     CHECKPOINT,
     CONFIG,
@@ -138,7 +138,7 @@ def _swap_in(directory: Path, temporary: Path) -> None:
 
 def _flush(path: Path) -> None:
     with open(path, "rb+") as stream:
-        os.fsync(stream.fileno())
+        flush(stream.fileno())
 
 
 def what_is_wrong(checkpoint: Path) -> str | None:

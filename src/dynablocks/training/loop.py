@@ -20,7 +20,7 @@ from dynablocks.errors import BadCheckpoint
 from dynablocks.files import expanded
 from dynablocks.linear import frozen_weights, shared_weights
 from dynablocks.modes import cpu_threads, eval_mode
-from dynablocks.progress import Stopped
+from dynablocks.progress import Stopped, clock
 from dynablocks.run_files import HISTORY
 from dynablocks.switching.constraints import regularisation, set_progress
 from dynablocks.training.adversary import attacked, ball_points, divergence
@@ -132,6 +132,9 @@ def fit(
         prepare_directory(session, checkpoint)
         begin()
         display = stack.enter_context(Display(console, silent=not session.fabric.is_global_zero))
+        if session.step:
+            done = f"step {session.step}, {session.epochs_done():.4g} epochs"
+            display.say(f"Going on from the checkpoint ({done}, {clock(session.elapsed)} of training).")
         stopping = stack.enter_context(polite_interrupt())
         summary = train(session, display, stopping, on_step)
         if not session.fabric.is_global_zero:

@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 MIXED: dict[str, Literal["bf16-mixed", "16-mixed"]] = {"bf16": "bf16-mixed", "16": "16-mixed"}
 NEEDED_GAIN = 1.1
 SECONDS_EACH = 1.0
+ROUNDS, LEAST_SECONDS = 30, 0.2
+"""So many steps in each format decide once all took so long together: a busy moment of the machine has passed then."""
 
 
 def choose_precision(model: nn.Module, sample_batch: Tensor, device: torch.device | str) -> str:
     """``"bf16"`` when mixed precision makes a training step at least 10 % faster here, otherwise ``"32"``.
 
-    A copy of the model does forward and backward passes in both formats, in turn, for about a second each; the fastest
-    of each counts. Where the device has no bfloat16 arithmetic nothing is measured. The model and the random state stay
-    as they were.
+    A copy of the model does forward and backward passes in both formats, in turn: thirty of each, or fewer where they
+    take about a second, or more until all took 0.2 seconds. The fastest of each counts. Where the device has no
+    bfloat16 arithmetic nothing is measured. The model and the random state stay as they were.
 
     Args:
         model: on ``device``.
@@ -47,14 +49,19 @@ def choose_precision(model: nn.Module, sample_batch: Tensor, device: torch.devic
         for done, name in enumerate(fastest, start=1):
             timed_step(trial, sample_batch, device, name)
             update(0.25 * done)
-        spent = 0.0
-        while spent < 2 * SECONDS_EACH:
+        spent, steps = 0.0, 0
+        while measured(spent, steps) < 1:
             for name in fastest:
                 seconds = timed_step(trial, sample_batch, device, name)
                 fastest[name] = min(fastest[name], seconds)
-                spent += seconds
-                update(min(1.0, 0.5 + 0.25 * spent / SECONDS_EACH))
+                spent, steps = spent + seconds, steps + 1
+                update(0.5 + 0.5 * min(1.0, measured(spent, steps)))
     return "bf16" if fastest["32"] > NEEDED_GAIN * fastest["bf16"] else "32"
+
+
+def measured(spent: float, steps: int) -> float:
+    """How much of the comparison is done after so many seconds and steps, of both formats together; 1: enough."""
+    return max(spent / (2 * SECONDS_EACH), min(steps / (2 * ROUNDS), spent / LEAST_SECONDS))
 
 
 def timed_step(model: nn.Module, batch: Tensor, device: torch.device, precision: str) -> float:

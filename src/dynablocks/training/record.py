@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from dynablocks.errors import BadCheckpoint, DynablocksError
-from dynablocks.files import write_text
+from dynablocks.files import flush, write_text
 from dynablocks.run_files import HISTORY
 from dynablocks.training.config import TrainingConfig
 
@@ -82,7 +81,7 @@ def append_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
         with open(directory / HISTORY, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(metrics, allow_nan=False) + "\n")
             stream.flush()
-            os.fsync(stream.fileno())
+            flush(stream.fileno())
     except OSError as error:
         raise DynablocksError(
             f"cannot write to {directory / HISTORY}: {error.strerror}; free some space; the same command, "

@@ -237,18 +237,21 @@ class Session:
         self.last_save = time.perf_counter()
 
     def _state(self, summary: dict[str, Any] | None) -> dict[str, Any]:
-        state = {
+        """What a checkpoint holds beside the model; a finished training never goes on, and so needs no optimiser."""
+        state: dict[str, Any] = {
             "step": self.step,
             "seconds": self.elapsed,
             "precision": self.precision,
             "plan": self.plan.state(),
             "tally": [self.tally.loss_sum, self.tally.correct, self.tally.images],
             "metrics": self.metrics,
-            "optimiser": self.optimiser.state_dict(),
-            "scaler": self.fabric.strategy.precision.state_dict(),
-            "random": torch.get_rng_state(),
             "summary": summary,
         }
+        if summary is not None:
+            return state
+        state["optimiser"] = self.optimiser.state_dict()
+        state["scaler"] = self.fabric.strategy.precision.state_dict()
+        state["random"] = torch.get_rng_state()
         if self.device.type == "cuda":
             state["cuda_random"] = torch.cuda.get_rng_state(self.device)
         if self.average is not None:
