@@ -12,7 +12,6 @@ from dynablocks.errors import require_whole
 from dynablocks.linear.maps import LinearMap, require_shape
 from dynablocks.linear.orthogonal import ORTHOGONAL, orthogonal_start, orthonormality_defect
 from dynablocks.numerics.bounds import Bounds, linear_norm_bounds, smallest_singular_value_bounds
-from dynablocks.properties.own_code import overrides
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -47,13 +46,6 @@ class Dense(LinearMap):
     def multiply(self, weight: Tensor, x: Tensor) -> Tensor:
         require_shape(self, self.in_shape, x)
         return nn.functional.linear(x, weight)
-
-    def affine(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """A x + b, under autocast in one number format; by the :meth:`multiply` of a subclass that has its own."""
-        if bias is None or overrides(self, Dense, "multiply"):
-            return super().affine(x, bias)
-        require_shape(self, self.in_shape, x)
-        return nn.functional.linear(x, self.weight, bias)
 
     def multiply_adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
         require_shape(self, self.out_shape, y)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -89,11 +89,10 @@ class UnitNorm(LinearMap):
             for _ in range(GRADIENT_STEPS if transformed else int(learning)):
                 vector = self.power_step(weight, vector)
             length = self.multiply(weight, vector).norm().clamp_min(TINY)
-            if transformed or not learning:
-                return weight / length
             # The stored vector is a copy: the graph needs this one as it is, and functorch allows no writing.
-            self.leading.copy_(vector)
-            return _quotient(weight, length)
+            if learning and not transformed:
+                self.leading.copy_(vector)
+            return weight / length
 
     def _relative_length(self, weight: Tensor) -> Tensor:
         """‖Wv‖ over itself for the leading vector v of W: 1, with the slope of log ‖W‖."""
@@ -109,46 +108,6 @@ class UnitNorm(LinearMap):
         # The norm first: where no weight is held and gradients are on, each of the two is of a weight of its own.
         largest = self.norm_bounds().upper
         return super().compute_smallest_singular_value() / max(1.0, largest)
-
-
-def _quotient(weight: Tensor, length: Tensor) -> Tensor:
-    """K/l for a number l, recorded by autograd as one step; ``torch.compile`` fuses what is plain."""
-    return weight / length if torch.compiler.is_compiling() else _Quotient.of(weight, length)
-
-
-class _Quotient(torch.autograd.Function):
-    """W = K/l: K̄ = W̄/l and l̄ = −⟨W̄, W⟩/l, with fewer passes than autograd's −Σ W̄((K/l)/l)."""
-
-    @classmethod
-    def of(cls, weight: Tensor, length: Tensor) -> Tensor:
-        """The map, recorded by autograd."""
-        unit: Tensor = cls.apply(weight, length)  # type: ignore[no-untyped-call]
-        return unit
-
-    @staticmethod
-    def forward(weight: Tensor, length: Tensor) -> Tensor:
-        return weight / length
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(output, inputs[1])
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        unit, length = ctx.saved_tensors
-        return gradients[0] / length, -_inner_product(gradients[0], unit) / length
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        weight, length = ctx.saved_tensors
-        return (tangents[0] - weight / length * tangents[1]) / length
-
-
-def _inner_product(one: Tensor, other: Tensor) -> Tensor:
-    """⟨x, y⟩, of which nothing is copied where both lie in memory alike, as channels-last kernels do."""
-    order = sorted(range(other.ndim), key=lambda axis: other.stride(axis), reverse=True)
-    return torch.dot(one.permute(order).reshape(-1), other.permute(order).reshape(-1))
 
 
 def _is_batched(value: Tensor) -> bool:
