@@ -37,7 +37,12 @@ if [ -n "$missing" ]; then
 fi
 "$python" -c 'import torch; print("device:", torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'
 
+if [ -n "$pack" ] && [ "$into" != "$pack" ] && ! compgen -G "$pack/work.tar.*" >/dev/null && [ ! -e "$pack/new.whole" ]; then
+  echo "error: PACK=$pack holds no whole pack; name the folder that has work.tar.*, or leave PACK out to begin anew" >&2
+  exit 2
+fi
 mkdir -p "$work"
+work=$(cd "$work" && pwd -P)
 if [ -n "$pack" ] && [ -w "$pack" ]; then finish_pack "$pack"; fi
 if [ -n "$pack" ] && [ -z "$(ls -A "$work")" ] && compgen -G "$pack/work.tar.*" >/dev/null; then
   # Beside WORK first: what a cut pack leaves there is not gone on from, and does not take the pack's place.

@@ -63,7 +63,8 @@ def row(run: Path, metrics: dict[str, Any]) -> list[str]:
     lift = yaml.safe_load((run / "checkpoint" / "config.yaml").read_text(encoding="utf-8"))["model"]["config"]["lift"]
     return [
         f"{metrics['model']} (lift: {lift})",
-        percent(metrics["clean_accuracy"]),
+        # Without a certificate it is that of the attacked images alone.
+        percent(None if metrics["test_images"] is None else metrics["clean_accuracy"]),
         *(at(metrics["certified_accuracy"], radius) for radius, _ in RADII),
         *(at(metrics["robust_accuracy"], radius) for radius, _ in RADII[:1] + RADII[3:4]),
         "not measured" if metrics["auc"] is None else f"{metrics['auc']:.3f}",
@@ -110,8 +111,8 @@ def write_table(options: argparse.Namespace) -> None:
     """
     runs = [read_json(run / "metrics.json") for run in options.runs]
     for name in ALIKE:
-        if "," in (found := each(runs, name)):
-            raise InvalidArgument(f"the runs differ in {name}: {found}; make a table of each.")
+        if len({run[name] for run in runs} - {None}) > 1:
+            raise InvalidArgument(f"the runs differ in {name}: {each(runs, name)}; make a table of each.")
     path = ROOT / "results" / f"{options.name}.json"
     earlier = read_json(path) if path.exists() else {}
     table = {
@@ -145,6 +146,9 @@ def main(arguments: list[str] | None = None) -> int:
         write_table(options)
         if options.picture is not None:
             draw(options.runs[0], options.picture)
+    except KeyError as error:
+        print(f"error: the metrics of a run lack {error}; run dynablocks report on it again.", file=sys.stderr)
+        return 2
     except (DynablocksError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -223,6 +223,14 @@ def test_a_bare_machine_goes_on_from_a_pack_and_leaves_it_as_it_was(tmp_path: Pa
 
 
 @needs_tools
+def test_a_pack_that_is_not_there_is_no_reason_to_begin_anew(tmp_path: Path) -> None:
+    refused = piece(tmp_path, "first", PACK=tmp_path / "typo", OUT=tmp_path / "out")
+    assert refused.returncode == 2
+    assert f"error: PACK={tmp_path / 'typo'} holds no whole pack" in refused.stderr
+    assert not (tmp_path / "first").exists()
+
+
+@needs_tools
 def test_without_a_folder_for_output_the_pack_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     pack = tmp_path / "pack"
     assert piece(tmp_path, "first", PACK=pack).returncode == 3

@@ -208,6 +208,12 @@ def test_a_setting_that_an_entry_lacks_or_cannot_have_is_refused(
         run.parse()
 
 
+def test_set_given_twice_sets_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = "run.py --data-dir d --out o --entries ours --set optimiser=adamw --set weight_decay=0.05 lr=0.01"
+    monkeypatch.setattr(sys, "argv", flags.split())
+    assert run.parse().set == {"optimiser": "adamw", "weight_decay": 0.05, "lr": 0.01}
+
+
 @pytest.mark.parametrize(
     ("script", "flags", "sentence"),
     [

@@ -7,7 +7,7 @@
 # MINUTES (9) ends a piece; the next call goes on from the last checkpoint. Ends with 0 when WORK/ours-0/result.json is
 # there, 3 when there is more to do. Another preset needs another WORK. Where OUT names a folder, a finished entry is
 # copied to it at the end: result, radii, and the whole run directory as ours-0/run.tar.* in parts of 15 MB, which
-# "cat run.tar.* | tar -x -C RUN" makes a directory again, for attack.py, dynablocks certify and audit. That is for
+# "mkdir RUN && cat run.tar.* | tar -x -C RUN" makes a directory again, for attack.py, dynablocks certify and audit. That is for
 # machines that are lent bare for ten minutes and give back what is in OUT: gpu-5min fits into one piece there, and
 # gpu-25min needs a machine that stays.
 set -euo pipefail

@@ -370,7 +370,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=0, help="training images to hold out and measure instead")
     parser.add_argument("--peers", type=Path, help="folder with orthogonium, deel and einops")
     parser.add_argument("--page", type=Path, help="add to the table in this file, for docs/make_results.py")
-    parser.add_argument("--set", type=assignment, nargs="*", default=[], help="NAME=VALUE changes, for a search")
+    text = "NAME=VALUE changes, for a search"
+    parser.add_argument("--set", type=assignment, nargs="*", action="extend", default=[], help=text)
     args = parser.parse_args()
     args.set = dict(args.set)
     for name, least in (("minutes", 1e-6), ("search", 0), ("held_out", 0), ("seed", 0)):
