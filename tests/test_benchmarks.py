@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import math
 import os
@@ -11,10 +10,10 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from scripts import load
 from torch import nn
 
 from dynablocks.errors import DynablocksError, InvalidArgument
@@ -26,17 +25,6 @@ from dynablocks.models import ModelConfig, build
 from dynablocks.run_files import CELL, RESULT, WEIGHTS
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-
-
-def load(name: str) -> ModuleType:
-    """A script as a module."""
-    specification = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module
-    specification.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(
@@ -59,7 +47,7 @@ def test_bad_input_is_refused_before_the_work(
 ) -> None:
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *flags.split()])
     with pytest.raises(DynablocksError, match=sentence):
-        load(name).main()
+        load(f"benchmarks/{name}.py").main()
 
 
 @pytest.mark.parametrize(
@@ -81,14 +69,14 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(
     (tmp_path / "file").touch()
     monkeypatch.setattr(sys, "argv", [f"{name}.py", flag, str(tmp_path / "file" / "figures.json")])
     with pytest.raises(DynablocksError, match="cannot write to"):
-        load(name).main()
+        load(f"benchmarks/{name}.py").main()
 
 
 def test_a_script_ends_with_its_own_code_or_with_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     def refused() -> int:
         raise InvalidArgument("--repeats is 0")
 
-    finish = load("command_line").finish
+    finish = load("benchmarks/command_line.py").finish
     for main, code in ((lambda: None, None), (lambda: 1, 1), (refused, 2)):
         with pytest.raises(SystemExit) as stopped:
             finish(main)
@@ -98,7 +86,7 @@ def test_a_script_ends_with_its_own_code_or_with_one_sentence(capsys: pytest.Cap
 
 def test_figures_without_a_number_are_written_as_null(tmp_path: Path) -> None:
     figures = {"ratio": 1.5, "gap": math.inf, "runs": [{"loss": math.nan, "steps": 3}], "layer": "dense"}
-    load("command_line").write_figures(tmp_path / "figures.json", figures)
+    load("benchmarks/command_line.py").write_figures(tmp_path / "figures.json", figures)
     wanted = figures | {"gap": None, "runs": [{"loss": None, "steps": 3}]}
     assert read_json(tmp_path / "figures.json") == wanted
 
@@ -107,7 +95,7 @@ def test_figures_without_a_number_are_written_as_null(tmp_path: Path) -> None:
 def test_raw_products_are_those_on_images_and_each_is_there_once(batch: int) -> None:
     config = ModelConfig("certified", widths=(4,), layers=(1,), stem=1, dense_layers=2, dense_step="potential")
     network = build(config, (4, 4, 4), 3, seed=0)
-    calls = load("training_step").heavy_operations(network, torch.rand(batch, 4, 4, 4))
+    calls = load("benchmarks/training_step.py").heavy_operations(network, torch.rand(batch, 4, 4, 4))
     assert [pixels[0] for pixels, _, _ in calls] == [batch] * len(calls)
     # The map of the channels, A and its transpose of the convolution and of each dense step, the head.
     kernels = [tuple(weight) for _, weight, _ in calls]
@@ -118,7 +106,7 @@ def test_raw_products_are_those_on_images_and_each_is_there_once(batch: int) -> 
 def test_a_limit_that_reversible_chains_miss_is_an_exit_code(
     ratio: float, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, batches = load("reversible_depth"), set()
+    module, batches = load("benchmarks/reversible_depth.py"), set()
 
     def memory(depth: int, way: str, batch: int) -> dict[str, float]:
         batches.add(batch)
@@ -152,7 +140,7 @@ def test_a_peer_ends_with_its_best_weights_whose_keeping_takes_no_time_of_its_ow
             clock.now += 100.0
             return super().state_dict(*given, **named)
 
-    peers = load("pendulum_peers")
+    peers = load("benchmarks/pendulum_peers.py")
     monkeypatch.setattr(peers, "time", clock)
     module = Slow(2, 2).double()
     made = peers.train(module, seconds=10.0, lr=1e-2)

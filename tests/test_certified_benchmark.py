@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from scripts import load
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,19 +33,10 @@ from dynablocks.switching import set_progress
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "certified"
 
 
-def load(name: str) -> ModuleType:
-    """A script of the benchmark as a module."""
-    specification = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module
-    specification.loader.exec_module(module)
-    return module
-
-
-peers, bounds, run, attack = load("peers"), load("bounds"), load("run"), load("attack")
-expansion, compare, radius_lost = load("expansion"), load("compare"), load("radius_lost")
+peers, bounds, run, attack, expansion, compare, radius_lost = (
+    load(f"benchmarks/certified/{name}.py")
+    for name in ("peers", "bounds", "run", "attack", "expansion", "compare", "radius_lost")
+)
 
 
 def orthogonal(inputs: int, outputs: int) -> nn.Module:

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
 import os
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from scripts import load
 
-
-def load(name: str) -> ModuleType:
-    """A script as a module."""
-    file = Path(__file__).parents[1] / "docs" / f"{name}.py"
-    specification = importlib.util.spec_from_file_location(name, file)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module
-    specification.loader.exec_module(module)
-    return module
-
-
-make_results = load("make_results")
+make_results = load("docs/make_results.py")
 TABLE = dict.fromkeys(("title", "caption", "command", *make_results.ORIGIN), "x") | {
     "columns": ["network", "clean"],
     "rows": [["ours", 71.25]],
@@ -109,7 +94,7 @@ def test_a_full_disk_leaves_the_readme_as_it_was(
 
 
 def test_a_misspelt_flag_leaves_the_tables_of_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_tables = load("make_tables")
+    make_tables = load("docs/make_tables.py")
     monkeypatch.setattr(make_tables, "DOCS", tmp_path)
     page, stale = tmp_path / "page.md", "<!-- table: regions -->\nold\n<!-- table: end -->\n"
     page.write_text(stale)
@@ -145,7 +130,7 @@ UNATTACKED = {"robust_accuracy": None, "auc": None, "attacked_images": None}
 
 def collected(folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: dict[str, object]) -> tuple[int, dict]:
     """What becomes of runs with these figures: the exit code, and the table that is there then."""
-    collect_runs = load("collect_runs")
+    collect_runs = load("docs/collect_runs.py")
     monkeypatch.setattr(collect_runs, "ROOT", folder)
     monkeypatch.setattr(collect_runs, "commit", lambda: pytest.fail("git was asked"))
     runs = [folder / f"run{number}" for number in range(len(changes))]

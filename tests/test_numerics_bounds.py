@@ -1,20 +1,18 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
 import math
 import random
-import sys
 from decimal import Decimal, localcontext
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scripts import load
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.linear import Dense, shared_weights
@@ -449,11 +447,7 @@ def test_batches_of_frequencies_do_not_change_the_bound(monkeypatch: pytest.Monk
 
 
 def test_the_benchmark_rejects_an_unsound_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = Path(__file__).parents[1] / "benchmarks" / "bound_soundness.py"
-    spec = importlib.util.spec_from_file_location("bound_soundness", path)
-    benchmark = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "bound_soundness", benchmark)
-    spec.loader.exec_module(benchmark)
+    benchmark = load("benchmarks/bound_soundness.py")
     weight, geometry = draw((2, 2, 3, 3), 0), ConvGeometry((4, 4), padding="same")
     assert all(check.sound for check in benchmark.check_layer(weight, geometry))
     real = benchmark.conv_norm_bounds

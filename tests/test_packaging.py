@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from scripts import load
 
 from dynablocks.errors import DynablocksError
 
@@ -50,20 +49,9 @@ def test_pinned_is_what_is_installed_and_not_what_builds_it() -> None:
     assert not pinned & (names_of(SETTINGS["build-system"]["requires"]) | {"editables", "tomlkit", "trove-classifiers"})
 
 
-def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A benchmark as a module, with an empty command line."""
-    specification = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, name, module)
-    specification.loader.exec_module(module)
-    monkeypatch.setattr(sys, "argv", [f"{name}.py"])
-    return module
-
-
 def test_benchmarks_tell_of_a_missing_package_before_they_compute(monkeypatch: pytest.MonkeyPatch) -> None:
-    parity, peers = script("attack_parity", monkeypatch), script("pendulum_peers", monkeypatch)
+    parity, peers = load("benchmarks/attack_parity.py"), load("benchmarks/pendulum_peers.py")
+    monkeypatch.setattr(sys, "argv", ["script.py"])
     for module, name in ((parity, "trained_on_digits"), (parity, "attack"), (peers, "ours"), (peers, "peer")):
         monkeypatch.setattr(module, name, lambda *given: pytest.fail("computed"))
     for package in ("foolbox", "strupnet"):
