@@ -19,14 +19,34 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from dynablocks.errors import require_whole
-from dynablocks.experiments.ensembles import train_alone, train_ensemble
+from dynablocks.experiments.ensembles import EnsembleTraining, batch_choices, train_ensemble
 from dynablocks.experiments.planar_networks import FAMILIES
 from dynablocks.experiments.table1_cells import EnsembleCell
 
 sys.path.insert(0, str(Path(__file__).parent))
 from command_line import finish, require_counts, require_place, write_figures
+
+
+def train_alone(
+    network: nn.Module, points: Tensor, labels: Tensor, training: EnsembleTraining, seed: int
+) -> dict[str, Tensor]:
+    """Train one network in place, as a Python loop over runs does; its parameters after training."""
+    optimiser, schedule = training.optimiser(list(network.parameters()))
+    project = getattr(network, "project_", None)
+    choices = batch_choices([seed], training, len(points))[0]
+    for chosen in choices:
+        loss = functional.cross_entropy(network(points[chosen]), labels[chosen])
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        optimiser.step()
+        schedule.step()
+        if project is not None:
+            project()
+    return {name: parameter.detach() for name, parameter in network.named_parameters()}
 
 
 def compare(cell: EnsembleCell, loop_runs: int) -> dict[str, float]:

@@ -22,11 +22,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,6 +38,7 @@ from dynablocks.switching import FreeSignal
 
 sys.path.insert(0, str(Path(__file__).parent))
 from command_line import finish, require_counts, require_place, write_figures
+from measuring import in_fresh_process, peak_above_start, seconds_in_turns
 
 HALF, MEMORY_HALF = 64, 16
 MEMORY_LIMIT, GRADIENT_LIMIT, TIME_LIMIT = 1.15, 1e-10, 1.5
@@ -60,14 +59,6 @@ def chain_of(depth: int, half: int = HALF, step: float = 0.1) -> ReversibleChain
     )
 
 
-def resident(entry: str) -> int:
-    """``VmRSS`` (now) or ``VmHWM`` (the peak) of this process in bytes (Linux)."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith(entry):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError(f"no {entry} in /proc/self/status")
-
-
 def pass_of(chain: ReversibleChain, x: Tensor, way: str) -> None:
     """One forward and backward pass."""
     output = chain(x) if way == "reversible" else chain.ordinary(x)
@@ -81,19 +72,13 @@ def measure_memory(depth: int, way: str, batch: int) -> dict[str, float]:
     pass_of(chain, torch.randn(2, 2 * MEMORY_HALF), way)
     chain.zero_grad(set_to_none=False)
     x = torch.randn(batch, 2 * MEMORY_HALF, requires_grad=True)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
-    pass_of(chain, x, way)
-    parameters = sum(p.numel() * p.element_size() for p in chain.parameters())
-    return {"peak": resident("VmHWM") - before, "parameters": parameters}
+    peak = peak_above_start(partial(pass_of, chain, x, way))
+    return {"peak": peak, "parameters": sum(p.numel() * p.element_size() for p in chain.parameters())}
 
 
 def memory(depth: int, way: str, batch: int) -> dict[str, float]:
     """:func:`measure_memory` in a process of its own."""
-    command = [sys.executable, __file__, "--measure", str(depth), way, "--batch", str(batch)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1000000"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    found: dict[str, float] = json.loads(done.stdout)
+    found: dict[str, float] = in_fresh_process(__file__, "--measure", depth, way, "--batch", batch)
     return found
 
 
@@ -110,13 +95,7 @@ def gradient_difference(depth: int, batch: int = 32) -> float:
 def step_times(depth: int, batch: int, rounds: int) -> tuple[float, float, float]:
     """Median seconds of both ways (reversible first) and the median of the ratios of neighbouring passes."""
     chain, x = chain_of(depth), torch.randn(batch, 2 * HALF, requires_grad=True)
-    seconds: dict[str, list[float]] = {"reversible": [], "ordinary": []}
-    for turn in range(rounds + 1):
-        for way in seconds:
-            started = time.perf_counter()
-            pass_of(chain, x, way)
-            if turn:
-                seconds[way].append(time.perf_counter() - started)
+    seconds = seconds_in_turns({way: partial(pass_of, chain, x, way) for way in ("reversible", "ordinary")}, rounds)
     ratios = [r / o for r, o in zip(seconds["reversible"], seconds["ordinary"], strict=True)]
     return statistics.median(seconds["reversible"]), statistics.median(seconds["ordinary"]), statistics.median(ratios)
 

@@ -18,12 +18,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,7 +34,7 @@ from dynablocks.switching import FreeSignal
 
 sys.path.insert(0, str(Path(__file__).parent))
 from command_line import finish, require_counts, require_place, write_figures
-from reversible_depth import resident
+from measuring import in_fresh_process, peak_above_start, seconds_in_turns
 
 HALF = 64
 Map = Callable[[Tensor], Tensor]
@@ -111,17 +109,13 @@ def differences(depth: int) -> dict[str, float]:
 
 
 def times(depth: int, batch: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each pass, the ways in turns."""
+    """Seconds of each pass, on a copy of the input, the ways in turns."""
     chains, x = ways(forces(depth)), torch.randn(batch, 2 * HALF)
-    seconds: dict[str, list[float]] = {name: [] for name in chains}
-    for turn in range(rounds + 1):
-        for name, function in chains.items():
-            point = x.clone().requires_grad_(True)
-            started = time.perf_counter()
-            one_pass(function, point)
-            if turn:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+
+    def passing(function: Map) -> Callable[[], Tensor]:
+        return lambda: one_pass(function, x.clone().requires_grad_(True))
+
+    return seconds_in_turns({name: passing(function) for name, function in chains.items()}, rounds)
 
 
 def measure_memory(name: str, depth: int, batch: int) -> int:
@@ -130,17 +124,12 @@ def measure_memory(name: str, depth: int, batch: int) -> int:
     function = ways(forces(depth))[name]
     one_pass(function, torch.randn(2, 2 * HALF, requires_grad=True))
     x = torch.randn(batch, 2 * HALF, requires_grad=True)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
-    one_pass(function, x)
-    return resident("VmHWM") - before
+    return peak_above_start(partial(one_pass, function, x))
 
 
 def memory(name: str, depth: int, batch: int) -> int:
     """:func:`measure_memory` in a process of its own."""
-    command = [sys.executable, __file__, "--measure", name, "--depth", str(depth), "--batch", str(batch)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1000000"}
-    return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+    return int(in_fresh_process(__file__, "--measure", name, "--depth", depth, "--batch", batch))
 
 
 def main() -> None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,21 +40,14 @@ from dynablocks.training.precision import supports_bf16
 
 sys.path.insert(0, str(Path(__file__).parent))
 from command_line import finish, require_counts, require_place, write_figures
+from measuring import seconds_in_turns
 
 IMAGE, CLASSES = (3, 32, 32), 10
 
 
 def medians(actions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """The median seconds of each action, the actions taken in turn."""
-    times: dict[str, list[float]] = {name: [] for name in actions}
-    for action in actions.values():
-        action()
-    for _ in range(repeats):
-        for name, action in actions.items():
-            started = time.perf_counter()
-            action()
-            times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: statistics.median(values) for name, values in seconds_in_turns(actions, repeats).items()}
 
 
 def training_step(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dynablocks.experiments.provenance import where_made
+from dynablocks.reporting.tables import markdown_table
 
 RESULTS = Path(__file__).resolve().parent / "results"
 INDEX = """# Figures and tables of the paper
@@ -43,11 +44,8 @@ def checks_table(record: dict[str, Any]) -> str:
     """The comparisons with the paper."""
     if not record["checks"]:
         return ""
-    lines = ["| what | paper | expected | got | verdict |", "|---|---|---|---|---|"]
-    keys = ("what", "paper", "expected", "got", "verdict")
-    for check in record["checks"]:
-        lines.append("| " + " | ".join(str(check[key]).replace("|", "\\|") for key in keys) + " |")
-    return "\n## Compared with the paper\n\n" + "\n".join(lines) + "\n"
+    table = markdown_table(record["checks"], ("what", "paper", "expected", "got", "verdict"))
+    return f"\n## Compared with the paper\n\n{table}\n"
 
 
 def shortened(value: Any, inside: bool = False) -> Any:

@@ -1,4 +1,4 @@
-"""One seed and one thread for every test, and Ctrl-C as in a terminal."""
+"""One seed for every test, one thread unless it asks for two, and Ctrl-C as in a terminal."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ import torch
 def _reproducible() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

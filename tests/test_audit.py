@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+import os
 import re
 import shutil
 import sys
@@ -283,7 +284,12 @@ def test_a_radius_may_end_in_other_digits_on_another_machine(genuine: Path, tmp_
     assert any(sentence.startswith("radii: the same when made again") for sentence in said)
 
 
-@pytest.mark.parametrize("text", ["x: [", "{}", "model: 5", None])
+DEEP = pytest.param(f"model: {'[' * 3000}{']' * 3000}", id="deep")
+
+
+@pytest.mark.parametrize(
+    "text", ["x: [", "{}", "model: 5", "model: &a {b: 1}\ndata: *a", "model: !!bool x", DEEP, None]
+)
 def test_damaged_settings_of_the_run_get_one_sentence(
     genuine: Path, tmp_path: Path, text: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -649,6 +655,51 @@ def test_a_certificate_file_does_not_overwrite_what_the_run_needs(name: str, gen
     assert (run / name).read_bytes() == before
 
 
+@pytest.mark.parametrize("content", ["", "# Notes\n", "[]", '{"format": "another"}', DEEP])
+def test_a_certificate_file_replaces_nothing_but_a_certificate(
+    content: str, genuine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "notes.md"
+    path.write_text(content)
+    assert main(["certify", str(genuine.parent / "run"), "--json", str(path)]) == 2
+    assert f"--json {path} is there and holds no certificate; give another name" in capsys.readouterr().err
+    assert path.read_text() == content
+
+
+def test_a_certificate_file_replaces_a_certificate(genuine: Path, tmp_path: Path) -> None:
+    run, path = shutil.copytree(genuine.parent / "run", tmp_path / "run"), tmp_path / "cert.json"
+    path.write_text(json.dumps(json.loads(genuine.read_text()) | {"version": 0}))
+    assert main(["certify", str(run), "--json", str(path)]) == 0
+    made, kept = (json.loads(file.read_text()) for file in (path, genuine))
+    assert all(made[name] == kept[name] for name in ("version", "run", "weights", "images"))
+
+
+@pytest.mark.parametrize("name", ["Metrics.json", "CERTIFICATE.JSON", "pipe"])
+def test_a_certificate_file_takes_no_name_that_another_file_may_have(name: str, genuine: Path, tmp_path: Path) -> None:
+    """In capitals it is the same file on many a Mac, and what is written into a pipe is no file."""
+    run = shutil.copytree(genuine.parent / "run", tmp_path / "run")
+    os.mkfifo(run / "pipe")
+    before = sorted(run.rglob("*"))
+    assert main(["certify", str(run), "--json", str(run / name)]) == 2
+    assert sorted(run.rglob("*")) == before
+
+
+def test_what_a_certificate_holds_moves_no_cursor(
+    genuine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostile, written = "\x1b[2J\nthe certificate holds", r"\x1b[2J\nthe certificate holds"
+    path = changed(genuine, tmp_path, lambda content: content.update(run=hostile))
+    capsys.readouterr()
+    assert main(["audit", str(path)]) == 2
+    shown, told = capsys.readouterr()
+    assert shown == ""
+    assert told.count("\n") == 1
+    assert f"{Path(written, 'checkpoint', 'model.safetensors')} does not exist" in told
+    monkeypatch.setattr("dynablocks.run_directory.certificate_file.audit", lambda *_, say, **__: say(hostile))
+    assert main(["audit", str(genuine)]) == 0
+    assert f"\n{written}\n" in capsys.readouterr().out
+
+
 def test_the_audit_takes_the_checkpoint_that_certify_takes(
     genuine: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -677,3 +728,67 @@ def test_every_long_check_shows_how_far_it_is(genuine: Path, monkeypatch: pytest
         ("classifying the images", batches, batches),
         *((f"attacking with the {loss} loss", 4, 4) for loss in losses),
     ]
+
+
+STRIDED: dict[str, Callable[[], Conv]] = {
+    "two": lambda: Conv((1, 5, 6), 16, 3, "full", stride=2),
+    "three": lambda: Conv((1, 7, 6), 16, 3, "full", stride=3),
+    "groups": lambda: Conv((2, 5, 5), 16, 3, "full", stride=2, groups=2),
+    "dilation": lambda: Conv((1, 6, 5), 16, 3, "full", stride=2, dilation=3),
+}
+
+
+@pytest.mark.parametrize("name", STRIDED)
+def test_a_stride_leaves_full_padding_the_least_singular_value_of_its_grid(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conv = STRIDED[name]()
+    values = np.linalg.svd(conv.dense_matrix().detach().numpy(), compute_uv=False)
+    monkeypatch.setattr("dynablocks.robustness.audit._DENSE_SIDE", 0)
+    monkeypatch.setattr("dynablocks.numerics.bounds._is_small", lambda *_: False)
+    largest, smallest = singular_range(conv)
+    assert 0 < smallest <= values[-1] * (1 + 1e-9)
+    assert largest >= values[0] * (1 - 1e-9)
+    assert smallest == pytest.approx(conv.smallest_singular_value(), rel=1e-6)
+    block = DynamicalBlock(GradientField(conv, leaky_relu(0.5)), ExplicitEuler(), FreeSignal(0.5)).double()
+    assert block.properties.lipschitz < 1 - 1e-3 * smallest**2
+    assert _layer_bound(block) == pytest.approx(block.properties.lipschitz, rel=1e-6)
+
+
+def test_without_full_padding_nothing_is_said_of_the_least_singular_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window of one pixel and a stride of two see a quarter of the pixels."""
+    monkeypatch.setattr("dynablocks.robustness.audit._DENSE_SIDE", 0)
+    for conv in (Conv((1, 5, 6), 16, 3, stride=2), Conv((1, 5, 6), 16, 1, stride=2)):
+        assert singular_range(conv)[1] <= 1e-12
+
+
+def test_a_measured_logit_error_may_end_otherwise_but_not_below_the_least(
+    genuine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dynablocks.robustness import NoRoundingBound
+
+    def unproved(*_: Any, **__: Any) -> Any:
+        raise NoRoundingBound("nothing is to be proved here.")
+
+    monkeypatch.setattr("dynablocks.robustness.certificates.rounding_bound", unproved)
+    run, path = shutil.copytree(genuine.parent / "run", tmp_path / "run"), tmp_path / "measured.json"
+    assert main(["certify", str(run), "--json", str(path), "--arithmetic", "float32"]) == 0
+    content = json.loads(path.read_text())
+    facts, network = content["arithmetic"], load(run).eval()
+    assert facts["rounding"] == "measured"
+    with torch.no_grad(), evaluating(network):
+        largest = float(network(load_data("digits").test.images / 255).abs().max())
+    least = 32 * torch.finfo(torch.float32).eps * largest
+
+    def checked(error: float | None) -> list[str]:
+        facts["largest_logit_error"] = error
+        path.write_text(json.dumps(content))
+        return check(path)
+
+    stated = facts["largest_logit_error"]
+    assert stated >= least * (1 - 1e-3)
+    for error in (stated, 1.3 * stated):
+        assert any("float32 with a measured rounding bound" in sentence for sentence in checked(error))
+    for error, sentence in ((0.9 * least, "measured, it is at least"), (None, "states largest_logit_error inf")):
+        with pytest.raises(AuditFailed, match=sentence):
+            checked(error)

@@ -356,6 +356,16 @@ CASES: dict[str, tuple[str, Prepare, str]] = {
         _nothing,
         "~no-such-user-here/data begins with a home folder that is not known here",
     ),
+    "a zero byte in a config": (
+        "train --config c.yaml",
+        _file("c.yaml", b'data:\n  dir: "a\\0b"\n'),
+        r"'a\x00b' holds a zero byte, which no name does",
+    ),
+    "--json over a file that is no certificate": (
+        "certify run --json notes.txt",
+        _file("notes.txt", b"hello"),
+        "--json notes.txt is there and holds no certificate; give another name",
+    ),
     "--json is a link to itself": (
         "certify run --json loop.json",
         lambda place: (place / "loop.json").symlink_to(place / "loop.json"),

@@ -130,6 +130,26 @@ class Clock:
         return self.now
 
 
+def test_actions_are_timed_in_turns_after_a_round_that_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    measuring, clock, done = load("benchmarks/measuring.py"), Clock(), []
+
+    def slow() -> None:
+        clock.now += 10.0
+        done.append("slow")
+
+    monkeypatch.setattr(measuring, "time", clock)
+    seconds = measuring.seconds_in_turns({"slow": slow, "quick": lambda: done.append("quick")}, 2)
+    assert seconds == {"slow": [11.0] * 2, "quick": [1.0] * 2}
+    assert done == ["slow", "quick"] * 3
+
+
+def test_a_process_of_its_own_is_told_what_to_measure_and_runs_on_one_thread(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import json, os, sys\nprint(json.dumps([sys.argv[1:], os.environ['OMP_NUM_THREADS']]))\n")
+    found = load("benchmarks/measuring.py").in_fresh_process(str(script), "--measure", 3)
+    assert found == [["--measure", "3"], "1"]
+
+
 def test_a_peer_ends_with_its_best_weights_whose_keeping_takes_no_time_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -27,13 +27,16 @@ from dynablocks.fields import (
     MassPreservingField,
     NeuralHamiltonian,
     PartitionedField,
+    PotentialSum,
     ShearField,
+    SumField,
     TwoMatrixField,
     VectorField,
     leaky_relu,
     presnov,
 )
 from dynablocks.fields.base import potential_of
+from dynablocks.fitting.structures import CoordinateShear, CoordinateShears, FreeField
 from dynablocks.integrators import ExactFlow
 from dynablocks.linear import Conv, Dense, OrthogonalDense
 from dynablocks.switching import FreeSignal
@@ -195,9 +198,91 @@ def test_facts_are_measured_after_training_and_under_hostile_parameters() -> Non
     check_field(Scaling(lambda rate: rate)).require()
     assert check_field(Scaling(lambda rate: min(rate, 100.0))).failed == ("facts under hostile parameters",)
     remembered = check_field(Scaling(lambda rate: 0.5))
-    assert remembered.failed == ("facts after training", "facts under hostile parameters")
+    # The constants of its steps follow from the fact.
+    assert remembered.failed == ("facts after training", "facts under hostile parameters", "methods")
     with pytest.raises(PropertyViolated, match="Scaling fails the check 'facts after training': lipschitz: "):
         remembered.require()
+
+
+class BiasForgotten(GradientField):
+    """Its potential is that of the start, where the bias is 0."""
+
+    def potential(self, x: Tensor) -> Tensor:
+        primitive = self.sigma.require_primitive("its sigma")
+        return self.sign * primitive(self.linear.affine(x, None)).sum(1)
+
+    def facts(self) -> FieldFacts:
+        return replace(super().facts(), reason="claimed")
+
+
+def test_a_method_that_is_right_at_the_start_alone_is_found() -> None:
+    report = check_field(BiasForgotten(Dense(3, 4), "tanh"))
+    assert report.failed == ("methods",), str(report)
+    message = report.findings[-1].message
+    assert message.startswith("after training, potential: ∇V and X differ by up to "), message
+
+
+def test_facts_that_hold_in_one_mode_alone_are_found() -> None:
+    class SilentInTraining(DiagonalField):
+        def facts(self) -> FieldFacts:
+            return FieldFacts() if self.training else super().facts()
+
+    report = check_field(SilentInTraining(3))
+    assert report.failed == ("train and eval",), str(report)
+
+
+def test_the_parts_of_a_sum_are_those_that_it_has_now() -> None:
+    fields = LinearField(3), GradientField(Dense(3, 4), "tanh")
+    total = SumField(*fields).double()
+    lipschitz = total.facts().lipschitz
+    total.fields[1] = torch.compile(fields[1], backend="eager")
+    assert total.terms() == fields
+    assert total.facts().lipschitz == pytest.approx(lipschitz, rel=1e-12)
+    total.fields[0] = nn.Linear(3, 3)
+    for read in (total.facts, total.standing_facts, total.terms):
+        with pytest.raises(InvalidArgument, match=r"fields\[0\] is a Linear; a VectorField is needed"):
+            read()
+
+
+def test_a_sign_that_is_set_to_a_factor_multiplies_what_is_said() -> None:
+    total = PotentialSum(LinearField(3), DiagonalField(3)).double()
+    lipschitz = total.facts().lipschitz
+    total.sign = 2.0
+    assert total.terms() == (total,)
+    assert total.facts().lipschitz == pytest.approx(2 * lipschitz, rel=1e-12)
+    x = torch.randn(4, 3, dtype=torch.float64)
+    assert not [*false_facts(total, x), *false_methods(total, x)]
+
+
+def with_a_bias(network: nn.Module) -> None:
+    network.bias = nn.Parameter(torch.ones(4))
+
+
+def with_a_hook(network: nn.Module) -> None:
+    network.register_forward_hook(lambda module, given, output: output + 1)
+
+
+@pytest.mark.parametrize("spoil", [with_a_bias, with_a_hook])
+@pytest.mark.parametrize("make", [FreeField, lambda *sizes, odd: CoordinateShear(2, 0, *sizes[1:], odd=odd)])
+def test_a_free_field_is_odd_as_long_as_its_network_is(
+    make: Callable[..., FreeField | CoordinateShear], spoil: Callable[[nn.Module], None]
+) -> None:
+    field = make(2, 4, odd=True).double()
+    x = torch.randn(3, 2, dtype=torch.float64)
+    assert field.facts().odd
+    assert not list(false_facts(field, x))
+    spoil(field.rate)
+    assert not field.facts().odd
+    assert not make(2, 4, odd=False).facts().odd
+
+
+def test_the_shears_of_a_field_are_those_that_it_has_now() -> None:
+    field = CoordinateShears(3, 4)
+    shears = field.terms()
+    field.shears[1] = torch.compile(shears[1], backend="eager")
+    assert field.terms() == shears
+    field.shears[1] = LinearField(3)
+    assert not field.facts().divergence_free
 
 
 def test_a_standing_fact_that_the_facts_do_not_state_is_measured_too() -> None:

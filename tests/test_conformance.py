@@ -34,6 +34,7 @@ from dynablocks.linear import (
     linear_norm_bounds,
 )
 from dynablocks.models import MODELS, ModelConfig, build
+from dynablocks.models.flow import AffineMap
 from dynablocks.properties import Declaration, Equivariant, LinearInvariant, Lipschitz, Structured
 from dynablocks.registry import Registry
 from dynablocks.switching import (
@@ -106,6 +107,31 @@ def test_a_weight_that_a_file_does_not_keep_is_caught(monkeypatch: pytest.Monkey
     (finding,) = [found for found in report.findings if not found.passed]
     sentence = "a copy that loads the safetensors bytes of the trained module gives another output"
     assert finding.message == sentence
+
+
+def test_a_log_determinant_that_is_that_of_the_start_alone_is_caught() -> None:
+    class Flat(AffineMap):
+        def log_determinant(self, x: Tensor) -> Tensor:
+            return x.new_zeros(len(x))
+
+    check_block(AffineMap(2)).require()
+    report = check_block(Flat(2))
+    assert report.failed == ("log-determinant",), str(report)
+    (finding,) = [found for found in report.findings if not found.passed]
+    assert finding.message.startswith("after training, log_determinant gives [0.0, "), finding.message
+
+
+def test_both_ways_to_a_log_determinant_are_held_against_the_map() -> None:
+    class Both(HealthyBlock):
+        def with_log_determinant(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self(x), self.log_determinant(x)
+
+    class Refusing(Both):
+        def log_determinant(self, x: Tensor) -> Tensor:
+            raise InvalidArgument("it has none")
+
+    check_block(Both()).require()
+    check_block(Refusing()).require()
 
 
 def test_every_check_has_a_broken_twin() -> None:

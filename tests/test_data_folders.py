@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,6 +80,16 @@ def test_what_is_not_read_of_class_folders_is_told_once(tmp_path: Path, capsys: 
         f"note: 10 of 12 entries of the class folders in {root / 'train'} are not read, the first is "
         f"{Path('cat', '0.tif')}; images end in png, jpg, jpeg, bmp, ppm, pgm or webp.\n"
     )
+
+
+@pytest.mark.parametrize("name", ["train/cat/1.png", "test/dog/1.png", "train-00000-of-00001.parquet"])
+def test_a_pipe_among_the_files_is_refused_before_it_is_opened(name: str, tmp_path: Path) -> None:
+    root = image_folder(tmp_path)
+    if name.endswith(".parquet"):
+        (root / "test.parquet").touch()
+    os.mkfifo(root / name)
+    with pytest.raises(BadData, match=rf"{re.escape(name)} is a pipe or a device; put a file with what it gives in"):
+        load_data(infer_name(root), root)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ECONNREFUSED])

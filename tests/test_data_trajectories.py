@@ -518,9 +518,15 @@ NPZ_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "flat": ({"t": T5, "x": T5}, "x of shape (5,)"),
     "no states": ({"t": T5, "x": np.ones((5, 0))}, "x of shape (5, 0)"),
     "one": ({"t": T5[:1], "x": np.ones((1, 2))}, "has one sample a trajectory"),
-    "nan": ({"t": T5, "x": np.where(np.eye(5)[:, :2] > 0, np.nan, 1.0)}, "x[0, 0] is nan"),
+    "nan": (
+        {"t": T5, "x": np.where(np.eye(5)[:, :2] > 0, np.nan, 1.0)},
+        "x[0, 0] is nan; finite numbers are needed; leave that sample out.",
+    ),
     "unsorted": ({"t": T5[::-1], "x": np.ones((5, 2))}, "t[1] = 3.0 does not come after t[0] = 4.0"),
-    "repeated": ({"t": T5 * 0, "x": np.ones((5, 2))}, "t[1] = 0.0 does not come after"),
+    "repeated": (
+        {"t": T5 * 0, "x": np.ones((5, 2))},
+        "t[1] = 0.0 does not come after t[0] = 0.0; times must increase; sort the samples",
+    ),
     "complex": ({"t": T5, "x": np.ones((5, 2)) * 1j}, "the array 'x' is of type complex128"),
     "text": ({"t": T5, "x": np.full((5, 2), "a")}, "the array 'x' is of type <U1"),
     "objects": ({"t": T5, "x": np.full((5, 2), None)}, "the array 'x' holds Python objects"),
@@ -531,6 +537,96 @@ NPZ_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_bad_npz_gets_a_sentence(tmp_path: Path, arrays: dict[str, Any], words: str) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
     _refused(tmp_path / "a.npz", words)
+
+
+TWO = np.ones((2, 5, 2))
+WRITER = "dynablocks.data.Trajectories(times, states, names).write_csv"
+SEVERAL_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "without an axis": ({"t": np.stack([T5, T5]), "x": TWO.reshape(10, 2)}, "t of shape (2, 5) and x of shape (10, 2)"),
+    "one after another": (
+        {"t": np.tile(T5, 2), "x": TWO.reshape(10, 2)},
+        "t[5] = 0.0 does not come after t[4] = 4.0; times must increase; sort the samples by time, unless a new "
+        "trajectory begins",
+    ),
+    "padded by 0": (
+        {"t": [[0, 1, 2, 3, 4], [0, 1, 2, 0, 0]], "x": TWO},
+        "t[1, 3] = 0.0 does not come after t[1, 2] = 2.0",
+    ),
+    "padded by nan": (
+        {"t": T5, "x": np.where(np.arange(20).reshape(2, 5, 2) < 16, 1.0, np.nan)},
+        "x[1, 3, 0] is nan; finite numbers are needed; leave that sample out of all trajectories, unless a shorter",
+    ),
+    "times padded by nan": ({"t": [[0, 1, 2, 3, 4], [0, 1, 2, np.nan, np.nan]], "x": TWO}, "t[1, 3] is nan"),
+    "of two lengths": (
+        {"t": T5, "x": np.array([np.ones((5, 2)), np.ones((4, 2))], dtype=object)},
+        "the array 'x' holds Python objects or is damaged; save plain numbers",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arrays", "words"), SEVERAL_FAULTS.values(), ids=SEVERAL_FAULTS)
+def test_an_npz_of_several_trajectories_that_cannot_be_read_is_told_how_to_save_them(
+    tmp_path: Path, arrays: dict[str, Any], words: str
+) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    _refused(tmp_path / "a.npz", words)
+    for cure in ("x (K, T, n) with t (T,) or (K, T), and those of different", f"a column 'trajectory' ({WRITER})."):
+        _refused(tmp_path / "a.npz", cure)
+
+
+def test_trajectories_of_an_npz_may_have_times_of_their_own(tmp_path: Path) -> None:
+    data, file = _random((5, 5, 5)), tmp_path / "a.npz"
+    t, x = torch.stack(data.times).numpy(), torch.stack(data.states).numpy()
+    np.savez(file, t=t, x=x)
+    _assert_equal(read_trajectories(file), replace(data, names=("x1", "x2")))
+    chosen = read_dynamics(file, ["x2"])
+    assert isinstance(chosen, Trajectories)
+    assert np.array_equal(torch.stack(chosen.times).numpy(), t)
+    assert np.array_equal(torch.stack(chosen.states).numpy(), x[..., 1:])
+    np.savez(file, t=t[:1], x=x[:1])
+    _assert_equal(read_trajectories(file), Trajectories(data.times[:1], data.states[:1], ("x1", "x2")))
+    np.savez(file, t=t[0], x=x)
+    _assert_equal(read_trajectories(file), Trajectories(data.times[:1] * 3, data.states, ("x1", "x2")))
+
+
+def _with_times(file: Path, t: Any) -> Trajectories:
+    if file.suffix == ".npz":
+        np.savez(file, t=t, x=np.ones((len(t), 1)))
+    else:
+        parquet.write_table(pa.table({"t": t, "q": np.ones(len(t))}), file)
+    return read_trajectories(file)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.parquet"])
+def test_times_that_were_rounded_where_they_were_stored_are_known(tmp_path: Path, name: str) -> None:
+    tenths, whole, file = np.arange(40) * 0.1, np.arange(40), tmp_path / name
+    assert _with_times(file, tenths.astype(np.float32)).times_stored_as == torch.float32
+    assert np.array_equal(_with_times(file, tenths.astype(np.float32)).times[0].numpy(), tenths.astype(np.float32))
+    for exact in (tenths, whole, whole.astype(np.float32), (whole / 4).astype(np.float32), whole[20:].astype(np.int32)):
+        data = _with_times(file, exact)
+        assert data.times_stored_as == torch.float64
+        assert np.array_equal(data.times[0].numpy(), exact)
+    alike = "times must increase, and as float32 some may be rounded alike: save them as float64 where they are made"
+    with pytest.raises(BadData, match=alike):
+        _with_times(file, (1.7e9 + tenths).astype(np.float32))
+
+
+def test_times_of_an_npz_may_be_of_half_precision_or_in_another_order_of_bytes(tmp_path: Path) -> None:
+    tenths = np.arange(40) * 0.1
+    assert _with_times(tmp_path / "a.npz", tenths.astype(np.float16)).times_stored_as == torch.float16
+    for order in "<>":
+        data = _with_times(tmp_path / "a.npz", tenths.astype(f"{order}f4"))
+        assert data.times_stored_as == torch.float32
+        assert np.array_equal(data.times[0].numpy(), tenths.astype(np.float32))
+
+
+@pytest.mark.parametrize("lengths", [(4, 2, 7), (10,)])
+def test_parts_keep_how_their_times_were_stored(lengths: tuple[int, ...]) -> None:
+    data = replace(_random(lengths), times_stored_as=torch.float32)
+    usual = float(data.pairs()[2].median())
+    for part in (*data.split(0.4), data.without_gaps(usual), *(half.without_gaps(9.0) for half in data.split(0.4))):
+        assert part is not None
+        assert part.times_stored_as == torch.float32
 
 
 def test_a_damaged_npz_is_refused_wherever_the_damage_is(tmp_path: Path) -> None:
@@ -545,6 +641,15 @@ def test_a_damaged_npz_is_refused_wherever_the_damage_is(tmp_path: Path) -> None
             assert read_trajectories(file).dimension == 3
     file.write_bytes(content[:-30])
     _refused(file, "is truncated or no npz file")
+
+
+@pytest.mark.parametrize("header", ["{1: 2, 'a': 3}", "{[]: 1}", "{'descr': (), 'fortran_order': False, 'shape': ()}"])
+def test_a_header_that_numpy_stumbles_over_is_refused(header: str, tmp_path: Path) -> None:
+    text = header.encode().ljust(117) + b"\n"
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        for name in ("t", "x"):
+            file.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    _refused(tmp_path / "a.npz", "a.npz")
 
 
 def test_an_object_array_is_never_unpickled(tmp_path: Path) -> None:
@@ -592,7 +697,9 @@ X = T[:, None]
         (lambda: Trajectories((T[:1],), (X[:1],), ("q",)), "at least 2"),
         (lambda: Trajectories((T.flip(0),), (X,), ("q",)), "times of trajectory 0 do not increase"),
         (lambda: Trajectories((T,), (X / 0,), ("q",)), "trajectory 0 has a number that is not finite"),
-        (lambda: Trajectories((T,), (X.float(),), ("q",)), "float64 is needed"),
+        (lambda: Trajectories((T,), (X.float(),), ("q",)), "float64 tensors are needed"),
+        (lambda: Trajectories((T.numpy(),), (X.numpy(),), ("q",)), "trajectory 0 is ndarray and ndarray; float64 tens"),
+        (lambda: replace(_random(), times_stored_as=torch.int64), "times_stored_as is torch.int64"),
         (lambda: Trajectories((T,), (X,), ("q",), ("a", "b")), "there are 2 labels, 2 of them different, of 1 traj"),
         (lambda: Trajectories((T, T), (X, X), ("q",), ("a", "a")), "there are 2 labels, 1 of them different"),
         (lambda: _random().pairs(0), "stride is 0"),

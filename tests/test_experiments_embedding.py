@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from planted import Planted, built_store
 from torch import Tensor
 
 from dynablocks.errors import InvalidArgument
@@ -103,31 +104,22 @@ def test_the_true_path_of_a_rollout_stays_among_the_training_data() -> None:
     assert reach(torch.tensor([[1.9, 1.95]], dtype=torch.float64)) > 6
 
 
-class Planted(Store):
-    """A store with the errors of three runs of every network."""
+def test_a_run_that_ends_far_away_is_shown_beside_the_median() -> None:
+    tests, rollouts = [2e-9, 1e-9, 3e-9], [1e-8, 4e4, 2e-8]
 
-    def __init__(self, tests: list[float], rollouts: list[float]) -> None:
-        super().__init__(Path("nowhere"))
-        self.tests, self.rollouts = tests, rollouts
-
-    def result(self, cell: object) -> dict[str, object] | None:
+    def result(cell: EmbeddingCell | DampedCell) -> dict[str, float] | None:
         if not isinstance(cell, DampedCell):
             return None
-        errors = {"test": self.tests[cell.run], "rollout": self.rollouts[cell.run]}
+        errors = {"test": tests[cell.run], "rollout": rollouts[cell.run]}
         return errors | {"area": 1.0, "parameters": 5, "seconds": 1.0}
 
-
-def test_a_run_that_ends_far_away_is_shown_beside_the_median() -> None:
-    table = Embedding().tables(Scale("cpu"), Planted([2e-9, 1e-9, 3e-9], [1e-8, 4e4, 2e-8]))
+    table = Embedding().tables(Scale("cpu"), Planted(result))
     assert table.count("| 2.0e-09 | 3.0e-09 | 2.0e-08 | 4.0e+04 |") == len(NETWORKS)
 
 
 def test_smoke_experiment(tmp_path: Path) -> None:
-    experiment, scale, store = Embedding(), Scale("smoke"), Store(tmp_path)
-    assert {check.verdict for check in experiment.checks(scale, store)} == {"not run"}
-    assert "not run" in experiment.tables(scale, store)
-    cells = experiment.cells(scale)
-    assert [store.build(cell) for cell in cells] == ["built"] * len(cells)
+    experiment, scale = Embedding(), Scale("smoke")
+    store = built_store(experiment, tmp_path)
     assert {check.verdict for check in experiment.checks(scale, store)} == {"agrees", "not compared"}
     assert NETWORKS["embedded"] in experiment.tables(scale, store)
     (cell,) = experiment.groups(scale)["embedded"]

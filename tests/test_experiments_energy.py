@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from planted import Planted
 from torch import Tensor
 
 from dynablocks.errors import InvalidArgument
@@ -214,20 +215,10 @@ def test_smoke_experiment(tmp_path: Path) -> None:
     assert again == store.result(cells[0])
 
 
-class Fixed(Store):
-    """A store in which every cell has the same figure."""
-
-    def __init__(self, figure: float) -> None:
-        super().__init__(Path())
-        self.figure = figure
-
-    def result(self, cell: object) -> dict[str, object] | None:  # type: ignore[override]
-        return {"published": self.figure, "energy": 0.0, "derivative": 0.0, "unknowns": 1}
-
-
 def test_verdicts_follow_the_best_published_figure() -> None:
     def verdicts(figure: float) -> list[str]:
-        return [check.verdict for check in Energy().checks(Scale("cpu"), Fixed(figure))]
+        result = {"published": figure, "energy": 0.0, "derivative": 0.0, "unknowns": 1}
+        return [check.verdict for check in Energy().checks(Scale("cpu"), Planted(lambda cell: result))]
 
     assert verdicts(1e-6) == ["agrees"] * 6
     assert verdicts(5e-4) == ["agrees", "differs", "agrees", "agrees", "differs", "differs"]

@@ -9,26 +9,24 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
+from scripts import load
 from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.data import planar
 from dynablocks.ensembles import ensemble_forward, stacked_parameters
 from dynablocks.errors import InvalidArgument
-from dynablocks.experiments.ensembles import EnsembleTraining, train_alone, train_ensemble
+from dynablocks.experiments.ensembles import EnsembleTraining, train_ensemble
 from dynablocks.experiments.planar_networks import (
     FAMILIES,
     PlanarNetwork,
     StandardisedTraining,
     largest_rotation_step,
-    rotation_constant,
 )
-from dynablocks.fields import GradientField, PlanarField, leaky_relu
-from dynablocks.linear import Dense, OrthogonalDense, frozen_weights
+from dynablocks.fields import GradientField
+from dynablocks.linear import Dense, frozen_weights
 from dynablocks.properties import declare
 from dynablocks.switching import FreeSignal, tight_contraction
-
-ROUNDING = 1e-12
 
 
 def rotation(angle: float) -> Tensor:
@@ -44,36 +42,23 @@ def dense_constant(step: float, matrix: Tensor, slope: float) -> float:
     return float(torch.linalg.matrix_norm(steps, ord=2).max())
 
 
-@pytest.mark.parametrize("slope", [0.1, 0.5, 1.0])
-def test_rotation_constant_is_the_dense_one(slope: float) -> None:
-    for angle, step in itertools.product(torch.linspace(-3.2, 3.2, 15).tolist(), (-2.0, -0.3, 0.0, 0.7, 3.0)):
-        matrix = rotation(angle)
-        closed = rotation_constant(torch.tensor(step, dtype=torch.float64), matrix.trace() / 2, slope)
-        assert float(closed) == pytest.approx(dense_constant(step, matrix, slope), abs=1e-13)
-
-
-def test_rotation_constant_is_that_of_the_planar_field() -> None:
-    linear = OrthogonalDense(2, 2, method="expm", spread=3.0).double()
-    field = PlanarField(linear, leaky_relu(0.5)).double()
-    cosine = linear.weight.detach().trace() / 2
-    closed = float(rotation_constant(torch.tensor(-0.8, dtype=torch.float64), cosine, 0.5))
-    assert field.euler_constant(-0.8)[0] == pytest.approx(closed, rel=ROUNDING)
-
-
-@pytest.mark.parametrize("bound", [1.0, 1.0 + 1e-9, 1.3, 3.0])
-def test_largest_step_is_the_one_found_by_bisection(bound: float) -> None:
+@pytest.mark.parametrize(
+    ("slope", "bound"),
+    [(0.5, 1.0), (0.5, 1.0 + 1e-9), (0.5, 1.3), (0.5, 3.0), (0.1, 1.0), (0.1, 1.3), (1.0, 1.0), (1.0, 1.3)],
+)
+def test_largest_step_is_the_one_found_by_bisection(slope: float, bound: float) -> None:
     for angle, sign in itertools.product(torch.linspace(-3.2, 3.2, 8).tolist(), (-1.0, 1.0)):
         matrix = rotation(angle)
         one = torch.ones((), dtype=torch.float64)
-        found = float(largest_rotation_step(sign * one, matrix.trace() / 2, 0.5, bound * one))
+        found = float(largest_rotation_step(sign * one, matrix.trace() / 2, slope, bound * one))
         low, high = 0.0, 9.0
         for _ in range(36):
             middle = (low + high) / 2
-            low, high = (middle, high) if dense_constant(sign * middle, matrix, 0.5) <= bound else (low, middle)
+            low, high = (middle, high) if dense_constant(sign * middle, matrix, slope) <= bound else (low, middle)
         # At bound 1 the norm leaves 1 with slope 0 for some angles: bisection sees rounding of the norm, not the step.
         assert found == pytest.approx(low, abs=1e-6)
-        assert dense_constant(sign * found, matrix, 0.5) <= bound + 1e-14
-        assert dense_constant(sign * (found + 1e-5), matrix, 0.5) > bound
+        assert dense_constant(sign * found, matrix, slope) <= bound + 1e-14
+        assert dense_constant(sign * (found + 1e-5), matrix, slope) > bound
 
 
 def test_contraction_constant_is_the_dense_one() -> None:
@@ -184,7 +169,7 @@ def test_the_ensemble_is_the_loop(family: str, steps: int) -> None:
     points, labels = planar("moons", 100, 0.1, seed=0)
     starts = networks(family, 3)
     training = EnsembleTraining(steps=steps, batch_size=16)
-    before = copy.deepcopy(starts)
+    before, train_alone = copy.deepcopy(starts), load("benchmarks/planar_ensemble.py").train_alone
     together = train_ensemble(starts, points, labels, training, [4, 5, 6])
     other = train_ensemble(starts, points, labels, training, [7, 8, 9])
     for run, (network, start) in enumerate(zip(starts, before, strict=True)):

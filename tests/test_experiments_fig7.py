@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from planted import Planted, built_store
 
 from dynablocks.errors import InvalidArgument
-from dynablocks.experiments import EXPERIMENTS, Scale, Store
+from dynablocks.experiments import Cell, Scale, Store
 from dynablocks.experiments.fig7 import (
     FinishedRegressionCell,
     FlowRegression,
@@ -28,15 +28,8 @@ EPS = torch.finfo(torch.float64).eps
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    torch.set_num_threads(1)
-    store = Store(tmp_path_factory.mktemp("cells"))
-    assert all(store.build(cell) == "built" for cell in FlowRegression().cells(SMOKE))
-    return store
-
-
-def test_it_is_registered() -> None:
-    assert EXPERIMENTS.get_known("fig7") is FlowRegression
+def built(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return built_store(FlowRegression(), tmp_path_factory.mktemp("cells"))
 
 
 def test_targets_at_known_points() -> None:
@@ -150,28 +143,15 @@ def test_table_figure_and_checks(built: Store) -> None:
     assert {check.verdict for check in experiment.checks(SMOKE, built)} == {"not compared"}
 
 
-def test_nothing_built_says_not_run(tmp_path: Path) -> None:
-    experiment, store = FlowRegression(), Store(tmp_path)
-    assert experiment.tables(Scale("cpu"), store).count("not run") == 4
-    assert {check.verdict for check in experiment.checks(Scale("cpu"), store)} == {"not run"}
-    experiment.figures(Scale("cpu"), store)["fig7"].canvas.draw()
-
-
-class Planted(Store):
-    """A store in which the result depends on the network only."""
-
-    def __init__(self, printed: float, finished: float) -> None:
-        super().__init__(Path("nowhere"))
-        self.errors = {PrintedRegressionCell: printed, FinishedRegressionCell: finished}
-
-    def result(self, cell: object) -> dict[str, Any]:
-        error = self.errors[type(cell)]  # type: ignore[index]
-        return {"sup": error, "mean": error, "test_mse": 0, "parameters": 1, "seconds": 1, "processor_seconds": 1}
-
-
 def test_checks_compare_with_the_noise_and_the_printed_network() -> None:
     def verdicts(printed: float, finished: float) -> list[str]:
-        checks = FlowRegression().checks(Scale("cpu"), Planted(printed, finished))
+        errors = {PrintedRegressionCell: printed, FinishedRegressionCell: finished}
+
+        def result(cell: Cell) -> dict[str, Any]:
+            error = errors[type(cell)]  # type: ignore[index]
+            return {"sup": error, "mean": error, "test_mse": 0, "parameters": 1, "seconds": 1, "processor_seconds": 1}
+
+        checks = FlowRegression().checks(Scale("cpu"), Planted(result))
         return [check.verdict for check in checks[:3]]
 
     assert verdicts(0.04, 0.005) == ["agrees", "agrees", "agrees"]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from planted import Planted
+
 from dynablocks.experiments import Cell, Scale, Store
 from dynablocks.experiments.grouped import GroupedExperiment
 
@@ -49,16 +51,13 @@ class Draws(GroupedExperiment[str]):
         return {key: max(result[key] for result in results) for key in ("error", "seconds")} | {"lost": None}
 
 
-class Planted(Store):
-    """A store with the results of some runs, by size and run."""
+def of_runs(*built: tuple[str, int]) -> Planted:
+    """A store with the results of these runs, by size and run."""
 
-    def __init__(self, *built: tuple[str, int]) -> None:
-        super().__init__(Path("nowhere"))
-        self.built = built
+    def result(cell: DrawCell) -> dict[str, Any] | None:
+        return {"error": 1.0 + cell.run, "seconds": 2.0} if (cell.size, cell.run) in built else None
 
-    def result(self, cell: Cell) -> dict[str, Any] | None:
-        assert isinstance(cell, DrawCell)
-        return {"error": 1.0 + cell.run, "seconds": 2.0} if (cell.size, cell.run) in self.built else None
+    return Planted(result)
 
 
 def test_cells_are_those_of_the_groups_in_their_order() -> None:
@@ -67,13 +66,13 @@ def test_cells_are_those_of_the_groups_in_their_order() -> None:
 
 def test_a_group_has_a_summary_only_of_all_its_runs() -> None:
     whole = {"error": 2.0, "seconds": 2.0, "lost": None}
-    assert Draws().summaries(CPU, Planted(*ALL)) == {"small": whole, "large": whole}
-    assert Draws().summaries(CPU, Planted(*ALL[:3])) == {"small": whole, "large": None}
-    assert Draws().summaries(CPU, Planted()) == {"small": None, "large": None}
+    assert Draws().summaries(CPU, of_runs(*ALL)) == {"small": whole, "large": whole}
+    assert Draws().summaries(CPU, of_runs(*ALL[:3])) == {"small": whole, "large": None}
+    assert Draws().summaries(CPU, of_runs()) == {"small": None, "large": None}
 
 
 def test_first_runs_are_no_others() -> None:
-    found = Draws().first_runs(CPU, Planted(("small", 1), ("large", 0)))
+    found = Draws().first_runs(CPU, of_runs(("small", 1), ("large", 0)))
     assert found == {"large": {"error": 1.0, "seconds": 2.0}}
 
 
@@ -84,17 +83,17 @@ def test_a_table_says_what_was_not_run_and_has_no_empty_column() -> None:
         "| draw | small | 2.0e+00 | 2.0 |",
         "| draw | large: not run | — | — |",
     )
-    assert Draws().tables(CPU, Planted(*ALL[:3])) == "\n".join(lines)
+    assert Draws().tables(CPU, of_runs(*ALL[:3])) == "\n".join(lines)
     nothing = ("| kind | size |", "|---|---|", "| draw | small: not run |", "| draw | large: not run |")
-    assert Draws().tables(CPU, Planted()) == "\n".join(nothing)
+    assert Draws().tables(CPU, of_runs()) == "\n".join(nothing)
 
 
 def test_a_row_from_elsewhere_stands_last_and_can_fill_a_column() -> None:
-    lines = Draws().table(CPU, Planted(*ALL), {"kind": "paper", "lost": 3}).splitlines()
+    lines = Draws().table(CPU, of_runs(*ALL), {"kind": "paper", "lost": 3}).splitlines()
     assert lines[0] == "| kind | size | error, at most | lost | seconds, at most |"
     assert lines[-1] == "| paper | — | — | 3 | — |"
     assert len(lines) == 5
 
 
 def test_a_smoke_table_has_no_times() -> None:
-    assert Draws().tables(SMOKE, Planted(*ALL)).splitlines()[0] == "| kind | size | error, at most |"
+    assert Draws().tables(SMOKE, of_runs(*ALL)).splitlines()[0] == "| kind | size | error, at most |"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from planted import Planted, built_store
 from torch import Tensor
 
 from dynablocks.data.physics import integrate
@@ -85,31 +86,28 @@ def test_the_drift_of_a_learned_energy_is_absolute() -> None:
     assert drift(lambda y: y[:, 0] * 0) == 0.0
 
 
-class Planted(Store):
-    """A store in which each run of one kind has kept its energy so far, or was stored before that was measured."""
+def of_drifts(*drifts: float | None) -> Planted:
+    """A store in which each run of one kind has kept its energy so far, or is older than that measure."""
 
-    def __init__(self, *drifts: float | None) -> None:
-        super().__init__(Path("nowhere"))
-        self.drifts = drifts
-
-    def result(self, cell: object) -> dict[str, object]:
-        assert isinstance(cell, RigidBodyCell)
-        drift = self.drifts[cell.run]
+    def result(cell: RigidBodyCell) -> dict[str, float]:
+        drift = drifts[cell.run]
         found = {"test": 1.0, "rollout": 1.0, "energy": 1.0, "norm": 0.0, "determinant": 0.0}
         found |= {"seconds": 1.0, "parameters": 5}
         return found | ({} if drift is None or cell.preserve != "energy" else {"learned": drift})
 
+    return Planted(result)
+
 
 def test_a_learned_energy_that_was_not_measured_is_not_compared() -> None:
     def verdict(*drifts: float | None) -> str:
-        checks = RigidBodyFlowMap().checks(Scale("cpu"), Planted(*drifts))
+        checks = RigidBodyFlowMap().checks(Scale("cpu"), of_drifts(*drifts))
         return next(check.verdict for check in checks if check.what.startswith("energy: largest"))
 
     assert verdict(1e-10, 2e-10, 9e-10) == "agrees"
     assert verdict(1e-10, 2e-10, 1.1e-9) == "differs"
     assert verdict(1e-10, None, 2e-10) == verdict(None, None, None) == "not compared"
     for drifts, shown in (((None, None, None), False), ((1e-10, 2e-10, 3e-10), True)):
-        table = RigidBodyFlowMap().tables(Scale("cpu"), Planted(*drifts))
+        table = RigidBodyFlowMap().tables(Scale("cpu"), of_drifts(*drifts))
         assert ("learned energy's drift" in table) == ("3.0e-10" in table) == shown
 
 
@@ -126,11 +124,9 @@ def test_the_rollouts_are_drawn_over_the_true_one() -> None:
 
 
 def test_smoke_experiment(tmp_path: Path) -> None:
-    experiment, scale, store = RigidBodyFlowMap(), Scale("smoke"), Store(tmp_path)
-    assert {check.verdict for check in experiment.checks(scale, store)} == {"not run"}
-    cells = experiment.cells(scale)
-    assert [store.build(cell) for cell in cells] == ["built"] * len(cells)
+    experiment, scale = RigidBodyFlowMap(), Scale("smoke")
+    store = built_store(experiment, tmp_path)
     assert {check.verdict for check in experiment.checks(scale, store)} == {"agrees", "not compared"}
     assert "a learned energy" in experiment.tables(scale, store)
     assert set(experiment.figures(scale, store)) == {"rigid-body"}
-    assert torch.tensor(store.result(cells[0])["path"]).shape == (21, 3)  # type: ignore[index]
+    assert torch.tensor(store.result(experiment.cells(scale)[0])["path"]).shape == (21, 3)  # type: ignore[index]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from planted import Planted, built_store
 
-from dynablocks.experiments import EXPERIMENTS, Scale, Store
+from dynablocks.experiments import Scale, Store
 from dynablocks.experiments.ensembles import EnsembleTraining
 from dynablocks.experiments.planar_networks import FAMILIES
 from dynablocks.experiments.table1 import PlanarClassification, quartiles
@@ -21,15 +22,8 @@ SMOKE = Scale("smoke")
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    torch.set_num_threads(1)
-    store = Store(tmp_path_factory.mktemp("cells"))
-    assert all(store.build(cell) == "built" for cell in PlanarClassification().cells(SMOKE))
-    return store
-
-
-def test_it_is_registered() -> None:
-    assert EXPERIMENTS.get_known("table1") is PlanarClassification
+def built(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return built_store(PlanarClassification(), tmp_path_factory.mktemp("cells"))
 
 
 def test_cpu_and_paper_share_their_cells() -> None:
@@ -103,27 +97,16 @@ def test_table_figure_and_checks(built: Store) -> None:
     assert [check.verdict for check in checks] == ["not compared"] * 4 + ["agrees"] * 3
 
 
-def test_nothing_built_says_not_run(tmp_path: Path) -> None:
-    experiment, store = PlanarClassification(), Store(tmp_path)
-    scale = Scale("paper")
-    assert experiment.tables(scale, store).count("not run") >= len(FAMILIES)
-    assert {check.verdict for check in experiment.checks(scale, store)} == {"not run"}
-    experiment.figures(scale, store)["fig1"].canvas.draw()
+def of_families(
+    accuracies: dict[str, float], times: dict[str, float], bounds: dict[str, list[float]] | None = None
+) -> Planted:
+    """A store in which a family has one accuracy and one T, and these bounds or 1."""
 
+    def result(cell: EnsembleCell) -> dict[str, Any]:
+        found = {"accuracies": [accuracies[cell.family]], "final_times": [times[cell.family]]}
+        return found | {"bounds": (bounds or {}).get(cell.family, [1.0])}
 
-class Planted(Store):
-    """A store whose results are given."""
-
-    def __init__(
-        self, accuracies: dict[str, float], times: dict[str, float], bounds: dict[str, list[float]] | None = None
-    ) -> None:
-        super().__init__(Path("nowhere"))
-        self.accuracies, self.times, self.bounds = accuracies, times, bounds or {}
-
-    def result(self, cell: object) -> dict[str, object]:
-        assert isinstance(cell, EnsembleCell)
-        found = {"accuracies": [self.accuracies[cell.family]], "final_times": [self.times[cell.family]]}
-        return found | {"bounds": self.bounds.get(cell.family, [1.0])}
+    return Planted(result)
 
 
 def test_accuracies_and_times_of_other_points_than_the_papers_are_not_compared() -> None:
@@ -131,7 +114,7 @@ def test_accuracies_and_times_of_other_points_than_the_papers_are_not_compared()
     papers = {"F+Fc": 0.98, "F": 0.99, "Fc": 0.973}, {"F+Fc": 1.84, "F": 7.53, "Fc": 19.82}
     others = dict.fromkeys(FAMILIES, 0.5), {"F+Fc": 3.0, "F": 2.0, "Fc": 1.0}
     for preset, (accuracies, times) in itertools.product(("smoke", "cpu", "paper"), (papers, others)):
-        checks = PlanarClassification().checks(Scale(preset), Planted(accuracies, times))
+        checks = PlanarClassification().checks(Scale(preset), of_families(accuracies, times))
         assert [check.verdict for check in checks] == ["not compared"] * 4 + ["agrees"] * 3
         assert {check.expected for check in checks[:4]} == {"other data than the paper's"}
     assert [check.got for check in checks[:4]] == ["50.0 %"] * 3 + ["3.00, 2.00, 1.00"]
@@ -141,7 +124,7 @@ def test_accuracies_and_times_of_other_points_than_the_papers_are_not_compared()
 def test_one_network_that_may_expand_is_seen_at_every_preset(preset: str) -> None:
     values = dict.fromkeys(FAMILIES, 0.98)
     bounds = {"F+Fc": [0.2, 1 + 1e-12], "F": [0.9, 1.01, 0.5]}
-    checks = PlanarClassification().checks(Scale(preset), Planted(values, values, bounds))
+    checks = PlanarClassification().checks(Scale(preset), of_families(values, values, bounds))
     assert [check.verdict for check in checks[-3:]] == ["agrees", "differs", "agrees"]
     assert checks[-2].got == "1.01"
 

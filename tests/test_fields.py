@@ -335,6 +335,52 @@ def test_a_preconditioned_field_of_a_steep_activation_has_its_slope() -> None:
     assert 2.0 <= field.euler_constant(1.5)[0] <= 2.0 + 1e-12
 
 
+class Signed(PreconditionedField):
+    """Its second unit expands, three times as fast as the first one contracts."""
+
+    def slope_scales(self) -> Tensor:
+        return super().slope_scales() * self.log_scale.new_tensor([1.0, -3.0])
+
+
+def test_a_preconditioned_field_of_factors_or_slopes_of_either_sign_has_their_spectrum() -> None:
+    """A = T = I: X(x) = (−ReLU(x₁), 3 ReLU(x₂)), and −σ(x) = 2x for σ(x) = −2x."""
+    signed = Signed(Dense(2, 2), bias=False).double()
+    falling = PreconditionedField(Dense(2, 2), bias=False).double()
+    falling.sigma = Activation("falling", lambda u: -2 * u, -2.0, -2.0)
+    x = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
+    for field, rates, ends in ((signed, [-1.0, 3.0], (-1.0, 3.0)), (falling, [2.0, 2.0], (0.0, 2.0))):
+        with torch.no_grad():
+            field.linear.matrix.copy_(torch.eye(2))
+            assert field(x).tolist() == [rates]
+        facts = field.facts()
+        assert facts.spectrum == pytest.approx(ends, rel=1e-12, abs=0)
+        assert facts.one_sided >= max(rates)
+        assert field.euler_constant(1.0)[0] >= 1 + max(rates)
+        assert not list(false_facts(field, draw(field, 12)))
+
+
+@pytest.mark.parametrize("factor", [-1.5, 0.0, 0.1, 2.0])
+def test_facts_of_a_multiple_of_a_field_hold_of_it(factor: float) -> None:
+    class Multiple(GradientField):
+        def forward(self, x: Tensor) -> Tensor:
+            return factor * super().forward(x)
+
+        def facts(self) -> FieldFacts:
+            return GradientField(self.linear, "tanh", bias=False).facts().scaled(factor)
+
+    torch.manual_seed(0)
+    field = Multiple(Dense(3, 4), "tanh", bias=False).double()
+    assert not list(false_facts(field, draw(field, 12)))
+    exact = Fraction(factor) * Fraction(0.3)
+    facts = FieldFacts(0.3, 0.3, (0.3, 0.3), damping=0.5, dissipates_energy=True, positive=True).scaled(factor)
+    assert Fraction(facts.spectrum[0]) <= exact <= Fraction(facts.spectrum[1])
+    assert abs(exact) <= facts.lipschitz <= abs(0.3 * factor) * (1 + 1e-15)
+    assert exact <= Fraction(facts.one_sided)
+    assert facts.damping == factor * 0.5
+    assert (facts.dissipates_energy, facts.positive) == (factor >= 0, factor >= 0)
+    assert FieldFacts().scaled(factor).lipschitz == math.inf
+
+
 def test_a_negative_decay_counts_with_its_size() -> None:
     """X(x) = ReLU(x) + x has the slopes 1 and 2."""
     field = TwoMatrixField(Dense(1, 1), Dense(1, 1), "relu", decay=-1.0, bias=False).double()

@@ -40,10 +40,11 @@ from dynablocks.properties import (
     Structured,
     Symplectic,
     VolumePreserving,
+    declare,
     verify,
 )
 from dynablocks.properties.jacobians import jacobians
-from dynablocks.switching import FreeSignal
+from dynablocks.switching import EvenSteps, FreeSignal
 from dynablocks.testing import check_block
 from dynablocks.testing.facts import false_facts
 
@@ -499,3 +500,47 @@ def test_a_potential_is_not_taken_for_a_force() -> None:
     for call in (field, lambda x: field.kick.flow(x, 0.1)):
         with pytest.raises(InvalidArgument, match=r"the force has shape \(3, 1\), the half that it moves \(3, 2\)"):
             call(torch.randn(3, 4))
+
+
+class Drive(Damping):
+    """It drives p where its class damps it."""
+
+    def gamma(self) -> float:
+        return -0.5
+
+
+def driven() -> list[VectorField]:
+    late = Damping((2,), 0.5, learned=False)
+    late.fixed = -0.5
+    hamiltonian = DampedHamiltonian(None, unit_spring(), gamma=0.5, learned=False)
+    hamiltonian.damping.fixed = -0.5
+    return [Drive((2,)), late, hamiltonian]
+
+
+def test_a_rate_below_zero_is_refused_and_not_taken_for_none() -> None:
+    """p ↦ 1.5p of an Euler step: no facts of a field that loses energy hold."""
+    x = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+    for field in driven():
+        block = DynamicalBlock(field, "euler", FreeSignal(1.0)).double()
+        assert float(block(x)[0, 1].detach()) == 1.5
+        for ask in (field.facts, lambda block=block: block.properties):
+            with pytest.raises(InvalidArgument, match=r"^gamma is -0\.5; allowed are values in \[0, inf\)\.$"):
+                ask()
+
+
+def test_the_factor_of_the_form_is_true_or_not_declared() -> None:
+    field, flow = Damping((2,), 705.0, learned=False), ExactFlow()
+    for time in (-1.0, 1.0):
+        stated = flow.declare(field, time).properties.of(ConformalSymplectic)
+        assert stated is not None
+        assert stated.factor == pytest.approx(math.exp(-705.0 * time), rel=1e-12)
+        assert flow.declare(field, 2 * time).properties.of(ConformalSymplectic) is None
+        twice = DynamicalBlock(field, "exact", EvenSteps(2 * time, 2))
+        assert twice.properties.of(ConformalSymplectic) is None
+    ways = [DynamicalBlock(field, "exact", FreeSignal(time)) for time in (1.0, -1.0)]
+    there_and_back = declare(nn.Sequential(*ways)).properties.of(ConformalSymplectic)
+    assert there_and_back is not None
+    assert there_and_back.factor == pytest.approx(1.0, rel=1e-12)
+    large, small, none = map(ConformalSymplectic, (1e200, 1e-200, 0.0))
+    assert large.then(large) is small.then(small) is None
+    assert large.then(none) == none.then(small) == none

@@ -35,11 +35,6 @@ FIELDS: dict[str, Callable[[], VectorField]] = {
 PATANKAR = ("patankar", "mprk22")
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def states(count: int = 50) -> Tensor:
     return torch.rand(count, 4, dtype=torch.float64)
 
@@ -96,6 +91,14 @@ def test_explicit_euler_leaves_the_nonnegative_states() -> None:
     assert any("patankar keeps it" in loss for _, part in block.declare().parts for loss in part.losses)
 
 
+def skew(moved: Tensor) -> Tensor:
+    """A − Aᵀ, with the six entries of A above the diagonal of 4 × 4."""
+    upper = moved.new_zeros(len(moved), 4, 4)
+    for k, (i, j) in enumerate([(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]):
+        upper[:, i, j] = moved[:, k]
+    return upper - upper.mT
+
+
 @pytest.mark.parametrize("name", FIELDS)
 def test_the_field_is_the_stated_formula(name: str) -> None:
     field, x = perturbed(FIELDS[name]()), states(5)
@@ -112,15 +115,11 @@ def test_the_field_is_the_stated_formula(name: str) -> None:
         expected = (generator @ (w * x).unsqueeze(-1)).squeeze(-1) / w
     else:
         assert isinstance(field, MassPreservingField)
-        w, raw = (
-            torch.tensor(field.weights, dtype=torch.float64),
-            field.outer.adjoint(field.sigma(field.inner.affine(x, field.bias))),
-        )
-        upper = torch.zeros(5, 4, 4, dtype=torch.float64)
-        for k, (i, j) in enumerate([(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]):
-            upper[:, i, j] = raw[:, k]
-        expected = (upper - upper.mT) @ w
-        assert torch.allclose(field.skew(x), upper - upper.mT, rtol=0, atol=1e-15)
+        w = torch.tensor(field.weights, dtype=torch.float64)
+        moved = field.outer.adjoint(field.sigma(field.inner.affine(x, field.bias)))
+        expected = skew(moved) @ w
+        # By pairs, one moving 1 and the others 0.
+        assert torch.equal(field.incidence().mT, skew(torch.eye(6, dtype=torch.float64)) @ w)
     assert torch.allclose(field(x), expected, atol=1e-13, rtol=0)
 
 
@@ -146,9 +145,22 @@ def test_stored_parameters_have_these_names_and_this_start(name: str) -> None:
     assert list(kind(3, 5, bias=False).state_dict()) == ["inner.matrix", "outer.matrix"]
 
 
+@pytest.mark.parametrize("kind", [MassPreservingField, CompartmentField])
+def test_the_weights_of_a_field_are_those_that_its_facts_speak_of(
+    kind: type[MassPreservingField | CompartmentField],
+) -> None:
+    given = (1.0, 2.0, 0.5)
+    field = kind(3, weights=given)
+    with pytest.raises(AttributeError, match="weights"):
+        field.weights = (1.0, 2.0, 4.0)
+    assert field.weights == given
+    assert field.facts().linear_invariants == (given,)
+    assert kind(3).weights == (1.0, 1.0, 1.0)
+
+
 def test_compartments_are_no_skew_form_and_the_other_way_round() -> None:
     assert not isinstance(CompartmentField(3), MassPreservingField)
-    assert not hasattr(CompartmentField(3), "skew")
+    assert not hasattr(CompartmentField(3), "incidence")
     assert not hasattr(MassPreservingField(3), "rates")
 
 
@@ -320,16 +332,12 @@ def test_exchange_holds_for_steps_that_float32_cannot_add_to_one() -> None:
         exchange(torch.tensor([[1.0, 0.0]]), rates, 2.0**60)
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_large_systems_in_a_batch_are_those_alone() -> None:
     """torch 2.13 factorises batches of matrices of 150 and more rows wrongly with several threads."""
     field, x = CompartmentField(200, 4).double(), torch.rand(32, 200, dtype=torch.float64)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        together = ModifiedPatankar().step(field, x, 1.0)
-        alone = torch.cat([ModifiedPatankar().step(field, row[None], 1.0) for row in x])
-    finally:
-        torch.set_num_threads(before)
+    together = ModifiedPatankar().step(field, x, 1.0)
+    alone = torch.cat([ModifiedPatankar().step(field, row[None], 1.0) for row in x])
     assert torch.allclose(together, alone, rtol=1e-11, atol=1e-13)
 
 

@@ -24,6 +24,7 @@ from dynablocks.linear import Dense, LinearMap, OrthogonalDense
 from dynablocks.properties import Equivariant, Symplectic, verify
 from dynablocks.switching.signals import FreeSignal
 from dynablocks.testing import check_block
+from dynablocks.testing.facts import false_facts
 
 
 @pytest.fixture
@@ -247,3 +248,37 @@ def test_energies_and_signs_are_not_those_of_the_odd_part() -> None:
         assert not facts.dissipates_energy
     assert not filling.facts().positive
     assert not filling.standing_facts().positive
+
+
+@pytest.mark.parametrize("factor", [2.0, -0.3])
+@pytest.mark.parametrize("kind", [OddField, EvenPotential])
+def test_facts_are_those_of_the_factor_of_the_class_or_of_the_instance(
+    kind: type[VectorField], factor: float, inner: GradientField, x: Tensor
+) -> None:
+    scaled, set_later = type("Multiple", (kind,), {"factor": factor})(inner), kind(inner)
+    set_later.factor = factor
+    for field in (scaled, set_later):
+        assert torch.equal(field(x), factor * (inner(x) - inner(-x)))
+        assert not list(false_facts(field, 0.1 * x))
+        plain = kind(inner)
+        expected = abs(factor / plain.factor) * plain.facts().lipschitz
+        assert field.facts().lipschitz == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize("factor", [2.0, -0.3])
+def test_the_hamiltonian_and_the_damping_of_an_odd_part_have_its_factor(factor: float) -> None:
+    class Multiple(OddField):
+        pass
+
+    Multiple.factor = factor
+    torch.manual_seed(2)
+    force = GradientField(Dense(1, 4), "sigmoid").double()
+    torch.nn.init.normal_(force.bias)
+    field = Multiple(PartitionedField(None, force))
+    states = torch.randn(5, 2, dtype=torch.float64)
+    slope = torch.func.grad(lambda y: field.energy(y).sum())(states)
+    assert field.facts().hamiltonian
+    torch.testing.assert_close(field(states), torch.stack([slope[:, 1], -slope[:, 0]], dim=1), rtol=0, atol=1e-13)
+    damped = Multiple(DampedHamiltonian(None, force, gamma=0.5, learned=False).double())
+    assert damped.facts().damping == pytest.approx(2 * factor * 0.5, rel=1e-15)
+    assert not list(false_facts(damped, states))

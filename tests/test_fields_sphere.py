@@ -32,11 +32,6 @@ FIELDS: dict[str, Callable[[], TangentField]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def build(name: str, factor: float = 1.0) -> tuple[TangentField, Tensor]:
     """The field with parameters away from their start, times ``factor``, and a batch of states."""
     field = FIELDS[name]().double()

@@ -42,6 +42,12 @@ def test_a_home_folder_of_nobody_is_one_sentence(monkeypatch: pytest.MonkeyPatch
         expanded("~no-such-user-here/data")
 
 
+@pytest.mark.parametrize("given", ["a\0b", "~a\0b", Path("a\0b")])
+def test_a_zero_byte_in_a_path_is_one_sentence(given: str | Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"^'~?a\\x00b' holds a zero byte, which no name does; write it again\.$"):
+        expanded(given)
+
+
 def test_links_that_lead_back_to_themselves_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
@@ -106,6 +112,36 @@ def test_whether_a_lock_is_held_is_asked_without_writing(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
     with held(lock):
         assert is_held(lock)
+    assert not is_held(lock)
+
+
+def test_who_asks_whether_a_lock_is_held_holds_none_of_the_others(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with held(lock):
+        pass
+    with open(lock, "rb") as another:
+        fcntl.flock(another, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        assert not is_held(lock)
+
+
+def test_whether_a_lock_is_held_is_seen_on_network_file_systems(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS refuses an exclusive lock of a file that is open for reading, a shared one of one open for writing."""
+    flock = fcntl.flock
+
+    def of_nfs(handle: int, operation: int) -> None:
+        writes = bool(fcntl.fcntl(handle, fcntl.F_GETFL) & (os.O_WRONLY | os.O_RDWR))
+        if writes != bool(operation & fcntl.LOCK_EX):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", of_nfs)
+    lock = tmp_path / "lock"
+    with held(lock):
+        assert is_held(lock)
+        with lock_file(lock) as free:
+            assert not free
     assert not is_held(lock)
 
 
@@ -200,6 +236,23 @@ def test_what_killed_writers_left_is_removed_after_a_day(tmp_path: Path) -> None
         write_text(tmp_path / "a [1].txt", text)
     assert (tmp_path / "a [1].txt").read_text() == "two"
     assert {path.name for path in tmp_path.iterdir()} == {"a [1].txt", *list(ages)[2:]}
+
+
+@pytest.mark.parametrize("length", [100, 101, 234, 255])
+def test_a_name_that_just_fits_is_written(length: int, tmp_path: Path) -> None:
+    path, used = tmp_path / ("ä" * (length // 2) + "a" * (length % 2)), list[Path]()
+
+    def write(temporary: Path) -> None:
+        used.append(temporary)
+        temporary.write_text("whole")
+
+    write_atomically(path, write)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(path.name, "whole")]
+    used[0].touch()  # as a writer leaves it that is killed
+    killed = time.time() - 2 * 86_400.0
+    os.utime(used[0], (killed, killed))
+    write_text(path, "again")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(path.name, "again")]
 
 
 def test_a_digest_sees_names_types_shapes_and_every_bit() -> None:

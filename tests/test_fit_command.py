@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from dynablocks.cli import main
-from dynablocks.errors import BadCheckpoint
+from dynablocks.errors import BadCheckpoint, InvalidArgument
 from dynablocks.fitting import load_fit, save_fit
 from dynablocks.fitting.report import headline_rows, warnings
 
@@ -241,8 +241,8 @@ def test_the_commands_of_a_report_start_where_the_test_does_in_any_unit() -> Non
     plan, flow = SimpleNamespace(parts=SimpleNamespace(test=test)), SimpleNamespace(structure=SimpleNamespace(step=0.1))
     outcome = SimpleNamespace(fitted=SimpleNamespace(plan=plan, flow=flow))
     said = "".join(_usage(outcome, Path("out"), "dynablocks fit"))
-    assert "x = torch.tensor([[1.23457e-09, -123457.0]], dtype=torch.float64)" in said
-    assert "--start 1.23457e-09,-123457.0 --steps 100" in said
+    assert "x = torch.tensor([[1.23456789e-09, -123456.789]], dtype=torch.float64)" in said
+    assert "--start 1.23456789e-09,-123456.789 --steps 100" in said
 
 
 def test_metrics_from_before_a_measure_are_shown() -> None:
@@ -824,3 +824,55 @@ def test_one_substep_is_not_called_several(tmp_path: Path, capsys: pytest.Captur
     assert re.search(r"^compared +step by step$", said, flags=re.MULTILINE)
     assert main([*command, "--substeps", "3", "--out", str(tmp_path / "out")]) == 0
     assert ", 3 substeps\n" in capsys.readouterr().out
+
+
+def test_a_fit_from_python_is_that_of_the_command(tmp_path: Path) -> None:
+    from dynablocks.data import read_dynamics
+    from dynablocks.fitting import FitConfig, fit_trajectories
+    from dynablocks.fitting.job import PRESETS
+
+    file, out = write_csv(tmp_path / "data.csv"), tmp_path / "out"
+    command = ["fit", str(file), "--preserve", "none", "--preset", "smoke", "--width", "2", "--substeps", "1"]
+    assert main([*command, "--out", str(out)]) == 0
+    config = FitConfig("none", substeps=1, **(PRESETS["smoke"] | {"width": 2}))
+    found, stored = fit_trajectories(read_dynamics(file), config), load_fit(out).state_dict()
+    assert all(torch.equal(value, stored[name]) for name, value in found.flow.state_dict().items())
+    again, metrics = json.loads(json.dumps(found.metrics)), json.loads((out / "metrics.json").read_text())
+    del again["seconds"], metrics["seconds"]
+    assert again == metrics
+    assert metrics["horizon"] > 1
+    assert found.warnings == warnings(found.metrics)
+    with pytest.raises(InvalidArgument, match="data is a Tensor; give Trajectories or Pairs"):
+        fit_trajectories(torch.ones(3, 2), config)  # type: ignore[arg-type]
+
+
+def test_weights_are_shown_as_they_were_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out, said = write_csv(tmp_path / "data.csv"), tmp_path / "out", "LinearInvariant(5.0, 2.5)"
+    settings = ["--preset", "smoke", "--width", "2", "--substeps", "1", "--noise", "no", "--out", str(out)]
+    command = ["fit", str(file), "--preserve", "mass", "--weights", "5,2.5", *settings]
+    assert main([*command, "--dry-run"]) == 0
+    assert f"declares    {said}\n" in capsys.readouterr().out
+    assert main(command) == 0
+    assert json.loads((out / "metrics.json").read_text())["properties"] == [said]
+    assert [row["property"] for row in json.loads((out / "verification.json").read_text())] == [said]
+    page = (out / "report.html").read_text()
+    assert said in page
+    assert "Weights in the derivation are those that were given over a power of two: the sum is the same." in page
+    assert load_fit(out).structure.weights == (1.25, 0.625)
+    assert main(command) == 0
+    assert "already" in capsys.readouterr().err
+
+
+def test_errors_are_drawn_alike_in_every_unit() -> None:
+    from dynablocks.fitting import figures
+    from dynablocks.fitting.rollout import Rollout
+
+    t, drawn = torch.arange(4, dtype=torch.float64), []
+    for unit in (1.0, 2.0**-80):
+        rollouts = [Rollout(t, unit * t[:, None], unit * (t + 1e-3 * k)[:, None]) for k in range(4)]
+        (axes,) = figures.error_figure(rollouts).axes
+        drawn.append([(line.get_ydata() / unit).tolist() for line in axes.lines])
+    assert drawn[0] == drawn[1]
+    assert drawn[0][0] == [1e-17 * 3.0] * 3
+    (axes,) = figures.error_figure([Rollout(t, 0 * t[:, None], 0 * t[:, None])]).axes
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[1e-17] * 3]

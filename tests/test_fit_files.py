@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dynablocks.errors import BadCheckpoint
+from dynablocks.errors import BadCheckpoint, DynablocksError
 from dynablocks.fitting import Structure, build, fit, load_fit, regression, save_fit
 from dynablocks.fitting.second_order import LimitedMemoryBFGS
 from dynablocks.fitting.surrogates import FlowMap
@@ -86,6 +86,15 @@ def test_weights_with_a_flipped_bit_are_refused(tmp_path: Path) -> None:
         file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         with pytest.raises(BadCheckpoint, match="holds a damaged fit; make it again with --overwrite"):
             load_fit(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml"])
+def test_what_cannot_be_read_now_is_not_called_damaged(name: str, tmp_path: Path) -> None:
+    save_fit(tmp_path, surrogate())
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(DynablocksError, match=f"{name} cannot be read .*; nothing was changed: make it readable"):
+        load_fit(tmp_path)
 
 
 def test_weights_of_another_precision_are_those_that_were_stored(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.data.trajectories import Pairs, Trajectories
-from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument, NotConverged
+from dynablocks.errors import BadCheckpoint, BadData, DynablocksError, InvalidArgument, NotConverged
 from dynablocks.fields import DampedHamiltonian, FieldFacts, GradientField, LinearField
 from dynablocks.fields.hamiltonian import NeuralHamiltonian, canonical
 from dynablocks.fields.mass import CompartmentField
@@ -33,10 +33,11 @@ from dynablocks.fitting.objective import SAMPLES_AT_ONCE, Objective
 from dynablocks.fitting.regression import FitRecord
 from dynablocks.fitting.rollout import (
     LEFT_NUMBERS,
+    Noise,
     _starts,
     change_along,
     drifts,
-    noise_level,
+    estimated_noise,
     roll_out,
     rollout_residuals,
     safe_rollout,
@@ -502,8 +503,45 @@ def test_windows_and_rollouts_agree_with_single_steps() -> None:
 
 def test_noise_is_estimated() -> None:
     spread = float(torch.cat(spirals().states).std(0).mean())
-    assert noise_level(spirals()) < 1e-6
-    assert noise_level(spirals(noise=0.02)) == pytest.approx(0.02 / spread, rel=0.4)
+    assert estimated_noise(spirals()).level < 1e-6
+    assert estimated_noise(spirals(noise=0.02)).level == pytest.approx(0.02 / spread, rel=0.4)
+
+
+def resting(data: Trajectories, noise: float) -> Trajectories:
+    """The same with another column, which rests but for its noise."""
+    generator = torch.Generator().manual_seed(1)
+    found = [torch.cat([x, noise * torch.randn(len(x), 1, dtype=F64, generator=generator)], dim=1) for x in data.states]
+    return replace(data, states=tuple(found), names=(*data.names, "z"))
+
+
+def test_a_column_that_rests_but_for_its_noise_holds_no_warning_back() -> None:
+    from dynablocks.fitting.report import measure, warnings
+
+    config = FitConfig("none", width=2, substeps=1, adam_steps=0, finish_steps=0, max_minutes=None)
+    planned = plan(resting(spirals(12), 1e-6), config)
+    assert planned.horizon == 10
+    noise, spread = planned.noise, torch.cat(planned.parts.train.states).std(dim=0)
+    assert noise.level == pytest.approx(3**-0.5, rel=0.5)
+    assert noise.columns[2] == pytest.approx(1e-6, rel=0.5)
+    pooled = float(torch.tensor(noise.columns, dtype=F64).norm() / spread.norm())
+    assert noise.pooled == pytest.approx(pooled, rel=1e-9)
+    assert noise.pooled < 1e-5
+    metrics = measure(run_stages(planned, config), 2).metrics
+    assert metrics["noise_level"] == noise.pooled
+    far, sentence = metrics | {"rollout_relative_error": 0.5}, "Rollouts are off by 50.0 % of the spread"
+    assert [said for said in warnings(far) if said.startswith(sentence)]
+    assert not [said for said in warnings(far | {"noise_level": noise.level}) if said.startswith(sentence)]
+
+
+def test_noise_is_pooled_as_errors_are() -> None:
+    """Of columns with spreads of 1 to 10 and the same noise."""
+    t = torch.linspace(0, 40, 4001, dtype=F64)
+    noise = 0.02 * torch.randn(len(t), 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+    x = torch.stack([t.cos(), 10 * t.sin()], dim=1) + noise
+    found, spread = estimated_noise(Trajectories((t,), (x,), ("a", "b"))), x.std(dim=0)
+    assert found.columns == pytest.approx((0.02, 0.02), rel=0.1)
+    assert found.pooled == pytest.approx(0.02 * 2**0.5 / float(spread.norm()), rel=0.1)
+    assert found.level == pytest.approx(0.02 * float(spread.reciprocal().square().mean().sqrt()), rel=0.1)
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(3, (2, 0, 1)), (8, (6, 1, 1)), (23, (16, 3, 4))])
@@ -642,7 +680,7 @@ def test_constant_columns_say_nothing_of_the_noise() -> None:
 
     plain = Trajectories((t,) * 3, tuple(map(states, range(3))), ("S", "I"))
     more = Trajectories((t,) * 3, tuple(states(k, 3.31e8, 7.0) for k in range(3)), ("S", "I", "N", "M"))
-    assert noise_level(more) == pytest.approx(noise_level(plain), rel=1e-9)
+    assert estimated_noise(more).level == pytest.approx(estimated_noise(plain).level, rel=1e-9)
 
 
 class Exponential(nn.Module):
@@ -672,6 +710,12 @@ def test_a_checkpoint_of_another_fit_is_refused(change: dict, tmp_path: Path) ->
     steps, slope = change.get("adam_steps", 2), change.get("y", 3.0)
     with pytest.raises(BadCheckpoint, match="is not a checkpoint of this fit"):
         fit(nn.Linear(1, 1), x, slope * x, adam_steps=steps, checkpoint=tmp_path / "c.pt", **held)
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_to_be_removed(tmp_path: Path) -> None:
+    x = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
+    with pytest.raises(DynablocksError, match=r"cannot be read .*; nothing was changed: make it readable"):
+        fit(nn.Linear(1, 1), x, 3 * x, adam_steps=2, checkpoint=tmp_path)
 
 
 def test_the_finish_that_stands_in_keeps_to_the_steps_that_were_asked_for() -> None:
@@ -1350,7 +1394,7 @@ def test_the_noise_of_a_long_log_is_that_of_some_of_its_differences(monkeypatch:
     x = torch.stack([t.cos(), -t.sin()], dim=1)
     log = Trajectories((t,), (x + 0.02 * torch.randn(x.shape, dtype=F64, generator=generator),), ("q", "p"))
     wanted = 0.02 / float(x.std(0).mean())
-    assert noise_level(log) == pytest.approx(wanted, rel=0.1)
+    assert estimated_noise(log).level == pytest.approx(wanted, rel=0.1)
     differences, taken = rollout._differences, []
 
     def counted(*given: Any) -> Tensor:
@@ -1360,7 +1404,7 @@ def test_the_noise_of_a_long_log_is_that_of_some_of_its_differences(monkeypatch:
 
     monkeypatch.setattr(rollout, "_differences", counted)
     monkeypatch.setattr(rollout, "MOST_DIFFERENCES", 1000)
-    assert noise_level(log) == pytest.approx(wanted, rel=0.1)
+    assert estimated_noise(log).level == pytest.approx(wanted, rel=0.1)
     assert len(taken) == 3
     assert all(750 < count <= 1000 for count in taken)
 
@@ -1430,7 +1474,7 @@ def test_the_noise_of_one_column_among_clean_ones_is_seen() -> None:
     t = torch.linspace(0, 40, 4001, dtype=F64)
     noisy = t.cos() + 0.05 * torch.randn(len(t), dtype=F64, generator=torch.Generator().manual_seed(0))
     log = Trajectories((t,), (torch.stack([t.cos(), t.sin(), noisy], 1),), ("a", "b", "c"))
-    assert noise_level(log) == pytest.approx(0.05 / float(noisy.std()) / 3**0.5, rel=0.15)
+    assert estimated_noise(log).level == pytest.approx(0.05 / float(noisy.std()) / 3**0.5, rel=0.15)
 
 
 def test_the_noise_of_rounded_data_is_not_zero() -> None:
@@ -1438,7 +1482,7 @@ def test_the_noise_of_rounded_data_is_not_zero() -> None:
     t = torch.arange(2000, dtype=F64)
     rounded = 0.1 * (t / 200).floor()
     wanted = 0.1 * math.sqrt(9 * 252 / 924 / 1994) / float(rounded.std())
-    assert noise_level(Trajectories((t,), (rounded[:, None],), ("a",))) == pytest.approx(wanted, rel=1e-6)
+    assert estimated_noise(Trajectories((t,), (rounded[:, None],), ("a",))).level == pytest.approx(wanted, rel=1e-6)
 
 
 def oscillators(samples: int, step: float, noise: float = 0.0) -> Trajectories:
@@ -1454,9 +1498,9 @@ def oscillators(samples: int, step: float, noise: float = 0.0) -> Trajectories:
 @pytest.mark.parametrize(("samples", "step"), [(4, 0.1), (6, 0.2)])
 def test_short_clean_trajectories_are_not_taken_for_noisy(samples: int, step: float) -> None:
     data = oscillators(samples, step)
-    assert noise_level(data) > 1e-4
+    assert estimated_noise(data).level > 1e-4
     planned, clean = (plan(data, FitConfig("symplectic", noise=noise)) for noise in ("auto", "no"))
-    assert (planned.horizon, planned.noise, planned.structure) == (1, 0.0, clean.structure)
+    assert (planned.horizon, planned.noise.level, planned.structure) == (1, 0.0, clean.structure)
     (told,) = doubts(planned)
     assert told.startswith("No training trajectory has the 7 samples in a row that tell noise from curvature")
     assert doubts(clean) == []
@@ -1472,8 +1516,8 @@ def test_seven_samples_in_a_row_tell_noise_from_curvature() -> None:
 
 
 def test_no_noise_is_taken_at_its_word() -> None:
-    assert plan(spirals(noise=0.02), FitConfig("none", noise="no")).noise == 0.0
-    assert plan(spirals(noise=0.02), FitConfig("none")).noise > 0.0
+    assert plan(spirals(noise=0.02), FitConfig("none", noise="no")).noise == Noise((0.0, 0.0))
+    assert plan(spirals(noise=0.02), FitConfig("none")).noise.level > 0.0
 
 
 def test_steps_across_gaps_are_left_out_of_the_fit() -> None:
@@ -1607,6 +1651,69 @@ def test_data_that_does_not_keep_its_mass_is_told() -> None:
     assert doubts(plan(sums(0.1), FitConfig("none"))) == []
     assert doubts(plan(sums(0.0, 0.01), FitConfig("mass"))) == []
     assert len(doubts(plan(sums(0.0, 0.01), FitConfig("mass", noise="no")))) == 1
+
+
+def test_the_noise_of_a_column_at_rest_hides_no_change_of_mass_or_norm() -> None:
+    ellipses = replace(spirals(), states=tuple(x * torch.tensor([1.0, 0.5], dtype=F64) for x in spirals().states))
+    for data, preserve, what in ((sums(0.1), "mass", "the columns"), (ellipses, "norm", "the norm of the state")):
+        (told,) = doubts(plan(resting(data, 1e-6), FitConfig(preserve)))
+        assert f"{what} does not stay: along a trajectory" in told
+    for data, preserve in ((resting(sums(0.0), 0.01), "mass"), (spirals(noise=0.1), "norm")):
+        assert doubts(plan(data, FitConfig(preserve))) == []
+        assert len(doubts(plan(data, FitConfig(preserve, noise="no")))) == 1
+
+
+def test_the_common_factor_of_weights_decides_nothing() -> None:
+    fits = []
+    for factor in (1.0, 2.0**40):
+        config = FitConfig("mass", (factor, 2 * factor), noise="no", width=2, substeps=1, adam_steps=20, finish_steps=2)
+        fits.append(run_stages(plan(spirals(), config), config))
+    first, second = (fitted.flow for fitted in fits)
+    assert first.structure == second.structure
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+    (kept,) = second.properties
+    assert kept == LinearInvariant((0.5, 1.0))
+    assert fits[1].plan.told(kept) == f"LinearInvariant({2.0**40}, {2.0**41})"
+    # The map of a stored structure is one of its own weights.
+    stored = build(replace(second.structure, weights=(2.0**40, 2.0**41)))
+    assert stored.properties.of(LinearInvariant) == LinearInvariant((2.0**40, 2.0**41))
+
+
+@pytest.mark.parametrize("size", [1e-310, 1e-26, 0.7, 1.0, 1e30, 1.7e308])
+def test_weights_of_any_size_are_taken_near_one(size: float) -> None:
+    planned = plan(spirals(), FitConfig("mass", weights=(size, -size)))
+    assert planned.weights == (size, -size)
+    first, second = planned.structure.weights or ()
+    assert 1 <= first < 2
+    assert second == -first
+    assert math.frexp(first)[0] == math.frexp(size)[0]
+
+
+@pytest.mark.parametrize(
+    ("weights", "sentence"),
+    [
+        ((0.0, 0.0), "must be linearly independent"),
+        ((4.0, 0.0), r"weights are \(4\.0, 0\.0\); all must be nonzero"),
+        ((4.0, math.nan), r"\(4\.0, nan\)\] are not vectors of 2 finite numbers"),
+        ((4.0,), "--weights has 1 numbers; the file has 2 state columns"),
+    ],
+)
+def test_weights_that_no_field_takes_are_named_as_they_were_given(weights: tuple[float, ...], sentence: str) -> None:
+    with pytest.raises(InvalidArgument, match=sentence):
+        plan(spirals(), FitConfig("mass", weights=weights))
+
+
+@pytest.mark.parametrize(("scale", "unit"), [(1e-25, 1e-20), (1e25, 1e20)])
+def test_a_learned_energy_in_float32_is_that_in_float64(scale: float, unit: float) -> None:
+    """The square of such a scale is no number of float32."""
+    flow = build(MAPS["energy"])
+    flow.scale.fill_(scale)
+    flow.unit.fill_(unit)
+    x = scale * states(flow, 6)
+    with torch.no_grad():
+        wanted, narrow = flow.energy(x), copy.deepcopy(flow).float().energy(x.float())
+    assert narrow.dtype == torch.float32
+    assert torch.allclose(narrow.double(), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
 
 
 def test_pairs_that_do_not_keep_their_mass_or_norm_are_told() -> None:
@@ -1817,6 +1924,13 @@ def test_times_that_float64_knows_poorly_are_told(start: float, unit: float, tol
         )
 
 
+def test_times_that_were_stored_as_float32_are_told() -> None:
+    data = replace(spirals(), times_stored_as=torch.float32)
+    (found,) = doubts(plan(data, FitConfig("none", noise="no")))
+    assert found.startswith("Times reach 2, where float32 rounds the time between two samples by up to 2.4e-07, and")
+    assert found.endswith("save them as float64 where they are made; afterwards it mends nothing.")
+
+
 def test_positions_alone_are_told_to_be_no_whole_state() -> None:
     from dynablocks.fitting.report import measure, warnings
 
@@ -1924,3 +2038,24 @@ def test_the_batch_of_a_step_is_its_part_of_the_order_of_its_epoch() -> None:
         order = torch.randperm(samples, generator=generator)
         assert torch.equal(batches.of(step), order[position * size : (position + 1) * size])
     assert regression._Batches(4, 4, seed).of(7) is None
+
+
+def test_friction_is_found_whatever_the_mass_and_the_unit() -> None:
+    """As docs/structured_dynamics.md has it; with q̇ = p in the map's own units the steps are not met."""
+    torch.manual_seed(0)
+    spring = torch.tensor([[0.0, 0.5], [-1.0, -0.3]], dtype=F64)
+    x, h = 1e-3 * torch.randn(40, 2, dtype=F64), 0.02 + 0.06 * torch.rand(40, 1, dtype=F64)
+    y = (torch.linalg.matrix_exp(h[:, :, None] * spring) @ x[:, :, None])[:, :, 0]
+
+    def fitted(kinetic: LinearField | None, potential: nn.Module) -> tuple[float, float]:
+        field = DampedHamiltonian(kinetic, potential)
+        flow = FlowMap(field, integrator("strang"), Structure("none", ("q", "p"), step=0.05))
+        flow.adopt_units(x, y, h)
+        history = fit(flow, x, y, step=h, residuals=training_residuals(flow), adam_steps=0)
+        return history.loss, field.damping.rate() / float(flow.unit)
+
+    ridges = GradientField(Dense(1, 3), "tanh", expansive=True, alpha=1.0)
+    loss, rate = fitted(LinearField(1, bias=True), PotentialSum(ridges, LinearField(1, bias=True)))
+    assert loss < 1e-8
+    assert rate == pytest.approx(0.3, abs=0.01)
+    assert fitted(None, LinearField(1, bias=True))[0] > 1e-6

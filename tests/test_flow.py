@@ -250,3 +250,25 @@ def test_a_part_with_code_of_its_own_is_asked_for_both_apart(make: Callable[[], 
         image, total = Chain(part).with_log_determinant(x)
         torch.testing.assert_close(image, part(x), rtol=0, atol=1e-14)
         torch.testing.assert_close(total, part.log_determinant(x), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, DOUBLE])
+@pytest.mark.parametrize("limit", [5.0, 80.0])
+def test_an_affine_map_declares_the_factor_that_its_number_format_makes(limit: float, dtype: torch.dtype) -> None:
+    """e^0.3 = 1.35 is rounded up to 1.3515625 in bfloat16; e^s itself is no larger than what is declared, either."""
+    for scale in (-0.7, 0.3, *torch.linspace(0.5, limit, 20).tolist()):
+        part = AffineMap(2, limit).to(dtype)
+        with torch.no_grad():
+            part.log_scale.copy_(torch.tensor([scale, -3.0]))
+            factor = float(part(torch.ones(1, 2, dtype=dtype))[0, 0])
+        exact = math.exp(limit * math.tanh(float(part.log_scale.detach()[0]) / limit))
+        stated = part.properties.lipschitz
+        assert max(factor, exact) <= stated
+        assert stated <= max(factor, exact) * (1 + 1e-12)
+
+
+def test_an_affine_map_of_a_scale_that_is_no_number_has_no_constant() -> None:
+    part = AffineMap(2)
+    with torch.no_grad():
+        part.log_scale[0] = math.nan
+    assert part.properties.lipschitz == math.inf

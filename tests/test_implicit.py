@@ -28,7 +28,15 @@ from dynablocks.integrators.implicit import (
 )
 from dynablocks.integrators.solver import solve
 from dynablocks.linear import Dense, OrthogonalConv, OrthogonalDense
-from dynablocks.properties import Invertible, LinearInvariant, NormPreserving, Symplectic, VolumePreserving, verify
+from dynablocks.properties import (
+    Declaration,
+    Invertible,
+    LinearInvariant,
+    NormPreserving,
+    Symplectic,
+    VolumePreserving,
+    verify,
+)
 from dynablocks.properties.jacobians import jacobians
 from dynablocks.switching import FreeSignal, LearnedStep
 from dynablocks.testing import check_block
@@ -548,3 +556,86 @@ def test_exported_methods_are_made_of_exported_names(name: str) -> None:
     field, x = RotationField(3, 5).double(), torch.randn(4, 3, dtype=torch.float64)
     with torch.no_grad():
         assert torch.allclose(method.step(field, x, 0.3), registered.step(field, x, 0.3), rtol=0, atol=1e-10)
+
+
+class Quick(ImplicitRungeKutta):
+    """Two fixed-point steps in place of the solution."""
+
+    def solve(self, residual, start: Tensor, *inputs: Tensor | float, rounding=None) -> Tensor:
+        z = start
+        for _ in range(2):
+            z = z - residual(z, *inputs)
+        return z
+
+
+class Counting(ImplicitRungeKutta):
+    """The solution, as it is said, and how often it was asked for."""
+
+    asked = 0
+
+    def solve(self, *given, **options) -> Tensor:
+        self.asked += 1
+        return super().solve(*given, **options)
+
+    def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
+        return super().declare(field, step_size, bound)
+
+
+def test_what_a_method_says_is_not_of_another_solver() -> None:
+    """At 0, where DX = −I, the second of two steps z ← x + hX(z) has the slope 1 − h(1 − h) = 91 for h = 10."""
+    field, x = GradientField(OrthogonalDense(3, 3), "tanh"), torch.zeros(1, 3, dtype=torch.float64)
+    twin = DynamicalBlock(field, Quick(IMPLICIT_EULER), FreeSignal(10.0)).double()
+    assert float(torch.linalg.matrix_norm(jacobians(twin, x), ord=2)) == pytest.approx(91, rel=1e-9)
+    assert [*twin.properties] == []
+    honest = DynamicalBlock(field, Counting(IMPLICIT_EULER), FreeSignal(10.0)).double()
+    honest(x)
+    assert honest.method.asked == 1
+    assert honest.properties.lipschitz <= 1
+    method = ImplicitRungeKutta(IMPLICIT_EULER)
+    method.solve = Quick(IMPLICIT_EULER).solve
+    for declared in (method.declare(field, 10.0), DynamicalBlock(field, method, FreeSignal(10.0)).declare()):
+        assert [*declared.properties] == []
+    assert "a solve of this instance" in method.declare(field, 10.0).reason
+
+
+def test_a_step_that_is_solved_roughly_jumps_and_has_no_constant() -> None:
+    """z + 10 tanh z = x: near x = 0.4 the solver starts to take one iteration more, which moves z by some 0.005."""
+    field = GradientField(Dense(1, 1), "tanh", bias=False).double()
+    x, gap = torch.linspace(0.3, 0.7, 4001, dtype=torch.float64)[:, None], 1e-4
+    for tolerance, jumps in ((0.1, True), (1e-13, False)):
+        method = ImplicitRungeKutta(IMPLICIT_EULER, tolerance)
+        with torch.no_grad():
+            field.linear.matrix.fill_(1.0)
+            y = method.step(field, x, 10.0)
+        assert (float(y.diff(dim=0).abs().max()) > gap) == jumps
+        declared = method.declare(field, 10.0)
+        assert (declared.properties.lipschitz == math.inf) == jumps
+        assert [loss.startswith("Lipschitz is lost: solved to 1.0e-01") for loss in declared.losses] == [True] * jumps
+    assert Trapezoidal(1e-6).declare(field, 0.1).properties.lipschitz == math.inf
+
+
+ROOT15 = math.sqrt(15)
+GAUSS6 = ImplicitTableau(
+    "gauss6",
+    6,
+    (
+        (5 / 36, 2 / 9 - ROOT15 / 15, 5 / 36 - ROOT15 / 30),
+        (5 / 36 + ROOT15 / 24, 2 / 9, 5 / 36 - ROOT15 / 24),
+        (5 / 36 + ROOT15 / 30, 2 / 9 + ROOT15 / 15, 5 / 36),
+    ),
+    (5 / 18, 4 / 9, 5 / 18),
+)
+
+
+def test_a_tableau_is_symmetric_but_for_rounding_of_its_coefficients() -> None:
+    """Of ẋ = −x the steps h = 1 and −1 of the second give (1 − 0.499999²)/(1 − 0.500001²) x."""
+    nearly = ImplicitTableau("theta", 1, ((0.500001,),), (1.0,))
+    field, x = LinearField(1).double(), torch.ones(1, 1, dtype=torch.float64)
+    for tableau, missed, symmetric in ((GAUSS6, 0.0, True), (nearly, 0.000002 / 0.749999, False)):
+        method = ImplicitRungeKutta(tableau)
+        with torch.no_grad():
+            field.matrix.fill_(-1.0)
+            back = method.step(field, method.step(field, x, 1.0), -1.0)
+        assert float(back) - 1 == pytest.approx(missed, rel=1e-4, abs=1e-12)
+        assert method.symmetric == tableau.symmetric == symmetric
+        assert (method.declare(field, 0.5).properties.of(Invertible) is not None) == symmetric

@@ -253,6 +253,35 @@ def test_what_is_declared_in_training_holds_for_the_uses_that_follow() -> None:
     assert of_this_weight > 0.5
 
 
+@EVERY_MAP
+@pytest.mark.parametrize("scale", [1e2, 1e-2])
+def test_what_is_declared_in_training_holds_whatever_the_length_of_the_stored_vector(name: str, scale: float) -> None:
+    linear = MAKERS[name]().double().train()
+    with torch.no_grad():
+        free(linear).normal_()
+        expected = linear.compute_weight()
+        linear.leading.mul_(scale)
+        torch.testing.assert_close(linear.compute_weight(), expected, rtol=1e-13, atol=0)
+        high, low = linear.norm_bounds().upper, linear.smallest_singular_value()
+    for _ in range(3):
+        weight = linear.compute_weight().detach()
+        with torch.no_grad():
+            linear.hold(weight)
+            values = torch.linalg.svdvals(linear.dense_matrix())
+            linear.hold(None)
+        assert float(values[0]) <= high * (1 + 1e-12)
+        assert low <= float(values[-1]) * (1 + 1e-12)
+
+
+def test_a_stored_vector_of_length_one_is_taken_as_it_is() -> None:
+    """To the last bit: attacks in training multiply by the weight that it gives."""
+    torch.manual_seed(0)
+    linear = UnitConv((3, 4, 4), 5, 3, "circular").train()
+    with torch.no_grad():
+        expected = free(linear) / linear.multiply(free(linear), linear.leading).norm()
+        assert torch.equal(linear.compute_weight(), expected)
+
+
 def two_of(make: Callable[[], LinearMap]) -> list[LinearMap]:
     """Two maps of normal weights."""
     maps = [make().double() for _ in range(2)]

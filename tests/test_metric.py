@@ -185,6 +185,20 @@ def test_the_constant_across_channels_is_of_known_layers_and_norms_alone() -> No
             Channelwise(ZeroLift(1, 1), other)
 
 
+def test_a_constant_across_channels_is_that_of_the_layer_and_the_norm_that_are_there_now() -> None:
+    metric, other = SpectralMetric((1, 4, 4), smooth=0.01), SpectralMetric((1, 4, 4), smooth=4.0)
+    layer = Channelwise(ZeroLift(1, 3), metric, 3)
+    layer.metric = other
+    (stated,) = layer.properties
+    assert stated == Lipschitz(1.0, other, SpectralMetric((3, 4, 4), smooth=4.0))
+    verify(layer, torch.randn(3, 1, 4, 4)).require()
+    for name, part in (("module", Shuffled(1, 3)), ("metric", Weighted((1, 4, 4)))):
+        spoilt = Channelwise(ZeroLift(1, 3), metric, 3)
+        setattr(spoilt, name, part)
+        assert not spoilt.properties
+        assert "which is not known to " in spoilt.declare().reason
+
+
 def test_ratios_of_norms_and_the_dual_are_those_of_the_matrices() -> None:
     one, other = SpectralMetric((1, 3, 4), 0.05), SpectralMetric((1, 3, 4), 4.0, 3.0)
     (_, root, inverse), (_, _, other_inverse) = matrices(one, (1, 3, 4)), matrices(other, (1, 3, 4))

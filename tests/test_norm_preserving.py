@@ -76,11 +76,6 @@ FIELDS: dict[str, Callable[[], VectorField]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def build(name: str, factor: float = 1.0) -> tuple[VectorField, Tensor]:
     field = FIELDS[name]().double()
     with torch.no_grad():

@@ -368,6 +368,23 @@ def test_hostile_weights(method: str, geometry: ConvGeometry, dtype: torch.dtype
         assert bound.lower >= 0.9 * exact * (1 if method != "power" else 0.99)
 
 
+@pytest.mark.parametrize("seen", [1e-300, 1.23456789e-15])
+def test_taps_that_never_meet_the_image_hide_none_that_do(seen: float) -> None:
+    """Scaled to the largest tap, those that an image of one pixel sees underflow or lose digits: ‖A‖ is not 0."""
+    weight = torch.zeros(2, 2, 3, 3, dtype=torch.float64)
+    weight[:, :, 1, 1] = seen * torch.eye(2, dtype=torch.float64)
+    weight[0, 0, 0, 0] = 1e300
+    geometry = ConvGeometry((1, 1), padding="same")
+    assert torch.equal(dense_matrix(weight, geometry), seen * torch.eye(2, dtype=torch.float64))
+    for method in module.METHODS:
+        bound = conv_norm_bounds(weight, geometry, method)
+        assert bound.lower <= seen <= bound.upper, bound
+    assert conv_smallest_singular_value(weight, geometry) <= seen
+    weight[0, 0, 0, 0] = 1.0
+    bound = conv_norm_bounds(weight, geometry)
+    assert seen * (1 - 1e-6) <= bound.lower <= seen <= bound.upper <= seen * (1 + 1e-6)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_weights_without_a_norm_are_named(value: float) -> None:
     weight = torch.ones(2, 2, 3, 3)

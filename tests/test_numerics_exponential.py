@@ -19,11 +19,6 @@ EPS = torch.finfo(torch.float64).eps
 SCALES = [1e-3, 1e-2, 0.1, 1.0, 30.0]
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def row_sums(matrix: Tensor) -> Tensor:
     """max(1, ‖A‖) of each matrix."""
     return matrix.abs().sum(-1).amax(-1).clamp_min(1.0)

@@ -9,14 +9,6 @@ from dynablocks.linear.orthogonal import cayley
 from dynablocks.numerics.solving import invert_matrices, solve_systems
 
 
-@pytest.fixture
-def two_threads() -> object:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("size", [48, 160, 192])
 def test_batches_of_large_orthogonal_matrices(size: int) -> None:

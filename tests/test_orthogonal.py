@@ -39,6 +39,7 @@ from dynablocks.integrators import ExactFlow
 from dynablocks.lifting import ChannelMix, Head
 from dynablocks.linear import (
     ORTHOGONAL,
+    Bounds,
     Conv,
     Dense,
     LinearMap,
@@ -53,7 +54,7 @@ from dynablocks.linear import (
 )
 from dynablocks.linear.orthogonal import orthonormality_defect
 from dynablocks.norms import DenseMetric
-from dynablocks.properties import GradientNormPreserving, NormPreserving, verify
+from dynablocks.properties import Declaration, Equivariant, GradientNormPreserving, Lipschitz, NormPreserving, verify
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -183,7 +184,7 @@ def test_shared_weights_and_their_gradients_are_those_of_each_map(rows: int, ker
     rest = [ScaledConv((4, 4, 4), rows, kernel), ChannelMix((4, 4, 4), 2), OrthogonalDense(6, rows, "expm")]
     network = nn.ModuleList([*alike, *others, *dense, *rest]).double()
     alone = [linear.compute_weight() for linear in network]
-    parameters = list(network.parameters())
+    parameters = [p for p in network.parameters() if p.requires_grad]
     directions = [torch.randn_like(w) for w in alone]
     expected = torch.autograd.grad(
         sum((w * d).sum() for w, d in zip(alone, directions, strict=True)), parameters, allow_unused=True
@@ -770,3 +771,53 @@ def test_rows_of_images_of_ones_own_are_not_taken_for_orthonormal() -> None:
 
 def test_a_weight_that_is_no_number_is_no_isometry() -> None:
     assert orthonormality_defect(torch.tensor([[torch.nan]])) == float("inf")
+
+
+class Twice(OrthogonalDense):
+    """Its bounds are right, and speak of the products that fields call, which are those of the class before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+    def compute_norm_bounds(self) -> Bounds:
+        bounds = super().compute_norm_bounds()
+        return Bounds(bounds.lower, 2 * bounds.upper, exact=False, method="twice")
+
+
+class Unbounded(Twice):
+    def multiply(self, weight: Tensor, x: Tensor) -> Tensor:
+        return 3 * super().multiply(weight, x)
+
+
+class Bounded(Unbounded):
+    def compute_norm_bounds(self) -> Bounds:
+        return Bounds(0.0, 7.0, exact=False, method="six times an isometry")
+
+
+class Said(Twice):
+    def declare(self) -> Declaration:
+        return Declaration.of(Lipschitz(self.norm_bounds().upper), reason="twice an isometry")
+
+
+@pytest.mark.parametrize("kind", [Twice, Unbounded, Bounded])
+def test_bounds_of_the_products_do_not_speak_of_another_forward(kind: type[OrthogonalDense]) -> None:
+    linear, x = kind(3, 3).double(), torch.randn(4, 3, dtype=torch.float64)
+    assert float((linear(x).norm(dim=1) / x.norm(dim=1)).min().detach()) > 1.9
+    assert [*linear.properties] == []
+    assert Said(3, 3).properties.lipschitz == pytest.approx(2, rel=1e-5)
+
+
+@pytest.mark.parametrize("make", [lambda: OrthogonalDense(3, 3), lambda: OrthogonalConv((3, 4, 4))])
+@pytest.mark.parametrize("method", ["compute_weight", "compute_weights"])
+def test_a_weight_of_an_instance_is_the_one_that_is_shared_and_declared(
+    make: Callable[[], LinearMap], method: str
+) -> None:
+    linear, other = make().double(), make().double()
+    weight = 9 * linear.compute_weight().detach()
+    setattr(linear, method, (lambda: weight) if method == "compute_weight" else lambda alike: [weight])
+    with shared_weights(other, linear):
+        assert torch.equal(linear.weight, weight)
+        assert not torch.equal(other.weight, weight)
+    assert linear.properties.lipschitz >= 9 * (1 - 1e-12)
+    assert [type(stated) for stated in linear.properties] == [Lipschitz, Equivariant]
+    verify(linear, torch.randn(3, *linear.in_shape)).require()

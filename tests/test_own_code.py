@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
 
 import dynablocks
 from dynablocks import DynamicalBlock, ModelConfig
@@ -476,6 +479,15 @@ def exchange() -> VectorField:
     return MassPreservingField(4, 5)
 
 
+DATA = torch.ones(1, 1, 2, 2), torch.tensor([0])
+
+
+def resting(field: VectorField) -> Network:
+    """A network whose one step is of length 0."""
+    body = nn.Sequential(nn.Flatten(), DynamicalBlock(field, "euler", FreeSignal(0.0)))
+    return Network(body, Head(4, 2, "none"), (1, 2, 2), ModelConfig()).eval()
+
+
 SPOILT = [
     *itertools.product(
         [ridge],
@@ -492,15 +504,57 @@ SPOILT = [
 def test_hooks_and_methods_of_an_instance_void_what_is_declared(
     field: Callable[[], VectorField], spoil: Callable[[nn.Module], None], part: str
 ) -> None:
-    body = nn.Sequential(nn.Flatten(), DynamicalBlock(field(), "euler", FreeSignal(0.0)))
-    network = Network(body, Head(4, 2, "none"), (1, 2, 2), ModelConfig()).eval()
-    data = torch.ones(1, 1, 2, 2), torch.tensor([0])
+    network = resting(field())
     assert network.properties.lipschitz < math.inf
-    certify(network, data)
+    certify(network, DATA)
     spoil(network.get_submodule(part))
     assert network.properties.lipschitz == math.inf
     with pytest.raises(ValueError, match=r"forward hooks|of this instance"):
-        certify(network, data)
+        certify(network, DATA)
+
+
+def ninefold(module: nn.Module, given: tuple[Tensor, ...], *output: Tensor) -> Tensor | None:
+    """A hook, called before or after, that makes heads louder."""
+    return 9 * (*output, *given)[0] if isinstance(module, Head) else None
+
+
+@pytest.mark.parametrize("register", [register_module_forward_hook, register_module_forward_pre_hook])
+def test_hooks_on_all_modules_void_what_is_declared(register: Callable[..., RemovableHandle]) -> None:
+    field = ridge()
+    network = resting(field)
+    logits, handle = network(DATA[0]), register(ninefold)
+    try:
+        assert not torch.equal(network(DATA[0]), logits)
+        assert network.properties.lipschitz == math.inf
+        assert [*ExplicitEuler().declare(field, 0.5).properties] == []
+        with pytest.raises(InvalidArgument, match="forward hooks on all modules"):
+            certify(network, DATA)
+    finally:
+        handle.remove()
+    assert network.properties.lipschitz < math.inf
+    certify(network, DATA)
+
+
+def test_a_tool_that_watches_all_modules_voids_what_is_declared_for_so_long() -> None:
+    network = resting(ridge())
+    with FlopCounterMode(display=False):
+        assert "a tool such as a flop counter" in str(foreign(network))
+        assert network.properties.lipschitz == math.inf
+    assert foreign(network) is None
+
+
+@pytest.mark.parametrize("part", ["", "body.1", "body.1.fields.0", "body.1.fields.0.linear", "head"])
+@pytest.mark.parametrize("method", ["__call__", "_call_impl"])
+def test_a_call_of_its_own_voids_what_a_class_declares_of_its_forward(part: str, method: str) -> None:
+    def louder(self: nn.Module, *given: Tensor) -> Tensor:
+        return 9 * getattr(nn.Module, method)(self, *given)
+
+    network = resting(ridge())
+    module = network.get_submodule(part)
+    object.__setattr__(module, "__class__", type("Louder", (type(module),), {method: louder}))
+    assert network.properties.lipschitz == math.inf
+    with pytest.raises(InvalidArgument, match=f"has a {method} of its own"):
+        certify(network, DATA)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,17 @@ from dynablocks import progress
 from dynablocks.cli import main
 from dynablocks.data import ImageDataset, cache, cifar
 from dynablocks.errors import DynablocksError
-from dynablocks.progress import error_console, is_terminal, output_console, print_line, progress_bar, tell, track
+from dynablocks.progress import (
+    error_console,
+    is_terminal,
+    output_console,
+    print_line,
+    printable,
+    progress_bar,
+    show,
+    tell,
+    track,
+)
 
 
 @pytest.fixture
@@ -231,6 +241,33 @@ def test_what_is_told_reaches_standard_error(capsys: pytest.CaptureFixture[str])
     tell("a [name]: with brackets")
     print_line(error_console(), "a [name]: with brackets")
     assert capsys.readouterr() == ("", "a [name]: with brackets\n" * 2)
+
+
+HOSTILE = "a [name]\x1b[2J\x07\b\r\x9b1m\nthe certificate holds\t\u202e\u2028\udce9 größer …"
+WRITTEN = r"a [name]\x1b[2J\x07\x08\r\x9b1m\nthe certificate holds\t\u202e\u2028\udce9 größer …"
+
+
+def test_what_a_terminal_would_obey_is_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """A name moves no cursor, begins no line of its own and turns no text round."""
+    show(HOSTILE)
+    tell(HOSTILE)
+    print_line(error_console(), HOSTILE)
+    assert capsys.readouterr() == (f"{WRITTEN}\n", f"{WRITTEN}\n" * 2)
+    assert printable(WRITTEN) == WRITTEN
+    assert printable("") == ""
+
+
+def test_what_is_worked_on_moves_no_cursor(hand: SimpleNamespace) -> None:
+    bar, lines = io.StringIO(), io.StringIO()
+    terminal = Console(file=bar, force_terminal=True, width=100, _environ={"TERM": "xterm"})
+    for console in (terminal, file_console(lines)):
+        with progress_bar("decoding \x1b]0;a\x07", console) as update:
+            for second in (0.0, 90.0):
+                hand.now += second
+                update(second / 180)
+    for shown in (bar.getvalue(), lines.getvalue()):
+        assert r"decoding \x1b]0;a\x07" in shown
+        assert "\x1b]0;" not in shown
 
 
 def images(count: int) -> ImageDataset:

@@ -17,6 +17,7 @@ import dynablocks.properties
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument, PropertyViolated
 from dynablocks.fields import FieldFacts, GradientField, MetricField, PartitionedField
+from dynablocks.fitting.surrogates import FlowMap, Structure, build
 from dynablocks.integrators import ExplicitEuler
 from dynablocks.lifting import ChannelMix, SpaceToDepth, ZeroLift
 from dynablocks.linear import Bounds, Dense, LinearMap, OrthogonalConv, OrthogonalDense
@@ -48,6 +49,8 @@ from dynablocks.properties import (
     verify,
 )
 from dynablocks.properties.jacobians import DENSE_LIMIT, jacobian_norms, jacobians, symplectic_defect
+from dynablocks.properties.own_code import WRAPPERS
+from dynablocks.properties.structure import original
 from dynablocks.properties.verify import MEASURES
 from dynablocks.reversible import ReversibleChain
 from dynablocks.switching import FreeSignal
@@ -662,6 +665,29 @@ def test_a_compiled_module_is_what_it_was() -> None:
     assert not verify(liar, torch.randn(3, 4)).passed
 
 
+class DistributedDataParallel(nn.Module):
+    """It has the name of torch's wrapper, and computes something else."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 9 * self.module(x)
+
+
+def test_a_class_that_has_the_name_of_a_wrapper_is_none() -> None:
+    inner = OrthogonalDense(3, 3).double()
+    named = DistributedDataParallel(inner)
+    x = torch.randn(2, 3, dtype=torch.float64)
+    assert float(jacobian_norms(named, x).min()) == pytest.approx(9, rel=1e-9)
+    assert original(named) is named
+    assert not declare(named).properties
+    real = (nn.parallel.DistributedDataParallel, type(torch.compile(inner)))
+    assert {f"{kind.__module__}.{kind.__qualname__}" for kind in real} == set(WRAPPERS)
+    assert original(torch.compile(inner)) is inner
+
+
 class Size(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1).norm(dim=1)
@@ -798,3 +824,109 @@ def test_a_verification_echoes_what_it_prints() -> None:
     report = check_block(DynamicalBlock(GradientField(OrthogonalDense(2, 2)), ExplicitEuler(), FreeSignal(0.5)))
     assert repr(report) == str(report)
     assert repr(report).startswith(f"{report.subject}\n  ok    ")
+
+
+class InPlace(Structured):
+    """It halves what it is given, and says that norms stay."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(0.5)
+
+    def declare(self) -> Declaration:
+        return Declaration.of(NormPreserving(), reason="its input is its output")
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_map_that_works_in_place_is_not_measured(deep: bool) -> None:
+    x = torch.ones(2, 3)
+    for module in (InPlace(), nn.Sequential(InPlace()), nn.Sequential(nn.Identity(), InPlace())):
+        with pytest.raises(InvalidArgument, match="changes its input in place, so that "):
+            verify(module, x, deep=deep)
+    assert torch.equal(x, torch.ones(2, 3))
+
+
+def test_a_part_is_measured_at_what_it_is_given_and_not_at_what_is_made_of_it() -> None:
+    liar = Fixed(lambda x: 2 * x, Positive(), Lipschitz(1.0))
+    first = nn.Sequential(Fixed(lambda x: x, NormPreserving()), nn.ReLU(inplace=True), liar)
+    failed = [check for check in verify(first, torch.randn(4, 3), deep=True) if not check.passed]
+    assert [check.where for check in failed] == ["2"]
+
+    class Swallowed(Structured):
+        """‖f(x)‖ = ‖x‖ for x >= 0 alone, as every x is once it has worked in place."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.relu_()
+
+        def declare(self) -> Declaration:
+            return Declaration.of(NormPreserving(), reason="true of nonnegative x")
+
+    with pytest.raises(InvalidArgument, match=r"^1 changes its input in place"):
+        verify(nn.Sequential(Fixed(lambda x: 2 * x), Swallowed()), torch.randn(4, 3), deep=True)
+
+
+def test_the_root_is_verified_beside_a_part_that_has_the_name_of_its_class() -> None:
+    class Liar(Structured):
+        def __init__(self) -> None:
+            super().__init__()
+            self.Liar = Fixed(lambda x: x, NormPreserving())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.Liar(x)
+
+        def declare(self) -> Declaration:
+            return Declaration.of(NormPreserving(), reason="as its part")
+
+    found = verify(Liar(), torch.randn(3, 2), deep=True)
+    assert [(check.where, check.passed) for check in found] == [("Liar", True), ("Liar", False)]
+
+
+class Kept(Structured):
+    """A shift of all entries, and two functions that it keeps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1
+
+    def energy(self, x: Tensor) -> Tensor:
+        return (x - x.mean(1, keepdim=True)).square().sum(1)
+
+    def potential(self, x: Tensor) -> Tensor:
+        return -x.sum(1)
+
+    def declare(self) -> Declaration:
+        return Declaration.of(EnergyPreserving(), Dissipative(), reason="a shift")
+
+
+def total(self: nn.Module, x: Tensor) -> Tensor:
+    return x.square().sum(1)
+
+
+@pytest.mark.parametrize("method", ["energy", "potential"])
+def test_another_energy_or_potential_is_not_spoken_of(method: str) -> None:
+    x = torch.randn(4, 3)
+    verify(Kept(), x).require()
+    other = type("Other", (Kept,), {method: total})
+    claimed = EnergyPreserving() if method == "energy" else Dissipative()
+    assert not verify(other(), x.abs(), kinds=(), against=(claimed,)).passed
+    assert not other().properties
+    assert f"has a method {method} of its own" in other().declare().reason
+    honest = type("Honest", (other,), {"declare": lambda self: Declaration.of(Lipschitz(1.0), reason="a shift")})
+    assert honest().properties.lipschitz == 1.0
+
+
+@pytest.mark.parametrize("method", ["energy", "potential"])
+def test_a_composition_has_the_energy_of_no_part(method: str) -> None:
+    model = type("Model", (Chain,), {method: total})(Kept())
+    assert not model.properties
+    assert any(f"(its {method} is not that of its parts)" in loss for loss in model.declare().losses)
+    assert not Chain(Kept()).properties
+
+
+@pytest.mark.parametrize("method", ["to_units", "from_units", "_own_energy", "energy"])
+def test_a_flow_map_in_units_of_its_own_declares_nothing(method: str) -> None:
+    built = build(Structure("symplectic", ("q", "p"), width=4))
+    given = built.field, built.method, built.structure
+    assert FlowMap(*given).properties.of(Symplectic) is not None
+    assert type("Renamed", (FlowMap,), {})(*given).properties.of(Symplectic) is not None
+    bent = type("Bent", (FlowMap,), {method: lambda self, x: getattr(FlowMap, method)(self, x) ** 3})(*given)
+    assert not bent.properties
+    assert f"has a method {method} of its own" in bent.declare().reason

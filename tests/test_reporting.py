@@ -350,6 +350,35 @@ def test_svg_is_reproducible_and_themed():
     assert "http://purl" not in first
 
 
+@pytest.mark.parametrize("odd", ["1", [1], None, True, math.nan, -math.inf, 10**400, 1e308])
+def test_what_is_no_number_of_the_history_is_not_drawn(odd: object):
+    """Lines that were edited: such an epoch is the line's own number, such a loss is left out."""
+    history = [{"epoch": 1, "loss": 0.5}, {"epoch": odd, "loss": 0.25}, {"epoch": 3, "loss": odd}]
+    figure = figures.training_figure(history)
+    (line,) = figure.axes[0].lines
+    assert line.get_xydata().tolist() == [[1.0, 0.5], [2.0, 0.25]]
+    assert figures.to_svg(figure).startswith("<svg")
+
+
+def test_a_class_whose_name_is_no_utf8_is_drawn(tmp_path: Path):
+    """As a folder's name may be: the byte 0xe9 of Latin-1 comes as the lone surrogate U+DCE9."""
+    names = ("caf\udce9 $1", "th\udce9")
+    figure = figures.examples_figure([example()], names)
+    assert r"caf\udce9 $1, classified correctly" in figures.to_svg(figure)
+    write_report(tmp_path / "report.html", sample_data(class_names=names, title="certified on caf\udce9"))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert r"caf\udce9 $1, classified correctly" in page
+    assert r"<title>certified on caf\udce9</title>" in page
+
+
+def test_the_name_of_a_data_set_moves_no_cursor():
+    from rich.console import Console
+
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(summary_table({"model": "certified", "dataset": "\x1b[2J\n[bold]x"}))
+    assert r"certified on \x1b[2J\n[bold]x" in console.export_text()
+
+
 @pytest.fixture(scope="module")
 def measured(network):
     seen: list[float] = []

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from planted import Planted
 from rich.console import Console
 
 from dynablocks.cli import main
@@ -27,9 +28,12 @@ from dynablocks.experiments import EXPERIMENTS, Scale, Store, adversarial, runne
 from dynablocks.experiments.cells import Cell, in_order
 from dynablocks.experiments.commands import MOST_SEED
 from dynablocks.experiments.energy import NAMES, Energy
+from dynablocks.experiments.fig6 import SirFlowMap
+from dynablocks.experiments.fig7 import FlowRegression
 from dynablocks.experiments.metric import PrintedFieldCell
 from dynablocks.experiments.pendulum import ROLLOUT, PendulumFlowMap
 from dynablocks.experiments.provenance import made_here
+from dynablocks.experiments.regions import RegionExperiment
 from dynablocks.experiments.robustness import order_checks, paper_rows, warm_row
 from dynablocks.experiments.runner import (
     all_cells,
@@ -184,19 +188,39 @@ def test_wrong_use_is_one_sentence(
     assert message.count("\n") == 1
 
 
+def test_experiments_are_found_by_their_names() -> None:
+    kinds = {"fig6": SirFlowMap, "fig7": FlowRegression, "pendulum": PendulumFlowMap, "table1": PlanarClassification}
+    assert {name: EXPERIMENTS.get_known(name) for name in kinds} == kinds
+
+
+@pytest.mark.parametrize("preset", ["smoke", "paper"])
 @pytest.mark.parametrize("name", sorted(EXPERIMENTS))
-def test_every_experiment_draws_itself_with_nothing_run(name: str, tmp_path: Path) -> None:
-    experiment = EXPERIMENTS[name]()
-    store = Store(tmp_path / "cells")
-    cells = list(in_order(experiment.cells(SMOKE)))
+def test_every_experiment_draws_itself_with_nothing_run(
+    name: str, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if preset == "paper":
+        # Its images are not at hand, and counting the operations of its networks takes long.
+        monkeypatch.setattr(runs, "_images", lambda data, data_dir: SimpleNamespace(fingerprint=data))
+        monkeypatch.setattr(adversarial, "mflop", lambda model, shape: 1.0)
+    experiment, scale, store = EXPERIMENTS[name](), Scale(preset), Store(tmp_path / "cells")
+    cells = list(in_order(experiment.cells(scale)))
     assert len({cell.key for cell in cells}) == len(cells) > 0
-    write_outputs(experiment, SMOKE, store, tmp_path)
-    assert "not run" in (tmp_path / "smoke" / f"{name}.md").read_text()
-    verdicts = [check.verdict for check in experiment.checks(SMOKE, store)]
+    written = write_outputs(experiment, scale, store, tmp_path)
+    # The pictures of fig9 are a cell's result, and laws has none.
+    assert (len(written) > 2) == (name not in ("fig9", "laws"))
+    table = experiment.tables(scale, store).strip()
+    assert "not run" in table
+    assert table in (tmp_path / preset / f"{name}.md").read_text(encoding="utf-8")
+    verdicts = {check.verdict for check in experiment.checks(scale, store)}
     # What is geometry alone, such as a region's largest step, needs no cell.
-    assert "not run" in verdicts or "not compared" in verdicts
-    assert "differs" not in verdicts
+    assert verdicts == ({"not run", "agrees"} if isinstance(experiment, RegionExperiment) else {"not run"})
     assert EXPERIMENTS[name].name == name
+
+
+@pytest.mark.parametrize(("name", "times"), [("fig6", 3), ("fig7", 4), ("table1", 15)])
+def test_every_row_says_that_it_was_not_run(name: str, times: int, tmp_path: Path) -> None:
+    """Each network once, and of table1 each of five numbers."""
+    assert EXPERIMENTS[name]().tables(Scale("cpu"), Store(tmp_path)).count("not run") == times
 
 
 def test_all_shares_cells_between_figures() -> None:
@@ -316,17 +340,15 @@ def test_the_commit_is_that_of_the_source_and_tells_of_any_change(tmp_path: Path
     assert commit() == f"{found}+"
 
 
-class PlantedAreas(Store):
-    """Results in which every network has one accuracy at all radii."""
+def of_areas(areas: dict[str, float]) -> Planted:
+    """A store in which every network has one accuracy at all radii."""
 
-    def __init__(self, areas: dict[str, float]) -> None:
-        super().__init__(Path("nowhere"))
-        self.areas = areas
-
-    def result(self, cell: Cell) -> dict[str, Any]:
+    def result(cell: Cell) -> dict[str, Any]:
         assert isinstance(cell, AttackCell)
-        points = [{"epsilon": e, "accuracy": self.areas[cell.training.model.name]} for e in PAPER_EPSILONS]
+        points = [{"epsilon": e, "accuracy": areas[cell.training.model.name]} for e in PAPER_EPSILONS]
         return {"samples": 1024, "robust_accuracy": points, "robust_accuracy_by_loss": {"ce": points}}
+
+    return Planted(result)
 
 
 def test_the_papers_orderings_are_told_from_others() -> None:
@@ -335,7 +357,7 @@ def test_the_papers_orderings_are_told_from_others() -> None:
     right = {"flexible": 0.7, "prescribed": 0.6, "non_expansive": 0.5, "naive": 0.4, "resnet": 0.3}
 
     def verdicts(**changes: float) -> list[str]:
-        return [c.verdict for c in order_checks(scale, 0.07, rows, PlantedAreas(right | changes))]
+        return [c.verdict for c in order_checks(scale, 0.07, rows, of_areas(right | changes))]
 
     assert verdicts() == ["agrees"] * 3
     assert verdicts(naive=0.55) == ["differs", "agrees", "agrees"]
@@ -345,7 +367,7 @@ def test_the_papers_orderings_are_told_from_others() -> None:
     assert verdicts(flexible=0.605) == ["agrees", "agrees", "not compared"]
     assert verdicts(prescribed=0.501) == ["agrees", "not compared", "agrees"]
     assert verdicts(naive=0.501) == ["not compared", "agrees", "agrees"]
-    near = order_checks(scale, 0.07, rows, PlantedAreas(right | {"naive": 0.499}))[0]
+    near = order_checks(scale, 0.07, rows, of_areas(right | {"naive": 0.499}))[0]
     assert (near.expected, near.verdict) == ("closer than 1,024 images can tell", "not compared")
 
 
@@ -623,7 +645,7 @@ def test_a_folder_of_cells_may_be_text_and_begin_with_a_home_folder(
 def test_a_cut_file_of_a_built_cell_is_one_sentence(content: bytes | None, name: str, tmp_path: Path) -> None:
     row, pendulum = paper_rows(SMOKE, (0.07,))[0], PendulumFlowMap()
     store, ensemble = Store(tmp_path), PlanarClassification().cell(SMOKE, "F")
-    fitted = pendulum.runs(SMOKE, True)[0]
+    fitted = pendulum.cells(SMOKE)[0]
     readers: dict[str, tuple[Cell, str, Callable[[], object]]] = {
         "certificate": (row.certificate, CERTIFICATE_TENSORS, lambda: stored_certificate(row.certificate, store)),
         "attack": (row.attack, ATTACK_TENSORS, lambda: stored_attack(row.attack, store)),

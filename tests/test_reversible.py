@@ -242,6 +242,28 @@ def test_a_part_that_stands_twice_counts_twice(make: Callable[[list[nn.Module]],
     assert [name for name, _ in chain.declare().parts] == ["0", "1", "2"]
 
 
+class Turned(ReversibleChain):
+    """Its blocks from the last to the first, and then all of them again."""
+
+    def sequence(self) -> nn.ModuleList:
+        return nn.ModuleList([*reversed(self.blocks), *self.blocks])
+
+
+def test_a_chain_that_gives_another_sequence_is_that_sequence_with_gradients_too() -> None:
+    blocks: list[nn.Module] = [exact(), hamiltonian()]
+    turned, expected = Turned(blocks).double(), Chain(*reversed(blocks), *blocks)
+    x = torch.randn(4, 6, dtype=DOUBLE)
+    y = turned(x)
+    assert y.requires_grad
+    torch.testing.assert_close(y, expected(x), rtol=0, atol=1e-14)
+    assert difference(gradients(turned, x, turned), gradients(expected, x, turned)) < 1e-10
+    with torch.no_grad():
+        torch.testing.assert_close(turned.inverse(y), x, rtol=0, atol=1e-12)
+        both = turned.with_log_determinant(x), expected.with_log_determinant(x)
+    torch.testing.assert_close(both[0], both[1], rtol=0, atol=1e-12)
+    assert len(turned.declare().parts) == 4
+
+
 class ChainWithForward(ReversibleChain):
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)

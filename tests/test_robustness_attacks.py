@@ -539,3 +539,90 @@ def test_what_was_found_is_stored_once_a_minute(tmp_path: Path, monkeypatch: pyt
         partial.write(second, {"norm": torch.zeros(1)})
         stored.append(partial.read()[0])
     assert stored == [0, 0, 0, 75, 75, 75, 150, 150]
+
+
+class Rounding(nn.Module):
+    """Pixels to bytes and back, whose gradient is 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (255 * x).round() / 255
+
+
+class Unnumbered(nn.Module):
+    """The identity, whose gradient is NaN."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (0 * x).sqrt()
+
+
+def blind(first: nn.Module) -> tuple[nn.Module, Tensor, Tensor]:
+    model, pixels = nn.Sequential(first, Network()), Rounding()(images(8))
+    return model, pixels, predicted(model, pixels)
+
+
+@pytest.mark.parametrize("first", [Rounding, Unnumbered])
+@pytest.mark.parametrize("losses", [("margin",), ("dlr",), ("ce", "margin")])
+@pytest.mark.parametrize("early_drop", [True, False])
+def test_a_model_without_gradients_does_not_pass_for_a_robust_one(
+    first: type[nn.Module], losses: tuple[str, ...], early_drop: bool
+) -> None:
+    model, pixels, labels = blind(first())
+    config = AttackConfig((0.0, 0.02, 2.0), steps=3, losses=losses, early_drop=early_drop)
+    with pytest.raises(InvalidArgument, match="all gradients of Sequential are 0 or not finite") as caught:
+        attack(model, (pixels, labels), config)
+    assert "\n" not in str(caught.value)
+    for random_start in (True, False):
+        with pytest.raises(InvalidArgument, match=r"within epsilon 0\.02"):
+            l2_pgd(model, pixels, labels, (0.0, 0.02), loss=losses[-1], steps=3, random_start=random_start)
+    # What the network behind it shows breaks it.
+    found = l2_pgd(Network(), pixels, labels, 2.0, loss="margin")
+    assert (predicted(model, found) != labels).any()
+
+
+def test_where_no_gradient_is_needed_none_is_asked_for() -> None:
+    """Of "ce", which saturates, at the radius 0, and of images that are wrong already."""
+    model, pixels, labels = blind(Rounding())
+    assert attack(model, (pixels, labels), AttackConfig((0.02,), steps=2, losses=("ce",))).clean_accuracy == 1.0
+    assert attack(model, (pixels, labels), AttackConfig((0.0,))).robust_accuracy == (1.0,)
+    assert torch.equal(l2_pgd(model, pixels, labels, 0.0, loss="margin", steps=2), pixels)
+    wrong = (labels + 1) % 5
+    for early_drop in (True, False):
+        config = AttackConfig((0.1,), steps=2, early_drop=early_drop)
+        assert attack(model, (pixels, wrong), config).robust_accuracy == (0.0,)
+    assert l2_pgd(model, pixels, wrong, 0.1, loss="margin", steps=2).shape == pixels.shape
+
+
+def test_a_constant_model_is_attacked() -> None:
+    constant = Bad(lambda x: 0 * x.flatten(1)[:, :5] + torch.arange(5.0))
+    labels = torch.tensor([4, 4, 0])
+    found = attack(constant, (images(3), labels), AttackConfig(EPSILONS, steps=2))
+    assert found.robust_accuracy == pytest.approx((2 / 3,) * 5)
+    assert l2_pgd(constant, images(3), labels, 1.0, loss="margin", steps=2).shape == (3, 1, 8, 8)
+
+
+def test_one_image_with_a_gradient_is_enough() -> None:
+    """Of ReLUs that are all off the gradient is 0, and the other class is far away."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2))
+    with torch.no_grad():
+        for layer, weight, bias in ((model[1], [[1.0]], [-0.5]), (model[3], [[0.0], [1.0]], [0.25, 0.0])):
+            layer.weight.copy_(torch.tensor(weight))
+            layer.bias.copy_(torch.tensor(bias))
+    pixels, config = torch.tensor([0.1, 0.6]).reshape(2, 1, 1, 1), AttackConfig((0.2,), losses=("margin",))
+    assert attack(model, (pixels, torch.tensor([0, 0])), config).robust_accuracy == (0.5,)
+    assert attack(model, (pixels[:1], torch.tensor([0])), config).robust_accuracy == (1.0,)
+
+
+def test_a_killed_attack_remembers_that_nothing_had_a_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynablocks.progress.LINE_SECONDS", 0.0)
+    model, pixels, labels = blind(Rounding())
+    config, file = AttackConfig((0.5,), steps=1, losses=("margin", "ce")), tmp_path / "partial.safetensors"
+
+    def killed(fraction: float) -> None:
+        if fraction == 1.0:
+            raise Killed
+
+    with pytest.raises(Killed):
+        attack(model, (pixels, labels), config, killed, Partial(file))
+    assert Partial(file).read()[0] == 2
+    with pytest.raises(InvalidArgument, match="all gradients"):
+        attack(model, (pixels, labels), config, partial=Partial(file))

@@ -424,6 +424,11 @@ class Residual(nn.Sequential):
         return x + super().forward(x)
 
 
+class Called(nn.Sequential):
+    def __call__(self, x: Tensor) -> Tensor:
+        return 2 * super().__call__(x)
+
+
 class DoubledStep(ExplicitEuler):
     def step(self, field: GradientField, x: Tensor, step_size: Tensor) -> Tensor:
         return x + super().step(field, x, step_size)
@@ -438,6 +443,7 @@ DOUBLED: dict[str, Callable[[], nn.Sequential]] = {
     "block": lambda: nn.Sequential(nn.Flatten(), resting(DoubledBlock, ExplicitEuler())),
     "integrator": lambda: nn.Sequential(nn.Flatten(), resting(DynamicalBlock, DoubledStep())),
     "chain": lambda: nn.Sequential(nn.Flatten(), Residual(nn.Identity())),
+    "call": lambda: nn.Sequential(nn.Flatten(), Called(nn.Identity())),
     "layer": lambda: nn.Sequential(DoubledPixels((0.0,), (1.0,)), nn.Flatten()),
 }
 

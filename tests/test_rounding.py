@@ -505,6 +505,60 @@ def test_nothing_is_proved_of_float32_where_products_may_be_rounded_further(
     assert certify(network, data, arithmetic="float32").proved
 
 
+def of_convolution(conv: Conv) -> Network:
+    block = DynamicalBlock(GradientField(conv, "relu"), "euler", FreeSignal(0.5))
+    body = nn.Sequential(block, nn.Flatten())
+    return Network(body, Head(math.prod(conv.in_shape), 3), conv.in_shape, ModelConfig()).eval()
+
+
+def proof_on(
+    machine: str, conv: Conv, monkeypatch: pytest.MonkeyPatch, arithmetic: str = "float32"
+) -> CertificateResult:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    data = torch.rand(2, *conv.in_shape, generator=torch.Generator().manual_seed(0)), torch.zeros(2, dtype=torch.int64)
+    return certify(of_convolution(conv), data, arithmetic=arithmetic)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Conv((4, 5, 5), 4, groups=4),
+        lambda: Conv((4, 5, 5), 8, groups=4),
+        lambda: Conv((1, 5, 5), 3),
+        lambda: Conv((3, 5, 5), 1, padding="full"),
+        lambda: Conv((4, 5, 5), 2, padding="circular", groups=2),
+    ],
+    ids=["depthwise", "with a multiplier", "of one channel", "to one channel", "adjoint"],
+)
+def test_depthwise_convolutions_have_no_proof_where_torch_takes_winograd(
+    make: Callable[[], Conv], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 on ARM and RISC-V; torch has no switch for it."""
+    conv = make()
+    assert proof_on("x86_64", conv, monkeypatch).proved
+    for machine in ("arm64", "ARM64", "aarch64", "armv7l", "riscv64"):
+        result = proof_on(machine, conv, monkeypatch)
+        assert not result.proved
+        assert "Winograd's algorithm on this processor" in result.rounding_reason
+        assert proof_on(machine, conv, monkeypatch, "float64").proved
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Conv((4, 5, 5), 4, groups=2),
+        lambda: Conv((4, 5, 5), 4, stride=2, groups=4),
+        lambda: Conv((4, 7, 7), 4, dilation=2, groups=4),
+        lambda: Conv((4, 5, 5), 4, 5, groups=4),
+    ],
+    ids=["of two channels", "stride", "dilation", "of 25 pixels"],
+)
+def test_other_convolutions_have_their_proof_everywhere(
+    make: Callable[[], Conv], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert proof_on("arm64", make(), monkeypatch).proved
+
+
 def test_full_precision_of_an_older_torch_switches_tf32_of_cudnn_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dynablocks.robustness.arithmetic._PRECISION_SWITCHES", ())
     before = torch.backends.cudnn.allow_tf32

@@ -29,12 +29,13 @@ from dynablocks.linear import ORTHOGONAL
 from dynablocks.models import MODELS, ModelConfig, ModelKind
 from dynablocks.registry import Registry
 from dynablocks.robustness import AttackConfig, CertificateResult
-from dynablocks.run_directory import network, pipeline, results
+from dynablocks.run_directory import network, pipeline, results, warm_start
 from dynablocks.run_directory.certificate_file import audit_certificate, write_certificate
 from dynablocks.run_directory.dry_run import estimate
 from dynablocks.run_directory.metrics import write_metrics
 from dynablocks.run_directory.network import foreign_names, load, load_config, stored_description, weights_hash
 from dynablocks.run_directory.pipeline import attack_run, certify_run, report_run, train_run
+from dynablocks.run_directory.report import _history
 from dynablocks.run_directory.results import CERTIFICATE, belongs_to, restored, store, training_facts
 from dynablocks.run_directory.source import COMPUTING, source_hash
 from dynablocks.switching import REGIONS, FreeSignal
@@ -251,11 +252,68 @@ def test_code_of_the_library_that_no_hash_covers_counts_as_ones_own(monkeypatch:
         assert foreign_names(settings) == ["timid"] * count
 
 
-@pytest.mark.parametrize("text", ["x: [", "5", "model: 5", "model: null"])
+NO_SETTINGS = (
+    "x: [",
+    "5",
+    "model: 5",
+    "model: null",
+    "model: {a: &a [1], b: *a}",
+    "model: &a [*a]",
+    "model: !!int ''",
+    "model: !!bool x",
+    "model: !!timestamp x",
+    pytest.param(f"model: {'[' * 3000}{']' * 3000}", id="deep"),
+)
+"""Texts of which a training writes none: aliases a few lines of which stand for more than any memory holds, too."""
+
+
+@pytest.mark.parametrize("text", NO_SETTINGS)
 def test_settings_of_a_checkpoint_that_are_none_get_one_sentence(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(BadCheckpoint, match=r"^the settings in .*config\.yaml cannot be read \(\w+\); [^\n]*\.$"):
         stored_description(tmp_path)
+
+
+def test_settings_of_a_checkpoint_that_are_no_text_get_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DynablocksError, match=r"cannot be read \(No such file or directory\); nothing was changed"):
+        stored_description(tmp_path)
+    (tmp_path / "config.yaml").write_bytes(b"\xff")
+    with pytest.raises(BadCheckpoint, match=r"config\.yaml cannot be read \(UnicodeDecodeError\); train again"):
+        stored_description(tmp_path)
+
+
+@pytest.mark.parametrize("text", NO_SETTINGS)
+def test_a_training_does_not_go_on_from_settings_that_are_none(text: str, tmp_path: Path) -> None:
+    with pytest.raises(BadCheckpoint, match=r"cannot be read \(\w+\); train again|holds a training with model"):
+        check_same_run(text, "model: {a: 1}", tmp_path)
+
+
+SEEN = "data: {fingerprint: a, train_images: 5}\nmodel: {seen: []}\ntraining: {seed: 0}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *NO_SETTINGS,
+        SEEN.replace("5", "many"),
+        SEEN.replace("seen: []", "seen: [5]"),
+        SEEN.replace("seen: []", "seen: [{train_images: 5, seed: 0}]"),
+        SEEN.replace("seen: []", "seen: null"),
+        SEEN.replace("seed: 0", "epochs: 1"),
+    ],
+)
+def test_what_a_network_has_seen_is_not_guessed(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm_start, "require_checkpoint", lambda directory: directory)
+    (tmp_path / "config.yaml").write_text(SEEN)
+    assert warm_start.seen_by(tmp_path) == [{"fingerprint": "a", "train_images": 5, "seed": 0}]
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(BadCheckpoint, match=r"^the settings in .*config\.yaml cannot be read \(\w+\); [^\n]*\.$"):
+        warm_start.seen_by(tmp_path)
+
+
+def test_lines_of_the_history_that_no_training_wrote_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + "[" * 2000 + '\n[]\n5\n{"step": 2')
+    assert _history(tmp_path) == [{"step": 1}]
 
 
 def test_run_directories_may_be_text_and_begin_with_a_home_folder(

@@ -34,6 +34,7 @@ from dynablocks.fields.presnov import presnov
 from dynablocks.integrators import integrator
 from dynablocks.integrators.discrete_gradient import discrete_gradient, energy_form
 from dynablocks.linear import Dense, LinearMap
+from dynablocks.properties import Equivariant, LinearInvariant, NormPreserving, verify
 from dynablocks.switching import FreeSignal
 
 EVERY_FIELD: dict[str, Callable[[], VectorField]] = {name: FIELDS[name].example for name in sorted(FIELDS)} | {
@@ -194,3 +195,35 @@ def test_residuals_of_discrete_gradients_take_stacked_parameters(name: str) -> N
     for run, network in enumerate(networks):
         torch.testing.assert_close(outputs[run], network(pairs), rtol=0, atol=1e-12)
     assert float(outputs[0].detach().abs().max()) < 1e-11 < float(outputs[1].detach().abs().max())
+
+
+class Turning(VectorField):
+    """X = w × x for a learned w: ‖x‖ stays whatever w is, and wᵀx as long as w does."""
+
+    in_shape = (3,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.axis = nn.Parameter(torch.tensor([0.5, -1.0, 0.25], dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.cross(self.axis.expand_as(x), x)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(tangent=True, odd=True, linear_invariants=(tuple(self.axis.detach().tolist()),))
+
+    def _standing_facts(self) -> FieldFacts:
+        return FieldFacts(tangent=True)
+
+
+def test_a_projection_keeps_what_it_projects_onto_and_no_other_fact() -> None:
+    """Heun's step keeps wᵀx; the way back to the norm of x, which scales the state, does not."""
+    field, x = Turning(), torch.tensor([[1.0, 2.0, -1.0]], dtype=torch.float64)
+    heun, projected = (DynamicalBlock(field, name, FreeSignal(1.0)).double() for name in ("heun", "projected-heun"))
+    missed = [float(((block(x) - x) @ field.axis).detach().abs()) for block in (heun, projected)]
+    assert missed[0] < 1e-13 < 0.1 < missed[1]
+    assert heun.properties.of(LinearInvariant) is not None
+    assert [type(kept) for kept in projected.properties] == [NormPreserving, Equivariant]
+    verify(projected, x).require()
+    (loss,) = projected.method.declare(field, 1.0).losses
+    assert loss.startswith("LinearInvariant is lost by Projected(ExplicitRungeKutta(heun)): it projects onto what")

@@ -1177,7 +1177,7 @@ def test_two_processes_train_the_same_network_as_one(tmp_path: Path) -> None:
         torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-6)
 
 
-def with_two_processes(place: Path, settings: str, on_step: str) -> Any:
+def with_two_processes(place: Path, settings: str, on_step: str, at_end: str = "pass") -> Any:
     """Two epochs of six steps in two processes, as a command runs them; it ends with 130 where they were stopped."""
     import os
     import subprocess
@@ -1185,15 +1185,17 @@ def with_two_processes(place: Path, settings: str, on_step: str) -> Any:
 
     script = place / "train.py"
     script.write_text(
-        "import os, signal, sys; sys.path.insert(0, sys.argv[1])\n"
+        "import glob, os, signal, sys; sys.path.insert(0, sys.argv[1])\n"
         "from test_training import *\n"
         "from dynablocks.progress import Stopped\n"
+        "model = small_model()\n"
         f"def on_step(step):\n    {on_step}\n"
         f"config = TrainingConfig(epochs=2, batch_size=16, devices=2, {settings} **QUIET)\n"
         "try:\n"
-        "    fit(small_model(), quadrants(), config, Path(sys.argv[2]), on_step=on_step)\n"
+        "    fit(model, quadrants(), config, Path(sys.argv[2]), on_step=on_step)\n"
         "except Stopped:\n"
         "    sys.exit(130)\n"
+        f"finally:\n    {at_end}\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     command = [sys.executable, script, Path(__file__).parent, place / "run"]
@@ -1223,6 +1225,38 @@ def test_each_of_two_processes_has_the_threads_that_are_asked_for(tmp_path: Path
     assert done.returncode == 0, done.stderr
     # Two may print on one line, so that 3 and 3 are 33.
     assert {digit for line in done.stdout.splitlines() if line.isdigit() for digit in line} == {"3"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the names of threads are read from Linux")
+@pytest.mark.parametrize("pressed", [0, 6])
+def test_no_thread_that_exchanged_is_left_at_the_end_of_a_process(pressed: int, tmp_path: Path) -> None:
+    """One that lets a tensor go while Python ends aborts the process: seen once in some ten trainings."""
+    told = "print(word, *(open(name).read() for name in glob.glob('/proc/self/task/*/comm')), flush=True)"
+    press = f"if step == {pressed}: os.kill(os.getpid(), signal.SIGINT)"
+    on_step = f"word = 'within'; {told}\n    {press}"
+    done = with_two_processes(tmp_path, "", on_step, f"word = 'after'; {told}")
+    assert done.returncode == (130 if pressed else 0), done.stderr
+    within, *after = done.stdout.partition("after")
+    assert "gloo" in within
+    assert "gloo" not in "".join(after)
+    assert done.stdout.count("after") == 2
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_in_one_of_two_processes_is_told_by_the_first(tmp_path: Path) -> None:
+    """In the last step of an epoch, where both look: the second, which alone sees it there, would end the first."""
+    second = "step == 5 and os.environ['LOCAL_RANK'] == '1'"
+    done = with_two_processes(tmp_path, "", f"if {second}: next(model.parameters()).data.fill_(float('nan'))")
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("Diverged: the loss is not finite after step 6") == 1
+
+
+def test_every_weight_that_is_trained_gets_a_gradient() -> None:
+    """Several devices wait for all of them; convolutions of a pixel have no frames to train."""
+    model = build(ModelConfig("certified", widths=(4,), layers=(1,), kernel_size=1), (1, 8, 8), 4, seed=0)
+    model(torch.rand(2, 1, 8, 8)).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 def certified_images() -> DataSplits:

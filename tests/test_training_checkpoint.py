@@ -28,7 +28,7 @@ from dynablocks.errors import BadCheckpoint, DynablocksError
 from dynablocks.files import sha256, write_text
 from dynablocks.training import TrainingConfig, find_checkpoint, fit, load_checkpoint, save_checkpoint
 from dynablocks.training.checkpoint import has_checkpoint, read_state, tidy
-from dynablocks.training.record import append_metrics
+from dynablocks.training.record import append_metrics, cut_metrics
 
 
 class Killed(Exception):
@@ -154,6 +154,22 @@ def test_broken_checkpoint_falls_back_to_the_previous_one(name: str, damage: str
     (tmp_path / "checkpoint.previous" / "state.pt").write_bytes(b"")
     with pytest.raises(BadCheckpoint, match=r"no whole checkpoint.*--overwrite"):
         load_checkpoint(tmp_path, model)
+
+
+def test_lines_of_the_metrics_that_no_training_wrote_are_dropped(tmp_path: Path) -> None:
+    lines = ['{"step": 1}', "[" * 2000, '{"step": NaN}', '{"step": "1"}', "5", "", '{"step": 2}', '{"step": 3}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    cut_metrics(tmp_path, 2)
+    assert metric_lines(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize("content", ["[" * 2000, "5", '{"format": "\\u001b[2J"}'], ids=["deep", "number", "format"])
+def test_a_manifest_that_no_training_wrote_is_passed_over(content: str, tmp_path: Path) -> None:
+    model = save_twice(tmp_path)
+    (tmp_path / "checkpoint" / "manifest.json").write_text(content)
+    with pytest.warns(UserWarning, match=r"manifest.json cannot be read|has format '\\x1b\[2J'") as told:
+        assert load_checkpoint(tmp_path, model)["step"] == 1
+    assert str(told[0].message).isprintable()
 
 
 def test_checkpoint_of_another_model_or_none(tmp_path: Path) -> None:

@@ -24,9 +24,11 @@ python=${PYTHON:-python3}
 
 "$python" -c 'import torch; print("device:", torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'
 status=0
-timeout --signal=INT "${piece}m" "$python" "$root/benchmarks/certified/run.py" --data-dir "$data" --out "$work" \
+began=$SECONDS
+timeout --signal=INT --kill-after=60s "${piece}m" "$python" "$root/benchmarks/certified/run.py" --data-dir "$data" --out "$work" \
   --entries ours --preset "$preset" --minutes "$budget" || status=$?
-if [ "$status" = 124 ]; then status=3; fi
+# A job in the background does not hear INT, and is killed; one that is killed early has run out of memory.
+if [ "$status" = 124 ] || { [ "$status" = 137 ] && [ $((SECONDS - began)) -ge $((piece * 60)) ]; }; then status=3; fi
 for result in "$work"/*/result.json; do
   if [ -n "$out" ] && [ -e "$result" ]; then
     entry=$(dirname "$result")

@@ -45,6 +45,7 @@ from dynablocks.experiments.provenance import commit, device_name
 from dynablocks.files import held, is_number, read_json, write_atomically, write_json
 from dynablocks.models import MODELS, ModelConfig
 from dynablocks.progress import progress_bar
+from dynablocks.reporting.tables import markdown_table
 from dynablocks.robustness import certified_radii, certify
 from dynablocks.robustness.arithmetic import full_precision
 from dynablocks.run_directory.network import build_for, load
@@ -247,8 +248,7 @@ def _spread(values: list[float]) -> str:
 
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown of :func:`rows`."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in (COLUMNS, *rows(results))]
-    return "\n".join([lines[0], "|---" * len(COLUMNS) + "|", *lines[1:]])
+    return markdown_table([dict(zip(COLUMNS, cells, strict=True)) for cells in rows(results)], COLUMNS)
 
 
 FORMATS = {"32": "float32", "bf16": "mixed bfloat16", "16": "mixed float16"}

@@ -74,7 +74,10 @@ def foolbox_norms(x: Float[Tensor, "batch channels height width"]) -> Float[Tens
 def foolbox_direction(
     gradient: Float[Tensor, "batch channels height width"], *, exact: bool
 ) -> Float[Tensor, "batch channels height width"]:
-    """g / ‖g‖; ``exact`` scales tiny gradients up first, otherwise ‖g‖ counts as 1e-12 at least, as in Foolbox."""
+    """g / ‖g‖, without entries that are not finite; 0 where none is finite, or g is 0.
+
+    ``exact`` scales tiny gradients up first, otherwise ‖g‖ counts as 1e-12 at least, as in Foolbox.
+    """
     gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
     if exact:
         largest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True)

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from dynablocks.arguments import expand, make_parser, say
 from dynablocks.errors import OUT_OF_MEMORY, DynablocksError, unknown_name
-from dynablocks.progress import Stopped, is_terminal, tell
+from dynablocks.progress import Stopped, is_terminal, printable, tell
 from dynablocks.run_directory import commands
 
 USAGE = """dynablocks: neural networks from dynamical systems, robust by proof.
@@ -176,7 +176,7 @@ def _as_sentence(
     """A warning of ours as one sentence, without the line of the source that Python adds."""
     del filename, lineno, line
     kind = "" if issubclass(category, UserWarning) else f"{category.__name__}: "
-    return f"dynablocks: warning: {kind}{message}\n"
+    return f"dynablocks: warning: {kind}{printable(' '.join(str(message).split()))}\n"
 
 
 def _dispatch(arguments: list[str]) -> int:

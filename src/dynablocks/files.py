@@ -25,18 +25,22 @@ ROOM = "free some space, make the folder writable or choose another"
 """What to do where nothing can be written."""
 STALE_SECONDS = 86_400.0
 """A temporary file to which nothing was written for so long has no writer any more."""
+LONG_NAME = 100
+"""Bytes of a file's name, up to which the names of its temporary files have it whole."""
 
 
 def expanded(path: str | Path) -> Path:
     """``path`` with a leading ``~`` or ``~NAME`` replaced by that user's folder.
 
     Raises:
-        InvalidArgument: there is no such user, or no home folder.
+        InvalidArgument: there is no such user, or no home folder; or the path holds a zero byte.
 
     Example:
         >>> expanded("data/cifar10").parts
         ('data', 'cifar10')
     """
+    if "\0" in str(path):
+        raise InvalidArgument(f"{str(path)!r} holds a zero byte, which no name does; write it again.")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -99,7 +103,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
-        unused = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
+        unused = path.parent / f".{_short(path.name)}.{secrets.token_hex(8)}.tmp"
         os.close(os.open(unused, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
         temporary = unused
         write(temporary)
@@ -121,9 +125,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
                 temporary.unlink()
 
 
+def _short(name: str) -> str:
+    """What a temporary name has of the ``name`` of its file: of a long one a digest, so that it is no longer than that.
+
+    File systems take 255 bytes, or fewer: a name that just fits has room for nothing more.
+    """
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= LONG_NAME else hashlib.sha256(encoded).hexdigest()[:32]
+
+
 def _remove_leftovers(path: Path) -> None:
     """Remove the temporary files of writers of ``path`` that were killed, never of one that writes."""
-    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.tmp")
+    name = re.compile(rf"\.{re.escape(_short(path.name))}\.[0-9a-f]{{16}}\.tmp")
     with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:
             if name.fullmatch(entry.name) and time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_SECONDS:
@@ -322,7 +335,7 @@ def is_held(path: Path) -> bool:
     except OSError as error:
         raise DynablocksError(f"cannot read {path}: {error.strerror or error}; make the file readable.") from error
     with stream:
-        return not _lock(stream.fileno())
+        return not _lock(stream.fileno(), shared=True)
 
 
 def can_lock(folder: Path) -> bool:
@@ -339,13 +352,17 @@ def can_lock(folder: Path) -> bool:
     return first and not second
 
 
-def _lock(handle: int) -> bool:
+def _lock(handle: int, *, shared: bool = False) -> bool:
+    """Lock an open file unless another lock forbids it; a ``shared`` one goes with others of its kind.
+
+    Network file systems want a file open for writing to lock it exclusively, and for reading to lock it shared.
+    """
     try:
         import fcntl
     except ImportError:
         return True
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

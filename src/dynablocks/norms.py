@@ -15,6 +15,7 @@ from dynablocks.errors import InvalidArgument, require_range, require_sizes, req
 from dynablocks.lifting import ChannelMix, PixelNormalisation, ZeroLift
 from dynablocks.numerics.rounding import EPS, product_slack
 from dynablocks.properties import EUCLIDEAN, Declaration, Lipschitz, Metric, Structured, declare
+from dynablocks.properties.structure import original
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -322,19 +323,15 @@ class Channelwise(Structured):
 
     def __init__(self, module: nn.Module, metric: SpectralMetric, channels: int | None = None) -> None:
         super().__init__()
-        # A subclass may mix pixels, and another norm weigh channels differently: the proof is of these classes.
-        if type(module) not in (PixelNormalisation, ZeroLift, ChannelMix):
-            raise InvalidArgument(
-                f"module is a {type(module).__name__}, which is not known to act across channels only; give a "
-                "PixelNormalisation, a ZeroLift or a ChannelMix, and no subclass of one."
-            )
-        if type(metric) is not SpectralMetric:
-            raise InvalidArgument(
-                f"metric is a {type(metric).__name__}, which is not known to be the same in every channel; give a "
-                "SpectralMetric."
-            )
-        self.module, self.metric = module, metric
-        self.image = metric if channels is None else metric.with_channels(channels)
+        unknown = _why_not_channelwise(module, metric)
+        if unknown is not None:
+            raise InvalidArgument(f"{unknown}.")
+        self.module, self.metric, self.channels = module, metric, channels
+
+    @property
+    def image(self) -> SpectralMetric:
+        """The norm of the outputs, that of the inputs on as many channels as they have."""
+        return self.metric if self.channels is None else self.metric.with_channels(self.channels)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch more height width"]:
         image: Tensor = self.module(x)
@@ -342,6 +339,28 @@ class Channelwise(Structured):
 
     def declare(self) -> Declaration:
         inner = declare(self.module)
-        kept = Lipschitz(inner.properties.lipschitz, self.metric, self.image)
         title = f"Channelwise {inner.title}"
+        # Another part or metric may have been put there since.
+        unknown = _why_not_channelwise(self.module, self.metric)
+        if unknown is not None:
+            return Declaration.of(reason=unknown, title=title)
+        kept = Lipschitz(inner.properties.lipschitz, self.metric, self.image)
         return Declaration.of(kept, reason=f"M is the same in every channel; {inner.reason}", title=title)
+
+
+def _why_not_channelwise(module: nn.Module, metric: Metric) -> str | None:
+    """Why the proof of :class:`Channelwise` is not of these, which is of these very classes; ``None`` where it is.
+
+    A subclass may mix pixels, and another norm weigh channels differently.
+    """
+    if type(original(module)) not in (PixelNormalisation, ZeroLift, ChannelMix):
+        return (
+            f"module is a {type(module).__name__}, which is not known to act across channels only; give a "
+            "PixelNormalisation, a ZeroLift or a ChannelMix, and no subclass of one"
+        )
+    if type(metric) is not SpectralMetric:
+        return (
+            f"metric is a {type(metric).__name__}, which is not known to be the same in every channel; give a "
+            "SpectralMetric"
+        )
+    return None

@@ -81,19 +81,44 @@ def _quiet_when_broken() -> type[Console]:
     return QuietWhenBroken
 
 
+def printable(text: str) -> str:
+    r"""``text`` in one line, with what a terminal would obey, or cannot show, as Python writes it.
+
+    Names in a sentence come from files that others made: an escape sequence or a line break in one could show a verdict
+    that nobody gave.
+
+    Example:
+        >>> print(printable("a\x1b[2J\nb"))
+        a\x1b[2J\nb
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def print_line(console: Console, sentence: str) -> None:
-    """Print a sentence as it stands: a name in it may have brackets and colons. A full disk makes the console quiet."""
+    """Print a sentence, made :func:`printable`; its brackets and colons stay. A full disk makes the console quiet."""
     try:
-        console.print(sentence, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        console.print(printable(sentence), markup=False, emoji=False, highlight=False, soft_wrap=True)
     except OSError:
         console.quiet = True
 
 
+def show(sentence: str) -> None:
+    """Print a sentence that is a result, made :func:`printable`, to standard output.
+
+    Example:
+        >>> show("the certificate holds")
+        the certificate holds
+    """
+    print(printable(sentence))
+
+
 def tell(sentence: str) -> None:
-    """Write a sentence to standard error where there is one that takes it, and never to standard output."""
+    """Write a sentence, made :func:`printable`, to standard error where one takes it, and never to standard output."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
-            print(sentence, file=sys.stderr, flush=True)
+            print(printable(sentence), file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:
@@ -153,6 +178,7 @@ def progress_bar(label: str, console: Console | None = None) -> Iterator[Callabl
         >>> with progress_bar("counting") as update:
         ...     update(1.0)
     """
+    label = printable(label)
     console = console or error_console()
     if not console.is_interactive:
         yield ProgressLines(label, console)

@@ -103,14 +103,15 @@ class ReversibleChain(Composition):
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """The chain's map on a batch."""
-        if not torch.is_grad_enabled() or _transforms_active() or not len(self.blocks):
+        parts = self.sequence()
+        if not torch.is_grad_enabled() or _transforms_active() or not len(parts):
             return self.ordinary(x)
-        with shared_weights(self.blocks):
-            weights = _Weights(self.blocks)
+        with shared_weights(parts):
+            weights = _Weights(parts)
             if not (x.requires_grad or weights.tensors):
                 return self.ordinary(x)
             apply = cast(Any, _Reversed.apply)
-            return cast(Tensor, apply(_Plan(self, weights, x), x, *weights.tensors))
+            return cast(Tensor, apply(_Plan(self, parts, weights, x), x, *weights.tensors))
 
     def ordinary(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """The same map with ordinary backpropagation, which stores every activation, as log-determinants do."""
@@ -129,7 +130,7 @@ class ReversibleChain(Composition):
         self._warned = True
         precision = "" if drift.dtype == torch.float64 else "float64, "
         warnings.warn(
-            f"activations that a ReversibleChain of {len(self.blocks)} blocks reconstructed differ from the stored "
+            f"activations that a ReversibleChain of {len(self.sequence())} blocks reconstructed differ from the stored "
             f"ones by {self.drift:.1e} (relative, in {drift.dtype}; the tolerance is {limit:.1e}), and gradients with "
             f"them; use {precision}fewer blocks or smaller steps, or anchors=k to store every k-th activation.",
             DriftWarning,
@@ -137,7 +138,7 @@ class ReversibleChain(Composition):
         )
 
     def extra_repr(self) -> str:
-        return f"{len(self.blocks)} blocks" + (f", anchors={self.anchors}" if self.anchors else "")
+        return f"{len(self.sequence())} blocks" + (f", anchors={self.anchors}" if self.anchors else "")
 
 
 def _require_invertible(name: str, block: nn.Module) -> None:
@@ -362,13 +363,14 @@ class _Plan:
     """One call of a chain: which blocks, with which weights, autocast and random states."""
 
     chain: ReversibleChain
+    parts: nn.ModuleList
     weights: _Weights
     x: Tensor
     stages: list[tuple[nn.Module, tuple[_Shear, ...]]] = field(init=False)
     anchors: dict[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.stages = [(block, _shears(block)) for block in self.chain.blocks]
+        self.stages = [(block, _shears(block)) for block in self.parts]
         every = self.chain.anchors
         stored = range(every, len(self.stages), every) if every else range(0)
         self.anchors = {stage: k for k, stage in enumerate(stored)}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dynablocks.data.datasets import ImageDataset, fingerprint
+from dynablocks.data.folders import require_no_pipe
 from dynablocks.errors import BadData, DynablocksError, InvalidArgument
 from dynablocks.files import expanded, resolved, sha256, write_atomically
 from dynablocks.progress import tell, track
@@ -75,6 +76,7 @@ def _key(root: Path, files: Sequence[Path]) -> str:
     digest = hashlib.sha256(_VERSION.encode())
     for file in track(files, "checking files", len(files)):
         try:
+            require_no_pipe(file)
             status = file.stat()
             line = [str(file.relative_to(root)), status.st_size, status.st_mtime_ns, sha256(file)]
         except OSError as error:

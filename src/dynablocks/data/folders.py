@@ -47,6 +47,16 @@ def entries(folder: Path) -> list[Path]:
         raise BadData(f"{folder} cannot be listed ({error.strerror or error}); check its permissions.") from error
 
 
+def require_no_pipe(file: Path) -> None:
+    """Refuse what only looks like a file among those of a data set: to open a pipe waits for its writer.
+
+    Raises:
+        BadData: ``file`` is a pipe or a device.
+    """
+    if not file.is_file() and not file.is_dir() and file.exists():
+        raise BadData(f"{file} is a pipe or a device; put a file with what it gives in its place, or remove it.")
+
+
 def subfolders(folder: Path, depth: int = SEARCH_DEPTH) -> list[Path]:
     """``folder`` and the folders at most ``depth`` levels below it, nearest first.
 

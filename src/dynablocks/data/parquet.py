@@ -14,7 +14,7 @@ import torch
 
 from dynablocks.data.datasets import ImageDataset
 from dynablocks.data.decoding import EncodedImages, copy_name, decode_images
-from dynablocks.data.folders import entries, subfolders
+from dynablocks.data.folders import entries, require_no_pipe, subfolders
 from dynablocks.errors import BadData
 
 IMAGE_COLUMNS = ("img", "image")
@@ -112,6 +112,7 @@ def _open(file: Path) -> Any:
     from pyarrow.parquet import ParquetFile
 
     try:
+        require_no_pipe(file)
         opened = ParquetFile(file)
         _ = opened.schema_arrow.names  # bytes become text only when they are asked for
     except (pyarrow.ArrowException, OSError, UnicodeError) as error:

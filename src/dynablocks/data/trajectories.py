@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +37,8 @@ class Trajectories:
         names: n different names of the state components.
         labels: what the trajectories are called, all different, without blanks at their ends; empty where they are
             numbered from 0.
+        times_stored_as: the type to which the times were rounded before they became float64, ``torch.float32`` of a
+            file that has them so; ``torch.float64`` where nothing narrower rounded them.
 
     Raises:
         InvalidArgument: lengths, shapes or types do not fit together, a time is out of order, a number is not finite.
@@ -53,6 +55,7 @@ class Trajectories:
     states: tuple[Float64[Tensor, "time n"], ...]
     names: tuple[str, ...]
     labels: tuple[str, ...] = ()
+    times_stored_as: torch.dtype = torch.float64
 
     def __post_init__(self) -> None:
         if not self.times or len(self.times) != len(self.states):
@@ -69,6 +72,11 @@ class Trajectories:
             )
         if not all(isinstance(label, str) and label and label == label.strip() for label in self.labels):
             raise InvalidArgument(f"labels is {self.labels!r}; each must be a text without blanks at its ends.")
+        if not self.times_stored_as.is_floating_point:
+            raise InvalidArgument(
+                f"times_stored_as is {self.times_stored_as}; a floating-point type is needed: torch.float64, unless a "
+                "narrower one rounded the times."
+            )
         for k, (times, states) in enumerate(zip(self.times, self.states, strict=True)):
             _require_trajectory(f"trajectory {k}", times, states, len(self.names))
 
@@ -137,14 +145,13 @@ class Trajectories:
             )
         cut = len(times) - min(max(round(fraction * len(times)), 2), len(times) - 2)
         first, last = (
-            Trajectories((times[part],), (states[part],), self.names, self.labels)
-            for part in (np.s_[:cut], np.s_[cut:])
+            replace(self, times=(times[part],), states=(states[part],)) for part in (np.s_[:cut], np.s_[cut:])
         )
         return first, last
 
     def _take(self, chosen: Sequence[int]) -> Trajectories:
         times, states = tuple(self.times[k] for k in chosen), tuple(self.states[k] for k in chosen)
-        return Trajectories(times, states, self.names, tuple(self.label(k) for k in chosen))
+        return replace(self, times=times, states=states, labels=tuple(self.label(k) for k in chosen))
 
     def without_gaps(self, longest: float) -> Trajectories | None:
         """The trajectories without steps that take longer, in pieces, numbered anew; itself where there are none.
@@ -165,7 +172,7 @@ class Trajectories:
             starts = [place + 1 for place, h in enumerate(t.diff().tolist()) if h > longest]
             times.extend(piece for piece in torch.tensor_split(t, starts) if len(piece) > 1)
             states.extend(piece for piece in torch.tensor_split(x, starts) if len(piece) > 1)
-        return Trajectories(tuple(times), tuple(states), self.names) if times else None
+        return replace(self, times=tuple(times), states=tuple(states), labels=()) if times else None
 
     def write_csv(self, path: str | Path) -> None:
         """Write :meth:`to_csv` to a file.
@@ -221,8 +228,12 @@ def reserved_name(names: Iterable[str]) -> str | None:
 
 
 def _require_trajectory(what: str, times: Tensor, states: Tensor, dimension: int) -> None:
-    if times.dtype != torch.float64 or states.dtype != torch.float64:
-        raise InvalidArgument(f"{what} is {times.dtype} and {states.dtype}; float64 is needed for times and states.")
+    kinds = [value.dtype if isinstance(value, Tensor) else type(value).__name__ for value in (times, states)]
+    if kinds != [torch.float64] * 2:
+        raise InvalidArgument(
+            f"{what} is {kinds[0]} and {kinds[1]}; float64 tensors are needed for times and states, of NumPy arrays as "
+            "torch.tensor(array, dtype=torch.float64) makes them."
+        )
     if times.dim() != 1 or len(times) < 2 or states.shape != (len(times), dimension):
         raise InvalidArgument(
             f"{what} has times of shape {tuple(times.shape)} and states of shape {tuple(states.shape)}; (T,) and "

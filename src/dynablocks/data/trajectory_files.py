@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import math
 import tokenize
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +34,13 @@ SIDES = ("in_", "out_")
 SUFFIXES = (".csv", ".parquet", ".npz")
 TABLES = (".csv", ".parquet")
 """The suffixes of files whose columns have names."""
+SEVERAL = (
+    "several trajectories are x (K, T, n) with t (T,) or (K, T), and those of different lengths a CSV or Parquet file "
+    "with a column 'trajectory' (dynablocks.data.Trajectories(times, states, names).write_csv)"
+)
+"""What to save where there is more than one trajectory, in a sentence about an ``.npz``."""
+NARROW = {"float16": torch.float16, "halffloat": torch.float16, "float32": torch.float32, "float": torch.float32}
+"""The types, by their names in NumPy and in Arrow, that hold fewer digits than float64."""
 
 
 def read_dynamics(path: Path | str, columns: Sequence[str] | None = None) -> Trajectories | Pairs:
@@ -43,8 +50,9 @@ def read_dynamics(path: Path | str, columns: Sequence[str] | None = None) -> Tra
       sample; without ``trajectory`` it is one trajectory. Its labels may be any text, and are kept; rows of different
       trajectories may be mixed; times increase within each.
     - CSV or Parquet with ``in_<name>...,out_<name>...`` and optionally ``h`` (the time between; 1 when left out).
-    - NumPy ``.npz`` with ``t`` (T,) and ``x`` (T, n) or (K, T, n) for K trajectories; never unpickled. Its state
-      columns have no names and are called ``x1``, …, ``xn``.
+    - NumPy ``.npz`` with ``t`` (T,) and ``x`` (T, n), or for K trajectories ``x`` (K, T, n) and ``t`` (T,), or (K, T)
+      where each has times of its own; never unpickled. Its state columns have no names and are called ``x1``, …,
+      ``xn``.
 
     Args:
         path: the file.
@@ -159,6 +167,7 @@ class _Table:
     """Named columns: ``labels`` of the trajectory column or None, ``values`` (rows, columns read); where rows lie.
 
     ``header`` has the names of all columns, ``names`` those that were read as numbers, in the order of ``values``.
+    ``times_stored_as`` is the type of the column ``t``.
     """
 
     path: Path
@@ -168,6 +177,7 @@ class _Table:
     labels: list[str] | None
     lines: list[int]
     row_word: str
+    times_stored_as: torch.dtype = torch.float64
 
     def where(self, row: int, column: str | None = None) -> str:
         place = f"{self.path}, {self.row_word} {self.lines[row]}"
@@ -434,7 +444,8 @@ def _read_parquet(path: Path, layout: _Layout) -> _Table:
         columns = [np.asarray(table[name].to_numpy(), dtype=np.float64) for name in names]
     values = torch.from_numpy(np.stack(columns, axis=1)) if columns else torch.empty(len(table), 0).double()
     lines = list(range(1, len(table) + 1))
-    return _checked(_Table(path, header, names, values, labels, lines, "row"), layout.least)
+    stored = NARROW.get(str(schema.field("t").type), torch.float64) if "t" in names else torch.float64
+    return _checked(_Table(path, header, names, values, labels, lines, "row", stored), layout.least)
 
 
 @contextlib.contextmanager
@@ -496,7 +507,10 @@ def _trajectories(table: _Table) -> Trajectories:
         _require_increasing(table, times, label, rows)
     parts = [torch.tensor(rows) for rows in groups.values()]
     labels: tuple[str, ...] = () if table.labels is None else tuple(groups)
-    return Trajectories(tuple(times[part] for part in parts), tuple(states[part] for part in parts), names, labels)
+    stored = _rounded_to(table.times_stored_as, times)
+    return Trajectories(
+        tuple(times[part] for part in parts), tuple(states[part] for part in parts), names, labels, stored
+    )
 
 
 def _require_increasing(table: _Table, times: Tensor, label: str, rows: list[int]) -> None:
@@ -506,10 +520,11 @@ def _require_increasing(table: _Table, times: Tensor, label: str, rows: list[int
     before, row = rows[int(wrong[0])], rows[int(wrong[0]) + 1]
     inside = f" in the trajectory {label!r}" if table.labels is not None else ""
     hint = "" if table.labels is not None else "; if a new trajectory begins here, add a column 'trajectory'"
-    relation = "repeats" if times[row] == times[before] else "comes before"
+    same = bool(times[row] == times[before])
+    relation, rounded = ("repeats", _made_alike(table.times_stored_as)) if same else ("comes before", "")
     raise BadData(
         f"{table.where(row, 't')}: the time {float(times[row])!r} {relation} {float(times[before])!r} of "
-        f"{table.row_word} {table.lines[before]}{inside}; times must increase; sort the rows by time{hint}."
+        f"{table.row_word} {table.lines[before]}{inside}; times must increase{rounded}; sort the rows by time{hint}."
     )
 
 
@@ -547,42 +562,83 @@ def _pairs(table: _Table, whole: bool) -> Pairs:
 
 
 def _read_npz(path: Path, columns: Sequence[str] | None) -> Trajectories:
-    arrays = _npz_arrays(path)
+    arrays, stored = _npz_arrays(path)
     t, x = arrays["t"], arrays["x"]
-    if t.ndim != 1 or x.ndim not in (2, 3) or x.shape[-2] != len(t) or 0 in x.shape:
+    samples = x.shape[:-1]
+    if x.ndim not in (2, 3) or t.shape not in (samples[-1:], samples) or 0 in x.shape:
         raise BadData(
-            f"{path} has t of shape {t.shape} and x of shape {x.shape}; t (T,) and x (T, n), or (K, T, n) for K "
-            "trajectories, are needed; reshape them."
+            f"{path} has t of shape {t.shape} and x of shape {x.shape}; t (T,) and x (T, n) of one trajectory are "
+            f"needed: reshape them; {SEVERAL}."
         )
-    if len(t) < 2:
+    if t.shape[-1] < 2:
         raise BadData(f"{path} has one sample a trajectory; at least 2 are needed; give more samples.")
     known = [f"x{k + 1}" for k in range(x.shape[-1])]
     names = tuple(known if columns is None else columns)
     _require_known("column", names, known)
-    _require_finite(path, "t", t)
-    _require_finite(path, "x", x, unread=[k for k, name in enumerate(known) if name not in names])
-    wrong = np.flatnonzero(np.diff(t) <= 0)
-    if len(wrong):
-        k = int(wrong[0]) + 1
-        raise BadData(
-            f"{path}: t[{k}] = {float(t[k])!r} does not come after t[{k - 1}] = {float(t[k - 1])!r}; times must "
-            "increase; sort the samples by time."
-        )
+    cure = "leave that sample out"
+    if x.ndim == 3:
+        cure += f" of all trajectories, unless a shorter one ends before it: {SEVERAL}"
+    _require_finite(path, "t", t, cure)
+    _require_finite(path, "x", x, cure, unread=[k for k, name in enumerate(known) if name not in names])
+    _require_ordered(path, t, stored)
     times, states = torch.from_numpy(t), torch.from_numpy(x.reshape(-1, *x.shape[-2:]))
     if columns is not None:
         states = states[..., [known.index(name) for name in names]]
-    return Trajectories((times,) * len(states), states.unbind(0), names)
+    each = times.unbind(0) if t.ndim == 2 else (times,) * len(states)
+    return Trajectories(each, states.unbind(0), names, times_stored_as=_rounded_to(stored, times))
 
 
-def _require_finite(path: Path, name: str, array: NDArray[np.float64], unread: Sequence[int] = ()) -> None:
+def _require_finite(path: Path, name: str, array: NDArray[np.float64], cure: str, unread: Sequence[int] = ()) -> None:
     bad = np.argwhere(~np.isfinite(array))
     bad = bad[~np.isin(bad[:, -1], unread)]
     if len(bad):
-        place, value = ", ".join(map(str, bad[0])), float(array[tuple(bad[0])])
-        raise BadData(f"{path}: {name}[{place}] is {value}; finite numbers are needed; leave that sample out.")
+        place = tuple(map(int, bad[0]))
+        value = float(array[place])
+        raise BadData(f"{path}: {name}[{_place(place)}] is {value}; finite numbers are needed; {cure}.")
 
 
-def _npz_arrays(path: Path) -> dict[str, NDArray[np.float64]]:
+def _require_ordered(path: Path, t: NDArray[np.float64], stored: torch.dtype) -> None:
+    """The times of one trajectory or of all, (T,), or of each, (K, T), increase."""
+    wrong = np.argwhere(np.diff(t) <= 0)
+    if not len(wrong):
+        return
+    *row, k = map(int, wrong[0])
+    before, after = (*row, k), (*row, k + 1)
+    earlier, later = float(t[before]), float(t[after])
+    rounded = _made_alike(stored) if later == earlier else ""
+    raise BadData(
+        f"{path}: t[{_place(after)}] = {later!r} does not come after t[{_place(before)}] = {earlier!r}; times must "
+        f"increase{rounded}; sort the samples by time, unless a new trajectory begins or a shorter one ends here: "
+        f"{SEVERAL}."
+    )
+
+
+def _place(index: tuple[int, ...]) -> str:
+    return ", ".join(map(str, index))
+
+
+def _made_alike(stored: torch.dtype) -> str:
+    """Why times may repeat that did not where they were made."""
+    if stored == torch.float64:
+        return ""
+    name = str(stored).removeprefix("torch.")
+    return f", and as {name} some may be rounded alike: save them as float64 where they are made"
+
+
+def _rounded_to(stored: torch.dtype, times: Tensor) -> torch.dtype:
+    """``stored`` where it rounded the times; float64 where all of them leave its last four bits empty.
+
+    As whole numbers, halves and quarters do, unless they are large: it holds them exactly. Rounded times hardly all do.
+    """
+    if stored == torch.float64:
+        return stored
+    _, exponent = math.frexp(float(times.abs().max()))
+    grain = math.ldexp(8 * torch.finfo(stored).eps, exponent)  # sixteen times from the largest to the next
+    return torch.float64 if bool((times / grain == (times / grain).round()).all()) else stored
+
+
+def _npz_arrays(path: Path) -> tuple[dict[str, NDArray[np.float64]], torch.dtype]:
+    """The arrays ``t`` and ``x`` as float64, and the type of ``t``."""
     arrays: dict[str, Any] = {}
     keys: list[str] = []
     name = ""
@@ -591,10 +647,12 @@ def _npz_arrays(path: Path) -> dict[str, NDArray[np.float64]]:
             keys = list(file)
             for name in ("t", "x"):
                 arrays[name] = file[name] if name in keys else None
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, MemoryError, zlib.error) as error:
-        raise _corrupt(path, "npz", error) from error
     except (ValueError, SyntaxError, tokenize.TokenError) as error:
-        raise BadData(f"{path}: the array {name!r} holds Python objects or is damaged; save plain numbers.") from error
+        raise BadData(
+            f"{path}: the array {name!r} holds Python objects or is damaged; save plain numbers; {SEVERAL}."
+        ) from error
+    except Exception as error:  # NumPy's reader of headers, and each kind of compression, have errors of their own
+        raise _corrupt(path, "npz", error) from error
     for name, array in arrays.items():
         if array is None:
             raise BadData(f"{path} has the arrays {', '.join(keys) or 'none'}, without {name!r}; save t and x.")
@@ -602,4 +660,5 @@ def _npz_arrays(path: Path) -> dict[str, NDArray[np.float64]]:
             raise BadData(f"{path}: {name!r} is no NumPy array; save t and x with numpy.savez.")
         if array.dtype.kind not in "iuf":
             raise BadData(f"{path}: the array {name!r} is of type {array.dtype}; real numbers are needed.")
-    return {name: np.ascontiguousarray(array, dtype=np.float64) for name, array in arrays.items()}
+    stored = NARROW.get(arrays["t"].dtype.name, torch.float64)
+    return {name: np.ascontiguousarray(array, dtype=np.float64) for name, array in arrays.items()}, stored

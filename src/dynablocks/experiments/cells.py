@@ -20,7 +20,7 @@ import time
 import traceback
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -168,6 +168,11 @@ class Store:
         """The result of a built cell, otherwise ``None``."""
         record = self.record(cell)
         return None if record is None else record["result"]
+
+    def results_of(self, cells: Iterable[Cell]) -> list[dict[str, Any]]:
+        """The results of those cells that are built, in the order of the cells."""
+        found = (self.result(cell) for cell in cells)
+        return [result for result in found if result is not None]
 
     def record(self, cell: Cell) -> dict[str, Any] | None:
         """Result, settings and provenance of a built cell, otherwise ``None``."""

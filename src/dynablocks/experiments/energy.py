@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,8 +280,7 @@ class Energy(Experiment):
 
     def results(self, scale: Scale, store: Store) -> dict[tuple[str, str], list[dict[str, Any]]]:
         """The results there are."""
-        found = {key: [store.result(cell) for cell in cells] for key, cells in self.groups(scale).items()}
-        return {key: [result for result in results if result is not None] for key, results in found.items()}
+        return {key: store.results_of(cells) for key, cells in self.groups(scale).items()}
 
     def tables(self, scale: Scale, store: Store) -> str:
         results = self.results(scale, store)
@@ -357,7 +356,7 @@ def mean(values: Iterable[float]) -> float | None:
         (1.5, None)
     """
     found = list(values)
-    return math.fsum(found) / len(found) if found else None
+    return statistics.fmean(found) if found else None
 
 
 Results = dict[tuple[str, str], dict[str, Any]]

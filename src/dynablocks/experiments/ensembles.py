@@ -71,7 +71,7 @@ def train_ensemble(
     *,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Train equal networks together, each as :func:`train_alone` does with its seed.
+    """Train equal networks together, each as if it were alone, with the batches of its own seed.
 
     A network that has ``project_parameters`` is projected after every step.
 
@@ -107,21 +107,3 @@ def train_ensemble(
         if progress is not None and step % 16 == 0:
             progress(step / training.steps)
     return {name: parameter.detach() for name, parameter in parameters.items()}
-
-
-def train_alone(
-    network: nn.Module, points: Tensor, labels: Tensor, training: EnsembleTraining, seed: int
-) -> dict[str, Tensor]:
-    """Train one network in place, as a Python loop over runs does; its parameters after training."""
-    optimiser, schedule = training.optimiser(list(network.parameters()))
-    project = getattr(network, "project_", None)
-    choices = batch_choices([seed], training, len(points))[0]
-    for chosen in choices:
-        loss = functional.cross_entropy(network(points[chosen]), labels[chosen])
-        optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        optimiser.step()
-        schedule.step()
-        if project is not None:
-            project()
-    return {name: parameter.detach() for name, parameter in network.named_parameters()}

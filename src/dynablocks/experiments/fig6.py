@@ -286,11 +286,8 @@ class SirFlowMap(GroupedExperiment[str]):
         return self.table(scale, store, {"network": "paper, one run as released", "runs": 1, "median": paper})
 
     def figures(self, scale: Scale, store: Store) -> dict[str, Figure]:
-        results = {}
-        for name, group in self.groups(scale).items():
-            found = [result for cell in group if (result := store.result(cell)) is not None]
-            if found:
-                results[name] = found
+        found = {name: store.results_of(group) for name, group in self.groups(scale).items()}
+        results = {name: built for name, built in found.items() if built}
         return {self.name: sir_figure(results, watermark=scale.watermark)}
 
     def checks(self, scale: Scale, store: Store) -> list[Check]:

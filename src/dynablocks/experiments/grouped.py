@@ -44,7 +44,7 @@ class GroupedExperiment(Experiment, Generic[Group]):
         """The summary of each group; ``None`` unless all its runs are there."""
         found: dict[Group, dict[str, Any] | None] = {}
         for group, cells in self.groups(scale).items():
-            results = [result for cell in cells if (result := store.result(cell)) is not None]
+            results = store.results_of(cells)
             found[group] = self.summary(results) if len(results) == len(cells) else None
         return found
 

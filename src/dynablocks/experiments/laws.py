@@ -79,8 +79,7 @@ class Laws(Experiment):
 
     def _line(self, scale: Scale, store: Store, region: str, law: str) -> dict[str, str]:
         cells = self.runs(scale, region, law)
-        found = [store.result(cell) for cell in cells]
-        results = [result for result in found if result is not None]
+        results = store.results_of(cells)
         line = {"region": region, "law": law, "runs": str(len(results))}
         columns = ("clean", "certified @36/255", "certified @0.5", "bound of the body: least", "largest", "mean h₂")
         if not results:

@@ -255,7 +255,7 @@ class MetricExperiment(Experiment):
 
     def _mean(self, scale: Scale, store: Store, kind: str) -> dict[str, Any] | None:
         """The mean of the built cells' numbers over the seeds; ``None`` when there is none."""
-        found = [result for cell in self._perturbed(scale, kind) if (result := store.result(cell)) is not None]
+        found = store.results_of(self._perturbed(scale, kind))
         if not found:
             return None
         first = found[0]
@@ -290,11 +290,11 @@ class MetricExperiment(Experiment):
 
     def _constant_check(self, scale: Scale, store: Store, kind: str) -> Check:
         """Of the run whose constant is most above what is declared, or whose declared one is most above 1."""
-        results = [store.result(cell) for cell in self._perturbed(scale, kind)]
+        cells = self._perturbed(scale, kind)
         what = f"‖J‖ of the trained body from ‖·‖_M to ℓ2, {LABELS[kind]}"
         expected = f"not above declared, nor that above {NON_EXPANSIVE:g}"
-        found = [result for result in results if result is not None]
-        if len(found) < len(results):
+        found = store.results_of(cells)
+        if len(found) < len(cells):
             return Check.of(what, "not above 1", expected, None, None)
         worst = max(found, key=_excess)
         got = f"{worst['measured']:.6f} measured, {worst['declared']:.6f} declared"

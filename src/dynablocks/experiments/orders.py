@@ -314,7 +314,7 @@ class Orders(Experiment):
         expected = f">= {order} − {TOLERANCE}" if cell.at_least else f"{order} ± {TOLERANCE}"
         if result is None:
             return Check.of(what, paper, expected, None, None)
-        off = result["slope"] - result["order"]
+        off = result["slope"] - order
         agrees = off >= -TOLERANCE and (cell.at_least or off <= TOLERANCE)
         return Check.of(what, paper, expected, f"{result['slope']:.3f}", agrees)
 

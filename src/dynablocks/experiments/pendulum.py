@@ -203,8 +203,7 @@ class PendulumFlowMap(Experiment):
 
     def results(self, scale: Scale, store: Store, odd: bool) -> list[dict[str, Any]]:
         """Those that are built."""
-        found = (store.result(cell) for cell in self.runs(scale, odd))
-        return [result for result in found if result is not None]
+        return store.results_of(self.runs(scale, odd))
 
     def tables(self, scale: Scale, store: Store) -> str:
         rows: list[dict[str, Any]] = [self._row(scale, store, odd) for odd in KINDS]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,52 +28,20 @@ STARTS: dict[str, tuple[float, float]] = {"F+Fc": (0.5, 0.1), "F": (FOLD, FOLD),
 """The steps before training and projection: the default of ``PairSignal`` for pairs, otherwise the fold."""
 
 
-def _corners(slope: float) -> Iterator[tuple[float, float, float]]:
-    """(mean, half difference, product) of the two entries of D, up to their order."""
-    for p, q in ((1.0, 1.0), (1.0, slope), (slope, slope)):
-        yield (p + q) / 2, abs(p - q) / 2, p * q
-
-
-def rotation_constant(
-    step: Float[Tensor, "*batch"], cosine: Float[Tensor, "*batch"], slope: float
-) -> Float[Tensor, "*batch"]:
-    r"""The exact Lipschitz constant of x + hΣ(Ax + b) in the plane for a rotation A by an angle θ.
-
-    The norm of I + hDA is convex in D, so the largest is at a corner D = diag(p, q) with p, q in {a, 1}. There
-    ``I + hDA`` is a rotation times a scaling by :math:`|1 + h m e^{iθ}|`, m = (p + q)/2, plus a reflection times
-    |h||p − q|/2, and its norm is the sum of the two:
-
-    :math:`L = \max_{p, q} |1 + h m e^{iθ}| + |h||p − q|/2`.
-
-    Args:
-        step: h, of any sign.
-        cosine: cos θ, half the trace of A.
-        slope: a in [0, 1].
-
-    Example:
-        >>> one = torch.ones((), dtype=torch.float64)
-        >>> float(rotation_constant(0.5 * one, one, 0.5)), float(rotation_constant(2 * one, -one, 0.5))
-        (1.5, 1.0)
-    """
-    norms = [
-        (1 + 2 * step * mean * cosine + (step * mean).square()).clamp_min(0).sqrt() + step.abs() * half
-        for mean, half, _ in _corners(slope)
-    ]
-    return torch.stack(norms).amax(0)
-
-
 def largest_rotation_step(
     sign: Float[Tensor, "*batch"], cosine: Float[Tensor, "*batch"], slope: float, bound: Float[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
     r"""The largest |h| for which x + hΣ(Ax + b) with h of the given sign has constant at most ``bound`` >= 1.
 
-    At every corner of :func:`rotation_constant` the condition is the quadratic inequality
+    A is a rotation by θ. The norm of I + hDA is convex in D, so the largest is at a corner D = diag(p, q) with p, q in
+    {a, 1}. There I + hDA is a rotation times a scaling by :math:`|1 + h m e^{iθ}|`, m = (p + q)/2, plus a reflection
+    times |h||p − q|/2, and its norm is the sum of the two. That this is at most B is the quadratic inequality
     :math:`pq h^2 + 2|h|(s m \cos θ + B|p − q|/2) + 1 − B^2 \le 0`. For B = 1 the answer is
     max(0, (1 + 1/a)(−s cos θ) − (1/a − 1)): with a = 1/2 a layer may move only where −s cos θ > 1/3, and by 2 at most.
 
     Args:
         sign: s = ±1.
-        cosine: cos θ.
+        cosine: cos θ, half the trace of A.
         slope: a in (0, 1].
         bound: B.
 
@@ -84,12 +52,12 @@ def largest_rotation_step(
     """
     limits = []
     surplus = (bound - 1) * (bound + 1)
-    for mean, half, product in _corners(slope):
-        linear = sign * mean * cosine + bound * half
-        root = (linear.square() + product * surplus).clamp_min(0).sqrt()
+    for p, q in ((1.0, 1.0), (1.0, slope), (slope, slope)):
+        linear = sign * (p + q) / 2 * cosine + bound * (p - q) / 2
+        root = (linear.square() + p * q * surplus).clamp_min(0).sqrt()
         # Two forms of one root: neither subtracts nearly equal numbers.
         falling = surplus / (linear + root).clamp_min(torch.finfo(root.dtype).tiny)
-        limits.append(torch.where(linear > 0, falling, (root - linear) / product))
+        limits.append(torch.where(linear > 0, falling, (root - linear) / (p * q)))
     return torch.stack(limits).amin(0)
 
 

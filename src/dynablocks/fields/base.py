@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -143,10 +144,50 @@ class FieldFacts:
             metric=EUCLIDEAN,
         )
 
+    def scaled(self, factor: float) -> FieldFacts:
+        """What these facts say of cX for c = ``factor`` of either sign, in the same metric.
+
+        Constants, the spectrum and the rate of damping are multiplied by c, bounds rounded outwards. For c < 0 nothing
+        is said of signs, nor of energies that fall.
+
+        Raises:
+            InvalidArgument: c is no finite number.
+
+        Example:
+            >>> facts = FieldFacts(spectrum=(-2.0, 0.5)).scaled(-2.0)
+            >>> facts.spectrum, facts.lipschitz
+            ((-1.0, 4.0), 4.0)
+        """
+        if require_finite("factor", factor) == 1.0:
+            return self
+        spectrum: tuple[float, float] | None = None
+        if self.spectrum is not None:
+            low, high = (max(_product_up(c, end) for end in self.spectrum) for c in (-factor, factor))
+            spectrum = 0.0 - low, high
+        return replace(
+            self,
+            lipschitz=_product_up(abs(factor), self.lipschitz),
+            # Turned round, it is drawn from the spectrum or the Lipschitz constant.
+            one_sided=_product_up(factor, self.one_sided) if factor >= 0 else math.inf,
+            spectrum=spectrum,
+            damping=None if self.damping is None else factor * self.damping + 0.0,
+            dissipates_energy=self.dissipates_energy and factor >= 0,
+            positive=self.positive and factor >= 0,
+        )
+
     @property
     def cocoercive(self) -> bool:
         """−X is the gradient of a convex function, so ⟨δX, δx⟩ <= −‖δX‖² / lipschitz (Baillon–Haddad)."""
         return self.spectrum is not None and self.spectrum[1] <= 0.0
+
+
+def _product_up(factor: float, value: float) -> float:
+    """c · value, rounded upwards where it is no float; 0 · ∞, which says nothing, is ∞."""
+    product = factor * value + 0.0
+    if math.isnan(product):
+        return math.inf
+    exact = math.isinf(value) or (math.isfinite(product) and Fraction(factor) * Fraction(value) == Fraction(product))
+    return product if exact else math.nextafter(product, math.inf)
 
 
 def _is_number(value: object) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dynablocks.errors import InvalidArgument, require_finite, require_range, require_sizes, require_whole
+from dynablocks.errors import InvalidArgument, require_range, require_sizes, require_whole
 from dynablocks.fields.activations import Activation
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, known_potential
 from dynablocks.fields.hamiltonian import EnergyField, SeparableHamiltonian, canonical, even_size
@@ -130,8 +130,13 @@ class Damping(VectorField):
         return self.fixed if self.free is None else functional.softplus(self.free)
 
     def rate(self) -> float:
-        """γ as a number."""
-        return require_finite("gamma", float(torch.as_tensor(self.gamma()).detach()))
+        """γ as a number.
+
+        Raises:
+            InvalidArgument: it is negative, as that of a subclass may be, or no finite number.
+        """
+        gamma = self.gamma()
+        return require_range("gamma", float(gamma.detach() if isinstance(gamma, Tensor) else gamma), 0.0)
 
     def forward(self, x: Float[Tensor, "batch entries ..."]) -> Float[Tensor, "batch entries ..."]:
         q, p = halves(x, self.split)

@@ -16,7 +16,6 @@ from dynablocks.errors import InvalidArgument, require_whole
 from dynablocks.fields.activations import Activation, activation
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, require_field
 from dynablocks.fields.gradient import GradientField
-from dynablocks.fields.sphere import skew_matrix
 from dynablocks.linear import Dense, linear_norm_bounds, shared_weights
 from dynablocks.numerics.rounding import EPS
 
@@ -116,10 +115,14 @@ class ExchangeField(VectorField):
         if entries < 2:
             raise InvalidArgument(f"entries is {entries}; mass moves between at least 2.")
         self.space = InvariantSpace(entries, [weights])
-        self.weights: Weights = self.space.weights[0] or (1.0,) * entries
         self.in_shape, self.sigma = (entries,), activation(sigma)
         self.inner, self.outer = Dense(entries, hidden), Dense(outputs, hidden)
         self.bias = nn.Parameter(torch.zeros(hidden)) if bias else None
+
+    @property
+    def weights(self) -> Weights:
+        """w as it was given: the facts rest on it, so that it cannot be set."""
+        return self.space.weights[0] or (1.0,) * self.in_shape[0]
 
     def hidden_layer(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch hidden"]:
         """Σ(Cx + b)."""
@@ -181,10 +184,6 @@ class MassPreservingField(ExchangeField):
     def forward(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries"]:
         with shared_weights(self.inner), shared_weights(self.outer):
             return self.space.remove(functional.linear(self.hidden_layer(x), self.mixing()))
-
-    def skew(self, x: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries entries"]:
-        """A(x) − A(x)ᵀ."""
-        return skew_matrix(self.outputs(x), self.in_shape[0])
 
     def incidence(self) -> Float[Tensor, "entries pairs"]:
         """D in float64: wⱼ at i and −wᵢ at j for each pair i < j, so wᵀD = 0 exactly."""

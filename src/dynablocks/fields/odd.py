@@ -28,6 +28,8 @@ class OddField(OddDifference):
     linear invariants, tangency to spheres. A sign on the nonnegative states does not, nor does an energy other than a
     Hamiltonian.
 
+    A subclass with another factor c in place of ½ is 2c times that, and so are its constants and its energy.
+
     A bias of g that starts at 0 gets the gradient 0 where g is odd for it; start it elsewhere.
 
     Args:
@@ -62,12 +64,12 @@ class OddField(OddDifference):
         return self._of_odd_part(self.field.standing_facts())
 
     def energy(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
-        """½(H(x) + H(−x)).
+        """c(H(x) + H(−x)), c = ½.
 
         Raises:
             InvalidArgument: g has no energy, or inherits that of another field.
         """
-        return 0.5 * (energy_of(self.field, x) + energy_of(self.field, -x))
+        return self.factor * (energy_of(self.field, x) + energy_of(self.field, -x))
 
     def why_no_flow(self) -> str | None:
         if type(self).flow is not VectorField.flow:
@@ -79,7 +81,7 @@ class OddField(OddDifference):
 
     def _of_odd_part(self, known: FieldFacts) -> FieldFacts:
         return replace(
-            known,
+            known.scaled(2 * self.factor),
             odd=True,
             conserves_energy=known.hamiltonian and known.conserves_energy and self._has_energy(),
             dissipates_energy=False,

@@ -33,7 +33,9 @@ class PreconditionedField(RidgeField):
     border, is bounded by the kernel's correlation with itself summed over all shifts, so T has one entry per channel.
 
     Condition: none on A but that T, which is made of the weight, is one of A: the weight is the matrix or the kernel.
-    The declared spectrum is −[0, c] with c = max T*/T, T* recomputed in float64 with a rounding slack.
+    The declared spectrum is −[0, c] with c = max T*/T, T* recomputed in float64 with a rounding slack. Factors on σ of
+    either sign, of a subclass with another :meth:`slope_scales`, make it [min (T*·D)⁻, max (T*·D)⁺] for the slopes D of
+    g: D <= D⁺, and AᵀD⁺A has the eigenvalues of √D⁺ AAᵀ √D⁺ ≼ T*·D⁺ beside 0.
 
     Args:
         linear: A, a :class:`~dynablocks.linear.Dense`, a stride-1, ungrouped :class:`~dynablocks.linear.Conv` or a
@@ -85,9 +87,12 @@ class PreconditionedField(RidgeField):
         # Sums over the channels and, of a kernel, over its entries at each of (2k − 1)² lags: some k⁴ of them.
         terms = shape.numel() * (2 * shape[-1] - 1 if len(shape) == 4 else 1)
         slack = 1 + 8 * torch.finfo(torch.float64).eps * terms
-        worst = float((exact * slack * -self.slope_scales().detach().double()).max()) * self.sigma.slope_max
+        ratio = exact * slack * self.slope_scales().detach().double()
+        # NaN, of products that overflowed, stays in both ends.
+        ends = torch.stack([ratio * self.sigma.slope_min, ratio * self.sigma.slope_max])
+        low, high = float(ends.min().clamp_max(0.0)), float(ends.max().clamp_min(0.0)) + 0.0
         odd = self.sigma.odd and self.bias is None
-        return FieldFacts.of_spectrum(-worst, 0.0, odd=odd, reason="AAᵀ ≼ T by diagonal dominance")
+        return FieldFacts.of_spectrum(low, high, odd=odd, reason="AAᵀ ≼ T by diagonal dominance")
 
     def _exact_gram(self) -> Float[Tensor, "channels channels"]:
         weight = self.linear.weight

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields.base import FieldFacts, VectorField, energy_of, require_field
 from dynablocks.numerics.rounding import EPS
+from dynablocks.properties.structure import original
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -46,21 +47,6 @@ def sum_of_facts(parts: Sequence[FieldFacts]) -> FieldFacts:
         tangent=all(facts.tangent for facts in known),
         positive=all(facts.positive for facts in known),
         reason=known[0].reason if symmetric else "sum of fields",
-    )
-
-
-def facts_of_opposite(facts: FieldFacts) -> FieldFacts:
-    """What the facts of X say of −X, in the same metric; nothing of signs, nor of energies that fall.
-
-    Example:
-        >>> facts_of_opposite(FieldFacts(spectrum=(-2.0, 0.5))).one_sided
-        2.0
-    """
-    spectrum = None if facts.spectrum is None else (0.0 - facts.spectrum[1], 0.0 - facts.spectrum[0])
-    damping = None if facts.damping is None else 0.0 - facts.damping
-    # The one-sided constant of −X is drawn from its spectrum or its Lipschitz constant.
-    return replace(
-        facts, one_sided=math.inf, spectrum=spectrum, damping=damping, dissipates_energy=False, positive=False
     )
 
 
@@ -123,7 +109,12 @@ class SumField(VectorField):
         self.fields, self.in_shape = nn.ModuleList(chosen), chosen[0].in_shape
 
     def _parts(self) -> tuple[VectorField, ...]:
-        return tuple(field for field in self.fields if isinstance(field, VectorField))
+        """X₁, …, X_k as they are now, a compiled one as what it was.
+
+        Raises:
+            InvalidArgument: one that was put in place of another is no vector field.
+        """
+        return tuple(require_field(f"fields[{k}]", original(field)) for k, field in enumerate(self.fields))
 
     def terms(self) -> tuple[VectorField, ...]:
         """The terms of X₁, those of X₂, …"""

@@ -14,7 +14,7 @@ from dynablocks.fields.activations import Activation, activation
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, over_matrices, potential_of, why_no_potential
 from dynablocks.fields.gradient import GradientField
 from dynablocks.fields.parity import OddDifference
-from dynablocks.fields.sums import SumField, facts_of_opposite
+from dynablocks.fields.sums import SumField
 from dynablocks.linear import Dense
 from dynablocks.linear.maps import require_shape
 from dynablocks.numerics.exponential import matrix_exponential
@@ -249,7 +249,7 @@ class PotentialSum(SumField):
         self.sign = sign
 
     def terms(self) -> tuple[VectorField, ...]:
-        return super().terms() if self.sign > 0 else (self,)
+        return super().terms() if self.sign == 1.0 else (self,)
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         return self.sign * super().forward(x)
@@ -263,12 +263,10 @@ class PotentialSum(SumField):
         return self.sign * super().energy(x)
 
     def facts(self) -> FieldFacts:
-        total = super().facts()
-        return total if self.sign > 0 else facts_of_opposite(total)
+        return super().facts().scaled(self.sign)
 
     def _standing_facts(self) -> FieldFacts:
-        total = super()._standing_facts()
-        return total if self.sign > 0 else facts_of_opposite(total)
+        return super()._standing_facts().scaled(self.sign)
 
 
 class EvenPotential(OddDifference):
@@ -288,11 +286,11 @@ class EvenPotential(OddDifference):
     factor = 1.0
 
     def facts(self) -> FieldFacts:
-        known = self.field.facts().euclidean()
+        known = self.field.facts().euclidean().scaled(2 * self.factor)
         if known.spectrum is None:
             kept = known.conservative
-            return FieldFacts(2 * known.lipschitz, conservative=kept, odd=True, reason="even potential")
-        return FieldFacts.of_spectrum(2 * known.spectrum[0], 2 * known.spectrum[1], odd=True, reason=known.reason)
+            return FieldFacts(known.lipschitz, conservative=kept, odd=True, reason="even potential")
+        return FieldFacts.of_spectrum(*known.spectrum, odd=True, reason=known.reason)
 
     def _standing_facts(self) -> FieldFacts:
         return FieldFacts(conservative=self.field.standing_facts().euclidean().conservative)

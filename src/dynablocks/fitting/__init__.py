@@ -4,6 +4,7 @@ from dynablocks.fitting.folder import load_fit, save_fit
 from dynablocks.fitting.job import FitConfig
 from dynablocks.fitting.regression import FitHistory, FitRecord, fit
 from dynablocks.fitting.surrogates import SURROGATES, FlowMap, Structure, build
+from dynablocks.fitting.whole_fit import WholeFit, fit_trajectories
 
 __all__ = [
     "SURROGATES",
@@ -12,8 +13,10 @@ __all__ = [
     "FitRecord",
     "FlowMap",
     "Structure",
+    "WholeFit",
     "build",
     "fit",
+    "fit_trajectories",
     "load_fit",
     "save_fit",
 ]

@@ -18,10 +18,10 @@ from dynablocks.files import expanded, lock_file, read_json, resolved, sha256, w
 from dynablocks.fitting.doubts import doubts
 from dynablocks.fitting.folder import claim, write_weights
 from dynablocks.fitting.job import PRESETS, FitConfig, Plan, plan, run_stages
-from dynablocks.fitting.report import LONG_STEPS, headline_rows, measure, warnings, write_outputs
+from dynablocks.fitting.report import headline_rows, long_run, measure, warnings, write_outputs
 from dynablocks.fitting.samples import MOST_SAMPLES, usual_steps
 from dynablocks.fitting.surrogates import LEARNED_ENERGY, SURROGATES, Structure, build
-from dynablocks.progress import Stopped, output_console, progress_bar
+from dynablocks.progress import Stopped, output_console, printable, progress_bar, show
 from dynablocks.reporting.words import duration, several
 from dynablocks.run_files import CONFIG, EXAMPLE_DATA, LOCK, METRICS, REPORT
 
@@ -187,7 +187,7 @@ def _fit(
     fitted = run_stages(planned, config, out, say)
     write_weights(out, fitted.flow)
     with progress_bar("verifying and rolling out") as update:
-        outcome = measure(fitted, 600 if config.adam_steps <= 100 else LONG_STEPS, update)
+        outcome = measure(fitted, long_run(config), update)
     write_outputs(out, outcome, source, command)
 
 
@@ -313,7 +313,7 @@ def _reading(planned: Plan, file: str) -> str:
         for use, part in (("training", parts.train), ("validation", parts.validation), ("the test", parts.test))
         if part is not None
     )
-    noise = f"; noise about {planned.noise:.2g} of the spread" if planned.horizon > 1 else ""
+    noise = f"; noise about {planned.noise.level:.2g} of a column's own spread" if planned.horizon > 1 else ""
     steps = len(usual_steps(parts.train, planned.structure.step).pairs()[0])
     used = f"; {MOST_SAMPLES:,} of {steps:,} training steps are used, evenly spaced" if steps > MOST_SAMPLES else ""
     return f"{file}: {len(planned.structure.names)} state columns, steps: {counts}{used}{noise}"
@@ -338,16 +338,16 @@ def _dry_run(planned: Plan, config: FitConfig, file: Path, out: Path) -> int:
         "read": _reading(planned, file.name),
         "columns": _columns(structure),
         "surrogate": f"{type(flow.field).__name__} by {flow.method!r}, {several(structure.substeps, 'substep')}",
-        "declares": ", ".join(str(kept) for kept in flow.properties) or "nothing",
+        "declares": ", ".join(map(planned.told, flow.properties)) or "nothing",
         "parameters": str(sum(p.numel() for p in flow.parameters())),
         "compared": "step by step" if planned.horizon == 1 else f"{several(planned.horizon, 'step')} in a row",
         "time": limit,
         "folder": str(out),
     }
     for name, value in facts.items():
-        print(f"{name:<12}{value}")
+        show(f"{name:<12}{value}")
     for doubt in doubts(planned):
-        print(f"warning: {doubt}")
+        show(f"warning: {doubt}")
     return 0
 
 
@@ -370,7 +370,7 @@ def _show(path: Path) -> None:
     for heading in ("", "result", "meaning"):
         table.add_column(heading, justify="right" if heading == "result" else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     output_console(110).print(table, markup=False)
     for warning in said:
-        print(f"warning: {warning}")
+        show(f"warning: {warning}")

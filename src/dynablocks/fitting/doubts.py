@@ -10,7 +10,7 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.fitting.rollout import GAP, NOISE_DIFFERENCES
@@ -105,15 +105,19 @@ def _far_from_zero(planned: Plan) -> Iterator[str]:
 
 
 def _late(planned: Plan) -> Iterator[str]:
-    """Times so far from 0 that float64 knows the steps between them poorly, as seconds since 1970."""
+    """Times that their type knows too poorly for the steps between them, as float64 does seconds since 1970."""
     parts = [part for part in _parts(planned).values() if isinstance(part, Trajectories)]
     latest = max((float(times[[0, -1]].abs().max()) for part in parts for times in part.times), default=0.0)
-    rounding = torch.finfo(torch.float64).eps * latest
+    stored = parts[0].times_stored_as if parts else torch.float64  # the parts are of one file
+    rounding = torch.finfo(stored).eps * latest
     if rounding > ROUNDED_STEP * planned.structure.step:
+        cure = "save them as float64 where they are made"
+        if stored == torch.float64:
+            cure = "subtract the first time while they are still whole numbers or decimals, as nanoseconds are"
         yield (
-            f"Times reach {latest:.12g}, where float64 rounds the time between two samples by up to {rounding:.2g}, "
-            f"and the usual one is {planned.structure.step:.4g}: subtract the first time while they are still whole "
-            "numbers or decimals, as nanoseconds are; afterwards it mends nothing."
+            f"Times reach {latest:.12g}, where {str(stored).removeprefix('torch.')} rounds the time between two "
+            f"samples by up to {rounding:.2g}, and the usual one is {planned.structure.step:.4g}: {cure}; afterwards "
+            "it mends nothing."
         )
 
 
@@ -179,19 +183,21 @@ def _not_kept(planned: Plan) -> Iterator[str]:
     if preserve not in ("mass", "norm"):
         return
     runs = [run for part in _parts(planned).values() for run in _runs(part)]
-    spread = torch.cat([run.flatten(0, 1) for run in runs]).std(dim=0)
+    states = torch.cat([run.flatten(0, 1) for run in runs])
     motion = _within(runs).square().sum(1).mean().sqrt()
     if preserve == "mass":
-        weights = spread.new_tensor(planned.structure.weights or (1.0,) * len(spread))
+        weights = states.new_tensor(planned.structure.weights or (1.0,) * states.shape[1])
         left, most = _within([(run @ weights)[..., None] for run in runs]), float(weights.norm())
-        noise = (weights * spread).norm()
         what, cure = "the weighted sum of the columns", "check --weights and the units of the columns"
     else:
         left, most = _within([run.norm(dim=2, keepdim=True) for run in runs]), 1.0
-        noise = spread.square().mean().sqrt()
+        # The norm has the part of the noise that lies along the state.
+        along = nn.functional.normalize(states, dim=1, eps=torch.finfo(states.dtype).tiny)
+        weights = along.square().mean(0).sqrt()
         what, cure = "the norm of the state", "check the units of the columns and that 0 is their centre"
     share = float(left.square().mean().sqrt() / (most * motion))
-    if share > max(LEAK, float(LEAK_NOISE * planned.noise * noise / (most * motion))):
+    noise = (weights * states.new_tensor(planned.noise.columns)).norm()
+    if share > max(LEAK, float(LEAK_NOISE * noise / (most * motion))):
         yield (
             f"In the data {what} does not stay: {'from in to out' if pairs else 'along a trajectory'} it varies by "
             f"{words.percent(share)} of the motion (root mean square), which no surrogate that keeps it can follow. If "

@@ -96,17 +96,21 @@ def portrait_figure(rollouts: Sequence[Rollout], states: Tensor, names: Sequence
 
 @styled
 def error_figure(rollouts: Sequence[Rollout]) -> Figure:
-    """Root mean squared error of every test rollout over time, of many some, and the median of all."""
+    """Root mean squared error of every test rollout over time, of many some, and the median of all.
+
+    Errors below 1e-17 of the largest measured value are drawn there, so that the unit of the data does not matter.
+    """
     figure = new_figure(7.4, 2.8, None)
     axes = figure.add_subplot()
+    least = 1e-17 * (max((float(r.measured.abs().max()) for r in rollouts), default=0.0) or 1.0)
     for k, rollout in enumerate(rollouts[:: max(1, math.ceil(len(rollouts) / MOST_CURVES))]):
         error = rollout.errors.sqrt()[1:]
         times = (rollout.times - rollout.times[0])[1 : len(error) + 1]
         label = "a test trajectory" if k == 0 else None
-        axes.plot(*_drawn(times, error.clamp_min(1e-17)), color=BLUE, alpha=0.5, linewidth=1.2, label=label)
+        axes.plot(*_drawn(times, error.clamp_min(least)), color=BLUE, alpha=0.5, linewidth=1.2, label=label)
     times, median = median_error(rollouts)
     if len(rollouts) > 2 and len(times):
-        axes.plot(*_drawn(times, median.clamp_min(1e-17)), color=VERMILION, label="median")
+        axes.plot(*_drawn(times, median.clamp_min(least)), color=VERMILION, label="median")
     axes.set(yscale="log", xlabel="time since the start of the prediction", title="root mean squared error")
     axes.legend(frameon=False, fontsize=8.5)
     return figure

@@ -134,12 +134,22 @@ def load_fit(directory: str | Path) -> FlowMap:
         weights = stored["weights"]
         stored |= {"names": tuple(stored["names"]), "weights": None if weights is None else tuple(weights)}
         flow = build(Structure(**stored))
+        (directory / WEIGHTS).open("rb").close()
         load_model(flow, str(directory / WEIGHTS))
         if not _is_whole(flow, directory / WEIGHTS):
             raise BadCheckpoint("numbers that are not finite, or not those that were stored")
+    except OSError as error:
+        raise _unread(directory / WEIGHTS, error) from error
+    except MemoryError:
+        raise
     except Exception as error:
         raise BadCheckpoint(f"{directory} holds a damaged fit; make it again with --overwrite.") from error
     return flow.eval()
+
+
+def _unread(path: Path, error: OSError) -> DynablocksError:
+    """What cannot be read now may be whole; torch's and safetensors' errors of damaged files are others."""
+    return DynablocksError(f"{path} cannot be read ({error.strerror or error}); nothing was changed: make it readable.")
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -150,7 +160,9 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise BadCheckpoint(f"{directory} holds no finished fit (no {CONFIG}); make one with dynablocks fit.")
     try:
         content = yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise _unread(directory / CONFIG, error) from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise BadCheckpoint(f"{directory / CONFIG} cannot be read; make the fit again in another folder.") from error
     if not isinstance(content, dict) or "fit" not in content:
         raise BadCheckpoint(f"{directory} holds something else than a fit; give another folder.")
@@ -194,7 +206,9 @@ def _differing(stored: dict[str, Any], wanted: dict[str, Any]) -> str | None:
         old = held if isinstance(held, dict) else {}
         for key in new:
             if key not in (*HARMLESS, "file") and old.get(key) != new[key]:
-                word = {"names": "choice of --columns"}.get(key, key)
+                # Of the same --weights, which the settings of the fit are compared by first.
+                words = {"names": "choice of --columns", "weights": "scale of its weights, that of an earlier version"}
+                word = words.get(key, key) if group == "structure" else key
                 return f"{word} ({old.get(key)!r}, now {new[key]!r})" if key != "sha256" else "data file"
     return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.errors import BadData, InvalidArgument, require_choice, require_range, require_whole
 from dynablocks.fitting.objective import Residuals
 from dynablocks.fitting.regression import FitHistory, FitRecord, fit
-from dynablocks.fitting.rollout import NOISE_DIFFERENCES, Windows, noise_level, rollout_residuals, windows
+from dynablocks.fitting.rollout import NOISE_DIFFERENCES, Noise, Windows, estimated_noise, rollout_residuals, windows
 from dynablocks.fitting.samples import MOST_SAMPLES, Parts, fitted_parts, split, thinned
 from dynablocks.fitting.surrogates import (
     LEARNED_ENERGY,
@@ -27,6 +27,7 @@ from dynablocks.fitting.surrogates import (
     departures,
     training_residuals,
 )
+from dynablocks.properties import LinearInvariant, Property
 from dynablocks.run_files import CHECKPOINT
 from dynablocks.seeding import seeded
 
@@ -93,14 +94,22 @@ class FitConfig:
 class Plan:
     """What will be fitted and how, decided from the data before anything is computed.
 
+    ``weights``: of the mass, as they were given; the structure has them over a power of two.
     ``noise_untold``: the trajectories are too short to tell noise from curvature, so that they are taken for clean.
     """
 
     structure: Structure
     parts: Parts
-    noise: float
+    noise: Noise
     horizon: int
+    weights: tuple[float, ...] | None = None
     noise_untold: bool = False
+
+    def told(self, kept: Property) -> str:
+        """A property of the surrogate in words, that of a mass with the weights that were given."""
+        if isinstance(kept, LinearInvariant) and self.weights is not None and set(self.weights) != {1.0}:
+            kept = replace(kept, weights=tuple(map(float, self.weights)))
+        return str(kept)
 
 
 def plan(data: Trajectories | Pairs, config: FitConfig) -> Plan:
@@ -119,7 +128,7 @@ def plan(data: Trajectories | Pairs, config: FitConfig) -> Plan:
     train, held = fitted_parts(parts, step)
     x, y, _ = train.pairs()
     noise, untold = _noise(train, config)
-    noisy = config.noise == "yes" or (config.noise == "auto" and noise > NOISY)
+    noisy = config.noise == "yes" or (config.noise == "auto" and noise.level > NOISY)
     horizon = 1
     if isinstance(train, Trajectories):
         fitted = [part for part in (train, held) if isinstance(part, Trajectories)]
@@ -138,7 +147,7 @@ def plan(data: Trajectories | Pairs, config: FitConfig) -> Plan:
         preserve=config.preserve,
         names=data.names,
         width=config.width,
-        weights=config.weights,
+        weights=_of_size_one(config.weights),
         odd=config.odd,
         separable=config.separable,
         substeps=config.substeps or _substeps(x, y, config, 0.3 if noisy else 0.1),
@@ -147,19 +156,33 @@ def plan(data: Trajectories | Pairs, config: FitConfig) -> Plan:
     )
     with seeded(config.seed):
         build(structure)
-    return Plan(structure, parts, noise, horizon, untold)
+    return Plan(structure, parts, noise, horizon, config.weights, untold)
 
 
-def _noise(train: Trajectories | Pairs, config: FitConfig) -> tuple[float, bool]:
+def _of_size_one(weights: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    """The weights over a power of two, the largest in [1, 2), which keeps the same sum and rounds none but tiny ones.
+
+    The field is linear in its weights, so that a common factor would scale its start and every step of Adam. What no
+    field takes is left as it is, for the error to name.
+    """
+    if weights is None or not all(math.isfinite(w) and w != 0 for w in weights):
+        return weights
+    _, exponent = math.frexp(max(map(abs, weights), default=1.0))
+    scaled = tuple(math.ldexp(w, 1 - exponent) for w in weights)
+    return scaled if all(scaled) else weights
+
+
+def _noise(train: Trajectories | Pairs, config: FitConfig) -> tuple[Noise, bool]:
     """The estimate of the noise, and whether it may as well be curvature: then it is left out, as 0.
 
     Short trajectories have differences of low order alone, which keep some of any curve.
     """
+    none = Noise((0.0,) * len(train.names))
     if config.noise == "no" or not isinstance(train, Trajectories):
-        return 0.0, False
-    noise, longest = noise_level(train), max(len(times) for times in train.times)
-    untold = config.noise == "auto" and noise > NOISY and longest <= NOISE_DIFFERENCES[-1]
-    return (0.0 if untold else noise), untold
+        return none, False
+    noise, longest = estimated_noise(train), max(len(times) for times in train.times)
+    untold = config.noise == "auto" and noise.level > NOISY and longest <= NOISE_DIFFERENCES[-1]
+    return (none if untold else noise), untold
 
 
 def longest_horizon(parts: Sequence[Trajectories], wanted: int) -> int:

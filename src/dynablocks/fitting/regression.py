@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dynablocks.errors import (
     BadCheckpoint,
+    DynablocksError,
     InvalidArgument,
     NotConverged,
     require_choice,
@@ -238,8 +239,8 @@ class _Run:
             self.hurried = measured and self.seconds * steps > limit * max(self.step, 1)
         return self.hurried
 
-    def time_is_over(self, share: float = 1.0) -> bool:
-        return self.max_seconds is not None and self.seconds >= share * self.max_seconds
+    def time_is_over(self) -> bool:
+        return self.max_seconds is not None and self.seconds >= self.max_seconds
 
     @contextlib.contextmanager
     def progress(self, label: str) -> Iterator[None]:
@@ -311,7 +312,13 @@ class _Run:
 
     def _load(self, path: Path) -> None:
         try:
-            state = torch.load(path, weights_only=True)
+            content = path.read_bytes()
+        except OSError as error:
+            raise DynablocksError(
+                f"{path} cannot be read ({error.strerror or error}); nothing was changed: make it readable."
+            ) from error
+        try:
+            state = torch.load(io.BytesIO(content), weights_only=True)
             if state["asked"] != self.asked:
                 raise BadCheckpoint("other data or settings")
             self.module.load_state_dict(state["module"])

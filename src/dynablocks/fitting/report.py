@@ -21,7 +21,7 @@ from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.files import finite_or_none, write_json, write_text
 from dynablocks.fitting import figures
 from dynablocks.fitting.doubts import doubts
-from dynablocks.fitting.job import Fitted
+from dynablocks.fitting.job import FitConfig, Fitted
 from dynablocks.fitting.rollout import Drift, Rollout, drifts, roll_out, safe_rollout
 from dynablocks.fitting.samples import MOST_SAMPLES, SPREAD_SAMPLES, thinned, usual_steps
 from dynablocks.fitting.single_steps import column_errors, one_step_error, step_halving_gap
@@ -32,7 +32,7 @@ from dynablocks.reporting import words
 from dynablocks.reporting.page import document, figure, paragraph, table
 from dynablocks.run_files import METRICS, PREDICTIONS, REPORT, VERIFICATION
 
-LONG_STEPS = 2000
+LONG_STEPS, SHORT_FIT_STEPS = 2000, 600
 OVERFIT, FAR = 10.0, 0.1
 """From which ratio of test to training error, and which relative error of rollouts, a reader is warned."""
 COARSE, COARSE_RATIO = 1e-3, 3.0
@@ -68,6 +68,11 @@ class Outcome:
     long_stop: str | None
     drifts: list[Drift]
     metrics: dict[str, Any]
+
+
+def long_run(config: FitConfig) -> int:
+    """The number of steps of the long run: fewer after a fit of seconds."""
+    return SHORT_FIT_STEPS if config.adam_steps <= 100 else LONG_STEPS
 
 
 def measure(
@@ -140,13 +145,13 @@ def _metrics(
         "step_halving_error": gap / math.sqrt(spread * y.shape[1]) if gap is not None and spread > 0 else None,
         "samples_used": {name: history.samples for name, history in fitted.stages.items()},
         "training_range": _ranges(flow.structure.names, torch.cat([x, y])),
-        "noise_level": planned.noise,
+        "noise_level": planned.noise.pooled,
         "horizon": planned.horizon,
         **_rollout_metrics(rollouts, parts.test, spread),
         "long_steps": long_steps,
         "drift": {drift.what: float(drift.values.max()) for drift in moved},
         "verified": None if verification is None else verification.passed,
-        "properties": [str(kept) for kept in flow.properties],
+        "properties": [planned.told(kept) for kept in flow.properties],
         "seconds": sum(history.seconds for history in fitted.stages.values()),
         "stopped": fitted.history.stopped,
         "doubts": doubts(planned),
@@ -213,7 +218,7 @@ def write_outputs(directory: Path, outcome: Outcome, source: dict[str, Any], com
     """Write every file of the fit but the model; the metrics last, since they say that all is there."""
     checks = [
         {
-            "property": str(check.declared),
+            "property": outcome.fitted.plan.told(check.declared),
             "residual": finite_or_none(check.residual),
             "tolerance": finite_or_none(check.tolerance),
             "holds": check.passed,
@@ -435,7 +440,7 @@ def _trajectories(part: Trajectories | Pairs, named: bool) -> str:
 
 
 def _model(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
-    flow = outcome.fitted.flow
+    flow, given = outcome.fitted.flow, outcome.fitted.plan.weights
     yield "<h2>The surrogate and what it is guaranteed to keep</h2>"
     steps = f"{flow.structure.substeps} step{'s' if flow.structure.substeps > 1 else ''}"
     yield paragraph(
@@ -443,13 +448,16 @@ def _model(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
         "derivation are in the surrogate's own unit). The guarantees hold for every state, every parameter and "
         f"{flow.scope()}, by construction; the fit chooses among maps that have them."
     )
+    if given is not None and flow.structure.weights != tuple(given):
+        yield paragraph("Weights in the derivation are those that were given over a power of two: the sum is the same.")
     yield f"<pre>{escape(str(explain(flow)))}</pre>"
 
 
 def _verification(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
     yield "<h2>Verification</h2>"
+    told = outcome.fitted.plan.told
     rows = [
-        (str(c.declared), f"{c.residual:.2e}", f"{c.tolerance:.2e}", "holds" if c.passed else "VIOLATED")
+        (told(c.declared), f"{c.residual:.2e}", f"{c.tolerance:.2e}", "holds" if c.passed else "VIOLATED")
         for c in outcome.verification or ()
     ]
     if outcome.verification is None:
@@ -508,7 +516,7 @@ def _drift(outcome: Outcome, source: dict[str, Any]) -> Iterator[str]:
 
 
 def _usage(outcome: Outcome, directory: Path, command: str) -> Iterator[str]:
-    x = [float(f"{value:.6g}") for value in outcome.fitted.plan.parts.test.pairs()[0][0].tolist()]
+    x = outcome.fitted.plan.parts.test.pairs()[0][0].tolist()
     step = outcome.fitted.flow.structure.step
     snippet = f"""import torch
 from dynablocks.fitting import load_fit

@@ -68,26 +68,55 @@ def rollout_residuals(module: nn.Module, x: Tensor, y: Tensor, step: Tensor) -> 
     return (torch.cat(states, dim=1) - y) / len(states) ** 0.5 / module.scale
 
 
-def noise_level(data: Trajectories) -> float:
-    """An estimate of the noise's standard deviation over the spread of the states, from high divided differences.
+@dataclass(frozen=True)
+class Noise:
+    """What was estimated of the noise in measured states.
+
+    Attributes:
+        columns: its standard deviation in each column, in the units of the data; 0 of columns that do not move.
+        level: the root mean square, over the columns that move, of the noise over the column's own spread, so that the
+            noise of one column is seen among clean ones. A column that rests but for its noise counts as 1.
+        pooled: √(Σσᵢ²/Σsᵢ²) with the noise σᵢ and the spread sᵢ of the columns, as relative errors are pooled: the one
+            to compare with these.
+    """
+
+    columns: tuple[float, ...]
+    level: float = 0.0
+    pooled: float = 0.0
+
+
+def estimated_noise(data: Trajectories) -> Noise:
+    """The noise of trajectories, from high divided differences.
 
     A divided difference of order k annihilates polynomials of lower degree, so of a smooth trajectory little is left
-    but noise; the smallest estimate over the orders 2, 4, 6 counts. Coarse sampling looks like noise. Each column is
-    measured over its own spread, and the root mean square over the columns that move is the estimate: a median over all
-    would not see the noise of one column among clean ones. Of many samples about 100,000 differences of each order are
-    taken, evenly spaced.
+    but noise; the smallest estimate over the orders 2, 4, 6 counts, of each column and of the level. Coarse sampling
+    looks like noise. Each column is measured over its own spread, by a median, which outliers do not move. Of many
+    samples about 100,000 differences of each order are taken, evenly spaced.
 
     Example:
         >>> t = torch.linspace(0, 1, 50, dtype=torch.float64)
-        >>> noise_level(Trajectories((t,), (torch.stack([t.sin(), t.cos()], 1),), ("q", "p"))) < 1e-9
+        >>> estimated_noise(Trajectories((t,), (torch.stack([t.sin(), t.cos()], 1),), ("q", "p"))).level < 1e-9
         True
     """
     states = torch.cat(data.states)
     spread = states.std(dim=0)
     moving = spread > 1e-12 * states.abs().amax(0)
-    if not bool(moving.any()):
-        return 0.0
-    every = math.ceil(len(states) / MOST_DIFFERENCES)
+    found = _deviations_by_order(data, spread, moving) if bool(moving.any()) else []
+    if not found:
+        return Noise((0.0,) * len(spread))
+    by_order = torch.stack(found)
+    columns = torch.zeros_like(spread)
+    columns[moving] = by_order.amin(0) * spread[moving]
+    return Noise(
+        tuple(columns.tolist()),
+        level=float(by_order.square().mean(dim=1).sqrt().min()),
+        pooled=float(columns.norm() / spread[moving].norm()),
+    )
+
+
+def _deviations_by_order(data: Trajectories, spread: Tensor, moving: Tensor) -> list[Float[Tensor, " moving"]]:
+    """The noise over the spread of each column that moves, from the differences of each order that there are."""
+    every = math.ceil(sum(map(len, data.states)) / MOST_DIFFERENCES)
     still = torch.cat([x[:, moving].diff(dim=0) for x in data.states]).abs().median(dim=0).values == 0
     found = []
     for order in NOISE_DIFFERENCES:
@@ -97,8 +126,8 @@ def noise_level(data: Trajectories) -> float:
             if len(t) > order
         ]
         if left:
-            found.append(float(_deviations(torch.cat(left), still).square().mean().sqrt()))
-    return min(found, default=0.0)
+            found.append(_deviations(torch.cat(left), still))
+    return found
 
 
 def _deviations(differences: Tensor, still: Tensor) -> Tensor:

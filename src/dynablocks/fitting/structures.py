@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import FieldFacts, VectorField
-from dynablocks.fields.base import known_potential, over_states
+from dynablocks.fields.base import known_potential, over_states, require_field
 from dynablocks.fields.hamiltonian import EnergyField
 from dynablocks.fields.sphere import skew_matrix
 from dynablocks.fields.symmetric import EvenPotential, ridge_energy
 from dynablocks.integrators import Integrator
 from dynablocks.integrators.base import StepSize
 from dynablocks.properties import Positive
+from dynablocks.properties.own_code import foreign
+from dynablocks.properties.structure import original
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -46,6 +48,13 @@ class ShallowNetwork(nn.Module):
         return y if self.constant is None else y + self.constant
 
 
+def _is_odd(network: nn.Module) -> bool:
+    """Whether a part of a field is a :class:`ShallowNetwork` without b and c, and computes what its class says."""
+    inside = original(network)
+    known = type(inside) is ShallowNetwork and inside.bias is None and inside.constant is None
+    return known and foreign(network, everywhere=True) is None
+
+
 class FreeField(VectorField):
     """X(x) = W tanh(Ax + b) + Lx + c: nothing is kept, but the parity on request.
 
@@ -56,7 +65,7 @@ class FreeField(VectorField):
 
     def __init__(self, entries: int, width: int, *, odd: bool = False) -> None:
         super().__init__()
-        self.in_shape, self.odd = (entries,), odd
+        self.in_shape = (entries,)
         self.rate = ShallowNetwork(entries, entries, width, odd=odd)
 
     @classmethod
@@ -68,7 +77,7 @@ class FreeField(VectorField):
         return rate
 
     def facts(self) -> FieldFacts:
-        return FieldFacts(odd=self.odd, reason="a free field")
+        return FieldFacts(odd=_is_odd(self.rate), reason="a free field")
 
 
 class CoordinateShear(VectorField):
@@ -82,7 +91,7 @@ class CoordinateShear(VectorField):
 
     def __init__(self, entries: int, index: int, width: int, *, odd: bool = False) -> None:
         super().__init__()
-        self.in_shape, self.index, self.odd = (entries,), index, odd
+        self.in_shape, self.index = (entries,), index
         self.rate = ShallowNetwork(entries - 1, 1, width, odd=odd)
 
     @classmethod
@@ -95,7 +104,7 @@ class CoordinateShear(VectorField):
         return torch.cat([torch.zeros_like(x[:, :i]), rate, torch.zeros_like(x[:, i + 1 :])], dim=1)
 
     def facts(self) -> FieldFacts:
-        return FieldFacts(odd=self.odd, divergence_free=True, reason="nilpotent Jacobian")
+        return FieldFacts(odd=_is_odd(self.rate), divergence_free=True, reason="nilpotent Jacobian")
 
     def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
         return x + time * self(x)
@@ -130,11 +139,12 @@ class CoordinateShears(VectorField):
         return torch.stack([shear(x) for shear in self.shears]).sum(0)
 
     def terms(self) -> tuple[VectorField, ...]:
-        return tuple(shear for shear in self.shears if isinstance(shear, VectorField))
+        return tuple(require_field(f"shears[{i}]", original(shear)) for i, shear in enumerate(self.shears))
 
     def facts(self) -> FieldFacts:
-        odd = all(term.facts().odd for term in self.terms())
-        return FieldFacts(odd=odd, divergence_free=True, reason="a sum of coordinate shears")
+        parts = [term.facts() for term in self.terms()]
+        odd, free = all(part.odd for part in parts), all(part.divergence_free for part in parts)
+        return FieldFacts(odd=odd, divergence_free=free, reason="a sum of coordinate shears")
 
 
 class SkewGradientField(EnergyField):

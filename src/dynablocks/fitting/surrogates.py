@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +117,8 @@ class FlowMap(Structured):
     scale: Tensor
     centre: Tensor
     unit: Tensor
+    # The last three carry over to the data what the method keeps in the units of the map.
+    _spoken_of: ClassVar[tuple[str, ...]] = (*Structured._spoken_of, "to_units", "from_units", "_own_energy")
 
     def __init__(self, field: VectorField, method: Integrator, structure: Structure) -> None:
         super().__init__()
@@ -157,8 +159,8 @@ class FlowMap(Structured):
         For maps that keep an energy ``vector_field`` is S(x)∇H(x) with a skew S, which is 𝕁 for states (q, p).
         """
         self._require(x)
-        # ∇ of H((x − c)/s) brings 1/s, the field s/unit.
-        return self._own_energy(x) * (self.scale.square() / self.unit)
+        # ∇ of H((x − c)/s) brings 1/s, the field s/unit; in float32 s² alone may leave the range of numbers.
+        return self._own_energy(x) * self.scale * (self.scale / self.unit)
 
     def _own_energy(self, x: Tensor) -> Tensor:
         """H in the map's own units, where it is of size one whatever the data, as the tolerances of a check want it."""

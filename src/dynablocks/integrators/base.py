@@ -53,6 +53,15 @@ FLOW_PROPERTIES = frozenset(ADVICE)
 CLAIMS = ("keeps", "step_constant", "guarantees", "declare")
 """What an integrator says of its step."""
 
+STEPPING = ("step", "solve")
+"""The methods that a step is made of; :class:`ImplicitIntegrator` has the second."""
+
+ROUGH = 1e-12
+"""Solved to more than this, which is not much above float64's rounding, a step has no Lipschitz constant.
+
+Two states that take one iteration more or less are moved apart by as much as the solver leaves, however near they are.
+"""
+
 
 class Integrator:
     """A one-step map Ψ^h of a vector field.
@@ -87,13 +96,13 @@ class Integrator:
     def __init_subclass__(cls, **given: Any) -> None:
         """A step of a subclass is guaranteed only what the subclass says of it, whatever it inherits."""
         super().__init_subclass__(**given)
-        silent = [claim for claim in CLAIMS if replaced(cls, ("step",), (claim, "declare"), (Integrator,))]
+        silent = [claim for claim in CLAIMS if replaced(cls, STEPPING, (claim, "declare"), (Integrator,))]
         if replaced(cls, ("inverse",), ("guarantees", "declare"), ()):
             silent += ["guarantees", "declare"]
         for claim in silent:
             setattr(cls, claim, vars(Integrator)[claim])
         # What is inherited of it, set in an __init__ or not, is said of the step that is replaced.
-        cls._own_symmetry = replaced(cls, ("step",), ("symmetric",), (Integrator,)) is None
+        cls._own_symmetry = replaced(cls, STEPPING, ("symmetric",), (Integrator,)) is None
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
         """Ψ^h(x) for a batch.
@@ -145,11 +154,14 @@ class Integrator:
         constant, reason = self.step_constant(field, step_size, bound)
         known = [Lipschitz(constant, field.facts().metric)] if math.isfinite(constant) else []
         kept, losses = self.guarantees(field, step_size)
+        if known and self.tolerance > ROUGH:
+            rough = f"solved to {self.tolerance:.1e}, a step may jump; take a tolerance of at most {ROUGH:g}"
+            known, losses = [], [f"Lipschitz is lost: {rough}", *losses]
         return Declaration.of(*known, *kept, reason=reason, title=self.title(step_size), losses=losses)
 
     def foreign_code(self, field: VectorField) -> str | None:
         """Why the step is not what the classes of the method and of the field say, ``None`` where it is."""
-        own = next((name for name in ("step", "inverse") if shadowed(self, name)), None)
+        own = next((name for name in (*STEPPING, "inverse") if shadowed(self, name)), None)
         return foreign(field) if own is None else f"{self!r} has a {own} of this instance, not of its class"
 
     def title(self, step_size: float) -> str:
@@ -218,6 +230,8 @@ class Integrator:
                 kept.append(owned.within(volume_tolerance(of_form, math.prod(field.in_shape))))
             else:
                 losses.append(f"{kind.__name__} is lost: the flow has it, {self!r} does not keep it; {ADVICE[kind]}")
+        if ConformalSymplectic in self.keeps and _factor_is_lost(field.facts(), step_size):
+            losses.append("ConformalSymplectic is lost: its factor is beyond what a float holds; take shorter steps")
         return kept, losses
 
     def __repr__(self) -> str:
@@ -228,8 +242,11 @@ class ImplicitIntegrator(Integrator):
     """A method whose step is the solution of an equation, which its :meth:`step` hands to :meth:`solve`.
 
     Args:
-        tolerance: of the solver, relative (:func:`dynablocks.integrators.solver.solve`).
+        tolerance: of the solver, relative (:func:`dynablocks.integrators.solver.solve`); above 1e-12 no Lipschitz
+            constant is declared, since a step that is solved so roughly may jump.
         max_iterations: of the solver.
+
+    A subclass with a :meth:`solve` of its own is one with another step: it is guaranteed what it says itself.
 
     Example:
         >>> import torch
@@ -288,6 +305,11 @@ def volume_tolerance(of_form: float, entries: int) -> float:
     return of_form * float(entries) ** 1.5
 
 
+def _factor_is_lost(facts: FieldFacts, step_size: float) -> bool:
+    """e^{±708} is about the largest, and the least, number that a float holds with all its digits."""
+    return facts.damping is not None and abs(facts.damping * step_size) > 708
+
+
 def flow_properties(field: VectorField, step_size: float) -> list[Property]:
     """What the exact flow Φ_h of the field is guaranteed to be, from the field's facts.
 
@@ -298,8 +320,8 @@ def flow_properties(field: VectorField, step_size: float) -> list[Property]:
     found: list[Property] = []
     if facts.hamiltonian:
         found.append(Symplectic())
-    if facts.damping is not None:
-        found.append(ConformalSymplectic(math.exp(min(700.0, -facts.damping * step_size))))
+    if facts.damping is not None and not _factor_is_lost(facts, step_size):
+        found.append(ConformalSymplectic(math.exp(-facts.damping * step_size)))
     if facts.divergence_free:
         found.append(VolumePreserving())
     if facts.tangent:

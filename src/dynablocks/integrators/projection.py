@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynablocks.fields import VectorField
+from dynablocks.fields import FieldFacts, VectorField
 from dynablocks.fields.mass import span_basis
 from dynablocks.fields.sphere import inverse_norm
 from dynablocks.integrators.base import INTEGRATORS, Integrator, StepSize
@@ -36,7 +36,8 @@ class Projected(Integrator):
     The projection depends on the state, so symplecticity and volume are lost, also where Ψ keeps them (design D2.14).
     It is odd in (x, y), so steps are odd where those of Ψ are; that X is odd does not suffice.
 
-    Condition: the field is tangent to spheres or has linear invariants.
+    Condition: the field is tangent to spheres or has linear invariants, whatever its parameters are: onto that a step
+    projects, and that it keeps (:meth:`~dynablocks.fields.VectorField.standing_facts`).
 
     Args:
         base: Ψ.
@@ -83,9 +84,16 @@ class Projected(Integrator):
         return math.inf, "projected onto the invariants of x"
 
     def guarantees(self, field: VectorField, step_size: float) -> tuple[list[Property], list[str]]:
-        kept, losses = self.inherited(field, step_size)
+        inherited, losses = self.inherited(field, step_size)
         for kind in GEOMETRY:
             losses = [self._why_lost(kind) if loss.startswith(f"{kind.__name__} ") else loss for loss in losses]
+        standing = field.standing_facts()
+        kept = [owned for owned in inherited if _is_met(owned, standing)]
+        losses += [
+            f"{type(owned).__name__} is lost by {self!r}: it projects onto what holds for all parameters alone"
+            for owned in inherited
+            if owned not in kept
+        ]
         if not any(isinstance(p, Equivariant) for p in kept):
             return kept, losses
         told = self.base.declare(field, step_size)
@@ -100,6 +108,13 @@ class Projected(Integrator):
 
     def __repr__(self) -> str:
         return self.name
+
+
+def _is_met(owned: Property, standing: FieldFacts) -> bool:
+    """Whether a step projects onto it, where that is what a projection keeps: it asks for standing facts alone."""
+    if isinstance(owned, LinearInvariant):
+        return owned.weights in standing.linear_invariants
+    return standing.tangent or not isinstance(owned, NormPreserving)
 
 
 @lru_cache(maxsize=64)

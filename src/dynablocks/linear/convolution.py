@@ -16,6 +16,7 @@ from dynablocks.linear.maps import LinearMap, require_shape
 from dynablocks.linear.orthogonal import ORTHOGONAL, orthogonal_start, orthonormality_defect, paraunitary_kernel
 from dynablocks.linear.regularisers import ocnn_penalty
 from dynablocks.numerics.bounds import Bounds, ConvGeometry, conv_norm_bounds, conv_smallest_singular_value
+from dynablocks.properties.own_code import overrides, shadowed
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -264,10 +265,12 @@ class OrthogonalConv(Conv):
     def make_parameters(self, in_channels: int, out_channels: int, gain: float) -> None:
         factors, rank = 2 * (self.kernel_size - 1), max(1, in_channels // 2)
         self.base = nn.Parameter(orthogonal_start((), in_channels, out_channels, self.spread))
-        self.frames = nn.Parameter(orthogonal_start((factors,), in_channels, rank, self.spread))
+        frames = orthogonal_start((factors,), in_channels, rank, self.spread)
+        # With none, as of 1 x 1, several devices would wait for their gradient.
+        self.frames = nn.Parameter(frames, requires_grad=factors > 0)
 
     def weight_group(self) -> Hashable | None:
-        if type(self).compute_weight is not OrthogonalConv.compute_weight:
+        if overrides(self, OrthogonalConv, "compute_weight") or shadowed(self, "compute_weights"):
             return None
         base, frames = self.base, self.frames
         return type(self).compute_weights, self.parametrisation, base.shape, frames.shape, base.dtype, base.device

@@ -12,6 +12,7 @@ from dynablocks.errors import require_whole
 from dynablocks.linear.maps import LinearMap, require_shape
 from dynablocks.linear.orthogonal import ORTHOGONAL, orthogonal_start, orthonormality_defect
 from dynablocks.numerics.bounds import Bounds, linear_norm_bounds, smallest_singular_value_bounds
+from dynablocks.properties.own_code import overrides, shadowed
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -85,7 +86,7 @@ class OrthogonalDense(Dense):
         return orthogonal_start((), max(rows, columns), min(rows, columns), self.spread)
 
     def weight_group(self) -> Hashable | None:
-        if type(self).compute_weight is not OrthogonalDense.compute_weight:
+        if overrides(self, OrthogonalDense, "compute_weight") or shadowed(self, "compute_weights"):
             return None
         matrix = self.matrix
         wide = self.out_shape[0] < self.in_shape[0]

@@ -72,9 +72,10 @@ class LinearMap(Structured):
 
     A construction can lose all its digits where its parameters are large, so what orthonormal rows or columns guarantee
     is declared as far as the :meth:`orthonormality_defect` of the present weight allows (:meth:`isometry_tolerance`).
+
+    :meth:`compute_norm_bounds` speaks of the products beside it; :meth:`declare` alone does of a ``forward``.
     """
 
-    speaking = ("declare", "compute_norm_bounds")
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
     rows_orthonormal: bool = False
@@ -315,8 +316,11 @@ class _Unknown:
 
     def declare(self) -> Declaration:
         name = type(self).__name__
-        if isinstance(self, LinearMap) and self.is_known:
-            return LinearMap.declare(self)  # a subclass has spoken since
+        if isinstance(self, LinearMap) and self.is_known:  # a subclass has spoken since
+            if type(self).forward is LinearMap.forward:
+                return LinearMap.declare(self)
+            reason = f"{name} has a method forward of its own, of which its bounds do not speak; give it a declare()"
+            return Declaration.of(reason=reason, title=name)
         return Declaration.of(reason=f"{name} {OWN_PRODUCTS}", title=name)
 
 

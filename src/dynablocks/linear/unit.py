@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 GRADIENT_STEPS = 30
 """Steps of power iteration where the stored vector stays as it is: for a gradient in evaluation, and in transforms."""
 
+ROUNDINGS_OF_ONE = 16
+"""So many eps of its number format may rounding move the norm of a vector that was divided by its norm."""
+
 
 class UnitNorm(LinearMap):
     r"""A = K/‖K‖ for a free K: the step x ↦ x − hAᵀσ(Ax + b) does not expand for 0 <= h <= 2, whatever K is.
@@ -86,13 +89,19 @@ class UnitNorm(LinearMap):
                 # Its own norm gives the slope, and the value 1: that of K may be beyond the number format.
                 return unit / self._relative_length(unit) if learning and weight.requires_grad else unit
             vector, transformed = self.leading, torch._C._are_functorch_transforms_active()
-            for _ in range(GRADIENT_STEPS if transformed else int(learning)):
+            steps = GRADIENT_STEPS if transformed else int(learning)
+            for _ in range(steps):
                 vector = self.power_step(weight, vector)
-            length = self.multiply(weight, vector).norm().clamp_min(TINY)
+            length = self.multiply(weight, vector).norm()
+            if not steps:
+                # A step leaves ‖v‖ = 1 but for rounding; the stored vector may have been scaled since.
+                size = vector.norm()
+                is_unit = (size - 1).abs() <= ROUNDINGS_OF_ONE * torch.finfo(size.dtype).eps
+                length = torch.where(is_unit, length, length / size.clamp_min(TINY))
             # The stored vector is a copy: the graph needs this one as it is, and functorch allows no writing.
             if learning and not transformed:
                 self.leading.copy_(vector)
-            return weight / length
+            return weight / length.clamp_min(TINY)
 
     def _relative_length(self, weight: Tensor) -> Tensor:
         """‖Wv‖ over itself for the leading vector v of W: 1, with the slope of log ‖W‖."""

@@ -14,6 +14,7 @@ from dynablocks.errors import InvalidArgument, require_choice, require_range, re
 from dynablocks.fields import GradientField, PartitionedField, leaky_relu
 from dynablocks.linear import Dense, OrthogonalDense, shared_weights
 from dynablocks.linear.maps import require_shape
+from dynablocks.numerics.rounding import EPS, exp_up, round_up
 from dynablocks.properties import Declaration, Invertible, Lipschitz, Structured
 from dynablocks.registry import Registry
 from dynablocks.reversible import ReversibleChain
@@ -30,7 +31,8 @@ class DensityFlow(Structured):
     r"""The density of x = f⁻¹(z) for z ~ N(0, I): log p(x) = −‖f(x)‖²/2 − (d/2) log 2π + log |det Df(x)|.
 
     f is a chain of blocks, each invertible with a closed-form log-determinant. The base is standard normal, so p
-    integrates to one whatever the parameters are.
+    integrates to one as long as ``properties`` has :class:`~dynablocks.properties.Invertible`, which a block may lose
+    for large parameters or steps.
 
     Args:
         blocks: from the data to the base, with ``inverse`` and ``log_determinant``; they declare :class:`Invertible`.
@@ -138,7 +140,11 @@ class AffineMap(Structured):
         return self._bounded().sum().expand(x.shape[0])
 
     def declare(self) -> Declaration:
-        constant = math.exp(float(self._bounded().detach().max())) * (1 + 1e-6)
+        """‖·‖ grows by at most the largest e^s, and by the largest factor that its number format makes of them."""
+        factor = float(self._bounded().detach().exp().max())
+        # tanh and two roundings move s by less than 8 ε |s|.
+        largest = float((self.limit * torch.tanh(self.log_scale.detach().cpu().double() / self.limit)).max())
+        constant = max(round_up(factor), exp_up(largest + 8 * EPS * abs(largest)))
         return Declaration.of(Lipschitz(constant), Invertible(), reason="e^s elementwise", title="AffineMap")
 
 

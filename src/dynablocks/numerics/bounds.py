@@ -19,6 +19,7 @@ from torch.nn import functional
 from dynablocks.errors import InvalidArgument, require_choice, require_whole
 from dynablocks.numerics.rounding import (
     EPS,
+    FLUSH,
     checked_float64,
     product_slack,
     round_down,
@@ -273,7 +274,9 @@ def conv_norm_bounds(
     :math:`\lambda_{\min}(M) \ge -2(n+2)\,\epsilon\,\mathrm{tr} M`.
 
     Slack, relative to :math:`T = (\sum_{oc}(\sum_t |W_{oct}|)^2)^{1/2}`: K taps summed with phases known to
-    :math:`30\,\epsilon` move a symbol by at most :math:`(2K+76)\,\epsilon\,T`; then that of the SVD.
+    :math:`30\,\epsilon` move a symbol by at most :math:`(2K+76)\,\epsilon\,T`; then that of the SVD. It
+    covers weights that underflow when the kernel is scaled, T being at least the largest; "dense" adds 2^-1022 an
+    entry.
 
     Raises:
         InvalidArgument: the weight holds nan or inf, weight and geometry do not fit, or the method is unknown.
@@ -468,7 +471,7 @@ def _gram_upper_bound(weight: Tensor, geometry: ConvGeometry, grid: _Grid) -> fl
     return upper + _symbol_slack(weight)
 
 
-def _gram_iteration(matrices: Tensor, squarings: int = _GRAM_SQUARINGS) -> Tensor:
+def _gram_iteration(matrices: Tensor) -> Tensor:
     r"""Upper bounds of the norms of a batch of matrices.
 
     With :math:`H_k = G_k/r_k`, r_k a power of two with :math:`\|H_k\|_F < 1` (no rounding), and
@@ -480,7 +483,7 @@ def _gram_iteration(matrices: Tensor, squarings: int = _GRAM_SQUARINGS) -> Tenso
     delta = 2 * product_slack(gram.shape[-2])
     scales = [_power_of_two_above(gram.abs().amax(dim=(-2, -1)))]
     gram = gram / scales[0][..., None, None]
-    for _ in range(squarings + 1):
+    for _ in range(_GRAM_SQUARINGS + 1):
         scales.append(_power_of_two_above(torch.linalg.matrix_norm(gram)))
         normalised = gram / scales[-1][..., None, None]
         gram = normalised.mH @ normalised
@@ -577,7 +580,8 @@ def _dense_extremes(weight: Tensor, geometry: ConvGeometry) -> tuple[float, floa
         values, _ = _singular_values(_dense(part, single))
         largest, smallest = max(largest, values[0]), min(smallest, values[-1])
     rows, columns = _matrix_shape(weight, geometry)
-    slack = singular_value_slack(rows, columns, largest)
+    # Of a kernel whose large taps never meet the image the matrix may hold nothing but entries that were flushed.
+    slack = singular_value_slack(rows, columns, largest) + math.sqrt(rows * columns) * FLUSH
     if geometry.padding_mode == "circular":
         pixels = rows // weight.shape[0]
         slack += product_slack(weight.shape[2] * weight.shape[3]) * math.sqrt(pixels) * _tap_norm(weight)

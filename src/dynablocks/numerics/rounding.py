@@ -15,6 +15,8 @@ from torch import Tensor
 from dynablocks.errors import InvalidArgument
 
 EPS = 2.0**-52
+FLUSH = 2.0**-1022
+"""How far an entry of :func:`to_unit_scale` may be from its value: below that, it may lose digits or become 0."""
 
 
 def round_up(value: float) -> float:
@@ -127,7 +129,9 @@ def to_unit_scale(weight: Tensor) -> tuple[Tensor, int]:
     r"""(w, e) with ``weight`` = :math:`2^e w` and the largest \|entry\| of w in [1/2, 1); no rounding.
 
     Squares of weights of any size then neither overflow nor underflow. (Only a float64 entry that is :math:`2^{-1022}`
-    times the largest one or less can lose digits, which every slack here covers.) A zero tensor has e = 0.
+    times the largest one or less can lose digits, or become 0. A slack relative to the largest entry of w covers that;
+    where w enters in parts, as in the matrix of a convolution of which some taps never meet the image, ``FLUSH`` is
+    added for each entry.) A zero tensor has e = 0.
 
     Example:
         >>> to_unit_scale(torch.tensor([3.0, -8.0], dtype=torch.float64))

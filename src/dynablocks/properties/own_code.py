@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 from torch import nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from dynablocks.errors import InvalidArgument
 
@@ -115,8 +116,25 @@ def failed_property(owner: nn.Module, name: str, error: AttributeError) -> Runti
     return RuntimeError(f"{type(owner).__name__}.{name} raised AttributeError: {error}; set it, or correct its name.")
 
 
-WRAPPERS = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module"}
-"""What ``torch.compile`` and distributed training wrap around a module, and where they keep it."""
+WRAPPERS = {
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+}
+"""What ``torch.compile`` and distributed training wrap around a module, by full names, and where they keep it."""
+
+
+def wrapped(module: nn.Module) -> nn.Module | None:
+    """The module inside of one of torch's :data:`WRAPPERS`; ``None`` of every other class, whatever its name is.
+
+    Example:
+        >>> wrapped(nn.ReLU()) is None
+        True
+    """
+    kind = type(module)
+    inside = WRAPPERS.get(f"{kind.__module__}.{kind.__qualname__}")
+    found: nn.Module | None = None if inside is None else getattr(module, inside)
+    return found
+
 
 MOVING = ("forward", "profile", "preactivation", "rate", "rotate", "generator", "symmetric")
 """The methods that a vector field X is made of and that steps and flows call."""
@@ -130,22 +148,32 @@ COMPUTING = (
 
 WATCHED = (
     *COMPUTING,
-    *("inverse", "flow", "step"),
+    *("inverse", "flow", "step", "solve"),
     *("multiply", "multiply_adjoint", "affine", "adjoint"),
 )
 """The methods that are looked for on instances: of modules, fields, integrators and linear maps."""
 
+CALLING = ("__call__", "_call_impl")
+"""The methods of ``nn.Module`` by which ``module(x)`` comes to be ``module.forward(x)``."""
+
 
 def foreign(module: nn.Module, *, everywhere: bool = False) -> str | None:
-    """Why a module does not compute what its classes say: hooks, or methods set on an instance; ``None`` if it does.
+    """Why a module does not compute what its classes say: hooks, a call of its own, or methods set on an instance.
 
     Looked at are the module and those of its parts that speak themselves, by ``declare`` or ``facts``, with what these
     hold that speaks and is no module, as a block holds its integrator; what is said of a block with a force of torch's
     layers is said whatever that force computes.
 
+    Hooks on all modules at once count, also those of a tool that only watches, as a flop counter does: what a hook does
+    is not known. So does a ``__call__`` of a class that speaks, since it speaks of ``forward``; what ``torch.compile``
+    or distributed training wraps around a module has its own.
+
     Args:
         module: any module.
         everywhere: look at all parts.
+
+    Returns:
+        A sentence without its full stop; ``None`` where the classes are to be believed.
 
     Example:
         >>> chain = nn.Sequential(nn.ReLU())
@@ -157,14 +185,23 @@ def foreign(module: nn.Module, *, everywhere: bool = False) -> str | None:
         >>> foreign(chain, everywhere=True)
         '0 has forward hooks, which may change what it computes'
     """
+    if _global_forward_hooks or _global_forward_pre_hooks:
+        return (
+            "torch has forward hooks on all modules (register_module_forward_hook, or within a tool such as a flop "
+            "counter), which may change what they compute"
+        )
     for path, part in module.named_modules():
-        if not (everywhere or part is module or _speaks(part)):
+        spoken_of = part is module or _speaks(part) or _speaks(wrapped(part))
+        if not (everywhere or spoken_of):
             continue
         name = path or type(part).__name__
         if part._forward_hooks or part._forward_pre_hooks:
             return f"{name} has forward hooks, which may change what it computes"
         looked_at: list[tuple[str, object]] = [*_tools(name, part)]
-        if type(part).__name__ not in WRAPPERS:
+        if wrapped(part) is None:
+            call = next((method for method in CALLING if spoken_of and overrides(part, nn.Module, method)), None)
+            if call is not None:
+                return f"{name} has a {call} of its own, which may change what its forward computes"
             looked_at.insert(0, (name, part))
         for where, each in looked_at:
             own = next((method for method in WATCHED if shadowed(each, method)), None)

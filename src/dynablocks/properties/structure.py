@@ -26,7 +26,7 @@ from dynablocks.properties.declarations import (
     Symplectic,
     VolumePreserving,
 )
-from dynablocks.properties.own_code import WRAPPERS, failed_property, foreign, replaced
+from dynablocks.properties.own_code import failed_property, foreign, replaced, wrapped
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,20 @@ class Structured(nn.Module):
     """A module that declares its properties from its present parameters.
 
     Subclasses implement :meth:`declare`; every bound in it is an upper bound in float64. It speaks of the ``forward``
-    beside it: a subclass with another ``forward`` (or ``inverse``) declares nothing until it has a ``declare`` of its
-    own, and so does a module with forward hooks.
+    beside it: a subclass with another ``forward`` (or ``inverse``, ``energy`` or ``potential``) declares nothing until
+    it has a ``declare`` of its own, and so does a module with forward hooks.
     """
 
-    speaking: ClassVar[tuple[str, ...]] = ("declare",)
-    """The methods that tell what holds of ``forward``."""
+    _spoken_of: ClassVar[tuple[str, ...]] = ("forward", "inverse", "energy", "potential")
+    """The methods that :meth:`declare` speaks of."""
+    _unspoken: ClassVar[str] = ""
+    """The one of these that a class replaces without a word about it."""
 
     def __init_subclass__(cls, **given: Any) -> None:
         super().__init_subclass__(**given)
-        if replaced(cls, ("forward", "inverse"), cls.speaking) is not None:
+        own = replaced(cls, cls._spoken_of, ("declare",))
+        if own is not None:
+            cls._unspoken = own
             cls.declare = _says_nothing  # type: ignore[method-assign]
 
     def declare(self) -> Declaration:
@@ -77,7 +81,7 @@ class Structured(nn.Module):
 
 def _says_nothing(self: Structured) -> Declaration:
     name = type(self).__name__
-    reason = f"{name} has a forward or an inverse of its own, of which the declare() that it inherits does not speak"
+    reason = f"{name} has a method {self._unspoken} of its own, of which the declare() that it inherits does not speak"
     return Declaration.of(reason=reason, title=name)
 
 
@@ -97,8 +101,8 @@ def rule(kind: type[nn.Module]) -> Callable[[Callable[..., Declaration]], Callab
 
 def original(module: nn.Module) -> nn.Module:
     """The module inside what ``torch.compile`` or distributed training wrapped around it, or the module itself."""
-    inside = WRAPPERS.get(type(module).__name__)
-    return module if inside is None else original(getattr(module, inside))
+    inside = wrapped(module)
+    return module if inside is None else original(inside)
 
 
 def declare(module: nn.Module) -> Declaration:
@@ -206,16 +210,24 @@ METHODS = {Invertible: "inverse", EnergyPreserving: "energy", Dissipative: "pote
 
 
 def without_missing_methods(module: nn.Module, declared: Declaration) -> Declaration:
-    """A composition's declaration without what is about a method of its parts that it does not have."""
-    lost = [
-        p
-        for p in declared.properties
-        if type(p) in METHODS and getattr(p, "function", None) is None and not hasattr(module, METHODS[type(p)])
-    ]
-    name = type(module).__name__
-    losses = [f"{type(p).__name__} is lost at {name} (it has no method {METHODS[type(p)]})" for p in lost]
-    kept = Properties(p for p in declared.properties if p not in lost)
+    """A composition's declaration without what is about a method of its parts that is not the composition's.
+
+    Its inverse is made of those of its parts; an energy or a potential that it has is a function of its own.
+    """
+    lost = [(p, why) for p in declared.properties if (why := _why_of_parts_alone(module, p)) is not None]
+    losses = [f"{type(p).__name__} is lost at {type(module).__name__} ({why})" for p, why in lost]
+    kept = Properties(p for p in declared.properties if _why_of_parts_alone(module, p) is None)
     return replace(declared, properties=kept, losses=(*declared.losses, *losses)) if lost else declared
+
+
+def _why_of_parts_alone(module: nn.Module, stated: Property) -> str | None:
+    """Why a guarantee of the parts is none of the composition's own method; ``None`` where it stays."""
+    method = METHODS.get(type(stated))
+    if method is None or getattr(stated, "function", None) is not None:
+        return None
+    if not hasattr(module, method):
+        return f"it has no method {method}"
+    return None if method == METHODS[Invertible] else f"its {method} is not that of its parts"
 
 
 @rule(nn.Sequential)

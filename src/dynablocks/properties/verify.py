@@ -178,7 +178,8 @@ def verify(
         The checks, each with residual, tolerance and the sample where the worst residual occurred.
 
     Raises:
-        InvalidArgument: ``x`` is empty or not finite, or nothing declares a property of one of the ``kinds``.
+        InvalidArgument: ``x`` is empty or not finite, the module or a part changes its input in place, or nothing
+            declares a property of one of the ``kinds``.
 
     Example:
         >>> print(verify(nn.Flatten(), torch.ones(2, 1, 2, 2), kinds=(NormPreserving,)))
@@ -220,31 +221,37 @@ def _targets(module: nn.Module, x: Tensor) -> list[tuple[str, nn.Module, Tensor]
 
     Fields multiply by their linear maps and adjoints without calling them; such maps get random inputs.
     """
+    given: dict[str, Tensor] = {}
     seen: dict[str, tuple[nn.Module, Tensor]] = {}
+
+    def keep(path: str, part: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if len(inputs) == 1 and isinstance(inputs[0], Tensor):
+            # A copy: the part, or one behind it, may work in place.
+            given.setdefault(path, inputs[0].detach().clone())
+
+    def remember(path: str, part: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if path in given:
+            seen.setdefault(path, (part, given[path]))
+
     handles = []
-    for name, part in module.named_modules():
+    for path, part in module.named_modules():
         if isinstance(part, Structured) or part is module:
-
-            def remember(
-                part: nn.Module, inputs: tuple[Any, ...], output: Any, name: str = name or type(module).__name__
-            ) -> None:
-                if inputs and isinstance(inputs[0], Tensor) and len(inputs) == 1:
-                    seen.setdefault(name, (part, inputs[0].detach()))
-
-            handles.append(part.register_forward_hook(remember))
+            handles.append(part.register_forward_pre_hook(functools.partial(keep, path)))
+            handles.append(part.register_forward_hook(functools.partial(remember, path)))
     try:
         with torch.no_grad():
-            module(x)
+            module(x.clone())
     finally:
         for handle in handles:
             handle.remove()
     generator = torch.Generator().manual_seed(3)
-    for name, part in module.named_modules():
-        if name and isinstance(part, Structured) and name not in seen and hasattr(part, "adjoint"):
+    for path, part in module.named_modules():
+        if path and isinstance(part, Structured) and path not in seen and hasattr(part, "adjoint"):
             shape = cast(Any, part).in_shape
             sample = torch.randn(len(x), *shape, generator=generator, dtype=x.dtype)
-            seen[name] = part, sample
-    return [(name, part, sample) for name, (part, sample) in seen.items()]
+            seen[path] = part, sample
+    # By paths: a part may have the name of the module's class.
+    return [(path or type(module).__name__, part, sample) for path, (part, sample) in seen.items()]
 
 
 def _check(where: str, module: nn.Module, declared: Property, x: Tensor, search_steps: int) -> Check:
@@ -255,8 +262,14 @@ def _check(where: str, module: nn.Module, declared: Property, x: Tensor, search_
         raise InvalidArgument(
             f"no measurement is known for {declared}; file a function with @dynablocks.properties.measures({kind})."
         )
+    given = x.clone()
     with torch.no_grad():
-        output = module(x)
+        output = module(given)
+    if not torch.equal(given.nan_to_num(), x.nan_to_num()):
+        raise InvalidArgument(
+            f"{where} changes its input in place, so that f(x) cannot be held against x; give it operations that make "
+            "a tensor of their own, such as nn.ReLU() for nn.ReLU(inplace=True)."
+        )
     undefined = ~rows(output).isfinite().all(1)
     if bool(undefined.any()) and not (isinstance(declared, Lipschitz) and math.isinf(declared.constant)):
         value = math.inf if isinstance(declared, Lipschitz) else math.nan

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import torch
 
+from dynablocks.files import is_number
 from dynablocks.reporting import words
 from dynablocks.robustness.curves import Curve
 
@@ -97,8 +98,8 @@ def new_figure(width: float, height: float, watermark: str | None) -> Figure:
 
 
 def _plain(text: str) -> str:
-    """Text in which ``$`` is a dollar, not the start of a formula."""
-    return str(text).replace("$", r"\$")
+    """Text in which ``$`` is a dollar, not the start of a formula, and a byte that is no UTF-8 reads ``\\udce9``."""
+    return str(text).encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
 
 
 @styled
@@ -135,11 +136,11 @@ def robustness_figure(curves: Mapping[str, Curve], *, watermark: str | None = No
     return figure
 
 
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], x: float, gap: float = 6.5) -> None:
+def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], x: float) -> None:
     """The names at the right ends of the lines, moved apart where they would touch."""
-    floor = -math.inf
+    floor, line_height = -math.inf, 6.5  # in percent
     for _, y, name, colour in sorted(ends, key=lambda end: end[1]):
-        floor = max(y, floor + gap, 1.0)
+        floor = max(y, floor + line_height, 1.0)
         text = axes.annotate(_plain(name), (x, floor), xytext=(7, 0), textcoords="offset points", va="center")
         text.set(color=colour, fontweight="bold", annotation_clip=False)
 
@@ -174,7 +175,9 @@ def training_figure(history: Sequence[Mapping[str, Any]], *, watermark: str | No
         drawn = 0
         for colour, dashes, (key, label) in zip(SERIES, ("-", (0, (4, 1.6))), keys, strict=False):
             points = [
-                (line.get("epoch", i + 1), scale * line[key]) for i, line in enumerate(history) if _number(line, key)
+                (line["epoch"] if _number(line, "epoch") else i + 1, scale * line[key])
+                for i, line in enumerate(history)
+                if _number(line, key)
             ]
             if points:
                 x, y = zip(*points, strict=True)
@@ -190,8 +193,8 @@ def training_figure(history: Sequence[Mapping[str, Any]], *, watermark: str | No
 
 
 def _number(line: Mapping[str, Any], key: str) -> bool:
-    value = line.get(key)
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    """Whether a line holds a number that an axis can show: beyond 1e100 its ends may overflow."""
+    return is_number(line.get(key)) and abs(line[key]) < 1e100
 
 
 @styled

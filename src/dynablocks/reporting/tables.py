@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dynablocks.errors import InvalidArgument
+from dynablocks.progress import printable
 from dynablocks.reporting import words
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def summary_table(metrics: Mapping[str, Any]) -> Table:
     from rich.text import Text
 
     about = " on ".join(str(metrics[key]) for key in ("model", "dataset") if metrics.get(key))
-    table = Table(title=Text(about or "result") if about else "result", title_justify="left", show_edge=False)
+    table = Table(title=Text(printable(about)) if about else "result", title_justify="left", show_edge=False)
     counts = [metrics.get(name) for name in ("test_images", "attacked_images")]
     partly = all(counts) and counts[0] != counts[1]
     for heading in ("", "certified", "under attack", *["certified of these"] * partly):

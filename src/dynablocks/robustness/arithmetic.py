@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import platform
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from dynablocks.errors import InvalidArgument
 _FPMATH_VARIABLES = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 _EMULATION_VARIABLES = ("CUBLAS_EMULATE_SINGLE_PRECISION", "CUBLAS_EMULATE_DOUBLE_PRECISION")
 _PRECISION_SWITCHES = (("cuda", "matmul"), ("cudnn", "conv"), ("mkldnn", "matmul"), ("mkldnn", "conv"))
+_WINOGRAD_MACHINES = ("arm", "aarch", "riscv")
 
 
 class NoRoundingBound(InvalidArgument):
@@ -50,7 +52,8 @@ def plain_arithmetic() -> Iterator[None]:
 
     NNPACK (small batches of 3 × 3 convolutions on one CPU thread: Winograd), cuDNN (Winograd, FFT, TF32), products in
     TF32 or bfloat16 and autocast are switched off; oneDNN is asked for its direct algorithm by torch and stays. What an
-    environment variable makes of oneDNN's products is not undone; :func:`rounding_bound` proves nothing then.
+    environment variable makes of oneDNN's products is not undone, nor is Winograd's algorithm where torch has no switch
+    for it (:func:`depthwise_by_winograd`); :func:`rounding_bound` proves nothing then.
 
     Example:
         >>> with plain_arithmetic():
@@ -89,6 +92,19 @@ def full_precision() -> Iterator[None]:
         if before is not None:
             torch.set_float32_matmul_precision(before[0])
             torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def depthwise_by_winograd(pixels: Tensor) -> bool:
+    """Whether torch may take Winograd's algorithm for depthwise 3 × 3 convolutions of these pixels.
+
+    It does on CPUs with ARM or RISC-V vectors, in float32, with stride and dilation 1.
+
+    Example:
+        >>> depthwise_by_winograd(torch.zeros(1, dtype=torch.float64))
+        False
+    """
+    on_cpu = pixels.device.type == "cpu" and pixels.dtype == torch.float32
+    return on_cpu and platform.machine().lower().startswith(_WINOGRAD_MACHINES)
 
 
 def require_strict_environment(pixels: Tensor) -> None:

@@ -294,7 +294,8 @@ def l2_pgd(
         (N, C, H, W) for one radius, (epsilons, N, C, H, W) for several.
 
     Raises:
-        InvalidArgument, BadData: see :class:`AttackConfig` and the data's checks; a model not in float32 or float64.
+        InvalidArgument, BadData: see :class:`AttackConfig` and the data's checks; a model not in float32 or float64, or
+            one without gradients, as for :func:`attack`.
 
     Source:
         Madry et al., ICLR 2018; Rauber et al., Foolbox 3.3, ``L2ProjectedGradientDescentAttack``.
@@ -315,16 +316,20 @@ def l2_pgd(
     pixels, labels = to_pixels(images, device, dtype), labels.to(device)
     count, again = len(pixels), len(config.epsilons)
     with full_precision(), evaluating(model):
-        for part in torch.split(pixels, config.batch_size):
-            check_labels(labels, checked_logits(model, laid_out(model, part)).shape[1])
+        right = _clean_predictions(model, pixels, labels, config.batch_size) == labels.cpu()
         rows = torch.tensor(config.epsilons, dtype=torch.float64, device=device).repeat_interleave(count)
         starts = _starts(pixels, range(count), config, loss, 0, {})
         result = pixels.new_empty(again * count, *pixels.shape[1:])
+        moved = torch.zeros(again * count, dtype=torch.bool, device=device)
         # Rows are attacked each on its own, and the graph of all of them may not fit into memory.
         for chunk in torch.split(torch.arange(again * count, device=device), config.batch_size):
             sample = chunk % count
             clean, begun = laid_out(model, pixels[sample]), None if starts is None else starts[sample]
-            result[chunk] = _ascend(model, clean, labels[sample], rows[chunk], begun, loss, config)
+            result[chunk], moved[chunk] = _ascend(model, clean, labels[sample], rows[chunk], begun, loss, config)
+        attacked = right.repeat(again) & (rows > 0).cpu()
+        if loss != "ce" and bool(attacked.any()) and not bool((attacked & moved.cpu()).any()):
+            some = right.nonzero()[: config.batch_size, 0].to(device)
+            _require_constant(model, pixels[some], config.epsilons[-1])
     shaped = result.reshape(again, *pixels.shape)
     return shaped if several else shaped[0]
 
@@ -347,7 +352,8 @@ def attack(
 
     Raises:
         BadData: images or labels that do not fit the model.
-        InvalidArgument: logits that are not finite or not (N, classes), or a model that is not in float32 or float64.
+        InvalidArgument: logits that are not finite or not (N, classes), or a model that is not in float32 or float64;
+            all gradients of losses but "ce" are 0 or not finite, while the logits change within the largest epsilon.
         DynablocksError: ``partial`` cannot be written.
 
     Source:
@@ -372,11 +378,12 @@ class _Attack:
         self.model, self.images, self.config = model, images, config
         self.device, self.dtype = _attacked_place(model)
         self.labels = labels.cpu()
-        self.clean_predictions = self._clean_predictions()
+        self.clean_predictions = _clean_predictions(model, images, self.labels, config.batch_size)
         wrong = self.clean_predictions != self.labels
         count = len(images)
         self.broken = {name: torch.zeros(count, len(config.epsilons), dtype=torch.bool) for name in config.losses}
         self.norm = torch.where(wrong, 0.0, torch.inf).to(torch.float64)
+        self.attacked, self.moved = (torch.zeros(count, dtype=torch.bool) for _ in range(2))
         kept = min(config.examples, count)
         self.examples = to_pixels(images[:kept], torch.device("cpu"), torch.float32).clone()
         self.example_predictions = self.clean_predictions[:kept].clone()
@@ -384,15 +391,6 @@ class _Attack:
         self.example_losses = [""] * kept
         self._drawn_for = ""
         self._draws: defaultdict[int, dict[int, Tensor]] = defaultdict(dict)
-
-    def _clean_predictions(self) -> Tensor:
-        parts = []
-        for start in range(0, len(self.images), self.config.batch_size):
-            batch = self.images[start : start + self.config.batch_size]
-            logits = checked_logits(self.model, laid_out(self.model, to_pixels(batch, self.device, self.dtype)))
-            check_labels(self.labels, logits.shape[1])
-            parts.append(logits.argmax(dim=1).cpu())
-        return torch.cat(parts)
 
     def run(self, progress: Callable[[float], None] | None, partial: Partial | None) -> AttackResult:
         total = len(self.config.losses) * len(self.config.epsilons) * self.config.restarts
@@ -406,6 +404,7 @@ class _Attack:
                 partial.write(done, self._found())
             if progress is not None:
                 progress(done / total)
+        self._require_gradients()
         return AttackResult(
             self.config,
             self.labels,
@@ -428,11 +427,19 @@ class _Attack:
                 for restart in range(self.config.restarts):
                     yield loss, index, restart
 
+    def _require_gradients(self) -> None:
+        """Refuse a model of which no loss but "ce", which saturates, had a gradient at an image that was right."""
+        if bool(self.attacked.any()) and not bool(self.moved.any()):
+            some = self.attacked.nonzero()[: self.config.batch_size, 0].to(self.images.device)
+            _require_constant(self.model, self.images[some], self.config.epsilons[-1])
+
     def _found(self) -> dict[str, Tensor]:
         """All that a round changes."""
         makers = [self.config.losses.index(loss) if loss else -1 for loss in self.example_losses]
         found = {
             "norm": self.norm,
+            "attacked": self.attacked,
+            "moved": self.moved,
             "examples": self.examples,
             "example_predictions": self.example_predictions,
             "example_norms": self.example_norms,
@@ -446,6 +453,7 @@ class _Attack:
         if done:
             self.broken = {loss: found[f"broken.{loss}"] for loss in self.config.losses}
             self.norm, self.examples = found["norm"], found["examples"]
+            self.attacked, self.moved = found["attacked"], found["moved"]
             self.example_predictions, self.example_norms = found["example_predictions"], found["example_norms"]
             self.example_losses = [self.config.losses[i] if i >= 0 else "" for i in found["example_losses"].tolist()]
         return done
@@ -478,10 +486,15 @@ class _Attack:
         radii = torch.full((len(chunk),), self.config.epsilons[index], dtype=torch.float64, device=self.device)
         drawn = self._draws_of(loss, restart)
         starts = _starts(pixels, chunk.tolist(), self.config, loss, restart, drawn)
-        adversarial = _ascend(self.model, pixels, self.labels[chunk].to(self.device), radii, starts, loss, self.config)
+        labels = self.labels[chunk]
+        adversarial, moved = _ascend(self.model, pixels, labels.to(self.device), radii, starts, loss, self.config)
         predictions = checked_logits(self.model, adversarial).argmax(dim=1).cpu()
         norms = _norms(adversarial, pixels).cpu()
-        broken = predictions != self.labels[chunk]
+        broken = predictions != labels
+        if loss != "ce":
+            right = self.clean_predictions[chunk] == labels
+            self.attacked[chunk] |= right
+            self.moved[chunk] |= right & moved.cpu()
         self.broken[loss][chunk, index] |= broken
         shorter = broken & (norms < self.norm[chunk])
         self.norm[chunk[shorter]] = norms[shorter]
@@ -493,6 +506,41 @@ class _Attack:
                 self.example_predictions[sample] = predictions[place]
                 self.example_norms[sample] = norms[place]
                 self.example_losses[sample] = loss
+
+
+def _clean_predictions(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> Int[Tensor, " n"]:
+    parts = []
+    for batch in torch.split(images, batch_size):
+        logits = checked_logits(model, laid_out(model, to_pixels(batch, *model_place(model))))
+        check_labels(labels, logits.shape[1])
+        parts.append(logits.argmax(dim=1).cpu())
+    return torch.cat(parts)
+
+
+def _require_constant(model: nn.Module, images: Tensor, radius: float) -> None:
+    """Refuse a model without gradients, unless its logits stay as they are.
+
+    All entries, then a quarter of them, a sixteenth, and so on to one, are moved, by the radius together: a step that
+    rounds the pixels undoes what is spread over many.
+
+    Raises:
+        InvalidArgument: they change.
+    """
+    pixels = to_pixels(images, *model_place(model))
+    logits, count = checked_logits(model, laid_out(model, pixels)), pixels[0].numel()
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0), device="cpu").to(pixels.device)
+    while count:
+        move = torch.zeros(len(order), dtype=pixels.dtype, device=pixels.device)
+        move[order[:count]] = radius / count**0.5
+        move = move.reshape(pixels.shape[1:])
+        nearby = torch.where(pixels < 0.5, pixels + move, pixels - move).clamp(0, 1)
+        if not torch.equal(checked_logits(model, laid_out(model, nearby)), logits):
+            raise InvalidArgument(
+                f"all gradients of {type(model).__name__} are 0 or not finite, but its logits change within epsilon "
+                f"{radius:g}, so that no step moves and the robust accuracy would be overstated; leave out what has no "
+                "gradient, such as a rounding of the pixels, or give it one (straight-through)."
+            )
+        count = max(1, count // 4) if count > 1 else 0
 
 
 def _attacked_place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -529,16 +577,17 @@ def _ascend(
     starts: Tensor | None,
     loss: str,
     config: AttackConfig,
-) -> Tensor:
+) -> tuple[Tensor, Bool[Tensor, " rows"]]:
     """PGD of one row an (image, float64 radius) pair; ``starts`` are points of the unit ball, one a row.
 
-    The radii stay float64: 0.1 in float32 is larger than 0.1.
+    The radii stay float64: 0.1 in float32 is larger than 0.1. Beside the images: which rows had a gradient.
     """
     objective, step_size = LOSSES.get_known(loss), config.step_size_of(loss)
     radius = radii.to(clean.dtype)[:, None, None, None]
     x = clean
     if starts is not None:
         x = (clean + radius * starts).clamp(0, 1)
+    moved = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
     for _ in range(config.steps):
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
@@ -549,10 +598,12 @@ def _ascend(
             )
         (gradient,) = torch.autograd.grad(value, x)
         with torch.no_grad():
-            x = x + step_size * radius * foolbox_direction(gradient, exact=loss != "ce")
+            direction = foolbox_direction(gradient, exact=loss != "ce")
+            moved |= direction.abs().amax(dim=(1, 2, 3)) > 0
+            x = x + step_size * radius * direction
             delta = x - clean
             x = (clean + projected(delta, radius, foolbox_norms(delta))).clamp(0, 1)
-    return _shrunk(x.detach(), clean, radii)
+    return _shrunk(x.detach(), clean, radii), moved
 
 
 def _norms(x: Tensor, clean: Tensor) -> Float[Tensor, " rows"]:

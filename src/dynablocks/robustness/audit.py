@@ -28,9 +28,10 @@ from dynablocks.linear.convolution import Conv
 from dynablocks.models import Network
 from dynablocks.norms import Channelwise, Whitening
 from dynablocks.progress import progress_bar, track
+from dynablocks.properties.own_code import CALLING
 from dynablocks.robustness.arithmetic import plain_arithmetic, unit_roundoff
 from dynablocks.robustness.artefact import ledger, normalisation
-from dynablocks.robustness.certificates import ARITHMETICS, certify
+from dynablocks.robustness.certificates import ARITHMETICS, CertificateResult, certify
 from dynablocks.robustness.evaluation import checked_logits, evaluating, to_pixels
 from dynablocks.robustness.own_code import PRODUCTS, has_own
 
@@ -44,6 +45,8 @@ _DENSE_SIDE, _DENSE_WORK = 2048, 3e8
 """A matrix is decomposed as it is up to this side and number of products: where the library does, too."""
 _TOLERANCES = {"float64": 1e-9, "float32": 2e-6}
 """By how much bounds may differ relatively: weights that are functions of others end differently on other machines."""
+_LEAST_MEASURED = 64.0
+"""What a measured error of a logit is at least, in roundings of the largest."""
 _INSIDE = 1 - 1e-6
 _LOSSES = ("margin", "cross-entropy", "ratio")
 
@@ -84,8 +87,8 @@ def singular_range(linear: LinearMap, scales: np.ndarray[Any, Any] | None = None
     before = 0 if circular else min(max(linear.zeros, reach - linear.zeros), reach)
     grid = [-(-(n + before) // linear.stride) * linear.stride for n in (height, width)]
     ranges = [_symbol_range(group, linear, grid[0], grid[1]) for group in groups]
-    # With full padding an image continued by zeros has nothing but the padded grid's own frequencies to be seen at.
-    whole = circular or (linear.stride == 1 and linear.zeros >= reach)
+    # With full padding each window on the padded grid, of whatever stride, is one of the map or sees zeros alone.
+    whole = circular or linear.zeros >= reach
     return max(r[0] for r in ranges), min(r[1] for r in ranges) if whole else 0.0
 
 
@@ -184,7 +187,7 @@ def _step_bound(method: Any, field: nn.Module, h: float) -> float:
 
 
 def _layer_bound(module: nn.Module) -> float:
-    _refuse_own_code(module, "forward")
+    _refuse_own_code(module, "forward", *CALLING)
     if isinstance(module, nn.Sequential):
         return math.prod(_layer_bound(part) for part in module._modules.values() if part is not None)
     if isinstance(module, DynamicalBlock):
@@ -360,9 +363,7 @@ def _check_radii(content: dict[str, Any], network: Network, images: Tensor, labe
     for number in (len(stated), content["data"].get("images")):
         if number != len(images):
             raise AuditFailed(f"the certificate lists {number} images but the data set has {len(images)}.")
-    starts = range(0, len(images), _BATCH)
-    batches = (images[start : start + _BATCH] for start in track(starts, "classifying the images", len(starts)))
-    logits = torch.cat([checked_logits(network, _pixels(batch, network)).cpu() for batch in batches])
+    logits = _logits(network, images)
     found = _radii(logits, network.head.weight, lipschitz)
     predictions, moved = logits.argmax(dim=1).tolist(), 0
     tolerance = 1e-6 if content["arithmetic"]["format"] == "float64" else 1e-4
@@ -390,6 +391,12 @@ def _check_radii(content: dict[str, Any], network: Network, images: Tensor, labe
     return f"radii: {len(stated)} labels and predictions agree{ties}, no radius exceeds what its margin allows"
 
 
+def _logits(network: Network, images: Tensor) -> Float[Tensor, "n classes"]:
+    starts = range(0, len(images), _BATCH)
+    batches = (images[start : start + _BATCH] for start in track(starts, "classifying the images", len(starts)))
+    return torch.cat([checked_logits(network, _pixels(batch, network)).cpu() for batch in batches])
+
+
 def _near_tie(logits: Tensor, prediction: Any) -> bool:
     """Whether another machine may round the logits so that this class wins."""
     if not isinstance(prediction, int) or not 0 <= prediction < len(logits):
@@ -414,19 +421,33 @@ def _check_again(content: dict[str, Any], network: Network, images: Tensor, labe
             f"image {first} is certified at radius {float(stated[first]):.9g}; recomputed from the weights: "
             f"{float(again.radii[first]):.9g} ({len(wrong)} of {len(stated)} images differ)."
         )
-    facts = content["arithmetic"]
-    if facts.get("rounding") != ("proved" if again.proved else "measured"):
-        raise AuditFailed("the certificate calls its rounding bound proved or measured wrongly; certify again.")
-    unit = unit_roundoff(ARITHMETICS[arithmetic])
-    for name, value, slack in (("largest_logit_error", again.logit_error, 1e-2), ("unit_roundoff", unit, 0.0)):
-        said = math.inf if facts.get(name) is None else facts[name]
-        if not isinstance(said, float) or not math.isclose(said, value, rel_tol=slack):
-            raise AuditFailed(f"the certificate states {name} {said!r}; made again: {value:.9g}.")
+    _check_arithmetic(content["arithmetic"], again, network, images)
     gap = float((stated - again.radii).abs().max())
     kind = "proved" if again.proved else "measured"
     return (
         f"radii: the same when made again in {arithmetic} with a {kind} rounding bound (largest difference {gap:.1e})"
     )
+
+
+def _check_arithmetic(facts: dict[str, Any], again: CertificateResult, network: Network, images: Tensor) -> None:
+    """The rounding that is stated, as it was made again.
+
+    A measured error ends otherwise on another machine; then it is held against the least that is taken for one. The
+    radii have been compared with those made again.
+    """
+    if facts.get("rounding") != ("proved" if again.proved else "measured"):
+        raise AuditFailed("the certificate calls its rounding bound proved or measured wrongly; certify again.")
+    unit = unit_roundoff(ARITHMETICS[again.arithmetic])
+    for name, value, slack in (("largest_logit_error", again.logit_error, 1e-2), ("unit_roundoff", unit, 0.0)):
+        said = math.inf if facts.get(name) is None else facts[name]
+        if isinstance(said, float) and math.isclose(said, value, rel_tol=slack):
+            continue
+        if name == "unit_roundoff" or again.proved or not isinstance(said, float) or not math.isfinite(said):
+            raise AuditFailed(f"the certificate states {name} {said!r}; made again: {value:.9g}.")
+        with plain_arithmetic(), evaluating(network):
+            least = _LEAST_MEASURED * unit * float(_logits(network, images).abs().max())
+        if not said >= least * (1 - slack):
+            raise AuditFailed(f"the certificate states {name} {said!r}; measured, it is at least {least:.9g}.")
 
 
 def _pixels(images: Tensor, network: Network) -> Tensor:

@@ -17,8 +17,9 @@ those measured: each step bounds all numbers that it computes, the partial sums 
 is no proof.
 
 Assumed: IEEE arithmetic rounded to nearest; convolutions that are sums of products (Winograd and FFT convolutions are
-not, and TF32 is another format: :func:`dynablocks.robustness.arithmetic.plain_arithmetic` switches them off); ``exp``
-accurate to two units in the last place; what the bounds of norms assume (:mod:`dynablocks.numerics.rounding`).
+not, and TF32 is another format: :func:`dynablocks.robustness.arithmetic.plain_arithmetic` switches them off, and where
+torch has no switch nothing is proved); ``exp`` accurate to two units in the last place; what the bounds of norms assume
+(:mod:`dynablocks.numerics.rounding`).
 
 Source:
     N. J. Higham, Accuracy and Stability of Numerical Algorithms (2002), sections 2.2, 3.1 and 3.5.
@@ -47,9 +48,15 @@ from dynablocks.models import Network
 from dynablocks.norms import Channelwise, Whitening
 from dynablocks.numerics.bounds import linear_norm_bounds
 from dynablocks.properties import EUCLIDEAN, Lipschitz, Metric, declare
-from dynablocks.properties.own_code import foreign
+from dynablocks.properties.own_code import CALLING, foreign
 from dynablocks.properties.structure import _pair
-from dynablocks.robustness.arithmetic import NoRoundingBound, gamma, require_strict_environment, unit_roundoff
+from dynablocks.robustness.arithmetic import (
+    NoRoundingBound,
+    depthwise_by_winograd,
+    gamma,
+    require_strict_environment,
+    unit_roundoff,
+)
 from dynablocks.robustness.own_code import PRODUCTS, has_own
 
 if TYPE_CHECKING:
@@ -160,6 +167,7 @@ class _Arithmetic:
         self.format, self.most = str(pixels.dtype).removeprefix("torch."), torch.finfo(pixels.dtype).max
         # Two more products with each map are worth it only where the bound is not negligible anyway.
         self.worth_measuring = self.unit > 2.0**-40
+        self.depthwise_by_winograd = depthwise_by_winograd(pixels)
 
     def gamma(self, count: int) -> float:
         return gamma(count, self.unit)
@@ -191,6 +199,11 @@ class _Arithmetic:
         if not isinstance(linear, (Dense, Conv, ChannelMix)):
             raise NoRoundingBound(f"how the linear map {type(linear).__name__} computes is not known.")
         _refuse_own_code(linear, *PRODUCTS[1:] if isinstance(linear, Head) else PRODUCTS)
+        if self.depthwise_by_winograd and isinstance(linear, Conv) and _is_depthwise(linear):
+            raise NoRoundingBound(
+                "torch computes depthwise 3 × 3 convolutions in float32 by Winograd's algorithm on this processor, and "
+                "the rounding of that has no proved bound; certify in float64."
+            )
         plain = _absolute_norm(linear)
         norm, absolute = scale * linear.norm_bounds().upper, scale * plain
         length, entries = _inner_length(linear, adjoint), math.prod(linear.in_shape if adjoint else linear.out_shape)
@@ -221,6 +234,12 @@ def _compute_absolute_norm(linear: LinearMap) -> float:
         groups = getattr(linear, "groups", 1)
         return max(linear_norm_bounds(block).upper for block in weight.chunk(groups))
     return linear_norm_bounds(weight).upper
+
+
+def _is_depthwise(conv: Conv) -> bool:
+    """Whether A, or Aᵀ, which may be computed as a convolution too, has one input channel a group, and 3 × 3 pixels."""
+    outputs, inputs, *kernel = conv.weight.shape
+    return kernel == [3, 3] and conv.stride == conv.dilation == 1 and 1 in (inputs, outputs // conv.groups)
 
 
 def _inner_length(linear: LinearMap, adjoint: bool) -> int:
@@ -557,7 +576,7 @@ class _Chain:
     def pass_through(self, module: nn.Module, arithmetic: _Arithmetic) -> None:
         """Take the steps of a module, part after part: what a layer does depends on how many pixels reach it."""
         if isinstance(module, nn.Sequential):
-            _refuse_own_code(module, "forward")
+            _refuse_own_code(module, "forward", *CALLING)
             for part in module._modules.values():
                 if part is not None:
                     self.pass_through(part, arithmetic)

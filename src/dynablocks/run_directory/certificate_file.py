@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from dynablocks.config import DataConfig
 from dynablocks.data import DataSplits, load_data
-from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument
+from dynablocks.errors import BadCheckpoint, BadData, DynablocksError, InvalidArgument
 from dynablocks.files import expanded, read_json, require_writable, resolved, sha256, write_json
 from dynablocks.models import Network
-from dynablocks.robustness.artefact import artefact, checked_artefact
+from dynablocks.progress import show
+from dynablocks.robustness.artefact import FORMAT, artefact, checked_artefact
 from dynablocks.robustness.audit import AuditFailed, audit
 from dynablocks.run_directory.network import (
     build_described,
@@ -34,7 +34,8 @@ from dynablocks.run_directory.network import (
 from dynablocks.run_directory.pipeline import certify_run
 from dynablocks.run_files import CHECKPOINT, PREVIOUS_CHECKPOINT, RUN_FILES, WEIGHTS
 from dynablocks.switching import set_progress
-from dynablocks.training import find_checkpoint, load_weights, read_config
+from dynablocks.training import find_checkpoint, load_weights
+from dynablocks.training.checkpoint import read_settings
 
 
 def write_certificate(
@@ -50,14 +51,20 @@ def write_certificate(
 
     Returns:
         What the file holds.
+
+    Raises:
+        InvalidArgument: ``path`` is a folder, a file of the run, or one that is there and holds no certificate.
     """
     directory, path = expanded(directory), expanded(path)
     whole, run_folder = resolved(path), resolved(directory)
     if whole.is_dir():
         raise InvalidArgument(f"--json {path} is a folder; name a file in it, such as {path / 'audited.json'}.")
-    of_run = whole.parent == run_folder and whole.name in RUN_FILES
+    # Whatever the case of its letters: there are file systems on which Metrics.json is metrics.json.
+    of_run = whole.parent == run_folder and whole.name.lower() in RUN_FILES
     if of_run or {run_folder / CHECKPOINT, run_folder / PREVIOUS_CHECKPOINT} & set(whole.parents):
         raise InvalidArgument(f"{path} is the run's own file; give --json another name, such as audited.json.")
+    if whole.exists() and not _holds_certificate(whole):
+        raise InvalidArgument(f"--json {path} is there and holds no certificate; give another name, or move it away.")
     require_writable(whole.parent)
     weights = weights_hash(directory)
     result = certify_run(directory, data, arithmetic=arithmetic)
@@ -80,6 +87,17 @@ def write_certificate(
     return content
 
 
+def _holds_certificate(path: Path) -> bool:
+    """Whether what is at ``path`` is a certificate, which another one may replace."""
+    if not path.is_file():
+        return False
+    try:
+        content = read_json(path)
+    except DynablocksError:
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
 def _way(folder: Path, start: Path) -> str:
     """The way to a folder, so that both may move together; its whole name where there is none, as between drives."""
     try:
@@ -95,7 +113,7 @@ def audit_certificate(
     data: DataConfig | None = None,
     samples: int = 64,
     steps: int = 40,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = show,
 ) -> None:
     """Check a certificate file against the run's weights and data; ``say`` gets one sentence a check.
 
@@ -134,11 +152,11 @@ def _settings(checkpoint: Path) -> dict[str, dict[str, Any]]:
         BadData: that cannot be read.
     """
     try:
-        stored = json.loads(json.dumps(yaml.safe_load(read_config(checkpoint))))
+        stored = json.loads(json.dumps(read_settings(checkpoint)))
         return {name: dict(stored[name]) for name in ("model", "data")}
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (DynablocksError, KeyError, TypeError, ValueError) as error:
         raise BadData(
-            f"the settings in {checkpoint} cannot be read ({type(error).__name__}); say where "
+            f"the settings in {checkpoint} cannot be read ({type(error.__cause__ or error).__name__}); say where "
             "an undamaged copy of the run is with --run DIR."
         ) from error
 

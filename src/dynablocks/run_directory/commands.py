@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynablocks.arguments import expand, make_parser, names_model, preset_model_data, say
 from dynablocks.errors import InvalidArgument, require_choice
+from dynablocks.progress import show
 from dynablocks.run_files import CONFIG, METRICS
 
 if TYPE_CHECKING:
@@ -51,14 +52,17 @@ def _parse_run(command: str, summary: str, arguments: Sequence[str]) -> tuple[Ru
 
 
 def _show(metrics: dict[str, Any]) -> None:
-    from dynablocks.progress import output_console
+    from rich.text import Text
+
+    from dynablocks.progress import output_console, printable
     from dynablocks.reporting import summary_table
 
     table = summary_table(metrics)
     measured = ", rounding measured" if metrics.get("rounding") == "measured" else ""
     arithmetic = f" of the network in {metrics['arithmetic']}" if metrics.get("arithmetic") else ""
     if measured or arithmetic:
-        table.caption = f"certified{measured}{',' if measured and arithmetic else ''}{arithmetic}"
+        caption = f"certified{measured}{',' if measured and arithmetic else ''}{arithmetic}"
+        table.caption = Text(printable(caption), style="table.caption")
         table.caption_justify = "left"
     output_console(100).print(table)
 
@@ -69,7 +73,7 @@ def _dry_run(config: RunConfig, out: Path, *, overwrite: bool) -> int:
     facts = estimate(config, out, overwrite=overwrite)
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:<{width}}  {value}")
+        show(f"{name:<{width}}  {value}")
     return 0
 
 
@@ -154,7 +158,7 @@ def _describe(
     config = with_data(load_config(directory), _moved(options))
     training_facts(directory)
     cached = ", ".join(cached_results(directory, load_splits(config), attack, arithmetic))
-    print(f"would {what} {config.model.name} on {config.data.name} in {directory}; cached: {cached}")
+    show(f"would {what} {config.model.name} on {config.data.name} in {directory}; cached: {cached}")
     return 0
 
 

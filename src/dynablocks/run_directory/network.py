@@ -20,8 +20,8 @@ from dynablocks.registry import Registry
 from dynablocks.run_directory.source import is_hashed
 from dynablocks.run_files import CONFIG, TRAINING, WEIGHTS
 from dynablocks.switching import REGIONS, set_progress
-from dynablocks.training import find_checkpoint, load_weights, read_config
-from dynablocks.training.checkpoint import read_state
+from dynablocks.training import find_checkpoint, load_weights
+from dynablocks.training.checkpoint import bad_settings, read_settings, read_state
 
 PIXEL_STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
@@ -98,17 +98,13 @@ def stored_description(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint says of its network, as :func:`build_for` described it; empty where it says nothing.
 
     Raises:
-        BadCheckpoint: its settings are no YAML of groups.
+        BadCheckpoint: its settings are no YAML of groups, or one with aliases.
+        DynablocksError: they cannot be read, and may be whole.
     """
-    import yaml
-
     try:
-        return dict(yaml.safe_load(read_config(checkpoint)).get("model", {}))
-    except (TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
-        raise BadCheckpoint(
-            f"the settings in {checkpoint / CONFIG} cannot be read ({type(error).__name__}); train again with "
-            "--overwrite."
-        ) from error
+        return dict(read_settings(checkpoint).get("model", {}))
+    except (TypeError, ValueError) as error:
+        raise bad_settings(checkpoint / CONFIG, error) from error
 
 
 def require_names(config: Mapping[str, Any], where: str) -> None:

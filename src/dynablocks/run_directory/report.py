@@ -142,6 +142,6 @@ def _examples(
 def _history(directory: Path) -> list[dict[str, Any]]:
     path, entries = directory / HISTORY, []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             entries.append(json.loads(line))
     return [entry for entry in entries if isinstance(entry, dict)]

@@ -8,11 +8,13 @@ from typing import Any
 from dynablocks.config import RunConfig
 from dynablocks.data import DataSplits
 from dynablocks.errors import BadCheckpoint, InvalidArgument
-from dynablocks.files import expanded, resolved
+from dynablocks.files import expanded, is_number, resolved
 from dynablocks.models import Network
 from dynablocks.progress import tell
 from dynablocks.run_directory.network import build_for, load, require_checkpoint, stored_description, weights_hash
-from dynablocks.training import find_checkpoint, read_config
+from dynablocks.run_files import CONFIG
+from dynablocks.training import find_checkpoint
+from dynablocks.training.checkpoint import bad_settings, read_settings
 
 
 def starting_network(
@@ -77,13 +79,22 @@ def take_body(network: Network, directory: Path) -> None:
 
 
 def seen_by(directory: Path) -> list[dict[str, Any]]:
-    """What the weights of a run were trained on, over all its warm starts: copy, images, seed; latest last."""
-    import yaml
+    """What the weights of a run were trained on, over all its warm starts: copy, images, seed; latest last.
 
-    stored = yaml.safe_load(read_config(require_checkpoint(directory)))
-    data, earlier = stored["data"], stored["model"].get("seen", [])
-    own = {name: data[name] for name in ("fingerprint", "train_images")} | {"seed": stored["training"]["seed"]}
-    return [*earlier, own]
+    Raises:
+        BadCheckpoint: its checkpoint does not say.
+    """
+    checkpoint = require_checkpoint(directory)
+    stored = read_settings(checkpoint)
+    try:
+        data, earlier = stored["data"], stored["model"].get("seen", [])
+        own = {name: data[name] for name in ("fingerprint", "train_images")} | {"seed": stored["training"]["seed"]}
+        seen = [*earlier, own]
+        if not all(is_number(entry["train_images"]) and {"fingerprint", "seed"} <= entry.keys() for entry in seen):
+            raise ValueError("it is not said of which images an entry is")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise bad_settings(checkpoint / CONFIG, error) from error
+    return seen
 
 
 def require_unseen(directory: Path, seed: int, splits: DataSplits) -> None:

@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from dynablocks.errors import InvalidArgument, NotConverged
 from dynablocks.fields import VectorField
 from dynablocks.fields.base import require_field
 from dynablocks.linear import LinearMap, frozen_weights
-from dynablocks.properties import declare, explain, verify
+from dynablocks.properties import VolumePreserving, declare, explain, verify
 from dynablocks.properties.jacobians import DENSE_LIMIT, jacobians, largest_finite, with_gradients
 from dynablocks.registry import Registry
 from dynablocks.seeding import seeded
@@ -36,6 +37,12 @@ FIELD_ENTRIES = 128
 FIELD_STATES = 8
 """At so many states of its sample at most, of which every two are compared."""
 
+LOG_DETERMINANTS = ("log_determinant", "with_log_determinant")
+"""The methods of a module that give log |det J|."""
+
+MOST_STRETCH = 1e6
+"""The largest condition number of a Jacobian that rounding of its determinant is granted."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -48,6 +55,11 @@ class Case:
     def clone(self) -> nn.Module:
         """A copy that has never been called."""
         return copy.deepcopy(self.pristine)
+
+    @cached_property
+    def trained(self) -> nn.Module:
+        """A copy after :data:`TRAINING_STEPS` steps, the one that all checks share."""
+        return _trained(self.clone(), self.sample)
 
     def close(self, one: Tensor, other: Tensor) -> bool:
         """Equal up to rounding: eps × entries × largest magnitude, with a factor of 64."""
@@ -129,10 +141,10 @@ def check_field(field: VectorField, sample: Tensor | None = None, *, seed: int =
     The field must have the shape of its states, be what a module is to be (as in :func:`check_block`), and tell the
     truth: each fact of :meth:`~dynablocks.fields.VectorField.facts` and of its standing facts is measured in float64,
     against X and its dense Jacobians at random states, at a tenth and at ten times of these: at the start, after 25 SGD
-    steps, and under hostile parameters. At the start ``potential``, ``energy``, ``structure``, ``terms``, the Euler
-    constants, the flow (of one time for all states and of one each), its gradient in time, its constants and its
-    log-determinant are held against X as well, where the field has them. All of it is measured of the terms of a sum,
-    too: a splitting knows the field by these.
+    steps, and under hostile parameters. At the start and after the steps ``potential``, ``energy``, ``structure``,
+    ``terms``, the Euler constants, the flow (of one time for all states and of one each), its gradient in time, its
+    constants and its log-determinant are held against X as well, where the field has them. All of it is measured of the
+    terms of a sum, too: a splitting knows the field by these.
 
     It can refute a fact, not prove it: a constant that is true where it was measured may be too small elsewhere.
 
@@ -223,6 +235,16 @@ def _shape(case: Case) -> Iterator[str]:
     yield from wrong_shapes(_field(case.block))
 
 
+@check("input untouched", *BOTH)
+def _input_untouched(case: Case) -> Iterator[str]:
+    """Before the other checks: where a map works in place, they compare its output with itself."""
+    given = case.sample.clone()
+    with torch.no_grad():
+        case.block(given)
+    if not torch.equal(given, case.sample):
+        yield "forward changes its input in place"
+
+
 @check("batch invariance", *BOTH)
 def _batch_invariance(case: Case) -> Iterator[str]:
     with torch.no_grad():
@@ -260,22 +282,31 @@ def _determinism(case: Case) -> Iterator[str]:
             yield "two calls on one input differ"
 
 
-@check("input untouched", *BOTH)
-def _input_untouched(case: Case) -> Iterator[str]:
-    given = case.sample.clone()
-    with torch.no_grad():
-        case.block(given)
-    if not torch.equal(given, case.sample):
-        yield "forward changes its input in place"
-
-
 @check("train and eval", *BOTH)
 def _modes(case: Case) -> Iterator[str]:
+    """Where both modes give one output, what is said of it is one thing: other checks read it in eval mode alone."""
     block = case.clone()
     with torch.no_grad():
-        evaluated = block.eval()(case.sample)
-        if not case.close(evaluated, block.train()(case.sample)):
-            yield "train and eval mode give different outputs"
+        evaluated, said = block.eval()(case.sample), _said(block)
+        alike = case.close(evaluated, block.train()(case.sample))
+        also = _said(block)
+    if not alike:
+        yield "train and eval mode give different outputs"
+    elif also != said:
+        yield f"train and eval mode give one output, of which they say {also} and {said}"
+
+
+def _said(module: nn.Module) -> str:
+    """What a module declares, or a field says of itself; constants to nine digits, which rounding leaves alone."""
+    if isinstance(module, VectorField):
+        return ", ".join(f"{name}={_digits(fact)}" for name, fact in vars(module.facts()).items())
+    return repr(declare(module).properties)
+
+
+def _digits(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_digits, value))})"
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
 @check("frozen weights", *BOTH)
@@ -302,7 +333,7 @@ def _shift_parameters(block: nn.Module) -> None:
 def _state(case: Case) -> Iterator[str]:
     from safetensors.torch import load, save
 
-    fresh, trained = case.clone(), _trained(case)
+    fresh, trained = case.clone(), case.trained
     with torch.no_grad():
         fresh(case.sample)
         expected = trained(case.sample)
@@ -383,22 +414,47 @@ def _gradient_flow(case: Case) -> Iterator[str]:
 
 @check("log-determinant")
 def _log_determinant(case: Case) -> Iterator[str]:
-    method = getattr(case.block, "log_determinant", None)
-    if method is None:
+    """At the start, and after training: at the start biases and logarithms of scales may be 0."""
+    if any(callable(getattr(case.block, method, None)) for method in LOG_DETERMINANTS):
+        wrong = list(_wrong_log_determinants(case.block, case))
+        yield from wrong or (f"after training, {told}" for told in _wrong_log_determinants(case.trained, case))
+
+
+def _wrong_log_determinants(block: nn.Module, case: Case) -> Iterator[str]:
+    """A sentence for each of the two methods that contradicts the map; one may refuse."""
+    alone, beside = (getattr(block, method, None) for method in LOG_DETERMINANTS)
+    given: dict[str, Tensor] = {}
+    image = output = case.sample
+    with torch.no_grad(), contextlib.suppress(InvalidArgument):
+        if callable(alone):
+            given["log_determinant"] = alone(case.sample)
+    with torch.no_grad(), contextlib.suppress(InvalidArgument):
+        if callable(beside):
+            image, given["with_log_determinant"] = beside(case.sample)
+            output = block(case.sample)
+    if not given:
         return
-    try:
-        with torch.no_grad():
-            given = method(case.sample)
-    except InvalidArgument:
-        return
-    _, expected = torch.linalg.slogdet(jacobians(case.block, case.sample))
-    tolerance = 64 * EPSILON * case.sample[0].numel() ** 2 * max(1.0, largest_finite(expected))
-    # −∞ beside −∞, of a singular Jacobian, is equal too.
-    agrees = given.shape == expected.shape and bool(
-        (((given - expected).abs() <= tolerance) | (given == expected)).all()
-    )
-    if not agrees:
-        yield f"log_determinant gives {given.tolist()}, the dense Jacobian {expected.tolist()}"
+    if not case.close(image, output):
+        yield "with_log_determinant gives another image than forward"
+    dense = jacobians(block, case.sample)
+    _, expected = torch.linalg.slogdet(dense)
+    tolerance = _rounding_of_volumes(block, dense) * max(1.0, largest_finite(expected))
+    for method, found in given.items():
+        # −∞ beside −∞, of a singular Jacobian, is equal too.
+        agrees = found.shape == expected.shape and bool(
+            (((found - expected).abs() <= tolerance) | (found == expected)).all()
+        )
+        if not agrees:
+            yield f"{method} gives {found.tolist()}, the dense Jacobian {expected.tolist()}"
+
+
+def _rounding_of_volumes(block: nn.Module, dense: Tensor) -> float:
+    """What rounding, and an equation that is solved, may do to log |det J|: the condition number of J multiplies it."""
+    values = torch.linalg.svdvals(dense.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
+    condition = (values[:, 0] / values[:, -1]).nan_to_num(nan=1.0, posinf=MOST_STRETCH).max().clamp(1.0, MOST_STRETCH)
+    solved = declare(block).properties.of(VolumePreserving)
+    slack = 64 * EPSILON * dense.shape[-1] ** 2 + (0.0 if solved is None else solved.tolerance)
+    return float(condition) * slack
 
 
 @check("explain")
@@ -417,7 +473,7 @@ def _properties(case: Case) -> Iterator[str]:
 
 @check("properties after training")
 def _properties_after_training(case: Case) -> Iterator[str]:
-    yield from _violations(_trained(case), case.sample, deep=True)
+    yield from _violations(case.trained, case.sample, deep=True)
 
 
 @check("properties under hostile parameters")
@@ -463,7 +519,7 @@ def _facts(case: Case) -> Iterator[str]:
 
 @check("facts after training", FIELD_CHECKS)
 def _facts_after_training(case: Case) -> Iterator[str]:
-    yield from false_facts(_field(_trained(case)), _scaled(case.sample))
+    yield from false_facts(_field(case.trained), _scaled(case.sample))
 
 
 @check("facts under hostile parameters", FIELD_CHECKS)
@@ -473,7 +529,10 @@ def _facts_under_hostile_parameters(case: Case) -> Iterator[str]:
 
 @check("methods", FIELD_CHECKS)
 def _methods(case: Case) -> Iterator[str]:
-    yield from false_methods(_field(case.block), _scaled(case.sample))
+    """At the start, and after training: at the start biases may be 0."""
+    states = _scaled(case.sample)
+    wrong = list(false_methods(_field(case.block), states))
+    yield from wrong or (f"after training, {told}" for told in false_methods(_field(case.trained), states))
 
 
 def _scaled(x: Tensor) -> Tensor:
@@ -520,20 +579,20 @@ def _violations(block: nn.Module, sample: Tensor, *, deep: bool = False, search_
     return (str(result) for result in held if not result.passed)
 
 
-def _trained(case: Case) -> nn.Module:
-    """A copy after 25 SGD steps on a regression to random targets of twice the output's size."""
-    block = case.clone().train()
+def _trained(block: nn.Module, sample: Tensor) -> nn.Module:
+    """The module itself after 25 SGD steps on a regression to random targets of twice the output's size."""
+    block.train()
     parameters = [p for p in block.parameters() if p.requires_grad]
     if not parameters:
         return block.eval()
     optimiser = torch.optim.SGD(parameters, lr=0.1)
     handle = keep_constraints(block, optimiser)
     with torch.no_grad():
-        output = block(case.sample)
+        output = block(sample)
         target = 2 * output + torch.randn_like(output)
     for _ in range(TRAINING_STEPS):
         optimiser.zero_grad()
-        loss = (block(case.sample) - target).square().mean()
+        loss = (block(sample) - target).square().mean()
         if loss.requires_grad:
             loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -125,6 +125,37 @@ class _ChangesInput(HealthyBlock):
         return output
 
 
+class _WorksInPlace(HealthyBlock):
+    """What it was given once is nonnegative, and changes no more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.relu_())
+
+
+class _SilentInTraining(HealthyBlock):
+    """It declares nothing while it is trained."""
+
+    def declare(self) -> Declaration:
+        return Declaration.of(reason="only evaluation is spoken of") if self.training else super().declare()
+
+
+class _LogDeterminantOfTheStart(HealthyBlock):
+    """Right as long as the scales are what they are at the start."""
+
+    def log_determinant(self, x: Tensor) -> Tensor:
+        return self.scale.new_full((x.shape[0],), math.log(0.375))
+
+
+class _LogDeterminantBesideOff(HealthyBlock):
+    def with_log_determinant(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self(x), self.log_determinant(x) + 1
+
+
+class _ImageBesideOff(HealthyBlock):
+    def with_log_determinant(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self(x) + 1e-9, self.log_determinant(x)
+
+
 class _TrainsDifferently(HealthyBlock):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * (1 - 1e-6 if self.training else 1.0)
@@ -277,6 +308,9 @@ def broken_twins() -> dict[str, tuple[nn.Module, str]]:
         "inverse off by 1e-9": (_InverseOff(), "properties at the start"),
         "gradient-norm preservation at h = 1.9": (_NormPreservingClaim(), "properties at the start"),
         "log-determinant off by 1e-9": (_LogDeterminantOff(), "log-determinant"),
+        "log-determinant of the start": (_LogDeterminantOfTheStart(), "log-determinant"),
+        "log-determinant beside the image off": (_LogDeterminantBesideOff(), "log-determinant"),
+        "image beside the log-determinant off": (_ImageBesideOff(), "log-determinant"),
         "output depends on the batch": (_BatchMean(), "batch invariance"),
         "batch dimension lost": (_BatchLost(), "batch invariance"),
         "float32 becomes float64": (_Promotes(), "dtype"),
@@ -284,7 +318,9 @@ def broken_twins() -> dict[str, tuple[nn.Module, str]]:
         "float32 is undefined": (_Float32Undefined(), "dtype"),
         "random forward": (_NonDeterministic(), "determinism"),
         "input changed in place": (_ChangesInput(), "input untouched"),
+        "works in place": (_WorksInPlace(), "input untouched"),
         "train differs from eval": (_TrainsDifferently(), "train and eval"),
+        "declaration of evaluation alone": (_SilentInTraining(), "train and eval"),
         "weight cached at the first evaluation": (_KeepsOldWeight(), "state round trip"),
         "state outside the state_dict": (_StateElsewhere(), "state round trip"),
         "frozen weights change the output": (_FrozenDiffers(), "frozen weights"),

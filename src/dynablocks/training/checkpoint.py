@@ -150,18 +150,18 @@ def what_is_wrong(checkpoint: Path) -> str | None:
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
-            return f"has format {manifest['format']}, this version reads format {FORMAT}"
+            return f"has format {manifest['format']!r}, this version reads format {FORMAT}"
         for name in (WEIGHTS, CONFIG, STATE):
             entry, path = manifest["files"][name], checkpoint / name
             if path.stat().st_size != entry["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
+                return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']!r}"
             if sha256(path) != entry["sha256"]:
                 return f"{name} does not match its SHA-256"
     except (FileNotFoundError, NotADirectoryError) as error:
         return f"{Path(str(error.filename)).name} is missing"
     except OSError as error:
         raise _unreadable(checkpoint, error) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
     return None
 
@@ -317,8 +317,60 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def read_config(checkpoint: Path) -> str:
-    """The text of ``config.yaml`` of a checkpoint folder."""
-    return (checkpoint / CONFIG).read_text(encoding="utf-8")
+    """The text of ``config.yaml`` of a checkpoint folder.
+
+    Raises:
+        BadCheckpoint: it is no UTF-8.
+        DynablocksError: it cannot be read, and may be whole.
+    """
+    try:
+        return (checkpoint / CONFIG).read_text(encoding="utf-8")
+    except OSError as error:
+        raise _unreadable(checkpoint, error) from error
+    except UnicodeDecodeError as error:
+        raise bad_settings(checkpoint / CONFIG, error) from error
+
+
+def read_settings(checkpoint: Path) -> dict[str, Any]:
+    """The settings in ``config.yaml`` of a checkpoint folder.
+
+    Raises:
+        BadCheckpoint: there are none, see :func:`parse_settings`.
+        DynablocksError: the file cannot be read, and may be whole.
+    """
+    return parse_settings(read_config(checkpoint), checkpoint / CONFIG)
+
+
+def parse_settings(text: str, where: Path) -> dict[str, Any]:
+    """The settings that a text ``where`` holds, as :func:`dynablocks.training.record.describe_run` writes them.
+
+    Raises:
+        BadCheckpoint: it is no YAML, or no mapping; or it has aliases, which are never written here, and of which a few
+            lines stand for more than any memory holds.
+    """
+    import yaml
+
+    class WithoutAliases(yaml.SafeLoader):
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("an alias")
+            return super().compose_node(parent, index)
+
+    try:
+        content = yaml.load(text, Loader=WithoutAliases)
+        if not isinstance(content, dict):
+            raise TypeError("no mapping")
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, yaml.YAMLError) as error:
+        # PyYAML ends so, too, where a tag, such as !!bool, does not fit its text, and where all is nested too deep.
+        raise bad_settings(where, error) from error
+    return content
+
+
+def bad_settings(where: Path, error: Exception) -> BadCheckpoint:
+    """The sentence for settings that are not those of a training."""
+    return BadCheckpoint(
+        f"the settings in {where} cannot be read ({type(error).__name__}); train again with --overwrite."
+    )
 
 
 def tidy(directory: Path, keep: Path | None) -> None:

@@ -66,7 +66,8 @@ class TrainingConfig:
         ema_decay: decay of the exponential average of the weights that is evaluated and kept; 0 turns it off.
         gradient_clip: largest gradient norm; empty (null) turns it off.
         precision: 32, bf16 or 16 (mixed), or auto, which takes bf16 when it measures it as 10 % faster (on
-            several devices: where they support it).
+            several devices: where they support it). 32 leaves torch's settings as they are, by which convolutions on
+            GPUs take factors in TF32; attacks and certificates never do.
         channels_last: lay images out with the channels last, which is faster for convolutions.
         max_minutes: time budget of the training; the schedule is fitted to it.
         device: cpu, cuda, or auto, which takes a GPU when there is one.

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,8 @@ class TrainingSummary:
         steps: optimiser steps.
         precision: 32, bf16 or 16.
         device: cpu or cuda.
-        metrics: the last epoch's loss and accuracy, and the validation's where there are validation images.
+        metrics: the last epoch's loss and accuracy (with several devices over the first one's share of the images),
+            and the validation's where there are validation images.
     """
 
     train_seconds: float
@@ -137,6 +138,7 @@ def fit(
             display.say(f"Going on from the checkpoint ({done}, {clock(session.elapsed)} of training).")
         stopping = stack.enter_context(polite_interrupt())
         summary = train(session, display, stopping, on_step)
+        session.part()
         if not session.fabric.is_global_zero:
             raise SystemExit(0)
         return summary
@@ -177,9 +179,9 @@ def train(
             looked = time.perf_counter()
         if is_epoch_end(session):
             finish_epoch(session, display)
-        if session.step < session.plan.total and (stop or is_save_due(session)):
+        if session.fabric.is_global_zero and session.step < session.plan.total and (stop or is_save_due(session)):
             # No look: the plan changes only at steps at which every process looks, and not after an epoch's end.
-            require_finite_losses(session)
+            require_finite_losses(session, alone=True)
             require_finite_weights(session)
             session.save()
         if stop and session.step < session.plan.total:
@@ -205,10 +207,18 @@ def is_stop_asked(session: Session, stopping: Callable[[], bool]) -> bool:
         return stopping()
     if not is_shared_look(session):
         return False
-    # Not by all_reduce, which begins with a bare barrier: on GPUs Fabric's own takes care to name the device.
-    asked = stopping()
-    heard = [session.fabric.broadcast(asked, src=rank) for rank in range(session.fabric.world_size)]
-    return any(heard)
+    return any(heard(session, stopping()))
+
+
+T = TypeVar("T")
+
+
+def heard(session: Session, said: T) -> list[T]:
+    """What each of several processes says; all of them ask at the same step.
+
+    Not by all_reduce, which begins with a bare barrier: on GPUs Fabric's own takes care to name the device.
+    """
+    return [session.fabric.broadcast(said, src=rank) for rank in range(session.fabric.world_size)]
 
 
 def end_early(session: Session, display: Display, sentence: str) -> NoReturn:
@@ -220,6 +230,7 @@ def end_early(session: Session, display: Display, sentence: str) -> NoReturn:
     """
     display.say(sentence)
     session.fabric.barrier()
+    session.part()
     if not session.fabric.is_global_zero:
         raise SystemExit(0)
     raise Stopped
@@ -229,7 +240,8 @@ def take_step(session: Session) -> None:
     """One optimiser step on one batch, in which nothing waits for the device but these.
 
     The projection of learned steps reads them; ``method="expm"`` (torch.matrix_exp) asks for norms; float16 asks
-    whether gradients overflowed.
+    whether gradients overflowed; implicit steps ask whether they have converged, a ReversibleChain for its drift, and a
+    step that is divided by a bound of its norm for that bound.
     """
     model, config, plan = session.model, session.config, session.plan
     learning_rate = config.lr * rate_factor(session)
@@ -323,12 +335,26 @@ def seconds_left(session: Session) -> float:
     return session.elapsed / session.step * (session.plan.total - session.step)
 
 
-def require_finite_losses(session: Session) -> None:
-    """Count the losses of the steps since the last count; stop on one that is not finite."""
+def require_finite_losses(session: Session, *, alone: bool = False) -> None:
+    """Count the losses of the steps since the last count; stop on one that is not finite.
+
+    Of several processes each has the losses of its own share. Where all look, they stop together: one that raised by
+    itself would be the end of the first, without a word.
+
+    Args:
+        session: the training.
+        alone: whether this process may look while the others do not.
+    """
     first = session.step - session.tally.pending
-    for number, loss in enumerate(session.tally.count()):
-        if not math.isfinite(loss):
-            raise diverged(session, first + number + 1, "the loss")
+    bad = [first + number + 1 for number, loss in enumerate(session.tally.count()) if not math.isfinite(loss)]
+    if session.fabric.world_size > 1 and not alone:
+        bad = [step for steps in heard(session, bad[:1]) for step in steps]
+        if bad:
+            session.part()
+            if not session.fabric.is_global_zero:
+                raise SystemExit(0)
+    if bad:
+        raise diverged(session, min(bad), "the loss")
 
 
 def refit(plan: StepPlan, session: Session) -> None:

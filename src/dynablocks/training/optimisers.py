@@ -68,6 +68,9 @@ def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> N
     groups = [stored | fused for stored, fused in zip(state["param_groups"], own, strict=True)]
     optimiser.load_state_dict(state | {"param_groups": groups})
     for parameter, moments in optimiser.state.items():
+        if "mu_product" in moments:
+            # NAdam reads this number at each step, and torch has taken it to the weights' device.
+            moments["mu_product"] = moments["mu_product"].cpu()
         for name, value in moments.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
                 moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -12,6 +12,7 @@ from typing import Any
 from dynablocks.errors import BadCheckpoint, DynablocksError
 from dynablocks.files import flush, write_text
 from dynablocks.run_files import HISTORY
+from dynablocks.training.checkpoint import parse_settings
 from dynablocks.training.config import TrainingConfig
 
 HARMLESS = {"training.max_minutes"} | {
@@ -42,16 +43,9 @@ def check_same_run(stored: str, wanted: str, directory: Path) -> None:
     stays a valid training of the same network, though bit-identical only when threads, devices and layout stay too.
 
     Raises:
-        BadCheckpoint: another setting differs; the sentence names it.
+        BadCheckpoint: another setting differs; the sentence names it. Or the stored ones cannot be read.
     """
-    import yaml
-
-    try:
-        old, new = _flatten(yaml.safe_load(stored)), _flatten(yaml.safe_load(wanted))
-    except (yaml.YAMLError, AttributeError) as error:
-        raise BadCheckpoint(
-            f"the settings stored in {directory} cannot be read; train again with --overwrite."
-        ) from error
+    old, new = (_flatten(parse_settings(text, directory)) for text in (stored, wanted))
     differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     differing = [name for name in differing if name not in HARMLESS]
     if not differing:
@@ -96,7 +90,7 @@ def cut_metrics(directory: Path, step: int) -> None:
         return
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
     write_text(path, "".join(kept))

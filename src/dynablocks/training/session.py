@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import logging
 import os
 import time
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from dynablocks.data import augment, batch_indices, to_unit_range
 from dynablocks.data.augmentation import require_crop
-from dynablocks.errors import BadData, Diverged, InvalidArgument
+from dynablocks.errors import BadCheckpoint, BadData, Diverged, InvalidArgument
 from dynablocks.progress import Stopped
 from dynablocks.switching.constraints import keep_constraints
 from dynablocks.training.averaging import ExponentialAverage
@@ -236,6 +238,21 @@ class Session:
         # Its end counts: where writing takes longer than checkpoint_seconds, each step would have to be written.
         self.last_save = time.perf_counter()
 
+    def part(self) -> None:
+        """After the last exchange of several processes: end the threads that exchanged. No step can follow.
+
+        A process that ends with them alive may be aborted: such a thread lets its last tensor go while Python ends.
+        They are joined once nothing holds the group, as the wrapped model does; destroying it is not enough. With
+        NCCL the processes wait for each other in it, so it must not be left to their exits, which may lie hours apart.
+
+        Source: https://github.com/pytorch/pytorch/issues/190489.
+        """
+        if self.fabric.world_size == 1:
+            return
+        del self.wrapped, self.wrapped_optimiser
+        gc.collect()
+        torch.distributed.destroy_process_group()
+
     def _state(self, summary: dict[str, Any] | None) -> dict[str, Any]:
         """What a checkpoint holds beside the model; a finished training never goes on, and so needs no optimiser."""
         state: dict[str, Any] = {
@@ -264,7 +281,13 @@ class Session:
         else:
             load_into(self.average.copy, state["average"], checkpoint)
             load_into(self.model, state["weights"], checkpoint)
-        load_optimiser(self.optimiser, state["optimiser"])
+        try:
+            load_optimiser(self.optimiser, state["optimiser"])
+        except ValueError as error:
+            raise BadCheckpoint(
+                f"{checkpoint} was made by other code, whose optimiser had other weights ({error}); choose another "
+                "--out, or --overwrite to train from the start."
+            ) from error
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda" and "cuda_random" in state:
@@ -309,6 +332,12 @@ def others_ended(fabric: Fabric) -> Iterator[None]:
     except Stopped:
         raise
     except BaseException:
+        if fabric.world_size > 1:
+            from lightning_fabric.utilities import distributed
+
+            # Its farewell at exit would wait for the others, which are killed here.
+            farewell: Any = getattr(distributed, "_destroy_dist_connection", None)
+            atexit.unregister(farewell)
         # Fabric keeps an eye on this list: where one of it ended by a signal, it kills this process too.
         started = getattr(fabric.strategy.launcher, "procs", [])
         others = list(started)
@@ -320,7 +349,7 @@ def others_ended(fabric: Fabric) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_advice() -> Iterator[None]:
-    """Leave out that Fabric advises TF32: rounding is what ``precision`` says.
+    """Leave out that Fabric advises TF32 for products: that is for the user's own settings of torch.
 
     That all processes are there is left out with it; that each one begins stays.
     """
