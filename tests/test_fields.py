@@ -1322,3 +1322,30 @@ def test_a_short_step_under_autocast_is_of_float32(linear: LinearMap) -> None:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             found = step(field, x, 0.01).double() - x
         assert float((found - exact).norm() / exact.norm()) < 0.02
+
+
+def test_the_factors_of_a_field_are_laid_out_by_its_class() -> None:
+    class Ninefold(GradientField):
+        def per_channel(self, values: Tensor) -> Tensor:
+            return 9 * super().per_channel(values)
+
+    field = Ninefold(OrthogonalDense(3, 3), "relu", alpha=1.0, bias=False).double()
+    x = field.linear.adjoint(torch.ones(1, 3, dtype=torch.float64)).detach()
+    torch.testing.assert_close(field(x).detach(), -9 * x, rtol=0, atol=1e-13)
+    assert not field.is_plain
+    assert math.isinf(field.facts().lipschitz)
+    assert math.isinf(field.euler_constant(1.0)[0])
+    assert field.why_no_flow() is not None
+    with pytest.raises(InvalidArgument, match="Ninefold has a per_channel of its own, and no split"):
+        field.split()
+
+
+@pytest.mark.parametrize("linear", [LouderDense(3, 3), Conv((2, 4, 4), 2, 3, "full", stride=2)], ids=repr)
+def test_a_preconditioned_field_of_another_map_than_it_was_made_with_has_no_facts(linear: LinearMap) -> None:
+    field = PreconditionedField(Dense(3, 3))
+    assert field.facts().spectrum is not None
+    assert field.standing_facts().conservative
+    field.linear = linear
+    for facts in (field.facts(), field.standing_facts()):
+        assert replace(facts, reason="") == FieldFacts()
+    assert f"the weight of {type(linear).__name__} is not known" in field.facts().reason

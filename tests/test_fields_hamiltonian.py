@@ -16,6 +16,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields import FieldFacts, GradientField, PartitionedField, ShearField, SumField, VectorField
 from dynablocks.fields.dissipative import DampedHamiltonian, Damping, DissipativeField
 from dynablocks.fields.hamiltonian import HamiltonianEmbedding, NeuralHamiltonian, SeparableHamiltonian, canonical
+from dynablocks.fields.sphere import RotationField
 from dynablocks.fields.symmetric import (
     DiagonalField,
     EvenPotential,
@@ -544,3 +545,20 @@ def test_the_factor_of_the_form_is_true_or_not_declared() -> None:
     large, small, none = map(ConformalSymplectic, (1e200, 1e-200, 0.0))
     assert large.then(large) is small.then(small) is None
     assert large.then(none) == none.then(small) == none
+
+
+def test_a_rotation_is_no_gradient_of_an_energy() -> None:
+    """Λ(x)x in the place of ∇H, once the field is made, is the gradient of nothing that X could keep or lose."""
+    for field, part in ((NeuralHamiltonian(4, width=3), "hamiltonian"), (DissipativeField(4, width=3), "slope")):
+        assert field.standing_facts() != FieldFacts()
+        setattr(field, part, RotationField(4))
+        for facts in (field.facts(), field.standing_facts()):
+            assert replace(facts, reason="") == FieldFacts()
+        assert "RotationField has no known potential" in field.facts().reason
+
+
+def test_the_halves_of_a_damped_state_cannot_be_set() -> None:
+    field = Damping((4,), 0.5, learned=False)
+    with pytest.raises(AttributeError, match="split"):
+        field.split = 1
+    assert field(torch.ones(1, 4)).tolist() == [[0.0, 0.0, -0.5, -0.5]]

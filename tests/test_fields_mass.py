@@ -359,3 +359,24 @@ def test_the_basis_spans_the_vectors_and_no_more(vectors: list[tuple[float, ...]
     assert np.allclose(basis.T @ basis, np.eye(rank), rtol=0, atol=1e-14)
     columns = columns / np.abs(columns).max(0).clip(1e-300)
     assert np.allclose(basis @ (basis.T @ columns), columns, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["weights", "basis"])
+def test_the_basis_of_a_space_is_that_of_its_weights(name: str) -> None:
+    space = InvariantSpace(3, [(1.0, 2.0, 0.5)])
+    with pytest.raises(AttributeError, match=name):
+        setattr(space, name, getattr(InvariantSpace(3, [None]), name))
+    weights = torch.tensor([space.weights[0]], dtype=torch.float64)
+    assert float(space.remove(weights).abs().max()) < 1e-14
+
+
+def test_compartments_of_another_space_say_what_holds_of_it() -> None:
+    field, x = CompartmentField(3, 4).double(), torch.tensor([[0.0, 1.0, 2.0]], dtype=torch.float64)
+    assert field.facts().positive
+    field.space = InvariantSpace(3, [(-1.0, 2.0, 0.5)])
+    assert float(field(x).detach()[0, 0]) < 0
+    assert field.facts().linear_invariants == ((-1.0, 2.0, 0.5),)
+    assert not field.facts().positive
+    field.space = InvariantSpace(3, [(0.0, 2.0, 0.5)])
+    assert not torch.isfinite(field(x)).all()
+    assert field.facts().linear_invariants == ()

@@ -16,6 +16,7 @@ from dynablocks.fields import ShearField
 from dynablocks.models.chain import Chain
 from dynablocks.models.flow import FLOW_BLOCKS, AffineCoupling, AffineMap, DensityFlow, LearnedTimes, density_flow
 from dynablocks.models.universal import FlowComposition
+from dynablocks.properties import Invertible
 from dynablocks.properties.jacobians import jacobians
 from dynablocks.switching import FreeSignal, keep_constraints
 from dynablocks.testing import HealthyBlock, check_block
@@ -272,3 +273,34 @@ def test_an_affine_map_of_a_scale_that_is_no_number_has_no_constant() -> None:
     with torch.no_grad():
         part.log_scale[0] = math.nan
     assert part.properties.lipschitz == math.inf
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 35.0), (DOUBLE, 280.0)])
+def test_factors_that_their_number_format_does_not_hold_have_no_inverse(dtype: torch.dtype, limit: float) -> None:
+    for size, kept in ((limit, True), (1.05 * limit, False)):
+        part, coupling = AffineMap(2, 300.0), AffineCoupling(2, 3, limit=size)
+        with torch.no_grad():
+            part.log_scale.copy_(300.0 * torch.atanh(torch.tensor([0.0, -size / 300.0])))
+        for each in (part.to(dtype), coupling.to(dtype)):
+            declared = each.declare()
+            assert (declared.properties.of(Invertible) is not None) == kept
+            assert [loss.startswith("Invertible is lost: |s|") for loss in declared.losses] == [True] * (not kept)
+
+
+def test_a_factor_that_overflows_loses_the_point() -> None:
+    part, x = AffineMap(2, 300.0), torch.ones(1, 2)
+    with torch.no_grad():
+        part.log_scale.fill_(200.0)
+        assert not torch.isfinite(part.inverse(part(x))).all()
+    assert part.properties.of(Invertible) is None
+
+
+def test_the_image_of_a_coupling_rests_on_no_method_that_a_subclass_replaces() -> None:
+    class Louder(AffineCoupling):
+        def with_log_determinant(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.zeros_like(x), x.new_zeros(len(x))
+
+    coupling, x = Louder(4, 5).double(), torch.randn(6, 4, dtype=DOUBLE)
+    assert coupling.properties.of(Invertible) is not None
+    with torch.no_grad():
+        torch.testing.assert_close(coupling.inverse(coupling(x)), x, rtol=0, atol=1e-13)

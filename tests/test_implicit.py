@@ -639,3 +639,10 @@ def test_a_tableau_is_symmetric_but_for_rounding_of_its_coefficients() -> None:
         assert float(back) - 1 == pytest.approx(missed, rel=1e-4, abs=1e-12)
         assert method.symmetric == tableau.symmetric == symmetric
         assert (method.declare(field, 0.5).properties.of(Invertible) is not None) == symmetric
+
+
+def test_order_and_symmetry_are_those_of_the_tableau() -> None:
+    method = ImplicitRungeKutta(IMPLICIT_MIDPOINT)
+    with pytest.raises(AttributeError, match="tableau"):
+        method.tableau = IMPLICIT_EULER
+    assert (method.order, method.symmetric, method.name) == (2, True, "implicit-midpoint")

@@ -821,3 +821,15 @@ def test_a_weight_of_an_instance_is_the_one_that_is_shared_and_declared(
     assert linear.properties.lipschitz >= 9 * (1 - 1e-12)
     assert [type(stated) for stated in linear.properties] == [Lipschitz, Equivariant]
     verify(linear, torch.randn(3, *linear.in_shape)).require()
+
+
+@pytest.mark.parametrize("name", ["kernel_size", "padding", "stride", "groups", "dilation", "zeros", "geometry"])
+def test_a_convolution_has_the_options_that_its_bounds_are_of(name: str) -> None:
+    """‖A‖ of the same kernel differs between paddings, so that none of them can be set apart from the bounds."""
+    for kind in (Conv, NormalisedConv, OrthogonalConv, UnitConv):
+        conv = kind((2, 4, 4), 2, 3, "full").double()
+        with pytest.raises(AttributeError, match=name):
+            setattr(conv, name, getattr(Conv((2, 4, 4), 2, 3, "circular"), name))
+        assert getattr(copy.deepcopy(conv), name) == getattr(conv, name)
+        norm = float(torch.linalg.matrix_norm(conv.eval().dense_matrix().detach(), ord=2))
+        assert conv.norm_bounds().upper >= norm * (1 - 1e-12)

@@ -295,7 +295,7 @@ def test_a_template_may_leave_its_code_to_subclasses() -> None:
     assert Leaf().facts().conserves_energy
 
 
-@pytest.mark.parametrize("name", ["profile", "preactivation"])
+@pytest.mark.parametrize("name", ["profile", "preactivation", "per_channel"])
 def test_a_method_set_on_a_field_voids_what_is_declared_of_its_steps(name: str) -> None:
     field = GradientField(OrthogonalDense(3, 3), "relu")
     setattr(field, name, lambda given: 3 * given)

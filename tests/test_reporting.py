@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
 import re
@@ -33,6 +34,7 @@ from dynablocks.reporting import (
     write_report,
 )
 from dynablocks.reporting.html import report_page
+from dynablocks.reporting.tables import robustness_rows
 from dynablocks.robustness import DEFAULT_EPSILONS, Curve
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
@@ -554,6 +556,21 @@ def test_the_radius_of_a_table_shows_what_was_chosen():
     assert [words.radius(value) for value in (0.0, 0.5, 0.19962, 1e-7)] == ["0", "0.5", "0.19962", "1e-07"]
     # Rounded to three digits it would be the broken twin: more than was asked for, and than was proved.
     assert float(f"{0.19962:.3g}") > 0.19962
+
+
+def test_a_radius_near_a_level_is_not_called_that_level():
+    assert [words.radius(k / 255) for k in (1, 128, 254)] == ["0.004 (1/255)", "0.502 (128/255)", "0.996 (254/255)"]
+    assert [words.radius((36 + off) / 255) for off in (5e-5, -1e-6)] == ["0.141177", "0.141176"]
+
+
+def test_the_accuracy_at_a_radius_is_not_that_at_one_nearby():
+    proved = [{"epsilon": 0.0, "accuracy": 0.9}, {"epsilon": 5e-7, "accuracy": 0.2}]
+    rows = robustness_rows({"certified_accuracy": proved, "robust_accuracy": None})
+    assert [row[1] for row in rows] == ["90.0 %", "20.0 %"]
+    stored = json.loads(json.dumps([{"epsilon": k / 255, "accuracy": k / 255} for k in range(256)]))
+    assert [words.accuracy_at(stored, k / 255) for k in range(256)] == [k / 255 for k in range(256)]
+    for other in (math.nextafter(36 / 255, 0), math.nextafter(36 / 255, 1), 0.141176):
+        assert words.accuracy_at(stored, other) is None
 
 
 @pytest.mark.parametrize(

@@ -616,7 +616,7 @@ def test_an_attack_keeps_what_it_found_until_its_result_is_stored(
     row = paper_rows(SMOKE, (0.07,))[0]
     monkeypatch.setattr(runs, "attack", attacked)
     monkeypatch.setattr(runs, "load", lambda run: torch.nn.Identity())
-    monkeypatch.setattr(runs, "belongs_to", lambda run, fingerprint: {"weights": "0"})
+    monkeypatch.setattr(runs, "belongs_to", lambda run, fingerprint, **_: {"weights": "0"})
     monkeypatch.setattr(runs, "stored_certificate", lambda cell, store: None)
     monkeypatch.setattr(AttackCell, "needs", lambda self: ())
     store = Store(tmp_path)

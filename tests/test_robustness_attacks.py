@@ -283,9 +283,35 @@ def test_what_broke_at_one_radius_is_broken_at_all_larger_ones() -> None:
         "ce": torch.tensor([[True, False, False], [False, False, False]]),
         "margin": torch.tensor([[False, False, False], [False, True, False]]),
     }
-    result = dataclasses.replace(attack(model, data, config), broken=broken)
+    # What the attack itself found may be shorter.
+    unknown = torch.full((2,), torch.inf, dtype=torch.float64)
+    result = dataclasses.replace(attack(model, data, config), broken=broken, smallest_broken_norm=unknown)
     assert result.robust_accuracy == (0.5, 0.0, 0.0)
     assert result.smallest_broken_epsilon_index.tolist() == [0, 1]
+
+
+class Sloping(nn.Module):
+    """Two pixels p, q to the logits 0 and q - 10 p - 0.8, whose gradient leaves the cube where p is 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.flatten(1).unbind(1)
+        return torch.stack([0 * first, second - 10 * first - 0.8], dim=1)
+
+
+def test_what_was_found_at_a_larger_radius_breaks_the_smaller_one_that_it_is_within() -> None:
+    """Ten steps of 0.4 ε go 0.398 ε along q, of which 0.3 are needed."""
+    data = torch.tensor([[[[0.0, 0.5]]]]), torch.tensor([0])
+    result = attack(Sloping(), data, AttackConfig((0.0, 0.5, 1.0), losses=("margin",), random_start=False))
+    assert result.smallest_broken_norm.item() == pytest.approx(0.398, abs=1e-3)
+    assert result.robust_accuracy == (1.0, 0.0, 0.0)
+    assert result.smallest_broken_epsilon_index.tolist() == [1]
+    # Of one loss alone it is Foolbox's figure: what that attack finds at each radius on its own.
+    assert result.robust_accuracy_by_loss == {"margin": (1.0, 1.0, 0.0)}
+    stored = AttackResult.restore(result.summary(), result.tensors())
+    assert torch.equal(stored.worst_broken, result.worst_broken)
+    # The norm of what was found at a radius may be rounded to above it.
+    above = dataclasses.replace(result, smallest_broken_norm=torch.tensor([1.0 + 2.0**-52], dtype=torch.float64))
+    assert above.robust_accuracy == (1.0, 1.0, 0.0)
 
 
 def test_kept_examples_are_what_they_say():

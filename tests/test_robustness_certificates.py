@@ -19,6 +19,7 @@ from dynablocks.lifting import Head, PixelNormalisation
 from dynablocks.linear import Dense, shared_weights
 from dynablocks.models import ModelConfig, Network, build
 from dynablocks.models.network import row_distances
+from dynablocks.properties import Metric
 from dynablocks.robustness import (
     AttackConfig,
     CertificateResult,
@@ -304,6 +305,65 @@ def test_without_a_float64_copy_the_slack_is_larger():
     plain, twinless = certify(LinearModel(2), (pixels, labels)), certify(NoTwin(2), (pixels, labels))
     assert twinless.logit_error > plain.logit_error
     assert (twinless.radii <= plain.radii).all()
+
+
+class Widened(LinearModel):
+    """In float32 whatever comes in; its logits are float64."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.head.weight.dtype)).double()
+
+
+class CastWidened(LinearModel):
+    """The same, and without a float64 copy."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).double()
+
+
+@pytest.mark.parametrize("kind", [Widened, CastWidened])
+@pytest.mark.parametrize("doubled_first", [False, True])
+def test_logits_that_are_widened_at_the_end_were_rounded_before(kind: type[LinearModel], doubled_first: bool) -> None:
+    model, pixels = kind(2), near_grey(8)
+    if doubled_first:  # the module's own parameters come before those of its layers
+        model.unused = nn.Parameter(torch.ones((), dtype=torch.float64))
+    with torch.no_grad():
+        logits = model(pixels)
+    assert logits.dtype == torch.float64
+    result = certify(model, (pixels, logits.argmax(dim=1)))
+    assert result.logit_error >= 31.9 * 2.0**-23 * float(logits.abs().max())
+    assert (result.arithmetic, result.proved) == ("float32", False)
+    assert certify(Widened(2).double(), (pixels, logits.argmax(dim=1))).arithmetic == "float64"
+
+
+class Halved(Metric):
+    """Half of the Euclidean norm, in which radii are half as large."""
+
+    eigenvalues = (0.25, 0.25)
+
+    def whiten(self, x: Tensor) -> Tensor:
+        return x / 2
+
+    def unwhiten(self, u: Tensor) -> Tensor:
+        return 2 * u
+
+
+class Unasked(Halved):
+    def __post_init__(self) -> None:
+        """Asks for no name."""
+
+
+def test_radii_in_another_norm_do_not_pass_for_euclidean_ones() -> None:
+    network = Network(nn.Sequential(nn.Flatten()), Head(4, 2), (1, 2, 2), ModelConfig())
+    data = torch.rand(3, 1, 2, 2), torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(InvalidArgument, match=r"^a Halved is named 'l2', as the Euclidean norm is; give it a name"):
+        Halved()
+    with pytest.raises(InvalidArgument, match=r"^the metric, a Unasked, is named 'l2', as the Euclidean norm is; give"):
+        certify(network, data, metric=Unasked())
+    half, euclidean = certify(network, data, metric=Halved("l2 / 2")), certify(network, data, metric=Metric())
+    assert (half.norm, euclidean.norm) == ("l2 / 2", "l2")
+    assert float(euclidean.radii.max()) > 0
+    torch.testing.assert_close(half.radii, euclidean.radii / 2, rtol=1e-6, atol=1e-9)
 
 
 def test_bad_input_gets_one_sentence():

@@ -28,7 +28,7 @@ from dynablocks.fields import FieldFacts, VectorField
 from dynablocks.linear import ORTHOGONAL
 from dynablocks.models import MODELS, ModelConfig, ModelKind
 from dynablocks.registry import Registry
-from dynablocks.robustness import AttackConfig, CertificateResult
+from dynablocks.robustness import LOSSES, AttackConfig, AttackResult, CertificateResult, attack, certify
 from dynablocks.run_directory import network, pipeline, results, warm_start
 from dynablocks.run_directory.certificate_file import audit_certificate, write_certificate
 from dynablocks.run_directory.dry_run import estimate
@@ -159,6 +159,63 @@ def test_no_result_of_a_model_of_ones_own_is_spared(
     assert belongs_to(tmp_path, "images") != belongs_to(tmp_path, "images")
     assert belongs_to(trained, "images") == belongs_to(trained, "images")
     assert restored(tmp_path, CERTIFICATE, training_facts(tmp_path)["fingerprint"]) is not None
+
+
+def test_no_attack_with_a_loss_of_ones_own_is_spared(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever name it has, and from where an attack that was stopped goes on."""
+    run, shipped = shutil.copytree(trained, tmp_path / "run"), LOSSES["margin"]
+    config = AttackConfig((0.5,), samples=4, steps=2, losses=("margin",))
+    made: list[AttackResult] = []
+
+    def counted(*given: Any) -> AttackResult:
+        made.append(attack(*given))
+        return made[-1]
+
+    def own(logits: Tensor, labels: Tensor) -> Tensor:
+        return 2 * shipped(logits, labels)
+
+    monkeypatch.setattr(pipeline, "attack", counted)
+    counts = []
+    for loss in (shipped, shipped, own, own, shipped, shipped):
+        monkeypatch.setitem(LOSSES, "margin", loss)
+        attack_run(run, config)
+        counts.append(len(made))
+    assert counts == [1, 1, 2, 3, 4, 4]
+    for loss, same in ((shipped, True), (own, False)):
+        monkeypatch.setitem(LOSSES, "margin", loss)
+        first, second = (belongs_to(run, "images", losses=config.losses) for _ in range(2))
+        assert (first == second) == same
+        assert belongs_to(run, "images", losses=("ce",)) == belongs_to(run, "images")
+
+
+def test_a_certificate_of_another_environment_is_made_again(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, name = shutil.copytree(trained, tmp_path / "run"), "ONEDNN_DEFAULT_FPMATH_MODE"
+    made: list[CertificateResult] = []
+
+    def counted(*given: Any, **named: Any) -> CertificateResult:
+        made.append(certify(*given, **named))
+        return made[-1]
+
+    def proved() -> tuple[bool, int]:
+        return certify_run(run, arithmetic="float32").proved, len(made)
+
+    monkeypatch.setattr(pipeline, "certify", counted)
+    monkeypatch.delenv(name, raising=False)
+    assert [proved(), proved()] == [(True, 1), (True, 1)]
+    monkeypatch.setenv(name, "BF16")
+    assert [proved(), proved()] == [(False, 2), (False, 2)]
+    monkeypatch.delenv(name)
+    assert [proved(), proved()] == [(True, 3), (True, 3)]
+    file = run / "certificate.json"
+    stored = json.loads(file.read_text())
+    assert f"torch {torch.__version__} on " in stored["environment"]
+    assert stored.pop("environment").endswith(", device cpu")
+    file.write_text(json.dumps(stored))
+    assert [proved(), proved()] == [(True, 4), (True, 4)]
 
 
 def test_a_certificate_of_another_bound_is_not_taken_for_the_same_weights(tmp_path: Path) -> None:

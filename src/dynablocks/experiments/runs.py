@@ -177,7 +177,9 @@ class AttackCell(Cell):
 
     def build(self, directory: Path, store: Store) -> dict[str, Any]:
         run, splits = store.directory(self.training), images(self.training.data, self.training.data_dir)
-        partial = Partial(directory / ATTACK_PARTIAL, belongs_to(run, splits.fingerprint), self.config)
+        partial = Partial(
+            directory / ATTACK_PARTIAL, belongs_to(run, splits.fingerprint, losses=self.config.losses), self.config
+        )
         network = load(run).to(self.computes_on)
         with progress_bar(self.title) as update:
             result = attack(network, splits.test, self.config, update, partial)

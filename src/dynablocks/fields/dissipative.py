@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from dynablocks.errors import InvalidArgument, require_range, require_sizes, require_whole
 from dynablocks.fields.activations import Activation
-from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, known_potential
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, known_potential, why_no_potential
 from dynablocks.fields.hamiltonian import EnergyField, SeparableHamiltonian, canonical, even_size
 from dynablocks.fields.partitioned import IdentityField, halves
 from dynablocks.fields.symmetric import conservative_field, ridge_energy
@@ -78,6 +78,10 @@ class DissipativeField(EnergyField):
         return -functional.linear(v @ self.factor, self.factor)
 
     def facts(self) -> FieldFacts:
+        # It may have been replaced since the field was made.
+        lost = why_no_potential(self.slope)
+        if lost is not None:
+            return FieldFacts(reason=lost)
         known, norm = self.slope.facts().euclidean(), linear_norm_bounds(self.factor.detach()).upper
         # Upwards also where products of tiny numbers underflow.
         size = math.nextafter(norm * norm, math.inf) if norm else 0.0
@@ -91,7 +95,7 @@ class DissipativeField(EnergyField):
         )
 
     def _standing_facts(self) -> FieldFacts:
-        return FieldFacts(dissipates_energy=True)
+        return FieldFacts(dissipates_energy=why_no_potential(self.slope) is None)
 
 
 @FIELDS.register("damping")
@@ -117,13 +121,18 @@ class Damping(VectorField):
         super().__init__()
         require_range("gamma", gamma, 0.0, 1e6, open_low=learned)
         in_shape = require_sizes("in_shape", in_shape)
-        self.in_shape, self.split, self.fixed = (even_size(in_shape[0]), *in_shape[1:]), in_shape[0] // 2, float(gamma)
+        self.in_shape, self.fixed = (even_size(in_shape[0]), *in_shape[1:]), float(gamma)
         # softplus(c) = γ for c = γ + log(1 − e^{−γ}).
         self.free = nn.Parameter(torch.tensor(gamma + math.log(-math.expm1(-gamma)))) if learned else None
 
     @classmethod
     def example(cls) -> Damping:
         return cls((4,))
+
+    @property
+    def split(self) -> int:
+        """The number of entries of q, half of all: the factor of the form rests on it, so that it cannot be set."""
+        return self.in_shape[0] // 2
 
     def gamma(self) -> Tensor | float:
         """γ, differentiable where it is learned."""

@@ -13,7 +13,7 @@ from dynablocks.linear import LinearMap, OrthogonalDense
 from dynablocks.linear.maps import why_unknown
 from dynablocks.properties.own_code import replaced, shadowed
 
-FORMULA = ("forward", "profile", "preactivation")
+FORMULA = ("forward", "profile", "preactivation", "per_channel")
 """The methods that make X of A, b and σ: a split is one of the field that they give."""
 
 
@@ -85,8 +85,8 @@ class GradientField(RidgeField):
         A and b are this field's own; α is copied: (sα)⁺ of the first and (sα)⁻ of the second.
 
         Raises:
-            InvalidArgument: the class has another formula (``forward``, ``profile`` or ``preactivation``) than the one
-                that its split is of.
+            InvalidArgument: the class has another formula (``forward``, ``profile``, ``preactivation`` or
+                ``per_channel``) than the one that its split is of.
 
         Example:
             >>> field = GradientField(OrthogonalDense(2, 2), "tanh", alpha=-1.0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument, require_sizes, require_whole
 from dynablocks.fields.activations import Activation
-from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, known_potential
+from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, known_potential, why_no_potential
 from dynablocks.fields.gradient import GradientField
 from dynablocks.fields.partitioned import PartitionedField, halves
 from dynablocks.fields.symmetric import (
@@ -125,6 +125,10 @@ class NeuralHamiltonian(EnergyField):
         return canonical(v)
 
     def facts(self) -> FieldFacts:
+        # It may have been replaced since the field was made.
+        lost = why_no_potential(self.hamiltonian)
+        if lost is not None:
+            return FieldFacts(reason=lost)
         known = self.hamiltonian.facts().euclidean()
         one_sided = known.lipschitz
         if known.spectrum is not None:
@@ -139,7 +143,8 @@ class NeuralHamiltonian(EnergyField):
         )
 
     def _standing_facts(self) -> FieldFacts:
-        return FieldFacts(divergence_free=True, hamiltonian=True, conserves_energy=True)
+        known = why_no_potential(self.hamiltonian) is None
+        return FieldFacts(divergence_free=known, hamiltonian=known, conserves_energy=known)
 
 
 def even_size(entries: int) -> int:

@@ -74,8 +74,18 @@ class InvariantSpace:
             raise InvalidArgument(
                 f"{len(rows)} invariants of {entries} entries must be linearly independent and fewer than the entries."
             )
-        self.weights: tuple[Weights | None, ...] = tuple(None if set(row) == {1.0} else row for row in rows)
-        self.basis: Tensor = torch.from_numpy(basis)
+        self._weights: tuple[Weights | None, ...] = tuple(None if set(row) == {1.0} else row for row in rows)
+        self._basis: Tensor = torch.from_numpy(basis)
+
+    @property
+    def weights(self) -> tuple[Weights | None, ...]:
+        """w₁, …, w_m as they were given, ``None`` for 1: Q is of these, so that neither can be set."""
+        return self._weights
+
+    @property
+    def basis(self) -> Float[Tensor, "entries m"]:
+        """Q."""
+        return self._basis
 
     def remove(self, v: Float[Tensor, "batch entries"]) -> Float[Tensor, "batch entries"]:
         """Pv."""
@@ -281,10 +291,12 @@ class CompartmentField(ExchangeField):
         return functional.pad(rows.flatten(-2), (0, 1)).reshape(*rates.shape[:-1], n, n)
 
     def facts(self) -> FieldFacts:
+        # The space may have been replaced since the field was made, and X divides by w.
+        least = min(self.weights)
         return FieldFacts(
-            linear_invariants=self.space.weights,
-            positive=True,
-            reason="rates · x: no global Lipschitz constant",
+            linear_invariants=() if 0 in self.weights else self.space.weights,
+            positive=least > 0,
+            reason="rates · x: no global Lipschitz constant" if least > 0 else f"a weight is {least:g}, not positive",
         )
 
 

@@ -14,7 +14,7 @@ from dynablocks.fields.base import FIELDS, FieldFacts
 from dynablocks.fields.ridge import RidgeField
 from dynablocks.lifting import ChannelMix
 from dynablocks.linear import Conv, Dense, LinearMap
-from dynablocks.linear.maps import IMAGES, PRODUCTS
+from dynablocks.linear.maps import IMAGES, PRODUCTS, why_unknown
 from dynablocks.numerics.rounding import checked_float64
 from dynablocks.properties.own_code import overrides
 
@@ -67,7 +67,7 @@ class PreconditionedField(RidgeField):
                 f"{type(linear).__name__}; give a Dense, a Conv or a ChannelMix, or a subclass with a compute_weight "
                 "of its own, but no products."
             )
-        if isinstance(linear, Conv) and (linear.stride != 1 or linear.groups != 1):
+        if not _is_dense_over_channels(linear):
             raise InvalidArgument("a preconditioned field needs a convolution with stride 1 and groups 1.")
         self.log_scale = nn.Parameter(torch.zeros(linear.out_shape[0]))
 
@@ -80,6 +80,9 @@ class PreconditionedField(RidgeField):
         return -1.0 / diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny ** 0.5)
 
     def facts(self) -> FieldFacts:
+        lost = self._why_no_facts()
+        if lost is not None:
+            return FieldFacts(reason=lost)
         log_scale = checked_float64(self.log_scale, "log_scale", 1).to(self.log_scale.device)
         # Once for each weight that is held: it is the dearest part, and q alone may have moved since.
         gram = self.linear.once("|AAᵀ| in float64", self._exact_gram).to(log_scale.device)
@@ -99,7 +102,18 @@ class PreconditionedField(RidgeField):
         return absolute_gram(checked_float64(weight, "weight", weight.ndim).to(self.log_scale.device))
 
     def _standing_facts(self) -> FieldFacts:
-        return FieldFacts(conservative=True)
+        return FieldFacts(conservative=self._why_no_facts() is None)
+
+    def _why_no_facts(self) -> str | None:
+        """Why T is not known to be one of A, which may have been replaced since the field was made."""
+        if _is_its_weight(self.linear) and _is_dense_over_channels(self.linear):
+            return why_unknown(self.linear)
+        return f"the weight of {type(self.linear).__name__} is not known to be the matrix or the kernel that T is of"
+
+
+def _is_dense_over_channels(linear: LinearMap) -> bool:
+    """Whether a map is no convolution with a stride or groups, of whose kernel T is not made."""
+    return not isinstance(linear, Conv) or (linear.stride == 1 and linear.groups == 1)
 
 
 def _is_its_weight(linear: LinearMap) -> bool:

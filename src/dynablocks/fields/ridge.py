@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 
-RIDGE_METHODS = ("forward", "profile", "preactivation", "ridge_step", "euler_step")
+RIDGE_METHODS = ("forward", "profile", "preactivation", "per_channel", "ridge_step", "euler_step")
 """What a ridge field computes with: steps in u = Ax + b are those of a field that has none of its own."""
 
 STRETCH = ROUNDINGS // 4

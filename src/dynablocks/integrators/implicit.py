@@ -127,8 +127,13 @@ class ImplicitRungeKutta(ImplicitIntegrator):
 
     def __init__(self, tableau: ImplicitTableau, tolerance: float = 1e-13, max_iterations: int = 50) -> None:
         super().__init__(tolerance, max_iterations)
-        self.tableau, self.name = tableau, tableau.name
+        self._tableau, self.name = tableau, tableau.name
         self.order, self.symmetric = tableau.order, tableau.symmetric
+
+    @property
+    def tableau(self) -> ImplicitTableau:
+        """The coefficients, as they were given: order and symmetry are theirs, so that they cannot be set."""
+        return self._tableau
 
     @property
     def keeps(self) -> frozenset[type[Property]]:  # type: ignore[override]

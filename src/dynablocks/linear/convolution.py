@@ -68,22 +68,57 @@ class Conv(LinearMap):
         stride, groups = require_whole("stride", stride, 1), require_whole("groups", groups, 1)
         dilation = require_whole("dilation", dilation, 1)
         _check_convolution(in_shape, out_channels, kernel_size, padding, stride, groups)
-        self.kernel_size, self.padding, self.stride = kernel_size, padding, stride
-        self.groups, self.dilation = groups, dilation
-        reach = (kernel_size - 1) * dilation
-        self.zeros = {"same": reach // 2, "full": reach, "circular": 0}[padding]
-        self.geometry = ConvGeometry(
-            input_size=in_shape[1:],
-            stride=stride,
-            padding="same" if padding == "circular" else self.zeros,
-            padding_mode="circular" if padding == "circular" else "zeros",
-            groups=groups,
-            dilation=dilation,
-        )
+        self._kernel_size, self._padding, self._stride = kernel_size, padding, stride
+        self._groups, self._dilation = groups, dilation
+        self.in_shape = tuple(in_shape)
         if padding == "circular":
             self.geometry.output_size((kernel_size, kernel_size))
-        self.in_shape, self.out_shape = tuple(in_shape), (out_channels, *self._output_size(in_shape, reach))
+        self.out_shape = (out_channels, *self._output_size(in_shape, self._reach))
         self.make_parameters(in_shape[0], out_channels, gain)
+
+    @property
+    def kernel_size(self) -> int:
+        """k as it was given: products and bounds rest on it and on what follows, so that none of them can be set."""
+        return self._kernel_size
+
+    @property
+    def padding(self) -> str:
+        """The name of the padding."""
+        return self._padding
+
+    @property
+    def stride(self) -> int:
+        """As in :class:`torch.nn.Conv2d`, one number for both axes."""
+        return self._stride
+
+    @property
+    def groups(self) -> int:
+        """As in :class:`torch.nn.Conv2d`."""
+        return self._groups
+
+    @property
+    def dilation(self) -> int:
+        """As in :class:`torch.nn.Conv2d`, one number for both axes."""
+        return self._dilation
+
+    @property
+    def zeros(self) -> int:
+        """How many zeros are put around an image on either side; 0 with circular padding."""
+        return {"same": self._reach // 2, "full": self._reach, "circular": 0}[self._padding]
+
+    @property
+    def geometry(self) -> ConvGeometry:
+        """The convolution without its weight, as the bounds take it."""
+        height, width = self.in_shape[1:]
+        circular = self._padding == "circular"
+        return ConvGeometry(
+            input_size=(height, width),
+            stride=self._stride,
+            padding="same" if circular else self.zeros,
+            padding_mode="circular" if circular else "zeros",
+            groups=self._groups,
+            dilation=self._dilation,
+        )
 
     def make_parameters(self, in_channels: int, out_channels: int, gain: float) -> None:
         kernel = torch.empty(out_channels, in_channels // self.groups, self.kernel_size, self.kernel_size)

@@ -15,7 +15,7 @@ from dynablocks.fields import GradientField, PartitionedField, leaky_relu
 from dynablocks.linear import Dense, OrthogonalDense, shared_weights
 from dynablocks.linear.maps import require_shape
 from dynablocks.numerics.rounding import EPS, exp_up, round_up
-from dynablocks.properties import Declaration, Invertible, Lipschitz, Structured
+from dynablocks.properties import Declaration, Invertible, Lipschitz, Property, Structured
 from dynablocks.registry import Registry
 from dynablocks.reversible import ReversibleChain
 from dynablocks.switching import LearnedTimes
@@ -106,8 +106,27 @@ class DensityFlow(Structured):
         return self.chain.declare()
 
 
+def _undone(largest: float, dtype: torch.dtype) -> tuple[list[Property], list[str]]:
+    """Invertible, or its loss, of factors e^s with |s| <= ``largest``.
+
+    Up to 0.4 log M, for the largest number M of the format, e^s and e^−s are normal numbers, and e^s x is finite for
+    |x| <= M^0.6.
+    """
+    limit = 0.4 * math.log(torch.finfo(dtype).max)
+    # What is no number is no bound, either.
+    if largest <= limit:
+        return [Invertible()], []
+    loss = (
+        f"Invertible is lost: |s| of the factors e^s is up to {largest:.4g}, and {dtype} is known to hold them and "
+        f"their way back up to {limit:.4g}; take a smaller limit or a wider number format"
+    )
+    return [], [loss]
+
+
 class AffineMap(Structured):
     r"""x ↦ e^s ∘ x + b with log |det| = Σs: location and scale of each coordinate; s is used within [−limit, limit].
+
+    Invertible is declared as far as the number format of the parameters holds e^s and e^−s (|s| <= 35 in float32).
 
     Example:
         >>> AffineMap(2)(torch.ones(1, 2))
@@ -143,15 +162,18 @@ class AffineMap(Structured):
         """‖·‖ grows by at most the largest e^s, and by the largest factor that its number format makes of them."""
         factor = float(self._bounded().detach().exp().max())
         # tanh and two roundings move s by less than 8 ε |s|.
-        largest = float((self.limit * torch.tanh(self.log_scale.detach().cpu().double() / self.limit)).max())
+        exact = self.limit * torch.tanh(self.log_scale.detach().cpu().double() / self.limit)
+        largest = float(exact.max())
         constant = max(round_up(factor), exp_up(largest + 8 * EPS * abs(largest)))
-        return Declaration.of(Lipschitz(constant), Invertible(), reason="e^s elementwise", title="AffineMap")
+        kept, losses = _undone(float(exact.abs().max()), self.log_scale.dtype)
+        return Declaration.of(Lipschitz(constant), *kept, reason="e^s elementwise", title="AffineMap", losses=losses)
 
 
 class AffineCoupling(Structured):
     r"""(q, p) ↦ (q, e^{a(q)} ∘ p + b(q)) with log |det| = Σa(q): the time-1 flow of a field linear in p, driven by q.
 
-    a and b come from one hidden layer; |a| <= limit.
+    a and b come from one hidden layer; |a| <= limit. Invertible is declared as far as the number format of the
+    parameters holds e^limit and e^−limit (a limit up to 35 in float32).
 
     Args:
         dimension: of x = (q, p), at least 2.
@@ -183,7 +205,7 @@ class AffineCoupling(Structured):
             self.rates.weight.mul_(0.1)
 
     def forward(self, x: Float[Tensor, "batch dimension"]) -> Float[Tensor, "batch dimension"]:
-        return self.with_log_determinant(x)[0]
+        return self._mapped(x)[0]
 
     def inverse(self, y: Float[Tensor, "batch dimension"]) -> Float[Tensor, "batch dimension"]:
         """The x with ``coupling(x) == y``."""
@@ -193,18 +215,23 @@ class AffineCoupling(Structured):
 
     def log_determinant(self, x: Float[Tensor, "batch dimension"]) -> Float[Tensor, " batch"]:
         """Σa(q) per sample."""
-        return self.with_log_determinant(x)[1]
+        return self._mapped(x)[1]
 
     def with_log_determinant(
         self, x: Float[Tensor, "batch dimension"]
     ) -> tuple[Float[Tensor, "batch dimension"], Float[Tensor, " batch"]]:
         """The image of x and :meth:`log_determinant`, from one evaluation of a and b."""
+        return self._mapped(x)
+
+    def declare(self) -> Declaration:
+        kept, losses = _undone(self.limit, self.rates.weight.dtype)
+        return Declaration.of(*kept, reason="affine in the part that moves", title="AffineCoupling", losses=losses)
+
+    # What is said of forward may not rest on a method that a subclass replaces without a word.
+    def _mapped(self, x: Tensor) -> tuple[Tensor, Tensor]:
         rests, moves = self._parts(x)
         a, b = self._coefficients(rests)
         return self._whole(rests, moves * a.exp() + b), a.sum(1)
-
-    def declare(self) -> Declaration:
-        return Declaration.of(Invertible(), reason="affine in the part that moves", title="AffineCoupling")
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         require_shape(self, self.in_shape, x)

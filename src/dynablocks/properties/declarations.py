@@ -28,6 +28,9 @@ class Metric:
     Two metrics are the same when they compare equal: whatever distinguishes them must take part in ``==``, as a field
     of a frozen dataclass or in an ``__eq__`` and ``__hash__`` of one's own.
 
+    Raises:
+        InvalidArgument: one of a subclass is named "l2": its radii would pass for Euclidean ones.
+
     Example:
         >>> class Triple(Metric):
         ...     eigenvalues = (9.0, 9.0)
@@ -38,6 +41,13 @@ class Metric:
     """
 
     name: str = "l2"
+
+    def __post_init__(self) -> None:
+        if type(self) is not Metric and self.name == Metric.name:
+            kind = type(self).__name__
+            raise InvalidArgument(
+                f"a {kind} is named {self.name!r}, as the Euclidean norm is; give it a name of its own: {kind}('M')."
+            )
 
     def __init_subclass__(cls, **given: Any) -> None:
         """Of the R of a subclass holds only what it says of it, whatever it inherits.
@@ -119,7 +129,9 @@ EUCLIDEAN = Metric()
 
 @dataclass(frozen=True)
 class Property:
-    """A guarantee. Two guarantees of one :attr:`slot` compose through :meth:`then`.
+    """A guarantee; of a module that draws random numbers: for the same draws.
+
+    Two guarantees of one :attr:`slot` compose through :meth:`then`.
 
     Args:
         tolerance: to what the residual that :func:`dynablocks.verify` measures is guaranteed, beyond rounding: 0 for an
@@ -210,6 +222,8 @@ class GradientNormPreserving(Property):
 @dataclass(frozen=True)
 class Invertible(Property):
     r"""``module.inverse(module(x)) == x``; the module has a method ``inverse``.
+
+    Of a module that draws random numbers: for the same draws.
 
     Of one map as far as its own rounding leaves digits; of a composition of such maps in exact arithmetic. Each part
     multiplies what the others round, by the condition number of its Jacobian at most, and that is not counted: a

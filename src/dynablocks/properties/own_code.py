@@ -136,7 +136,7 @@ def wrapped(module: nn.Module) -> nn.Module | None:
     return found
 
 
-MOVING = ("forward", "profile", "preactivation", "rate", "rotate", "generator", "symmetric")
+MOVING = ("forward", "profile", "preactivation", "per_channel", "rate", "rotate", "generator", "symmetric")
 """The methods that a vector field X is made of and that steps and flows call."""
 
 COMPUTING = (

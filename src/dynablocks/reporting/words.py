@@ -10,7 +10,9 @@ from typing import Any
 
 NOT_MEASURED = "not measured"
 LEVEL_TOLERANCE = 1e-4
-"""Of a radius in levels of 255: so near to a whole number it is shown as one."""
+"""Of a proved radius in levels of 255: so little above a whole number it is shown as one."""
+_ROUNDED_LEVEL = 1e-9
+"""Of a chosen radius in levels of 255: rounding takes k/255 less far from k; what is further off is another radius."""
 LEAST_EXCESS = 1e-6
 """A bound that exceeds 1 by less is written as 1 and its excess: six decimals do not show it."""
 
@@ -72,7 +74,7 @@ def radius(value: float) -> str:
         ('0.141 (36/255)', '0.5', '0.19962')
     """
     levels = 255 * value
-    if 0.5 < levels < 254.5 and abs(levels - round(levels)) < LEVEL_TOLERANCE:
+    if 0.5 < levels < 254.5 and abs(levels - round(levels)) < _ROUNDED_LEVEL:
         return f"{value:.3f} ({round(levels)}/255)"
     return f"{value:.6g}"
 
@@ -213,12 +215,15 @@ def count(value: float | None) -> str:
 def accuracy_at(points: Iterable[Mapping[str, Any]] | None, epsilon: float) -> float | None:
     """The accuracy at ``epsilon`` among ``{"epsilon": ..., "accuracy": ...}``; ``None`` when it is not there.
 
+    It must be the same float, as JSON keeps it: what is proved at a smaller radius says nothing of this one, and what
+    an attack broke at a larger one may survive here.
+
     Example:
         >>> accuracy_at([{"epsilon": 0.0, "accuracy": 0.9}], 0.0)
         0.9
     """
     for point in points or ():
-        if math.isclose(float(point["epsilon"]), epsilon, abs_tol=1e-6):
+        if float(point["epsilon"]) == epsilon:
             return float(point["accuracy"])
     return None
 

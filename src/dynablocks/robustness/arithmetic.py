@@ -107,6 +107,17 @@ def depthwise_by_winograd(pixels: Tensor) -> bool:
     return on_cpu and platform.machine().lower().startswith(_WINOGRAD_MACHINES)
 
 
+def environment_text() -> str:
+    """What decides on this machine how numbers are rounded: torch, the processor, variables that change products.
+
+    Example:
+        >>> environment_text().startswith(f"torch {torch.__version__} on ")
+        True
+    """
+    variables = [f"{name}={os.environ.get(name)!r}" for name in (*_FPMATH_VARIABLES, *_EMULATION_VARIABLES)]
+    return ", ".join([f"torch {torch.__version__} on {platform.machine()}", *variables])
+
+
 def require_strict_environment(pixels: Tensor) -> None:
     kind = pixels.device.type
     if kind not in ("cpu", "cuda"):

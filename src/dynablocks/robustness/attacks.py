@@ -172,7 +172,8 @@ class AttackResult:
     """What an attack found, in sample order.
 
     ``broken[loss]`` is (N, epsilons): did the attack with this loss alone find a perturbation within epsilon. The worst
-    case adds the samples misclassified when clean and carries each break to the larger epsilons.
+    case adds the samples misclassified when clean and holds each perturbation against every epsilon: one found at a
+    larger epsilon breaks also at a smaller one that it is within.
     ``smallest_broken_norm`` is the shortest perturbation found that changes the class (0: misclassified when clean;
     infinite: none found). ``examples`` holds, for the first samples, the shortest adversarial image found, or else the
     last image tried at the largest epsilon; ``example_losses`` who made it, "" where nothing was tried.
@@ -200,8 +201,10 @@ class AttackResult:
 
     @property
     def worst_broken(self) -> Bool[Tensor, "n epsilons"]:
-        """Broken by any loss at this epsilon or a smaller one, or misclassified when clean."""
+        """Broken within this epsilon by any loss, at whatever epsilon it was found, or misclassified when clean."""
         broken = (self.clean_predictions != self.labels)[:, None] | torch.stack(list(self.broken.values())).any(dim=0)
+        norms = self.smallest_broken_norm[:, None]
+        broken |= norms <= torch.tensor(self.epsilons, dtype=torch.float64, device=norms.device)
         return broken.int().cummax(dim=1).values.bool()
 
     @property

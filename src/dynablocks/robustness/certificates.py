@@ -181,9 +181,9 @@ def _smallest_ratio(logits: Tensor, predictions: Tensor, slopes: Tensor, losses:
 class CertificateResult:
     """Certified radii of a model on a data set, in sample order, in pixel units [0, 1] and the norm that is named.
 
-    ``arithmetic`` is the number format of the logits, ``logit_error`` the largest bound of a logit's rounding error at
-    a sample, ``proved`` whether it is a proof rather than a measurement, and ``rounding_reason`` the sentence that says
-    why it is none.
+    ``arithmetic`` is the number format of the model, the coarsest of its logits and parameters, ``logit_error`` the
+    largest bound of a logit's rounding error at a sample, ``proved`` whether it is a proof rather than a measurement,
+    and ``rounding_reason`` the sentence that says why it is none.
 
     A sample counts at epsilon when it is correct and its radius is **larger** than epsilon: then every perturbation
     with norm <= epsilon leaves a positive margin. At epsilon 0 this is the accuracy without the ties.
@@ -291,7 +291,8 @@ def certify(
     worst case is far above what happens and costs about 0.01 of radius for small networks, most of it for large ones.
     Where there is no such bound, and for any other model, which is evaluated as it is, the error of one logit is
     measured, not proved, and ``rounding_reason`` says why: the larger of 8 times the largest difference between the
-    model and its float64 copy on the first 32 images, and 32 eps max|z| (1024 eps max|z| without a float64 copy).
+    model and its float64 copy on the first 32 images, and 32 eps max|z| (1024 eps max|z| without a float64 copy). The
+    eps is that of the coarsest format of logits and parameters: logits widened at the end were rounded before.
 
     Radii are capped at sqrt(C H W), the diameter of [0, 1]^(C H W), times the largest ratio of ``metric`` to l2.
 
@@ -308,7 +309,8 @@ def certify(
         progress: called with the fraction done.
 
     Raises:
-        InvalidArgument: the model offers no certificate inputs or its logits are not finite.
+        InvalidArgument: the model offers no certificate inputs, its logits are not finite, or ``metric`` is named "l2"
+            and is another norm.
         BadData: images or labels that do not fit.
 
     Source:
@@ -325,6 +327,11 @@ def certify(
     batch_size = require_whole("batch_size", batch_size, 1)
     if samples is not None:
         samples = require_whole("samples", samples, 1)
+    if metric != EUCLIDEAN and metric.name == EUCLIDEAN.name:
+        raise InvalidArgument(
+            f"the metric, a {type(metric).__name__}, is named {metric.name!r}, as the Euclidean norm is; give it a "
+            "name of its own."
+        )
     # What is wrapped around a network lends it the network's attributes, and is none: its code would not be looked at.
     given, model = model, original(model)
     certificate_inputs: Callable[..., tuple[float, Tensor]] | None = getattr(model, "certificate_inputs", None)
@@ -368,7 +375,7 @@ def certify(
         logits, head_weight, constant, logit_error=0.0 if rounding else logit_error, rounding=rounding
     )
     radii = radii.clamp_max(math.sqrt(images[0].numel()) * metric.bounded_by(EUCLIDEAN))
-    kind = str(logits.dtype).removeprefix("torch.")
+    kind = str(_coarsest(model, logits)).removeprefix("torch.")
     return CertificateResult(
         radii, logits.argmax(dim=1), labels.cpu(), constant, logit_error, metric.name, kind, rounding is not None, why
     )
@@ -417,10 +424,16 @@ def _all_logits(
     return torch.cat(parts)
 
 
+def _coarsest(model: nn.Module, logits: Tensor) -> torch.dtype:
+    """The coarsest of the number formats in which the model computes, as far as its parameters and logits show them."""
+    formats = [logits.dtype, model_place(model)[1], *(p.dtype for p in model.parameters() if p.is_floating_point())]
+    return max(formats, key=lambda kind: torch.finfo(kind).eps)
+
+
 def _logit_error(model: nn.Module, images: Tensor, logits: Tensor) -> float:
     """e of :func:`certified_radii` for logits computed in the model's own dtype; see :func:`certify`."""
-    device, dtype = model_place(model)
-    scale = float(logits.abs().max()) * torch.finfo(logits.dtype).eps
+    device, dtype = model_place(model)[0], _coarsest(model, logits)
+    scale = float(logits.abs().max()) * torch.finfo(dtype).eps
     if dtype == torch.float64:
         return _EPS_FACTOR * scale
     few = images[:_TWIN_IMAGES]

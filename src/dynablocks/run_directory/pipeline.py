@@ -31,6 +31,7 @@ from dynablocks.run_directory.results import (
     CERTIFICATE,
     attack_settings,
     belongs_to,
+    certificate_environment,
     matching_attack,
     matching_certificate,
     store,
@@ -114,7 +115,7 @@ def attack_run(
     result = matching_attack(directory, settings, splits.fingerprint)
     if result is None:
         require_writable(directory)
-        belongs = belongs_to(directory, splits.fingerprint)
+        belongs = belongs_to(directory, splits.fingerprint, losses=settings.losses)
         network = load(directory).to(present_device(run.training.device))
         partial = Partial(directory / ATTACK_PARTIAL, belongs, settings)
         with progress_bar(f"attacking {settings.samples} images") as update:
@@ -135,8 +136,9 @@ def certify_run(
     """Certify every test image of a run; write certificate.json and certificate.safetensors.
 
     The radii hold for the network evaluated in ``arithmetic``: float64, or float32 at the cost of its larger proven
-    rounding bound. Standard error is told where the images are not those of the run's own copy, and why the rounding is
-    measured where no bound of it is proved. The images may be given as ``splits`` where they are loaded already.
+    rounding bound. A stored certificate is taken while network, images, code, torch, machine and device stay. Standard
+    error is told where the images are not those of the run's own copy, and why the rounding is measured where no bound
+    of it is proved. The images may be given as ``splits`` where they are loaded already.
     """
     directory = expanded(directory)
     run = with_data(load_config(directory), data)
@@ -147,7 +149,7 @@ def certify_run(
     result = matching_certificate(directory, arithmetic, splits.fingerprint)
     if result is None:
         require_writable(directory)
-        belongs = belongs_to(directory, splits.fingerprint)
+        belongs = belongs_to(directory, splits.fingerprint) | certificate_environment(directory)
         network = load(directory).to(present_device(run.training.device))
         with progress_bar(f"certifying {len(splits.test)} images") as update:
             result = certify(network, splits.test, arithmetic=arithmetic, progress=update)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -17,10 +17,18 @@ from dynablocks import run_files
 from dynablocks.data import DataSplits
 from dynablocks.errors import BadCheckpoint, DynablocksError
 from dynablocks.files import is_number, read_json, sha256, write_json, write_tensors
-from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, check_sound
-from dynablocks.run_directory.network import foreign_names, require_checkpoint, stored_description, unfinished
-from dynablocks.run_directory.source import source_hash
+from dynablocks.robustness import LOSSES, AttackConfig, AttackResult, CertificateResult, check_sound
+from dynablocks.robustness.arithmetic import environment_text
+from dynablocks.run_directory.network import (
+    foreign_names,
+    load_config,
+    require_checkpoint,
+    stored_description,
+    unfinished,
+)
+from dynablocks.run_directory.source import is_hashed, source_hash
 from dynablocks.training import find_checkpoint
+from dynablocks.training.precision import present_device
 
 R = TypeVar("R")
 
@@ -81,7 +89,9 @@ def store(directory: Path, kind: ResultKind[Any], summary: dict[str, Any], tenso
     write_json(directory / kind.summary, summary | {"tensors": written})
 
 
-def belongs_to(directory: Path, fingerprint: str, *, same_code: bool = True) -> dict[str, str]:
+def belongs_to(
+    directory: Path, fingerprint: str, *, same_code: bool = True, losses: Iterable[str] = ()
+) -> dict[str, str]:
     """What a stored result must agree in to be reused: weights, network, images, and the version and code that made it.
 
     Weights do not tell of which network they are: ``--model.bound`` changes what is certified, and no bit of them.
@@ -91,6 +101,7 @@ def belongs_to(directory: Path, fingerprint: str, *, same_code: bool = True) -> 
         directory: of the run.
         fingerprint: of the images.
         same_code: also of the very code that runs; asked for before a computation is spared, not of what is shown.
+        losses: names of those that attack.
     """
     checkpoint = require_checkpoint(directory)
     description = stored_description(checkpoint)
@@ -100,17 +111,34 @@ def belongs_to(directory: Path, fingerprint: str, *, same_code: bool = True) -> 
         "fingerprint": fingerprint,
         "version": dynablocks.__version__,
     }
-    return belongs | {"source": _source_of(description)} if same_code else belongs
+    return belongs | {"source": _source_of(description, losses)} if same_code else belongs
 
 
-def _source_of(description: dict[str, Any]) -> str:
+def _source_of(description: dict[str, Any], losses: Iterable[str]) -> str:
     """The hash of the code that computes the results of a network, or a text that is never the same again.
 
-    Which files a model of one's own is made of nobody knows: a hash without them would vouch for a certificate after a
-    wrong constant in one was corrected, so that nothing is spared there.
+    Which files a model or a loss of one's own is made of nobody knows: a hash without them would vouch for a
+    certificate after a wrong constant in one was corrected, so that nothing is spared there.
     """
-    foreign = foreign_names(description.get("config", {}))
+    foreign = [*foreign_names(description.get("config", {})), *_foreign_losses(losses)]
     return f"{SOURCE} with {', '.join(foreign)}, {secrets.token_hex(16)}" if foreign else SOURCE
+
+
+def _foreign_losses(names: Iterable[str]) -> list[str]:
+    """Those of the losses whose function, whatever its name, is code that the source hash does not cover."""
+    return [name for name in names if not is_hashed(str(getattr(LOSSES.get(name), "__module__", "")))]
+
+
+def certificate_environment(directory: Path) -> dict[str, str]:
+    """What a stored certificate must agree in besides, to spare one: torch, the machine and the device of the run.
+
+    How logits are rounded depends on them, and so does whether a bound of that is proved.
+
+    Raises:
+        DynablocksError: the configuration of the run cannot be read.
+    """
+    device = present_device(load_config(directory).training.device)
+    return {"environment": f"{environment_text()}, device {device}"}
 
 
 def current_summary(
@@ -169,8 +197,10 @@ def attack_settings(wanted: AttackConfig, splits: DataSplits) -> AttackConfig:
 def matching_attack(directory: Path, settings: AttackConfig, fingerprint: str) -> AttackResult | None:
     """The stored attack that spares one with these settings: of the same network, images and code; or ``None``.
 
-    Of a model of one's own nothing is spared.
+    Of a model of one's own nothing is spared, nor of an attack with a loss of one's own.
     """
+    if _foreign_losses(settings.losses):
+        return None
     result = restored(directory, ATTACK, fingerprint, same_code=True)
     return result if result is not None and result.config == settings else None
 
@@ -178,10 +208,16 @@ def matching_attack(directory: Path, settings: AttackConfig, fingerprint: str) -
 def matching_certificate(directory: Path, arithmetic: str, fingerprint: str) -> CertificateResult | None:
     """The stored certificate that spares one in this arithmetic: of the same network, images and code; or ``None``.
 
-    Of a model of one's own nothing is spared.
+    Of a model of one's own nothing is spared, nor what was made elsewhere: :func:`certificate_environment`.
     """
     result = restored(directory, CERTIFICATE, fingerprint, same_code=True)
-    return result if result is not None and result.arithmetic == arithmetic else None
+    if result is None or result.arithmetic != arithmetic:
+        return None
+    try:
+        made, here = read_json(directory / CERTIFICATE.summary), certificate_environment(directory)
+    except DynablocksError:
+        return None
+    return result if made.get("environment") == here["environment"] else None
 
 
 def sound_results(directory: Path, fingerprint: str) -> tuple[AttackResult | None, CertificateResult | None]:
