@@ -5,7 +5,7 @@
 
 writes results/NAME.json in the form docs/make_results.py reads; nothing in it is typed by hand but title, command,
 hardware and note. A "note" and a "readme" that were written into that file by hand stay. The runs are of one data set,
-tested on the same number of images.
+tested on the same images. What is certified is rounded down, and a bound up.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import argparse
 import datetime
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dynablocks.errors import DynablocksError, InvalidArgument
 from dynablocks.experiments.provenance import commit
 from dynablocks.files import read_json, write_text
+from dynablocks.reporting import words
 
 ROOT = Path(__file__).resolve().parent.parent
 RADII = ((36 / 255, "36/255"), (72 / 255, "72/255"), (108 / 255, "108/255"), (0.5, "0.5"), (1.0, "1"))
@@ -43,9 +45,14 @@ def percent(accuracy: float | None) -> str:
     return "not measured" if accuracy is None else f"{100 * accuracy:.2f}"
 
 
-def at(points: list[dict[str, float]] | None, radius: float) -> str:
+def proved(accuracy: float | None) -> str:
+    """The same of a share that is certified: no more than is."""
+    return words.proved_percent(accuracy, 2).removesuffix(" %")
+
+
+def at(points: list[dict[str, float]] | None, radius: float, write: Callable[[float | None], str]) -> str:
     """The accuracy at a radius, in per cent."""
-    return percent(next((p["accuracy"] for p in points or [] if abs(p["epsilon"] - radius) < 1e-9), None))
+    return write(next((p["accuracy"] for p in points or [] if abs(p["epsilon"] - radius) < 1e-9), None))
 
 
 def bound_of(metrics: dict[str, Any]) -> str:
@@ -53,7 +60,7 @@ def bound_of(metrics: dict[str, Any]) -> str:
     if metrics["certified_accuracy"] is None:
         return "not measured"
     bound = metrics["lipschitz_bound"]
-    return "none" if bound is None else f"{bound:.5g}"
+    return "none" if bound is None else words.bound(bound)
 
 
 def row(run: Path, metrics: dict[str, Any]) -> list[str]:
@@ -65,8 +72,8 @@ def row(run: Path, metrics: dict[str, Any]) -> list[str]:
         f"{metrics['model']} (lift: {lift})",
         # Without a certificate it is that of the attacked images alone.
         percent(None if metrics["test_images"] is None else metrics["clean_accuracy"]),
-        *(at(metrics["certified_accuracy"], radius) for radius, _ in RADII),
-        *(at(metrics["robust_accuracy"], radius) for radius, _ in RADII[:1] + RADII[3:4]),
+        *(at(metrics["certified_accuracy"], radius, proved) for radius, _ in RADII),
+        *(at(metrics["robust_accuracy"], radius, percent) for radius, _ in RADII[:1] + RADII[3:4]),
         "not measured" if metrics["auc"] is None else f"{metrics['auc']:.3f}",
         bound_of(metrics),
         f"{metrics['parameters']:,}",
@@ -106,13 +113,16 @@ def write_table(options: argparse.Namespace) -> None:
     """Write results/NAME.json.
 
     Raises:
-        InvalidArgument: the runs are of several data sets, or tested on several numbers of images.
+        InvalidArgument: the runs are of several data sets, or tested on other images or another number of them.
         DynablocksError: a run has no figures, or the file cannot be written.
     """
     runs = [read_json(run / "metrics.json") for run in options.runs]
     for name in ALIKE:
         if len({run[name] for run in runs} - {None}) > 1:
             raise InvalidArgument(f"the runs differ in {name}: {each(runs, name)}; make a table of each.")
+    known = [run for run in runs if run.get("fingerprint") is not None]  # figures of older versions name no images
+    if len({run["fingerprint"] for run in known}) > 1:
+        raise InvalidArgument(f"the runs differ in fingerprint: {each(known, 'fingerprint')}; make a table of each.")
     path = ROOT / "results" / f"{options.name}.json"
     earlier = read_json(path) if path.exists() else {}
     table = {

@@ -34,8 +34,8 @@ that its authors state. *AUC* is the area under the attacked accuracy over the â
 `cifar10-jpeg` is [a JPEG copy](data.md) of CIFAR-10.
 
 The layers of AOC, SOC, AOL and SLL are orthogonium's ("sll" started as its authors mean), those of torchlip
-deel-torchlip's; CPL, and the SOC of 60 minutes, were written here following their papers
-([names, recipes, what was mended](certified_accuracy.md#how-the-peers-are-trained-and-certified)).
+deel-torchlip's. CPL, the SOC of 60 minutes and the scaling in that table's row "sll" were written here following their
+papers ([names, recipes, what was mended](certified_accuracy.md#how-the-peers-are-trained-and-certified)).
 """
 
 

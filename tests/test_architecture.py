@@ -11,7 +11,6 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -147,10 +146,6 @@ def test_a_shape_that_is_none_is_seen(shape: str, right: bool) -> None:
     assert [all(map(can_be_read, found.split())) for found in shapes(source)] == [right]
 
 
-ONE_KIND_TWICE = {"printed-field": ["dynablocks.experiments.fig8", "dynablocks.experiments.metric"]}
-"""The kind of two classes: another name for one would leave its stored results without a cell."""
-
-
 def cell_classes() -> Iterator[type[Cell]]:
     """The classes of cells that the experiments build."""
     for found in pkgutil.iter_modules(experiments.__path__):
@@ -166,11 +161,7 @@ def test_a_kind_of_cell_is_one_class() -> None:
     for cell in cell_classes():
         classes.setdefault(object.__new__(cell).kind, []).append(cell)
     assert len(classes) > 20
-    shared = {kind: same for kind, same in classes.items() if len(same) > 1}
-    assert {kind: sorted(cell.__module__ for cell in same) for kind, same in shared.items()} == ONE_KIND_TWICE
-    for one, other in shared.values():
-        # Keys hash the names of settings, too: without a common one no key is both's.
-        assert not {field.name for field in fields(one)} & {field.name for field in fields(other)}
+    assert {kind: same for kind, same in classes.items() if len(same) > 1} == {}
 
 
 ROOT = Path(__file__).parents[1]

@@ -33,11 +33,12 @@ from dynablocks.models import MODELS, ModelConfig, Network, build
 from dynablocks.properties import EUCLIDEAN, declare
 from dynablocks.properties.jacobians import jacobians
 from dynablocks.robustness.arithmetic import plain_arithmetic
-from dynablocks.robustness.artefact import ledger
+from dynablocks.robustness.artefact import checked_artefact, ledger
 from dynablocks.robustness.audit import (
     AuditFailed,
     _ascend,
     _attack,
+    _check_layers,
     _check_radii,
     _entrance,
     _layer_bound,
@@ -275,6 +276,37 @@ def test_an_edited_certificate_is_caught(
     assert "\n" not in str(caught.value)
     assert main(["audit", str(path), "--samples", "2", "--steps", "2"]) == 2
     assert capsys.readouterr().err.startswith("dynablocks: error: ")
+
+
+PARTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "": lambda content: content,
+    **{
+        f" in {name!r}": lambda content, name=name: content[name]
+        for name in ("model", "normalisation", "arithmetic", "data")
+    },
+    **{f" in {name!r}": lambda content, name=name: content[name][-1] for name in ("layers", "images")},
+}
+
+
+@pytest.mark.parametrize("claim", ["certified_accuracy", "attacked_accuracy\x1b[2J"])
+@pytest.mark.parametrize("where", PARTS)
+def test_what_is_added_to_a_certificate_is_refused(genuine: Path, where: str, claim: str) -> None:
+    """No check would read it, and the audit would seem to have passed it."""
+    content = json.loads(genuine.read_text())
+    assert checked_artefact(content, "cert.json") is content
+    PARTS[where](content)[claim] = None if where else 0.9
+    with pytest.raises(BadData, match=re.escape(f"cert.json has {claim!r}{where}, which no audit checks")):
+        checked_artefact(content, "cert.json")
+
+
+def test_a_certificate_of_a_network_that_started_from_another_says_so(genuine: Path) -> None:
+    content = json.loads(genuine.read_text())
+    seen = [{"fingerprint": "0" * 64, "train_images": 5, "seed": 0}]
+    content["model"].update(warm_start="0" * 64, seen=seen)
+    assert checked_artefact(content, "cert.json")["model"]["seen"] == seen
+    content["dynablocks"] = {"certified_accuracy": 0.9}
+    with pytest.raises(BadData, match="has no valid 'dynablocks'"):
+        checked_artefact(content, "cert.json")
 
 
 @pytest.mark.parametrize("share", [1 + 5e-8, 1 - 5e-7])
@@ -531,6 +563,21 @@ def test_a_lifts_factor_and_the_norm_at_the_entrance_count() -> None:
         assert product == pytest.approx(network.certificate_inputs()[0], rel=0.02)
 
 
+def test_a_body_constant_without_the_ratio_of_norms_at_the_entrance_is_too_low(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the library itself leaves it out: shadings count twice in the norm on images."""
+    config = ModelConfig("metric", widths=(3, 8), layers=(1, 1), metric_smooth=4.0)
+    network = build(config, (1, 8, 8), 4, seed=0).double().eval()
+    with evaluating(network), plain_arithmetic():
+        rows, constant = ledger(network), network.certificate_inputs()[0]
+        content: dict[str, Any] = {"layers": rows, "arithmetic": {"format": "float64"}, "body_lipschitz": constant}
+        assert _check_layers(content, network) == pytest.approx(constant, rel=0.02)
+        content["body_lipschitz"] = low = rows[-1]["product"]
+        assert low == pytest.approx(constant / 2, rel=1e-6)
+        monkeypatch.setattr(Network, "certificate_inputs", lambda self: (low, self.head.weight))
+        with pytest.raises(AuditFailed, match=r"bounds the whole body by .* too low"):
+            _check_layers(content, network)
+
+
 DECOMPOSED: dict[str, Callable[[], Conv]] = {
     "wide": lambda: Conv((1, 8, 8), 32, 3),
     "groups": lambda: Conv((4, 12, 12), 4, 3, groups=2),
@@ -557,16 +604,25 @@ def test_a_leaky_step_with_full_padding_is_audited_as_it_is_declared() -> None:
     assert _layer_bound(block) == pytest.approx(0.75, rel=1e-6)
 
 
-def test_pooling_whose_windows_share_pixels_is_not_audited_as_disjoint() -> None:
-    """With dilation 2 the windows {0, 2} and {2, 4} of a row meet: a bump at (2, 2) is seen by all four."""
+@pytest.mark.parametrize(
+    ("pool", "windows"),
+    [(nn.MaxPool2d(2, 2, dilation=2), 4), (nn.MaxPool2d(3, 1), 9), (nn.MaxPool2d(3, 2), 4)],
+    ids=["dilated", "stride 1", "stride 2"],
+)
+def test_pooling_whose_windows_share_pixels_is_not_audited_as_disjoint(pool: nn.MaxPool2d, windows: int) -> None:
+    """A bump at (2, 2) is seen by several windows: with dilation 2 by {0, 2} and {2, 4} in its row."""
     bump = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
     bump[0, 0, 2, 2] = 1.0
-    pool = nn.MaxPool2d(2, 2, dilation=2)
-    assert float(jacobians(pool, bump)[0, :, 2 * 8 + 2].norm()) == 2.0
-    assert declare(pool).properties.lipschitz == pytest.approx(2.0)
+    assert float(jacobians(pool, bump)[0, :, 2 * 8 + 2].norm()) == math.sqrt(windows)
+    assert declare(pool).properties.lipschitz == pytest.approx(math.sqrt(windows))
     with pytest.raises(AuditFailed, match="does not know the layer MaxPool2d"):
         _layer_bound(pool)
+
+
+def test_of_pooling_the_audit_knows_disjoint_windows_without_padding_alone() -> None:
     assert _layer_bound(nn.MaxPool2d(2)) == 1.0
+    with pytest.raises(AuditFailed, match="does not know the layer MaxPool2d"):
+        _layer_bound(nn.MaxPool2d(2, padding=1))
 
 
 def _halve_a_number(layers: list[dict[str, Any]]) -> None:

@@ -422,7 +422,14 @@ CASES: dict[str, tuple[str, Prepare, str]] = {
         "empty holds no checkpoint",
     ),
     "explain a file": ("explain notes.txt", _file("notes.txt", b"hello"), "notes.txt is not a run directory"),
-    "verify with 0 samples": ("verify run --samples 0", _nothing, "--samples is 0; at least 1 is needed"),
+    "verify with 0 samples": ("verify run --samples 0", _nothing, "--samples is 0; a whole number from 1 is needed"),
+    "audit with -1 samples": ("audit c.json --samples=-1", _nothing, "--samples is -1; a whole number from 0"),
+    "audit with 0 steps": ("audit c.json --steps 0", _nothing, "--steps is 0; a whole number from 1 is needed"),
+    "a stem without a stage behind it": (
+        "train --preset smoke --model metric --model.widths [4] --model.layers [1] --model.stem 2 --out b",
+        _nothing,
+        "stem is 2, which changes nothing with one width; leave it out",
+    ),
     "report of a missing run": ("report nowhere", _nothing, "nowhere is not a run directory"),
     "list an unknown kind": ("list modles", _nothing, "unknown kind 'modles'; did you mean 'models'"),
     "warm start that saw the held-out images": (

@@ -12,6 +12,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
@@ -23,11 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynablocks.config import CERTIFIED_PRESETS, preset_settings
+from dynablocks.data import ImageDataset
 from dynablocks.errors import BadCheckpoint, BadData, Diverged, InvalidArgument, UnsoundResult
 from dynablocks.models import ModelConfig, build
 from dynablocks.numerics.bounds import ConvGeometry, dense_matrix
 from dynablocks.properties import jacobians
-from dynablocks.robustness import CertificateResult
+from dynablocks.robustness import PAPER_EPSILONS, AttackConfig, CertificateResult, Curve
 from dynablocks.switching import set_progress
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "certified"
@@ -617,7 +619,7 @@ def test_an_entry_that_is_measured_again_keeps_the_origin_of_its_training(
         (directory / "checkpoint").mkdir(exist_ok=True)
         return {key: value for key, value in entry("cpl-0", 40.0).items() if key not in run.ORIGIN}
 
-    splits = SimpleNamespace(train=SimpleNamespace(name="d"), test=[0])
+    splits = SimpleNamespace(train=SimpleNamespace(name="d"), test=[0], fingerprint="f")
     monkeypatch.setattr(run, "load_data", lambda *args: splits)
     monkeypatch.setattr(run, "train_peer", train)
     monkeypatch.setattr(sys, "argv", ["run.py", "--data-dir", "nowhere", "--out", str(tmp_path), "--entries", "cpl"])
@@ -635,9 +637,42 @@ def test_an_entry_that_is_measured_again_keeps_the_origin_of_its_training(
     assert "finished_by" not in first
     again = measured_at("edffc18", "2026-11-30 13:07", "another")
     assert again == first | {"finished_by": "edffc18"}
+    assert first["fingerprint"] == "f"
     page = run.as_page([again], 60.0)
     assert (page["date"], page["hardware"]) == ("2026-11-29", "h")
     assert page["commit"] == "52bd512 (finished by edffc18)"
+
+
+def test_results_on_another_copy_of_the_images_get_no_common_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier result does not say on which it was made, and is kept."""
+    splits = SimpleNamespace(train=SimpleNamespace(name="d"), test=[0], fingerprint="b" * 64)
+    monkeypatch.setattr(run, "load_data", lambda *args: splits)
+    monkeypatch.setattr(run, "train_peer", lambda *args: pytest.fail("it was trained"))
+    page, ours = tmp_path / "page.json", entry("ours-0", 50.0) | {"hardware": run.hardware()}
+    where = ["run.py", "--data-dir", "nowhere", "--out", str(tmp_path / "work"), "--page", str(page)]
+    monkeypatch.setattr(sys, "argv", [*where, "--entries", "cpl"])
+    args, file = run.parse(), tmp_path / "work" / "ours-0" / "result.json"
+    said = r"ours-0 \(fingerprint a{16}…\) and cpl-0 \(fingerprint b{16}…\) are of the images of two copies"
+    known = ours | {"fingerprint": "a" * 64}
+    run.write_json(page, run.as_page([known], 60.0))
+    with pytest.raises(InvalidArgument, match=said):
+        run.result_of("cpl", args)
+    page.unlink()
+    run.write_json(file, known)
+    with pytest.raises(InvalidArgument, match=said):
+        run.result_of("cpl", args)
+    other = entry("ours-1", 50.0, 1) | {"hardware": run.hardware(), "fingerprint": "b" * 64}
+    run.write_json(tmp_path / "work" / "ours-1" / "result.json", other)
+    for given in (args, run.argparse.Namespace(**vars(args) | {"page": None})):
+        with pytest.raises(InvalidArgument, match="are of the images of two copies"):
+            run.write_page(given)
+    run.write_json(file, ours)
+    assert [result["name"] for result in run.write_page(args)] == ["ours-0", "ours-1"]
+    run.write_json(file, ours | {"fingerprint": 5})
+    with pytest.raises(InvalidArgument, match="a result without fingerprint, or with another kind of it"):
+        run.write_page(args)
 
 
 def test_an_origin_belongs_to_a_training_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -787,7 +822,7 @@ def test_what_set_says_holds_in_the_search_and_after_it(tmp_path: Path, monkeypa
     assert all(changes | given == changes for changes in seen)
     assert found["chosen"] == run.changes_of("cpl")[4]
     monkeypatch.setattr(run, "best_change", lambda name, args: {"chosen": run.OUR_SIZES, "minutes": 1.0, "tried": []})
-    splits = SimpleNamespace(train=SimpleNamespace(name="d"), test=[0])
+    splits = SimpleNamespace(train=SimpleNamespace(name="d"), test=[0], fingerprint="f")
     monkeypatch.setattr(run, "load_data", lambda *args: splits)
     monkeypatch.setattr(run, "train_peer", train)
     where = ["--data-dir", "nowhere", "--out", str(tmp_path), "--search", "1"]
@@ -807,6 +842,42 @@ def test_a_certified_image_that_autoattack_breaks_is_an_error() -> None:
     attack.check(distances, certificate([0.9, 0.29, 0.9], [True, True, False]))
     with pytest.raises(UnsoundResult, match=r"image 1 is certified at radius 0\.6"):
         attack.check(distances, certificate([0.9, 0.6, 0.0], [True, True, True]))
+
+
+def test_what_autoattack_found_names_its_network_and_goes_where_it_refutes_a_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = ModuleType("pyautoattack")
+    package.__spec__ = ModuleSpec("pyautoattack", None)
+    monkeypatch.setitem(sys.modules, "pyautoattack", package)
+    test = ImageDataset("d", torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), ("a", "b"))
+    curve, belongs = Curve(PAPER_EPSILONS, (1.0,) * len(PAPER_EPSILONS), 2), {"weights": "w", "fingerprint": "f"}
+    ours = SimpleNamespace(curve=lambda *loss: curve, clean_accuracy=1.0)
+    stand_ins = {
+        "load_config": lambda run: SimpleNamespace(attack=AttackConfig(), training=SimpleNamespace(device="cpu")),
+        "with_data": lambda config, data: config,
+        "certify_run": lambda run, data: certificate([0.4, 0.4], [True, True]),
+        "attack_run": lambda run, settings, data: ours,
+        "load_splits": lambda config: SimpleNamespace(test=test, fingerprint="f"),
+        "belongs_to": lambda run, fingerprint, *, same_code: belongs,
+        "commit": lambda: "c",
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(attack, name, stand_in)
+    options = SimpleNamespace(data_dir=None, samples=2, epsilon=0.5, batch_size=2)
+    files = [tmp_path / name for name in ("autoattack.json", "metrics.json", "report.html")]
+    for distance, left in ((0.45, [True, True, True]), (0.3, [False, False, False])):
+        for file in files:
+            file.write_text("{}")
+        monkeypatch.setattr(attack, "auto_attack", lambda *given, distance=distance: [distance, None])
+        if left[1]:
+            facts = attack.measured(tmp_path, options)
+            assert facts.items() >= belongs.items()
+            assert (facts["autoattack"], facts["images"]) == (0.5, 2)
+        else:
+            with pytest.raises(UnsoundResult, match=r"image 0 is certified at radius 0\.4"):
+                attack.measured(tmp_path, options)
+        assert [file.exists() for file in files] == left
 
 
 class StandIn:
@@ -1166,6 +1237,10 @@ def test_what_cannot_be_paired_gets_a_sentence(tmp_path: Path) -> None:
     drawn = [entry_folder(tmp_path / f"seed {seed}", [0.3], measured="held-out", seed=seed) for seed in (0, 1)]
     with pytest.raises(InvalidArgument, match="differ in seed"):
         compare.table(*drawn)
+    copies = [entry_folder(tmp_path / copy, [0.3], fingerprint=copy) for copy in ("one", "two")]
+    with pytest.raises(InvalidArgument, match="are of images with other fingerprints"):
+        compare.table(*copies)
+    assert compare.table(first, copies[0]), "an earlier result does not say of which copy it is"
     bare = tmp_path / "c"
     run.write_json(bare / "result.json", {"data": "d", "images": 1, "measured": "test"})
     with pytest.raises(BadData, match="no radii of single images"):

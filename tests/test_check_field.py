@@ -17,6 +17,7 @@ from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import InvalidArgument, PropertyViolated
 from dynablocks.fields import (
     FIELDS,
+    CompartmentField,
     Damping,
     DiagonalField,
     DissipativeField,
@@ -28,6 +29,7 @@ from dynablocks.fields import (
     NeuralHamiltonian,
     PartitionedField,
     PotentialSum,
+    RotationField,
     ShearField,
     SumField,
     TwoMatrixField,
@@ -202,6 +204,74 @@ def test_facts_are_measured_after_training_and_under_hostile_parameters() -> Non
     assert remembered.failed == ("facts after training", "facts under hostile parameters", "methods")
     with pytest.raises(PropertyViolated, match="Scaling fails the check 'facts after training': lipschitz: "):
         remembered.require()
+
+
+class Decay(VectorField):
+    """X(x) = −cx, which does not expand as long as the learned c is not negative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_shape, self.rate = (3,), nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -self.rate * x
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(abs(float(self.rate.detach())), 0.0, odd=True)
+
+
+def test_a_fact_that_holds_for_one_sign_of_a_parameter_alone_is_found() -> None:
+    report = check_field(Decay())
+    assert report.failed == ("facts under hostile parameters",), str(report)
+    message = finding(Decay(), "facts under hostile parameters").message
+    assert message.startswith("parameters negated: one_sided: "), message
+
+
+class Pendulum(VectorField):
+    """q̇ = p, ṗ = −sinh 5q − cp, of which far from 0 the steepness hides the damping in rounding."""
+
+    in_shape = (2,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, p = x.unbind(1)
+        return torch.stack([p, -(5 * q).sinh() - 0.1 * p], dim=1)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(hamiltonian=True)
+
+
+def test_a_steep_state_excuses_no_other() -> None:
+    message = finding(Pendulum(), "facts at the start").message
+    for sentence in ("divergence_free: ∇·X is 1.0e-01 at a state", "hamiltonian: 𝕁DX is not symmetric, by 5.0e-02"):
+        assert sentence in message, message
+    near, far = torch.tensor([[0.1, 0.2]], dtype=torch.float64), torch.tensor([[10.0, 0.2]], dtype=torch.float64)
+    assert len(list(false_facts(Pendulum(), near))) == len(list(false_facts(Pendulum(), torch.cat([near, far])))) == 2
+    # There ‖DX‖ is 1e22, of which a float64 does not hold 0.1.
+    assert not list(false_facts(Pendulum(), far))
+
+
+class Rates(VectorField):
+    """X(x) = Mx, where one entry draws from another: only where that one stands alone does no other make up for it."""
+
+    in_shape = (8,)
+
+    def __init__(self, drawn: float) -> None:
+        super().__init__()
+        matrix = torch.ones(8, 8) - 8 * torch.eye(8)
+        matrix[0, 2] = drawn
+        self.register_buffer("matrix", matrix)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrix.mT
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(positive=True)
+
+
+def test_signs_are_measured_where_one_entry_stands_alone() -> None:
+    check_field(Rates(0.0)).require()
+    message = finding(Rates(-0.05), "facts at the start").message
+    assert message.startswith("positive: −Xᵢ where xᵢ = 0 is "), message
 
 
 class BiasForgotten(GradientField):
@@ -395,6 +465,61 @@ class Denser(Damping):
         return super().flow_log_determinant(x, time) + 1e-6
 
 
+class Beside(Damping):
+    def flow_with_log_determinant(self, x: Tensor, time: Tensor | float) -> tuple[Tensor, Tensor]:
+        moved, change = super().flow_with_log_determinant(x, time)
+        return moved, 1.0001 * change
+
+
+class MovedBeside(Damping):
+    def flow_with_log_determinant(self, x: Tensor, time: Tensor | float) -> tuple[Tensor, Tensor]:
+        moved, change = super().flow_with_log_determinant(x, time)
+        return moved + 1e-6, change
+
+
+class Transposed(CompartmentField):
+    """X is that of the class, and the rates lead from i to j."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = x.new_tensor(self.weights)
+        flux = CompartmentField.rates(self, x) * (weights * x).unsqueeze(-2)
+        return (flux - flux.mT).sum(-1) / weights
+
+    def rates(self, x: Tensor) -> Tensor:
+        return super().rates(x).mT
+
+    def facts(self) -> FieldFacts:
+        return super().facts()
+
+
+class NegativeRates(Transposed):
+    """No rates, since some are below 0."""
+
+    def rates(self, x: Tensor) -> Tensor:
+        return CompartmentField.rates(self, x) - 10.0
+
+    def facts(self) -> FieldFacts:
+        return super().facts()
+
+
+class Growing(RotationField):
+    def rotate(self, at: Tensor, v: Tensor, time: Tensor | float, chart: str = "exp") -> Tensor:
+        return (1 + 1e-6) * super().rotate(at, v, time, chart)
+
+    def facts(self) -> FieldFacts:
+        return super().facts()
+
+
+class TurnedBack(RotationField):
+    """Wrong in the chart of Cayley alone."""
+
+    def rotate(self, at: Tensor, v: Tensor, time: Tensor | float, chart: str = "exp") -> Tensor:
+        return super().rotate(at, v, time if chart == "exp" else -time, chart)
+
+    def facts(self) -> FieldFacts:
+        return super().facts()
+
+
 WRONG: list[tuple[str, Callable[[], VectorField]]] = [
     ("potential", lambda: WrongSign(3)),
     ("energy", lambda: Upside(4, width=3)),
@@ -410,6 +535,12 @@ WRONG: list[tuple[str, Callable[[], VectorField]]] = [
     ("flow_constant", lambda: Shrinking((4,))),
     ("flow_log_determinant", lambda: Denser((4,))),
     ("flow_log_determinant", lambda: DenseForwards((4,))),
+    ("flow_with_log_determinant", lambda: Beside((4,))),
+    ("flow_with_log_determinant", lambda: MovedBeside((4,))),
+    ("rates", lambda: Transposed(3, 5)),
+    ("rates", lambda: NegativeRates(3, 5)),
+    ("rotate", lambda: Growing(3, 5)),
+    ("rotate", lambda: TurnedBack(3, 5)),
 ]
 
 

@@ -28,7 +28,7 @@ import yaml
 
 import dynablocks
 from dynablocks import arguments, reporting
-from dynablocks.arguments import make_parser, preset_model_data
+from dynablocks.arguments import make_parser
 from dynablocks.catalogue import catalogue
 from dynablocks.cli import COMMANDS, main
 from dynablocks.config import RunConfig, from_yaml, preset_settings, to_yaml
@@ -42,7 +42,7 @@ from dynablocks.registry import Registry
 from dynablocks.robustness import AttackConfig, attacks
 from dynablocks.run_directory import pipeline, results
 from dynablocks.run_directory.certificate_file import audit_certificate, write_certificate
-from dynablocks.run_directory.commands import _parse_run
+from dynablocks.run_directory.commands import _parse_run, preset_model_data
 from dynablocks.run_directory.dry_run import _steps
 from dynablocks.run_directory.metrics import stored_curves, write_metrics
 from dynablocks.run_directory.network import build_for, load, load_config, load_splits, pixel_statistics
@@ -214,8 +214,14 @@ def test_a_broken_certificate_is_a_hard_error(finished: Path, tmp_path: Path) ->
     for report in (certify_run, write_metrics, stored_curves):
         with pytest.raises(UnsoundResult, match="certified at radius"):
             report(twin)
-    assert main(["attack", str(twin)]) == 2
-    assert main(["report", str(twin)]) == 2
+    for command in ("attack", "certify", "report"):
+        figures = [twin / name for name in ("metrics.json", "report.html", "autoattack.json")]
+        for file in figures:
+            file.write_text("{}")
+        assert main([command, str(twin)]) == 2
+        assert not any(file.exists() for file in figures), "they were made before the certificate was refuted"
+    assert (twin / "certificate.json").exists()
+    assert (twin / "attack.json").exists()
 
 
 def test_results_of_other_weights_are_not_reused(finished: Path, tmp_path: Path) -> None:
@@ -383,6 +389,35 @@ def test_images_that_are_not_those_of_the_run_are_told(
         said = capsys.readouterr().out
         assert said.count(told) == count
         assert "the certificate holds" in said
+        assert main(["report", str(run), "--data.dir", str(place)]) == 0
+        metrics = json.loads((run / "metrics.json").read_text())
+        assert metrics["own_images"] is (count == 0)
+        assert metrics["fingerprint"] == json.loads(Path(file).read_text())["data"]["fingerprint"]
+        page = html.unescape((run / "report.html").read_text(encoding="utf-8"))
+        assert page.count("These are not the images of the run's own copy") == count
+        assert page.count("A training on the run's own copy alone does not get these results") == count
+        assert page.count(f"folder with fingerprint {metrics['fingerprint'][:16]}…") == 2 * count
+
+
+def test_images_whose_labels_mean_other_classes_are_refused(
+    moved: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the folder of the first class each label is that of the class before."""
+    run, other = shutil.copytree(moved[0], tmp_path / "run"), shutil.copytree(moved[2], tmp_path / "other")
+    for part in ("train", "test"):
+        shutil.rmtree(other / part / "a")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    for command, dry in itertools.product(("certify", "attack", "report"), ([], ["--dry-run"])):
+        assert main([command, str(run), "--data.dir", str(other), *dry]) == 2
+        said = capsys.readouterr().err
+        assert "class 0 is 'b' in the images of folder and 'a' in those that the network learned" in said
+        assert "give images with its classes a, b, c, d, e and 5 more." in said
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert main(["verify", str(run), "--data.dir", str(other), "--samples", "2"]) == 0
+    facts = json.loads((run / "training.json").read_text())
+    (run / "training.json").write_text(json.dumps({name: facts[name] for name in facts if name != "class_names"}))
+    assert main(["certify", str(run), "--data.dir", str(other)]) == 0
 
 
 def test_ctrl_c_ends_a_training_with_130_and_the_same_command_goes_on(

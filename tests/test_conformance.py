@@ -75,6 +75,27 @@ def test_every_broken_twin_is_caught_by_the_check_it_breaks(name: str) -> None:
         report.require()
 
 
+class Dropping(HealthyBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+    def declare(self) -> Declaration:
+        return super().declare()
+
+
+def test_modes_may_differ_where_that_is_said_and_the_others_are_still_checked() -> None:
+    class Expanding(Dropping):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+        def declare(self) -> Declaration:
+            return super().declare()
+
+    assert check_block(Dropping()).failed == ("train and eval",)
+    check_block(Dropping(), modes_differ=True).require()
+    assert "properties at the start" in check_block(Expanding(), modes_differ=True).failed
+
+
 def test_a_copy_made_inside_frozen_weights_that_keeps_them_is_caught() -> None:
     class Holding(Dense):
         def __getstate__(self) -> dict[str, object]:

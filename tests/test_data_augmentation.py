@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,26 @@ def test_reflected_padding_equals_that_of_numpy(padding: int, memory_format: tor
 def test_a_view_that_is_neither_contiguous_nor_channels_last_is_augmented_alike() -> None:
     images = _images(count=32)
     assert torch.equal(augment(images[::2], 0, 0, 0), augment(images[::2].contiguous(), 0, 0, 0))
+
+
+@pytest.mark.parametrize("share", [slice(0, None, 2), slice(1, None, 2), slice(2, None, 3), slice(5, 9), slice(None)])
+@pytest.mark.parametrize("options", [{}, {"crop_fill": "reflect"}, {"flip": False}, {"crop_padding": 0, "flip": False}])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_share_of_a_batch_is_augmented_as_it_is_in_the_whole(
+    share: slice, options: dict[str, Any], memory_format: torch.memory_format
+) -> None:
+    images = _images().contiguous(memory_format=memory_format)
+    whole = augment(images, 3, 5, 7, **options)
+    own = images[share].contiguous(memory_format=memory_format)
+    result = augment(own, 3, 5, 7, **options, count=len(images), share=share)
+    assert torch.equal(result, whole[share])
+    assert result.is_contiguous(memory_format=memory_format)
+
+
+def test_draws_for_a_share_alone_are_others() -> None:
+    """The broken twin."""
+    images = _images()
+    assert not torch.equal(augment(images[1::2], 3, 5, 7), augment(images, 3, 5, 7)[1::2])
 
 
 def test_augmentation_depends_on_seed_epoch_and_step_and_on_nothing_else() -> None:
@@ -139,6 +161,12 @@ def test_mixed_seeds_do_not_collide_on_a_grid() -> None:
         (lambda: augment(_images(), 0, 0, -1), "step is -1"),
         (lambda: augment(_images(), 0, 0, 0, crop_padding=-1), "crop_padding is -1"),
         (lambda: augment(_images(), 0, 0, 0, crop_fill="edge"), "crop_fill 'edge'"),
+        (lambda: augment(_images(), 0, 0, 0, count=-1), "count is -1"),
+        (lambda: augment(_images(), 0, 0, 0, count=15), "images are 16, but .* of a batch of 15 has 15"),
+        (
+            lambda: augment(_images(), 0, 0, 0, share=slice(0, None, 2)),
+            "images are 16, but .* of a batch of 16 has 8; give the images of that share",
+        ),
         (
             lambda: augment(_images(), 0, 0, 0, crop_padding=10, crop_fill="reflect"),
             "0 to 9 is allowed",

@@ -20,7 +20,7 @@ import torch
 from pyarrow import parquet
 
 from dynablocks.data.trajectories import Pairs, Trajectories
-from dynablocks.data.trajectory_files import read_dynamics, read_pairs, read_starts, read_trajectories
+from dynablocks.data.trajectory_files import read_dynamics, read_starts, read_trajectories
 from dynablocks.errors import BadData, InvalidArgument
 
 GOOD = "trajectory,t,q,p\na,0,1,2\na,0.5,3,4\nb,0,5,6\nb,1,7,8\nb,3,9,10\n"
@@ -173,6 +173,36 @@ def test_a_split_calls_the_trajectories_as_before() -> None:
     assert _random((10,)).split(0.3)[1].label(0) == "0"
 
 
+def test_short_trajectories_are_drawn_for_the_test_only_where_others_are_too_few() -> None:
+    data, few = _random((2, 9, 9, 3, 9, 9, 9)), _random((2, 9, 3, 2))
+    for seed in range(16):
+        train, test = data.split(0.2, seed, shortest=7)
+        assert [len(times) for times in test.times] == [9]
+        assert sorted(map(len, train.times)) == [2, 3, 9, 9, 9, 9]
+        for other, shortest in ((data, 2), (few, 7)):
+            for part, wanted in zip(other.split(0.2, seed, shortest=shortest), other.split(0.2, seed), strict=True):
+                _assert_equal(part, wanted)
+                assert part.labels == wanted.labels
+
+
+def test_trajectories_are_taken_by_their_numbers() -> None:
+    data = _random()
+    for labels, wanted in (((), ("2", "0")), (("a", "b", "c"), ("c", "a"))):
+        taken = replace(data, labels=labels).take([2, 0])
+        assert taken.labels == wanted
+        _assert_equal(taken, Trajectories(data.times[2::-2], data.states[2::-2], data.names))
+
+
+def test_columns_that_only_look_like_an_index_or_labels_are_states(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("Unnamed: 0,t,TRAJECTORY,q\n7,0,5,1\n8,1,6,2\n")
+    chosen = read_dynamics(tmp_path / "a.csv", ["Unnamed: 0", "TRAJECTORY"])
+    assert isinstance(chosen, Trajectories)
+    assert chosen.states[0].tolist() == [[7, 5], [8, 6]]
+    data = replace(_random(), names=("Trajectory", "Unnamed: a"))
+    data.write_csv(tmp_path / "b.csv")
+    _assert_equal(read_trajectories(tmp_path / "b.csv"), data)
+
+
 def test_pairs_are_read_from_csv_and_parquet(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("out_p,in_q,in_p,out_q,h\n4,1,2,3,0.5\n8,5,6,7,0.25\n")
     columns = {"in_q": [1, 5], "in_p": [2, 6], "out_q": [3.0, 7.0], "out_p": [4, 8], "h": [0.5, 0.25]}
@@ -185,7 +215,9 @@ def test_pairs_are_read_from_csv_and_parquet(tmp_path: Path) -> None:
         assert pairs.y.tolist() == [[3, 4], [7, 8]]
         assert pairs.h.tolist() == [0.5, 0.25]
     (tmp_path / "a.csv").write_text("in_q,out_q\n4,1\n8,5\n")
-    assert read_pairs(tmp_path / "a.csv").h.tolist() == [1.0, 1.0]
+    pairs = read_dynamics(tmp_path / "a.csv")
+    assert isinstance(pairs, Pairs)
+    assert pairs.h.tolist() == [1.0, 1.0]
 
 
 WIDE = {"note": ["a", "b"], "p": [2.0, 4.0], "gap": [np.nan, 1.0], "t": [0.0, 0.5], "q": [1.0, 3.0]}
@@ -356,6 +388,17 @@ CSV_FAULTS = {
     "no states": ("trajectory,t\n0,0\n0,1\n", "has no state columns; the header must be trajectory,t"),
     "twice": ("t,q,q\n0,1,2\n1,2,3\n", "the column name 'q' stands twice"),
     "index": (",t,q\n0,0,1\n1,1,2\n", "column 1 has no name and numbers the rows: it was written by pandas"),
+    "saved index": (
+        "Unnamed: 0,t,q\n0,0,1\n1,1,2\n",
+        "the column 'Unnamed: 0' had no name when pandas read it, as the index of a saved table; use "
+        "to_csv(index=False), or choose the state columns with --columns.",
+    ),
+    "saved index twice": ("Unnamed: 0.1,t,q\n0,0,1\n1,1,2\n", "the column 'Unnamed: 0.1' had no name when pandas read"),
+    "labels in capitals": (
+        "Trajectory,t,q\n0,0,1\n0,1,2\n",
+        "has the column 'Trajectory'; call it 'trajectory' if it says of which trajectory a row is, or choose the "
+        "state columns with --columns.",
+    ),
     "no name": (",t,q\n0,0,1\n2,1,2\n", "column 1 has no name in the header ',t,q'; name or remove it"),
     "no last name": ("t,q,\n0,1,0\n1,2,1\n", "column 3 has no name in the header 't,q,'; name or remove it"),
     "short row": ("t,q,p\n0,1,2\n\n1,2\n", "line 4 has 2 cells; the header has 3 columns"),
@@ -386,9 +429,14 @@ CSV_FAULTS = {
     "lone row": ("trajectory,t,q\na,0,1\na,1,1\nb,1,2\n", "line 4: the trajectory 'b' has this row only"),
     "unsorted": (
         "trajectory,t,q\na,0,1\na,2,1\na,1,2\n",
-        "line 4, column 't': the time 1.0 comes before 2.0 of line 3 in the trajectory 'a'",
+        "line 4, column 't': the time 1.0 comes before 2.0 of line 3 in the trajectory 'a'; times must increase; sort "
+        "the rows by time.",
     ),
-    "repeated": ("t,q\n0,1\n0,2\n", "line 3, column 't': the time 0.0 repeats 0.0 of line 2; times must increase"),
+    "repeated": (
+        "t,q\n0,1\n0,2\n",
+        "line 3, column 't': the time 0.0 repeats 0.0 of line 2; times must increase; keep one of the two rows, or "
+        "write times with more digits; if a new trajectory begins here, add a column 'trajectory'.",
+    ),
     "unclosed quote": ('t,q\n0,1\n1,"2\n', "line 3: no CSV"),
     "pairs unmatched": ("in_q,in_p,out_q\n0,1,1\n1,2,2\n", "has the column 'in_p' but not 'out_p'"),
     "pairs only out": ("out_q\n0\n1\n", "has the column 'out_q' but not 'in_q'"),
@@ -477,6 +525,7 @@ PARQUET_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no states": ({"t": [0.0, 1.0]}, "has no state columns"),
     "unsorted": ({"t": [0, 2, 1], "q": [1, 2, 3]}, "row 3, column 't': the time 1.0 comes before 2.0 of row 2"),
     "lone": ({"trajectory": ["a", "b", "a"], "t": [0, 2, 1], "q": [1, 2, 3]}, "row 2: the trajectory 'b'"),
+    "labels": ({"TRAJECTORY": [0, 0], "t": [0.0, 1.0], "q": [1.0, 2.0]}, "has the column 'TRAJECTORY'; call it"),
     "index": ({"t": [0, 2], "q": [1, 2], "__index_level_0__": [5, 6]}, "the pandas index '__index_level_0__'"),
     "pairs": ({"in_q": [0, 2], "out_p": [1, 2]}, "has the column 'out_p' but not 'in_p'"),
 }
@@ -525,7 +574,8 @@ NPZ_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "unsorted": ({"t": T5[::-1], "x": np.ones((5, 2))}, "t[1] = 3.0 does not come after t[0] = 4.0"),
     "repeated": (
         {"t": T5 * 0, "x": np.ones((5, 2))},
-        "t[1] = 0.0 does not come after t[0] = 0.0; times must increase; sort the samples",
+        "t[1] = 0.0 does not come after t[0] = 0.0; times must increase; keep one of the two samples, or save times "
+        "with more digits, unless a new trajectory begins",
     ),
     "complex": ({"t": T5, "x": np.ones((5, 2)) * 1j}, "the array 'x' is of type complex128"),
     "text": ({"t": T5, "x": np.full((5, 2), "a")}, "the array 'x' is of type <U1"),
@@ -677,8 +727,6 @@ def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> None:
 
 
 def test_the_other_kind_of_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text(GOOD)
-    _refused(tmp_path / "a.csv", "holds trajectories; a CSV or Parquet file with in_<name>", read_pairs)
     (tmp_path / "b.csv").write_text("in_q,out_q\n0,1\n1,2\n")
     _refused(tmp_path / "b.csv", "holds input/output pairs", read_trajectories)
 
@@ -702,6 +750,20 @@ X = T[:, None]
         (lambda: replace(_random(), times_stored_as=torch.int64), "times_stored_as is torch.int64"),
         (lambda: Trajectories((T,), (X,), ("q",), ("a", "b")), "there are 2 labels, 2 of them different, of 1 traj"),
         (lambda: Trajectories((T, T), (X, X), ("q",), ("a", "a")), "there are 2 labels, 1 of them different"),
+        (lambda: Pairs(X, X, T + 1, ("q", "q")), "different name"),
+        (lambda: Pairs(X, X, T + 1, ()), "different name"),
+        (lambda: Pairs(X.float(), X, T + 1, ("q",)), "x, y and h are torch.float32, torch.float64 and torch.float"),
+        (lambda: Pairs(X.numpy(), X.numpy(), 1.0, ("q",)), "x, y and h are ndarray, ndarray and float; float64"),
+        (lambda: Pairs(X, X, T + 1, ("q", "p")), r"shapes \(3, 1\), \(3, 1\) and \(3,\); \(N, 2\), \(N, 2\)"),
+        (lambda: Pairs(X[:2], X, T + 1, ("q",)), r"shapes \(2, 1\), \(3, 1\) and \(3,\)"),
+        (lambda: Pairs(X, X, T[:2] + 1, ("q",)), r"shapes \(3, 1\), \(3, 1\) and \(2,\)"),
+        (lambda: Pairs(X[:1], X[:1], T[1], ("q",)), r"shapes \(1, 1\), \(1, 1\) and \(\)"),
+        (lambda: Pairs(T, T, T + 1, ("q",)), r"shapes \(3,\), \(3,\) and \(3,\)"),
+        (lambda: Pairs(X[:0], X[:0], T[:0], ("q",)), "N at least 1"),
+        (lambda: Pairs(X, X / 0, T + 1, ("q",)), "x, y or h has a number that is not finite"),
+        (lambda: Pairs(X, X, T / 0, ("q",)), "x, y or h has a number that is not finite"),
+        (lambda: Pairs(X, X, T, ("q",)), "h has 0.0; times above 0 are needed"),
+        (lambda: Pairs(X, X, T - 1, ("q",)), "h has -1.0; times above 0 are needed"),
         (lambda: _random().pairs(0), "stride is 0"),
         (lambda: _random().pairs(7), "stride is 7; the longest trajectory allows at most 6"),
         (lambda: _random().split(0.0), "fraction is 0.0"),

@@ -576,6 +576,8 @@ class Doubled(PartitionedField):
 class Louder(ShearField):
     """X = 2𝕁∇H by a rate of its own."""
 
+    flow = ShearField.flow
+
     def rate(self, rests: Tensor, moves: Tensor) -> Tensor:
         return 2 * super().rate(rests, moves)
 

@@ -18,6 +18,7 @@ from dynablocks.experiments.energy import (
     NAMES,
     PUBLISHED,
     Energy,
+    LearningCell,
     PublishedCell,
     best_published,
     judged,
@@ -223,3 +224,19 @@ def test_verdicts_follow_the_best_published_figure() -> None:
     assert verdicts(1e-6) == ["agrees"] * 6
     assert verdicts(5e-4) == ["agrees", "differs", "agrees", "agrees", "differs", "differs"]
     assert verdicts(2e-2) == ["differs"] * 6
+
+
+def test_a_mean_over_some_of_the_seeds_is_no_figure() -> None:
+    """One that lacks a seed would stand unmarked beside the others, and beside the published ones."""
+    result = {"published": 1.5e-6, "energy": 0.0, "derivative": 0.0, "unknowns": 1}
+
+    def figures(*lacking: int) -> list[str]:
+        def results(cell: LearningCell) -> dict[str, float] | None:
+            return None if cell.system == "spring" and cell.seed in lacking else result
+
+        table = Energy().tables(Scale("cpu"), Planted(results))
+        line = next(line for line in table.splitlines() if line.startswith(f"| {HAMILTONIANS['separable']} "))
+        return [cell.strip() for cell in line.split("|")[2:-1]]
+
+    assert figures() == ["here", "1.50e-06", "1.50e-06", "—"]
+    assert figures(3) == ["here", "—", "1.50e-06", "—"]

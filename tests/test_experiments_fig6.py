@@ -74,7 +74,7 @@ def test_both_networks_keep_mass_whatever_their_weights() -> None:
         assert float((y.sum(1) - x.sum(1)).abs().max()) <= 200 * EPS * size
 
 
-def test_the_printed_network_has_three_blocks_of_three_layers() -> None:
+def test_the_papers_network_has_three_blocks_of_three_layers() -> None:
     network = printed_network(50, 0)
     assert sum(isinstance(part, DynamicalBlock) for part in network.modules()) == 9
     # Of a layer on n entries: C, b, B of n(n − 1)/2 columns, and the step.

@@ -19,6 +19,7 @@ from dynablocks.experiments.fig7 import (
     grid,
     measure,
     noisy_values,
+    regression_figure,
     target,
 )
 from dynablocks.models.universal import FlowComposition, PairedFlows
@@ -72,7 +73,7 @@ def test_both_steps_of_a_pair_use_one_step_size() -> None:
     assert torch.equal(pair(z), z)
 
 
-def test_the_printed_network_has_the_papers_size() -> None:
+def test_the_papers_network_has_the_size_of_the_released_code() -> None:
     network = PrintedRegressionCell("f").network()
     pairs = [part for part in network.parts if isinstance(part, PairedFlows)]
     assert len(pairs) == 6
@@ -143,7 +144,16 @@ def test_table_figure_and_checks(built: Store) -> None:
     assert {check.verdict for check in experiment.checks(SMOKE, built)} == {"not compared"}
 
 
-def test_checks_compare_with_the_noise_and_the_printed_network() -> None:
+def test_both_maps_of_errors_have_one_scale() -> None:
+    """That of the larger error."""
+    truth = target("g", grid("g")).flatten()
+    shifts = {PrintedRegressionCell.name: 0.5, FinishedRegressionCell.name: -0.125}
+    drawn = regression_figure({("g", name): truth + shift for name, shift in shifts.items()}).axes
+    scales = [image.get_clim() for axes in drawn for image in axes.images]
+    assert scales == [(0.0, pytest.approx(0.5, rel=1e-12))] * 2
+
+
+def test_checks_compare_with_the_noise_and_the_papers_network() -> None:
     def verdicts(printed: float, finished: float) -> list[str]:
         errors = {PrintedRegressionCell: printed, FinishedRegressionCell: finished}
 

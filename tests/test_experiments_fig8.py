@@ -6,19 +6,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.colors import to_hex
+from planted import Planted
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.experiments import Scale, Store
 from dynablocks.experiments.fig8 import (
     DIMENSIONS,
+    EPOCH_MEAN,
     KINDS,
     STEP,
+    FieldCell,
     FieldsFromFlows,
     FlowStep,
     FourthOrderFieldCell,
     NetworkRotation,
+    PrintedFieldCell,
     SplittingFieldCell,
+    fields_figure,
     judged,
     printed_field,
     ridge_field,
@@ -29,6 +35,7 @@ from dynablocks.fields import SumField, VectorField
 from dynablocks.fields.sphere import RotationField
 from dynablocks.fields.symmetric import GradientOf
 from dynablocks.integrators import integrator
+from dynablocks.reporting.figures import FAINT
 
 
 class Potential(nn.Module):
@@ -82,7 +89,7 @@ def test_the_true_field_is_judged_right_and_a_wrong_one_is_not() -> None:
     assert judged("X1", ridge_field(4, 3, 2).double())["relative"] > 0.1
 
 
-def test_networks_are_the_printed_ones() -> None:
+def test_networks_have_the_sizes_of_the_released_code() -> None:
     field = printed_field(4, 10, 60)
     sizes = [tuple(p.shape) for p in field.parameters() if p.ndim == 2]
     assert sizes == [(10, 4), (10, 10), (1, 10), (60, 4), (60, 60), (60, 60), (6, 60)]
@@ -126,5 +133,46 @@ def test_smoke_experiment(tmp_path: Path) -> None:
     cells = experiment.cells(scale)
     assert [store.build(cell) for cell in cells] == ["built"] * (len(DIMENSIONS) * len(KINDS))
     assert {check.verdict for check in experiment.checks(scale, store)} == {"not compared"}
-    assert "as printed" in experiment.tables(scale, store)
+    assert PrintedFieldCell.name in experiment.tables(scale, store)
     assert set(experiment.figures(scale, store)) == {"fig8"}
+
+
+def test_the_papers_network_is_held_against_the_mean_of_the_released_last_epoch() -> None:
+    assert pytest.approx(5.473936e-6 * 100 / 11, rel=1e-3) == EPOCH_MEAN
+
+    def checks(loss: float) -> dict[str, tuple[str, str]]:
+        def result(cell: FieldCell) -> dict[str, float]:
+            losses = dict.fromkeys(("train", "test"), loss if isinstance(cell, PrintedFieldCell) else 1e-12)
+            return losses | {"relative": 1e-3, "largest": 1e-3, "fitted": 5, "seconds": 1.0}
+
+        found = FieldsFromFlows().checks(Scale("cpu"), Planted(result))
+        return {check.what: (check.paper, check.verdict) for check in found}
+
+    name = f"X1: training loss, {PrintedFieldCell.name}"
+    assert checks(3.8e-5)[name] == ("4.98e-05", "agrees")
+    assert checks(6e-5)[name] == ("4.98e-05", "differs")
+    # One RK4 step has another loss than the paper's.
+    for target_name, papers in (("X1", "4.98e-05"), ("X2", "a plot")):
+        said = [checks(1e-7)[f"{target_name}: training loss, {kind.name}"][0] for kind in KINDS]
+        assert said == [papers, papers, ""]
+
+
+def test_every_network_can_be_told_apart_in_the_picture() -> None:
+    line = torch.zeros(5, 4, dtype=torch.float64)
+    line[:, 0] = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    side = torch.linspace(-1, 1, 3, dtype=torch.float64)
+    points = {"X1": line, "X2": torch.cartesian_prod(side, side)}
+    shown = {(name, kind.name): torch.stack([x, target(name, x) + 0.1]) for name, x in points.items() for kind in KINDS}
+    along, errors, plane = fields_figure(shown).axes
+    truth, *fits = along.lines
+    assert (truth.get_label(), truth.get_color()) == ("X₁", FAINT)
+    assert all(truth.get_linewidth() > fit.get_linewidth() for fit in fits)
+    colours = [fit.get_color() for fit in fits]
+    assert len(set(colours)) == len(KINDS)
+    assert FAINT not in colours
+    assert [drawn.get_color() for drawn in errors.lines] == colours
+    arrows = plane.collections
+    assert [to_hex(drawn.get_facecolor()[0]) for drawn in arrows] == [FAINT, *colours]
+    widths = [drawn.width for drawn in arrows]
+    assert widths == sorted(set(widths), reverse=True)
+    assert [drawn.get_zorder() for drawn in arrows][1:] == sorted(drawn.get_zorder() for drawn in arrows[1:])

@@ -11,7 +11,7 @@ import torch
 from matplotlib.collections import PolyCollection
 
 from dynablocks.experiments import robustness
-from dynablocks.experiments.base import Scale
+from dynablocks.experiments.base import Check, Scale
 from dynablocks.experiments.cells import Store
 from dynablocks.experiments.fig4 import Figure4
 from dynablocks.experiments.fig5 import Figure5, LearnedSteps
@@ -234,7 +234,8 @@ def test_the_bound_of_the_blocks_is_their_product(built: tuple[robustness.Row, S
         )
         return robustness.summary_table([row], planted).splitlines()[-1].split("|")[-3].strip()
 
-    assert shown([1.5, 2.0, 0.5]) == "1.5"
+    assert shown([1.5, 2.0, 0.5]) == "1.500000"
+    assert shown([5.0, 6.91298]) == "34.57"
     assert shown([1.5, None]) == "infinite"
 
 
@@ -260,9 +261,25 @@ def test_each_number_of_the_summary_stands_under_its_heading() -> None:
     heads, _, line = ([cell.strip() for cell in text.strip("|").split("|")] for text in table.splitlines())
     found = dict(zip(heads, line, strict=True))
     wanted = {"clean": "91.0 %", "AUC (CE)": "0.500", "AUC (worst)": "0.300", "worst @36/255": "30.0 %"}
-    wanted |= {"certified @36/255": "60.0 %", "certified @8/255": "80.0 %", "bound of the body": "1.5"}
+    wanted |= {"certified @36/255": "60.0 %", "certified @8/255": "80.0 %", "bound of the body": "1.500000"}
     wanted |= {"images/parameters": "100 / 7"}
     assert {name: found[name] for name in wanted} == wanted
+
+
+def test_what_a_row_proves_is_rounded_down_and_its_bound_up() -> None:
+    """Of 10,000 images four are not certified; the same share of those that an attack left is nearly all."""
+    scale = Scale("smoke")
+    row = make_row("naive", scale, paper_model(scale, "naive"), paper_training(scale, 0.07), margin=0.07)
+    points = [{"epsilon": epsilon, "accuracy": 0.9996} for epsilon in row.attack.config.epsilons]
+    certified = [{"epsilon": epsilon, "accuracy": 0.9996} for epsilon in (8 / 255, 36 / 255)]
+    summary = {"samples": 10_000, "clean_accuracy": 0.9996, "certified_accuracy": certified, "body_lipschitz": 34.5649}
+    attacked = {"samples": 10_000, "robust_accuracy": points, "robust_accuracy_by_loss": {"ce": points}}
+    results = {row.training: {"parameters": 7}, row.certificate: summary, row.attack: attacked}
+    table = robustness.summary_table([row], SimpleNamespace(result=results.get, state=lambda cell: "waiting"))
+    heads, _, line = ([cell.strip() for cell in text.strip("|").split("|")] for text in table.splitlines())
+    found = dict(zip(heads, line, strict=True))
+    assert (found["certified @36/255"], found["certified @8/255"], found["clean"]) == ("99.9 %", "99.9 %", "100.0 %")
+    assert found["bound of the body"] == "34.57"
 
 
 def test_the_fewest_images_say_what_can_be_told() -> None:
@@ -300,3 +317,60 @@ def test_each_network_has_a_marker_of_its_own() -> None:
         assert {(line.get_marker(), line.get_fillstyle()) for line in axes.lines} == {
             (line.get_marker(), filled) for line in here for filled in ("full", "none")
         }
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "factor", "penalty", "expansive"),
+    [
+        ("flexible", 1e-4, 0.5, 1.0, 0.0),
+        ("prescribed", 1e-3, 0.1, 1.0, None),
+        ("non_expansive", 1e-4, 0.5, 1.0, None),
+        ("naive", 1e-3, 0.1, 0.01, None),
+        ("resnet", 1e-2, 0.1, None, None),
+    ],
+)
+def test_trainings_on_cifar_100_are_the_released_ones(
+    name: str, rate: float, factor: float, penalty: float | None, expansive: float | None, tmp_path: Path
+) -> None:
+    """Of CIFAR100/*/main.ipynb: the rate, what it is multiplied by every 30 epochs, and the weights of penalties."""
+    scale = Scale("paper", tmp_path, tmp_path)
+    row = robustness.warm_row(scale, name, 0.07)
+    assert row is not None
+    training, model = row.training.training, row.training.model
+    assert (training.lr, training.step_factor) == (rate, factor)
+    assert (training.schedule, training.step_epochs, training.epochs, training.momentum) == ("step", 30.0, 100, 0.9)
+    assert (model.penalty, model.expansive_penalty, model.head) == (penalty, expansive, "none")
+    begun = robustness.paper_row(scale, name, 0.07).training
+    assert row.training.warm_start == begun
+    assert (begun.training.lr, begun.training.step_factor, begun.model.expansive_penalty) == (0.01, 0.1, None)
+
+
+def test_references_of_other_steps_say_so(tmp_path: Path) -> None:
+    scale, note = Scale("paper", tmp_path, tmp_path), " (released network, other steps)"
+    nothing = SimpleNamespace(result=lambda cell: None)
+    rows = robustness.paper_rows(scale, (0.07,))
+    checks = robustness.auc_checks(scale, rows, nothing)
+    noted = [row.model for row, check in zip(rows, checks, strict=True) if check.paper.endswith(note)]
+    assert noted == ["flexible", "prescribed"] * 2
+    assert checks[0].paper == f"0.6802{note}"
+    for experiment in (Figure5(), Figure12()):
+        assert all(check.paper.endswith(note) for check in experiment.checks(scale, nothing))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "compared", "expected", "got", "verdict"),
+    [
+        (0.56, 0.53, True, "ours larger", "0.56 against 0.53", "agrees"),
+        (0.53, 0.56, True, "ours larger", "0.53 against 0.56", "differs"),
+        (0.55, 0.53, True, "closer than 1,024 images can tell", "0.55 against 0.53", "not compared"),
+        (0.53, 0.56, False, "ours larger", "0.53 against 0.56", "not compared"),
+        (0.55, 0.53, False, "ours larger", "0.55 against 0.53", "not compared"),
+        (None, 0.53, True, "ours larger", "", "not run"),
+        (0.56, None, False, "ours larger", "", "not run"),
+    ],
+)
+def test_two_shares_are_compared_where_images_and_preset_allow(
+    first: float | None, second: float | None, compared: bool, expected: str, got: str, verdict: str
+) -> None:
+    found = robustness.larger_check("a", "b", "ours larger", first, second, 1024, compared, "{:.2f}".format)
+    assert found == Check("a", "b", expected, got, verdict)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal, localcontext
 from fractions import Fraction
@@ -67,17 +68,22 @@ from dynablocks.linear import (
 )
 from dynablocks.norms import DenseMetric
 from dynablocks.properties import (
+    ConformalSymplectic,
     Declaration,
     Equivariant,
     Invertible,
+    LinearInvariant,
     NormPreserving,
+    Positive,
+    Property,
     Structured,
     Symplectic,
     VolumePreserving,
+    explain,
     jacobians,
     verify,
 )
-from dynablocks.switching import FreeSignal
+from dynablocks.switching import FreeSignal, LearnedStep
 from dynablocks.testing import check_block, check_field
 from dynablocks.testing.facts import false_facts
 
@@ -454,11 +460,21 @@ def test_bad_activations_are_refused() -> None:
             Activation("other", torch.abs, least, largest, negative_slope=a)
     with pytest.raises(InvalidArgument, match="__call__ of its own"):
         Fivefold("relu", torch.relu, 0.0, 1.0, negative_slope=0.0)
+    with pytest.raises(InvalidArgument, match="Ninefold has a flow of its own, of which negative_slope says nothing"):
+        Ninefold("relu", torch.relu, 0.0, 1.0, negative_slope=0.0)
+    assert Ninefold("relu", torch.relu, 0.0, 1.0).negative_slope is None
 
 
 class Fivefold(Activation):
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
         return 5 * super().__call__(u)
+
+
+class Ninefold(Activation):
+    """A flow of another σ: exact steps of constant 1 would be 9x."""
+
+    def flow(self, u: torch.Tensor, time: torch.Tensor | float) -> torch.Tensor:
+        return 9 * u
 
 
 def test_a_scale_that_is_no_number_has_no_facts() -> None:
@@ -485,6 +501,84 @@ def test_no_field_states_facts_of_parameters_that_are_no_numbers(name: str) -> N
             assert not math.isnan(facts.lipschitz)
             assert math.isinf(facts.lipschitz) or parameter.endswith("bias")
             assert facts.damping is None or math.isfinite(facts.damping)
+
+
+STEPPING = (
+    *("calvo", "cayley", "euler", "exact", "gonzalez", "heun", "implicit-midpoint"),
+    *("patankar", "projected-heun", "strang", "trapezoidal"),
+)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_no_step_of_parameters_that_are_no_numbers_declares_anything(name: str, bad: float) -> None:
+    """Nor the structure that stands for all parameters: what is no number has no norm, sign or volume."""
+    pristine = FIELDS[name].example()
+    suited = [method for method in STEPPING if integrator(method).why_not(pristine) is None]
+    for method in suited:
+        block = DynamicalBlock(copy.deepcopy(pristine), method, FreeSignal(0.5))
+        for parameter in block.fields.parameters():
+            good = parameter.detach().clone()
+            with torch.no_grad():
+                parameter.fill_(bad)
+                # One clear sentence, where the weight of a map cannot be made of it.
+                with contextlib.suppress(InvalidArgument):
+                    assert not block.properties, method
+                parameter.copy_(good)
+
+
+STRUCTURED: dict[str, tuple[Callable[[], VectorField], str, type[Property]]] = {
+    "rotation": (RotationField.example, "cayley", NormPreserving),
+    "sphere": (SphereField.example, "lie-euler", NormPreserving),
+    "compartments": (CompartmentField.example, "patankar", Positive),
+    "halves": (PartitionedField.example, "verlet", Symplectic),
+    "damping": (lambda: Damping((2,), 0.5, learned=False), "exact", ConformalSymplectic),
+}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_structure_is_kept_by_steps_and_weights_that_are_numbers(name: str, bad: float) -> None:
+    make, method, kind = STRUCTURED[name]
+    block = DynamicalBlock(make(), method, LearnedStep(0.5)).double()
+    assert block.properties.of(kind) is not None
+    with torch.no_grad():
+        block.signal.steps.fill_(bad)
+        assert not block.properties
+        assert "nothing is said of one that is no finite number" in str(explain(block))
+        block.signal.steps.fill_(0.5)
+        for parameter in block.fields.parameters():
+            good = parameter.clone()
+            parameter.view(-1)[-1] = bad
+            assert not block.properties
+            assert "holds nan or inf" in str(explain(block))
+            parameter.copy_(good)
+    assert block.properties.of(kind) is not None
+
+
+class Masked(nn.Module):
+    """A force behind a mask of −∞, as those of an attention have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([[0.0, -math.inf], [0.0, 0.0]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.mask.softmax(dim=1)
+
+
+def test_a_mask_of_infinity_takes_no_structure_and_one_of_nan_does() -> None:
+    block, x = DynamicalBlock(ShearField(Masked(), (4,)), "exact", FreeSignal(0.5)).double(), torch.randn(3, 4)
+    assert block.properties.of(VolumePreserving) is not None
+    verify(block, x).require()
+    block.fields[0].force.mask[0, 0] = math.nan
+    assert not block.properties
+
+
+def test_what_has_no_numbers_yet_is_not_asked_for_them() -> None:
+    meta, lazy = CompartmentField.example().to("meta"), ShearField(nn.LazyLinear(2), (4,))
+    assert integrator("heun").declare(meta, 0.5).properties.of(LinearInvariant) is not None
+    assert integrator("exact").declare(lazy, 0.5).properties.of(VolumePreserving) is not None
 
 
 def test_a_sum_with_a_part_that_is_no_gradient_is_none() -> None:
@@ -612,6 +706,54 @@ def test_a_preconditioner_is_made_of_weights_that_are_the_map_alone() -> None:
     for linear in (*plain, OrthogonalConv((2, 3, 3)), NormalisedConv((1, 3, 3), 2)):
         field = PreconditionedField(linear).double()
         assert not list(false_facts(field, draw(field, 12)))
+
+
+class Tenth(Dense):
+    """A tenth of A by images of its own, as its bounds say."""
+
+    def affine(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return super().affine(0.1 * x, bias)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return 0.1 * super().adjoint(y)
+
+    def compute_norm_bounds(self) -> Bounds:
+        return Bounds(0.0, 0.10001 * super().compute_norm_bounds().upper, exact=False, method="a tenth of A")
+
+
+def test_a_map_of_images_of_its_own_is_that_map_wherever_it_is_called() -> None:
+    """By itself, and in Euler steps, which take a weight times h of other maps: with A they would be x − 19Aᵀ tanh."""
+    linear, x = Tenth(3, 3).double(), torch.randn(12, 3, dtype=torch.float64)
+    torch.testing.assert_close(linear(x), 0.1 * x @ linear.matrix.mT, rtol=0, atol=1e-14)
+    assert linear.properties.lipschitz < 0.11
+    verify(linear, x).require()
+    field = GradientField(linear, "tanh", bias=False)
+    block = DynamicalBlock(field, "euler", FreeSignal(190.0)).double()
+    assert block.properties.lipschitz == 1.0
+    torch.testing.assert_close(block(0.1 * x), 0.1 * x + 190.0 * field(0.1 * x), rtol=0, atol=1e-13)
+    verify(block, 0.1 * x).require()
+
+
+class Friction(ShearField):
+    """X(q, p) = (0, −p), by a rate that reads the half that it moves."""
+
+    def rate(self, rests: Tensor, moves: Tensor) -> Tensor:
+        return -moves
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts.of_spectrum(-1.0, 0.0, odd=True, reason="friction")
+
+
+def test_a_shear_with_a_rate_of_its_own_has_no_flow_of_the_one_before() -> None:
+    """Φ_t is (q, e^{−t}p), and no x + tX(x)."""
+    field, x = Friction(nn.Linear(2, 2), (4,)).double(), torch.randn(5, 4, dtype=torch.float64)
+    assert not list(false_facts(field, x))
+    solution = torch.cat([x[:, :2], math.exp(-3.0) * x[:, 2:]], dim=1)
+    assert not torch.allclose(field.flow(x, 3.0), solution)
+    assert field.why_no_flow() == "Friction has a rate of its own, and no flow to go with it"
+    for method in ("exact", "strang"):
+        with pytest.raises(InvalidArgument, match="Friction has a rate of its own"):
+            DynamicalBlock(field, method, FreeSignal(3.0))
 
 
 class Scaled(IdentityField):

@@ -21,6 +21,7 @@ from dynablocks.linear import Dense
 from dynablocks.properties import LinearInvariant, Positive, verify
 from dynablocks.switching import FreeSignal
 from dynablocks.testing import check_block
+from dynablocks.testing.facts import false_facts
 
 WEIGHTS = (1.0, -2.0, 0.5, 3.0)
 SEVERAL = [None, (0.0, 1.0, -2.0, 0.3)]
@@ -258,12 +259,12 @@ def test_exchange_matches_the_dense_system() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: MassPreservingField(1), "at least 2"),
+        (lambda: MassPreservingField(1), "entries is 1; a whole number from 2 is needed"),
         (lambda: MassPreservingField(3, weights=(1.0, 2.0)), "vectors of 3 finite numbers"),
         (lambda: MassPreservingField(3, weights=(1.0, 0.0, 2.0)), "ConstrainedField allows zeros"),
         (lambda: CompartmentField(3, weights=(1.0, -1.0, 2.0)), "must be positive"),
         (lambda: MassPreservingField(3, weights=(1.0, math.nan, 2.0)), "finite"),
-        (lambda: CompartmentField(1), "at least 2"),
+        (lambda: CompartmentField(1), "entries is 1; a whole number from 2 is needed"),
         (lambda: CompartmentField(3, weights=(1.0, 0.0, 2.0)), "must be positive"),
         (lambda: InvariantSpace(3, [None, (2.0, 2.0, 2.0)]), "linearly independent"),
         (lambda: ModifiedPatankar(3), "orders 1 and 2"),
@@ -380,3 +381,20 @@ def test_compartments_of_another_space_say_what_holds_of_it() -> None:
     field.space = InvariantSpace(3, [(0.0, 2.0, 0.5)])
     assert not torch.isfinite(field(x)).all()
     assert field.facts().linear_invariants == ()
+
+
+class Heavier(CompartmentField):
+    weights = (1.0, 2.0, 4.0)
+
+
+def test_compartments_keep_the_mass_of_the_weights_that_they_divide_by() -> None:
+    """Whatever else the space holds, and whatever weights it was made of."""
+    wide, heavier, x = CompartmentField(3, 4).double(), Heavier(3, 4).double(), torch.rand(4, 3, dtype=torch.float64)
+    wide.space = InvariantSpace(3, [(1.0, 2.0, 0.5), (0.0, 1.0, -1.0)])
+    for field, weights in ((wide, (1.0, 2.0, 0.5)), (heavier, Heavier.weights)):
+        assert field.facts().linear_invariants == (weights,)
+        assert not list(false_facts(field, x))
+        block = DynamicalBlock(field, "patankar", FreeSignal(0.5))
+        assert block.properties == (LinearInvariant(weights), Positive())
+        verify(block, x).require()
+    assert CompartmentField(3, 4).facts().linear_invariants == (None,)

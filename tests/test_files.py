@@ -10,7 +10,7 @@ import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import torch
@@ -23,9 +23,11 @@ from dynablocks.files import (
     held,
     is_held,
     lock_file,
+    plain_data,
     require_writable,
     resolved,
     tensor_digest,
+    tuples,
     write_atomically,
     write_text,
 )
@@ -267,3 +269,11 @@ def test_a_digest_sees_names_types_shapes_and_every_bit() -> None:
     # A single entry with the stride of a column, no entry, one without a dimension, and half precision.
     for tensor in (x[:1, 0], x[:0], x[0, 0], x.bfloat16(), x > 1):
         assert tensor_digest({"x": tensor}) == tensor_digest({"x": tensor.clone()})
+
+
+def test_settings_come_back_from_plain_data_as_they_were() -> None:
+    settings = {"widths": (8, 16), "losses": (), "name": "certified", "stem": None, "lr": 0.5}
+    plain = plain_data(settings)
+    assert plain == settings | {"widths": [8, 16], "losses": []}
+    assert tuples(plain) == settings
+    assert tuples(MappingProxyType(plain)) == settings

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
 from dynablocks.cli import main
 from dynablocks.errors import BadCheckpoint, InvalidArgument
@@ -45,6 +46,15 @@ def write_csv(
             t += 0.1 + 0.05 * float(torch.rand((), generator=generator))
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def test_the_trajectories_of_the_test_may_be_named(tmp_path: Path) -> None:
+    file, out = write_csv(tmp_path / "data.csv", label="run "), tmp_path / "out"
+    options = ["--preserve", "none", "--preset", "smoke", "--width", "3", "--substeps", "1", "--out", str(out)]
+    assert main(["fit", str(file), *options, "--test", "run 1"]) == 0
+    assert yaml.safe_load((out / "config.yaml").read_text())["fit"]["test"] == ["run 1"]
+    with (out / "predictions.csv").open() as lines:
+        assert {row["trajectory"] for row in csv.DictReader(lines)} == {"run 1"}
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +156,29 @@ def test_the_same_command_again_computes_nothing_and_another_is_refused(
     assert "another preserve" in capsys.readouterr().err
 
 
+def test_a_fit_whose_time_was_over_says_so_where_more_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = write_csv(tmp_path / "data.csv"), tmp_path / "out"
+    settings = ["--preset", "smoke", "--width", "2", "--substeps", "1", "--noise", "no", "--out", str(out)]
+    command = ["fit", str(file), "--preserve", "none", *settings]
+    assert main([*command, "--max-minutes", "1e-9"]) == 0
+    assert json.loads((out / "metrics.json").read_text())["stopped"] == "the time was over"
+    made = "holds this fit already, made with --max-minutes 1e-09 until its time was over; --overwrite fits anew with"
+    for limit, said in (
+        (["--max-minutes", "60"], f"{made} --max-minutes 60\n"),
+        ([], f"{made}out a limit of time\n"),
+        (["--max-minutes", "1e-9"], "holds this fit already; --overwrite makes it anew\n"),
+    ):
+        capsys.readouterr()
+        assert main([*command, *limit]) == 0
+        assert f"{out} {said}" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--max-minutes", "60"]) == 0
+    assert "already; --overwrite makes it anew" in capsys.readouterr().err
+
+
 def test_pairs_are_fitted_without_rollouts(tmp_path: Path) -> None:
     lines = ["in_S,in_I,out_S,out_I,h"]
     for k in range(20):
@@ -197,6 +230,40 @@ def test_a_poor_surrogate_is_not_sold_as_a_good_one() -> None:
     assert "friction" in far
     assert "friction" not in warnings(good | {"rollout_relative_error": 0.4, "preserve": "none"})[0]
     assert warnings(good | {"doubts": ["There is one trajectory."]}) == ["There is one trajectory."]
+
+
+def test_rollouts_that_are_far_off_over_their_own_motion_are_told() -> None:
+    good = {"train_mse": 1e-6, "test_mse": 2e-6, "test_relative_error": 1e-3, "noise_level": 0.0}
+    good |= {"rollout_relative_error": 0.05, "rollouts_ended_early": 0, "rollout_steps": 20}
+    (over,) = warnings(good | {"rollout_error_over_motion": 2.0})
+    assert over.startswith("Rollouts are off by 200.0 % of how far the test states move from the first on (100 % is st")
+    assert "friction" in over
+    assert "friction" not in warnings(good | {"rollout_error_over_motion": 2.0, "preserve": "none"})[0]
+    assert warnings(good | {"rollout_error_over_motion": 0.4}) == []
+    assert warnings(good | {"rollout_error_over_motion": 2.0, "noise_level": 0.02}) == []
+    (far,) = warnings(good | {"rollout_relative_error": 0.4, "rollout_error_over_motion": 2.0})
+    assert far.startswith("Rollouts are off by 40.0 % of the spread of the states")
+
+
+def test_steps_that_are_far_off_are_told_where_nothing_longer_is_compared() -> None:
+    pairs = {"train_mse": 1e-6, "test_mse": 2e-6, "test_relative_error": 0.4, "noise_level": 0.0, "rollout_mse": None}
+    pairs |= {"rollout_relative_error": None, "rollout_error_over_motion": None, "rollouts_ended_early": 0}
+    (far,) = warnings(pairs | {"rollout_steps": 0})
+    assert far.startswith("Steps are off by 40.0 % of the spread of the states, and several in a row, which were")
+    assert warnings(pairs | {"rollout_steps": 0, "test_relative_error": 0.05}) == []
+    assert warnings(pairs | {"rollout_steps": 0, "noise_level": 0.2}) == []
+    assert warnings(pairs | {"rollout_steps": 20, "rollout_mse": 1e-6, "rollout_relative_error": 0.05}) == []
+
+
+def test_what_is_declared_and_does_not_hold_is_told() -> None:
+    good = {"train_mse": 1e-6, "test_mse": 2e-6, "test_relative_error": 1e-3, "noise_level": 0.0}
+    good |= {"rollout_relative_error": 0.02, "rollouts_ended_early": 0, "properties": ["Symplectic"]}
+    (broken,) = warnings(good | {"verified": False})
+    assert broken.startswith("What the surrogate declares does not all hold at test states")
+    (unmeasured,) = warnings(good | {"verified": None})
+    assert unmeasured.startswith("What the surrogate declares was not measured")
+    assert warnings(good | {"verified": True}) == []
+    assert warnings(good | {"verified": None, "properties": []}) == []
 
 
 def test_a_column_that_does_not_move_has_no_relative_error() -> None:
@@ -392,6 +459,7 @@ def test_a_killed_fit_goes_on(
         (["{odd}", "--preserve", "none", "--columns", "a,bb"], "column 'bb'; did you mean 'b'? Known: b, a, c."),
         (["{file}", "--preserve", "none", "--columns", "q,t"], "unknown column 't'. Known: p, q."),
         (["{file}", "--preserve", "none", "--columns", "q,q"], "columns has 'q' twice"),
+        (["{file}", "--preserve", "none", "--test", "0,"], "--test is '0,'; names separated by commas"),
         (["{file}", "--preserve", "none", "--columns", "q,"], "--columns is 'q,'; names separated by commas"),
         (["{file}", "--preserve", "none", "--columns", '"q,p'], "--columns is '\"q,p'; names separated by commas"),
         (["{odd}", "--preserve", "symplectic", "--columns", "a,b,c"], "even number"),
@@ -465,7 +533,9 @@ def test_the_help_teaches_with_examples(capsys: pytest.CaptureFixture[str]) -> N
         assert said in text
 
 
-def test_a_surrogate_that_breaks_its_word_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_surrogate_that_breaks_its_word_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from dynablocks.fitting.surrogates import FlowMap
     from dynablocks.properties import Declaration, Lipschitz
 
@@ -475,6 +545,9 @@ def test_a_surrogate_that_breaks_its_word_is_told(tmp_path: Path, monkeypatch: p
     assert json.loads((out / "metrics.json").read_text())["verified"] is False
     assert [row["holds"] for row in json.loads((out / "verification.json").read_text())] == [False]
     assert "VIOLATED" in (out / "report.html").read_text()
+    sentence = "arning: What the surrogate declares does not all hold at test states"
+    assert sentence in (out / "report.html").read_text()
+    assert sentence in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

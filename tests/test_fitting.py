@@ -702,14 +702,41 @@ def test_parameters_that_fail_on_the_validation_are_not_the_best() -> None:
     assert bool(module(1000 * one).isfinite().all())
 
 
-@pytest.mark.parametrize("change", [{"y": -5.0}, {"adam_steps": 3}, {"validation": True}])
+@pytest.mark.parametrize("change", [{"y": -5.0}, {"adam_steps": 3}, {"validation": True}, {"module": nn.ReLU}])
 def test_a_checkpoint_of_another_fit_is_refused(change: dict, tmp_path: Path) -> None:
+    def network(kind: type[nn.Module]) -> nn.Module:
+        return nn.Sequential(nn.Linear(1, 3), kind(), nn.Linear(3, 1)).double()
+
     x = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
-    fit(nn.Linear(1, 1), x, 3 * x, adam_steps=2, checkpoint=tmp_path / "c.pt")
+    options = {"finish_steps": 3, "checkpoint": tmp_path / "c.pt"}
+    fit(network(nn.Tanh), x, 3 * x, adam_steps=2, **options)
     held = {"validation": (x, x)} if change.get("validation") else {}
-    steps, slope = change.get("adam_steps", 2), change.get("y", 3.0)
+    steps, slope, module = change.get("adam_steps", 2), change.get("y", 3.0), network(change.get("module", nn.Tanh))
+    before = copy.deepcopy(module.state_dict())
     with pytest.raises(BadCheckpoint, match="is not a checkpoint of this fit"):
-        fit(nn.Linear(1, 1), x, slope * x, adam_steps=steps, checkpoint=tmp_path / "c.pt", **held)
+        fit(module, x, slope * x, adam_steps=steps, **options, **held)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_a_checkpoint_of_a_map_with_other_substeps_is_refused(tmp_path: Path) -> None:
+    x, y, h = spirals().pairs(stride=10)
+
+    def fitted(substeps: int) -> float:
+        flow = build(Structure("none", ("q", "p"), width=2, substeps=substeps))
+        flow.adopt_units(x, y, h)
+        settings = {"adam_steps": 3, "finish_steps": 2, "checkpoint": tmp_path / "c.pt"}
+        return fit(flow, x, y, step=h[:, None], residuals=training_residuals(flow), **settings).loss
+
+    assert fitted(1) == fitted(1)
+    with pytest.raises(BadCheckpoint, match="is not a checkpoint of this fit"):
+        fitted(3)
+
+
+def test_a_fit_whose_loss_is_drawn_anew_goes_on(tmp_path: Path) -> None:
+    x = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
+    module = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    first, again = (fit(module, x, 3 * x, adam_steps=5, finish=None, checkpoint=tmp_path / "c.pt") for _ in range(2))
+    assert again.loss == first.loss
 
 
 def test_a_checkpoint_that_cannot_be_read_now_is_not_to_be_removed(tmp_path: Path) -> None:
@@ -805,6 +832,54 @@ def test_one_short_trajectory_does_not_switch_the_horizon_off() -> None:
     pairs = Pairs(long[0][:-1], long[0][1:], t.diff(), ("q", "p"))
     with pytest.raises(InvalidArgument, match="file of pairs"):
         plan(pairs, config)
+
+
+def noisy_rotations(*lengths: int) -> Trajectories:
+    t, noise = torch.linspace(0, 3, 31, dtype=F64), torch.Generator().manual_seed(0)
+    found = []
+    for k, length in enumerate(lengths):
+        x = torch.stack([(t[:length] + k).sin(), (t[:length] + k).cos()], dim=1)
+        found.append(x + 0.1 * torch.randn(x.shape, generator=noise, dtype=F64))
+    return Trajectories(tuple(t[:length] for length in lengths), tuple(found), ("q", "p"))
+
+
+def test_a_short_trajectory_is_not_drawn_where_there_are_others() -> None:
+    data, said = noisy_rotations(31, 31, 31, 31, 2), set()
+    for seed in range(16):
+        planned = plan(data, FitConfig(seed=seed))
+        assert (planned.horizon, planned.cut_to_one) == (10, False)
+        for part in (planned.parts.validation, planned.parts.test):
+            assert isinstance(part, Trajectories)
+            assert {len(times) for times in part.times} == {31}
+        # One of three, so that the other two are split at random.
+        planned = plan(data.take([0, 1, 4]), FitConfig(seed=seed))
+        short = len(planned.parts.train.times[0]) == 31
+        told = [doubt for doubt in doubts(planned) if doubt.startswith("The data looks noisy, but too many traj")]
+        assert (planned.horizon, planned.cut_to_one, len(told)) == (1, short, short)
+        said.add(short)
+    assert said == {True, False}
+
+
+def test_the_trajectories_of_the_test_may_be_named(tmp_path: Path) -> None:
+    data = replace(spirals(6), labels=tuple("abcdef"))
+    for seed in range(4):
+        parts = plan(data, FitConfig("none", seed=seed, test=("e", "b"))).parts
+        assert parts.test.labels == ("b", "e")
+        assert parts.validation is not None
+        assert sorted((*parts.train.labels, *parts.validation.labels)) == list("acdf")
+    assert plan(spirals(3), FitConfig("none", test=["1"])).parts.test.labels == ("1",)
+    for test, sentence in ((("g",), "unknown trajectory of the test 'g'"), (data.labels, "every trajectory; leave")):
+        with pytest.raises(InvalidArgument, match=sentence):
+            plan(data, FitConfig("none", test=test))
+    with pytest.raises(InvalidArgument, match="test names trajectories, which pairs are not"):
+        plan(Pairs(*data.pairs(), data.names), FitConfig("none", test=("a",)))
+    for wrong in ("ab", (), (1,), 5):
+        with pytest.raises(InvalidArgument, match=r"test is .*; labels of trajectories are needed"):
+            FitConfig(test=wrong)  # type: ignore[arg-type]
+    structure = plan(data, FitConfig("none", width=2)).structure
+    for test, sentence in ((("a",), None), (("a",), None), (("b",), r"another test \(\['a'\], now \['b'\]\)")):
+        with contextlib.nullcontext() if sentence is None else pytest.raises(BadCheckpoint, match=sentence):
+            claim(tmp_path / "fit", FitConfig("none", width=2, test=test), structure, {"sha256": "0"}, overwrite=False)
 
 
 def test_the_positive_midpoint_takes_a_step_a_sample() -> None:
@@ -1635,7 +1710,7 @@ def sums(left: float, noise: float = 0.0) -> Trajectories:
     t, generator = torch.linspace(0, 2, 41, dtype=F64), torch.Generator().manual_seed(0)
     found = []
     for k in range(5):
-        s = 0.5 + 0.3 * (t + k).sin()
+        s = 0.5 + 0.3 * (t + 1.01 * k).sin()  # of which no two have a step in common
         x = torch.stack([s, 1 - (1 - left) * s], dim=1)
         found.append(x + noise * torch.randn(x.shape, dtype=F64, generator=generator))
     return Trajectories((t,) * 5, tuple(found), ("a", "b"))
@@ -1718,7 +1793,8 @@ def test_a_learned_energy_in_float32_is_that_in_float64(scale: float, unit: floa
 
 def test_pairs_that_do_not_keep_their_mass_or_norm_are_told() -> None:
     def pairs(data: Trajectories) -> Pairs:
-        return Pairs(*data.pairs(), data.names)
+        """Every other step, so that no pair follows another."""
+        return Pairs(*(part[::2] for part in data.pairs()), data.names)
 
     assert doubts(plan(pairs(sums(0.0)), FitConfig("mass"))) == []
     (told,) = doubts(plan(pairs(sums(0.1)), FitConfig("mass")))
@@ -1739,7 +1815,7 @@ def test_a_test_of_far_more_steps_than_the_training_is_told() -> None:
     for seed in range(16):
         planned = plan(data, FitConfig("none", seed=seed))
         large = len(planned.parts.test.times[0]) == 201
-        said = [told.startswith("The training has 5 steps, the test 200,") for told in doubts(planned)]
+        said = [told.startswith("The training has 5 steps, the test 200:") for told in doubts(planned)]
         assert any(said) == large
         seen.add(large)
     assert seen == {True, False}
@@ -1778,6 +1854,7 @@ def test_an_angle_that_wraps_is_told() -> None:
     found = [told for told in doubts(plan(log, FitConfig("none"))) if "wraps" in told]
     assert len(found) == 1
     assert found[0].startswith("Column 'theta' jumps by 6.18: an angle that wraps?")
+    assert found[0].endswith("; or a value that stands for a missing one: remove those rows.")
     straight = replace(log, states=(torch.stack([t, t.cos()], 1),))
     assert not [told for told in doubts(plan(straight, FitConfig("none"))) if "wraps" in told]
 
@@ -1794,11 +1871,91 @@ def test_an_angle_that_wraps_is_told() -> None:
         ("a1,a2,a3,a4", None),
         ("q1,p1,q2,p3", None),
         ("x,y,px,py", None),
+        ("x,px,y,py", "x,y,px,py"),
+        ("x,vx,y,vy,z,vz", "x,y,z,vx,vy,vz"),
+        ("x,x_dot,y,y_dot", "x,y,x_dot,y_dot"),
+        ("theta_1,d_theta_1,theta_2,d_theta_2", "theta_1,theta_2,d_theta_1,d_theta_2"),
+        ("x,px,y,vy", None),
+        ("px,x,py,y", None),
+        ("x1,x10,x2,x20", None),
     ],
 )
 def test_positions_and_momenta_that_alternate_are_told(names: str, order: str | None) -> None:
     found = positions_first(names.split(","))
     assert found == (None if order is None else tuple(order.split(",")))
+
+
+def test_test_steps_that_the_training_has_too_are_told() -> None:
+    x, y, h = spirals().pairs()
+    chained, apart = Pairs(x, y, h, ("q", "p")), Pairs(x[::2], y[::2], h[::2], ("q", "p"))
+    twice = apart.take(torch.arange(len(apart)).repeat(2))
+    for seed in range(4):
+        planned = plan(chained, FitConfig("none", seed=seed))
+        train, test = (list(zip(*part.pairs()[:2], strict=True)) for part in (planned.parts.train, planned.parts.test))
+        shared = [any(torch.equal(a, d) or torch.equal(b, c) for c, d in train) for a, b in test]
+        (told,) = doubts(planned)
+        share = 100 * sum(shared) / len(shared)
+        assert told.startswith(f"Of the test steps {share:.1f} % stand in the training, too, or end or begin where")
+        assert told.endswith("Give the trajectories, and each row once.")
+        assert doubts(plan(apart, FitConfig("none", seed=seed))) == []
+        assert len(doubts(plan(twice, FitConfig("none", seed=seed)))) == 1
+
+
+def test_a_trajectory_under_two_labels_is_told_and_rest_is_not() -> None:
+    one, said = spirals(), set()
+    for seed in range(8):
+        planned = plan(Trajectories(2 * one.times, 2 * one.states, one.names), FitConfig("none", seed=seed))
+        twins = {str((int(label) + 4) % 8) for label in planned.parts.test.labels}
+        leaks = not twins.isdisjoint(planned.parts.train.labels)
+        found = [told for told in doubts(planned) if told.startswith("Of the test steps")]
+        assert len(found) == leaks
+        assert all(told.endswith("under two labels? Leave one of them out.") for told in found)
+        said.add(leaks)
+    assert True in said
+    t = torch.linspace(0, 2, 21, dtype=F64)
+    ended = tuple((k + 1) * (1 - t).clamp_min(0)[:, None] for k in range(6))  # for half of the time at 0
+    assert doubts(plan(Trajectories((t,) * 6, ended, ("c",)), FitConfig("none", noise="no"))) == []
+
+
+EVEN = {
+    "rounded": ([round(k / 30, 3) for k in range(61)], True),
+    "rounded, since 1970": ([1.7e9 + round(k / 30, 3) for k in range(61)], True),
+    "in milliseconds": ([float(round(1000 * k / 30)) for k in range(61)], True),
+    "rounded, one left out": ([round(k / 30, 3) for k in range(61) if k != 20], True),
+    "not rounded": ([k / 30 for k in range(61)], False),
+    "tenths": ([0.1 * k for k in range(61)], False),
+    "tenths, one left out": ([0.1 * k for k in range(61) if k != 20], False),
+    "uneven tenths": ([0.1 * (3 * k + (k % 3 == 1)) for k in range(61)], False),
+}
+
+
+@pytest.mark.parametrize(("times", "told"), EVEN.values(), ids=EVEN)
+def test_even_times_that_were_rounded_are_told(times: list[float], told: bool) -> None:
+    t, angle = torch.tensor(times, dtype=F64), torch.linspace(0, 2, len(times), dtype=F64)
+    states = tuple(r * torch.stack([angle.cos(), -angle.sin()], dim=1) for r in (1.0, 2.0))
+    config = FitConfig("none", noise="no")
+    found = [said for said in doubts(plan(Trajectories((t, t), states, ("q", "p")), config)) if "were rounded" in said]
+    assert len(found) == told
+    if times == EVEN["rounded"][0]:
+        assert found[0].startswith(
+            "Times are multiples of 0.001, and the steps between them 0.033 or 0.034, as of even times that were "
+            "rounded: each step may be off by up to 0.03 of itself."
+        )
+
+
+def test_two_rates_of_measurement_are_not_taken_for_rounding() -> None:
+    states = tuple(r * torch.linspace(1, 2, 31, dtype=F64)[:, None] for r in (1.0, 2.0, 3.0))
+    times = tuple(h * torch.arange(31, dtype=F64) for h in (0.2, 0.3, 0.2))
+    said = doubts(plan(Trajectories(times, states, ("q",)), FitConfig("none", noise="no")))
+    assert not any("were rounded" in told for told in said)
+
+
+def test_coarse_measurements_are_not_taken_for_repeated_ones() -> None:
+    """A thermometer that shows tenths: most of its steps occur in every trajectory."""
+    t = torch.linspace(0, 3, 61, dtype=F64)
+    states = tuple((10 * (20 + r * torch.exp(-t))).round()[:, None] / 10 for r in (2.0, 2.2, 2.4, 2.6, 2.8, 3.0))
+    said = doubts(plan(Trajectories((t,) * 6, states, ("c",)), FitConfig("none", noise="no")))
+    assert not any(told.startswith("Of the test steps") for told in said)
 
 
 def test_rollouts_of_long_trajectories_end_early(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.data.planar import planar
 from dynablocks.errors import InvalidArgument
-from dynablocks.fields import ShearField
+from dynablocks.fields import GradientField, PartitionedField, RidgeField, ShearField, leaky_relu
+from dynablocks.linear import OrthogonalDense
 from dynablocks.models.chain import Chain
 from dynablocks.models.flow import FLOW_BLOCKS, AffineCoupling, AffineMap, DensityFlow, LearnedTimes, density_flow
+from dynablocks.models.sympnet import sympnet
 from dynablocks.models.universal import FlowComposition
 from dynablocks.properties import Invertible
 from dynablocks.properties.jacobians import jacobians
@@ -136,7 +138,7 @@ def test_learned_times_stay_in_their_range() -> None:
     ("make", "sentence"),
     [
         (lambda: density_flow(3, 1, kinds=("partitioned",)), "dimension is 3; partitioned blocks need an even one"),
-        (lambda: density_flow(1, 1, kinds=("affine",)), "dimension is 1; a coupling needs at least 2"),
+        (lambda: density_flow(1, 1, kinds=("affine",)), "dimension is 1; a whole number from 2 is needed"),
         (lambda: density_flow(2, 1, kinds=("exakt",)), "unknown flow block 'exakt'; did you mean 'exact'"),
         (lambda: density_flow(2, 1, kinds=()), "kinds is empty"),
         (lambda: density_flow(0, 1), "dimension is 0"),
@@ -151,8 +153,13 @@ def test_learned_times_stay_in_their_range() -> None:
         (lambda: FlowComposition(2, layers=1.5), r"layers is 1\.5; a whole number from 1 is needed"),
         (lambda: density_flow(2, 1).sample(2.5), r"count is 2\.5; a whole number from 0 is needed"),
         (lambda: density_flow(2, 1, mean=(1.0,)), "mean has 1 entries; the dimension is 2"),
+        (lambda: density_flow(2, 1, mean=(0.0, math.nan)), "mean is nan; a finite number is needed"),
+        (lambda: density_flow(2, 1, mean=(-math.inf, 0.0)), "mean is -inf; a finite number is needed"),
         (lambda: density_flow(2, 1, std=(1.0, 0.0)), "std is 0.0"),
         (lambda: AffineCoupling(2, 4, limit=-1.0), "limit is -1.0"),
+        (lambda: sympnet("G", 4, 1.5), r"layers is 1\.5; a whole number from 1 is needed"),
+        (lambda: sympnet("G", 4, 2, 0), "width is 0; a whole number from 1 is needed"),
+        (lambda: sympnet("LA", 4, 2, sublayers=True), "sublayers is True; a whole number from 1 is needed"),
         (lambda: LearnedTimes(0.5), r"start is 0\.5; a time for each field is needed, such as \(0\.5,\)"),
         (lambda: LearnedTimes(()), r"start is \(\); a time for each field is needed"),
         (lambda: LearnedTimes((0.5, None)), r"start is \(0\.5, None\); a time for each field is needed"),
@@ -174,38 +181,65 @@ def test_a_coupling_moves_q_or_p() -> None:
 @pytest.mark.parametrize("part", [AffineMap(2), AffineCoupling(3, 8)])
 @pytest.mark.parametrize("method", ["forward", "inverse", "log_determinant"])
 def test_an_affine_part_refuses_states_of_another_size(part: nn.Module, method: str) -> None:
-    with pytest.raises(InvalidArgument, match="was built for"):
-        getattr(part, method)(torch.rand(3, 1))
+    (size,) = part.in_shape
+    for shape in ((3, 1), (5, 3, size), (size,), ()):
+        with pytest.raises(InvalidArgument, match=rf"was built for \(batch, {size}\)"):
+            getattr(part, method)(torch.rand(shape))
 
 
-class Counted(nn.Module):
-    """A force that counts how often it is evaluated."""
+class Force(nn.Module):
+    """Any map of a half."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear, self.calls = nn.Linear(2, 2), 0
+        self.linear = nn.Linear(2, 2)
 
     def forward(self, q: Tensor) -> Tensor:
-        self.calls += 1
         return torch.tanh(self.linear(q))
 
 
 def shear() -> DynamicalBlock:
-    return DynamicalBlock(ShearField(Counted(), (4,)), "exact", FreeSignal(0.5)).double()
+    return DynamicalBlock(ShearField(Force(), (4,)), "exact", FreeSignal(0.5)).double()
 
 
-def test_the_density_at_a_point_takes_each_step_once() -> None:
-    block, coupling = shear(), AffineCoupling(4, 5).double()
-    flow, x = DensityFlow([block, coupling], 4), torch.randn(6, 4, dtype=DOUBLE)
-    force, hidden = block.fields[0].force, []
-    coupling.hidden.register_forward_hook(lambda *_: hidden.append(1))
+def verlet() -> DynamicalBlock:
+    return DynamicalBlock(PartitionedField(Force(), Force(), (4,)), "verlet", FreeSignal(0.5)).double()
+
+
+def ridge() -> DynamicalBlock:
+    field = GradientField(OrthogonalDense(4, 4), leaky_relu(0.25), alpha=0.8)
+    nn.init.normal_(field.bias)
+    return DynamicalBlock(field, "exact", FreeSignal(0.5)).double()
+
+
+def telling(kind: type[nn.Module], method: str, calls: list[type[nn.Module]]) -> Callable[[nn.Module, Tensor], object]:
+    """The method of a class, which adds the class to ``calls`` at each call."""
+    of_class = getattr(kind, method)
+
+    def told(self: nn.Module, x: Tensor) -> object:
+        calls.append(kind)
+        return of_class(self, x)
+
+    return told
+
+
+@pytest.mark.parametrize(("make", "step"), [(shear, [Force]), (verlet, [Force] * 3), (ridge, [RidgeField])])
+def test_the_density_at_a_point_takes_each_step_once(
+    make: Callable[[], DynamicalBlock], step: list[type[nn.Module]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many forces are evaluated, and Ax + b made, as for the image of the point."""
+    flow = DensityFlow([make(), AffineCoupling(4, 5).double()], 4)
+    x, calls = torch.randn(6, 4, dtype=DOUBLE), []
+    _, expected = torch.linalg.slogdet(jacobians(flow, x))
+    for kind, method in ((Force, "forward"), (RidgeField, "preactivation"), (AffineCoupling, "_coefficients")):
+        monkeypatch.setattr(kind, method, telling(kind, method, calls))
     with torch.no_grad():
-        expected = flow.log_determinant(x) + torch.distributions.Normal(0.0, 1.0).log_prob(flow(x)).sum(1)
-        assert bool(flow.log_determinant(x).any())
-        force.calls = 0
-        hidden.clear()
-        torch.testing.assert_close(flow.log_prob(x), expected, rtol=0, atol=1e-12)
-    assert (force.calls, len(hidden)) == (1, 1)
+        base = torch.distributions.Normal(0.0, 1.0).log_prob(flow(x)).sum(1)
+        assert bool(expected.any())
+        assert calls == [*step, AffineCoupling]
+        calls.clear()
+        torch.testing.assert_close(flow.log_prob(x), base + expected, rtol=0, atol=1e-12)
+    assert calls == [*step, AffineCoupling]
 
 
 class Shifted(AffineCoupling):
@@ -221,9 +255,20 @@ class Doubled(DynamicalBlock):
         return super().log_determinant(x) + 4 * math.log(2)
 
 
+class Stretched(DynamicalBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
 def hooked() -> nn.Module:
     block = shear()
     block.register_forward_hook(lambda module, given, output: 3 * output)
+    return block
+
+
+def hooked_before() -> nn.Module:
+    block = shear()
+    block.register_forward_pre_hook(lambda module, given: (3 * given[0],))
     return block
 
 
@@ -237,13 +282,15 @@ def replaced() -> nn.Module:
     "make",
     [
         lambda: Shifted(4, 5).double(),
-        lambda: Doubled(ShearField(Counted(), (4,)), "exact", FreeSignal(0.5)).double(),
+        lambda: Stretched(ShearField(Force(), (4,)), "exact", FreeSignal(0.5)).double(),
+        lambda: Doubled(ShearField(Force(), (4,)), "exact", FreeSignal(0.5)).double(),
         hooked,
+        hooked_before,
         replaced,
         lambda: Chain(shear(), Shifted(4, 5).double()),
         lambda: DensityFlow([shear(), AffineCoupling(4, 5).double()], 4),
     ],
-    ids=["log-determinant", "both", "hook", "instance", "part of a part", "flow"],
+    ids=["log-determinant", "forward", "both", "hook", "hook before", "instance", "part of a part", "flow"],
 )
 def test_a_part_with_code_of_its_own_is_asked_for_both_apart(make: Callable[[], nn.Module]) -> None:
     part, x = make(), torch.randn(6, 4, dtype=DOUBLE)

@@ -646,3 +646,20 @@ def test_order_and_symmetry_are_those_of_the_tableau() -> None:
     with pytest.raises(AttributeError, match="tableau"):
         method.tableau = IMPLICIT_EULER
     assert (method.order, method.symmetric, method.name) == (2, True, "implicit-midpoint")
+
+
+class Backward(ImplicitRungeKutta):
+    tableau = IMPLICIT_EULER
+
+
+def test_a_tableau_of_the_class_brings_its_order_and_symmetry() -> None:
+    """Its step −h is no inverse, whatever the tableau that it was made with says of itself."""
+    method, field, x = Backward(IMPLICIT_MIDPOINT), LinearField(1).double(), torch.ones(1, 1, dtype=torch.float64)
+    assert (method.name, method.order, method.symmetric) == ("implicit-euler", 1, False)
+    with torch.no_grad():
+        field.matrix.fill_(-1.0)
+        assert float(method.step(field, x, 0.5)) == pytest.approx(1 / 1.5, rel=1e-12)
+    assert method.declare(field, 0.5).properties.of(Invertible) is None
+    assert ImplicitRungeKutta(IMPLICIT_MIDPOINT).declare(field, 0.5).properties.of(Invertible) is not None
+    with pytest.raises(InvalidArgument, match="no closed-form inverse"):
+        method.inverse(field, x, 0.5)

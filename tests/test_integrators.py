@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -674,7 +675,7 @@ def test_a_reflection_by_rows_without_digits_keeps_no_gradient_norms() -> None:
 
 
 @pytest.mark.parametrize("off", [1e-5, 1e-9])
-def test_rows_that_are_nearly_orthonormal_reflect_and_go_back_to_the_stated_tolerance(off: float) -> None:
+def test_rows_that_are_nearly_orthonormal_reflect_to_the_stated_tolerance_and_are_not_undone(off: float) -> None:
     """Against dense Jacobians, and the flow −t of the flow t."""
     torch.manual_seed(0)
     reflecting = GradientField(OrthogonalDense(3, 2), "relu").double()
@@ -682,7 +683,7 @@ def test_rows_that_are_nearly_orthonormal_reflect_and_go_back_to_the_stated_tole
     x = torch.randn(50, 3, dtype=torch.float64)
     for field in (reflecting, flowing):
         nn.init.normal_(field.bias)
-        assert field.inverse_tolerance(0.8) == 0.0
+        assert field.is_undone(0.8)
         field.linear.hold(field.linear.weight.detach() + off * torch.randn(2, 3, dtype=torch.float64))
     stated = ExplicitEuler().declare(reflecting, 2.0).properties.of(GradientNormPreserving)
     values = torch.linalg.svdvals(dense_step(ExplicitEuler(), reflecting, x, 2.0))
@@ -690,11 +691,12 @@ def test_rows_that_are_nearly_orthonormal_reflect_and_go_back_to_the_stated_tole
     with torch.no_grad():
         back = flowing.flow(flowing.flow(x, 0.8), -0.8)
     gap = ((back - x).norm(dim=1) / x.norm(dim=1).clamp_min(1.0)).max()
-    assert 0.01 * off < float(gap) <= flowing.inverse_tolerance(0.8) <= 100 * off
+    assert 0.01 * off < float(gap) <= 100 * off
+    assert not flowing.is_undone(0.8)
     with torch.no_grad():
         flowing.linear.hold(None)
         flowing.linear.matrix.copy_(LOST)
-    assert flowing.inverse_tolerance(0.8) is None
+    assert not flowing.is_undone(0.8)
     assert ExactFlow().declare(flowing, 0.8).properties.of(Invertible) is None
 
 
@@ -721,6 +723,19 @@ def test_substeps_beyond_all_numbers_have_no_constant(h: float, bound: str) -> N
 def test_bad_tableaux_are_refused(arguments: tuple, sentence: str) -> None:
     with pytest.raises(InvalidArgument, match=sentence):
         Tableau(*arguments)
+
+
+class Fourth(ExplicitRungeKutta):
+    tableau = RK4
+
+
+def test_a_tableau_of_the_class_brings_its_name_and_order() -> None:
+    method, field, x = Fourth(HEUN), GradientField(Dense(3, 4), "tanh").double(), torch.randn(5, 3, dtype=torch.float64)
+    assert (method.name, method.order) == ("rk4", 4)
+    with torch.no_grad():
+        assert torch.equal(method.step(field, x, 0.3), ExplicitRungeKutta(RK4).step(field, x, 0.3))
+    with pytest.raises(AttributeError, match="order"):
+        method.order = 2
 
 
 def test_names() -> None:
@@ -1230,14 +1245,14 @@ def test_the_bias_of_an_image_counts_once_a_pixel(bias: float, invertible: bool)
     """G = (1 − e^{−0.8})(e^{0.8} − 1)(1 + 32b) is 10,799 or 21,597; the limit is 16 a number of 1,024."""
     field = GradientField(OrthogonalConv((1, 32, 32)), leaky_relu(0.5)).double()
     nn.init.constant_(field.bias, bias)
-    assert (field.inverse_tolerance(0.8) == 0.0) == invertible
+    assert field.is_undone(0.8) == invertible
 
 
 class Hopeful(GradientField):
     """A ridge field that takes each of its flows for undone by the opposite one."""
 
-    def inverse_tolerance(self, time: float) -> float | None:
-        return 0.0
+    def is_undone(self, time: float) -> bool:
+        return True
 
 
 @pytest.mark.parametrize(("kind", "time"), [(GradientField, 4.0), (Hopeful, 16.0)])
@@ -1265,3 +1280,140 @@ def test_a_flow_of_no_numbers_of_its_own_takes_states_of_any_format() -> None:
     assert not list(field.parameters())
     for time, invertible in ((30.0, True), (110.0, False)):
         assert (ExactFlow().declare(field, time).properties.of(Invertible) is not None) == invertible
+
+
+def even_ridge(**options: float) -> GradientField:
+    return GradientField(OrthogonalDense(4, 4), leaky_relu(0.3), **options)
+
+
+AT_ONCE: dict[str, tuple[Callable[[], Integrator], Callable[[], VectorField]]] = {
+    "exact": (ExactFlow, lambda: GradientField(OrthogonalDense(4, 2), leaky_relu(0.3))),
+    "exact, learned factors": (ExactFlow, lambda: even_ridge(alpha=1.0)),
+    "exact, convolution": (ExactFlow, lambda: GradientField(OrthogonalConv((2, 3, 3)), leaky_relu(0.5))),
+    "exact, preconditioned": (ExactFlow, lambda: PreconditionedField(OrthogonalDense(3, 3), "relu")),
+    "exact, linear": (ExactFlow, lambda: LinearField(3, bias=True)),
+    "lie-trotter": (INTEGRATORS["lie-trotter"], lambda: SumField(even_ridge(), LinearField(4))),
+    "strang": (INTEGRATORS["strang"], lambda: SumField(LinearField(4), even_ridge(alpha=1.0), Damping((4,), 0.3))),
+    "yoshida4": (INTEGRATORS["yoshida4"], PartitionedField.example),
+    "apart": (Leapfrog, PartitionedField.example),
+}
+
+
+@pytest.mark.parametrize("name", AT_ONCE)
+def test_a_step_and_its_log_determinant_at_once_are_those_apart(name: str) -> None:
+    """For one step and for one a state, with their gradients, and against the dense Jacobian."""
+    make_method, make_field = AT_ONCE[name]
+    method, field = make_method(), make_field().double()
+    with torch.no_grad():
+        for parameter in field.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    x = torch.randn(5, *field.in_shape, dtype=torch.float64, requires_grad=True)
+    leaves = [x, *field.parameters()]
+    for step_size in (0.3, torch.linspace(-0.3, 0.5, 5, dtype=torch.float64)[:, None]):
+        together = method.with_log_determinant(field, x, step_size)
+        apart = method.step(field, x, step_size), method.log_determinant(field, x, step_size)
+        torch.testing.assert_close(together, apart, rtol=1e-14, atol=1e-14)
+        slopes = [torch.autograd.grad(a.sum() + b.sum(), leaves, allow_unused=True) for a, b in (together, apart)]
+        torch.testing.assert_close(*slopes, rtol=1e-12, atol=1e-12)
+    _, volume = method.with_log_determinant(field, x, 0.3)
+    _, expected = torch.linalg.slogdet(jacobians(lambda state: method.step(field, state, 0.3), x.detach()))
+    torch.testing.assert_close(volume.detach(), expected, rtol=0, atol=1e-11)
+
+
+class DoubledSplitting(Splitting):
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return 2 * super().step(field, x, step_size)
+
+
+class DenserSplitting(Splitting):
+    def log_determinant(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return super().log_determinant(field, x, step_size) + 1
+
+
+class DoubledFlow(ExactFlow):
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return 2 * super().step(field, x, step_size)
+
+
+class DenserFlow(ExactFlow):
+    def log_determinant(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return super().log_determinant(field, x, step_size) + 1
+
+
+class AtRest(Integrator):
+    """Both at once, by code that no subclass shares."""
+
+    order = 0
+
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return x
+
+    def with_log_determinant(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> tuple[Tensor, Tensor]:
+        return x, x.new_zeros(len(x))
+
+
+class Denser(AtRest):
+    def log_determinant(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return x.new_ones(len(x))
+
+
+class DoubledRidge(GradientField):
+    def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
+        return 2 * super().flow(x, time)
+
+    def flow_log_determinant(self, x: Tensor, time: Tensor | float) -> Tensor:
+        return super().flow_log_determinant(x, time)
+
+
+class DenserRidge(GradientField):
+    def flow_log_determinant(self, x: Tensor, time: Tensor | float) -> Tensor:
+        return super().flow_log_determinant(x, time) + 1
+
+
+class DoubledChange(GradientField):
+    def ridge_step(self, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        return super().ridge_step(x, lambda u: 2 * change(u))
+
+    def why_no_flow(self) -> None:
+        return None
+
+
+def with_method(owner: object, name: str, method: Callable[..., Tensor]) -> object:
+    """Set on the instance ``owner``, or on one of its parts for a name with a dot."""
+    *path, last = name.split(".")
+    part = owner
+    for step in path:
+        part = getattr(part, step)
+    setattr(part, last, method)
+    return owner
+
+
+def verlet() -> Splitting:
+    return INTEGRATORS["verlet"]()
+
+
+OWN_CODE: dict[str, tuple[Callable[[], Integrator], Callable[[], VectorField]]] = {
+    "step of a splitting": (lambda: DoubledSplitting("verlet", 2, (1.0,)), PartitionedField.example),
+    "log-determinant of a splitting": (lambda: DenserSplitting("verlet", 2, (1.0,)), PartitionedField.example),
+    "step of one splitting": (lambda: with_method(verlet(), "step", lambda *given: 2 * given[1]), halves),
+    "log-determinant of one": (lambda: with_method(verlet(), "log_determinant", lambda *given: given[1][:, 0]), halves),
+    "step of its flows": (lambda: with_method(verlet(), "_exact.step", lambda *given: 2 * given[1]), halves),
+    "step of a flow": (DoubledFlow, even_ridge),
+    "log-determinant of a flow": (DenserFlow, even_ridge),
+    "log-determinant beside both at once": (Denser, even_ridge),
+    "flow of a field": (ExactFlow, lambda: DoubledRidge(OrthogonalDense(4, 4), "relu")),
+    "log-determinant of a field": (ExactFlow, lambda: DenserRidge(OrthogonalDense(4, 4), "relu")),
+    "what a flow is made of": (ExactFlow, lambda: DoubledChange(OrthogonalDense(4, 4), "relu")),
+    "flow of one field": (ExactFlow, lambda: with_method(even_ridge(), "flow", lambda x, time: 3 * x)),
+    "of a term": (INTEGRATORS["strang"], lambda: SumField(LinearField(4), DenserRidge(OrthogonalDense(4, 4), "relu"))),
+}
+
+
+@pytest.mark.parametrize("name", OWN_CODE)
+def test_methods_of_ones_own_are_taken_for_a_step_with_its_log_determinant(name: str) -> None:
+    make_method, make_field = OWN_CODE[name]
+    method, field = make_method(), make_field().double()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    with torch.no_grad():
+        apart = method.step(field, x, 0.7), method.log_determinant(field, x, 0.7)
+        torch.testing.assert_close(method.with_log_determinant(field, x, 0.7), apart, rtol=1e-14, atol=1e-14)

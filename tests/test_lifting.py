@@ -10,7 +10,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynablocks import lifting
-from dynablocks.lifting import PixelNormalisation, SpaceToDepth
+from dynablocks.blocks import DynamicalBlock
+from dynablocks.errors import InvalidArgument
+from dynablocks.fields import ShearField
+from dynablocks.lifting import Head, PaperLift, PixelNormalisation, SpaceToDepth
+from dynablocks.models import ModelConfig, Network
+from dynablocks.models.chain import Chain
+from dynablocks.properties import (
+    Declaration,
+    Equivariant,
+    LinearInvariant,
+    NormPreserving,
+    Positive,
+    VolumePreserving,
+    declare,
+    verify,
+)
+from dynablocks.robustness import certify
+from dynablocks.switching import FreeSignal
 
 DOUBLE = torch.float64
 OWN, TORCHS = "_UnshuffledBackward", "PixelUnshuffleBackward0"
@@ -146,3 +163,90 @@ def test_one_number_a_channel_is_spread_in_the_layout_of_the_images() -> None:
     spread = lifting._spread(mean, channels_last(2, 3, 8, 6))
     assert torch.equal(spread, mean.expand(3, 8, 6))
     assert spread.stride() == (1, 18, 3)
+
+
+@pytest.mark.parametrize("name", ["mean", "scale"])
+def test_buffers_that_would_be_spread_over_channels_are_refused(name: str) -> None:
+    """A grey image that is scaled by 4 in three channels grows by 4√3, and not by 4."""
+    module, x = PixelNormalisation((0.5,), (0.25,)), torch.rand(2, 1, 4, 4)
+    setattr(module, name, torch.full((3, 1, 1), 4.0))
+    network = Network(nn.Sequential(module, nn.Flatten()), Head(48, 2), (1, 4, 4), ModelConfig())
+    data = x, torch.zeros(2, dtype=torch.int64)
+    for call in (lambda: module(x), module.declare, lambda: network.properties, lambda: certify(network, data)):
+        with pytest.raises(InvalidArgument, match=rf"the {name} of \w+ has shape \(3, 1, 1\); \(1, 1, 1\), one number"):
+            call()
+
+
+def test_a_scale_of_pixels_is_refused() -> None:
+    module = PixelNormalisation((0.5, 0.5), (0.25, 0.25))
+    module.scale = torch.ones(2, 4, 4)
+    with pytest.raises(InvalidArgument, match="one number for each channel"):
+        module(torch.rand(1, 2, 4, 4))
+
+
+@pytest.mark.parametrize("factor", [2.0, 1.5, 0, -1, True])
+def test_a_factor_that_is_no_whole_number_is_refused(factor: float) -> None:
+    with pytest.raises(InvalidArgument, match=r"^factor is .*; a whole number from 1 is needed\.$"):
+        SpaceToDepth(factor)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SpaceToDepth(1),
+        lambda: SpaceToDepth(2),
+        lambda: SpaceToDepth(4),
+        lambda: PaperLift((2, 4, 4), 2),
+        lambda: PaperLift((2, 4, 4), 3, 1),
+    ],
+    ids=["factor 1", "factor 2", "factor 4", "paper's lift", "paper's lift of pixels"],
+)
+def test_maps_of_images_declare_what_is_measured_of_them(make: Callable[[], nn.Module]) -> None:
+    module, x = make().double(), torch.randn(4, 2, 4, 4, dtype=DOUBLE)
+    square = module(x).shape[1:].numel() == x.shape[1:].numel()
+    asked = [NormPreserving(), LinearInvariant(), Equivariant(), Positive(), *[VolumePreserving()] * square]
+    for stated in asked:
+        measured = verify(module, x, kinds=(), against=(stated,)).passed
+        assert measured == (stated in declare(module).properties), stated
+
+
+class Magnified(SpaceToDepth):
+    """It says of twice the image what holds of the image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+    def declare(self) -> Declaration:
+        return super().declare()
+
+
+class Signed(PaperLift):
+    """It says of αWx what holds of ReLU(αWx)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.alpha * self.linear(x)
+
+    def declare(self) -> Declaration:
+        return super().declare()
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"), [(lambda: Magnified(2), VolumePreserving), (lambda: Signed((2, 4, 4), 2), Positive)]
+)
+def test_a_map_that_only_says_so_is_refuted(make: Callable[[], nn.Module], kind: type) -> None:
+    assert not verify(make(), torch.randn(4, 2, 4, 4), kinds=(kind,)).passed
+
+
+def test_a_chain_through_space_to_depth_keeps_volume() -> None:
+    shear = DynamicalBlock(ShearField(nn.Tanh(), (2, 4, 4)), "exact", FreeSignal(0.5))
+    chain, x = Chain(shear, SpaceToDepth(2)).double(), torch.randn(3, 2, 4, 4, dtype=DOUBLE)
+    assert verify(chain, x, kinds=(VolumePreserving,)).passed
+
+
+def test_a_lift_by_an_infinite_factor_keeps_no_sign() -> None:
+    """0 times ∞ is no number."""
+    lift = PaperLift((1, 4, 4), 2)
+    with torch.no_grad():
+        lift.alpha.fill_(torch.inf)
+    assert lift.properties.of(Positive) is None
+    assert not verify(lift, torch.zeros(1, 1, 4, 4), kinds=(), against=(Positive(),)).passed

@@ -369,3 +369,36 @@ def test_a_copy_of_a_map_that_was_compiled_in_place_has_its_own_weight(name: str
     twin = copy.deepcopy(linear)
     assert linear._compiled_call_impl is not None
     assert twin._compiled_call_impl is None
+
+
+@EVERY_MAP
+def test_no_copy_of_the_weight_is_kept_through_training(name: str) -> None:
+    """Evaluation holds one beside its norm, which tells it when the weight has changed."""
+    linear = MAKERS[name]()
+    x = torch.randn(2, *linear.in_shape)
+    with torch.no_grad():
+        expected = linear.eval()(x)
+        assert linear._held_norm is not None
+        linear.train()(x)
+        assert linear._held_norm is not None
+    linear(x)
+    assert linear._held_norm is None
+    with torch.no_grad():
+        assert torch.equal(linear.eval()(x), expected)
+
+
+def test_parameters_are_stacked_by_name_whatever_the_order_in_which_they_were_registered() -> None:
+    class Affine(nn.Module):
+        def __init__(self, *names: str) -> None:
+            super().__init__()
+            for name in names:
+                self.register_parameter(name, nn.Parameter(torch.randn(3)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a * x + self.b
+
+    networks, x = [Affine("a", "b"), Affine("b", "a")], torch.randn(5, 3)
+    stacked = stacked_parameters(networks)
+    assert torch.equal(stacked["b"].detach(), torch.stack([network.b.detach() for network in networks]))
+    outputs = ensemble_forward(networks[0], stacked, x)
+    torch.testing.assert_close(outputs, torch.stack([network(x) for network in networks]), rtol=0, atol=1e-6)

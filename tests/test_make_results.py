@@ -161,19 +161,38 @@ def test_a_run_without_an_attack_has_cells_that_say_so(tmp_path: Path, monkeypat
     code, table = collected(tmp_path, monkeypatch, UNATTACKED, uncertified_run)
     assert code == 0
     without, uncertified = (dict(zip(table["columns"], cells, strict=True)) for cells in table["rows"])
-    assert (without["clean %"], without["certified @36/255 %"], without["body bound"]) == ("62.50", "50.00", "1")
+    assert (without["clean %"], without["certified @36/255 %"], without["body bound"]) == ("62.50", "50.00", "1.000000")
     assert {without["AUC"], without["attacked @0.5 %"]} == {"not measured"}
     assert {uncertified["body bound"], uncertified["clean %"]} == {"not measured"}
     assert (uncertified["AUC"], uncertified["attacked @0.5 %"]) == ("0.500", "25.00")
     assert collected(tmp_path, monkeypatch, UNATTACKED)[1]["caption"].endswith("359 test images. One seed.")
 
 
-@pytest.mark.parametrize("change", [{"dataset": "cifar10"}, {"test_images": 100}])
+@pytest.mark.parametrize("change", [{"dataset": "cifar10"}, {"test_images": 100}, {"fingerprint": "f" * 64}])
 def test_runs_on_other_images_get_no_common_table(
     change: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert collected(tmp_path, monkeypatch, {}, change) == (2, {})
+    own = {"fingerprint": "e" * 64}
+    assert collected(tmp_path, monkeypatch, own, own | change) == (2, {})
     assert f"error: the runs differ in {next(iter(change))}: " in capsys.readouterr().err
+
+
+def test_runs_of_which_one_does_not_say_of_which_images_it_is_have_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, table = collected(tmp_path, monkeypatch, {"fingerprint": "e" * 64}, {})
+    assert code == 0
+    assert len(table["rows"]) == 2
+
+
+def test_what_is_certified_is_rounded_down_and_a_bound_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [{"epsilon": 36 / 255, "accuracy": 0.99996}, {"epsilon": 1.0, "accuracy": 0.7}]
+    change = {"certified_accuracy": points, "lipschitz_bound": 34.5649, "robust_accuracy": points}
+    code, table = collected(tmp_path, monkeypatch, change)
+    assert code == 0
+    found = dict(zip(table["columns"], table["rows"][0], strict=True))
+    assert (found["certified @36/255 %"], found["certified @1 %"]) == ("99.99", "70.00")
+    assert (found["attacked @36/255 %"], found["body bound"]) == ("100.00", "34.57")
 
 
 def test_what_was_written_into_a_table_of_runs_by_hand_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -575,13 +575,13 @@ def test_facts_are_euclidean_unless_they_say_otherwise() -> None:
 def test_the_experiment_shows_the_misprint_and_the_trained_constant(tmp_path: Path) -> None:
     from dynablocks.experiments.base import Scale
     from dynablocks.experiments.cells import Store
-    from dynablocks.experiments.metric import MetricExperiment, PrintedFieldCell, perturbation_figure
+    from dynablocks.experiments.metric import MetricExperiment, MisprintCell, perturbation_figure
 
     store, scale, experiment = Store(tmp_path), Scale("smoke"), MetricExperiment()
     assert "not run" in experiment.tables(scale, store)
     assert {check.verdict for check in experiment.checks(scale, store)} == {"not run"}
     perturbation_figure({"euclidean": None, "metric": None})
-    assert store.build(PrintedFieldCell(trials=100)) == "built"
+    assert store.build(MisprintCell(trials=100)) == "built"
     verdicts = [check.verdict for check in experiment.checks(scale, store)]
     assert verdicts == ["agrees", "agrees", "not run", "not run"]
 

@@ -134,6 +134,20 @@ def test_a_metric_first_asked_for_in_inference_mode_serves_training_later() -> N
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
+def test_the_longest_wavelength_leaves_a_constant_image_alone_smooth() -> None:
+    assert SpectralMetric((1, 4, 4), 0.01, 1e9).eigenvalues == pytest.approx((0.01, 1.0), rel=1e-9, abs=0)
+
+
+@pytest.mark.parametrize("wavelength", [0.5, 1.1e9, 1e90])
+def test_a_wavelength_out_of_range_is_refused(wavelength: float) -> None:
+    """The fourth power of 2π/1e90 is 0, and the weight of a constant image would be 0/0."""
+    allowed = r"wavelength is .*; allowed are values in \[1, 1e\+09\]\.$"
+    with pytest.raises(InvalidArgument, match=f"^{allowed}"):
+        SpectralMetric((1, 4, 4), 0.01, wavelength)
+    with pytest.raises(InvalidArgument, match=f"^metric_{allowed}"):
+        ModelConfig("metric", metric_wavelength=wavelength)
+
+
 def test_every_part_of_the_default_certified_model_declares_a_constant() -> None:
     model = build(ModelConfig("certified"), (1, 8, 8), 10)
     parts = declare(model).parts[0][1].parts
@@ -384,6 +398,23 @@ def test_a_setting_of_other_steps_is_refused(name: str, step: str, dense: int) -
         build(ModelConfig(name, **options, **{other: ELSEWHERE[other]}), (1, 8, 8), 3)
 
 
+@pytest.mark.parametrize("other", ["stem", "rows", "step", "slope", "balance", "step_penalty"])
+def test_a_metric_model_of_one_width_refuses_the_settings_of_stages(other: str) -> None:
+    kind, value = MODELS["metric"], (ELSEWHERE | {"stem": 2})[other]
+    single: dict[str, Any] = {"widths": (4,), "layers": (1,)}
+    for step in STEPS:
+        Recorded.read.clear()
+        kind.build_body(Recorded("metric", **single, step=step).completed(kind.defaults), (1, 8, 8))
+        assert other not in Recorded.read
+    config = ModelConfig("metric", **single, **{other: value})
+    with pytest.raises(InvalidArgument, match=f"{other} is .*, which changes nothing with one width; leave it out"):
+        build(config, (1, 8, 8), 3)
+    stored = config.completed(kind.defaults)
+    assert build(stored, (1, 8, 8), 3).config == stored
+    more = {"step": "exact", "balance": "penalty"} if other in ("slope", "balance", "step_penalty") else {}
+    build(ModelConfig("metric", **TINY, **more | {other: value}), (1, 8, 8), 3)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "word"),
     [
@@ -395,6 +426,17 @@ def test_a_setting_of_other_steps_is_refused(name: str, step: str, dense: int) -
         ("prescribed", {"weights": "orthogonal", "penalty": 0.5}, "weights orthogonal"),
         ("prescribed", {"weights": "free", "expansive_penalty": 0.5}, "weights free"),
         ("resnet", {"penalty": 0.5}, "weights free"),
+        ("resnet", {"method": "expm"}, "lift paper and weights free"),
+        *(
+            (name, {"lift": "paper", "method": "expm"}, "lift paper and weights penalised")
+            for name in ("naive", "non_expansive", "prescribed", "flexible")
+        ),
+        ("prescribed", {"region": "paper-flexible", "substeps": 3}, "region paper-flexible"),
+        (
+            "prescribed",
+            {"region": "exact", "weights": "orthogonal", "padding": "circular", "substeps": 3},
+            "region exact",
+        ),
     ],
 )
 def test_a_setting_that_another_choice_leaves_unread_is_refused_of_new_networks(
@@ -440,6 +482,7 @@ def test_flags_may_turn_off_what_reads_a_setting_of_a_preset(preset: str, data: 
     ("name", "options"),
     [
         ("certified", {"dense_layers": 1}),
+        ("certified", {"step": "preconditioned"}),
         ("metric", {"widths": (1, 4), "layers": (1, 1)}),
         ("prescribed", {"weights": "orthogonal"}),
         ("prescribed", {"weights": "orthogonal", "widths": (1,)}),

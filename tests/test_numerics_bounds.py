@@ -94,7 +94,7 @@ def test_the_sweep_is_large_and_covers_every_axis() -> None:
 
 
 @pytest.mark.parametrize("part", range(8))
-def test_bounds_enclose_the_dense_truth(part: int) -> None:
+def test_bounds_enclose_the_dense_truth(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for index, (shape, geometry) in list(enumerate(LAYERS))[part::8]:
         weight = draw(shape, index)
         singular = truth(weight, geometry)
@@ -105,8 +105,11 @@ def test_bounds_enclose_the_dense_truth(part: int) -> None:
                 assert bound.upper <= singular[0] * (1 + 1e-9), (bound, geometry, shape)
                 assert bound.lower >= singular[0] * (1 - 1e-9), (bound, geometry, shape)
         rows, columns = module._matrix_shape(weight, geometry)
-        smallest = singular[-1] if rows >= columns else 0.0
-        assert conv_smallest_singular_value(weight, geometry) <= smallest + 1e-13 * singular[0], (geometry, shape)
+        least = (singular[-1] if rows >= columns else 0.0) + 1e-13 * singular[0]
+        assert conv_smallest_singular_value(weight, geometry) <= least, (geometry, shape)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_is_small", lambda *_: False)
+            assert conv_smallest_singular_value(weight, geometry) <= least, (geometry, shape)
 
 
 def test_the_sweep_holds_many_exact_and_many_inexact_symbols() -> None:
@@ -231,8 +234,8 @@ def test_a_factorisation_does_not_believe_power_iteration(found: float, monkeypa
 
 
 def test_a_factorisation_of_a_large_layer_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match="stem acts on 32768 numbers; the method 'cholesky' takes at most 16384"):
-        conv_norm_bounds(torch.ones(1, 8, 1, 1), ConvGeometry((64, 64)), "cholesky", name="stem")
+    with pytest.raises(InvalidArgument, match=r"the weight acts on 32768 numbers; .* takes at most 16384"):
+        conv_norm_bounds(torch.ones(1, 8, 1, 1), ConvGeometry((64, 64)), "cholesky")
 
 
 def test_the_reshaped_kernel_is_no_bound() -> None:
@@ -332,6 +335,24 @@ def test_full_padding_keeps_the_smallest_singular_value_of_its_grid(
     assert conv_smallest_singular_value(weight, ConvGeometry((5, 4), 1, "same")) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("weight", "geometry"),
+    [
+        (torch.tensor([[1.0, 2.0], [2.0, 4.0]]).reshape(1, 1, 2, 2), ConvGeometry((8, 8), padding="same")),
+        (draw((2, 1, 1, 3), 0), ConvGeometry((6, 6), 1, "valid", "circular")),
+    ],
+    ids=["zeros on one side", "circular, of fewer windows"],
+)
+def test_the_smallest_singular_value_of_the_grid_is_no_bound_where_windows_are_missing(
+    weight: torch.Tensor, geometry: ConvGeometry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand, squared: of the bidiagonal kernel it is 1.24² on the grid of 9 × 9, of the other 0.183 on that of 6."""
+    monkeypatch.setattr(module, "_is_small", lambda *_: False)
+    grid = module._grid(geometry, tuple(weight.shape[2:]))
+    _, of_grid, _ = module._symbol_extremes(weight.double(), geometry, grid)
+    assert conv_smallest_singular_value(weight, geometry) <= truth(weight, geometry)[-1] < of_grid - 1e-3
+
+
 def test_full_padding_of_an_orthogonal_shift_is_an_isometry() -> None:
     kernel = torch.zeros(4, 4, 3, 3, dtype=torch.float64)
     kernel[:2, :, 0, 2], kernel[2:, :, 2, 1] = orthogonal(4, 0)[:2], orthogonal(4, 0)[2:]
@@ -340,13 +361,13 @@ def test_full_padding_of_an_orthogonal_shift_is_an_isometry() -> None:
     assert 1 <= conv_norm_bounds(kernel, geometry).upper < 1 + 1e-11
 
 
-def test_smallest_singular_value_counts_the_null_space_when_asked() -> None:
+def test_the_smallest_singular_value_counts_the_null_space() -> None:
     wide = draw((2, 5), 0)
-    exact = np.linalg.svd(wide.double().numpy(), compute_uv=False)[-1]
-    bound = smallest_singular_value_bounds(wide)
-    assert bound.lower <= exact <= bound.upper < exact * (1 + 1e-12)
-    assert smallest_singular_value_bounds(wide, null_space=True) == Bounds(0.0, 0.0, True, "dense")
-    assert smallest_singular_value_bounds(wide.T, null_space=True).lower > 0
+    assert smallest_singular_value_bounds(wide) == Bounds(0.0, 0.0, True, "dense")
+    for matrix in (wide.T, torch.cat([wide.T, wide.T])):
+        exact = np.linalg.svd(matrix.double().numpy(), compute_uv=False)[-1]
+        bound = smallest_singular_value_bounds(matrix)
+        assert bound.lower <= exact <= bound.upper < exact * (1 + 1e-12)
     assert conv_smallest_singular_value(draw((2, 3, 3, 3), 0), ConvGeometry((4, 4), padding="same")) == 0.0
 
 
@@ -385,25 +406,37 @@ def test_taps_that_never_meet_the_image_hide_none_that_do(seen: float) -> None:
     assert seen * (1 - 1e-6) <= bound.lower <= seen <= bound.upper <= seen * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("taps", list(itertools.permutations((1.0, 2.0**-60, -1.0))), ids=str)
+def test_taps_that_cancel_around_the_image_are_bounded_for_all_that_rounding_loses(taps: tuple[float, ...]) -> None:
+    """An image of one pixel meets all three, and A is their sum 2^-60; computed, it is 0 where 1 + 2^-60 is added."""
+    weight = torch.tensor(taps, dtype=torch.float64).reshape(1, 1, 1, 3)
+    geometry = ConvGeometry((1, 1), padding="same", padding_mode="circular")
+    for method in module.METHODS:
+        bound = conv_norm_bounds(weight, geometry, method)
+        assert bound.lower <= 2.0**-60 <= bound.upper, bound
+    assert conv_smallest_singular_value(weight, geometry) <= 2.0**-60
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_weights_without_a_norm_are_named(value: float) -> None:
     weight = torch.ones(2, 2, 3, 3)
     weight[0, 1, 2, 0] = value
-    for call in (
-        lambda: conv_norm_bounds(weight, ConvGeometry((4, 4)), name="stem"),
-        lambda: conv_smallest_singular_value(weight, ConvGeometry((4, 4)), name="stem"),
-        lambda: dense_matrix(weight, ConvGeometry((4, 4)), name="stem"),
-        lambda: linear_norm_bounds(weight[:, :, 2, 0], name="stem"),
-        lambda: smallest_singular_value_bounds(weight[:, :, 2, 0], name="stem"),
+    matrix = weight[:, :, 2, 0]
+    for name, call in (
+        ("weight", lambda: conv_norm_bounds(weight, ConvGeometry((4, 4)))),
+        ("weight", lambda: conv_smallest_singular_value(weight, ConvGeometry((4, 4)))),
+        ("weight", lambda: dense_matrix(weight, ConvGeometry((4, 4)))),
+        ("weight", lambda: linear_norm_bounds(matrix)),
+        ("matrix", lambda: smallest_singular_value_bounds(matrix)),
     ):
-        with pytest.raises(InvalidArgument, match="stem holds nan or inf"):
+        with pytest.raises(InvalidArgument, match=f"^{name} holds nan or inf"):
             call()
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_norm_beyond_float64_is_an_error() -> None:
-    with pytest.raises(InvalidArgument, match="norm of head exceeds the largest float64"):
-        linear_norm_bounds(torch.full((4, 4), 1e308, dtype=torch.float64), name="head")
+    with pytest.raises(InvalidArgument, match="norm of the weight exceeds the largest float64"):
+        linear_norm_bounds(torch.full((4, 4), 1e308, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(

@@ -799,6 +799,27 @@ class Said(Twice):
         return Declaration.of(Lipschitz(self.norm_bounds().upper), reason="twice an isometry")
 
 
+class Fifth(Conv):
+    """A convolution of the fifth of its input; its bounds say so."""
+
+    def multiply(self, weight: Tensor, x: Tensor) -> Tensor:
+        return super().multiply(weight, 0.2 * x)
+
+    def multiply_adjoint(self, weight: Tensor, y: Tensor) -> Tensor:
+        return 0.2 * super().multiply_adjoint(weight, y)
+
+    def compute_norm_bounds(self) -> Bounds:
+        return Bounds(0.0, 0.201 * super().compute_norm_bounds().upper, exact=False, method="a fifth")
+
+
+def test_fields_multiply_by_the_products_that_bounds_are_of() -> None:
+    linear, x = Fifth((1, 4, 4), 2, 3).double(), torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(linear.affine(x, None), linear.multiply(linear.weight, x), rtol=0, atol=0)
+    y = torch.randn(3, *linear.out_shape, dtype=torch.float64)
+    torch.testing.assert_close((linear(x) * y).sum(), (x * linear.adjoint(y)).sum(), rtol=0, atol=1e-12)
+    assert float(torch.linalg.matrix_norm(linear.dense_matrix(), 2)) <= linear.norm_bounds().upper
+
+
 @pytest.mark.parametrize("kind", [Twice, Unbounded, Bounded])
 def test_bounds_of_the_products_do_not_speak_of_another_forward(kind: type[OrthogonalDense]) -> None:
     linear, x = kind(3, 3).double(), torch.randn(4, 3, dtype=torch.float64)
@@ -833,3 +854,74 @@ def test_a_convolution_has_the_options_that_its_bounds_are_of(name: str) -> None
         assert getattr(copy.deepcopy(conv), name) == getattr(conv, name)
         norm = float(torch.linalg.matrix_norm(conv.eval().dense_matrix().detach(), ord=2))
         assert conv.norm_bounds().upper >= norm * (1 - 1e-12)
+
+
+FIXED = [
+    *(("padding", padding) for padding in ("same", "full", "circular")),
+    *(("kernel_size", 1), ("stride", 2), ("groups", 2), ("dilation", 2), ("zeros", 0)),
+]
+
+
+@pytest.mark.parametrize("given", ["same", "full", "circular"])
+@pytest.mark.parametrize(("name", "value"), FIXED)
+@pytest.mark.parametrize("kind", [Conv, NormalisedConv, OrthogonalConv, UnitConv])
+def test_an_option_that_a_subclass_fixes_is_that_of_its_products_and_of_its_bounds(
+    kind: type[Conv], name: str, value: int | str, given: str
+) -> None:
+    """The norm with zeros around is no bound of the circular one, and a border leaves no orthonormal rows."""
+    own = type("Own", (kind,), {name: value})
+    if (name, given) == ("stride", "circular"):
+        with pytest.raises(InvalidArgument, match="stride is 2 with circular padding"):
+            own((2, 5, 5), 2, 3, given)
+        return
+    if kind is OrthogonalConv and name == "groups":  # it has one kernel, of all channels
+        return
+    conv = own((2, 5, 5), 2, 3, given).double().eval()
+    assert getattr(conv, name) == value
+    for fill in (False, kind is not OrthogonalConv):
+        if fill:  # all pixels add up, so that paddings differ most
+            with torch.no_grad():
+                conv.kernel.fill_(1.0)
+        matrix = conv.dense_matrix().detach()
+        values, (rows, columns) = torch.linalg.svdvals(matrix), matrix.shape
+        assert rows == math.prod(conv.out_shape)
+        assert conv.norm_bounds().upper >= values[0] * (1 - 1e-12)
+        assert conv.smallest_singular_value() <= (float(values[-1]) if rows >= columns else 0.0) + 1e-12
+        for claimed, frame in ((conv.rows_orthonormal, matrix), (conv.columns_orthonormal, matrix.mT)):
+            eye = torch.eye(len(frame), dtype=torch.float64)
+            assert not claimed or torch.allclose(frame @ frame.mT, eye, rtol=0, atol=1e-12)
+    x, y = torch.randn(2, *conv.in_shape).double(), torch.randn(2, *conv.out_shape).double()
+    torch.testing.assert_close((conv(x) * y).sum(), (x * conv.adjoint(y)).sum(), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "value"), [("padding", "reflect"), ("kernel_size", 2), ("groups", 3)])
+def test_an_option_of_a_subclass_that_makes_no_convolution_is_refused(name: str, value: int | str) -> None:
+    with pytest.raises(InvalidArgument, match=name):
+        type("Own", (Conv,), {name: value})((2, 5, 5), 2, 3, "same")
+
+
+def test_orthonormal_rows_are_those_of_the_padding_that_a_subclass_fixes() -> None:
+    """With zeros around AAᵀ is not I, whatever padding was asked for."""
+    own = type("Own", (OrthogonalConv,), {"padding": "same"})
+    conv = own((2, 5, 5), 2, 3, "circular").double()
+    assert dense_defect(conv) > 1e-3
+    assert not conv.rows_orthonormal
+    assert not conv.columns_orthonormal
+    assert [type(stated) for stated in conv.properties] == [Lipschitz, Equivariant]
+
+
+ALONE = [("same", (2, 5, 4), 3), ("full", (2, 5, 4), 2), ("circular", (2, 5, 4), 3), ("circular", (2, 3, 3), 3)]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("padding", "shape", "size"), ALONE)
+def test_an_image_without_a_batch_is_mapped_as_in_one(
+    padding: str, shape: tuple[int, int, int], size: int, groups: int
+) -> None:
+    """Of a circular kernel that covers the image, too, whose product is that with its circulant matrix."""
+    conv, bias = Conv(shape, 4, size, padding, groups=groups).double(), torch.randn(4, dtype=torch.float64)
+    x, y = torch.randn(3, *conv.in_shape).double(), torch.randn(3, *conv.out_shape).double()
+    for call, batch in ((conv, x), (lambda image: conv.affine(image, bias), x), (conv.adjoint, y)):
+        torch.testing.assert_close(call(batch[0]), call(batch)[0], rtol=0, atol=1e-12)
+    jacobian = torch.func.jacrev(conv)(x[0]).reshape(math.prod(conv.out_shape), -1)
+    torch.testing.assert_close(jacobian.detach(), conv.dense_matrix().detach(), rtol=0, atol=1e-12)

@@ -6,6 +6,7 @@ import importlib
 import itertools
 import math
 import pkgutil
+import re
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -253,6 +254,12 @@ class Tripling(Dense):
 
     def compute_norm_bounds(self) -> Bounds:
         return Bounds(0.0, 3.0001 * super().compute_norm_bounds().upper, exact=False, method="three times A")
+
+
+def test_a_map_with_images_of_its_own_is_what_its_bounds_are_of() -> None:
+    linear, x = Tripling(3, 3).double(), torch.randn(4, 3, dtype=torch.float64)
+    torch.testing.assert_close(linear(x), linear.affine(x, None), rtol=0, atol=0)
+    verify(linear, x).require()
 
 
 @pytest.mark.parametrize("name", HOLDERS)
@@ -632,6 +639,89 @@ class Heavier(SpectralMetric):
 
     def unwhiten(self, u: Tensor) -> Tensor:
         return super().unwhiten(u) / 3
+
+
+class OfTheRoot(Triple):
+    """The eigenvalues of R in place of those of M, with which radii would be √3 too large."""
+
+    eigenvalues = (3.0, 3.0)
+    whitening_error = 2.0**-53
+
+
+class HalfBack(Triple):
+    """Its unwhiten is not the inverse of its whiten."""
+
+    eigenvalues = (9.0, 9.0)
+    whitening_error = 2.0**-53
+
+    def whiten(self, x: Tensor) -> Tensor:
+        return 3 * x
+
+    def unwhiten(self, u: Tensor) -> Tensor:
+        return u / 2
+
+
+class Stretched(Metric):
+    """diag(1, 1, 1, 2), of which a random sample hardly shows the eigenvalue 4."""
+
+    def whiten(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) * x.new_tensor([1.0, 1.0, 1.0, 2.0])).reshape(x.shape)
+
+    def unwhiten(self, u: Tensor) -> Tensor:
+        return (u.flatten(1) / u.new_tensor([1.0, 1.0, 1.0, 2.0])).reshape(u.shape)
+
+
+class Short(Stretched):
+    eigenvalues = (1.0, 3.99)
+
+
+class Long(Stretched):
+    eigenvalues = (1.0, 4.0)
+
+
+class Crooked(Metric):
+    """R turns by a quarter, so that ‖Rx‖ = ‖x‖, but ⟨Ru, v⟩ is not ⟨u, Rv⟩."""
+
+    eigenvalues = (1.0, 1.0)
+
+    def whiten(self, x: Tensor) -> Tensor:
+        return torch.cat([-x.flatten(1)[:, 2:], x.flatten(1)[:, :2]], dim=1).reshape(x.shape)
+
+    def unwhiten(self, u: Tensor) -> Tensor:
+        return -self.whiten(u)
+
+
+@pytest.mark.parametrize(
+    ("metric", "sentence"),
+    [
+        (OfTheRoot("M"), r"lie in \[3, 3\], and ‖Rv‖²/‖v‖² reaches from 9 to 9; give bounds of those of M = R², not"),
+        (HalfBack("M"), r"unwhiten\(whiten\(v\)\) of the metric M differs from v by up to 5\.0e-01"),
+        (Short("M"), r"lie in \[1, 3\.99\], and ‖Rv‖²/‖v‖² reaches from .* to (4|3\.99)"),
+        (Crooked("M"), "⟨Ru, v⟩ and ⟨u, Rv⟩ of the metric M differ by up to"),
+    ],
+    ids=["eigenvalues of R", "no inverse", "short", "not symmetric"],
+)
+def test_a_metric_that_contradicts_itself_is_no_norm(metric: Metric, sentence: str) -> None:
+    data = torch.ones(1, 1, 2, 2), torch.tensor([0])
+    with pytest.raises(InvalidArgument, match=sentence):
+        verify(Whitening(metric), torch.randn(3, 4))
+    with pytest.raises(InvalidArgument, match=sentence):
+        certify(in_norm(metric), data)
+    plain = Network(nn.Sequential(nn.Flatten()), Head(4, 2, "none"), (1, 2, 2), ModelConfig()).eval()
+    with pytest.raises(InvalidArgument, match=sentence):
+        certify(plain, data, metric=metric)
+    field = MetricField(Dense(4, 4), metric, "tanh").double()
+    told = list(false_facts(field, torch.randn(3, 4, dtype=torch.float64)))
+    assert told
+    assert re.search(sentence, told[0]), told
+    verify(Whitening(Long("M")), torch.randn(3, 4)).require()
+
+
+def test_a_metric_has_both_ways_in_one_class() -> None:
+    for base in (Metric, DenseMetric, Said):
+        for name in ("whiten", "unwhiten"):
+            with pytest.raises(InvalidArgument, match=r"^Lame has the whiten of .* give both in one class"):
+                type("Lame", (base,), {name: lambda self, x: 2 * x})
 
 
 def in_norm(metric: Metric) -> Network:

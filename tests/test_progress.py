@@ -31,6 +31,7 @@ from dynablocks.progress import (
     tell,
     track,
 )
+from dynablocks.training.display import Display
 
 
 @pytest.fixture
@@ -136,6 +137,18 @@ def test_results_that_are_piped_do_not_go_to_the_bar(monkeypatch: pytest.MonkeyP
         with progress_bar("writing", Console(file=terminal, force_terminal=True, _environ={"TERM": "xterm"})) as update:
             update(0.5)
             print("t,q")
+    assert piped.getvalue() == "t,q\n"
+    assert "t,q" not in terminal.getvalue()
+
+
+def test_results_that_are_piped_do_not_go_to_the_bar_of_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, piped = io.StringIO(), io.StringIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", piped)
+        with Display(Console(file=terminal, force_terminal=True, _environ={"TERM": "xterm"})) as display:
+            display.update(0.5, 90.0, {"loss": 1.0})
+            print("t,q")
+    assert "1:30 left" in terminal.getvalue()
     assert piped.getvalue() == "t,q\n"
     assert "t,q" not in terminal.getvalue()
 

@@ -19,10 +19,10 @@ from dynablocks.errors import InvalidArgument, PropertyViolated
 from dynablocks.fields import FieldFacts, GradientField, MetricField, PartitionedField
 from dynablocks.fitting.surrogates import FlowMap, Structure, build
 from dynablocks.integrators import ExplicitEuler
-from dynablocks.lifting import ChannelMix, SpaceToDepth, ZeroLift
+from dynablocks.lifting import ChannelMix, PixelNormalisation, SpaceToDepth, ZeroLift
 from dynablocks.linear import Bounds, Dense, LinearMap, OrthogonalConv, OrthogonalDense
 from dynablocks.models.chain import Chain
-from dynablocks.norms import DenseMetric
+from dynablocks.norms import Channelwise, DenseMetric, SpectralMetric
 from dynablocks.properties import (
     ConformalSymplectic,
     Declaration,
@@ -217,8 +217,8 @@ def test_constants_of_pooling_are_rounded_upwards() -> None:
 
 
 @pytest.mark.parametrize("pool", [nn.AvgPool2d(3, 2), nn.AvgPool2d(2, padding=1), nn.AvgPool2d(2, divisor_override=1)])
-def test_other_average_pooling_declares_nothing(pool: nn.Module) -> None:
-    assert declare(pool).properties == Properties()
+def test_other_average_pooling_declares_no_constant(pool: nn.Module) -> None:
+    assert declare(pool).properties == (Equivariant(), Positive())
 
 
 @pytest.mark.parametrize(
@@ -759,6 +759,40 @@ def test_isometries_and_permutations_keep_what_they_keep() -> None:
         assert kinds <= {type(p) for p in declare(module).properties}
         verify(module, x).require()
     assert declare(OrthogonalDense(5, 3)).properties.of(NormPreserving) is None
+
+
+@pytest.mark.parametrize(
+    ("part", "shape", "channels", "said"),
+    [
+        (ZeroLift(1, 3), (1, 4, 4), None, "from 1 to 3 channels, and norms on 1 and 1 are given; .* channels=3"),
+        (ZeroLift(1, 3), (2, 4, 4), 3, "from 1 to 3 channels, and norms on 2 and 3 are given; give a metric on 1 "),
+        (ChannelMix((5, 4, 4), 2), (5, 4, 4), 3, "from 5 to 2 channels, and norms on 5 and 3 are given; .* channels=2"),
+        (PixelNormalisation((0.5,) * 3, (0.25,) * 3), (1, 4, 4), None, "from 3 to 3 channels, and norms on 1 and 1 "),
+    ],
+)
+def test_norms_of_other_channels_than_those_of_a_layer_are_refused(
+    part: nn.Module, shape: tuple[int, int, int], channels: int | None, said: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=rf"^{type(part).__name__} leads {said}"):
+        Channelwise(part, SpectralMetric(shape), channels)
+
+
+def test_a_layer_across_channels_declares_its_norms_as_long_as_they_are_of_its_channels() -> None:
+    one, other = SpectralMetric((5, 4, 4)), SpectralMetric((2, 4, 4))
+    layer = Channelwise(ChannelMix((5, 4, 4), 2), one, 2)
+    verify(layer, torch.randn(3, 5, 4, 4)).require()
+    assert layer.properties.lipschitz_in(one, other) == pytest.approx(1.0, rel=1e-5, abs=0)
+    layer.channels = None
+    assert not layer.properties
+    assert layer.declare().reason.startswith("ChannelMix leads from 5 to 2 channels, and norms on 5 and 5 are given")
+
+
+@pytest.mark.parametrize("metric", [Metric("M"), DenseMetric(torch.eye(6), (2, 3)), SpectralMetric((1, 2, 3), 1.0)])
+def test_the_norms_of_no_samples_are_none(metric: Metric) -> None:
+    shape = getattr(metric, "shape", (2, 3))
+    assert metric.norm(torch.zeros(0, *shape)).shape == (0,)
+    ones = metric.norm(torch.ones(4, *shape, dtype=torch.float64))
+    torch.testing.assert_close(ones, torch.full((4,), 6**0.5, dtype=torch.float64), rtol=1e-12, atol=0)
 
 
 def test_what_is_not_declared_is_not_said_to_hold() -> None:

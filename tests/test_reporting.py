@@ -211,15 +211,19 @@ def test_what_is_missing_is_said_in_words():
     assert not re.search(r"\b(inf|nan|None)\b", page.text + empty.text)
 
 
+def outwards(epsilon: float, accuracy: float, samples: int) -> str:
+    """The interval of an accuracy at a radius on so many images, in tenths of per cent that hold all of it."""
+    low, high = Curve((epsilon,), (accuracy,), samples).confidence_interval()[0]
+    return f"{math.floor(1000 * low) / 10:.1f} to {math.ceil(1000 * high) / 10:.1f} %"
+
+
 def test_headline_figures_are_the_metrics(full_page):
     text = Page(full_page).text
     certified = 100 * 0.9 * math.exp(-3 * 36 / 255)
     assert f"{certified:.1f} %" in text
-    low, high = Curve((36 / 255,), (certified / 100,), 1000).confidence_interval()[0]
-    assert f"({100 * low:.1f} to {100 * high:.1f} %)" in text
+    assert f"({outwards(36 / 255, certified / 100, 1000)})" in text
     left = 0.9 * math.exp(-2 * 36 / 255)
-    low, high = Curve((36 / 255,), (left,), 200).confidence_interval()[0]
-    assert f"{100 * left:.1f} % ({100 * low:.1f} to {100 * high:.1f} %)" in text
+    assert f"{100 * left:.1f} % ({outwards(36 / 255, left, 200)})" in text
     assert "at most (1 + 2e-07) · d." in text
     assert "12,345" in text
     assert "2 min 10 s" in text
@@ -674,6 +678,27 @@ def test_a_proved_share_is_rounded_down_and_a_whole_percentage_is_kept(count: in
     for share in range(count + 1):
         shown = Fraction(words.proved_percent(share / count).removesuffix(" %"))
         assert 0 <= 100 * Fraction(share, count) - shown < Fraction(1, 10), (share, count)
+
+
+@pytest.mark.parametrize("count", [1, 7, 360, 10_000])
+def test_an_interval_is_rounded_outwards_and_stays_within_all_images(count: int):
+    for right in {0, 1, count // 3, count - 1, count}:
+        low, high = Curve((0.1,), (right / count,), count).confidence_interval()[0]
+        shown = [Fraction(part) for part in words.interval(low, high).removesuffix(" %").split(" to ")]
+        assert 0 <= shown[0] <= 100 * Fraction(low) + Fraction(1, 10**9)
+        assert 100 * Fraction(high) - Fraction(1, 10**9) <= shown[1] <= 100
+        assert shown[1] - shown[0] < 100 * Fraction(high - low) + Fraction(1, 5) + Fraction(1, 10**9)
+
+
+def test_figures_of_other_images_than_the_runs_own_are_told_so():
+    others = {"own_images": False, "fingerprint": "0123456789abcdef" * 4}
+    text = text_of(**others)
+    assert text.count("digits with fingerprint 0123456789abcdef….") == 2
+    assert text.index("These are not the images of the run's own copy") < text.index("clean accuracy")
+    assert "A training on the run's own copy alone does not get these results" in text
+    assert others["fingerprint"] in text
+    for own in ({}, others | {"own_images": True}):
+        assert "the run's own copy" not in text_of(**own)
 
 
 def test_an_attack_without_a_certificate_says_at_which_radius_and_on_which_images():

@@ -30,7 +30,7 @@ from dynablocks.experiments.commands import MOST_SEED
 from dynablocks.experiments.energy import NAMES, Energy
 from dynablocks.experiments.fig6 import SirFlowMap
 from dynablocks.experiments.fig7 import FlowRegression
-from dynablocks.experiments.metric import PrintedFieldCell
+from dynablocks.experiments.metric import MisprintCell
 from dynablocks.experiments.pendulum import ROLLOUT, PendulumFlowMap
 from dynablocks.experiments.provenance import made_here
 from dynablocks.experiments.regions import RegionExperiment
@@ -251,7 +251,7 @@ def test_runs_of_two_seeds_are_different_runs(name: str, preset: str, monkeypatc
     experiment = EXPERIMENTS[name]()
     first, second = (set(in_order(experiment.cells(Scale(preset, seed=seed)))) for seed in (0, 1))
     # The misprint of appendix B depends on no seed.
-    assert {type(cell) for cell in first & second} <= {PrintedFieldCell}
+    assert {type(cell) for cell in first & second} <= {MisprintCell}
     assert len(first) == len(second)
 
 

@@ -19,9 +19,9 @@ from dynablocks.composition import Composition
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import FieldFacts, GradientField, PartitionedField, ShearField, leaky_relu
 from dynablocks.lifting import SpaceToDepth
-from dynablocks.linear import Dense, OrthogonalDense, frozen_weights, shared_weights
+from dynablocks.linear import Dense, OrthogonalDense, UnitDense, frozen_weights, shared_weights
 from dynablocks.models.chain import Chain
-from dynablocks.properties import Declaration, Invertible, Structured, VolumePreserving, jacobians
+from dynablocks.properties import Declaration, Invertible, Structured, VolumePreserving, explain, jacobians
 from dynablocks.reversible import DriftWarning, ReversibleChain
 from dynablocks.switching import FreeSignal, LearnedStep, SwitchingSignal
 from dynablocks.testing import HealthyBlock, check_block
@@ -69,7 +69,9 @@ def compare(chain: ReversibleChain, x: Tensor, seed: int = 0) -> float:
 
 
 class Scaled(ShearField):
-    """(0, s v(q)) or (s u(p), 0): a parameter beside those of the force, and facts that speak of both."""
+    """(0, s v(q)) or (s u(p), 0): a parameter beside those of the force, and facts and a flow that go with both."""
+
+    flow = ShearField.flow
 
     def __init__(self, moves: str) -> None:
         super().__init__(nn.Linear(3, 3), (6,), moves=moves)
@@ -274,9 +276,56 @@ class ChainWithInverse(ReversibleChain):
         return 2 * super().inverse(y)
 
 
-@pytest.mark.parametrize("kind", [ChainWithForward, ChainWithInverse])
+class ChainWithOrdinary(ReversibleChain):
+    """Another map where no gradient is asked for."""
+
+    def ordinary(self, x: Tensor) -> Tensor:
+        return 2 * super().ordinary(x)
+
+
+@pytest.mark.parametrize("kind", [ChainWithForward, ChainWithInverse, ChainWithOrdinary])
 def test_a_chain_with_a_map_of_its_own_declares_nothing(kind: type[ReversibleChain]) -> None:
     assert not kind([hamiltonian()]).properties
+
+
+def test_an_ordinary_path_set_on_a_chain_voids_what_it_declares() -> None:
+    chain = ReversibleChain([hamiltonian()])
+    assert chain.properties.of(Invertible) is not None
+    chain.ordinary = lambda x: 2 * x
+    assert not chain.properties
+
+
+def moving_block() -> DynamicalBlock:
+    """Its forces divide by a norm that is far from found: each use in training comes nearer."""
+    block = DynamicalBlock(separable(UnitDense), "verlet", FreeSignal(0.5)).double()
+    with torch.no_grad():
+        for force in (block.fields[0].kick.force, block.fields[0].drift.force):
+            force.linear.matrix.copy_(torch.diag(torch.tensor([2.0, 1.0, 0.5])))
+            force.linear.leading.fill_(1.0)
+    return block
+
+
+def test_a_block_whose_weights_move_in_training_is_invertible_in_evaluation_alone() -> None:
+    """Each way through the block is one use."""
+    block, x = moving_block(), torch.randn(5, 6, dtype=DOUBLE)
+    assert float((block.inverse(block(x)) - x).detach().abs().max()) > 1e-4
+    assert block.properties.of(Invertible) is None
+    assert block.properties.of(VolumePreserving) is not None
+    moves = "Invertible is lost: the weight of UnitDense moves at each use in training; call eval()"
+    assert moves in str(explain(block))
+    block.eval()
+    assert block.properties.of(Invertible) is not None
+    torch.testing.assert_close(block.inverse(block(x)), x, rtol=0, atol=1e-12)
+
+
+def test_a_chain_holds_the_weights_that_move_in_training() -> None:
+    chain, x = ReversibleChain([moving_block(), moving_block()]), torch.randn(5, 6, dtype=DOUBLE)
+    assert all(part.training for part in chain.modules())
+    chain(x).square().sum().backward()
+    assert chain.drift is not None
+    assert chain.drift <= 1e-12
+    assert chain.properties.of(Invertible) is None
+    assert chain.eval().properties.of(Invertible) is not None
 
 
 class Mirror(Structured):

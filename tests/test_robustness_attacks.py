@@ -587,7 +587,7 @@ def blind(first: nn.Module) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("first", [Rounding, Unnumbered])
-@pytest.mark.parametrize("losses", [("margin",), ("dlr",), ("ce", "margin")])
+@pytest.mark.parametrize("losses", [("margin",), ("dlr",), ("ce", "margin"), ("ce",)])
 @pytest.mark.parametrize("early_drop", [True, False])
 def test_a_model_without_gradients_does_not_pass_for_a_robust_one(
     first: type[nn.Module], losses: tuple[str, ...], early_drop: bool
@@ -605,17 +605,52 @@ def test_a_model_without_gradients_does_not_pass_for_a_robust_one(
     assert (predicted(model, found) != labels).any()
 
 
-def test_where_no_gradient_is_needed_none_is_asked_for() -> None:
-    """Of "ce", which saturates, at the radius 0, and of images that are wrong already."""
+@pytest.mark.parametrize("epsilon", [0.01, 0.005, 0.0025])
+def test_a_change_that_rounds_away_in_all_pixels_together_is_seen_in_few(epsilon: float) -> None:
+    """Bytes hide moves below 1/510 = 0.00196: of 64 entries ε/8 each, but not 0.0025 of 16, of 4 or of one."""
     model, pixels, labels = blind(Rounding())
-    assert attack(model, (pixels, labels), AttackConfig((0.02,), steps=2, losses=("ce",))).clean_accuracy == 1.0
+    spread = torch.where(pixels < 0.5, pixels + epsilon / 8, pixels - epsilon / 8).clamp(0, 1)
+    with torch.no_grad():
+        assert torch.equal(model(spread), model(pixels))
+    with pytest.raises(InvalidArgument, match=rf"all gradients .* within epsilon {epsilon:g}, "):
+        attack(model, (pixels, labels), AttackConfig((epsilon,), steps=2, losses=("margin",)))
+    with pytest.raises(InvalidArgument, match=rf"all gradients .* within epsilon {epsilon:g}, "):
+        l2_pgd(model, pixels, labels, epsilon, loss="margin", steps=2)
+
+
+def test_where_no_gradient_is_needed_none_is_asked_for() -> None:
+    """At the radius 0, and of images that are wrong already."""
+    model, pixels, labels = blind(Rounding())
     assert attack(model, (pixels, labels), AttackConfig((0.0,))).robust_accuracy == (1.0,)
     assert torch.equal(l2_pgd(model, pixels, labels, 0.0, loss="margin", steps=2), pixels)
     wrong = (labels + 1) % 5
     for early_drop in (True, False):
         config = AttackConfig((0.1,), steps=2, early_drop=early_drop)
         assert attack(model, (pixels, wrong), config).robust_accuracy == (0.0,)
-    assert l2_pgd(model, pixels, wrong, 0.1, loss="margin", steps=2).shape == pixels.shape
+    for loss in ("ce", "margin"):
+        assert l2_pgd(model, pixels, wrong, 0.1, loss=loss, steps=2).shape == pixels.shape
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_cross_entropy_alone_may_be_saturated(count: int) -> None:
+    """Its gradient is 0 in floating point at logits 5e4 apart; that of the margin, asked of each batch, is not."""
+    pixels = torch.tensor([0.55, 0.5]).repeat(count, 1).reshape(count, 1, 1, 2)
+    model, labels = Bad(lambda x: 1e6 * x.flatten(1)), torch.zeros(count, dtype=torch.int64)
+    config = AttackConfig((0.1,), steps=3, losses=("ce",), random_start=False, batch_size=2)
+    assert attack(model, (pixels, labels), config).robust_accuracy == (1.0,)
+    assert torch.equal(l2_pgd(model, pixels, labels, 0.1, steps=3, random_start=False), pixels)
+    stronger = dataclasses.replace(config, losses=("ce", "margin"))
+    assert attack(model, (pixels, labels), stronger).robust_accuracy == (0.0,)
+
+
+def test_a_margin_gradient_at_one_image_of_a_later_batch_is_enough() -> None:
+    """Of saturated logits, where a ReLU is off at the first image."""
+    model = Bad(lambda x: torch.stack([0 * x.flatten(), 1e6 * (x.flatten() - 0.5).relu() - 3e5], dim=1))
+    pixels, labels = torch.tensor([0.1, 0.7]).reshape(2, 1, 1, 1), torch.zeros(2, dtype=torch.int64)
+    config = AttackConfig((0.45,), steps=2, losses=("ce",), random_start=False, batch_size=1)
+    assert attack(model, (pixels, labels), config).robust_accuracy == (1.0,)
+    with pytest.raises(InvalidArgument, match="all gradients of Bad are 0"):
+        attack(model, (pixels[:1], labels[:1]), config)
 
 
 def test_a_constant_model_is_attacked() -> None:

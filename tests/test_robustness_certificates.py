@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.errors import BadData, InvalidArgument, UnsoundResult
-from dynablocks.fields import GradientField
+from dynablocks.fields import GradientField, leaky_relu
 from dynablocks.integrators import ExplicitEuler
 from dynablocks.lifting import Head, PixelNormalisation
 from dynablocks.linear import Dense, shared_weights
@@ -36,7 +36,7 @@ from dynablocks.robustness import (
 )
 from dynablocks.robustness.audit import AuditFailed, _layer_bound
 from dynablocks.robustness.evaluation import evaluating
-from dynablocks.switching import FreeSignal
+from dynablocks.switching import FreeSignal, LearnedStep
 
 
 class LinearModel(nn.Module):
@@ -228,6 +228,20 @@ def test_the_generic_radius_is_the_pairwise_one_for_opposite_rows() -> None:
     assert pairwise.item() == pytest.approx(1.4 / 6, rel=1e-11)
 
 
+def test_generic_radii_are_not_above_the_exact_quotients() -> None:
+    """z/√2, of which the quotient by the nearest float to √2 is above for some z."""
+    margins = torch.rand(500, dtype=torch.float64)
+    radii = generic_radii(torch.stack([margins, torch.zeros_like(margins)], dim=1), 1.0)
+
+    def above(quotients: Tensor) -> list[bool]:
+        pairs = zip(quotients.tolist(), margins.tolist(), strict=True)
+        return [2 * Fraction(quotient) ** 2 > Fraction(margin) ** 2 for quotient, margin in pairs]
+
+    assert not any(above(radii))
+    assert any(above(margins / math.sqrt(2)))
+    torch.testing.assert_close(radii, margins / math.sqrt(2), rtol=1e-11, atol=0)
+
+
 @pytest.mark.parametrize("proved", [False, True])
 def test_radii_do_not_depend_on_how_many_samples_are_taken_at_once(
     proved: bool, monkeypatch: pytest.MonkeyPatch
@@ -307,6 +321,24 @@ def test_without_a_float64_copy_the_slack_is_larger():
     assert (twinless.radii <= plain.radii).all()
 
 
+class Coarse(LinearModel):
+    """Its float32 logits are rounded to multiples of 2^-14, those of its float64 copy to multiples of 2^-43."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 2.0**10 - 2.0**10
+
+
+def test_a_measured_error_is_eight_times_the_distance_to_the_float64_copy() -> None:
+    model, pixels = Coarse(2), near_grey(20)
+    with torch.no_grad():
+        logits = model(pixels)
+        measured = float((copy.deepcopy(model).double()(pixels.double()) - logits.double()).abs().max())
+    assert measured > 40 * 2.0**-23 * float(logits.abs().max())
+    result = certify(model, (pixels, logits.argmax(dim=1)))
+    assert not result.proved
+    assert 7.9 * measured <= result.logit_error <= 8.1 * measured
+
+
 class Widened(LinearModel):
     """In float32 whatever comes in; its logits are float64."""
 
@@ -334,6 +366,48 @@ def test_logits_that_are_widened_at_the_end_were_rounded_before(kind: type[Linea
     assert result.logit_error >= 31.9 * 2.0**-23 * float(logits.abs().max())
     assert (result.arithmetic, result.proved) == ("float32", False)
     assert certify(Widened(2).double(), (pixels, logits.argmax(dim=1))).arithmetic == "float64"
+
+
+class Buffered(nn.Module):
+    """Its weight is a buffer in float16, the scale beside it a parameter in float32; it has no float64 copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((), 2.0))
+        self.register_buffer("weight", torch.randn(2, 16).half())
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = x.flatten(1).half().float() @ self.weight.float().mT
+        return self.scale.float() * halves.half().float()
+
+    def certificate_inputs(self) -> tuple[float, Tensor]:
+        return 1.0, self.scale.detach().double() * self.weight.double()
+
+
+def test_a_weight_in_a_buffer_is_rounded_in_its_format() -> None:
+    model, pixels = Buffered(), near_grey(8)
+    with torch.no_grad():
+        logits = model(pixels)
+    assert logits.dtype == torch.float32
+    result = certify(model, (pixels, logits.argmax(dim=1)))
+    assert (result.arithmetic, result.proved) == ("float16", False)
+    assert result.logit_error >= 31.9 * 2.0**-10 * float(logits.abs().max())
+
+
+def test_a_network_of_two_formats_is_certified_as_its_copy_in_one() -> None:
+    """Two thirds of a step of 2 are other numbers in float32 and in float64."""
+    field = GradientField(Dense(16, 8), leaky_relu(0.5))
+    body = nn.Sequential(nn.Flatten(), DynamicalBlock(field, ExplicitEuler(3), FreeSignal(2.0)))
+    network, pixels = Network(body, Head(16, 3), (1, 4, 4), ModelConfig()).double(), near_grey(6).double()
+    body[1].signal = LearnedStep(2.0)
+    assert body[1].signal.steps.dtype == torch.float32
+    twin, data = copy.deepcopy(network).double(), (pixels, torch.zeros(6, dtype=torch.int64))
+    assert not torch.equal(network(pixels), twin(pixels))
+    found, wanted = certify(network, data), certify(twin, data)
+    assert (found.arithmetic, found.proved) == (wanted.arithmetic, wanted.proved) == ("float64", True)
+    assert torch.equal(found.radii, wanted.radii)
+    assert (found.body_lipschitz, found.logit_error) == (wanted.body_lipschitz, wanted.logit_error)
+    assert body[1].signal.steps.dtype == torch.float32
 
 
 class Halved(Metric):

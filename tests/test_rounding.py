@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from types import SimpleNamespace
@@ -28,6 +31,7 @@ from dynablocks.models import MODELS, ModelConfig, Network, build
 from dynablocks.norms import Channelwise, SpectralMetric, Whitening
 from dynablocks.robustness import CertificateResult, certified_radii, certify, rounding
 from dynablocks.robustness.arithmetic import (
+    _FPMATH_FOUND,
     NoRoundingBound,
     full_precision,
     gamma,
@@ -505,6 +509,46 @@ def test_nothing_is_proved_of_float32_where_products_may_be_rounded_further(
     assert certify(network, data, arithmetic="float32").proved
 
 
+UNSET_TOO_LATE = """
+import os, torch
+from torch import nn
+from dynablocks.lifting import Head
+from dynablocks.models import ModelConfig, Network
+from dynablocks.robustness import certify
+from dynablocks.robustness.arithmetic import environment_text
+del os.environ["{name}"]
+network = Network(nn.Sequential(nn.Flatten()), Head(2, 2), (1, 1, 2), ModelConfig())
+for arithmetic in ("float32", "float64"):
+    result = certify(network, (torch.full((1, 1, 1, 2), 0.5), torch.tensor([0])), arithmetic=arithmetic)
+    print(result.proved, result.rounding_reason)
+print(environment_text())
+"""
+
+
+def test_a_variable_that_is_unset_after_the_start_was_read_all_the_same() -> None:
+    """oneDNN reads it once in a process."""
+    name = "ONEDNN_DEFAULT_FPMATH_MODE"
+    command, started = [sys.executable, "-c", UNSET_TOO_LATE.format(name=name)], os.environ | {name: "BF16"}
+    said = subprocess.run(command, env=started, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert said[0].startswith(f"False {name} is 'BF16', or was at the start")
+    assert said[0].endswith("unset it, and start Python anew.")
+    assert said[1].startswith("True")
+    assert said[2].endswith(f", {name}='BF16' when imported")
+
+
+@pytest.mark.parametrize("name", ["ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"])
+def test_what_a_variable_was_at_the_start_counts_beside_what_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(name, raising=False)
+    pixels = torch.zeros(1)
+    for found in (None, "strict", "STRICT"):
+        monkeypatch.setitem(_FPMATH_FOUND, name, found)
+        require_strict_environment(pixels)
+    monkeypatch.setitem(_FPMATH_FOUND, name, "any")
+    require_strict_environment(pixels.double())
+    with pytest.raises(NoRoundingBound, match=f"^{name} is 'any', or was at the start: "):
+        require_strict_environment(pixels)
+
+
 def of_convolution(conv: Conv) -> Network:
     block = DynamicalBlock(GradientField(conv, "relu"), "euler", FreeSignal(0.5))
     body = nn.Sequential(block, nn.Flatten())
@@ -714,20 +758,42 @@ def test_the_rounding_of_the_image_itself_is_in_the_bound() -> None:
     assert error.features_slope >= 2.0**-24
 
 
-def test_errors_pass_through_layers_as_documented() -> None:
+IN_EITHER_FORMAT = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+"""In float32 what is of second order is lost in a tolerance of 1e-5; in bfloat16 it is a hundredth of the bound."""
+
+
+@IN_EITHER_FORMAT
+def test_errors_pass_through_layers_as_documented(dtype: torch.dtype) -> None:
     """E' = L E + γ₂ L (‖x‖ + 2E) for (x − 0)·4, by hand: no slack hides a missing factor."""
     layers = [PixelNormalisation((0.0,), (0.25,)) for _ in range(3)]
-    network = Network(nn.Sequential(*layers, nn.Flatten()), Head(64, 3), (1, 8, 8), ModelConfig()).eval()
-    pixels = torch.rand(2, 1, 8, 8)
+    network = Network(nn.Sequential(*layers, nn.Flatten()), Head(64, 3), (1, 8, 8), ModelConfig()).to(dtype).eval()
+    pixels = torch.rand(2, 1, 8, 8).to(dtype)
     with torch.no_grad(), evaluating(network), plain_arithmetic():
         _, bound = rounding_bound(network, pixels)
-    unit, size = 2.0**-24, pixels.double().flatten(1).norm(dim=1)
-    error, slope, reach = unit * size, unit, 1.0
+    unit, size = unit_roundoff(dtype), pixels.double().flatten(1).norm(dim=1)
+    start = unit * (1 + 2 * unit)
+    error, slope, reach = start * size, start, 1.0
     for _ in range(3):
         error, size = 4 * error + gamma(2, unit) * 4 * (size + 2 * error), 4 * size
         slope, reach = 4 * slope + gamma(2, unit) * 4 * (reach + slope), 4 * reach
     torch.testing.assert_close(bound.features, error, rtol=1e-5, atol=0)
     assert bound.features_slope == pytest.approx(slope, rel=1e-5)
+
+
+def test_what_underflows_between_two_layers_is_in_the_bound() -> None:
+    """1 becomes 1e-30, then 1e-60, which is 0 in float32, and stays 0; exactly, it becomes 1 again."""
+    layers = [PixelNormalisation((0.0,), (std,)) for std in (1e30, 1e30, 1e-30, 1e-30)]
+    network = Network(nn.Sequential(*layers, nn.Flatten()), Head(64, 3), (1, 8, 8), ModelConfig()).eval()
+    features, _, bound, _ = errors(network, torch.ones(1, 1, 8, 8))
+    assert 7 < float(features[0]) <= float(bound.features[0])
+
+
+@pytest.mark.parametrize(("size", "count"), [(2, 4), ((2, 3), 6)])
+def test_average_pooling_counts_its_sums_and_its_division(size: int | tuple[int, int], count: int) -> None:
+    """γ of n − 1 sums and a division, relative to the mean of n pixels, whose norm is 1/√n."""
+    bound = rounding._leaf(nn.AvgPool2d(size), _Arithmetic(torch.zeros(1, 1, 6, 6)), pixels=36)
+    assert bound.error.slope >= gamma(count, 2.0**-24) / math.sqrt(count)
+    assert bound.size.slope >= 1 / math.sqrt(count)
 
 
 def test_full_precision_switches_the_tf32_of_convolutions_off_too() -> None:
@@ -738,6 +804,21 @@ def test_full_precision_switches_the_tf32_of_convolutions_off_too() -> None:
         assert torch.backends.cudnn.conv.fp32_precision == "ieee"
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"
     assert torch.backends.cudnn.conv.fp32_precision == before
+
+
+@pytest.mark.parametrize("kind", ["matmul", "conv"])
+def test_full_precision_keeps_bfloat16_out_of_the_products_of_onednn(kind: str) -> None:
+    switch = getattr(torch.backends.mkldnn, kind, None)
+    if not hasattr(switch, "fp32_precision"):
+        pytest.skip("this torch has no switch for each operation")
+    before = switch.fp32_precision
+    try:
+        switch.fp32_precision = "bf16"
+        with full_precision():
+            assert switch.fp32_precision == "ieee"
+        assert switch.fp32_precision == "bf16"
+    finally:
+        switch.fp32_precision = before
 
 
 def test_what_may_emulate_products_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -823,8 +904,44 @@ def test_ridge_steps_count_both_products_the_activation_and_the_sum(h: float) ->
     matrix = field.linear.dense_matrix()
     norm, absolute = spectral(matrix), spectral(matrix.abs())
     moved = (4 + 4 + 3 + 4) * norm * absolute + 2 * norm**2
-    bound = rounding._ridge_euler(field, h, _Arithmetic(torch.zeros(1, 1, 2, 2)))
-    assert bound.error.slope >= 2.0**-24 * (1 + 0.6 * abs(h) * moved)
+    arithmetic, least = _Arithmetic(torch.zeros(1, 1, 2, 2)), 2.0**-24 * (1 + 0.6 * abs(h) * moved)
+    with torch.no_grad():
+        _, growth = rounding._ridge_euler_near(field, h, arithmetic, torch.zeros(1, 4))
+    assert growth >= least
+    assert rounding._ridge_euler(field, h, arithmetic).error.slope >= least
+
+
+BIASED: dict[str, Callable[[], LinearMap]] = {"dense": lambda: Dense(4, 3), "convolution": lambda: Conv((2, 4, 4), 3)}
+
+
+@pytest.mark.parametrize("make", BIASED.values(), ids=BIASED)
+def test_ridge_steps_count_the_bias_and_every_rounding_beside_it(make: Callable[[], LinearMap]) -> None:
+    """At least u(h(‖A‖(w + ‖σ(v)‖) + (m + 4)‖|A|ᵀ|σ(v)|‖) + ‖x‖) at an image, for v = Ax + b, and from norms for x = 0.
+
+    In w = (n + 4)(‖|A||x|‖ + ‖b‖) + 2‖v‖ are the product with A and the activation.
+    """
+    field, h = GradientField(make(), leaky_relu(0.5)), 3.0
+    with torch.no_grad():
+        field.bias.fill_(5.0)
+    matrix = field.linear.dense_matrix()
+    bias, norm = torch.full((len(matrix),), 5.0, dtype=torch.float64), spectral(matrix)
+    inner, outer = (int((matrix != 0).sum(axis).max()) + 4 for axis in (1, 0))
+
+    def least(x: Tensor) -> float:
+        flat = x.double().flatten()
+        v = matrix @ flat + bias
+        active = functional.leaky_relu(v, 0.5)
+        wrong = inner * ((matrix.abs() @ flat.abs()).norm() + bias.norm()) + 2 * v.norm()
+        moved = norm * (wrong + active.norm()) + outer * (active.abs() @ matrix.abs()).norm()
+        return 2.0**-24 * float(h * moved + flat.norm())
+
+    black = torch.zeros(1, *field.linear.in_shape)
+    arithmetic = _Arithmetic(black)
+    for x in (black, torch.randn(black.shape)):
+        with torch.no_grad():
+            here, _ = rounding._ridge_euler_near(field, h, arithmetic, x)
+        assert float(here[0]) >= least(x)
+    assert rounding._ridge_euler(field, h, arithmetic).error.constant >= least(black)
 
 
 @pytest.mark.parametrize("whitened", [False, True])
@@ -900,17 +1017,20 @@ def test_substeps_as_one_recursion_count_the_documented_roundings(substeps: int)
     assert local.slope >= (1 + grown) * gamma(6 * substeps + 1, 2.0**-24)
 
 
-def test_errors_in_another_norm_pass_through_layers_as_documented() -> None:
+@IN_EITHER_FORMAT
+def test_errors_in_another_norm_pass_through_layers_as_documented(dtype: torch.dtype) -> None:
     """As above, by hand, with the ratios of the norm on images to ℓ2 and back: 1.1 < low < high."""
     metric = SpectralMetric((1, 4, 4), smooth=4.0)
     body = nn.Sequential(Channelwise(PixelNormalisation((0.0,), (0.25,)), metric), Whitening(metric), nn.Flatten())
-    network, pixels = Network(body, Head(16, 3), (1, 4, 4), ModelConfig()).eval(), torch.rand(2, 1, 4, 4)
+    network = Network(body, Head(16, 3), (1, 4, 4), ModelConfig()).to(dtype).eval()
+    pixels = torch.rand(2, 1, 4, 4).to(dtype)
     with torch.no_grad(), evaluating(network), plain_arithmetic():
         _, bound = rounding_bound(network, pixels)
     low, high = (math.sqrt(value) for value in metric.eigenvalues)
     assert 1.1 < low < high
-    unit, size = 2.0**-24, pixels.double().flatten(1).norm(dim=1)
-    two, error, slope, reach = gamma(2, unit), high * unit * size, high * unit, high
+    unit, size = unit_roundoff(dtype), pixels.double().flatten(1).norm(dim=1)
+    start = unit * (1 + 2 * unit) * high
+    two, error, slope, reach = gamma(2, unit), start * size, start, high
     error = 4 * error + high * two * 4 * (size + 2 * error / low)
     slope = 4 * slope + high * two * 4 * (reach + slope) / low
     size, reach = 4 * size, 4 * reach

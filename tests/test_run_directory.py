@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -9,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,22 +23,37 @@ from torch import Tensor, nn
 
 from dynablocks import cli
 from dynablocks.blocks import DynamicalBlock
-from dynablocks.config import DataConfig, RunConfig
+from dynablocks.config import DataConfig, RunConfig, from_yaml, to_yaml
 from dynablocks.data import DataSplits, load_data
-from dynablocks.errors import BadCheckpoint, DynablocksError
+from dynablocks.data.class_names import CIFAR10_CLASSES, CIFAR100_CLASSES
+from dynablocks.errors import BadCheckpoint, BadData, DynablocksError, InvalidArgument
 from dynablocks.fields import FieldFacts, VectorField
 from dynablocks.linear import ORTHOGONAL
-from dynablocks.models import MODELS, ModelConfig, ModelKind
+from dynablocks.models import MODELS, ModelConfig, ModelKind, paper
 from dynablocks.registry import Registry
 from dynablocks.robustness import LOSSES, AttackConfig, AttackResult, CertificateResult, attack, certify
 from dynablocks.run_directory import network, pipeline, results, warm_start
 from dynablocks.run_directory.certificate_file import audit_certificate, write_certificate
 from dynablocks.run_directory.dry_run import estimate
 from dynablocks.run_directory.metrics import write_metrics
-from dynablocks.run_directory.network import foreign_names, load, load_config, stored_description, weights_hash
+from dynablocks.run_directory.network import (
+    foreign_names,
+    is_shipped,
+    load,
+    load_config,
+    stored_description,
+    weights_hash,
+)
 from dynablocks.run_directory.pipeline import attack_run, certify_run, report_run, train_run
 from dynablocks.run_directory.report import _history
-from dynablocks.run_directory.results import CERTIFICATE, belongs_to, restored, store, training_facts
+from dynablocks.run_directory.results import (
+    CERTIFICATE,
+    belongs_to,
+    require_own_classes,
+    restored,
+    store,
+    training_facts,
+)
 from dynablocks.run_directory.source import COMPUTING, source_hash
 from dynablocks.switching import REGIONS, FreeSignal
 from dynablocks.training import TrainingConfig, find_checkpoint, loop
@@ -83,8 +100,8 @@ def test_what_is_hashed_is_what_certificates_and_attacks_import() -> None:
     code = "import sys, dynablocks.robustness; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     rooms = {name.split(".")[1] for name in loaded if name.startswith("dynablocks.")}
-    sentences_and_names = {"errors", "registry"}
-    assert rooms - sentences_and_names == {entry.removesuffix(".py") for entry in COMPUTING}
+    sentences_names_and_storage = {"errors", "registry", "files"}
+    assert rooms - sentences_names_and_storage == {entry.removesuffix(".py") for entry in COMPUTING}
 
 
 def test_a_result_of_other_code_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,14 +193,16 @@ def test_no_attack_with_a_loss_of_ones_own_is_spared(
     def own(logits: Tensor, labels: Tensor) -> Tensor:
         return 2 * shipped(logits, labels)
 
+    wrapped = functools.wraps(shipped)(lambda *given: 2 * shipped(*given))
+    assert wrapped.__module__ == shipped.__module__
     monkeypatch.setattr(pipeline, "attack", counted)
     counts = []
-    for loss in (shipped, shipped, own, own, shipped, shipped):
+    for loss in (shipped, shipped, own, wrapped, shipped, shipped):
         monkeypatch.setitem(LOSSES, "margin", loss)
         attack_run(run, config)
         counts.append(len(made))
     assert counts == [1, 1, 2, 3, 4, 4]
-    for loss, same in ((shipped, True), (own, False)):
+    for loss, same in ((shipped, True), (own, False), (wrapped, False)):
         monkeypatch.setitem(LOSSES, "margin", loss)
         first, second = (belongs_to(run, "images", losses=config.losses) for _ in range(2))
         assert (first == second) == same
@@ -295,6 +314,57 @@ def test_code_of_ones_own_is_told_from_that_of_the_library(
     assert foreign_names(settings) == [name]
 
 
+def rested(config: ModelConfig, shape: tuple[int, int, int]) -> nn.Module:
+    """A block of one's own."""
+    return nn.Identity()
+
+
+@pytest.mark.parametrize(
+    ("block", "own"),
+    [
+        (paper._prescribed, False),
+        (rested, True),
+        (functools.wraps(paper._prescribed)(lambda *given: rested(*given)), True),
+        (functools.partial(rested), True),
+        (nn.Identity, True),
+    ],
+    ids=["the library's", "own", "in its name", "a partial", "a class"],
+)
+def test_a_block_of_ones_own_in_stages_of_the_library_is_seen(
+    block: Callable[..., nn.Module], own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The function that ``stages`` makes is one of the library, whoever wrote the block."""
+    build_body = paper.stages(block)
+    assert build_body.__module__ == "dynablocks.models.paper"
+    monkeypatch.setitem(MODELS, "mine", replace(MODELS["prescribed"], build_body=build_body))
+    assert foreign_names({"name": "mine"}) == ["mine"] * own
+
+
+def test_functions_of_the_library_that_call_each_other_are_no_endless_search() -> None:
+    """One that holds itself, and one that wraps itself."""
+
+    def template() -> object:
+        return around
+
+    around = types.FunctionType(template.__code__, vars(paper), closure=template.__closure__)
+    assert around.__closure__ is not None
+    assert around.__closure__[0].cell_contents is around
+    assert is_shipped(around)
+    around.__wrapped__ = around  # type: ignore[attr-defined]
+    assert is_shipped(around)
+    around.__wrapped__ = rested  # type: ignore[attr-defined]
+    assert not is_shipped(around)
+
+
+def test_what_a_function_will_close_over_is_not_asked_for_too_early() -> None:
+    def template() -> object:
+        return later
+
+    assert is_shipped(types.FunctionType(template.__code__, vars(paper), closure=template.__closure__))
+    later = rested
+    assert not is_shipped(types.FunctionType(template.__code__, vars(paper), closure=template.__closure__))
+
+
 def test_every_model_of_the_library_is_its_own_code() -> None:
     settings = [{"name": name, "method": kind.defaults.method} for name, kind in MODELS.items()]
     assert len(settings) > 5
@@ -329,6 +399,15 @@ def test_settings_of_a_checkpoint_that_are_none_get_one_sentence(text: str, tmp_
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(BadCheckpoint, match=r"^the settings in .*config\.yaml cannot be read \(\w+\); [^\n]*\.$"):
         stored_description(tmp_path)
+
+
+@pytest.mark.parametrize("text", NO_SETTINGS)
+def test_a_configuration_that_is_none_gets_one_sentence(text: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"^here is not a configuration of this version \([^\n]*$"):
+        from_yaml(text, "here")
+    alias = to_yaml(RunConfig()).replace("preset: cpu", "preset: &p cpu\nagain: *p")
+    with pytest.raises(InvalidArgument, match="an alias"):
+        from_yaml(alias, "here")
 
 
 def test_settings_of_a_checkpoint_that_are_no_text_get_one_sentence(tmp_path: Path) -> None:
@@ -413,13 +492,14 @@ def kill_at(call: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(loop, "train", never)
 
 
-@pytest.mark.parametrize("call", range(1, 11))
+@pytest.mark.parametrize("call", range(1, 12))
 def test_a_kill_while_a_run_is_overwritten_leaves_no_network_with_the_settings_of_another(
     call: int, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
     shutil.copytree(run / "checkpoint", run / "checkpoint.previous")
-    (run / "report.html").touch()
+    for name in ("report.html", "autoattack.json"):
+        (run / name).touch()
     with monkeypatch.context() as patch:
         kill_at(call, patch)
         with pytest.raises(Killed):
@@ -433,7 +513,8 @@ def test_a_kill_while_a_run_is_overwritten_leaves_no_network_with_the_settings_o
         kill_at(1000, patch)
         with pytest.raises(Killed):
             train_run(tiny(8), run)
-    assert not [name for name in ("training.json", "metrics.json", "report.html") if (run / name).exists()]
+    told = ("training.json", "metrics.json", "report.html", "autoattack.json")
+    assert not [name for name in told if (run / name).exists()]
 
 
 def test_overwriting_ends_with_the_new_network_alone(trained: Path, tmp_path: Path) -> None:
@@ -526,6 +607,106 @@ def test_a_training_is_finished_without_the_flag_that_would_delete_it(trained: P
     (run / "training.json").unlink()
     with pytest.raises(BadCheckpoint, match=r"the command that began it, without --overwrite, goes on from there\.$"):
         training_facts(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": tiny(8).model}, r"config\.yaml says model\.widths \[4\], and .* was trained with \[8\]"),
+        ({"training": replace(tiny(4).training, seed=1)}, r"config\.yaml says seed 0, and .* was trained with 1"),
+        ({"training": replace(tiny(4).training, epochs=0.2)}, r"tells of a training with steps 2, and .* with 4"),
+        ({"training": replace(tiny(4).training, lr=0.5)}, r"tells of a training with train_seconds "),
+    ],
+    ids=["another network", "another seed", "more steps", "another rate"],
+)
+def test_a_checkpoint_of_another_run_does_not_take_the_identity_of_its_folder(
+    change: dict[str, Any], said: str, trained: Path, tmp_path: Path
+) -> None:
+    runs = [shutil.copytree(trained, tmp_path / "run"), tmp_path / "other"]
+    train_run(replace(tiny(4), **change), runs[1])
+    names = [run / "checkpoint" for run in runs]
+    for run in runs:
+        shutil.rmtree(run / "checkpoint.previous", ignore_errors=True)
+    for old, new in ((names[0], tmp_path / "aside"), (names[1], names[0]), (tmp_path / "aside", names[1])):
+        old.rename(new)
+    advice = r"; put the checkpoint of this run back; where that is its own, .*writes this file again\.$"
+    for use in (certify_run, attack_run, report_run):
+        with pytest.raises(BadCheckpoint, match=f"{said}.*{advice}"):
+            use(runs[0])
+    for run in runs:
+        for use in (certify_run, load):
+            with pytest.raises(BadCheckpoint, match=advice):
+                use(run)
+    assert not (runs[0] / "certificate.json").exists()
+    shutil.rmtree(names[0])
+    names[1].rename(names[0])
+    assert len(certify_run(runs[0]).labels) > 0
+
+
+def test_class_names_and_weights_of_trainings_on_other_images_are_not_put_together(
+    trained: Path, tmp_path: Path
+) -> None:
+    """As a network is deployed: its checkpoint and what tells of its training."""
+    (tmp_path / "copy").mkdir()
+    copy = Path(shutil.copytree(trained / "checkpoint", tmp_path / "copy" / "checkpoint")).parent
+    facts = json.loads((trained / "training.json").read_text())
+    (copy / "training.json").write_text(json.dumps(facts | {"fingerprint": "f" * 64}))
+    with pytest.raises(BadCheckpoint, match=r"tells of a training with fingerprint f{16}…, and .*checkpoint is of one"):
+        load(copy)
+    (copy / "training.json").write_text(json.dumps(facts))
+    assert load(copy).class_names == tuple("0123456789")
+    # What an older version did not write is not compared.
+    (copy / "training.json").write_text(json.dumps({"class_names": facts["class_names"]}))
+    assert load(copy).class_names == tuple("0123456789")
+    (copy / "training.json").unlink()
+    assert load(copy).class_names is None
+
+
+def test_settings_that_are_empty_are_not_held_against_the_checkpoint(trained: Path, tmp_path: Path) -> None:
+    """Their defaults may be others in a later version."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    text = (run / "config.yaml").read_text()
+    assert "kernel_size: null" in text
+    assert load_config(run).model.kernel_size is None
+    used = load(run).config.kernel_size
+    assert used is not None
+    (run / "config.yaml").write_text(text.replace("kernel_size: null", f"kernel_size: {used}"))
+    assert load_config(run).model.kernel_size == used
+    (run / "config.yaml").write_text(text.replace("kernel_size: null", f"kernel_size: {used + 1}"))
+    with pytest.raises(BadCheckpoint, match=rf"says model\.kernel_size {used + 1}, and .* trained with {used};"):
+        load_config(run)
+
+
+OWN_SPELLING = tuple("car" if name == "automobile" else name for name in CIFAR10_CLASSES)
+SWAPPED = (*CIFAR10_CLASSES[:8], *CIFAR10_CLASSES[:7:-1])
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "ours", "name", "theirs", "refused"),
+    [
+        ("cifar10", CIFAR10_CLASSES, "cifar10-jpeg", OWN_SPELLING, None),
+        ("cifar10-jpeg", OWN_SPELLING, "cifar10", CIFAR10_CLASSES, None),
+        ("cifar10", CIFAR10_CLASSES, "cifar10", tuple("0123456789"), None),
+        ("cifar10", CIFAR10_CLASSES, "cifar10", SWAPPED, "class 8 is 'truck' .* and 'ship'"),
+        ("cifar10", CIFAR10_CLASSES, "cifar100", CIFAR100_CLASSES, "class 0 is 'apple' .* and 'airplane'"),
+        ("folder", ("cat", "dog"), "folder", ("cat", "dog"), None),
+        ("folder", ("cat", "dog"), "folder", ("cat", "dogs"), "class 1 is 'dogs' .* and 'dog'"),
+        ("folder", ("cat", "dog"), "folder", ("cat", "dog", "owl"), "class 2 is 'owl' .* and missing"),
+        ("folder", ("cat", "dog"), "folder", ("cat",), "class 1 is missing .* and 'dog'"),
+        ("folder", CIFAR10_CLASSES, "cifar10", OWN_SPELLING, "class 1 is 'car' .* and 'automobile'"),
+        ("folder", None, "folder", ("cat",), None),
+    ],
+)
+def test_labels_are_positions_of_the_names_that_the_network_learned(
+    trained_on: str, ours: tuple[str, ...] | None, name: str, theirs: tuple[str, ...], refused: str | None
+) -> None:
+    facts = {"dataset": trained_on, "class_names": None if ours is None else list(ours)}
+    splits: Any = SimpleNamespace(test=SimpleNamespace(name=name, class_names=theirs))
+    if refused is None:
+        require_own_classes(facts, splits)
+        return
+    with pytest.raises(BadData, match=f"^{refused} in those that the network learned, .*give images with its classes"):
+        require_own_classes(facts, splits)
 
 
 def train_until(step: int, config: RunConfig, out: Path, *, overwrite: bool = False) -> None:

@@ -160,7 +160,7 @@ def test_steps_ask_for_no_norm(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         block.fields[0].facts()
 
 
-@pytest.mark.parametrize("name", [*STEPS, *SOLVED])
+@pytest.mark.parametrize("name", [*STEPS, "of an odd part"])
 def test_steps_take_stacked_parameters(name: str) -> None:
     blocks = [block_of(*(STEPS | SOLVED)[name]) for _ in range(3)]
     x = torch.randn(5, *blocks[0].in_shape, dtype=torch.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
+import io
 import itertools
 import json
 import logging
@@ -50,7 +51,7 @@ from dynablocks.training.averaging import ExponentialAverage
 from dynablocks.training.budget import StepPlan
 from dynablocks.training.checkpoint import read_state
 from dynablocks.training.optimisers import load_optimiser
-from dynablocks.training.session import Session, Tally, without_advice
+from dynablocks.training.session import Session, Tally, device_for, without_advice
 
 QUIET = {"precision": "32", "device": "cpu", "channels_last": True}
 
@@ -583,6 +584,26 @@ def test_a_step_trains_on_the_augmented_float32_images_of_its_batch(precision: s
     assert not torch.equal(first, augment(splits.train.images[chosen], 5, 0, 0, 2, True, "zeros"))
 
 
+def test_each_of_several_devices_augments_its_own_images_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def counted(images: Tensor, *given: Any, **named: Any) -> Tensor:
+        sizes.append(len(images))
+        return augment(images, *given, **named)
+
+    monkeypatch.setattr(session_module, "augment", counted)
+    config = TrainingConfig(batch_size=16, seed=5, crop_padding=2, flip=True, **QUIET)
+    session = Session(small_model(), quadrants(), config, None, "", {}, None)
+    pixels, labels = session.batch()
+    for rank in range(4):
+        monkeypatch.setattr(session, "fabric", SimpleNamespace(global_rank=rank, world_size=4))
+        own, names = session.batch()
+        assert torch.equal(own, pixels[rank::4])
+        assert torch.equal(names, labels[rank::4])
+        assert own.is_contiguous(memory_format=torch.channels_last)
+    assert sizes == [16, 4, 4, 4, 4]
+
+
 def test_a_crop_that_may_hold_no_image_is_refused() -> None:
     config = TrainingConfig(epochs=1, batch_size=16, crop_padding=9, **QUIET)
     with pytest.raises(InvalidArgument, match="crop_padding is 9; of images of 8x8 pixels 0 to 7 is allowed"):
@@ -597,6 +618,15 @@ def test_more_devices_than_there_are_get_a_sentence(monkeypatch: pytest.MonkeyPa
     for name in ("auto", "cuda"):
         with pytest.raises(InvalidArgument, match="devices is 4, but torch sees 1 GPU"):
             choose_device(name, 4)
+
+
+def test_a_training_needs_as_many_gpus_as_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    train = quadrants().train
+    assert device_for(TrainingConfig(batch_size=16, devices=2), train) == "cuda"
+    with pytest.raises(InvalidArgument, match="devices is 4, but torch sees 2 GPU"):
+        device_for(TrainingConfig(batch_size=16, devices=4), train)
 
 
 def test_images_that_the_devices_cannot_share_equally_get_a_sentence() -> None:
@@ -737,8 +767,6 @@ def test_fit_keeps_a_time_budget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_plain_console_gets_a_line_an_epoch() -> None:
-    import io
-
     from rich.console import Console
 
     stream = io.StringIO()
@@ -756,8 +784,6 @@ def test_a_plain_console_gets_a_line_an_epoch() -> None:
 
 
 def test_a_long_epoch_gets_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    import io
-
     from rich.console import Console
 
     from dynablocks.training.display import Display
@@ -784,8 +810,6 @@ def test_a_long_epoch_gets_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_narrow_terminal_shows_the_time_left() -> None:
-    import io
-
     from rich.console import Console
 
     from dynablocks.training.display import Display
@@ -807,8 +831,6 @@ def test_a_narrow_terminal_shows_the_time_left() -> None:
     ],
 )
 def test_the_bar_keeps_its_place_beside_what_there_is_room_for(width: int, said: str) -> None:
-    import io
-
     from rich.console import Console
 
     from dynablocks.training.display import Display
@@ -904,6 +926,38 @@ def test_an_ignored_ctrl_c_stays_ignored() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.parametrize("silent", [False, True])
+def test_the_first_ctrl_c_is_answered_at_once(
+    silent: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import signal
+
+    monkeypatch.setattr(interrupts, "REPEAT_SECONDS", -1.0)  # so that no second one is taken for a repetition
+    with interrupts.polite_interrupt(silent=silent) as stopping:
+        signal.raise_signal(signal.SIGINT)
+        assert stopping()
+        said = capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert said == ("" if silent else "\nStopping at the end of a step; Ctrl-C again stops at once.\n")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_ctrl_c_is_noted_where_standard_error_takes_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+    import signal
+    import sys
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as without_a_reader:
+        for stream in (None, io.StringIO(), without_a_reader):
+            with interrupts.polite_interrupt() as stopping, monkeypatch.context() as patch:
+                patch.setattr(sys, "stderr", stream)
+                signal.raise_signal(signal.SIGINT)
+                assert stopping()
+
+
 def test_interrupt_writes_a_checkpoint_and_the_training_goes_on(tmp_path: Path) -> None:
     import os
     import signal
@@ -924,7 +978,7 @@ def test_interrupt_writes_a_checkpoint_and_the_training_goes_on(tmp_path: Path) 
 def test_a_stop_is_told_of_with_the_checkpoint_of_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C comes just before the third time that the loop asks for it, wherever in a step that is."""
     answers = iter([False, False, True])
-    monkeypatch.setattr(loop_module, "polite_interrupt", lambda: contextlib.nullcontext(lambda: next(answers)))
+    monkeypatch.setattr(loop_module, "polite_interrupt", lambda **_: contextlib.nullcontext(lambda: next(answers)))
     config = TrainingConfig(epochs=3, batch_size=16, checkpoint_seconds=1e9, **QUIET)
     steps: list[int] = []
     with pytest.raises(KeyboardInterrupt):
@@ -1385,6 +1439,16 @@ def test_what_is_validated_is_the_network_that_is_kept() -> None:
     expected = nn.functional.cross_entropy(logits, splits.train.labels).item()
     assert found["validation_loss"] == pytest.approx(expected, rel=1e-5)
     assert found["validation_accuracy"] == (logits.argmax(1) == splits.train.labels).double().mean().item()
+
+
+def test_a_training_of_few_images_at_a_time_validates_few() -> None:
+    model, sizes = small_model(), list[int]()
+    model.register_forward_pre_hook(lambda module, given: None if module.training else sizes.append(len(given[0])))
+    fit(model, quadrants(20, validation=True), TrainingConfig(epochs=1, batch_size=4, **QUIET))
+    assert sizes == [16, 4]
+    for batch, devices, most in ((1024, 2, 512), (8, 2, 16), (128, 1, 512), (1, 1, 4)):
+        session = SimpleNamespace(batch_size=batch, fabric=SimpleNamespace(world_size=devices))
+        assert loop_module.validation_batch(session) == most
 
 
 def test_dropout_follows_the_seed_alone() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from dynablocks.models import ModelConfig, build
 from dynablocks.robustness.attacks import l2_pgd
 from dynablocks.training import LOSSES, TrainingConfig, fit, hinge, make_loss
 from dynablocks.training.adversary import Attack, attacked, ball_points, climbing_objective, divergence
+from dynablocks.training.config import ADVERSARIES, UNREAD
 from dynablocks.training.losses import logit_scale
 
 EPSILON = 0.3
@@ -403,7 +406,7 @@ def test_adversarial_training_raises_the_accuracy_under_attack(loss: str) -> Non
                 loss=loss,
                 margin=1.0,
                 adversary=adversary,
-                adversary_epsilon=0.6,
+                **({} if adversary == "none" else {"adversary_epsilon": 0.6}),
                 **QUIET,
             ),
         )
@@ -429,3 +432,43 @@ def test_a_bad_setting_gets_one_sentence(settings: dict[str, object], words: str
     with pytest.raises(InvalidArgument, match=words) as error:
         TrainingConfig(**settings)
     assert "\n" not in str(error.value)
+
+
+OTHERS = {"adversary_epsilon": 0.3, "adversary_steps": 3, "adversary_step_size": 0.3, "trades_beta": 2.0}
+
+
+@pytest.mark.parametrize("adversary", ADVERSARIES)
+def test_what_an_adversary_leaves_unread_changes_nothing_and_all_else_does(
+    adversary: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {f.name for f in fields(TrainingConfig) if f.name.startswith(("adversary_", "trades_"))} == set(OTHERS)
+    monkeypatch.setattr(TrainingConfig, "require_settings", lambda self: None)
+    plain = parameters_after_a_step(lively_model(), one_step(adversary=adversary))
+    for name, value in OTHERS.items():
+        found = parameters_after_a_step(lively_model(), one_step(adversary=adversary, **{name: value}))
+        same = all(torch.equal(ours, theirs) for ours, theirs in zip(found, plain, strict=True))
+        assert same == (name in UNREAD[adversary])
+
+
+@pytest.mark.parametrize(
+    ("adversary", "name"), [(adversary, name) for adversary in ADVERSARIES for name in UNREAD[adversary]]
+)
+def test_a_setting_that_the_adversary_leaves_unread_begins_no_training(
+    adversary: str, name: str, tmp_path: Path
+) -> None:
+    config = one_step(adversary=adversary, **{name: OTHERS[name]})
+    sentence = f"{name} is {OTHERS[name]}, which changes nothing with adversary {adversary}; leave it out."
+    with pytest.raises(InvalidArgument, match=re.escape(sentence)):
+        fit(small_model(), quadrants(16), config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    default = next(f.default for f in fields(TrainingConfig) if f.name == name)
+    one_step(adversary=adversary, **{name: default}).require_settings()
+
+
+def test_a_training_that_an_older_version_began_with_an_unread_setting_goes_on(tmp_path: Path) -> None:
+    config = TrainingConfig(epochs=2, batch_size=16, checkpoint_seconds=0.0, adversary_epsilon=0.3, **QUIET)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingConfig, "require_settings", lambda self: None)
+        with pytest.raises(Killed):
+            fit(small_model(), quadrants(), config, tmp_path, on_step=killed_at(3))
+    assert fit(small_model(), quadrants(), config, tmp_path).steps == 12

@@ -27,7 +27,7 @@ import dynablocks.training.checkpoint as checkpoint_module
 from dynablocks.errors import BadCheckpoint, DynablocksError
 from dynablocks.files import sha256, write_text
 from dynablocks.training import TrainingConfig, find_checkpoint, fit, load_checkpoint, save_checkpoint
-from dynablocks.training.checkpoint import has_checkpoint, read_state, tidy
+from dynablocks.training.checkpoint import has_checkpoint, load_weights, read_state, tidy
 from dynablocks.training.record import append_metrics, cut_metrics
 
 
@@ -221,6 +221,60 @@ def test_tied_weights_and_channels_last_survive(tmp_path: Path) -> None:
     assert loaded[0].weight is loaded[1].weight
     assert loaded[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(state["momentum"][0], torch.ones(2))
+
+
+class Named(nn.Module):
+    """Parameters of given names; where they are tied, one parameter of all these names."""
+
+    def __init__(self, names: tuple[str, ...], tied: bool) -> None:
+        super().__init__()
+        shared = nn.Parameter(torch.randn(3))
+        for name in names:
+            self.register_parameter(name, shared if tied else nn.Parameter(torch.randn(3)))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("names", [("pt",), ("pt", "format"), ("format", "pt"), ("first", "format", "last")], ids=str)
+def test_names_with_which_a_file_tells_its_format_are_names_of_weights_too(
+    names: tuple[str, ...], tied: bool, tmp_path: Path
+) -> None:
+    from safetensors import safe_open
+
+    saved, loaded = Named(names, tied), Named(names, tied)
+    path = save_checkpoint(tmp_path, saved, "", {})
+    load_checkpoint(tmp_path, loaded)
+    assert all(torch.equal(loaded.get_parameter(name), saved.get_parameter(name)) for name in names)
+    with safe_open(path / "model.safetensors", framework="pt") as stream:
+        assert stream.metadata()["format"] == "pt"
+
+
+def test_a_weight_named_format_may_be_another_name_in_a_file(tmp_path: Path) -> None:
+    """As long as the other is not named pt."""
+    from safetensors.torch import save_file
+
+    save_file({"first": torch.arange(3.0)}, tmp_path / "model.safetensors", metadata={"format": "first"})
+    loaded = Named(("first", "format"), tied=False)
+    load_weights(tmp_path, loaded)
+    assert loaded.get_parameter("format").tolist() == [0.0, 1.0, 2.0]
+
+
+class Views(nn.Module):
+    """Buffers that begin at one place in memory, no two of them the same tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        square = torch.randn(3, 3)
+        views = {"square": square, "turned": square.t(), "rows": square[:2], "bits": square.view(torch.int32)}
+        for name, view in views.items():
+            self.register_buffer(name, view)
+
+
+def test_views_of_one_storage_that_differ_are_no_tied_weights(tmp_path: Path) -> None:
+    saved, loaded = Views(), Views()
+    save_checkpoint(tmp_path, saved, "", {})
+    load_checkpoint(tmp_path, loaded)
+    for name, buffer in saved.named_buffers():
+        assert torch.equal(loaded.get_buffer(name), buffer), name
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

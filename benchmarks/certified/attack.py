@@ -5,7 +5,8 @@
 
 RUN is a run directory (``dynablocks run``, or an entry ``ours-*`` of run.py). AutoAttack is the standard version:
 APGD-CE, targeted APGD-DLR, targeted FAB, Square with 5,000 queries. Stopped, the same command goes on with the attack
-that was not finished; the result is RUN/autoattack.json. A certified image that any attack breaks ends it with exit 2.
+that was not finished; the result is RUN/autoattack.json, which names the weights and the images that it is of. A
+certified image that any attack breaks ends it with exit 2, and the figures of the run are removed.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ from dynablocks.linear import frozen_weights
 from dynablocks.robustness import PAPER_EPSILONS, CertificateResult
 from dynablocks.robustness.arithmetic import full_precision
 from dynablocks.robustness.soundness import ATTACK_RESOLUTION
+from dynablocks.run_directory.metrics import no_figures_of_unsound_results
 from dynablocks.run_directory.network import load, load_config, load_splits, weights_hash, with_data
 from dynablocks.run_directory.pipeline import attack_run, certify_run
+from dynablocks.run_directory.results import belongs_to
 from dynablocks.run_files import AUTOATTACK
 from dynablocks.training.precision import present_device
 
@@ -106,9 +109,10 @@ def check(distances: list[float | None], certificate: CertificateResult) -> None
 
 
 def measured(run: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Certificate, PGD and AutoAttack of the first images.
+    """Certificate, PGD and AutoAttack of the first images, and which weights, network and images they are of.
 
     Raises:
+        UnsoundResult: one of the attacks broke a certified image; an earlier result and the figures are removed.
         ModuleNotFoundError: pyautoattack is not installed, which is asked before anything is computed.
     """
     if importlib.util.find_spec("pyautoattack") is None:
@@ -130,10 +134,12 @@ def measured(run: Path, options: argparse.Namespace) -> dict[str, Any]:
     pixels, labels = to_unit_range(test.images[:count]).to(device), test.labels[:count].long().to(device)
     curve = ours.curve()
     worst = curve.at((options.epsilon,)).accuracies[0]
+    belongs = belongs_to(run, splits.fingerprint, same_code=False)
     distances = auto_attack(run, pixels, labels, options.epsilon, options.batch_size, splits.fingerprint)
-    check(distances, certificate)
+    with no_figures_of_unsound_results(run):
+        check(distances, certificate)
     radii = torch.where(certificate.correct[:count], certificate.radii[:count], 0.0)
-    return {
+    return belongs | {
         "images": count,
         "epsilon": options.epsilon,
         "clean": ours.clean_accuracy,

@@ -82,6 +82,9 @@ def table(first: Path, second: Path, kind: str = "sound") -> str:
         came = [result.get(name) if name != "seed" or result.get("measured") != "test" else None for result in results]
         if came[0] != came[1]:
             raise InvalidArgument(f"{first} and {second} differ in {name}: {came[0]!r} and {came[1]!r}; pair equals.")
+    copies = [result.get("fingerprint") for result in results]
+    if None not in copies and copies[0] != copies[1]:  # earlier results do not say of which images they are
+        raise InvalidArgument(f"{first} and {second} are of images with other fingerprints; pair those of one copy.")
     a, b = (radii(entry, kind, results[0]["images"]) for entry in (first, second))
     lines = [f"| radius | {first.name} | {second.name} | difference | standard error | p |", "|---" * 6 + "|"]
     for radius in (0, *RADII):

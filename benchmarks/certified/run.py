@@ -1,6 +1,6 @@
 """Certified accuracy in the same minutes: ours, the layers of orthogonium and deel-torchlip, CPL and SOC, in one job.
 
-    python benchmarks/certified/run.py --data-dir CIFAR10 --out WORK --peers PEERS --search 2
+    python benchmarks/certified/run.py --data-dir CIFAR10 --out WORK --peers PEERS --search 1
     python benchmarks/certified/run.py --data-dir CIFAR10 --out TRIALS --peers PEERS --entries aoc --minutes 3 \
         --held-out 5000 --set lr=0.05
 
@@ -338,14 +338,25 @@ def kept_entries(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     Raises:
         InvalidArgument: they were made with other minutes or on another machine, or the page has rows alone.
     """
-    if args.page is None or not args.page.exists():
-        return {}
-    page = read_json(args.page)
-    if not isinstance(page, dict) or not isinstance(page.get("entries"), list):
-        raise InvalidArgument(f"{args.page} has no entries to add to, only their table; name another file.")
-    for result in page["entries"]:
+    entries = entries_of(args.page)
+    for result in entries:
         require_same(args.page, result, args, hardware=hardware())
-    return {result["name"]: result for result in page["entries"]}
+    return {result["name"]: result for result in entries}
+
+
+def entries_of(page: Path | None) -> list[Any]:
+    """The results on a page; none where there is no page.
+
+    Raises:
+        InvalidArgument: the page has rows alone.
+    """
+    if page is None or not page.exists():
+        return []
+    content = read_json(page)
+    if not isinstance(content, dict) or not isinstance(content.get("entries"), list):
+        raise InvalidArgument(f"{page} has no entries to add to, only their table; name another file.")
+    entries: list[Any] = content["entries"]
+    return entries
 
 
 def assignment(text: str) -> tuple[str, Any]:
@@ -404,10 +415,13 @@ def result_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
         chosen = argparse.Namespace(**vars(args) | {"set": searched.get("chosen", {}) | args.set})
         splits = load_data("cifar10", args.data_dir, args.held_out, args.seed)
         measured = splits.validation if args.held_out else splits.test
+        asked = {"name": label(name, args), "fingerprint": splits.fingerprint}
+        require_one_copy([*entries_of(args.page), *map(read_json, sorted(args.out.glob("*/result.json"))), asked])
         origin = origin_of(path.parent)
         result = (train_ours if name == "ours" else train_peer)(name, splits, measured, chosen, path.parent)
         facts = {"name": label(name, args), "seed": args.seed, "minutes": args.minutes, "data": splits.train.name}
         facts |= {"measured": "held-out" if args.held_out else "test", "images": len(measured)} | origin
+        facts |= {"fingerprint": splits.fingerprint}
         facts |= {"finished_by": commit()} if commit() != origin["commit"] else {}
         facts |= crop(args) | {name: args.set[name] for name in crop(args) if name in args.set}
         facts |= {"preset": args.preset, "search": searched}
@@ -486,6 +500,22 @@ def require_same(path: Path, result: dict[str, Any], args: argparse.Namespace, *
             )
 
 
+def require_one_copy(results: list[Any]) -> None:
+    """Refuse results of images of several copies of the data. Earlier results do not say of which images they are.
+
+    Raises:
+        InvalidArgument: naming two that differ.
+    """
+    known = [result for result in results if isinstance(result, dict) and "fingerprint" in result]
+    for result in known:
+        if result["fingerprint"] != known[0]["fingerprint"]:
+            first, other = (f"{r.get('name')} (fingerprint {str(r['fingerprint'])[:16]}…)" for r in (known[0], result))
+            raise InvalidArgument(
+                f"{first} and {other} are of the images of two copies; one table compares equals, so give --data-dir "
+                "the same copy, or name another file and folder."
+            )
+
+
 def made_and_planned(
     search: dict[str, Any], family: str | None, minutes: float
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -519,6 +549,7 @@ def require_whole(path: Path, result: Any) -> None:
     faults = [name for name in TEXTS if not isinstance(parts.get(name), str)]
     faults += [name for name in NUMBERS if not is_number(parts.get(name))]
     faults += [name for name in ("own", "certified") if not has_shares(parts.get(name))]
+    faults += [] if isinstance(parts.get("fingerprint", ""), str) else ["fingerprint"]
     faults += [] if str(parts.get("precision")) in FORMATS else ["precision"]
     tried = search.get("tried", []) if isinstance(search, dict) and is_number(search.get("minutes", 0.0)) else None
     faults += [] if isinstance(tried, list) and all(is_trial(t) for t in tried) else ["search"]
@@ -632,9 +663,11 @@ def write_page(args: argparse.Namespace) -> list[dict[str, Any]]:
         require_same(path, result, args)
         here[result["name"]] = result
     if args.page is None:
+        require_one_copy(list(here.values()))
         return list(here.values())
     with held(args.page.with_name(f".{args.page.name}.lock")):
         results = list((kept_entries(args) | here).values())
+        require_one_copy(results)
         earlier = read_json(args.page) if args.page.exists() else {}
         write_json(args.page, as_page(results, args.minutes, args.preset, earlier))
     return results

@@ -6,7 +6,7 @@ import argparse
 import itertools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -105,7 +105,7 @@ def make_parser(command: str, summary: str, examples: str | None = None) -> Any:
             **kwargs: Any,
         ) -> Any:
             given = list(args or ())
-            for file in _values_of(given, "--config"):
+            for file in values_of(given, "--config"):
                 if os.path.exists(expanded(file)) and not os.path.isdir(expanded(file)):
                     self.settings(file)
             _require_plain_numbers(self._option_string_actions, given)
@@ -157,8 +157,13 @@ def _one_sentence(message: str, command: str) -> str:
     return f"{text.rstrip('.')}; see dynablocks {command} --help."
 
 
-def _values_of(arguments: Sequence[str], flag: str) -> list[str]:
-    """All values of a flag, as ``--flag value`` or ``--flag=value``."""
+def values_of(arguments: Sequence[str], flag: str) -> list[str]:
+    """All values of a flag, as ``--flag value`` or ``--flag=value``.
+
+    Example:
+        >>> values_of(["--out", "a", "--seed", "1", "--out=b"], "--out")
+        ['a', 'b']
+    """
     found = []
     for i, argument in enumerate(arguments):
         if argument == flag and i + 1 < len(arguments):
@@ -168,9 +173,18 @@ def _values_of(arguments: Sequence[str], flag: str) -> list[str]:
     return found
 
 
-def _value_of(arguments: Sequence[str], flag: str) -> str | None:
-    """The last value of a flag."""
-    return next(iter(reversed(_values_of(arguments, flag))), None)
+def joined_values(arguments: Sequence[str], flag: str) -> list[str]:
+    """``--weights -1,1`` as one word, since -1,1 would be taken for an option.
+
+    Example:
+        >>> joined_values(["--weights", "-1,1", "--odd"], "--weights")
+        ['--weights=-1,1', '--odd']
+    """
+    words = list(arguments)
+    for place in range(len(words) - 2, -1, -1):
+        if words[place] == flag and re.match(r"-[\d.]", words[place + 1]):
+            words[place : place + 2] = [f"{flag}={words[place + 1]}"]
+    return words
 
 
 ODD_NUMBER = re.compile(r"(?<![\w.+-])[-+]?(?:\d[\d_]*(?::[0-5]?\d)+(?:\.\d*)?|0[\d_]+)(?![\w.:])")
@@ -274,59 +288,6 @@ def _require_each_once(document: Any, where: str) -> None:
                 raise InvalidArgument(f"{where}: {prefix}{key} stands twice, and one may be lost; write it once.")
 
 
-def preset_model_data(
-    arguments: Sequence[str], settings_of: Callable[[str], dict[str, Any]] = read_settings
-) -> tuple[str, str, str]:
-    """Preset, model and data set, from the flags or the configuration files, before the parser knows its defaults.
-
-    A flag that is null says that there is no such name or folder, whatever a file holds.
-
-    Args:
-        arguments: of the command line, with full names.
-        settings_of: what a configuration file holds.
-    """
-    from dynablocks.config import DataConfig, default_preset
-    from dynablocks.run_directory.network import data_name
-
-    preset: Any = None
-    data: dict[str, Any] = {}
-    model: dict[str, Any] = {}
-    for content in map(settings_of, _values_of(arguments, "--config")):
-        preset = content.get("preset") or preset
-        data, model = data | content["data"], model | content["model"]
-    name = _setting(arguments, "--data.name", data.get("name"))
-    folder = _setting(arguments, "--data.dir", data.get("dir"))
-    found = data_name(DataConfig(None if name is None else str(name), Path(str(folder)) if folder else None))
-    chosen = str(_value_of(arguments, "--model.name") or model.get("name") or "certified")
-    return _value_of(arguments, "--preset") or preset or default_preset(chosen, found), chosen, found
-
-
-def _setting(arguments: Sequence[str], flag: str, stored: Any) -> Any:
-    """The value that the parser will find: of the flag where it is given, otherwise what the files hold."""
-    given = _value_of(arguments, flag)
-    return stored if given is None else _unless_null(given)
-
-
-def _unless_null(text: str) -> str | None:
-    """The text of a flag, or ``None`` where the parser, which reads it as YAML, makes that of it."""
-    import yaml
-
-    try:
-        return None if text.strip() and yaml.safe_load(text) is None else text
-    except (ValueError, RecursionError, yaml.YAMLError):
-        return text
-
-
-def names_model(parser: Any, arguments: Sequence[str]) -> bool:
-    """Whether a setting of the model is given, by a flag or in a configuration file.
-
-    Args:
-        parser: of :func:`make_parser`.
-        arguments: of the command line, with full names.
-    """
-    flags = any(argument.startswith("--model.") for argument in arguments)
-    return flags or any(parser.settings(file)["model"] for file in _values_of(arguments, "--config"))
-
-
 def say(sentence: str) -> None:
+    """Print a sentence on standard error, where everything goes that is not a result."""
     print_line(error_console(), sentence)

@@ -120,9 +120,8 @@ class DynamicalBlock(Structured):
         total = x.new_zeros(x.shape[0])
         with shared_weights(self.fields):
             for index, step_size in self.signal.pieces():
-                field = self._field(index)
-                total = total + self.method.log_determinant(field, x, step_size)
-                x = self.method.step(field, x, step_size)
+                x, change = self.method.with_log_determinant(self._field(index), x, step_size)
+                total = total + change
         return x, total
 
     def declare(self) -> Declaration:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
-from dynablocks.arguments import expand, make_parser, say
+from dynablocks.arguments import make_parser
 from dynablocks.errors import OUT_OF_MEMORY, DynablocksError, unknown_name
 from dynablocks.progress import Stopped, is_terminal, printable, tell
 from dynablocks.run_directory import commands
@@ -195,28 +195,21 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _fit(arguments: Sequence[str]) -> int:
-    from dynablocks.fitting.commands import EXAMPLES, SUMMARY, add_arguments, fit_command, joined_values
+    from dynablocks.fitting.commands import fit_command
 
-    parser = make_parser("fit", SUMMARY, EXAMPLES)
-    add_arguments(parser)
-    return fit_command(parser.parse_args(joined_values(arguments, "--weights")), list(arguments), say)
+    return fit_command(arguments)
 
 
 def _rollout(arguments: Sequence[str]) -> int:
-    from dynablocks.fitting.commands import joined_values
-    from dynablocks.fitting.rollout_command import EXAMPLES, SUMMARY, add_arguments, rollout_command
+    from dynablocks.fitting.rollout_command import rollout_command
 
-    parser = make_parser("rollout", SUMMARY, EXAMPLES)
-    add_arguments(parser)
-    return rollout_command(parser.parse_args(joined_values(arguments, "--start")), say)
+    return rollout_command(arguments)
 
 
 def _reproduce(arguments: Sequence[str]) -> int:
-    from dynablocks.experiments.commands import add_arguments, reproduce
+    from dynablocks.experiments.commands import reproduce_command
 
-    parser = make_parser("reproduce", "Make figures and tables of the paper; what is there already is not made again.")
-    add_arguments(parser)
-    return reproduce(parser.parse_args(expand(arguments, "reproduce")), list(arguments), say)
+    return reproduce_command(arguments)
 
 
 def _list(arguments: Sequence[str]) -> int:

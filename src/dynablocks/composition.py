@@ -30,7 +30,7 @@ class Composition(Structured):
         ...         return self.steps
         >>> twice = Twice(nn.Tanh())
         >>> twice.properties, twice(torch.zeros(1, 2)).tolist()
-        ((Lipschitz(1), Equivariant), [[0.0, 0.0]])
+        ((Lipschitz(1), Equivariant, Positive), [[0.0, 0.0]])
     """
 
     def sequence(self) -> nn.ModuleList:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from dynablocks.errors import InvalidArgument, require_choice
-from dynablocks.files import plain_data
+from dynablocks.files import plain_data, tuples
 from dynablocks.models import MODELS, ModelConfig
 from dynablocks.models.network import SHARED
 from dynablocks.robustness import AttackConfig
 from dynablocks.training import TrainingConfig
+from dynablocks.training.checkpoint import plain_yaml
 
 PRESETS = ("smoke", "cpu", "paper")
 """Presets that every model, data set and experiment has."""
@@ -227,29 +228,25 @@ def from_yaml(text: str, where: str) -> RunConfig:
     """The configuration of :func:`to_yaml`.
 
     Raises:
-        InvalidArgument: not YAML, or a setting is unknown or out of range.
+        InvalidArgument: not YAML, with an alias, or a setting is unknown or out of range.
     """
     import yaml
 
     try:
-        content = yaml.safe_load(text)
+        content = plain_yaml(text)
         return RunConfig(
             preset=content["preset"],
-            model=ModelConfig(**_tuples(content["model"])),
+            model=ModelConfig(**tuples(content["model"])),
             data=DataConfig(**(content["data"] | {"dir": content["data"]["dir"] and Path(content["data"]["dir"])})),
             training=TrainingConfig(**content["training"]),
-            attack=AttackConfig(**_tuples(content["attack"])),
+            attack=AttackConfig(**tuples(content["attack"])),
             warm_start=Path(content["warm_start"]) if content.get("warm_start") else None,
         )
     except InvalidArgument:
         raise
-    except (yaml.YAMLError, TypeError, KeyError, AttributeError, ValueError, OverflowError, RecursionError) as error:
+    except (yaml.YAMLError, TypeError, LookupError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise InvalidArgument(
             f"{where} is not a configuration of this version ({first}); the same training command, without "
             "--overwrite, writes it again."
         ) from error
-
-
-def _tuples(content: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}

@@ -25,12 +25,12 @@ def stacked_parameters(networks: Sequence[nn.Module]) -> dict[str, Tensor]:
         >>> stacked["weight"].shape
         torch.Size([2, 3, 2])
     """
-    shapes = [{name: parameter.shape for name, parameter in network.named_parameters()} for network in networks]
+    named = [dict(network.named_parameters()) for network in networks]
+    shapes = [{name: parameter.shape for name, parameter in own.items()} for own in named]
     if not shapes or any(shape != shapes[0] for shape in shapes):
         raise InvalidArgument(f"an ensemble needs networks of equal parameters; got {len(networks)} that differ.")
-    columns = zip(*(network.parameters() for network in networks), strict=True)
-    stacked = (torch.stack([p.detach() for p in column]).requires_grad_() for column in columns)
-    return dict(zip(shapes[0], stacked, strict=True))
+    # By name: networks that registered them in different orders have the same.
+    return {name: torch.stack([own[name].detach() for own in named]).requires_grad_() for name in named[0]}
 
 
 def ensemble_forward(

@@ -214,6 +214,16 @@ def plain_data(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that :func:`plain_data` wrote, with a tuple for each list, as the classes of settings have them.
+
+    Example:
+        >>> tuples({"widths": [8, 16], "name": "certified"})
+        {'widths': (8, 16), 'name': 'certified'}
+    """
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+
+
 def is_number(value: object) -> bool:
     """Whether what JSON holds is a finite number: it also has NaN, and integers that no float can hold.
 

@@ -26,6 +26,7 @@ from dynablocks.properties import (
     Positive,
     Property,
     Structured,
+    VolumePreserving,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class PixelNormalisation(Structured):
         mean, std: one number a channel.
 
     Raises:
-        InvalidArgument: they differ in length or are empty, a number is not finite, or a std is not above 0.
+        InvalidArgument: they differ in length or are empty, a number is not finite, or a std is not above 0; when it is
+            called, or asked for its properties: buffers of another shape were put in their place.
 
     Example:
         >>> round(PixelNormalisation((0.5,), (0.25,)).properties.lipschitz, 6)
@@ -50,19 +52,32 @@ class PixelNormalisation(Structured):
         super().__init__()
         if len(mean) != len(std) or not mean or min(std) <= 0 or not all(map(math.isfinite, (*mean, *std))):
             raise InvalidArgument(f"mean {mean} and std {std} must be finite, of one length, with std > 0.")
+        self.channels = len(mean)
         self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1))
         self.register_buffer("scale", (1 / torch.tensor(std, dtype=torch.float64)).float().reshape(-1, 1, 1))
         self.mean: Tensor
         self.scale: Tensor
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        require_shape(self, (len(self.mean), *x.shape[-2:]), x)
+        self._require_numbers()
+        require_shape(self, (self.channels, *x.shape[-2:]), x)
         mean, scale = self.mean, self.scale
         if x.device.type == "cpu" and x.ndim == 4 and x.shape[1] > 1 and x.stride(1) == 1:
             mean, scale = _spread(mean, x), _spread(scale, x)
         return (x - mean) * scale
 
+    def _require_numbers(self) -> None:
+        """Refuse buffers of another shape, put there since: spread over channels they would make a wider map."""
+        wanted = (self.channels, 1, 1)
+        for name, held in (("mean", self.mean), ("scale", self.scale)):
+            if tuple(held.shape) != wanted:
+                raise InvalidArgument(
+                    f"the {name} of {type(self).__name__} has shape {tuple(held.shape)}; {wanted}, one number for each "
+                    "channel that it was built for, is needed."
+                )
+
     def declare(self) -> Declaration:
+        self._require_numbers()
         scales = self.scale.cpu().double().abs()
         largest = float(scales.max())
         kept = [Lipschitz(largest)]
@@ -83,7 +98,7 @@ class SpaceToDepth(Structured):
         factor: f.
 
     Raises:
-        InvalidArgument: f < 1.
+        InvalidArgument: f is no whole number from 1.
 
     Example:
         >>> SpaceToDepth(2)(torch.zeros(1, 3, 8, 8)).shape
@@ -92,9 +107,7 @@ class SpaceToDepth(Structured):
 
     def __init__(self, factor: int = 2) -> None:
         super().__init__()
-        if factor < 1:
-            raise InvalidArgument(f"factor is {factor}; it must be at least 1.")
-        self.factor = factor
+        self.factor = require_whole("factor", factor, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         f = self.factor
@@ -110,7 +123,8 @@ class SpaceToDepth(Structured):
         return functional.pixel_shuffle(y, self.factor)
 
     def declare(self) -> Declaration:
-        kept = (*ISOMETRY, GradientNormPreserving(), LinearInvariant(), Invertible(), Equivariant(), Positive())
+        kept: list[Property] = [*ISOMETRY, GradientNormPreserving(), VolumePreserving()]
+        kept += [LinearInvariant(), Invertible(), Equivariant(), Positive()]
         return Declaration.of(*kept, reason="a permutation", title=f"SpaceToDepth({self.factor})")
 
 
@@ -237,6 +251,8 @@ class ChannelMix(LinearMap):
 class PaperLift(Structured):
     r"""x ↦ ReLU(αWx) with ‖W‖ <= 1 and a free factor α: the paper's lift, whose constant |α|‖W‖ is not 1.
 
+    Its values are nonnegative whatever α and W are.
+
     Args:
         in_shape: (channels, height, width) of one input.
         out_channels: channels of the output.
@@ -264,7 +280,9 @@ class PaperLift(Structured):
     def declare(self) -> Declaration:
         alpha, norm = abs(float(self.alpha.detach())), self.linear.norm_bounds().upper
         constant = math.nextafter(alpha * norm, math.inf)
-        return Declaration.of(Lipschitz(constant), reason=f"|α|‖W‖ = {alpha:.4g}·{norm:.4g}", title="PaperLift")
+        # Of an infinite α or W, 0 times ∞ is no number.
+        kept = [Positive()] if math.isfinite(constant) else []
+        return Declaration.of(Lipschitz(constant), *kept, reason=f"|α|‖W‖ = {alpha:.4g}·{norm:.4g}", title="PaperLift")
 
 
 class Head(Dense):
@@ -272,7 +290,8 @@ class Head(Dense):
 
     Args:
         in_features, classes: the sizes.
-        normalise: ``"rows"`` (each row of W has norm 1), ``"frobenius"`` (‖W‖_F = 1, the paper's) or ``"none"``.
+        normalise: ``"rows"`` (each row of W has norm 1), ``"frobenius"`` (‖W‖_F = 1; the paper's code has at most
+            1) or ``"none"``.
 
     Raises:
         InvalidArgument: another ``normalise``, or a size below 1; when called, an input of another size.

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["Channelwise", "DenseMetric", "SpectralMetric", "Whitening", "smooth_modes"]
 
 _SLACK = 2.0**-40
+MOST_WAVELENGTH = 1e9
+"""In pixels: beyond all images, and the fourth power of a much smaller frequency underflows."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class SpectralMetric(Metric):
     Args:
         shape: (channels, height, width).
         smooth: s > 0, the weight of a constant change; 1 is the Euclidean norm. In norm it counts √s times as much.
-        wavelength: in pixels, where half of the transition is done; by default the larger side of the image.
+        wavelength: in pixels, from 1 to 1e9, where half of the transition is done; by default the larger side of the
+            image.
 
     Raises:
         InvalidArgument: a shape that is no image's, or a number out of range.
@@ -64,7 +67,7 @@ class SpectralMetric(Metric):
         if self.wavelength is None:
             object.__setattr__(self, "wavelength", float(max(self.shape[1:])))
         assert self.wavelength is not None
-        require_range("wavelength", self.wavelength, 1.0)
+        require_range("wavelength", self.wavelength, 1.0, MOST_WAVELENGTH)
         object.__setattr__(self, "name", f"spectral(smooth={self.smooth:g}, wavelength={self.wavelength:g})")
 
     @property
@@ -313,7 +316,8 @@ class Channelwise(Structured):
         channels: of its outputs, where their number differs from the inputs'.
 
     Raises:
-        InvalidArgument: another module or metric, for which this is not known.
+        InvalidArgument: another module or metric, for which this is not known, or other numbers of channels than the
+            module's own.
 
     Example:
         >>> metric = SpectralMetric((1, 4, 4))
@@ -323,7 +327,7 @@ class Channelwise(Structured):
 
     def __init__(self, module: nn.Module, metric: SpectralMetric, channels: int | None = None) -> None:
         super().__init__()
-        unknown = _why_not_channelwise(module, metric)
+        unknown = _why_not_channelwise(module, metric, channels)
         if unknown is not None:
             raise InvalidArgument(f"{unknown}.")
         self.module, self.metric, self.channels = module, metric, channels
@@ -341,19 +345,21 @@ class Channelwise(Structured):
         inner = declare(self.module)
         title = f"Channelwise {inner.title}"
         # Another part or metric may have been put there since.
-        unknown = _why_not_channelwise(self.module, self.metric)
+        unknown = _why_not_channelwise(self.module, self.metric, self.channels)
         if unknown is not None:
             return Declaration.of(reason=unknown, title=title)
         kept = Lipschitz(inner.properties.lipschitz, self.metric, self.image)
         return Declaration.of(kept, reason=f"M is the same in every channel; {inner.reason}", title=title)
 
 
-def _why_not_channelwise(module: nn.Module, metric: Metric) -> str | None:
+def _why_not_channelwise(module: nn.Module, metric: Metric, channels: int | None) -> str | None:
     """Why the proof of :class:`Channelwise` is not of these, which is of these very classes; ``None`` where it is.
 
     A subclass may mix pixels, and another norm weigh channels differently.
     """
-    if type(original(module)) not in (PixelNormalisation, ZeroLift, ChannelMix):
+    inside = original(module)
+    ends = _channels_of(inside)
+    if ends is None:
         return (
             f"module is a {type(module).__name__}, which is not known to act across channels only; give a "
             "PixelNormalisation, a ZeroLift or a ChannelMix, and no subclass of one"
@@ -363,4 +369,21 @@ def _why_not_channelwise(module: nn.Module, metric: Metric) -> str | None:
             f"metric is a {type(metric).__name__}, which is not known to be the same in every channel; give a "
             "SpectralMetric"
         )
+    stated = metric.shape[0], metric.shape[0] if channels is None else channels
+    if stated != ends:
+        return (
+            f"{type(inside).__name__} leads from {ends[0]} to {ends[1]} channels, and norms on {stated[0]} and "
+            f"{stated[1]} are given; give a metric on {ends[0]} and channels={ends[1]}"
+        )
+    return None
+
+
+def _channels_of(module: nn.Module) -> tuple[int, int] | None:
+    """How many channels a layer takes and leaves; ``None`` of another than those that act across channels only."""
+    if type(module) is PixelNormalisation:
+        return module.channels, module.channels
+    if type(module) is ZeroLift:
+        return module.in_channels, module.in_channels + module.extra
+    if type(module) is ChannelMix:
+        return module.in_shape[0], module.out_shape[0]
     return None

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from dynablocks.composition import Composition
 from dynablocks.errors import InvalidArgument, require_range, require_whole
 from dynablocks.fields import ShearField
 from dynablocks.integrators import ExactFlow, Splitting
+from dynablocks.integrators.base import moving_maps
 from dynablocks.linear import LinearMap, shared_weights
 from dynablocks.linear.maps import require_batch, require_dtype
 from dynablocks.properties import Declaration, Invertible, declare
@@ -80,6 +81,8 @@ class ReversibleChain(Composition):
         >>> bool(torch.allclose(x.grad, expected, rtol=1e-4)), chain.drift < 1e-5
         (True, True)
     """
+
+    _spoken_of: ClassVar[tuple[str, ...]] = (*Composition._spoken_of, "ordinary")
 
     def __init__(
         self, blocks: Iterable[nn.Module], *, anchors: int | None = None, drift_tolerance: float | None = None
@@ -145,12 +148,26 @@ def _require_invertible(name: str, block: nn.Module) -> None:
     title = f"block {name} ({type(block).__name__})"
     if not callable(getattr(block, "inverse", None)):
         raise InvalidArgument(f"{title} has no method inverse; a reversible chain needs invertible blocks.")
-    declared = declare(block)
+    with _at_rest(block):
+        declared = declare(block)
     if declared.properties.of(Invertible) is None:
         # What was lost says what to do; what no method of the kind has asks for another.
         lost = next((loss for loss in declared.losses if loss.startswith("Invertible")), None)
         why = lost or f"{declared.reason}; use an exact flow or a splitting method"
         raise InvalidArgument(f"{title} does not declare Invertible ({why}).")
+
+
+@contextlib.contextmanager
+def _at_rest(block: nn.Module) -> Iterator[None]:
+    """Within the context no weight moves: a chain holds those of its forward pass until it has gone back."""
+    moving = moving_maps(block)
+    try:
+        for linear in moving:
+            linear.training = False
+        yield
+    finally:
+        for linear in moving:
+            linear.training = True
 
 
 def _transforms_active() -> bool:
@@ -293,6 +310,8 @@ def _shears(block: nn.Module) -> tuple[_Shear, ...]:
             return ()
         for term, part in substeps:
             if not isinstance(term, ShearField) or overrides(term, ShearField, "flow"):
+                return ()
+            if term.why_no_flow() is not None:
                 return ()
             found.append(_Shear(term, part, piece))
     return tuple(found)

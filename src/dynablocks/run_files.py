@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 CONFIG = "config.yaml"
-"""Every setting, by ``train`` and ``fit``; in a checkpoint those that decide its training, with the network's."""
+"""Every setting, by ``train`` and ``fit``; ``report`` adds those that one of an older version left out. In a checkpoint
+those that decide its training, with the network's."""
 LOCK = ".lock"
 """Held by the one training of this directory, by the training loop; by ``fit`` where it cannot write beside it."""
 

@@ -10,7 +10,7 @@ from dynablocks.data.planar import PLANAR_SETS, planar
 from dynablocks.data.splits import DataSplits, hold_out
 from dynablocks.data.systems import SYSTEMS, HamiltonianSystem, PhysicalSystem, require_system
 from dynablocks.data.trajectories import Pairs, Starts, Trajectories
-from dynablocks.data.trajectory_files import read_dynamics, read_pairs, read_starts, read_trajectories
+from dynablocks.data.trajectory_files import read_dynamics, read_starts, read_trajectories
 from dynablocks.seeding import mixed_seed
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
     "mixed_seed",
     "planar",
     "read_dynamics",
-    "read_pairs",
     "read_starts",
     "read_trajectories",
     "require_system",

@@ -73,13 +73,17 @@ def augment(
     crop_padding: int = 4,
     flip: bool = True,
     crop_fill: str = "zeros",
+    *,
+    count: int | None = None,
+    share: slice | None = None,
 ) -> Float32[Tensor, "batch channel height width"]:
     """Random crop of the padded image and random horizontal flip of each image, as float32 in [0, 1].
 
     Each image is padded by ``crop_padding`` pixels on every side, black ones or its own mirrored at the edge, and cut
     back to its size at a uniform offset in {0..2·crop_padding}²; then it is mirrored with probability 1/2. Draws are
     made on the CPU by a generator seeded with a hash of (seed, epoch, step), so they are the same on every device and
-    leave the global random state alone.
+    leave the global random state alone. Where several devices share a batch they are those of the whole batch, so that
+    each augments its own images alone as one device would among all.
 
     Args:
         images: a uint8 batch on any device; its memory format (contiguous or channels_last) is kept.
@@ -90,9 +94,12 @@ def augment(
         flip: whether to mirror.
         crop_fill: what the padding holds: ``"zeros"``, or ``"reflect"``, the image mirrored at its edge, without the
             edge itself (as in ``torch.nn.functional.pad``).
+        count: of how many images the whole batch is; all of it is in ``images`` when ``None``.
+        share: which of them are in ``images``; all when ``None``.
 
     Raises:
-        InvalidArgument: images are not a uint8 batch, or a number is out of range.
+        InvalidArgument: images are not a uint8 batch, or not as many as ``share`` has of ``count``, or a number is out
+            of range.
 
     Source: the usual CIFAR augmentation (Lee et al., Deeply-supervised nets, 2015; design D4).
 
@@ -100,6 +107,9 @@ def augment(
         >>> batch = torch.full((2, 3, 8, 8), 255, dtype=torch.uint8)
         >>> augment(batch, seed=0, epoch=0, step=0).shape
         torch.Size([2, 3, 8, 8])
+        >>> second = augment(batch[1:], seed=0, epoch=0, step=0, count=2, share=slice(1, None))
+        >>> torch.equal(second, augment(batch, seed=0, epoch=0, step=0)[1:])
+        True
     """
     require_whole("epoch", epoch, low=0)
     require_whole("step", step, low=0)
@@ -107,9 +117,15 @@ def augment(
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise InvalidArgument(f"images are {images.dtype} {tuple(images.shape)}; a uint8 batch (N, C, H, W) is needed.")
     require_crop(images.shape[-2:], crop_padding, crop_fill)
+    whole = len(images) if count is None else require_whole("count", count, low=0)
+    part = slice(None) if share is None else share
+    if (wanted := len(range(whole)[part])) != len(images):
+        raise InvalidArgument(
+            f"images are {len(images)}, but {part} of a batch of {whole} has {wanted}; give the images of that share."
+        )
     if crop_padding == 0 and not flip:
         return to_unit_range(images)
-    offsets, mirrored = _draws(len(images), seed, epoch, step, crop_padding)
+    offsets, mirrored = (drawn[part] for drawn in _draws(whole, seed, epoch, step, crop_padding))
     if not flip:
         mirrored = torch.zeros_like(mirrored)
     offsets, mirrored = offsets.to(images.device, non_blocking=True), mirrored.to(images.device, non_blocking=True)

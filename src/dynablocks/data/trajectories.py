@@ -63,8 +63,7 @@ class Trajectories:
                 f"there are {len(self.times)} rows of times and {len(self.states)} of states; as many are needed, at "
                 "least one."
             )
-        if not self.names or len(set(self.names)) != len(self.names):
-            raise InvalidArgument(f"names is {self.names!r}; one different name a state component is needed.")
+        _require_names(self.names)
         if self.labels and {len(self.labels), len(set(self.labels))} != {len(self.times)}:
             raise InvalidArgument(
                 f"there are {len(self.labels)} labels, {len(set(self.labels))} of them different, of {len(self.times)} "
@@ -114,7 +113,7 @@ class Trajectories:
         h = torch.cat([times[stride:] - times[:-stride] for times in self.times])
         return x, y, h
 
-    def split(self, fraction: float = 0.2, seed: int = 0) -> tuple[Trajectories, Trajectories]:
+    def split(self, fraction: float = 0.2, seed: int = 0, *, shortest: int = 0) -> tuple[Trajectories, Trajectories]:
         """A training and a test part; ``fraction`` is the share of the test part.
 
         Several trajectories: whole ones, drawn at random with ``seed``, at least one in each part, in their order and
@@ -123,6 +122,9 @@ class Trajectories:
 
         Args:
             fraction: in (0, 1), rounded to whole trajectories (or states).
+            seed: of the draw.
+            shortest: the test trajectories are drawn from those of so many samples or more, where at least as many of
+                these stay in the training part; elsewhere from all.
 
         Raises:
             InvalidArgument: ``fraction`` is out of range, or a single trajectory has fewer than 4 states.
@@ -133,8 +135,11 @@ class Trajectories:
         if len(self) == 1:
             return self._split_in_time(fraction)
         held = min(max(round(fraction * len(self)), 1), len(self) - 1)
-        order = torch.randperm(len(self), generator=seeded_generator(seed)).tolist()
-        return self._take(sorted(order[held:])), self._take(sorted(order[:held]))
+        order: list[int] = torch.randperm(len(self), generator=seeded_generator(seed)).tolist()
+        is_short = [len(times) < shortest for times in self.times]
+        if is_short.count(False) >= 2 * held:
+            order.sort(key=lambda k: is_short[k])  # among their like they keep the order that was drawn
+        return self.take(sorted(order[held:])), self.take(sorted(order[:held]))
 
     def _split_in_time(self, fraction: float) -> tuple[Trajectories, Trajectories]:
         times, states = self.times[0], self.states[0]
@@ -149,7 +154,8 @@ class Trajectories:
         )
         return first, last
 
-    def _take(self, chosen: Sequence[int]) -> Trajectories:
+    def take(self, chosen: Sequence[int]) -> Trajectories:
+        """The trajectories of these numbers, called as before, by their numbers where they had no labels."""
         times, states = tuple(self.times[k] for k in chosen), tuple(self.states[k] for k in chosen)
         return replace(self, times=times, states=states, labels=tuple(self.label(k) for k in chosen))
 
@@ -227,6 +233,11 @@ def reserved_name(names: Iterable[str]) -> str | None:
     return next((name for name in names if name in TAKEN), None)
 
 
+def _require_names(names: Sequence[str]) -> None:
+    if not names or len(set(names)) != len(names):
+        raise InvalidArgument(f"names is {names!r}; one different name a state component is needed.")
+
+
 def _require_trajectory(what: str, times: Tensor, states: Tensor, dimension: int) -> None:
     kinds = [value.dtype if isinstance(value, Tensor) else type(value).__name__ for value in (times, states)]
     if kinds != [torch.float64] * 2:
@@ -253,7 +264,10 @@ class Pairs:
         x: float64 (N, n), N >= 1.
         y: float64 (N, n), the state after the time ``h``.
         h: float64 (N,), above 0, time units.
-        names: n names of the state components.
+        names: n different names of the state components.
+
+    Raises:
+        InvalidArgument: shapes or types do not fit together, a time is not above 0, a number is not finite.
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0], [2.0]], dtype=torch.float64)
@@ -267,6 +281,29 @@ class Pairs:
     y: Float64[Tensor, "pair n"]
     h: Float64[Tensor, "pair"]
     names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _require_names(self.names)
+        parts = (self.x, self.y, self.h)
+        kinds = [part.dtype if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+        if kinds != [torch.float64] * 3:
+            raise InvalidArgument(
+                f"x, y and h are {kinds[0]}, {kinds[1]} and {kinds[2]}; float64 tensors are needed, of NumPy arrays as "
+                "torch.tensor(array, dtype=torch.float64) makes them."
+            )
+        count, n = self.h.numel(), len(self.names)
+        shapes = [tuple(part.shape) for part in parts]
+        if count == 0 or shapes != [(count, n), (count, n), (count,)]:
+            raise InvalidArgument(
+                f"x, y and h have the shapes {shapes[0]}, {shapes[1]} and {shapes[2]}; (N, {n}), (N, {n}) and (N,) "
+                "with N at least 1 are needed: one row and one time a pair."
+            )
+        if not all(bool(part.isfinite().all()) for part in parts):
+            raise InvalidArgument("x, y or h has a number that is not finite; leave that pair out.")
+        if not bool((self.h > 0).all()):
+            raise InvalidArgument(
+                f"h has {float(self.h.min())!r}; times above 0 are needed: swap x and y of a pair that goes back."
+            )
 
     def __len__(self) -> int:
         """The number of pairs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import math
+import re
 import tokenize
 import zipfile
 from collections import Counter
@@ -41,6 +42,8 @@ SEVERAL = (
 """What to save where there is more than one trajectory, in a sentence about an ``.npz``."""
 NARROW = {"float16": torch.float16, "halffloat": torch.float16, "float32": torch.float32, "float": torch.float32}
 """The types, by their names in NumPy and in Arrow, that hold fewer digits than float64."""
+PANDAS_INDEX = re.compile(r"Unnamed: \d+(\.\d+)*")
+"""How pandas calls a column without a name, as the index of a table that it saved is one."""
 
 
 def read_dynamics(path: Path | str, columns: Sequence[str] | None = None) -> Trajectories | Pairs:
@@ -136,14 +139,6 @@ def read_trajectories(path: Path | str) -> Trajectories:
     found = _read(path, None, timed=True)
     if isinstance(found, Pairs):
         raise BadData(f"{path} holds input/output pairs; a file with the columns {TRAJECTORY_HEADER} is needed here.")
-    return found
-
-
-def read_pairs(path: Path | str) -> Pairs:
-    """The input/output pairs of a file; formats and errors as for :func:`read_dynamics`."""
-    found = read_dynamics(path)
-    if isinstance(found, Trajectories):
-        raise BadData(f"{path} holds trajectories; a CSV or Parquet file with {PAIRS_HEADER} is needed here.")
     return found
 
 
@@ -315,6 +310,21 @@ def _require_names(path: Path, header: Sequence[str], read: Sequence[str], rows:
             raise BadData(f"{path}: the column name {name!r} stands twice in the header; make the names differ.")
 
 
+def _require_meant(path: Path, header: Sequence[str], read: Sequence[str], layout: _Layout) -> None:
+    """Nobody who chose no columns meant the index of pandas, or labels under a name of other case, for a state."""
+    for name in read if layout.choice else ():
+        if PANDAS_INDEX.fullmatch(name):
+            raise BadData(
+                f"{path}: the column {name!r} had no name when pandas read it, as the index of a saved table; use "
+                "to_csv(index=False), or choose the state columns with --columns."
+            )
+        if name.lower() == LABELS and LABELS not in header and "t" in header:
+            raise BadData(
+                f"{path} has the column {name!r}; call it {LABELS!r} if it says of which trajectory a row is, or "
+                "choose the state columns with --columns."
+            )
+
+
 def _shortened(text: str, longest: int = 80) -> str:
     return repr(text if len(text) <= longest else text[: longest - 1] + "…")
 
@@ -356,6 +366,7 @@ def _read_csv(path: Path, layout: _Layout) -> _Table:
     _require_header(path, header, layout.header)
     read = layout.read(path, header)
     _require_names(path, header, read, rows)
+    _require_meant(path, header, read, layout)
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(header):
             raise BadData(
@@ -436,6 +447,7 @@ def _read_parquet(path: Path, layout: _Layout) -> _Table:
     _require_header(path, header, layout.header)
     read = layout.read(path, header)
     _require_names(path, header, read)
+    _require_meant(path, header, read, layout)
     names = [name for name in read if name != LABELS]
     _require_numbers(path, schema, names, layout)
     with _whole_parquet(path):
@@ -520,11 +532,13 @@ def _require_increasing(table: _Table, times: Tensor, label: str, rows: list[int
     before, row = rows[int(wrong[0])], rows[int(wrong[0]) + 1]
     inside = f" in the trajectory {label!r}" if table.labels is not None else ""
     hint = "" if table.labels is not None else "; if a new trajectory begins here, add a column 'trajectory'"
-    same = bool(times[row] == times[before])
-    relation, rounded = ("repeats", _made_alike(table.times_stored_as)) if same else ("comes before", "")
+    relation, rounded, cure = "comes before", "", "sort the rows by time"
+    if bool(times[row] == times[before]):
+        relation, rounded = "repeats", _made_alike(table.times_stored_as)
+        cure = "keep one of the two rows, or write times with more digits"
     raise BadData(
         f"{table.where(row, 't')}: the time {float(times[row])!r} {relation} {float(times[before])!r} of "
-        f"{table.row_word} {table.lines[before]}{inside}; times must increase{rounded}; sort the rows by time{hint}."
+        f"{table.row_word} {table.lines[before]}{inside}; times must increase{rounded}; {cure}{hint}."
     )
 
 
@@ -605,11 +619,12 @@ def _require_ordered(path: Path, t: NDArray[np.float64], stored: torch.dtype) ->
     *row, k = map(int, wrong[0])
     before, after = (*row, k), (*row, k + 1)
     earlier, later = float(t[before]), float(t[after])
-    rounded = _made_alike(stored) if later == earlier else ""
+    same = later == earlier
+    rounded = _made_alike(stored) if same else ""
+    cure = "keep one of the two samples, or save times with more digits" if same else "sort the samples by time"
     raise BadData(
         f"{path}: t[{_place(after)}] = {later!r} does not come after t[{_place(before)}] = {earlier!r}; times must "
-        f"increase{rounded}; sort the samples by time, unless a new trajectory begins or a shorter one ends here: "
-        f"{SEVERAL}."
+        f"increase{rounded}; {cure}, unless a new trajectory begins or a shorter one ends here: {SEVERAL}."
     )
 
 

@@ -9,7 +9,7 @@ as is usual. The paper preset is on CIFAR-10, the smaller ones on the embedded d
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +17,18 @@ from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
 from dynablocks.experiments.cells import Cell, Store
 from dynablocks.experiments.improved import structured_model, structured_training
 from dynablocks.experiments.robustness import (
+    CERTIFIED_EPSILON,
     Row,
     fewest_samples,
-    is_larger,
+    larger_check,
     make_row,
     paper_model,
     paper_training,
     row_cells,
-    too_close,
 )
 from dynablocks.models import ModelConfig, build
 from dynablocks.reporting.tables import markdown_table
-from dynablocks.reporting.words import accuracy_at, percent
+from dynablocks.reporting.words import accuracy_at, percent, proved_percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,6 +40,11 @@ EPOCHS = {"smoke": 1.0, "cpu": 20.0, "paper": 60.0}
 ATTACK: dict[str, Any] = {"adversary_epsilon": 0.5, "adversary_steps": 2, "adversary_step_size": 2.0}
 DIGITS: dict[str, Any] = {"widths": (16, 32), "layers": (2, 2)}
 SHORT: dict[str, Any] = {"batch_size": 64, "crop_padding": 0, "flip": False, "precision": "32"}
+COMPARED: tuple[tuple[int, str, Callable[[float], str]], ...] = (
+    (2, "worst attack @0.5", percent),
+    (4, "certified @36/255", proved_percent),
+)
+"""Which of the means of :func:`_measured` are compared, what they are and how they are written."""
 
 
 @functools.cache
@@ -124,10 +129,10 @@ class Adversarial(Experiment):
         checks = []
         for adversary in ADVERSARIES[1:]:
             pair = found["structured", adversary], found["resnet", adversary]
-            for column, what in ((2, "worst attack @0.5"), (4, "certified @36/255")):
-                values = [None if line is None else line[column] for line in pair]
-                named = f"{what}, {adversary}: structured against resnet"
-                checks.append(_compared(named, "", "structured larger", values, images, scale.preset != "smoke"))
+            for column, what, write in COMPARED:
+                first, second = (None if line is None else line[column] for line in pair)
+                named, compared = f"{what}, {adversary}: structured against resnet", scale.preset != "smoke"
+                checks.append(larger_check(named, "", "structured larger", first, second, images, compared, write))
         return [*checks, self._claim(scale, found, images)]
 
     def _claim(self, scale: Scale, found: dict[tuple[str, str], list[float] | None], images: int) -> Check:
@@ -138,32 +143,25 @@ class Adversarial(Experiment):
         compared = scale.preset == "paper"
         wanted = "resnet larger" if compared else "other data than the paper's"
         what = "worst attack @0.5: resnet with its best adversary against structured with none"
-        return _compared(what, "the first", wanted, [best, None if alone is None else alone[2]], images, compared)
-
-
-def _compared(
-    what: str, paper: str, expected: str, values: Sequence[float | None], images: int, compared: bool
-) -> Check:
-    """Whether the first of two shares is the larger one."""
-    first, second = values
-    if first is None or second is None:
-        return Check.of(what, paper, expected, None, None)
-    larger = is_larger(first, second, images) if compared else None
-    wanted = too_close(images) if compared and larger is None else expected
-    return Check.of(what, paper, wanted, f"{percent(first)} against {percent(second)}", larger)
+        kept = None if alone is None else alone[2]
+        return larger_check(what, "the first", wanted, best, kept, images, compared, percent)
 
 
 def _measured(scale: Scale, store: Store, kind: str, adversary: str) -> list[float] | None:
-    """Means of clean, worst attack at 36/255 and 0.5, area, and certified at 36/255; ``None`` unless all were run."""
+    """Means of clean, worst attack at 36/255 and 0.5, area, and certified at 36/255.
+
+    ``None`` unless all were run, and where an attack failed or broke its certificate, which then proves nothing.
+    """
     values = []
     for row in runs(scale, kind, adversary):
-        certificate, attacked = store.result(row.certificate), row.attacked(store)
+        certificate, attacked = row.certificate_summary(store), row.attacked(store)
         if certificate is None or attacked is None:
             return None
         points = attacked.points()
         worst = [accuracy_at(points, epsilon) or 0.0 for epsilon in (36 / 255, 0.5)]
         area = row.paper_auc(store, None) or 0.0
-        values.append([certificate["clean_accuracy"], *worst, area, row.certified_at(store) or 0.0])
+        proved = accuracy_at(certificate["certified_accuracy"], CERTIFIED_EPSILON) or 0.0
+        values.append([certificate["clean_accuracy"], *worst, area, proved])
     return [mean(column) for column in zip(*values, strict=True)]
 
 
@@ -175,5 +173,5 @@ def _line(scale: Scale, store: Store, kind: str, adversary: str) -> dict[str, st
     values = _measured(scale, store, kind, adversary)
     if values is None:
         return line | dict.fromkeys(columns, "not run")
-    shown = [f"{v:.3f}" if name.startswith("AUC") else percent(v) for name, v in zip(columns, values, strict=True)]
-    return line | dict(zip(columns, shown, strict=True))
+    writes: tuple[Callable[[float], str], ...] = (percent, percent, percent, "{:.3f}".format, proved_percent)
+    return line | {name: write(value) for name, write, value in zip(columns, writes, values, strict=True)}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynablocks.arguments import expand, make_parser, say
 from dynablocks.config import PRESETS
 from dynablocks.data import infer_name
 from dynablocks.data.cifar import CIFAR10, CIFAR100, find_copy
@@ -63,13 +64,16 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--worker", action="store_true", help="build cells for another process; write no tables")
 
 
-def reproduce(options: Any, arguments: Sequence[str], say: Callable[[str], None]) -> int:
+def reproduce_command(arguments: Sequence[str]) -> int:
     """Build, write and compare.
 
     Returns:
         0; 1 when a cell failed, or with ``--check`` when a result differs; 3 when cells are left to build, since the
         time was over or their data is not there.
     """
+    parser = make_parser("reproduce", "Make figures and tables of the paper; what is there already is not made again.")
+    add_arguments(parser)
+    options = parser.parse_args(expand(arguments, "reproduce"))
     require_choice("preset", options.preset, PRESETS)
     require_range("jobs", options.jobs, 1, 1024)
     require_range("seed", options.seed, 0, MOST_SEED)
@@ -91,8 +95,8 @@ def reproduce(options: Any, arguments: Sequence[str], say: Callable[[str], None]
     if options.dry_run:
         return _dry_run(cells, store)
     if options.check:
-        return _check(experiments, scale, cells, store, say)
-    return _build(options, arguments, experiments, scale, cells, store, say)
+        return _check(experiments, scale, cells, store)
+    return _build(options, arguments, experiments, scale, cells, store)
 
 
 def _build(
@@ -102,7 +106,6 @@ def _build(
     scale: Scale,
     cells: Sequence[Cell],
     store: Store,
-    say: Callable[[str], None],
 ) -> int:
     with time_limit(options.max_hours if options.jobs == 1 else None) as is_over:
         try:
@@ -119,16 +122,14 @@ def _build(
                 raise Stopped from interrupt
     states = [store.state(cell) for cell in cells]
     if not options.worker:
-        _write(experiments, scale, store, options.out, say)
+        _write(experiments, scale, store, options.out)
         _sum_up(cells, states, store, say)
     if "failed" in states:
         return DIFFERS
     return DONE if set(states) <= {"built"} else UNFINISHED
 
 
-def _write(
-    experiments: Sequence[Experiment], scale: Scale, store: Store, out: Path, say: Callable[[str], None]
-) -> None:
+def _write(experiments: Sequence[Experiment], scale: Scale, store: Store, out: Path) -> None:
     for experiment in experiments:
         paths = write_outputs(experiment, scale, store, out)
         say(f"{experiment.name}: {paths[0]}")
@@ -164,9 +165,7 @@ def _dry_run(cells: Sequence[Cell], store: Store) -> int:
     return DONE
 
 
-def _check(
-    experiments: Sequence[Experiment], scale: Scale, cells: Sequence[Cell], store: Store, say: Callable[[str], None]
-) -> int:
+def _check(experiments: Sequence[Experiment], scale: Scale, cells: Sequence[Cell], store: Store) -> int:
     checks, states = gather_checks(experiments, scale, store), [store.state(cell) for cell in cells]
     _show(check_table(checks))
     _say_failures(cells, states, store, say)

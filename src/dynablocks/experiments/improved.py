@@ -19,12 +19,11 @@ from dynablocks.experiments.robustness import (
     attack_note,
     curve_table,
     fewest_samples,
-    is_larger,
+    larger_check,
     make_row,
     paper_rows,
     row_cells,
     summary_table,
-    too_close,
 )
 from dynablocks.models import ModelConfig
 from dynablocks.training import TrainingConfig
@@ -111,22 +110,19 @@ class Improved(Experiment):
 
     def checks(self, scale: Scale, store: Store) -> list[Check]:
         ours, theirs = our_rows(scale), faithful_rows(scale)
-        areas = [row.paper_auc(store) for row in ours], [row.paper_auc(store) for row in theirs]
-        proofs = [row.certified_at(store) for row in ours], [row.certified_at(store) for row in theirs]
+        areas = [_best([row.paper_auc(store) for row in rows]) for rows in (ours, theirs)]
+        proofs = [_best([row.certified_at(store) for row in rows]) for rows in (ours, theirs)]
         images = fewest_samples([row.attack for row in (*ours, *theirs)], store)
         tested = fewest_samples([row.certificate for row in (*ours, *theirs)], store)
+        pairs = (("AUC (CE)", areas, images), ("certified at 36/255", proofs, tested))
+        named, compared = "{}: best of ours against best of the paper's rows", scale.preset != "smoke"
         return [
-            _compared(scale, "AUC (CE): best of ours against best of the paper's rows", areas, images),
-            _compared(scale, "certified at 36/255: best of ours against best of the paper's rows", proofs, tested),
+            larger_check(named.format(what), "", "ours larger", first, second, count, compared, "{:.3f}".format)
+            for what, (first, second), count in pairs
         ]
 
 
-def _compared(scale: Scale, what: str, values: tuple[list[float | None], list[float | None]], samples: int) -> Check:
-    """Whether the best of the first is above the best of the second; "not run" until all are there."""
-    ours, theirs = ([value for value in some if value is not None] for some in values)
-    if len(ours) < len(values[0]) or len(theirs) < len(values[1]):
-        return Check.of(what, "", "ours larger", None, None)
-    larger = is_larger(max(ours), max(theirs), samples)
-    wanted = too_close(samples) if larger is None and scale.preset != "smoke" else "ours larger"
-    got = f"{max(ours):.3f} against {max(theirs):.3f}"
-    return Check.of(what, "", wanted, got, None if scale.preset == "smoke" else larger)
+def _best(values: list[float | None]) -> float | None:
+    """The largest of them, ``None`` unless all are there."""
+    found = [value for value in values if value is not None]
+    return max(found) if len(found) == len(values) else None

@@ -16,7 +16,7 @@ from dynablocks.experiments.cells import Cell, Store
 from dynablocks.experiments.runs import CertificateCell, TrainingCell
 from dynablocks.models import ModelConfig
 from dynablocks.reporting.tables import markdown_table
-from dynablocks.reporting.words import accuracy_at, percent
+from dynablocks.reporting.words import accuracy_at, bound, percent, proved_percent
 from dynablocks.training import TrainingConfig
 
 LAWS = ("pair", "network", "penalty")
@@ -87,12 +87,11 @@ class Laws(Experiment):
         steps = [store.result(cell.training) or {} for cell in cells]
         expansive = [block["values"]["h2"] for step in steps for block in step.get("steps", [])]
         proofs = [[accuracy_at(r["certified_accuracy"], e) or 0.0 for r in results] for e in (36 / 255, 0.5)]
-        bounds = [r["body_lipschitz"] for r in results if r["body_lipschitz"] is not None]
+        bounds = [_bound(r) for r in results]
         values = (
             percent(mean(r["clean_accuracy"] for r in results)),
-            *(percent(mean(some)) for some in proofs),
-            f"{min(bounds):.4g}" if bounds else "infinite",
-            f"{max(bounds):.4g}" if bounds else "infinite",
+            *(proved_percent(mean(some)) for some in proofs),
+            *(_shown(constant) for constant in (min(bounds), max(bounds))),
             f"{mean(expansive):.3f}" if expansive else "",
         )
         return line | dict(zip(columns, values, strict=True))
@@ -102,11 +101,21 @@ class Laws(Experiment):
         for region in REGIONS:
             for law in ("pair", "network"):
                 results = [store.result(cell) for cell in self.runs(scale, region, law)]
-                bounds = [math.inf if r["body_lipschitz"] is None else r["body_lipschitz"] for r in results if r]
+                bounds = [_bound(r) for r in results if r]
                 worst = max(bounds) if len(bounds) == len(results) else None
-                got, holds = (None, None) if worst is None else (f"{worst:.7g}", worst <= 1 + 1e-4)
+                got, holds = (None, None) if worst is None else (_shown(worst), worst <= 1 + 1e-4)
                 checks.append(Check.of(f"largest bound of a body, {region}, {law}", "", "at most 1.0001", got, holds))
         return checks
+
+
+def _bound(result: dict[str, Any]) -> float:
+    """The bound of a body, of which JSON has no infinite one."""
+    constant = result["body_lipschitz"]
+    return math.inf if constant is None else float(constant)
+
+
+def _shown(constant: float) -> str:
+    return "infinite" if math.isinf(constant) else bound(constant)
 
 
 NOTE = """The `prescribed` network of two stages of two pairs on the embedded digits, orthogonal weights, every layer

@@ -21,6 +21,7 @@ from dynablocks.progress import progress_bar, track
 from dynablocks.properties import Lipschitz, verify
 from dynablocks.reporting.figures import BLUE, INK, VERMILION, new_figure, styled
 from dynablocks.reporting.tables import markdown_table
+from dynablocks.reporting.words import bound, measured_bound, percent, proved_percent
 from dynablocks.robustness import certify
 from dynablocks.robustness.evaluation import evaluating, to_pixels
 from dynablocks.run_directory.network import load
@@ -210,7 +211,7 @@ def pictures(x: Tensor, epsilon: float) -> dict[str, list[list[float]]]:
 
 
 @dataclass(frozen=True)
-class PrintedFieldCell(Cell):
+class MisprintCell(Cell):
     """The norms ‖J‖_M of small Euler steps of (B.1) as printed, −WᵀΣ(MWz + b), and corrected, −WᵀΣ(WMz + b).
 
     The largest over random W and M and the corners of σ′ in [0, 1], at h λ_max(W M Wᵀ) = 0.1.
@@ -248,7 +249,7 @@ class MetricExperiment(Experiment):
 
     def cells(self, scale: Scale) -> list[Cell]:
         trained = [cell for kind in SMOOTH for cell in self._perturbed(scale, kind)]
-        return [PrintedFieldCell(), *trained]
+        return [MisprintCell(), *trained]
 
     def _perturbed(self, scale: Scale, kind: str) -> list[PerturbationCell]:
         return [perturbation_cell(scale, kind, seed) for seed in scale.seeds(SEEDS[scale.preset])]
@@ -279,7 +280,7 @@ class MetricExperiment(Experiment):
         return {"metric": perturbation_figure(means, watermark=scale.watermark)}
 
     def checks(self, scale: Scale, store: Store) -> list[Check]:
-        printed = store.result(PrintedFieldCell())
+        printed = store.result(MisprintCell())
         checks = []
         for name, what in (("printed", "WᵀΣ(MWz + b), as printed"), ("corrected", "WᵀΣ(WMz + b)")):
             got = None if printed is None else f"{printed[name]:.4f}"
@@ -297,7 +298,7 @@ class MetricExperiment(Experiment):
         if len(found) < len(cells):
             return Check.of(what, "not above 1", expected, None, None)
         worst = max(found, key=_excess)
-        got = f"{worst['measured']:.6f} measured, {worst['declared']:.6f} declared"
+        got = f"{measured_bound(worst['measured'])} measured, {bound(worst['declared'])} declared"
         return Check.of(what, "not above 1", expected, got, _excess(worst) <= TOLERANCE)
 
 
@@ -331,8 +332,9 @@ def _row(got: dict[str, Any]) -> dict[str, str]:
     place = {name: EPSILONS.index(PROVED if name.startswith("certified") else SHOWN) for name in COLUMNS}
     row = {name: f"{got[name]:.3f}" for name in COLUMNS if name.startswith("median")}
     for name in ("noise", "shading", "worst shading", "certified shading"):
-        row[name] = f"{100 * got[name][place[name]]:.1f} %"
-    return row | {"clean": f"{100 * got['clean']:.1f} %", "runs": str(got["runs"])}
+        write: Callable[[float], str] = proved_percent if name.startswith("certified") else percent
+        row[name] = write(got[name][place[name]])
+    return row | {"clean": percent(got["clean"]), "runs": str(got["runs"])}
 
 
 def perturbation_cell(scale: Scale, kind: str, seed: int) -> PerturbationCell:

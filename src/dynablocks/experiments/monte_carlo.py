@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -162,8 +162,6 @@ class MonteCarloCell(Cell):
     trials: int
     slope: float = 0.5
     seed: int = 0
-
-    version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         ways = {(region.contractive_parts, isinstance(region, ExactFlowRegion)) for region in self.claims().values()}

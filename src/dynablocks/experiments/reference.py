@@ -36,3 +36,15 @@ def paper_curve(data: str, model: str, margin: float) -> Curve | None:
     results = paper_results()
     found = results["datasets"].get(data, {}).get(NAMES.get(model, ""), {}).get(f"{margin:g}")
     return None if found is None else Curve(tuple(results["epsilons"]), tuple(found["robust_accuracy"]), SAMPLES)
+
+
+def released_note(model: str) -> str:
+    """What a check says behind a number of the paper where the code released beside it takes other steps.
+
+    The steps of ``prescribed`` and ``flexible`` there are neither (3.11) nor (3.12): docs/reproduce.md.
+
+    Example:
+        >>> released_note("flexible"), released_note("naive")
+        (' (released network, other steps)', '')
+    """
+    return " (released network, other steps)" if model in ("prescribed", "flexible") else ""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynablocks.experiments.robustness import Row
+from dynablocks.reporting import words
 from dynablocks.reporting.data import StepRow
 from dynablocks.reporting.figures import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILION, draw_steps, new_figure, styled
 from dynablocks.robustness import Curve
@@ -87,9 +88,10 @@ def gap_figure(rows: Sequence[Row], store: Store, *, watermark: str | None = Non
             high = np.interp(proved.epsilons, worst.epsilons, worst.accuracies)
             low = np.asarray(proved.accuracies)
             axes.fill_between(proved.epsilons, 100 * low, 100 * high, color=ORANGE, alpha=0.2, lw=0)
-        bound = (store.result(row.certificate) or {}).get("body_lipschitz")
+        constant = (store.result(row.certificate) or {}).get("body_lipschitz")
         lacking = "failed" if row.failed(store) else "not run"
-        note = lacking if certified is None else f"bound {bound:.3g}" if bound is not None else "bound infinite"
+        shown = "bound infinite" if constant is None else f"bound {words.bound(constant)}"
+        note = lacking if certified is None else shown
         axes.set_title(f"{row.label}{'' if row.margin is None else f', {row.margin:g}'}: {note}", fontsize=8.5)
         axes.set(xlim=(0, 1), ylim=(0, 100))
     _legend(panels[0], fontsize=7.5)

@@ -60,8 +60,6 @@ class TrainingCell(Cell):
         data_dir: where the images are.
     """
 
-    version: ClassVar[int] = 1
-
     model: ModelConfig
     training: TrainingConfig
     data: str

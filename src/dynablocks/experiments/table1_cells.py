@@ -6,7 +6,7 @@ import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -65,8 +65,6 @@ class EnsembleCell(Cell):
         part: the points that are held out to measure the accuracy, ``"test"`` or ``"validation"``.
         seed: of the points, starts and batches.
     """
-
-    version: ClassVar[int] = 1
 
     family: str
     runs: int = 100

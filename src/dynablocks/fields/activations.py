@@ -35,7 +35,7 @@ class Activation:
 
     Raises:
         InvalidArgument: the slopes are not two finite numbers in order, or those of another σ than ``negative_slope``;
-            a function has parameters.
+            a function has parameters; ``negative_slope`` beside a ``__call__`` or a ``flow`` of a subclass.
     """
 
     name: str
@@ -64,10 +64,12 @@ class Activation:
                 f"negative_slope of {self.name} is {a!r} beside slopes from {self.slope_min} to {self.slope_max}; it "
                 "is the a of max(u, au) with 0 <= a <= 1, whose slopes are a and 1."
             )
-        if a is not None and type(self).__call__ is not Activation.__call__:
+        kind, computing = type(self), ("__call__", "flow")
+        own = next((name for name in computing if getattr(kind, name) is not getattr(Activation, name)), None)
+        if a is not None and own is not None:
             raise InvalidArgument(
-                f"{type(self).__name__} computes by a __call__ of its own, of which negative_slope says nothing; leave "
-                "negative_slope out."
+                f"{kind.__name__} has a {own} of its own, of which negative_slope says nothing; leave negative_slope "
+                "out."
             )
 
     @property

@@ -227,13 +227,14 @@ SAID_OF: dict[str, tuple[str, ...]] = {
     "euler_constant": MOVING,
     "flow_constant": (*MOVING, "flow"),
     "flow_log_determinant": (*MOVING, "flow"),
+    "flow_with_log_determinant": (*MOVING, "flow", "flow_log_determinant"),
     "terms": ("forward",),
 }
 """The methods by which a class says what holds of others, and which these are: who replaces one says it anew."""
 
 
 OF_ANOTHER: dict[str, tuple[str, ...]] = {
-    "flow": ("forward", "profile", "preactivation"),
+    "flow": ("forward", "profile", "preactivation", "rate"),
     "structure": ("forward",),
     "energy": COMPUTING,
     "rotate": ("forward",),
@@ -379,6 +380,14 @@ class VectorField(nn.Module):
             "flow_log_determinant(x, time): log |det DΦ_t(x)|, one number a sample."
         )
 
+    def flow_with_log_determinant(self, x: Tensor, time: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Φ_t(x) and log |det DΦ_t(x)|: what :meth:`flow` and :meth:`flow_log_determinant` give.
+
+        A class where both share work computes them at once here.
+        """
+        change = self.flow_log_determinant(x, time)
+        return self.flow(x, time), change
+
     def flow_constant(self, time: float) -> tuple[float, str]:
         """A Lipschitz constant of Φ_t and the reason: e^{μ|t|} for the one-sided constant μ of X (Grönwall).
 
@@ -391,12 +400,9 @@ class VectorField(nn.Module):
         rate = facts.one_sided if time > 0 else backwards
         return exp_up(rate * abs(time)), f"e^(t·{rate:.4g}), Grönwall"
 
-    def inverse_tolerance(self, time: float) -> float | None:
-        """By how much Φ_{−t} may miss the inverse of Φ_t beyond rounding, relative to max(1, ‖x‖): 0 of a closed form.
-
-        ``None`` where the present parameters leave nothing of the inverse.
-        """
-        return 0.0
+    def is_undone(self, time: float) -> bool:
+        """Whether Φ_{−t} leads back from Φ_t but for rounding, for the present parameters: yes of a closed form."""
+        return True
 
     def euler_constant(self, step_size: float, bound: str = "tight") -> tuple[float, str]:
         r"""A Lipschitz constant of x + hX(x) for h = ``step_size`` of either sign, and the reason.

@@ -171,7 +171,8 @@ class Damping(VectorField):
     def facts(self) -> FieldFacts:
         gamma = round_up(self.rate())
         known = FieldFacts.of_spectrum(-gamma, 0.0, odd=True, reason=f"damping γ = {gamma:.4g}")
-        return replace(known, damping=self.rate())
+        # Where a subclass cuts elsewhere it damps other entries than p, and the form has no factor.
+        return replace(known, damping=self.rate()) if 2 * self.split == self.in_shape[0] else known
 
     def _standing_facts(self) -> FieldFacts:
         return FieldFacts(conservative=True)
@@ -228,8 +229,19 @@ class DampedHamiltonian(SeparableHamiltonian):
         """The kick (0, −∇V(q)), the damping (0, −γp) and the drift (∇T(p), 0)."""
         return self.kick, self.damping, self.drift
 
+    def _damps_momenta(self) -> bool:
+        """Whether the damping is that of p and of nothing else: it may have been replaced since the field was made."""
+        known = self.damping.standing_facts().conservative and self.damping.in_shape == self.in_shape
+        return known and 2 * self.damping.split == self.in_shape[0]
+
+    def _is_conformal(self) -> bool:
+        """Whether X is still 𝕁∇H − γ(0, p), by its parts as they are now."""
+        return self._damps_momenta() and all(part.standing_facts().hamiltonian for part in (self.kick, self.drift))
+
     def why_no_structure(self) -> str | None:
         """Why X is not S∇H with a constant S, ``None`` when it is."""
+        if not self._damps_momenta():
+            return f"the {type(self.damping).__name__} of a damped Hamiltonian field is not known to damp p alone"
         # A subclass is another T.
         if type(self.drift.force) is IdentityField:
             return None
@@ -239,7 +251,7 @@ class DampedHamiltonian(SeparableHamiltonian):
         """(v_p, −v_q − γv_p), for every v: ⟨v, Sv⟩ = −γ‖v_p‖² <= 0.
 
         Raises:
-            InvalidArgument: T is not ‖p‖²/2.
+            InvalidArgument: T is not ‖p‖²/2, or something else than p is damped.
         """
         reason = self.why_no_structure()
         if reason is not None:
@@ -248,19 +260,20 @@ class DampedHamiltonian(SeparableHamiltonian):
         return canonical(v) + rate
 
     def facts(self) -> FieldFacts:
-        drift, gamma = self.drift.facts(), round_up(self.damping.rate())
-        kick = self.kick.facts()
+        kick, drift, damping = self.kick.facts(), self.drift.facts(), self.damping.facts()
         force = self.drift.force.facts() if isinstance(self.drift.force, VectorField) else FieldFacts()
         # A monotone odd ∇T vanishes at 0, so pᵀ∇T(p) >= 0.
         monotone = force.odd and force.spectrum is not None and force.spectrum[0] >= 0
+        gamma = damping.damping if self._is_conformal() else None
         return FieldFacts(
-            lipschitz=round_up(max(kick.lipschitz, drift.lipschitz) + gamma),
-            one_sided=round_up((kick.lipschitz + drift.lipschitz) / 2),
-            odd=kick.odd and drift.odd,
-            damping=self.damping.rate(),
-            dissipates_energy=monotone,
-            reason=f"𝕁∇H with damping γ = {gamma:.4g}",
+            lipschitz=round_up(max(kick.lipschitz, drift.lipschitz) + damping.lipschitz),
+            one_sided=round_up((kick.lipschitz + drift.lipschitz) / 2 + max(0.0, damping.one_sided)),
+            odd=kick.odd and drift.odd and damping.odd,
+            damping=gamma,
+            dissipates_energy=gamma is not None and gamma >= 0 and monotone and self._has_energy(),
+            reason=f"{'kick and drift' if gamma is None else '𝕁∇H'} with damping γ = {damping.lipschitz:.4g}",
         )
 
     def _standing_facts(self) -> FieldFacts:
-        return FieldFacts(dissipates_energy=type(self.drift.force) is IdentityField)
+        conformal = type(self.drift.force) is IdentityField and self._is_conformal()
+        return FieldFacts(dissipates_energy=conformal and self._has_energy())

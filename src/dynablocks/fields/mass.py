@@ -121,9 +121,7 @@ class ExchangeField(VectorField):
         bias: bool,
     ) -> None:
         super().__init__()
-        hidden = require_whole("hidden", hidden, 1)
-        if entries < 2:
-            raise InvalidArgument(f"entries is {entries}; mass moves between at least 2.")
+        entries, hidden = require_whole("entries", entries, 2), require_whole("hidden", hidden, 1)
         self.space = InvariantSpace(entries, [weights])
         self.in_shape, self.sigma = (entries,), activation(sigma)
         self.inner, self.outer = Dense(entries, hidden), Dense(outputs, hidden)
@@ -291,10 +289,11 @@ class CompartmentField(ExchangeField):
         return functional.pad(rows.flatten(-2), (0, 1)).reshape(*rates.shape[:-1], n, n)
 
     def facts(self) -> FieldFacts:
-        # The space may have been replaced since the field was made, and X divides by w.
-        least = min(self.weights)
+        # Of the weights that X divides by: the space may have been replaced, or a subclass says weights of its own.
+        weights = tuple(map(float, self.weights))
+        stated, least = None if set(weights) == {1.0} else weights, min(weights)
         return FieldFacts(
-            linear_invariants=() if 0 in self.weights else self.space.weights,
+            linear_invariants=() if 0 in weights else (stated,),
             positive=least > 0,
             reason="rates · x: no global Lipschitz constant" if least > 0 else f"a weight is {least:g}, not positive",
         )

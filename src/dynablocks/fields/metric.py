@@ -122,7 +122,7 @@ class MetricField(VectorField):
         matrix = self.metric.whiten(outer.reshape(-1, *self.in_shape)).flatten(1)
         # Each of at most four products with factors of norm <= ‖M^{1/2}‖ errs by this, entry by entry.
         slack = 8 * product_slack(entries) * float(outer.norm()) * math.sqrt(entries * self.metric.eigenvalues[1])
-        smallest = smallest_singular_value_bounds(matrix, null_space=True).lower
+        smallest = smallest_singular_value_bounds(matrix).lower
         return max(0.0, smallest - slack), linear_norm_bounds(matrix).upper + slack, "dense W M^{1/2}"
 
     def facts(self) -> FieldFacts:

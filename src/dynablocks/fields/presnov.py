@@ -108,8 +108,6 @@ def presnov(f: Field, in_shape: tuple[int, ...] | None = None, *, nodes: int = 1
     shape = getattr(f, "in_shape", None) if in_shape is None else in_shape
     if shape is None:
         raise InvalidArgument("f has no in_shape; give the shape of one sample as in_shape=.")
-    nodes = require_whole("nodes", nodes)
-    if nodes < 1:
-        raise InvalidArgument(f"nodes is {nodes}; at least 1 is needed.")
+    nodes = require_whole("nodes", nodes, 1)
     gradient = PresnovGradient(f, require_sizes("in_shape", shape), nodes)
     return Presnov(gradient, PresnovTangent(gradient))

@@ -100,8 +100,12 @@ class RidgeField(VectorField):
 
     def euler_step(self, x: Tensor, step_size: Tensor | float) -> Tensor:
         """x + hX(x), with h and the factors on σ multiplied into the weight of Aᵀ, not into activations; h may be one
-        a sample."""
-        if isinstance(step_size, Tensor) and step_size.numel() != 1:
+        a sample.
+
+        A map with an adjoint of its own takes no other weight, and one h a sample is no factor of it: h multiplies X.
+        """
+        one_for_all = not isinstance(step_size, Tensor) or step_size.numel() == 1
+        if not one_for_all or overrides(self.linear, LinearMap, "adjoint"):
             return x + over_states(step_size, x) * self(x)
         scales = self.slope_scales()
         factor = step_size * (self.sign if scales is None else scales)
@@ -147,8 +151,16 @@ class RidgeField(VectorField):
 
     def flow_log_determinant(self, x: Tensor, time: Tensor | float) -> Tensor:
         u = _widened(self.preactivation(x))
-        times = self._times(time, u)
-        return torch.where(u >= 0, times, (self.sigma.negative_slope or 0.0) * times).flatten(1).sum(1)
+        return self._log_growth(u, self._times(time, u))
+
+    def flow_with_log_determinant(self, x: Tensor, time: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Both from one Ax + b, as long as the methods that compute them apart are those of this class."""
+        if any(overrides(self, RidgeField, name) for name in ("flow", "flow_log_determinant", "ridge_step")):
+            return super().flow_with_log_determinant(x, time)
+        with shared_weights(self.linear):
+            u = _widened(self.preactivation(x))
+            times = self._times(time, u)
+            return x + self.linear.adjoint(self.sigma.flow(u, times) - u), self._log_growth(u, times)
 
     def flow_constant(self, time: float) -> tuple[float, str]:
         ends = [expm1_bounds(time * slope) for slope in self.slope_range()]
@@ -156,16 +168,16 @@ class RidgeField(VectorField):
         constant = math.nextafter(max(abs(1 + low), abs(1 + high)), math.inf)
         return constant, f"exact flow, symmetric Jacobian with eigenvalues in [{1 + low:.6g}, {1 + high:.6g}]"
 
-    def inverse_tolerance(self, time: float) -> float | None:
-        r"""Gδ for ‖AAᵀ − I‖ <= δ, G = ‖A‖ e₊ e₋ (‖A‖ + ‖b‖) and e± = max |e^{±st} − 1| over the slopes s of g.
+    def is_undone(self, time: float) -> bool:
+        r"""Whether Gδ is rounding: ‖AAᵀ − I‖ <= δ, G = ‖A‖ e₊ e₋ (‖A‖ + ‖b‖), e± = max |e^{±st} − 1| for slopes s of g.
 
         The flow −t starts from A(x + Aᵀ(φ_t(u) − u)) + b = φ_t(u) + (AAᵀ − I)(φ_t(u) − u) for u = Ax + b, and not from
         φ_t(u) itself. Rounding of Φ_t(x), which is of the size of x where units shrink to e^{−t}, grows by G on the way
-        back, too: ``None`` where that is more than :data:`STRETCH` times the number of entries, or moves the first
-        three digits of a state.
+        back, too: nothing is left where that is more than :data:`STRETCH` times the number of entries, or moves the
+        first three digits of a state.
         """
         if type(self).flow is not RidgeField.flow:
-            return super().inverse_tolerance(time)
+            return super().is_undone(time)
         slopes, upper = self.slope_range(), self.linear.norm_bounds().upper
         there, back = (max(abs(end) for s in slopes for end in expm1_bounds(t * s)) for t in (time, -time))
         pixels = self.linear.features // self.linear.out_shape[0]
@@ -173,15 +185,17 @@ class RidgeField(VectorField):
         growth = upper * there * back * (upper + bias)
         limit = min(STRETCH * math.prod(self.in_shape), LOOSEST / torch.finfo(self.linear.weight.dtype).eps)
         # What is no number is no bound, either.
-        if not growth <= limit:
-            return None
-        return self.linear.isometry_tolerance(growth)
+        return growth <= limit and self.linear.isometry_tolerance(growth) == 0.0
 
     def _times(self, time: Tensor | float, u: Tensor) -> Tensor:
         scales = self.slope_scales()
         if scales is None:
             return torch.as_tensor(self.sign * time, dtype=u.dtype, device=u.device)
         return self.per_channel(scales) * time
+
+    def _log_growth(self, u: Tensor, times: Tensor) -> Tensor:
+        """log |det| of the flow of u, for the signed times of :meth:`_times`: one factor e^t or e^{at} an entry."""
+        return torch.where(u >= 0, times, (self.sigma.negative_slope or 0.0) * times).flatten(1).sum(1)
 
     def scale_range(self) -> tuple[float, float]:
         """The smallest and largest signed factor on σ, in float64."""

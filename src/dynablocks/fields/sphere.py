@@ -89,16 +89,9 @@ class TangentField(VectorField):
     r"""X with ⟨x, X(x)⟩ = 0: X(x) = Λ(x)x with Λ(x) = (X(x)xᵀ − x X(x)ᵀ)/‖x‖².
 
     Lie-group methods move by rotations exp(hΛ) or cay(hΛ). This Λ has rank two, so both cost O(n)
-    (:func:`rotate_in_plane`). A subclass with another Λ overrides :meth:`generator` and :meth:`rotate`; where it
-    declares its field odd, its Λ must be even.
+    (:func:`rotate_in_plane`). A subclass with another Λ overrides :meth:`rotate`; where it declares its field odd, its
+    Λ must be even.
     """
-
-    def generator(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch n n"]:
-        """Λ(x), skew-symmetric, with Λ(x)x = X(x); it acts on the flattened state."""
-        flat = x.flatten(1)
-        inverse = inverse_norm(flat)
-        outer = (self(x).flatten(1) * inverse).unsqueeze(-1) * (flat * inverse).unsqueeze(-2)
-        return outer - outer.mT
 
     def rotate(
         self, at: Float[Tensor, "batch ..."], v: Float[Tensor, "batch ..."], time: Tensor | float, chart: str = "exp"
@@ -186,9 +179,7 @@ class RotationField(TangentField):
 
     def __init__(self, entries: int, hidden: int = 10, sigma: str | Activation = "tanh", *, bias: bool = True) -> None:
         super().__init__()
-        entries, hidden = require_whole("entries", entries), require_whole("hidden", hidden, 1)
-        if entries < 2:
-            raise InvalidArgument(f"entries is {entries}; a rotation needs at least 2.")
+        entries, hidden = require_whole("entries", entries, 2), require_whole("hidden", hidden, 1)
         self.in_shape, self.sigma = (entries,), activation(sigma)
         self.inner, self.outer = Dense(entries, hidden), Dense(entries * (entries - 1) // 2, hidden)
         self.bias = nn.Parameter(torch.zeros(hidden)) if bias else None
@@ -198,6 +189,7 @@ class RotationField(TangentField):
         return cls(3, 5)
 
     def generator(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n n"]:
+        """Λ(x), skew-symmetric, with Λ(x)x = X(x)."""
         with shared_weights(self.inner), shared_weights(self.outer):
             pairs = self.outer.adjoint(self.sigma(self.inner.affine(x, self.bias)))
         return skew_matrix(pairs, self.in_shape[0])

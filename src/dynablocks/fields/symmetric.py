@@ -60,9 +60,7 @@ class LinearField(VectorField):
 
     def __init__(self, entries: int, *, bias: bool = False, spread: float = 0.5) -> None:
         super().__init__()
-        entries = require_whole("entries", entries)
-        if entries < 1:
-            raise InvalidArgument(f"entries is {entries}; a linear field needs at least 1.")
+        entries = require_whole("entries", entries, 1)
         self.in_shape = (entries,)
         self.matrix = nn.Parameter(spread / math.sqrt(entries) * torch.randn(entries, entries))
         self.bias = nn.Parameter(torch.zeros(entries)) if bias else None
@@ -101,15 +99,15 @@ class LinearField(VectorField):
         """t trace S."""
         return (time * self.symmetric().trace()).flatten().expand(x.shape[0])
 
-    def inverse_tolerance(self, time: float) -> float | None:
-        """0, or ``None`` where too few digits of x are left.
+    def is_undone(self, time: float) -> bool:
+        """Whether enough digits of x are left.
 
         The condition number of e^{tS} may be e^{2|t|‖S‖}: up to e^30 = 1e13 is let pass in float64, 5e5 in float32. A
         bias b adds |t|‖b‖e^{|t|‖S‖} to the image of x, and its rounding to that of the inverse.
         """
         limit = 15.0 * math.log(torch.finfo(self.matrix.dtype).eps) / math.log(EPS)
         shift = 0.0 if self.bias is None else float(self.bias.detach().double().norm())
-        return 0.0 if abs(time) * self.facts().lipschitz + math.log(max(1.0, abs(time) * shift)) / 2 <= limit else None
+        return abs(time) * self.facts().lipschitz + math.log(max(1.0, abs(time) * shift)) / 2 <= limit
 
     def facts(self) -> FieldFacts:
         ends = torch.linalg.eigvalsh(checked_float64(self.symmetric(), "matrix", 2))
@@ -143,9 +141,7 @@ class DiagonalField(VectorField):
 
     def __init__(self, entries: int, sigma: str | Activation = "tanh", *, spread: float = 0.5) -> None:
         super().__init__()
-        entries = require_whole("entries", entries)
-        if entries < 1:
-            raise InvalidArgument(f"entries is {entries}; a diagonal field needs at least 1.")
+        entries = require_whole("entries", entries, 1)
         self.in_shape, self.sigma = (entries,), activation(sigma)
         self.scale = nn.Parameter(spread * torch.randn(entries))
 

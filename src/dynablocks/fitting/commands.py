@@ -6,17 +6,17 @@ import csv
 import hashlib
 import math
 import os
-import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynablocks.arguments import joined_values, make_parser, say
 from dynablocks.errors import BadCheckpoint, BadData, InvalidArgument, require_choice, require_range, unknown_name
 from dynablocks.files import expanded, lock_file, read_json, resolved, sha256, write_text
 from dynablocks.fitting.doubts import doubts
-from dynablocks.fitting.folder import claim, write_weights
+from dynablocks.fitting.folder import already_there, claim, write_weights
 from dynablocks.fitting.job import PRESETS, FitConfig, Plan, plan, run_stages
 from dynablocks.fitting.report import headline_rows, long_run, measure, warnings, write_outputs
 from dynablocks.fitting.samples import MOST_SAMPLES, usual_steps
@@ -107,6 +107,9 @@ def add_arguments(parser: Any) -> None:
         "--max-minutes", type=float, default=None, help="stop fitting after so long (default: the preset's)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument(
+        "--test", type=str, default=None, help="labels of the test trajectories, as 3,7 (default: a fifth, drawn)"
+    )
     parser.add_argument("--weights", type=str, default=None, help="for mass: one number a state column, as 1,2.5,1")
     parser.add_argument("--odd", action="store_true", help="the system has the symmetry x -> -x")
     parser.add_argument("--coupled", action="store_true", help="for symplectic: the energy is not T(p) + V(q)")
@@ -126,22 +129,11 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds another fit")
 
 
-def joined_values(arguments: Sequence[str], flag: str) -> list[str]:
-    """``--weights -1,1`` as one word, since -1,1 would be taken for an option.
-
-    Example:
-        >>> joined_values(["--weights", "-1,1", "--odd"], "--weights")
-        ['--weights=-1,1', '--odd']
-    """
-    words = list(arguments)
-    for place in range(len(words) - 2, -1, -1):
-        if words[place] == flag and re.match(r"-[\d.]", words[place + 1]):
-            words[place : place + 2] = [f"{flag}={words[place + 1]}"]
-    return words
-
-
-def fit_command(options: Any, arguments: Sequence[str], say: Callable[[str], None]) -> int:
+def fit_command(arguments: Sequence[str]) -> int:
     """Read, fit, verify, roll out, report."""
+    parser = make_parser("fit", SUMMARY, EXAMPLES)
+    add_arguments(parser)
+    options = parser.parse_args(joined_values(arguments, "--weights"))
     preserve, name = _choices(options)
     config = _config(options, preserve)
     out = Path(options.out or Path("runs") / f"fit-{name}-{preserve}")
@@ -159,10 +151,10 @@ def fit_command(options: Any, arguments: Sequence[str], say: Callable[[str], Non
         if origin.example is not None:
             write_text(origin.file, origin.example)
         if finished:
-            say(f"{out} holds this fit already; --overwrite makes it anew")
+            say(already_there(out, config))
         else:
             try:
-                _fit(planned, config, out, source, "dynablocks fit " + shlex.join(arguments), say)
+                _fit(planned, config, out, source, "dynablocks fit " + shlex.join(arguments))
             except KeyboardInterrupt as interrupt:
                 say(f"interrupted; the same command, without --overwrite, goes on from {out}")
                 raise Stopped from interrupt
@@ -178,9 +170,7 @@ def _lock(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.lock"
 
 
-def _fit(
-    planned: Plan, config: FitConfig, out: Path, source: dict[str, str], command: str, say: Callable[[str], None]
-) -> None:
+def _fit(planned: Plan, config: FitConfig, out: Path, source: dict[str, str], command: str) -> None:
     say(_reading(planned, source["file"]))
     if _has_momenta(planned.structure):
         say(_columns(planned.structure))
@@ -229,6 +219,7 @@ def _config(options: Any, preserve: str) -> FitConfig:
         substeps=options.substeps,
         noise=options.noise,
         seed=options.seed,
+        test=_names("--test", options.test),
         **settings,
     )
 
@@ -271,18 +262,22 @@ class _Source:
 
 
 def _column_names(options: Any) -> tuple[str, ...] | None:
-    text = options.columns
+    if options.columns is not None and options.example is not None:
+        raise InvalidArgument("--columns chooses among the columns of a FILE; leave it out with --example.")
+    return _names("--columns", options.columns)
+
+
+def _names(flag: str, text: str | None) -> tuple[str, ...] | None:
+    """What stands between the commas of an option's text."""
     if text is None:
         return None
-    if options.example is not None:
-        raise InvalidArgument("--columns chooses among the columns of a FILE; leave it out with --example.")
     try:
         names = tuple(part.strip() for part in next(csv.reader([text], skipinitialspace=True, strict=True)))
     except csv.Error:
         names = ()
     if not names or not all(names):
         raise InvalidArgument(
-            f"--columns is {text!r}; names separated by commas are needed, as q,p (one that has a comma in quotation "
+            f"{flag} is {text!r}; names separated by commas are needed, as q,p (one that has a comma in quotation "
             "marks)."
         )
     return names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from dynablocks.fitting.surrogates import LEARNED_ENERGY, change_of_units, depar
 from dynablocks.reporting import words
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
 
     from dynablocks.fitting.job import Plan
 
@@ -32,6 +33,11 @@ FAR_AWAY = 1e4
 """At so many times the size of the motion the rounding of the states is 1e-12 of the motion, in every step."""
 ROUNDED_STEP = 1e-6
 """From which share of a usual step on the rounding of the times is told."""
+WHOLE, NEAR = 1e-3, 1.75
+"""Times are multiples of a unit where they are off by no more than the first of it; a step that takes so many times the
+usual one as the second is longer because a sample was left out."""
+REPEATED = 0.1
+"""From which share on of the test steps that the training has, too, a reader is told."""
 
 
 def doubts(planned: Plan) -> list[str]:
@@ -44,7 +50,19 @@ def doubts(planned: Plan) -> list[str]:
         >>> [sentence[:24] for sentence in doubts(plan(log, FitConfig("symplectic")))]
         ['There is one trajectory:']
     """
-    kinds = (_alone, _large_test, _gaps, _short, _far_from_zero, _late, _wrapped, _alternating, _not_kept)
+    kinds = (
+        _alone,
+        _large_test,
+        _repeated,
+        _gaps,
+        _short,
+        _far_from_zero,
+        _late,
+        _rounded,
+        _wrapped,
+        _alternating,
+        _not_kept,
+    )
     return [sentence for kind in kinds for sentence in kind(planned)]
 
 
@@ -62,9 +80,43 @@ def _large_test(planned: Plan) -> Iterator[str]:
     train, test = (len(part.pairs()[2]) for part in (planned.parts.train, planned.parts.test))
     if test > LARGE_TEST * train:
         yield (
-            f"The training has {train:,} steps, the test {test:,}, since whole trajectories are drawn: give another "
-            "--seed, or cut the long ones into several."
+            f"The training has {train:,} steps, the test {test:,}: give another --seed, name other --test "
+            "trajectories, or cut the long ones into several."
         )
+
+
+def _repeated(planned: Plan) -> Iterator[str]:
+    """Test steps that the training has, too, or pairs that follow one another from the one into the other.
+
+    Not where the training repeats itself: coarse measurements of few columns do, whichever trajectories they are of.
+    """
+    train, test = planned.parts.train, planned.parts.test
+    (x, y, _), (start, end, _) = train.pairs(), test.pairs()
+    moving = list(_bytes(torch.cat([x, y], dim=1)[(x != y).any(dim=1)]))
+    if 2 * len(set(moving)) < len(moving):
+        return
+    known = _are_among(torch.cat([start, end], dim=1), torch.cat([x, y], dim=1))
+    told = "stand in the training, too"
+    cause = "does a trajectory stand in the file under two labels? Leave one of them out"
+    if isinstance(train, Pairs):
+        known |= _are_among(start, y) | _are_among(end, x)
+        told = "stand in the training, too, or end or begin where a training pair begins or ends"
+        cause = "are the pairs cut from trajectories, or are there rows twice? Give the trajectories, and each row once"
+    # A state at rest stays there in every trajectory.
+    share = float((known & (start != end).any(dim=1).cpu()).double().mean())
+    if share > REPEATED:
+        yield f"Of the test steps {words.percent(share)} {told}, so that errors look too small: {cause}."
+
+
+def _are_among(rows: Float[Tensor, "row n"], others: Float[Tensor, "other n"]) -> Bool[Tensor, " row"]:
+    """Which rows are among the others, to the last bit."""
+    own = list(_bytes(rows))
+    found = set(own).intersection(_bytes(others))
+    return torch.tensor([row in found for row in own])
+
+
+def _bytes(rows: Tensor) -> Iterator[bytes]:
+    return (row.tobytes() for row in (rows.detach().cpu() + 0.0).numpy())  # the sum of −0 is 0
 
 
 def _gaps(planned: Plan) -> Iterator[str]:
@@ -85,6 +137,12 @@ def _short(planned: Plan) -> Iterator[str]:
         yield (
             f"No training trajectory has the {NOISE_DIFFERENCES[-1] + 1} samples in a row that tell noise from "
             "curvature, so all are taken for clean: give --noise yes if there is noise, --noise no if there is none."
+        )
+    if planned.cut_to_one:
+        yield (
+            "The data looks noisy, but too many trajectories of the training or validation part are too short, or cut "
+            "by gaps, for several steps in a row: single steps are fitted, and noise may be as large as these. Give "
+            "longer trajectories or another --seed, or --noise no if there is none."
         )
 
 
@@ -121,6 +179,39 @@ def _late(planned: Plan) -> Iterator[str]:
         )
 
 
+def _rounded(planned: Plan) -> Iterator[str]:
+    """Times of even samples that were rounded to decimals, so that their steps are of two lengths, a unit apart."""
+    times = [t for part in _parts(planned).values() if isinstance(part, Trajectories) for t in part.times]
+    usual = planned.structure.step
+    unit = _decimal_unit(torch.cat(times), usual) if times and math.isfinite(usual) else None
+    if unit is None:
+        return
+    # Each by itself: two trajectories may well be measured at two rates.
+    steps = [near for t in times if (near := t.diff()[t.diff() < NEAR * usual]).numel()]
+    for least, most in {(float(near.min()), float(near.max())) for near in steps}:
+        # Of steps of one unit and of two the longer ones may be samples that were left out.
+        if abs(most - least - unit) > 0.1 * unit or least <= 1.5 * unit:
+            continue
+        yield (
+            f"Times are multiples of {unit:g}, and the steps between them {least:.6g} or {most:.6g}, as of even times "
+            f"that were rounded: each step may be off by up to {unit / usual:.2g} of itself. Write times with more "
+            "digits, or as multiples of the true step."
+        )
+        return
+
+
+def _decimal_unit(times: Float[Tensor, " time"], usual: float) -> float | None:
+    """The largest power of ten up to a usual step of which all times are multiples; ``None`` where it is too small."""
+    latest, eps = float(times.abs().max()), torch.finfo(times.dtype).eps
+    exponent = math.floor(math.log10(usual))
+    while (unit := 10.0**exponent) > ROUNDED_STEP * usual and eps * latest < WHOLE * unit:
+        counts = times / unit
+        if bool(((counts - counts.round()).abs() <= WHOLE).all()):
+            return unit
+        exponent -= 1
+    return None
+
+
 def _wrapped(planned: Plan) -> Iterator[str]:
     # In a long step any column may do what an angle that wraps does in a usual one.
     pieces = (part.without_gaps(GAP * planned.structure.step) for part in _parts(planned).values())
@@ -133,7 +224,8 @@ def _wrapped(planned: Plan) -> Iterator[str]:
         if wraps:
             yield (
                 f"Column {name!r} jumps by {jump:.3g}: an angle that wraps? Then take numpy.unwrap of it before (of "
-                "degrees with period=360), one trajectory at a time."
+                "degrees with period=360), one trajectory at a time; or a value that stands for a missing one: remove "
+                "those rows."
             )
 
 
@@ -161,20 +253,39 @@ def columns_option(names: Sequence[str]) -> str:
 
 
 def positions_first(names: Sequence[str]) -> tuple[str, ...] | None:
-    """The names with all of one letter first, where two letters alternate with equal numbers; else ``None``.
+    """The names with all of one kind first, where two kinds alternate; else ``None``.
+
+    Two letters with equal numbers, or every other name is the one before with the same prefix or suffix.
 
     Example:
-        >>> positions_first(("q1", "p1", "q2", "p2"))
-        ('q1', 'q2', 'p1', 'p2')
+        >>> positions_first(("q1", "p1", "q2", "p2")), positions_first(("x", "vx", "y", "vy"))
+        (('q1', 'q2', 'p1', 'p2'), ('x', 'y', 'vx', 'vy'))
     """
+    if len(names) < 4 or len(names) % 2:
+        return None
+    return (*names[0::2], *names[1::2]) if _numbers_alternate(names) or _affix_alternates(names) else None
+
+
+def _numbers_alternate(names: Sequence[str]) -> bool:
     matches = [re.fullmatch(r"(.*?)_?(\d+)", name) for name in names]
     parts = [(match[1], match[2]) for match in matches if match is not None]
-    if len(names) < 4 or len(names) % 2 or len(parts) < len(names):
-        return None
+    if len(parts) < len(names):
+        return False
     stems, numbers = zip(*parts, strict=True)
     first, second = set(stems[0::2]), set(stems[1::2])
-    alternate = len(first) == len(second) == 1 and first != second and numbers[0::2] == numbers[1::2]
-    return (*names[0::2], *names[1::2]) if alternate else None
+    return len(first) == len(second) == 1 and first != second and numbers[0::2] == numbers[1::2]
+
+
+def _affix_alternates(names: Sequence[str]) -> bool:
+    """Whether every other name is the one before with the same prefix, or suffix, that has no digit."""
+    firsts, seconds = list(names[0::2]), list(names[1::2])
+    more = len(seconds[0]) - len(firsts[0])
+    if more < 1:
+        return False
+    prefix, suffix = seconds[0][:more], seconds[0][-more:]
+    if seconds == [prefix + first for first in firsts]:
+        return not re.search(r"\d", prefix)
+    return seconds == [first + suffix for first in firsts] and not re.search(r"\d", suffix)
 
 
 def _not_kept(planned: Plan) -> Iterator[str]:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dynablocks.errors import BadCheckpoint, DynablocksError, InvalidArgument
-from dynablocks.files import expanded, plain_data, tensor_digest, write_atomically, write_text
+from dynablocks.files import expanded, plain_data, read_json, tensor_digest, write_atomically, write_text
+from dynablocks.fitting.regression import TIME_OVER
 from dynablocks.fitting.surrogates import FlowMap, Structure, build
 from dynablocks.run_files import CHECKPOINT, CONFIG, EXAMPLE_DATA, METRICS, PREDICTIONS, REPORT, VERIFICATION, WEIGHTS
 from dynablocks.seeding import seeded
@@ -198,6 +199,18 @@ def claim(directory: Path, config: FitConfig, structure: Structure, source: dict
         raise InvalidArgument(f"--out {directory} holds other files; give an empty or a new folder.")
     write_text(directory / CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
     return False
+
+
+def already_there(directory: Path, config: FitConfig) -> str:
+    """What to say of a directory that holds this fit, finished; also that its time was over where more is asked for."""
+    made, asked = read_config(directory)["fit"].get("max_minutes"), config.max_minutes
+    metrics = read_json(directory / METRICS)
+    by_time = isinstance(metrics, dict) and metrics.get("stopped") == TIME_OVER
+    found = f"{directory} holds this fit already"
+    if not by_time or not isinstance(made, int | float) or (asked is not None and asked <= made):
+        return f"{found}; --overwrite makes it anew"
+    limit = "without a limit of time" if asked is None else f"with --max-minutes {asked:g}"
+    return f"{found}, made with --max-minutes {made:g} until its time was over; --overwrite fits anew {limit}"
 
 
 def _differing(stored: dict[str, Any], wanted: dict[str, Any]) -> str | None:

@@ -64,6 +64,7 @@ class FitConfig:
         adam_steps, finish_steps: of a stage.
         max_minutes: of wall clock for everything.
         seed: of the split, the start and the batches.
+        test: the labels of the trajectories that are held out as the test, as all of one experiment; ``None``: drawn.
     """
 
     preserve: str = "none"
@@ -78,6 +79,7 @@ class FitConfig:
     finish_steps: int = 150
     max_minutes: float | None = 3.0
     seed: int = 0
+    test: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         SURROGATES.get_known(self.preserve)
@@ -88,6 +90,11 @@ class FitConfig:
                 object.__setattr__(self, name, require_whole(name, value, low, high))  # of NumPy's integers Python's
         if self.max_minutes is not None:
             require_range("max_minutes", self.max_minutes, 0, open_low=True)
+        if self.test is not None:
+            labels = tuple(self.test) if isinstance(self.test, list | tuple) else ()
+            if not labels or not all(isinstance(label, str) for label in labels):
+                raise InvalidArgument(f"test is {self.test!r}; labels of trajectories are needed, as ('3', '7').")
+            object.__setattr__(self, "test", labels)
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,7 @@ class Plan:
 
     ``weights``: of the mass, as they were given; the structure has them over a power of two.
     ``noise_untold``: the trajectories are too short to tell noise from curvature, so that they are taken for clean.
+    ``cut_to_one``: they are noisy, and too few have several steps in a row, so that single ones are fitted.
     """
 
     structure: Structure
@@ -104,6 +112,7 @@ class Plan:
     horizon: int
     weights: tuple[float, ...] | None = None
     noise_untold: bool = False
+    cut_to_one: bool = False
 
     def told(self, kept: Property) -> str:
         """A property of the surrogate in words, that of a mass with the weights that were given."""
@@ -117,9 +126,9 @@ def plan(data: Trajectories | Pairs, config: FitConfig) -> Plan:
 
     Raises:
         BadData: too little data, or states that the structure cannot have.
-        InvalidArgument: the structure does not fit the columns.
+        InvalidArgument: the structure does not fit the columns, or the labels of the test are not those of the data.
     """
-    parts = split(data, config.seed)
+    parts = split(data, config.seed, config.test)
     for part in (data, parts.train):
         _require_states(torch.cat(part.pairs()[:2]), data.names)
     if config.preserve == "positive":
@@ -129,10 +138,10 @@ def plan(data: Trajectories | Pairs, config: FitConfig) -> Plan:
     x, y, _ = train.pairs()
     noise, untold = _noise(train, config)
     noisy = config.noise == "yes" or (config.noise == "auto" and noise.level > NOISY)
-    horizon = 1
+    horizon, wanted = 1, config.horizon or (10 if noisy else 1)
     if isinstance(train, Trajectories):
         fitted = [part for part in (train, held) if isinstance(part, Trajectories)]
-        horizon = longest_horizon(fitted, config.horizon or (10 if noisy else 1))
+        horizon = longest_horizon(fitted, wanted)
         if config.noise == "yes" and horizon == 1 and config.horizon != 1:
             raise InvalidArgument(
                 "--noise yes fits several steps in a row; too many trajectories of the training or validation part are "
@@ -156,7 +165,7 @@ def plan(data: Trajectories | Pairs, config: FitConfig) -> Plan:
     )
     with seeded(config.seed):
         build(structure)
-    return Plan(structure, parts, noise, horizon, config.weights, untold)
+    return Plan(structure, parts, noise, horizon, config.weights, untold, noisy and horizon == 1 < wanted)
 
 
 def _of_size_one(weights: tuple[float, ...] | None) -> tuple[float, ...] | None:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import itertools
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.errors import (
+    OUT_OF_MEMORY,
     BadCheckpoint,
     DynablocksError,
     InvalidArgument,
@@ -40,6 +42,11 @@ HURRY_AFTER = 0.1
 PLATEAU_STEPS, PLATEAU_RATE = 20, 1e-3
 PATIENCE_STEPS = 40
 FINISH_STEPS = {"levenberg-marquardt": 200, "lbfgs": 4000}
+TIME_OVER = "the time was over"
+"""Why a fit ended that its limit of time cut short."""
+SAME_LOSS, SAME_START = 1e-6, 1e-20
+"""A loss is that of a checkpoint where it differs by no more than these shares of it and of the loss at the start:
+machines and numbers of threads round differently, also where nothing but rounding is left."""
 Data = Sequence[Tensor]
 
 
@@ -131,7 +138,8 @@ def fit(
 
     Raises:
         InvalidArgument: an argument is out of range, module(x) and y have different shapes, or the loss is not finite.
-        BadCheckpoint: the checkpoint is of another fit.
+        BadCheckpoint: the checkpoint is of another fit: of other data or settings, or its parameters have another loss
+            in this module.
 
     Source: Kingma and Ba, 2015; Nielsen, 1999 (Levenberg–Marquardt); Liu and Nocedal, 1989 (L-BFGS).
 
@@ -317,19 +325,38 @@ class _Run:
             raise DynablocksError(
                 f"{path} cannot be read ({error.strerror or error}); nothing was changed: make it readable."
             ) from error
+        before = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
         try:
             state = torch.load(io.BytesIO(content), weights_only=True)
             if state["asked"] != self.asked:
                 raise BadCheckpoint("other data or settings")
-            self.module.load_state_dict(state["module"])
-            self.phase, self.step = str(state["phase"]), int(state["step"])
-            self.optimiser_state, self.best = state["optimiser"], dict(state["best"])
-            self.best_record = FitRecord(**state["best_record"])
-            self.best_step, self.hurried = int(state["best_step"]), bool(state.get("hurried", False))
-            self.history.records = [FitRecord(**entry) for entry in state["records"]]
-            self.history.seconds, self.history.stopped = float(state["seconds"]), str(state["stopped"])
+            self._take(state)
         except Exception as error:
+            self.module.load_state_dict(before)
+            if isinstance(error, MemoryError) or re.search(OUT_OF_MEMORY, str(error)):
+                raise
             raise BadCheckpoint(f"{path} is not a checkpoint of this fit; remove it to fit from the start.") from error
+
+    def _take(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's content. The best parameters must have in this module the loss that they had."""
+        self.history.records = [FitRecord(**entry) for entry in state["records"]]
+        self.best, self.best_record = dict(state["best"]), FitRecord(**state["best_record"])
+        self.restore()
+        if not self._has_loss(self.best_record.loss):
+            raise BadCheckpoint("another module, of the same names and shapes")
+        self.module.load_state_dict(state["module"])
+        self.phase, self.step = str(state["phase"]), int(state["step"])
+        self.optimiser_state = state["optimiser"]
+        self.best_step, self.hurried = int(state["best_step"]), bool(state.get("hurried", False))
+        self.history.seconds, self.history.stopped = float(state["seconds"]), str(state["stopped"])
+
+    def _has_loss(self, loss: float) -> bool:
+        """Whether the objective has this value, to rounding; one that is drawn anew each time may have any."""
+        least = SAME_START * self.history.records[0].loss
+        found = self.objective.value()
+        if abs(found - loss) <= SAME_LOSS * loss + least:
+            return True
+        return abs(self.objective.value() - found) > SAME_LOSS * found + least
 
     def restore(self) -> None:
         """Put the best parameters back."""
@@ -382,7 +409,7 @@ def _adam(run: _Run, steps: int, lr: float, batch_size: int, seed: int, share: f
         run.record("adam", run.step)
         run.restore()
     if stopped is None:
-        stopped = "the steps of Adam were done" if run.step >= steps else "the time was over"
+        stopped = "the steps of Adam were done" if run.step >= steps else TIME_OVER
     run.phase, run.step, run.optimiser_state = "finish", 0, None
     run.history.stopped = stopped
 
@@ -453,7 +480,7 @@ def _why_stop(run: _Run, inner: int, most: int) -> str | None:
         return settled
     if run.step >= most:
         return "the steps of the finish were done"
-    return "the time was over" if run.time_is_over() else None
+    return TIME_OVER if run.time_is_over() else None
 
 
 def _why_settled(run: _Run, inner: int) -> str | None:

@@ -40,8 +40,8 @@ COARSE, COARSE_RATIO = 1e-3, 3.0
 UNEVEN, UNEVEN_RATIO = 0.01, 10.0
 """From which relative error of a column, also over that of all, a reader is warned."""
 STILL, NARROW = 0.5, 0.1
-"""From which error of one step over the motion, and to which spread of the test states over that of the training ones,
-a reader is warned."""
+"""From which error of one step or of rollouts over the motion, and to which spread of the test states over that of the
+training ones, a reader is warned."""
 KEPT = {
     "mass": "the mass",
     "symplectic": "the symplectic form",
@@ -346,27 +346,65 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
             "more --substeps."
         )
     found.extend(_little_motion(metrics, above_noise))
+    found.extend(_far_steps(metrics, above_noise))
     found.extend(_far_rollouts(metrics))
+    found.extend(_broken_word(metrics))
     return [*found, *metrics.get("doubts", ())]
 
 
+def _broken_word(metrics: dict[str, Any]) -> Iterator[str]:
+    verified = metrics.get("verified", True)
+    if verified is False:
+        yield (
+            "What the surrogate declares does not all hold at test states (verification.json and the report say what, "
+            "and by how much): do not rely on it. Where data lies far from 0 rounding may do that: subtract a constant "
+            "before; elsewhere it is a fault of the surrogate's code, which please report."
+        )
+    if verified is None and metrics.get("properties"):
+        yield (
+            "What the surrogate declares was not measured, since its step has a solution at none of the test states "
+            "that were tried: it is not to be used there."
+        )
+
+
+def _far_steps(metrics: dict[str, Any], above_noise: bool) -> Iterator[str]:
+    """Errors of one step where there is nothing longer to compare, as of pairs."""
+    error = metrics["test_relative_error"]
+    if metrics.get("rollout_steps") == 0 and error is not None and error > FAR and above_noise:
+        yield (
+            f"Steps are off by {_share(error)} of the spread of the states, and several in a row, which were not "
+            "compared, by more. A longer fit (--preset long), a larger --width or more data may help"
+            f"{_other_structure(metrics)}."
+        )
+
+
 def _far_rollouts(metrics: dict[str, Any]) -> Iterator[str]:
-    error = metrics["rollout_relative_error"]
+    error, over = metrics["rollout_relative_error"], metrics.get("rollout_error_over_motion")
+    noise = 3 * (metrics["noise_level"] or 0.0)
     if error is None and metrics.get("rollout_mse") is None and metrics.get("rollout_steps", 0) > 0:
         yield (
             "Rollouts from test states grow beyond all numbers, and so does their mean squared error: good for single "
             "steps at most. A longer fit (--preset long), more data or more --substeps may help."
         )
-    if error is None or error <= max(FAR, 3 * (metrics["noise_level"] or 0.0)):
-        return
-    structure = (
+    if error is not None and error > max(FAR, noise):
+        yield (
+            f"Rollouts are off by {_share(error)} of the spread of the states: good for a few steps only. A longer fit "
+            f"(--preset long) or more data may help, though not for long against chaos{_other_structure(metrics)}."
+        )
+    elif over is not None and over > STILL and (error is None or error > noise):
+        yield (
+            f"Rollouts are off by {_share(over)} of how far the test states move from the first on (100 % is staying "
+            "there), though by little of the spread of all states: hardly anything of these motions was learned. A "
+            f"longer fit (--preset long) or more data may help{_other_structure(metrics)}."
+        )
+
+
+def _other_structure(metrics: dict[str, Any]) -> str:
+    if metrics.get("preserve") == "none":
+        return ""
+    return (
         "; or the data does not keep what the surrogate keeps (friction, driving, velocities in place of momenta): "
         "compare with --preserve none"
-    )
-    yield (
-        f"Rollouts are off by {_share(error)} of the spread of the states: good for a few steps only. A longer fit "
-        "(--preset long) or more data may help, though not for long against chaos"
-        f"{'' if metrics.get('preserve') == 'none' else structure}."
     )
 
 

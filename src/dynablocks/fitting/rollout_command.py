@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dynablocks.arguments import joined_values, make_parser, say
 from dynablocks.data.trajectories import CSV_ROWS, Starts, csv_parts, reserved_name
 from dynablocks.data.trajectory_files import SUFFIXES, read_starts
 from dynablocks.errors import BadData, DynablocksError, InvalidArgument, require_range, require_whole
@@ -81,8 +82,11 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace --out where it is there already")
 
 
-def rollout_command(options: Any, say: Callable[[str], None]) -> int:
+def rollout_command(arguments: Sequence[str]) -> int:
     """Read the fit and the starts, roll out, write; say where runs leave the data, how far what is kept has moved."""
+    parser = make_parser("rollout", SUMMARY, EXAMPLES)
+    add_arguments(parser)
+    options = parser.parse_args(joined_values(arguments, "--start"))
     steps = _require_options(options)
     flow = load_fit(options.directory)
     structure = flow.structure

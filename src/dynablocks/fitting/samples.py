@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dynablocks.data.trajectories import Pairs, Trajectories
-from dynablocks.errors import BadData
-from dynablocks.fitting.rollout import GAP
+from dynablocks.errors import BadData, InvalidArgument, unknown_name
+from dynablocks.fitting.rollout import GAP, NOISE_DIFFERENCES
 
 MOST_SAMPLES = 20_000
 """A stage of a fit takes at most so many samples (steps, or runs of several steps), evenly spaced, of the training and
 of the validation."""
 SPREAD_SAMPLES = 4096
 """The spread of a learned energy is taken over at most so many states."""
+TELLING_SAMPLES = NOISE_DIFFERENCES[-1] + 1
+"""Trajectories of so many samples tell noise from curvature, and have several steps in a row to be compared."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,32 @@ class Parts:
     test: Trajectories | Pairs
 
 
-def split(data: Trajectories | Pairs, seed: int) -> Parts:
-    """A fifth for the test, a fifth of the rest for validation: trajectories, the end of a single one, or pairs."""
+def split(data: Trajectories | Pairs, seed: int, test: Sequence[str] | None = None) -> Parts:
+    """A fifth for the test, a fifth of the rest for validation: trajectories, the end of a single one, or pairs.
+
+    ``test`` names the trajectories of the test, which are drawn without it. Short ones are drawn only where
+    there are too few others: a validation of them would not allow several steps in a row.
+    """
     if isinstance(data, Pairs):
+        if test is not None:
+            raise InvalidArgument("test names trajectories, which pairs are not; leave it out, or give trajectories.")
         return _split_pairs(data, seed)
-    rest, test = data.split(0.2, seed)
+    rest, found = data.split(0.2, seed, shortest=TELLING_SAMPLES) if test is None else _named(data, test)
     enough = len(rest) > 1 or len(rest.times[0]) >= 8
-    train, validation = rest.split(0.2, seed) if enough else (rest, None)
-    return Parts(train, validation, test)
+    train, validation = rest.split(0.2, seed, shortest=TELLING_SAMPLES) if enough else (rest, None)
+    return Parts(train, validation, found)
+
+
+def _named(data: Trajectories, labels: Sequence[str]) -> tuple[Trajectories, Trajectories]:
+    """The trajectories of other labels, and those of these."""
+    known = [data.label(k) for k in range(len(data))]
+    for label in labels:
+        if label not in known:
+            raise unknown_name("trajectory of the test", label, known)
+    rest = [k for k, label in enumerate(known) if label not in labels]
+    if not rest:
+        raise InvalidArgument("test names every trajectory; leave one or more for the fit.")
+    return data.take(rest), data.take([k for k, label in enumerate(known) if label in labels])
 
 
 def _split_pairs(data: Pairs, seed: int) -> Parts:
@@ -43,8 +64,8 @@ def _split_pairs(data: Pairs, seed: int) -> Parts:
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     test = max(1, len(data) // 5)
     held = (len(data) - test) // 5
-    found, validation, train = map(data.take, (order[:test], order[test : test + held], order[test + held :]))
-    return Parts(train, validation if held else None, found)
+    validation = data.take(order[test : test + held]) if held else None
+    return Parts(data.take(order[test + held :]), validation, data.take(order[:test]))
 
 
 def usual_steps(data: Trajectories | Pairs, usual: float) -> Trajectories | Pairs:

@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import FieldFacts, VectorField
 from dynablocks.integrators.solver import Residual, solve
+from dynablocks.linear import LinearMap, UnitNorm
 from dynablocks.properties import (
     ConformalSymplectic,
     Declaration,
@@ -56,11 +58,17 @@ CLAIMS = ("keeps", "step_constant", "guarantees", "declare")
 STEPPING = ("step", "solve")
 """The methods that a step is made of; :class:`ImplicitIntegrator` has the second."""
 
+APART = ("step", "log_determinant")
+"""The methods that :meth:`Integrator.with_log_determinant` stands for."""
+
 ROUGH = 1e-12
 """Solved to more than this, which is not much above float64's rounding, a step has no Lipschitz constant.
 
 Two states that take one iteration more or less are moved apart by as much as the solver leaves, however near they are.
 """
+
+FORMATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Parameters of these formats are looked at for what is no number."""
 
 
 class Integrator:
@@ -99,6 +107,8 @@ class Integrator:
         silent = [claim for claim in CLAIMS if replaced(cls, STEPPING, (claim, "declare"), (Integrator,))]
         if replaced(cls, ("inverse",), ("guarantees", "declare"), ()):
             silent += ["guarantees", "declare"]
+        if replaced(cls, APART, ("with_log_determinant",), ()):
+            silent += ["with_log_determinant"]
         for claim in silent:
             setattr(cls, claim, vars(Integrator)[claim])
         # What is inherited of it, set in an __init__ or not, is said of the step that is replaced.
@@ -144,20 +154,31 @@ class Integrator:
     def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
         """What the map x ↦ Ψ^h(x) is guaranteed to be, for this field and step.
 
+        Nothing where the step or a parameter is no finite number; and no way back while a map in training makes another
+        weight at each use (:class:`~dynablocks.linear.UnitNorm`).
+
         Raises:
             InvalidArgument: the method does not apply to the field.
         """
         self.require(field)
-        foreign_code = self.foreign_code(field)
-        if foreign_code is not None:
-            return Declaration.of(reason=foreign_code, title=self.title(step_size))
+        unspoken = self.why_unspoken(field, step_size)
+        if unspoken is not None:
+            return Declaration.of(reason=unspoken, title=self.title(step_size))
         constant, reason = self.step_constant(field, step_size, bound)
         known = [Lipschitz(constant, field.facts().metric)] if math.isfinite(constant) else []
         kept, losses = self.guarantees(field, step_size)
         if known and self.tolerance > ROUGH:
             rough = f"solved to {self.tolerance:.1e}, a step may jump; take a tolerance of at most {ROUGH:g}"
             known, losses = [], [f"Lipschitz is lost: {rough}", *losses]
+        moves = why_no_way_back(field)
+        if moves and any(isinstance(owned, Invertible) for owned in kept):
+            kept = [owned for owned in kept if not isinstance(owned, Invertible)]
+            losses = [*losses, moves]
         return Declaration.of(*known, *kept, reason=reason, title=self.title(step_size), losses=losses)
+
+    def why_unspoken(self, field: VectorField, step_size: float) -> str | None:
+        """Why nothing is said of a step, whose code is foreign or which is made of no numbers; ``None`` otherwise."""
+        return self.foreign_code(field) or why_no_numbers(field, step_size)
 
     def foreign_code(self, field: VectorField) -> str | None:
         """Why the step is not what the classes of the method and of the field say, ``None`` where it is."""
@@ -206,6 +227,17 @@ class Integrator:
         if not any(isinstance(p, VolumePreserving) for p in kept):
             raise InvalidArgument(f"{self!r} has no closed-form log-determinant; use the exact flow.")
         return x.new_zeros(x.shape[0])
+
+    def with_log_determinant(self, field: VectorField, x: Tensor, step_size: StepSize) -> tuple[Tensor, Tensor]:
+        """What :meth:`step` and :meth:`log_determinant` give, which a method where they share work computes at once.
+
+        A subclass that replaces one of them is asked for the two apart again, unless it has this method as well.
+
+        Raises:
+            InvalidArgument: as :meth:`log_determinant`.
+        """
+        change = self.log_determinant(field, x, step_size)
+        return self.step(field, x, step_size), change
 
     def tolerance_of(self, kind: type[Property], field: VectorField) -> float:
         """To what a step keeps a property of ``keeps``: :attr:`tolerance` for those of ``solved``, 0 for others.
@@ -288,6 +320,61 @@ class ImplicitIntegrator(Integrator):
             subject=f"the step of {self!r}",
             rounding=rounding,
         )
+
+
+def moving_maps(module: nn.Module) -> list[UnitNorm]:
+    """The linear maps of a module that have another weight at their next use with gradients.
+
+    Example:
+        >>> from dynablocks.linear import UnitDense
+        >>> len(moving_maps(UnitDense(2, 2).train())), len(moving_maps(UnitDense(2, 2).eval()))
+        (1, 0)
+    """
+    return [part for part in module.modules() if isinstance(part, UnitNorm) and part.training]
+
+
+def why_no_way_back(field: VectorField) -> str | None:
+    """Why the inverse of a step is of another one, ``None`` where both take the same weights."""
+    moving = moving_maps(field)
+    if not moving:
+        return None
+    return f"Invertible is lost: the weight of {type(moving[0]).__name__} moves at each use in training; call eval()"
+
+
+def why_no_numbers(field: VectorField, step_size: float) -> str | None:
+    """Why a step may lead to what is no number, ``None`` where it is made of numbers: structure is kept by these alone.
+
+    A buffer that no linear map holds may be infinite, as the mask of an attention is. Nothing is read where there is
+    nothing to read: on the meta device, under function transforms, in lazy layers before their first input.
+
+    Example:
+        >>> from dynablocks.fields import IdentityField
+        >>> why_no_numbers(IdentityField((2,)), math.inf)
+        'the step is inf; nothing is said of one that is no finite number'
+    """
+    if not math.isfinite(step_size):
+        return f"the step is {step_size}; nothing is said of one that is no finite number"
+    for path, part in field.named_modules():
+        masks = not isinstance(part, LinearMap)
+        held: list[tuple[str, Tensor, bool]] = []
+        held += [(name, value, False) for name, value in part.named_parameters(path, recurse=False)]
+        held += [(name, value, masks) for name, value in part.named_buffers(path, recurse=False)]
+        for name, value, may_be_infinite in held:
+            ends = _ends(value)
+            if any(map(math.isnan, ends)) or not (may_be_infinite or all(map(math.isfinite, ends))):
+                return f"{name} of {type(field).__name__} holds nan or inf, so that nothing is said of its steps"
+    return None
+
+
+def _ends(value: Tensor) -> tuple[float, float]:
+    """The least and the largest entry, NaN where one is; 0 of what cannot be read."""
+    lazy = isinstance(value, (nn.UninitializedParameter, nn.UninitializedBuffer))
+    if lazy or value.is_meta or value.dtype not in FORMATS or not value.numel():
+        return 0.0, 0.0
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        return 0.0, 0.0
+    # Reduced where it lies: torch.isfinite would copy it.
+    return float(value.detach().amin()), float(value.detach().amax())
 
 
 def volume_tolerance(of_form: float, entries: int) -> float:

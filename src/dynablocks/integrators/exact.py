@@ -7,8 +7,9 @@ from torch import Tensor
 
 from dynablocks.fields import VectorField
 from dynablocks.fields.base import over_states
-from dynablocks.integrators.base import FLOW_PROPERTIES, INTEGRATORS, Integrator, StepSize
+from dynablocks.integrators.base import APART, FLOW_PROPERTIES, INTEGRATORS, Integrator, StepSize
 from dynablocks.properties import Invertible, Property
+from dynablocks.properties.own_code import shadowed
 
 TOO_FAR = "Invertible is lost: the way back multiplies rounding by too much; take a shorter time or a smaller bias"
 
@@ -20,7 +21,7 @@ class ExactFlow(Integrator):
     Gradient fields s Aᵀ diag(α) Σ(Ax + b) with AAᵀ = I and σ(u) = max(u, au): u = Ax + b obeys u̇ = sαΣ(u) elementwise,
     so Φ_t(x) = x + Aᵀ(φ_t(u) − u) with φ_t(u) = u e^{sαt} (u >= 0), u e^{sαat} (u < 0). Shears (u(p), 0) and (0, v(q)):
     Φ_t(x) = x + tX(x). The inverse is the flow for −t, declared where the number format leaves it its digits
-    (:meth:`~dynablocks.fields.VectorField.inverse_tolerance`); the log-determinant has a closed form.
+    (:meth:`~dynablocks.fields.VectorField.is_undone`); the log-determinant has a closed form.
 
     Source: design D2.4, D2.10.
 
@@ -46,6 +47,12 @@ class ExactFlow(Integrator):
         self.require(field)
         return field.flow_log_determinant(x, over_states(step_size, x))
 
+    def with_log_determinant(self, field: VectorField, x: Tensor, step_size: StepSize) -> tuple[Tensor, Tensor]:
+        if any(shadowed(self, name) for name in APART):
+            return super().with_log_determinant(field, x, step_size)
+        self.require(field)
+        return field.flow_with_log_determinant(x, over_states(step_size, x))
+
     def why_not(self, field: VectorField) -> str | None:
         return field.why_no_flow()
 
@@ -58,10 +65,8 @@ class ExactFlow(Integrator):
         invertible = field.standing_facts().divergence_free or all(
             field.flow_constant(time)[0] < largest for time in (step_size, -step_size)
         )
-        if not invertible:
-            return kept, [*losses, TOO_FAR]
         # A tolerance would not compose: the miss of one flow passes through the inverses of those before it.
-        if field.inverse_tolerance(step_size) != 0:
+        if not (invertible and field.is_undone(step_size)):
             return kept, [*losses, TOO_FAR]
         return [Invertible(), *kept], losses
 

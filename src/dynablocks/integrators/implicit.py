@@ -127,13 +127,27 @@ class ImplicitRungeKutta(ImplicitIntegrator):
 
     def __init__(self, tableau: ImplicitTableau, tolerance: float = 1e-13, max_iterations: int = 50) -> None:
         super().__init__(tolerance, max_iterations)
-        self._tableau, self.name = tableau, tableau.name
-        self.order, self.symmetric = tableau.order, tableau.symmetric
+        self._tableau = tableau
 
     @property
     def tableau(self) -> ImplicitTableau:
-        """The coefficients, as they were given: order and symmetry are theirs, so that they cannot be set."""
+        """The coefficients, as they were given: name, order and symmetry are theirs, so that they cannot be set."""
         return self._tableau
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """That of the tableau."""
+        return self.tableau.name
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """That of the tableau."""
+        return self.tableau.order
+
+    @property
+    def symmetric(self) -> bool:  # type: ignore[override]
+        """Whether the tableau is."""
+        return self.tableau.symmetric
 
     @property
     def keeps(self) -> frozenset[type[Property]]:  # type: ignore[override]

@@ -124,7 +124,22 @@ class ExplicitRungeKutta(Integrator):
     keeps = RUNGE_KUTTA_KEEPS
 
     def __init__(self, tableau: Tableau) -> None:
-        self.tableau, self.name, self.order = tableau, tableau.name, tableau.order
+        self._tableau = tableau
+
+    @property
+    def tableau(self) -> Tableau:
+        """The coefficients, as they were given: name and order are theirs, so that they cannot be set."""
+        return self._tableau
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """That of the tableau."""
+        return self.tableau.name
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """That of the tableau."""
+        return self.tableau.order
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
         slopes: list[Tensor] = []

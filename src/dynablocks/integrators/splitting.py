@@ -7,9 +7,10 @@ from functools import partial
 from torch import Tensor
 
 from dynablocks.fields import VectorField
-from dynablocks.integrators.base import FLOW_PROPERTIES, INTEGRATORS, Integrator, StepSize
+from dynablocks.integrators.base import APART, FLOW_PROPERTIES, INTEGRATORS, Integrator, StepSize, why_no_way_back
 from dynablocks.integrators.exact import ExactFlow
 from dynablocks.properties import Declaration, Dissipative, EnergyPreserving, Properties
+from dynablocks.properties.own_code import shadowed
 from dynablocks.properties.structure import fold
 
 CUBE, FIFTH = 2 ** (1 / 3), 2 ** (1 / 5)
@@ -82,11 +83,20 @@ class Splitting(Integrator):
         return y
 
     def log_determinant(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
+        return self._both(field, x, step_size)[1]
+
+    def with_log_determinant(self, field: VectorField, x: Tensor, step_size: StepSize) -> tuple[Tensor, Tensor]:
+        if any(shadowed(self, name) for name in APART):
+            return super().with_log_determinant(field, x, step_size)
+        return self._both(field, x, step_size)
+
+    # Neither of the two may rest on the other, which may be one of a subclass.
+    def _both(self, field: VectorField, x: Tensor, step_size: StepSize) -> tuple[Tensor, Tensor]:
         total = x.new_zeros(x.shape[0])
         for term, part in self.substeps(field):
-            total = total + self._exact.log_determinant(term, x, part * step_size)
-            x = self._exact.step(term, x, part * step_size)
-        return total
+            x, change = self._exact.with_log_determinant(term, x, part * step_size)
+            total = total + change
+        return x, total
 
     def why_not(self, field: VectorField) -> str | None:
         reasons = (term.why_no_flow() for term in field.terms())
@@ -94,9 +104,9 @@ class Splitting(Integrator):
 
     def declare(self, field: VectorField, step_size: float, bound: str = "tight") -> Declaration:
         self.require(field)
-        foreign_code = self.foreign_code(field)
-        if foreign_code is not None:
-            return Declaration.of(reason=foreign_code, title=self.title(step_size))
+        unspoken = self.why_unspoken(field, step_size)
+        if unspoken is not None:
+            return Declaration.of(reason=unspoken, title=self.title(step_size))
         declared = tuple(
             (f"substep{i}", self._exact.declare(term, part * step_size, bound))
             for i, (term, part) in enumerate(self.substeps(field))
@@ -108,7 +118,9 @@ class Splitting(Integrator):
             losses.append(f"Lipschitz grows: order {self.order} needs negative substeps, in which contraction expands")
         names = {loss.split()[0] for loss in losses}
         kept = [p for p in kept if type(p) in self.keeps or type(p) not in FLOW_PROPERTIES]
-        own = tuple(loss for loss in folded if loss.split()[0] not in names)
+        own = [loss for loss in folded if loss.split()[0] not in names]
+        moves = why_no_way_back(field)
+        own += [] if moves is None else [moves]  # no substep is invertible, so that none loses it
         reason = "composition of exact flows"
         return Declaration(Properties(kept), reason, declared, (*losses, *own), self.title(step_size))
 

@@ -62,23 +62,22 @@ class Conv(LinearMap):
     ) -> None:
         super().__init__()
         require_sizes("in_shape", in_shape, 3)
-        require_choice("padding", padding, PADDINGS)
+        self._padding = require_choice("padding", padding, PADDINGS)
         out_channels = require_whole("out_channels", out_channels, 1)
-        kernel_size = require_whole("kernel_size", kernel_size, 1)
-        stride, groups = require_whole("stride", stride, 1), require_whole("groups", groups, 1)
-        dilation = require_whole("dilation", dilation, 1)
-        _check_convolution(in_shape, out_channels, kernel_size, padding, stride, groups)
-        self._kernel_size, self._padding, self._stride = kernel_size, padding, stride
-        self._groups, self._dilation = groups, dilation
+        self._kernel_size = require_whole("kernel_size", kernel_size, 1)
+        self._stride, self._groups = require_whole("stride", stride, 1), require_whole("groups", groups, 1)
+        self._dilation = require_whole("dilation", dilation, 1)
         self.in_shape = tuple(in_shape)
-        if padding == "circular":
-            self.geometry.output_size((kernel_size, kernel_size))
+        self._require_convolution(out_channels)
         self.out_shape = (out_channels, *self._output_size(in_shape, self._reach))
         self.make_parameters(in_shape[0], out_channels, gain)
 
     @property
     def kernel_size(self) -> int:
-        """k as it was given: products and bounds rest on it and on what follows, so that none of them can be set."""
+        """k as it was given: products and bounds rest on it and on what follows, so that none of them can be set.
+
+        A subclass may say otherwise for all of its maps, as by ``padding = "circular"``: products and bounds read that.
+        """
         return self._kernel_size
 
     @property
@@ -104,21 +103,39 @@ class Conv(LinearMap):
     @property
     def zeros(self) -> int:
         """How many zeros are put around an image on either side; 0 with circular padding."""
-        return {"same": self._reach // 2, "full": self._reach, "circular": 0}[self._padding]
+        return {"same": self._reach // 2, "full": self._reach, "circular": 0}[self.padding]
 
     @property
     def geometry(self) -> ConvGeometry:
         """The convolution without its weight, as the bounds take it."""
         height, width = self.in_shape[1:]
-        circular = self._padding == "circular"
+        circular = self.padding == "circular"
         return ConvGeometry(
             input_size=(height, width),
-            stride=self._stride,
+            stride=self.stride,
             padding="same" if circular else self.zeros,
             padding_mode="circular" if circular else "zeros",
-            groups=self._groups,
-            dilation=self._dilation,
+            groups=self.groups,
+            dilation=self.dilation,
         )
+
+    def _require_convolution(self, out_channels: int) -> None:
+        """Refuse options that make no convolution, those that a subclass fixes too."""
+        channels, groups, kernel_size, stride = self.in_shape[0], self.groups, self.kernel_size, self.stride
+        require_choice("padding", self.padding, PADDINGS)
+        if channels % groups or out_channels % groups:
+            raise InvalidArgument(f"groups is {groups}; it must divide {channels} and {out_channels} channels.")
+        if self.padding == "same" and kernel_size % 2 == 0:
+            raise InvalidArgument(
+                f"kernel_size is {kernel_size} with padding 'same'; use an odd one, or padding 'full'."
+            )
+        if self.padding != "circular":
+            return
+        if stride != 1:
+            raise InvalidArgument(
+                f"stride is {stride} with circular padding; use stride 1 (and space-to-depth to shrink)."
+            )
+        self.geometry.output_size((kernel_size, kernel_size))
 
     def make_parameters(self, in_channels: int, out_channels: int, gain: float) -> None:
         kernel = torch.empty(out_channels, in_channels // self.groups, self.kernel_size, self.kernel_size)
@@ -140,6 +157,8 @@ class Conv(LinearMap):
         return self._convolve(weight, x, None)
 
     def affine(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if type(self).multiply is not Conv.multiply:
+            return super().affine(x, bias)
         return self._convolve(self.weight, x, bias)
 
     def _convolve(self, weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -149,6 +168,8 @@ class Conv(LinearMap):
         return functional.conv2d(x, weight, bias, self.stride, self.zeros, self.dilation, self.groups)
 
     def _circularly(self, kernel: Tensor, x: Tensor, before: int, bias: Tensor | None = None) -> Tensor:
+        if x.ndim == 3:
+            return self._circularly(kernel, x[None], before, bias)[0]
         after = self._reach - before
         covers = kernel.shape[2:] == x.shape[2:] and kernel.shape[2] <= MOST_CIRCULANT
         if covers and self.groups == self.dilation == 1:
@@ -182,8 +203,6 @@ class Conv(LinearMap):
         return conv_norm_bounds(self.weight.detach(), self.geometry)
 
     def compute_smallest_singular_value(self) -> float:
-        if self.features < math.prod(self.in_shape):
-            return 0.0
         return conv_smallest_singular_value(self.weight.detach(), self.geometry)
 
 
@@ -293,9 +312,11 @@ class OrthogonalConv(Conv):
                 f"out_channels is {out_channels}; at most the {in_shape[0]} input channels are allowed."
             )
         super().__init__(in_shape, out_channels, kernel_size, padding)
-        single = self.kernel_size == 1
-        self.rows_orthonormal = padding == "circular" or single
-        self.columns_orthonormal = out_channels == in_shape[0] and (padding in ("circular", "full") or single)
+        # Windows that the border cuts off leave no orthonormal rows, and pixels that fewer windows see no columns.
+        circular = self.padding == "circular"
+        self.rows_orthonormal = circular or self._reach == self.zeros == 0
+        seen_by_all = circular or (self.stride == 1 and self.zeros >= self._reach)
+        self.columns_orthonormal = out_channels == in_shape[0] and seen_by_all
 
     def make_parameters(self, in_channels: int, out_channels: int, gain: float) -> None:
         factors, rank = 2 * (self.kernel_size - 1), max(1, in_channels // 2)
@@ -325,14 +346,3 @@ class OrthogonalConv(Conv):
 
     def compute_orthonormality_defect(self) -> float:
         return orthonormality_defect(self.weight)
-
-
-def _check_convolution(
-    in_shape: tuple[int, int, int], out_channels: int, kernel_size: int, padding: str, stride: int, groups: int
-) -> None:
-    if in_shape[0] % groups or out_channels % groups:
-        raise InvalidArgument(f"groups is {groups}; it must divide {in_shape[0]} and {out_channels} channels.")
-    if padding == "same" and kernel_size % 2 == 0:
-        raise InvalidArgument(f"kernel_size is {kernel_size} with padding 'same'; use an odd one, or padding 'full'.")
-    if padding == "circular" and stride != 1:
-        raise InvalidArgument(f"stride is {stride} with circular padding; use stride 1 (and space-to-depth to shrink).")

@@ -56,8 +56,6 @@ class Dense(LinearMap):
         return linear_norm_bounds(self.weight.detach())
 
     def compute_smallest_singular_value(self) -> float:
-        if self.out_shape[0] < self.in_shape[0]:
-            return 0.0
         return smallest_singular_value_bounds(self.weight.detach()).lower
 
 

@@ -243,8 +243,11 @@ class LinearMap(Structured):
         return {name: value for name, value in self.__dict__.items() if not name.startswith(left_out)}
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
-        """A x for a batch."""
-        return self.multiply(self.weight, x)
+        """A x for a batch, as fields multiply it: by an :meth:`affine` of its own where the class has one.
+
+        So one of its own calls ``super().affine``, and never the map itself.
+        """
+        return self.affine(x, None) if self._images_of_another else self.multiply(self.weight, x)
 
     def affine(self, x: Float[Tensor, "batch ..."], bias: Tensor | None) -> Float[Tensor, "batch ..."]:
         """A x + b with one entry of b per output channel."""

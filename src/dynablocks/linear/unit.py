@@ -101,6 +101,8 @@ class UnitNorm(LinearMap):
             # The stored vector is a copy: the graph needs this one as it is, and functorch allows no writing.
             if learning and not transformed:
                 self.leading.copy_(vector)
+                if self._held_norm is not None:
+                    self._held_norm = None  # it holds a copy of a K that training moves away from
             return weight / length.clamp_min(TINY)
 
     def _relative_length(self, weight: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def _block(config: ModelConfig, shape: Shape) -> DynamicalBlock:
     size, padding = needed(config.kernel_size), needed(config.padding)
     if config.step == "preconditioned":
         kernel = Conv(shape, shape[0], size, padding, gain=0.5)
-        return DynamicalBlock(PreconditionedField(kernel, "relu"), ExplicitEuler(), FreeSignal(2.0))
+        return DynamicalBlock(PreconditionedField(kernel, "relu"), ExplicitEuler(), FreeSignal(2.0), bound=config.bound)
     if config.step == "exact":
         sigma = leaky_relu(needed(config.slope))
         return pair_block(replace(config, region="exact"), shape, sigma, PrescribedSignal, "exact")

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from dynablocks.errors import InvalidArgument, require_choice, require_range, require_whole
 from dynablocks.linear import ORTHOGONAL
+from dynablocks.norms import MOST_WAVELENGTH
 
 T = TypeVar("T")
 
@@ -64,9 +65,9 @@ class ModelConfig:
         expansive_penalty: the same for the expansive field's map alone; empty (null): as penalty.
         metric_smooth: weight of a constant change of the image, relative to pixel noise, in the norm that the metric
             model is certified in; 1 is the Euclidean norm.
-        metric_wavelength: waves longer than so many pixels count as smooth in that norm; empty: the image's larger
-            side.
-        head: rows (each row of norm 1), frobenius (the paper's) or none.
+        metric_wavelength: waves longer than so many pixels, from 1 to 1e9, count as smooth in that norm; empty: the
+            image's larger side.
+        head: rows (each row of norm 1), frobenius (norm 1 of all; the paper's code: at most 1) or none.
         normalise: divide pixels by the data's standard deviation (its factor counts in the certificate), or only
             centre them.
 
@@ -130,7 +131,7 @@ class ModelConfig:
         if self.metric_smooth is not None:
             require_range("metric_smooth", self.metric_smooth, 1e-6, 1e6)
         if self.metric_wavelength is not None:
-            require_range("metric_wavelength", self.metric_wavelength, 1.0)
+            require_range("metric_wavelength", self.metric_wavelength, 1.0, MOST_WAVELENGTH)
         for name, low, high in (("widths", 1, MOST_CHANNELS), ("layers", 0, MOST_LAYERS)):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _one_a_stage(name, getattr(self, name), low, high))

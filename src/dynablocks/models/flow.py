@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.blocks import DynamicalBlock
-from dynablocks.errors import InvalidArgument, require_choice, require_range, require_whole
+from dynablocks.errors import InvalidArgument, require_choice, require_finite, require_range, require_whole
 from dynablocks.fields import GradientField, PartitionedField, leaky_relu
 from dynablocks.linear import Dense, OrthogonalDense, shared_weights
-from dynablocks.linear.maps import require_shape
+from dynablocks.linear.maps import require_batch
 from dynablocks.numerics.rounding import EPS, exp_up, round_up
 from dynablocks.properties import Declaration, Invertible, Lipschitz, Property, Structured
 from dynablocks.registry import Registry
@@ -128,6 +128,10 @@ class AffineMap(Structured):
 
     Invertible is declared as far as the number format of the parameters holds e^s and e^−s (|s| <= 35 in float32).
 
+    Raises:
+        InvalidArgument: ``dimension`` is no whole number from 1, or ``limit`` not in (0, 300]; when called, x is no
+            batch of points.
+
     Example:
         >>> AffineMap(2)(torch.ones(1, 2))
         tensor([[1., 1.]], grad_fn=<AddBackward0>)
@@ -145,17 +149,17 @@ class AffineMap(Structured):
         return self.limit * torch.tanh(self.log_scale / self.limit)
 
     def forward(self, x: Float[Tensor, "batch dimension"]) -> Float[Tensor, "batch dimension"]:
-        require_shape(self, self.in_shape, x)
+        require_batch(self, self.in_shape, x)
         return x * self._bounded().exp() + self.shift
 
     def inverse(self, y: Float[Tensor, "batch dimension"]) -> Float[Tensor, "batch dimension"]:
         """The x with ``map(x) == y``."""
-        require_shape(self, self.in_shape, y)
+        require_batch(self, self.in_shape, y)
         return (y - self.shift) * (-self._bounded()).exp()
 
     def log_determinant(self, x: Float[Tensor, "batch dimension"]) -> Float[Tensor, " batch"]:
         """Σs for each sample."""
-        require_shape(self, self.in_shape, x)
+        require_batch(self, self.in_shape, x)
         return self._bounded().sum().expand(x.shape[0])
 
     def declare(self) -> Declaration:
@@ -181,6 +185,10 @@ class AffineCoupling(Structured):
         moves: which part moves, ``"p"`` (the second half) or ``"q"``.
         limit: bound of |a|.
 
+    Raises:
+        InvalidArgument: ``dimension`` is no whole number from 2, ``width`` none from 1, ``moves`` not known, or
+            ``limit`` not in (0, 300]; when called, x is no batch of points.
+
     Source: Dinh, Sohl-Dickstein and Bengio (2017), "Density estimation using Real NVP".
 
     Example:
@@ -191,11 +199,7 @@ class AffineCoupling(Structured):
 
     def __init__(self, dimension: int, width: int, *, moves: str = "p", limit: float = 1.0) -> None:
         super().__init__()
-        dimension, width = require_whole("dimension", dimension), require_whole("width", width, 1)
-        if dimension < 2:
-            raise InvalidArgument(
-                f"dimension is {dimension}; a coupling needs at least 2 coordinates, one for each part."
-            )
+        dimension, width = require_whole("dimension", dimension, 2), require_whole("width", width, 1)
         self.in_shape = self.out_shape = (dimension,)
         self.split, self.moves = dimension // 2, require_choice("moves", moves, ("q", "p"))
         self.limit = require_range("limit", limit, 0.0, 300.0, open_low=True)
@@ -234,7 +238,7 @@ class AffineCoupling(Structured):
         return self._whole(rests, moves * a.exp() + b), a.sum(1)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        require_shape(self, self.in_shape, x)
+        require_batch(self, self.in_shape, x)
         q, p = x[:, : self.split], x[:, self.split :]
         return (q, p) if self.moves == "p" else (p, q)
 
@@ -293,7 +297,8 @@ def density_flow(
         mean, std: of the data, where the first affine map starts; 0 and 1 when ``None``.
 
     Raises:
-        InvalidArgument: an unknown kind, or a number is out of its range.
+        InvalidArgument: an unknown kind, a number is out of its range, or ``mean`` or ``std`` has another length than
+            ``dimension``.
 
     Example:
         >>> [type(block).__name__ for block in density_flow(2, 1, kinds=("partitioned",)).chain.blocks]
@@ -317,6 +322,8 @@ def _standardise(affine: AffineMap, mean: tuple[float, ...] | None, std: tuple[f
     for name, given in (("mean", mean), ("std", std)):
         if given is not None and len(given) != size:
             raise InvalidArgument(f"{name} has {len(given)} entries; the dimension is {size}.")
+    for entry in () if mean is None else mean:
+        require_finite("mean", entry)
     scales = (1.0,) * size if std is None else std
     reach = math.exp(0.9 * affine.limit)
     for entry in scales:

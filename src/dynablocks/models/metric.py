@@ -17,6 +17,9 @@ from dynablocks.models.network import MODELS, ModelKind
 from dynablocks.models.paper import Shape
 from dynablocks.norms import Channelwise, SpectralMetric, Whitening
 
+OF_STAGES = ("stem", "rows", "step", "slope", "balance", "step_penalty")
+"""What is read for the certified model's stages alone, of which one width leaves none."""
+
 
 def image_metric(config: ModelConfig, shape: Shape) -> SpectralMetric:
     """The norm on images a configuration asks for."""
@@ -54,8 +57,11 @@ def build_body(config: ModelConfig, shape: Shape) -> tuple[nn.Sequential, int]:
 
 
 def unread(config: ModelConfig) -> dict[str, str]:
-    """As of the certified model; steps of metric fields grow whatever its own do."""
-    return certified.unread(config, others=config.layers is None or config.layers[0] > 0)
+    """As of the certified model; steps of metric fields grow whatever its own do, of which one width leaves none."""
+    found = certified.unread(config, others=config.layers is None or config.layers[0] > 0)
+    if config.widths is not None and len(config.widths) == 1:
+        found |= dict.fromkeys(OF_STAGES, "one width")
+    return found
 
 
 MODELS["metric"] = ModelKind(

@@ -258,6 +258,10 @@ def build(
     channels = input_shape[0]
     mean = mean or (0.5,) * channels
     std = (std or (0.25,) * channels) if full.normalise else (1.0,) * channels
+    if not len(mean) == len(std) == channels:
+        raise InvalidArgument(
+            f"mean and std have {len(mean)} and {len(std)} numbers; images of shape {input_shape} need {channels}."
+        )
     with seeded(seed):
         body, features = kind.build_body(full, input_shape)
         normalisation = PixelNormalisation(mean, std)

@@ -173,9 +173,16 @@ PAIR = CONVOLUTION | {"slope", "step_start", "balance", "step_penalty", "expansi
 
 
 def _unread(defaults: ModelConfig, pairs: bool, config: ModelConfig) -> dict[str, str]:
-    """What the choice of weights, and of the balance where there are pairs, leaves unread."""
-    weights = config.weights or needed(defaults.weights)
+    """What the choice of lift and weights, and of region and balance where there are pairs, leaves unread."""
+    lifts, weights = config.lift or needed(defaults.lift), config.weights or needed(defaults.weights)
     found = {} if weights == "penalised" else dict.fromkeys(("penalty", "expansive_penalty"), f"weights {weights}")
+    if lifts == "paper" and weights != "orthogonal":
+        found["method"] = f"lift paper and weights {weights}"
+    name = config.region or defaults.region
+    region = REGIONS.get(name) if isinstance(name, str) else None
+    # As in pair_block: the default region reads them, and an unknown one is refused there.
+    if isinstance(region, type) and (region.method == "exact" or issubclass(region, PaperFlexibleRegion)):
+        found["substeps"] = f"region {name}"
     balance = (config.balance or defaults.balance) if pairs else "penalty"
     return found if balance == "penalty" else found | {"step_penalty": f"balance {balance}"}
 
@@ -196,7 +203,7 @@ _file(
     head="none",
 )
 _file("naive", "½(x + AᵀReLU(Bx + b)) with ‖A‖, ‖B‖ <= 1", _naive, CONVOLUTION, penalty=0.01, head="none")
-# Of this penalty no source is known, as design D4 is of the others; it is that of "prescribed".
+# The penalties are those of the released code on CIFAR-10; `reproduce` has its own of CIFAR-100.
 _file(
     "non_expansive",
     "x − hAᵀReLU(Ax + b), 0 <= h <= 2 learned: (3.5)",

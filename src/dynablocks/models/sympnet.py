@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from dynablocks.blocks import DynamicalBlock
-from dynablocks.errors import InvalidArgument, require_choice
+from dynablocks.errors import InvalidArgument, require_choice, require_whole
 from dynablocks.fields.activations import Activation, activation
 from dynablocks.fields.base import VectorField
 from dynablocks.fields.gradient import GradientField
@@ -54,7 +54,8 @@ def sympnet(
         learned_steps: learn the time of each shear; it starts at 1.
 
     Raises:
-        InvalidArgument: an unknown kind, an odd number of entries, a size below 1, odd=True with a σ that is not odd.
+        InvalidArgument: an unknown kind, an odd number of entries, a size that is no whole number from 1, or odd=True
+            with a σ that is not odd.
 
     Source: Jin, Zhang, Zhu, Tang and Karniadakis (2020), "SympNets: intrinsic structure-preserving symplectic networks
     for identifying Hamiltonian systems", section 3.
@@ -68,9 +69,8 @@ def sympnet(
     """
     require_choice("kind", kind, KINDS)
     half = even_size(entries) // 2
-    for name, size in (("layers", layers), ("width", width), ("sublayers", sublayers)):
-        if size < 1:
-            raise InvalidArgument(f"{name} is {size}; it must be at least 1.")
+    layers, width = require_whole("layers", layers, 1), require_whole("width", width, 1)
+    sublayers = require_whole("sublayers", sublayers, 1)
     if odd and not activation(sigma).odd:
         raise InvalidArgument(f"odd=True needs an odd activation; got {sigma!r}; use tanh or arctan.")
     forces = _gradient_modules if kind == "G" else _linear_and_activation_modules

@@ -165,8 +165,6 @@ class ConvGeometry:
 def dense_matrix(
     weight: Float[Tensor, "out_channels group_channels kernel_height kernel_width"],
     geometry: ConvGeometry,
-    *,
-    name: str = "weight",
 ) -> Float[Tensor, "outputs inputs"]:
     r"""The matrix of a convolution in float64, by applying it to the identity.
 
@@ -181,11 +179,10 @@ def dense_matrix(
         tensor([[2., 1., 0.],
                 [0., 2., 1.]], dtype=torch.float64)
     """
-    exact = _checked_kernel(weight, geometry, name)
-    return _dense(exact, geometry)
+    return _dense(_checked_kernel(weight, geometry), geometry)
 
 
-def linear_norm_bounds(weight: Float[Tensor, "outputs inputs"], *, name: str = "weight") -> Bounds:
+def linear_norm_bounds(weight: Float[Tensor, "outputs inputs"]) -> Bounds:
     r"""Bounds of the largest singular value by a dense SVD.
 
     :math:`\hat\sigma_1 \pm 16(m+n)\,\epsilon\,\hat\sigma_1`
@@ -199,43 +196,36 @@ def linear_norm_bounds(weight: Float[Tensor, "outputs inputs"], *, name: str = "
         >>> 1 - 1e-12 < bounds.lower < 1 < bounds.upper < 1 + 1e-12
         True
     """
-    unit, exponent = to_unit_scale(checked_float64(weight, name, 2))
+    unit, exponent = to_unit_scale(checked_float64(weight, "weight", 2))
     values, slack = _singular_values(unit)
-    return _rescaled(values[0] - slack, values[0] + slack, exponent, True, "dense", name)
+    return _rescaled(values[0] - slack, values[0] + slack, exponent, True, "dense")
 
 
-def smallest_singular_value_bounds(
-    matrix: Float[Tensor, "rows columns"], *, null_space: bool = False, name: str = "matrix"
-) -> Bounds:
-    r"""Bounds of the smallest singular value by a dense SVD.
+def smallest_singular_value_bounds(matrix: Float[Tensor, "rows columns"]) -> Bounds:
+    r"""Bounds of :math:`\sqrt{\lambda_{\min}(A^TA)} = \min_x \|Ax\|/\|x\|` by a dense SVD.
 
-    Over the smaller dimension, :math:`\sigma_{\min(m,n)}`. With ``null_space`` it is
-    :math:`\sqrt{\lambda_{\min}(A^TA)} = \min_x \|Ax\|/\|x\|`, which is 0 when there are fewer rows than columns.
+    It is the smallest singular value where there are at least as many rows as columns, and 0 where there are fewer.
 
     Raises:
         InvalidArgument: the matrix is not 2-D, or holds nan or inf.
 
     Example:
         >>> row = torch.tensor([[3.0, 4.0]])
-        >>> round(smallest_singular_value_bounds(row).lower, 9)
-        5.0
-        >>> smallest_singular_value_bounds(row, null_space=True).upper
-        0.0
+        >>> round(smallest_singular_value_bounds(row.mT).lower, 9), smallest_singular_value_bounds(row).upper
+        (5.0, 0.0)
     """
-    exact = checked_float64(matrix, name, 2)
-    if null_space and exact.shape[0] < exact.shape[1]:
+    exact = checked_float64(matrix, "matrix", 2)
+    if exact.shape[0] < exact.shape[1]:
         return Bounds(0.0, 0.0, exact=True, method="dense")
     unit, exponent = to_unit_scale(exact)
     values, slack = _singular_values(unit)
-    return _rescaled(values[-1] - slack, values[-1] + slack, exponent, True, "dense", name)
+    return _rescaled(values[-1] - slack, values[-1] + slack, exponent, True, "dense")
 
 
 def conv_norm_bounds(
     weight: Float[Tensor, "out_channels group_channels kernel_height kernel_width"],
     geometry: ConvGeometry,
     method: str = "auto",
-    *,
-    name: str = "weight",
 ) -> Bounds:
     r"""Bounds of the norm :math:`\|A\|_2` of a convolution on images of one size.
 
@@ -293,7 +283,7 @@ def conv_norm_bounds(
         True
     """
     require_choice("method", method, METHODS)
-    unit, exponent = to_unit_scale(_checked_kernel(weight, geometry, name))
+    unit, exponent = to_unit_scale(_checked_kernel(weight, geometry))
     if not bool(unit.any()):
         return Bounds(0.0, 0.0, exact=True, method="dense" if method == "auto" else method)
     grid = _grid(geometry, (unit.shape[2], unit.shape[3]))
@@ -301,29 +291,27 @@ def conv_norm_bounds(
         method = "dense" if not grid.exact and _is_small(unit, geometry) else "fft"
     if method == "dense":
         largest, _, slack = _dense_extremes(unit, geometry)
-        return _rescaled(largest - slack, largest + slack, exponent, True, method, name)
+        return _rescaled(largest - slack, largest + slack, exponent, True, method)
     if method == "power":
-        return _rescaled(_power_lower_bound(unit, geometry, 8 * _POWER_STEPS), math.inf, exponent, False, method, name)
+        return _rescaled(_power_lower_bound(unit, geometry, 8 * _POWER_STEPS), math.inf, exponent, False, method)
     factor = math.sqrt(grid.most_repeats)
     if method == "gram":
         upper = factor * _gram_upper_bound(unit, geometry, grid)
-        return _rescaled(_power_lower_bound(unit, geometry, _POWER_STEPS), upper, exponent, False, method, name)
+        return _rescaled(_power_lower_bound(unit, geometry, _POWER_STEPS), upper, exponent, False, method)
     if method == "cholesky":
-        _check_cholesky_side(unit, geometry, name)
+        _check_cholesky_side(unit, geometry)
         lower = _power_lower_bound(unit, geometry, 8 * _POWER_STEPS)
         largest, _, slack = _symbol_extremes(unit, geometry, grid)
         upper = min(factor * (largest + slack), _cholesky_upper_bound(unit, geometry, lower))
-        return _rescaled(lower, upper, exponent, False, method, name)
+        return _rescaled(lower, upper, exponent, False, method)
     largest, _, slack = _symbol_extremes(unit, geometry, grid)
     lower = factor * (largest - slack) if grid.exact else _power_lower_bound(unit, geometry, _POWER_STEPS)
-    return _rescaled(lower, factor * (largest + slack), exponent, grid.exact, method, name)
+    return _rescaled(lower, factor * (largest + slack), exponent, grid.exact, method)
 
 
 def conv_smallest_singular_value(
     weight: Float[Tensor, "out_channels group_channels kernel_height kernel_width"],
     geometry: ConvGeometry,
-    *,
-    name: str = "weight",
 ) -> float:
     r"""A lower bound of :math:`\sqrt{\lambda_{\min}(A^TA)} = \min_x \|Ax\|/\|x\|`; 0 where none is known.
 
@@ -345,7 +333,7 @@ def conv_smallest_singular_value(
         >>> round(conv_smallest_singular_value(scaling, ConvGeometry((8, 8))), 9)
         3.0
     """
-    unit, exponent = to_unit_scale(_checked_kernel(weight, geometry, name))
+    unit, exponent = to_unit_scale(_checked_kernel(weight, geometry))
     rows, columns = _matrix_shape(unit, geometry)
     if rows < columns or not bool(unit.any()):
         return 0.0
@@ -358,7 +346,7 @@ def conv_smallest_singular_value(
         smallest, slack = math.sqrt(grid.least_repeats) * smallest, math.sqrt(grid.least_repeats) * slack
     else:
         return 0.0
-    return _rescaled(smallest - slack, smallest + slack, exponent, False, "fft", name).lower
+    return _rescaled(smallest - slack, smallest + slack, exponent, False, "fft").lower
 
 
 @dataclass(frozen=True)
@@ -562,11 +550,11 @@ def _gram_matrix(weight: Tensor, geometry: ConvGeometry) -> Tensor:
     return gram
 
 
-def _check_cholesky_side(weight: Tensor, geometry: ConvGeometry, name: str) -> None:
+def _check_cholesky_side(weight: Tensor, geometry: ConvGeometry) -> None:
     columns = _matrix_shape(weight, geometry)[1]
     if columns > _CHOLESKY_SIDE:
         raise InvalidArgument(
-            f"{name} acts on {columns} numbers; the method 'cholesky' takes at most {_CHOLESKY_SIDE}. Use 'fft'."
+            f"the weight acts on {columns} numbers; the method 'cholesky' takes at most {_CHOLESKY_SIDE}. Use 'fft'."
         )
 
 
@@ -626,21 +614,21 @@ def _matrix_shape(weight: Tensor, geometry: ConvGeometry) -> Pair:
     return weight.shape[0] * outputs, weight.shape[1] * geometry.groups * inputs
 
 
-def _rescaled(lower: float, upper: float, exponent: int, exact: bool, method: str, name: str) -> Bounds:
+def _rescaled(lower: float, upper: float, exponent: int, exact: bool, method: str) -> Bounds:
     try:
         low, high = math.ldexp(lower, exponent), math.ldexp(upper, exponent)
     except OverflowError:
         low, high = 0.0, math.nan
     if math.isnan(low) or math.isnan(high) or (math.isinf(high) and method != "power"):
-        raise InvalidArgument(f"the norm of {name} exceeds the largest float64; scale the weights down.")
+        raise InvalidArgument("the norm of the weight exceeds the largest float64; scale the weights down.")
     return Bounds(round_down(low), round_up(high), exact, method)
 
 
-def _checked_kernel(weight: Tensor, geometry: ConvGeometry, name: str) -> Tensor:
-    exact = checked_float64(weight, name, 4)
+def _checked_kernel(weight: Tensor, geometry: ConvGeometry) -> Tensor:
+    exact = checked_float64(weight, "weight", 4)
     if exact.shape[0] % geometry.groups:
         raise InvalidArgument(
-            f"{name} has {exact.shape[0]} output channels for {geometry.groups} groups; use a multiple of the groups."
+            f"weight has {exact.shape[0]} output channels for {geometry.groups} groups; use a multiple of the groups."
         )
     geometry.output_size((exact.shape[2], exact.shape[3]))
     return exact

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, Self, TypeVar
 
+import torch
 from torch import Tensor
 
 from dynablocks.errors import InvalidArgument
@@ -53,13 +54,19 @@ class Metric:
         """Of the R of a subclass holds only what it says of it, whatever it inherits.
 
         Raises:
-            InvalidArgument: it has a norm of its own.
+            InvalidArgument: it has a norm of its own, or one of :meth:`whiten` and :meth:`unwhiten` without the other.
         """
         super().__init_subclass__(**given)
         if cls.norm is not Metric.norm:
             raise InvalidArgument(
                 f"{cls.__name__} has a norm of its own; a Metric is ‖Rx‖₂: give whiten, unwhiten and eigenvalues "
                 "instead (l1 and l∞ are no such norms)."
+            )
+        homes = [next(k for k in cls.__mro__ if name in vars(k)) for name in ("whiten", "unwhiten")]
+        if homes[0] is not homes[1]:
+            raise InvalidArgument(
+                f"{cls.__name__} has the whiten of {homes[0].__name__} and the unwhiten of {homes[1].__name__}; they "
+                "are R and R⁻¹ of one R, so give both in one class."
             )
         for claim, neutral in _UNSAID.items():
             if replaced(cls, ("whiten", "unwhiten"), (claim,), ()):
@@ -94,7 +101,7 @@ class Metric:
 
     def norm(self, x: Tensor) -> Tensor:
         """‖x‖_M for each row of a batch: (batch, …) ↦ (batch,)."""
-        return self.whiten(x).reshape(len(x), -1).norm(dim=1)
+        return self.whiten(x).reshape(len(x), math.prod(x.shape[1:])).norm(dim=1)
 
     def dual(self, w: Tensor) -> Tensor:
         """R⁻¹ w for each row: its Euclidean norm is ‖w‖_{M⁻¹}, the Lipschitz constant of x ↦ wᵀx in this norm."""
@@ -125,6 +132,76 @@ _UNSAID: dict[str, object] = {
 """What a subclass has that says nothing of an R of its own; the ratio of two norms is then that of eigenvalues."""
 
 EUCLIDEAN = Metric()
+
+PROBES, POWERS = 4, 8
+"""At so many random samples, and at what R² and R⁻² make of them in so many turns, a metric is held against itself."""
+
+LEAST_DIGITS = 1e-3
+"""What rounding may do to R and R⁻¹ at most, however far apart the eigenvalues are."""
+
+
+@torch.no_grad()
+def require_norm(metric: Metric, shape: tuple[int, ...]) -> None:
+    """Refuse a metric whose methods contradict each other at samples of a shape: constants and radii rest on all four.
+
+    At random v, and where R² and R⁻² lead them, R⁻¹Rv = v and the eigenvalues bound ‖Rv‖²/‖v‖²; R is symmetric, as the
+    dual norm is that of R⁻¹. It can refute a metric, not prove it.
+
+    Raises:
+        InvalidArgument: they do, or the norm is one of samples of another shape.
+
+    Example:
+        >>> class Triple(Metric):
+        ...     eigenvalues = (3.0, 3.0)  # those of R, not of M
+        ...     def whiten(self, x): return 3 * x
+        ...     def unwhiten(self, u): return u / 3
+        >>> require_norm(Triple("3 l2"), (2,))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        dynablocks.errors.InvalidArgument: the metric 3 l2 says that the eigenvalues of M lie in [3, 3], and ...
+    """
+    if type(metric) is Metric:
+        return
+    low, high = map(float, metric.eigenvalues)
+    if not 0 < low <= high < math.inf:
+        raise InvalidArgument(
+            f"the metric {metric.name} says that the eigenvalues of M lie in [{low:.9g}, {high:.9g}]; two finite "
+            "numbers > 0 in order are needed."
+        )
+    generator = torch.Generator().manual_seed(7)
+    v = torch.randn(PROBES, *shape, generator=generator, dtype=torch.float64)
+    rounding = min(LEAST_DIGITS, 64 * torch.finfo(v.dtype).eps * max(1, v[0].numel()) * high / low)
+    upwards = downwards = v / _lengths(v)
+    for _ in range(POWERS):
+        upwards, downwards = metric.whiten(metric.whiten(upwards)), metric.unwhiten(metric.unwhiten(downwards))
+        upwards, downwards = upwards / _lengths(upwards), downwards / _lengths(downwards)
+    samples = torch.cat([v / _lengths(v), upwards, downwards])
+    image = metric.whiten(samples)
+    missed = float(_lengths(metric.unwhiten(image) - samples).max())
+    if not missed <= rounding:
+        raise InvalidArgument(
+            f"unwhiten(whiten(v)) of the metric {metric.name} differs from v by up to {missed:.1e} of ‖v‖; they are R "
+            "and R⁻¹ in float64."
+        )
+    ratios = _lengths(image).square()
+    least, most = float(ratios.min()), float(ratios.max())
+    if not (low * (1 - rounding) <= least and most <= high * (1 + rounding)):
+        raise InvalidArgument(
+            f"the metric {metric.name} says that the eigenvalues of M lie in [{low:.9g}, {high:.9g}], and ‖Rv‖²/‖v‖² "
+            f"reaches from {least:.9g} to {most:.9g}; give bounds of those of M = R², not of R."
+        )
+    products = image.flatten(1) @ samples.flatten(1).mT
+    gap = float((products - products.mT).abs().max())
+    if not gap <= rounding * math.sqrt(high):
+        raise InvalidArgument(
+            f"⟨Ru, v⟩ and ⟨u, Rv⟩ of the metric {metric.name} differ by up to {gap:.1e}; give the symmetric "
+            "R = M^{1/2}."
+        )
+
+
+def _lengths(x: Tensor) -> Tensor:
+    """‖x‖₂ for each row, shaped to divide it."""
+    return x.reshape(len(x), -1).norm(dim=1).reshape(-1, *(1,) * (x.ndim - 1))
 
 
 @dataclass(frozen=True)
@@ -172,6 +249,9 @@ class Lipschitz(Property):
         metric: the norm of the inputs.
         to: the norm of the outputs, that of the inputs when ``None``.
 
+    Raises:
+        InvalidArgument: L is negative or no number, or a tolerance is given, which belongs into L.
+
     Example:
         >>> Lipschitz(2.0).then(Lipschitz(0.5)).constant <= 1.0000001
         True
@@ -187,6 +267,11 @@ class Lipschitz(Property):
     def __post_init__(self) -> None:
         if math.isnan(self.constant) or self.constant < 0:
             raise InvalidArgument(f"a Lipschitz constant is {self.constant!r}; a number >= 0 (or inf) is needed.")
+        if self.tolerance != 0:
+            raise InvalidArgument(
+                f"a Lipschitz constant is given to the tolerance {self.tolerance!r}, which neither compositions nor "
+                "radii count; put it into the constant."
+            )
         if self.to == self.metric:
             object.__setattr__(self, "to", None)
 
@@ -351,8 +436,8 @@ class Properties(tuple[Property, ...]):
 
     @property
     def odd(self) -> bool:
-        """Whether f(−x) = −f(x) is declared."""
-        return any(isinstance(p, Equivariant) and p.group == "sign" for p in self)
+        """Whether f(−x) = −f(x) is declared, but for rounding."""
+        return any(isinstance(p, Equivariant) and p.group == "sign" and p.tolerance == 0 for p in self)
 
     @property
     def lipschitz(self) -> float:

@@ -148,7 +148,7 @@ COMPUTING = (
 
 WATCHED = (
     *COMPUTING,
-    *("inverse", "flow", "step", "solve"),
+    *("inverse", "ordinary", "flow", "step", "solve"),
     *("multiply", "multiply_adjoint", "affine", "adjoint"),
 )
 """The methods that are looked for on instances: of modules, fields, integrators and linear maps."""

@@ -201,8 +201,7 @@ def _flatten(module: nn.Flatten) -> Declaration:
     if module.start_dim < 1:
         # Counted from the end, the first dimension depends on the input.
         return Declaration.of(reason="it may flatten the batch too", title="Flatten")
-    isometry = (Lipschitz(1.0), GradientNormPreserving(), NormPreserving(), LinearInvariant(), Equivariant())
-    return Declaration.of(*isometry, Positive(), reason="reshaping", title="Flatten")
+    return Declaration.of(*IDENTITY, reason="reshaping", title="Flatten")
 
 
 METHODS = {Invertible: "inverse", EnergyPreserving: "energy", Dissipative: "potential"}
@@ -254,42 +253,55 @@ def _relu(module: nn.Module) -> Declaration:
 
 @rule(nn.LeakyReLU)
 def _leaky_relu(module: nn.LeakyReLU) -> Declaration:
-    constant = max(1.0, abs(module.negative_slope)) if math.isfinite(module.negative_slope) else math.inf
-    return Declaration.of(Lipschitz(constant), reason=f"slopes in {{1, {module.negative_slope:g}}}", title="LeakyReLU")
+    reason = f"slopes in {{1, {module.negative_slope:g}}}"
+    if not math.isfinite(module.negative_slope):
+        return Declaration.of(Lipschitz(math.inf), reason=reason, title="LeakyReLU")
+    constant = max(1.0, abs(module.negative_slope))
+    return Declaration.of(Lipschitz(constant), Positive(), reason=reason, title="LeakyReLU")
 
 
 @rule(nn.Tanh)
 def _tanh(module: nn.Module) -> Declaration:
-    return Declaration.of(Lipschitz(1.0), Equivariant(), reason="slopes in (0, 1]", title="Tanh")
+    return Declaration.of(Lipschitz(1.0), Equivariant(), Positive(), reason="slopes in (0, 1]", title="Tanh")
 
 
-def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+def pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    """The numbers for both axes of an image, as torch's layers hold one for both or two.
+
+    Example:
+        >>> pair(2), pair((2, 3))
+        ((2, 2), (2, 3))
+    """
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
 
 
 @rule(nn.MaxPool2d)
 def _max_pool(module: nn.MaxPool2d) -> Declaration:
-    kernel, stride = _pair(module.kernel_size), _pair(module.stride)
-    apart = all(s >= k for s, k in zip(stride, kernel, strict=True)) and _pair(module.dilation) == (1, 1)
-    if apart:
-        return Declaration.of(Lipschitz(1.0), reason="windows do not overlap: L = 1", title="MaxPool2d")
-    overlap = math.prod(math.ceil(k / s) for k, s in zip(kernel, stride, strict=True))
-    if _pair(module.dilation) != (1, 1):
-        overlap = kernel[0] * kernel[1]
-    reason = f"a pixel lies in at most {overlap} windows: L <= sqrt({overlap})"
-    return Declaration.of(Lipschitz(math.nextafter(math.sqrt(overlap), math.inf)), reason=reason, title="MaxPool2d")
+    kernel, stride = pair(module.kernel_size), pair(module.stride)
+    gapless = pair(module.dilation) == (1, 1)
+    # A window with gaps may meet nothing but padding, where it is −∞.
+    positive = [Positive()] if gapless or pair(module.padding) == (0, 0) else []
+    if gapless and all(s >= k for s, k in zip(stride, kernel, strict=True)):
+        return Declaration.of(Lipschitz(1.0), *positive, reason="windows do not overlap: L = 1", title="MaxPool2d")
+    overlap = math.prod(math.ceil(k / s) if gapless else k for k, s in zip(kernel, stride, strict=True))
+    constant, reason = math.nextafter(math.sqrt(overlap), math.inf), f"a pixel lies in at most {overlap} windows"
+    return Declaration.of(Lipschitz(constant), *positive, reason=f"{reason}: L <= sqrt({overlap})", title="MaxPool2d")
 
 
 @rule(nn.AvgPool2d)
 def _average_pool(module: nn.AvgPool2d) -> Declaration:
-    kernel, stride = _pair(module.kernel_size), _pair(module.stride)
-    plain = _pair(module.padding) == (0, 0) and not module.divisor_override and not module.ceil_mode
+    kernel, stride = pair(module.kernel_size), pair(module.stride)
+    # Linear whatever is padded, with weights of the sign of the divisor.
+    kept: list[Property] = [Equivariant()]
+    if module.divisor_override is None or module.divisor_override > 0:
+        kept.append(Positive())
+    plain = pair(module.padding) == (0, 0) and not module.divisor_override and not module.ceil_mode
     if not plain or not all(s >= k for s, k in zip(stride, kernel, strict=True)):
-        return Declaration.of(reason="overlapping, padded or re-weighted average pooling", title="AvgPool2d")
+        return Declaration.of(*kept, reason="overlapping, padded or re-weighted average pooling", title="AvgPool2d")
     root = math.nextafter(math.sqrt(kernel[0] * kernel[1]), 0.0)  # the root and its inverse are rounded
     constant = math.nextafter(1 / root, math.inf)
     reason = "disjoint windows of k1 x k2 pixels: L = 1/sqrt(k1 k2)"
-    return Declaration.of(Lipschitz(constant), reason=reason, title="AvgPool2d")
+    return Declaration.of(Lipschitz(constant), *kept, reason=reason, title="AvgPool2d")
 
 
 @dataclass(frozen=True)
@@ -313,10 +325,9 @@ def explain(module: nn.Module, depth: int | None = None) -> Explanation:
 
     Example:
         >>> print(explain(nn.Sequential(nn.Tanh(), nn.ReLU())))
-        Sequential: (Lipschitz(1))  [composition of its parts]
+        Sequential: (Lipschitz(1), Positive)  [composition of its parts]
           - Equivariant is lost at 1 (slopes in [0, 1])
-          - Positive is lost at 0 (slopes in (0, 1])
-          0 Tanh: (Lipschitz(1), Equivariant)  [slopes in (0, 1]]
+          0 Tanh: (Lipschitz(1), Equivariant, Positive)  [slopes in (0, 1]]
           1 ReLU: (Lipschitz(1), Positive)  [slopes in [0, 1]]
     """
     lines: list[str] = []

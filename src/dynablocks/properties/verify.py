@@ -28,6 +28,7 @@ from dynablocks.properties.declarations import (
     Property,
     Symplectic,
     VolumePreserving,
+    require_norm,
 )
 from dynablocks.properties.jacobians import (
     DENSE_LIMIT,
@@ -168,7 +169,8 @@ def verify(
     Args:
         module: the module; it is copied, converted to float64 and set to eval mode.
         x: a batch of inputs.
-        deep: also every structured part, on the inputs that reach it.
+        deep: also every structured part, on the inputs that reach it; volumes of parts of more than 700 entries only
+            where ``kinds`` names them.
         kinds: only these property types, of those declared.
         against: properties of any module, declared or not, to measure as well.
         search_steps: how long to search for the worst pair of inputs.
@@ -178,8 +180,8 @@ def verify(
         The checks, each with residual, tolerance and the sample where the worst residual occurred.
 
     Raises:
-        InvalidArgument: ``x`` is empty or not finite, the module or a part changes its input in place, or nothing
-            declares a property of one of the ``kinds``.
+        InvalidArgument: ``x`` is empty or not finite, the module or a part changes its input in place, the methods of a
+            metric contradict each other, or nothing declares a property of one of the ``kinds``.
 
     Example:
         >>> print(verify(nn.Flatten(), torch.ones(2, 1, 2, 2), kinds=(NormPreserving,)))
@@ -199,7 +201,7 @@ def verify(
         (where, part, declared, sample)
         for where, part, sample in targets
         for declared in declare(part).properties
-        if kinds is None or type(declared) in kinds
+        if (type(declared) in kinds if kinds is not None else part is reference or _is_affordable(declared, sample))
     ]
     missing = [kind for kind in kinds or () if not any(type(declared) is kind for _, _, declared, _ in wanted)]
     if missing:
@@ -214,6 +216,11 @@ def verify(
         if progress is not None:
             progress(len(checks) / len(wanted))
     return Verification(tuple(checks))
+
+
+def _is_affordable(declared: Property, x: Tensor) -> bool:
+    """Whether a part is measured unasked: determinants of more than :data:`DENSE_LIMIT` entries take hours."""
+    return not isinstance(declared, VolumePreserving) or x[0].numel() <= DENSE_LIMIT
 
 
 def _targets(module: nn.Module, x: Tensor) -> list[tuple[str, nn.Module, Tensor]]:
@@ -343,6 +350,10 @@ class _InCoordinates(nn.Module):
 def _search_lipschitz(module: nn.Module, declared: Lipschitz, x: Tensor, search_steps: int) -> Measurement:
     if math.isinf(declared.constant):
         return Measurement(0.0, None)
+    require_norm(declared.metric, tuple(x.shape[1:]))
+    if declared.to is not None:
+        with torch.no_grad():
+            require_norm(declared.to, tuple(module(x[:1]).shape[1:]))
     # In coordinates both norms are Euclidean: the Jacobian there is R_image J R⁻¹, its norm that of J from M to M.
     module, x = _InCoordinates(module, declared), declared.metric.whiten(x)
     pair, where = worst_pair(module, x, search_steps)

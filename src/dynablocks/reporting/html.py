@@ -79,7 +79,22 @@ def _headline(data: ReportData) -> Iterator[str]:
             f"on {metrics.get('device', 'an unnamed device')}{speed}",
         ),
     ]
+    if _are_others(data):
+        yield paragraph(
+            "These are not the images of the run's own copy, which the network was trained on: the figures are of the "
+            f"test images of {_images_of(data)}."
+        )
     yield table(("", "result", "meaning"), rows, numeric=(1,))
+
+
+def _are_others(data: ReportData) -> bool:
+    """Whether the figures are of other images than those of the copy that the network was trained on."""
+    return data.metrics.get("own_images") is False
+
+
+def _images_of(data: ReportData) -> str:
+    name, fingerprint = (str(data.metrics.get(key)) for key in ("dataset", "fingerprint"))
+    return f"{name} with fingerprint {fingerprint[:16]}…"
 
 
 def _about_area(metrics: Mapping[str, Any]) -> str:
@@ -323,8 +338,14 @@ def _explanation(data: ReportData) -> Iterator[str]:
 def _reproduce(data: ReportData) -> Iterator[str]:
     yield "<h2>How to get this result again</h2>"
     yield f'<pre class="command">{escape(data.command)}</pre>'
-    known = ("model", "dataset", "preset", "seed", "device", "precision", "epochs", "version", "commit", "hardware")
-    rows = [(key, _fact(data.metrics[key])) for key in known if data.metrics.get(key) is not None]
+    if _are_others(data):
+        yield paragraph(
+            "A training on the run's own copy alone does not get these results: they are of the test images of "
+            f"{_images_of(data)}."
+        )
+    known = ("model", "dataset", "fingerprint", "preset", "seed", "device", "precision", "epochs", "version")
+    given = [key for key in (*known, "commit", "hardware") if data.metrics.get(key) is not None]
+    rows = [(key, _fact(data.metrics[key])) for key in given]
     if rows:
         yield table(("setting", "value"), rows)
     if data.config_text:

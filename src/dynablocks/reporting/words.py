@@ -27,19 +27,25 @@ def percent(value: float | None) -> str:
     return NOT_MEASURED if _missing(value) else f"{100 * float(value or 0):.1f} %"
 
 
-def proved_percent(value: float | None) -> str:
+def proved_percent(value: float | None, decimals: int = 1) -> str:
     """A fraction of which something is proved as a percentage, rounded down: never all where one is missing.
 
     The fraction is the number that it is written as, so that 7 of 10 are 70 %, which no float is ten tenths of.
+
+    Args:
+        value: the fraction.
+        decimals: of the percentage.
 
     Example:
         >>> proved_percent(0.9996), proved_percent(0.7), proved_percent(1.0), proved_percent(None)
         ('99.9 %', '70.0 %', '100.0 %', 'not measured')
     """
-    if _missing(value):
-        return NOT_MEASURED
-    share = 100 * Decimal(str(float(value or 0)))
-    return f"{share.quantize(Decimal('0.1'), ROUND_FLOOR)} %"
+    return NOT_MEASURED if _missing(value) else f"{_points(float(value or 0), ROUND_FLOOR, decimals)} %"
+
+
+def _points(share: float, direction: str, decimals: int = 1) -> Decimal:
+    """100 times the number that a fraction is written as, rounded to the side asked for."""
+    return (100 * Decimal(str(share))).quantize(Decimal(1).scaleb(-decimals), direction)
 
 
 def several(number: float, noun: str) -> str:
@@ -54,13 +60,13 @@ def several(number: float, noun: str) -> str:
 
 
 def interval(low: float, high: float) -> str:
-    """A confidence interval of a fraction.
+    """A confidence interval of a fraction, rounded outwards: what is shown holds all of it.
 
     Example:
-        >>> interval(0.61, 0.634)
-        '61.0 to 63.4 %'
+        >>> interval(0.61, 0.634), interval(0.6109, 0.63401)
+        ('61.0 to 63.4 %', '61.0 to 63.5 %')
     """
-    return f"{100 * low:.1f} to {100 * high:.1f} %"
+    return f"{_points(low, ROUND_FLOOR)} to {_points(high, ROUND_CEILING)} %"
 
 
 def radius(value: float) -> str:

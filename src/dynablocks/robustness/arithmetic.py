@@ -15,6 +15,8 @@ from torch import Tensor
 from dynablocks.errors import InvalidArgument
 
 _FPMATH_VARIABLES = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
+_FPMATH_FOUND = {name: os.environ.get(name) for name in _FPMATH_VARIABLES}
+"""What they were when this was imported: oneDNN reads them once in a process, so that unsetting them is too late."""
 _EMULATION_VARIABLES = ("CUBLAS_EMULATE_SINGLE_PRECISION", "CUBLAS_EMULATE_DOUBLE_PRECISION")
 _PRECISION_SWITCHES = (("cuda", "matmul"), ("cudnn", "conv"), ("mkldnn", "matmul"), ("mkldnn", "conv"))
 _WINOGRAD_MACHINES = ("arm", "aarch", "riscv")
@@ -64,7 +66,7 @@ def plain_arithmetic() -> Iterator[None]:
     try:
         torch.backends.cudnn.enabled = False
         torch._C._set_nnpack_enabled(False)
-        with full_precision(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        with full_precision():
             yield
     finally:
         torch._C._set_nnpack_enabled(nnpack)
@@ -73,7 +75,17 @@ def plain_arithmetic() -> Iterator[None]:
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """No TF32, no bfloat16 in float32 products; torch refuses to mix its old and new switches for that."""
+    """No autocast, no TF32, no bfloat16 in float32 products.
+
+    Inside an autocast around it, logits would be those of the network in bfloat16, which is another one. For float32
+    products torch has old and new switches, and refuses to mix them.
+
+    Example:
+        >>> matrix = torch.eye(2)
+        >>> with torch.autocast("cpu"), full_precision():
+        ...     (matrix @ matrix).dtype
+        torch.float32
+    """
     found = (getattr(getattr(torch.backends, name), kind, None) for name, kind in _PRECISION_SWITCHES)
     held: list[tuple[Any, str]] = [
         (s, s.fp32_precision) for s in found if s is not None and hasattr(s, "fp32_precision")
@@ -85,7 +97,11 @@ def full_precision() -> Iterator[None]:
         if before is not None:
             torch.set_float32_matmul_precision("highest")
             torch.backends.cudnn.allow_tf32 = False
-        yield
+        with contextlib.ExitStack() as stack:
+            for kind in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(kind):  # asked: releases of torch warn of "cuda" where there is none
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            yield
     finally:
         for switch, value in held:
             switch.fp32_precision = value
@@ -115,16 +131,23 @@ def environment_text() -> str:
         True
     """
     variables = [f"{name}={os.environ.get(name)!r}" for name in (*_FPMATH_VARIABLES, *_EMULATION_VARIABLES)]
-    return ", ".join([f"torch {torch.__version__} on {platform.machine()}", *variables])
+    changed = [
+        f"{name}={found!r} when imported" for name, found in _FPMATH_FOUND.items() if found != os.environ.get(name)
+    ]
+    return ", ".join([f"torch {torch.__version__} on {platform.machine()}", *variables, *changed])
 
 
 def require_strict_environment(pixels: Tensor) -> None:
     kind = pixels.device.type
     if kind not in ("cpu", "cuda"):
         raise NoRoundingBound(f"how a device of type {kind} computes is not known; certify on a CPU.")
-    for name in _FPMATH_VARIABLES:
-        if pixels.dtype == torch.float32 and os.environ.get(name, "strict").lower() != "strict":
-            raise NoRoundingBound(f"{name} is {os.environ[name]!r}: oneDNN may round float32 factors; unset it.")
+    for name, found in _FPMATH_FOUND.items():
+        for value in (os.environ.get(name), found):
+            if pixels.dtype == torch.float32 and value is not None and value.lower() != "strict":
+                raise NoRoundingBound(
+                    f"{name} is {value!r}, or was at the start: oneDNN may round float32 factors; unset it, and start "
+                    "Python anew."
+                )
     for name in _EMULATION_VARIABLES:
         if kind == "cuda" and os.environ.get(name, "0") not in ("", "0"):
             raise NoRoundingBound(f"{name} is {os.environ[name]!r}: cuBLAS may emulate products; unset it.")

@@ -104,6 +104,7 @@ def normalisation(network: Network, name: str) -> list[float]:
 
 
 NEEDED = {
+    "dynablocks": str,
     "weights": str,
     "run": str,
     "model": dict,
@@ -115,12 +116,25 @@ NEEDED = {
     "images": list,
 }
 
+PARTS = {
+    "model": {"config", "input_shape", "num_classes", "mean", "std", "warm_start", "seen"},
+    "normalisation": {"mean", "scale"},
+    "arithmetic": {"format", "unit_roundoff", "rounding", "largest_logit_error"},
+    "layers": {"name", "kind", "bound", "product", "reason"},
+    "data": {"name", "dir", "fingerprint", "images"},
+    "images": {"label", "prediction", "radius"},
+}
+"""What each part of a certificate may say, or each entry of one: nothing else is checked."""
+
+WHOLE = {"format", "version", "body_lipschitz", "clean_accuracy", *NEEDED}
+"""What the certificate itself may say."""
+
 
 def checked_artefact(content: Any, path: str) -> dict[str, Any]:
     """``content`` when it is a certificate of this version.
 
     Raises:
-        BadData: it is something else, or parts of it are missing or of another kind.
+        BadData: it is something else, parts of it are missing or of another kind, or it says more than is checked.
     """
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise BadData(f"{path} is no dynablocks certificate; make one with: dynablocks certify RUN --json FILE")
@@ -147,7 +161,20 @@ def checked_artefact(content: Any, path: str) -> dict[str, Any]:
             raise BadData(f"{path} has a {name} in {owner!r} that is no list of numbers; certify again.")
     if not isinstance(content["data"].get("dir"), (str, type(None))):
         raise BadData(f"{path} has data in {content['data']['dir']!r}, which is no folder's name; certify again.")
+    _require_known(content, path)
     return content
+
+
+def _require_known(content: dict[str, Any], path: str) -> None:
+    """Refuse what no certificate says: a claim that is added would pass for one that the audit has checked."""
+    found = [("", WHOLE, content)]
+    for part, known in PARTS.items():
+        held = content[part]
+        found += [(f" in {part!r}", known, entry) for entry in (held if isinstance(held, list) else [held])]
+    for where, known, entry in found:
+        added = sorted(entry.keys() - known)
+        if added:
+            raise BadData(f"{path} has {added[0]!r}{where}, which no audit checks; it was edited: certify again.")
 
 
 def _is_whole(value: Any) -> bool:

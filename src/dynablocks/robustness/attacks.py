@@ -7,7 +7,7 @@ import itertools
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dynablocks.ball import foolbox_direction, foolbox_norms, projected, unit_ball_points
 from dynablocks.errors import InvalidArgument, require_range, require_whole
+from dynablocks.files import plain_data, tuples
 from dynablocks.models import Network
 from dynablocks.registry import Registry
 from dynablocks.robustness.arithmetic import full_precision
@@ -232,7 +233,7 @@ class AttackResult:
     def summary(self) -> dict[str, Any]:
         """What ``attack.json`` holds."""
         return {
-            "config": {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self.config).items()},
+            "config": plain_data(asdict(self.config)),
             "samples": len(self.labels),
             "clean_accuracy": self.clean_accuracy,
             "robust_accuracy": self.curve().points(),
@@ -256,8 +257,7 @@ class AttackResult:
     @classmethod
     def restore(cls, summary: dict[str, Any], tensors: dict[str, Tensor]) -> AttackResult:
         """The result again from :meth:`summary` and :meth:`tensors`."""
-        options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in summary["config"].items()}
-        config = AttackConfig(**options)
+        config = AttackConfig(**tuples(summary["config"]))
         plain = {name: tensor for name, tensor in tensors.items() if not name.startswith("broken.")}
         broken = {name: tensors[f"broken.{name}"] for name in config.losses}
         return cls(config=config, broken=broken, example_losses=tuple(summary["example_losses"]), **plain)
@@ -283,7 +283,7 @@ def l2_pgd(
     rounding put it outside: measured in float64, ‖x - image‖ ≤ ε holds for the image in the model's number format.
 
     Args:
-        model: pixels in [0, 1] (N, C, H, W) to logits; attacked in eval mode, returned as it was.
+        model: pixels in [0, 1] (N, C, H, W) to logits; in eval mode, without autocast; returned as it was.
         images: (N, C, H, W), uint8 or floats in [0, 1].
         labels: (N,) true classes.
         epsilons: one l2 radius or several, in pixel units [0, 1].
@@ -330,9 +330,9 @@ def l2_pgd(
             clean, begun = laid_out(model, pixels[sample]), None if starts is None else starts[sample]
             result[chunk], moved[chunk] = _ascend(model, clean, labels[sample], rows[chunk], begun, loss, config)
         attacked = right.repeat(again) & (rows > 0).cpu()
-        if loss != "ce" and bool(attacked.any()) and not bool((attacked & moved.cpu()).any()):
-            some = right.nonzero()[: config.batch_size, 0].to(device)
-            _require_constant(model, pixels[some], config.epsilons[-1])
+        if bool(attacked.any()) and not bool((attacked & moved.cpu()).any()):
+            still = right.nonzero()[:, 0].to(device)
+            _require_no_gradient(model, pixels[still], labels[still], config)
     shaped = result.reshape(again, *pixels.shape)
     return shaped if several else shaped[0]
 
@@ -347,7 +347,7 @@ def attack(
     """:func:`l2_pgd` with every loss, restart and epsilon; the worst case and each loss alone.
 
     Args:
-        model: pixels in [0, 1] (N, C, H, W) to logits; attacked in eval mode, returned as it was.
+        model: pixels in [0, 1] (N, C, H, W) to logits; in eval mode, without autocast; returned as it was.
         dataset: ``images`` (uint8, or floats in [0, 1]) and ``labels``, or a pair of them.
         config: how; the paper's setting with three losses when None.
         progress: called with the fraction done.
@@ -356,7 +356,8 @@ def attack(
     Raises:
         BadData: images or labels that do not fit the model.
         InvalidArgument: logits that are not finite or not (N, classes), or a model that is not in float32 or float64;
-            all gradients of losses but "ce" are 0 or not finite, while the logits change within the largest epsilon.
+            all gradients of losses but "ce" (of "ce" alone: also those of the margin at the images) are 0 or not
+            finite, while the logits change within the largest epsilon.
         DynablocksError: ``partial`` cannot be written.
 
     Source:
@@ -431,10 +432,15 @@ class _Attack:
                     yield loss, index, restart
 
     def _require_gradients(self) -> None:
-        """Refuse a model of which no loss but "ce", which saturates, had a gradient at an image that was right."""
+        """Refuse a model of which no loss that counts (:meth:`_counts`) had a gradient at an image that was right."""
         if bool(self.attacked.any()) and not bool(self.moved.any()):
-            some = self.attacked.nonzero()[: self.config.batch_size, 0].to(self.images.device)
-            _require_constant(self.model, self.images[some], self.config.epsilons[-1])
+            still = self.attacked.nonzero()[:, 0]
+            images = self.images[still.to(self.images.device)]
+            _require_no_gradient(self.model, images, self.labels[still], self.config)
+
+    def _counts(self, loss: str) -> bool:
+        """Whether a loss tells of the model that has no gradient: "ce" saturates, and tells nothing beside others."""
+        return loss != "ce" or self.config.losses == ("ce",)
 
     def _found(self) -> dict[str, Tensor]:
         """All that a round changes."""
@@ -494,7 +500,7 @@ class _Attack:
         predictions = checked_logits(self.model, adversarial).argmax(dim=1).cpu()
         norms = _norms(adversarial, pixels).cpu()
         broken = predictions != labels
-        if loss != "ce":
+        if self._counts(loss):
             right = self.clean_predictions[chunk] == labels
             self.attacked[chunk] |= right
             self.moved[chunk] |= right & moved.cpu()
@@ -518,6 +524,27 @@ def _clean_predictions(model: nn.Module, images: Tensor, labels: Tensor, batch_s
         check_labels(labels, logits.shape[1])
         parts.append(logits.argmax(dim=1).cpu())
     return torch.cat(parts)
+
+
+def _require_no_gradient(model: nn.Module, images: Tensor, labels: Int[Tensor, " n"], config: AttackConfig) -> None:
+    """:func:`_require_constant` of images, all of them right, at which no loss had a gradient.
+
+    Of "ce" alone the margin is asked at the images themselves: where it has a gradient, "ce" was saturated.
+    """
+    if config.losses == ("ce",) and _has_margin_gradient(model, images, labels, config):
+        return
+    _require_constant(model, images[: config.batch_size], config.epsilons[-1])
+
+
+def _has_margin_gradient(model: nn.Module, images: Tensor, labels: Int[Tensor, " n"], config: AttackConfig) -> bool:
+    once = replace(config, steps=1)
+    batches = (torch.split(tensor, config.batch_size) for tensor in (images, labels))
+    for batch, true in zip(*batches, strict=True):
+        pixels = laid_out(model, to_pixels(batch, *model_place(model)))
+        radii = torch.full((len(pixels),), config.epsilons[-1], dtype=torch.float64, device=pixels.device)
+        if bool(_ascend(model, pixels, true.to(pixels.device), radii, None, "margin", once)[1].any()):
+            return True
+    return False
 
 
 def _require_constant(model: nn.Module, images: Tensor, radius: float) -> None:

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument, require_choice, require_range, require_whole
+from dynablocks.files import finite_or_none
 from dynablocks.lifting import Head
 from dynablocks.models import Network
 from dynablocks.models.network import row_distances
 from dynablocks.numerics.rounding import product_slack
 from dynablocks.properties import EUCLIDEAN, Metric
+from dynablocks.properties.declarations import require_norm
 from dynablocks.properties.own_code import foreign, overrides
 from dynablocks.properties.structure import original
 from dynablocks.robustness.arithmetic import NoRoundingBound, plain_arithmetic
@@ -181,9 +183,9 @@ def _smallest_ratio(logits: Tensor, predictions: Tensor, slopes: Tensor, losses:
 class CertificateResult:
     """Certified radii of a model on a data set, in sample order, in pixel units [0, 1] and the norm that is named.
 
-    ``arithmetic`` is the number format of the model, the coarsest of its logits and parameters, ``logit_error`` the
-    largest bound of a logit's rounding error at a sample, ``proved`` whether it is a proof rather than a measurement,
-    and ``rounding_reason`` the sentence that says why it is none.
+    ``arithmetic`` is the number format of the model, the coarsest of its logits, parameters and buffers,
+    ``logit_error`` the largest bound of a logit's rounding error at a sample, ``proved`` whether it is a proof rather
+    than a measurement, and ``rounding_reason`` the sentence that says why it is none.
 
     A sample counts at epsilon when it is correct and its radius is **larger** than epsilon: then every perturbation
     with norm <= epsilon leaves a positive margin. At epsilon 0 this is the accuracy without the ties.
@@ -242,8 +244,8 @@ class CertificateResult:
         return {
             "samples": len(self.labels),
             "clean_accuracy": self.accuracy,
-            "body_lipschitz": self.body_lipschitz if math.isfinite(self.body_lipschitz) else None,
-            "logit_error": self.logit_error if math.isfinite(self.logit_error) else None,
+            "body_lipschitz": finite_or_none(self.body_lipschitz),
+            "logit_error": finite_or_none(self.logit_error),
             "arithmetic": self.arithmetic,
             "rounding": "proved" if self.proved else "measured",
             "rounding_reason": self.rounding_reason,
@@ -292,7 +294,7 @@ def certify(
     Where there is no such bound, and for any other model, which is evaluated as it is, the error of one logit is
     measured, not proved, and ``rounding_reason`` says why: the larger of 8 times the largest difference between the
     model and its float64 copy on the first 32 images, and 32 eps max|z| (1024 eps max|z| without a float64 copy). The
-    eps is that of the coarsest format of logits and parameters: logits widened at the end were rounded before.
+    eps is that of the coarsest format of logits, parameters and buffers: logits widened at the end were rounded before.
 
     Radii are capped at sqrt(C H W), the diameter of [0, 1]^(C H W), times the largest ratio of ``metric`` to l2.
 
@@ -310,7 +312,7 @@ def certify(
 
     Raises:
         InvalidArgument: the model offers no certificate inputs, its logits are not finite, or ``metric`` is named "l2"
-            and is another norm.
+            and is another norm, or its methods, or those of the network's own norm, contradict each other.
         BadData: images or labels that do not fit.
 
     Source:
@@ -359,11 +361,14 @@ def certify(
             )
         # A copy runs as it is written, where a part of the network was compiled in place.
         compiled = any(part._compiled_call_impl for part in model.modules())
-        model = model if model_place(model)[1] == dtype and not compiled else copy.deepcopy(model).to(dtype)
+        model = model if _formats(model) == {dtype} and not compiled else copy.deepcopy(model).to(dtype)
         certificate_inputs = model.certificate_inputs
     # The weights are computed in plain arithmetic, too.
     with plain_arithmetic(), evaluating(model):
         body_lipschitz, head_weight = certificate_inputs() if metric == EUCLIDEAN else certificate_inputs(metric)
+        for norm in (metric, model.metric if isinstance(model, Network) else EUCLIDEAN):
+            if norm.fits(tuple(images.shape[1:])):
+                require_norm(norm, tuple(images.shape[1:]))
         logits, rounding, why = _logits(model, images, metric, batch_size, progress)
     check_labels(labels, logits.shape[1])
     head_weight, constant = head_weight.cpu(), float(body_lipschitz)
@@ -424,10 +429,17 @@ def _all_logits(
     return torch.cat(parts)
 
 
+def _formats(model: nn.Module) -> set[torch.dtype]:
+    """The number formats of a model's parameters and buffers."""
+    return {tensor.dtype for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()}
+
+
 def _coarsest(model: nn.Module, logits: Tensor) -> torch.dtype:
-    """The coarsest of the number formats in which the model computes, as far as its parameters and logits show them."""
-    formats = [logits.dtype, model_place(model)[1], *(p.dtype for p in model.parameters() if p.is_floating_point())]
-    return max(formats, key=lambda kind: torch.finfo(kind).eps)
+    """The coarsest of the number formats in which the model computes, as far as it shows them.
+
+    Its parameters, buffers and logits do; what has neither of the first two is given float32.
+    """
+    return max({logits.dtype, model_place(model)[1], *_formats(model)}, key=lambda kind: torch.finfo(kind).eps)
 
 
 def _logit_error(model: nn.Module, images: Tensor, logits: Tensor) -> float:

@@ -49,7 +49,7 @@ from dynablocks.norms import Channelwise, Whitening
 from dynablocks.numerics.bounds import linear_norm_bounds
 from dynablocks.properties import EUCLIDEAN, Lipschitz, Metric, declare
 from dynablocks.properties.own_code import CALLING, foreign
-from dynablocks.properties.structure import _pair
+from dynablocks.properties.structure import pair
 from dynablocks.robustness.arithmetic import (
     NoRoundingBound,
     depthwise_by_winograd,
@@ -465,7 +465,7 @@ def _leaf(module: nn.Module, arithmetic: _Arithmetic, pixels: int) -> _Value:
     if isinstance(module, PixelNormalisation):
         return _normalisation(module, arithmetic, pixels)
     if type(module) is nn.AvgPool2d:
-        count = math.prod(_pair(module.kernel_size))
+        count = math.prod(pair(module.kernel_size))
         root, fresh = math.sqrt(count), arithmetic.gamma(count + 1)
         return _Value(_Affine(1 / root), _Affine(fresh / root), _Affine((1 + fresh) * root))
     if isinstance(module, PaperLift):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynablocks.arguments import expand, make_parser, names_model, preset_model_data, say
-from dynablocks.errors import InvalidArgument, require_choice
-from dynablocks.progress import show
+from dynablocks.arguments import expand, make_parser, read_settings, say, values_of
+from dynablocks.errors import InvalidArgument, require_choice, require_whole
+from dynablocks.progress import Stopped, show, tell
 from dynablocks.run_files import CONFIG, METRICS
 
 if TYPE_CHECKING:
@@ -46,9 +47,85 @@ def _parse_run(command: str, summary: str, arguments: Sequence[str]) -> tuple[Ru
     built = parser.instantiate(options)
     config = RunConfig(**{field.name: getattr(built, field.name) for field in fields(RunConfig)})
     kind.require_settings(config.model)
+    if config.training.devices > 1:
+        _require_files(values_of(arguments, "--config"))
     out = options.out or Path("runs") / f"{data}-{model}-{preset.replace('/', '-')}"
     options.out = out
     return config, options
+
+
+def preset_model_data(
+    arguments: Sequence[str], settings_of: Callable[[str], dict[str, Any]] = read_settings
+) -> tuple[str, str, str]:
+    """Preset, model and data set, from the flags or the configuration files, before the parser knows its defaults.
+
+    A flag that is null says that there is no such name or folder, whatever a file holds.
+
+    Args:
+        arguments: of the command line, with full names.
+        settings_of: what a configuration file holds.
+    """
+    from dynablocks.config import DataConfig, default_preset
+    from dynablocks.run_directory.network import data_name
+
+    preset: Any = None
+    data: dict[str, Any] = {}
+    model: dict[str, Any] = {}
+    for content in map(settings_of, values_of(arguments, "--config")):
+        preset = content.get("preset") or preset
+        data, model = data | content["data"], model | content["model"]
+    name = _setting(arguments, "--data.name", data.get("name"))
+    folder = _setting(arguments, "--data.dir", data.get("dir"))
+    found = data_name(DataConfig(None if name is None else str(name), Path(str(folder)) if folder else None))
+    chosen = str(_value_of(arguments, "--model.name") or model.get("name") or "certified")
+    return _value_of(arguments, "--preset") or preset or default_preset(chosen, found), chosen, found
+
+
+def _require_files(names: Sequence[str]) -> None:
+    """Refuse a configuration that one process alone can read, such as a pipe: with several devices each reads it.
+
+    Raises:
+        InvalidArgument: naming it.
+    """
+    from dynablocks.files import expanded
+
+    for name in names:
+        file = expanded(name)
+        if not file.is_file() or str(file.parent) in ("/dev", "/dev/fd", "/proc/self/fd"):
+            raise InvalidArgument(
+                f"--config {name} is no regular file, and with several devices every process reads it; give a file."
+            )
+
+
+@contextlib.contextmanager
+def _before_anything() -> Iterator[None]:
+    """Tell of a Ctrl-C while libraries are loaded and options read: nothing was begun."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        tell("Stopped before anything was begun; give the same command again.")
+        raise Stopped from None
+
+
+def _value_of(arguments: Sequence[str], flag: str) -> str | None:
+    """The last value of a flag."""
+    return next(iter(reversed(values_of(arguments, flag))), None)
+
+
+def _setting(arguments: Sequence[str], flag: str, stored: Any) -> Any:
+    """The value that the parser will find: of the flag where it is given, otherwise what the files hold."""
+    given = _value_of(arguments, flag)
+    return stored if given is None else _unless_null(given)
+
+
+def _unless_null(text: str) -> str | None:
+    """The text of a flag, or ``None`` where the parser, which reads it as YAML, makes that of it."""
+    import yaml
+
+    try:
+        return None if text.strip() and yaml.safe_load(text) is None else text
+    except (ValueError, RecursionError, yaml.YAMLError):
+        return text
 
 
 def _show(metrics: dict[str, Any]) -> None:
@@ -78,10 +155,11 @@ def _dry_run(config: RunConfig, out: Path, *, overwrite: bool) -> int:
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    from dynablocks.run_directory.pipeline import require_out, run
+    with _before_anything():
+        from dynablocks.run_directory.pipeline import require_out, run
 
-    config, options = _parse_run("run", "Train, certify, attack and report in one directory.", arguments)
-    out = require_out(options.out)
+        config, options = _parse_run("run", "Train, certify, attack and report in one directory.", arguments)
+        out = require_out(options.out)
     if options.dry_run:
         return _dry_run(config, out, overwrite=options.overwrite)
     command = "dynablocks run " + shlex.join(arguments)
@@ -90,11 +168,12 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def train_command(arguments: Sequence[str]) -> int:
-    from dynablocks.reporting.words import several
-    from dynablocks.run_directory.pipeline import require_out, train_run
+    with _before_anything():
+        from dynablocks.reporting.words import several
+        from dynablocks.run_directory.pipeline import require_out, train_run
 
-    config, options = _parse_run("train", "Train a network; an unfinished training in --out goes on.", arguments)
-    out = require_out(options.out)
+        config, options = _parse_run("train", "Train a network; an unfinished training in --out goes on.", arguments)
+        out = require_out(options.out)
     if options.dry_run:
         return _dry_run(config, out, overwrite=options.overwrite)
     summary = train_run(config, out, overwrite=options.overwrite)
@@ -153,11 +232,13 @@ def _describe(
     """
     from dynablocks.run_directory.dry_run import cached_results
     from dynablocks.run_directory.network import load_config, load_splits, with_data
-    from dynablocks.run_directory.results import training_facts
+    from dynablocks.run_directory.results import require_own_classes, training_facts
 
     config = with_data(load_config(directory), _moved(options))
-    training_facts(directory)
-    cached = ", ".join(cached_results(directory, load_splits(config), attack, arithmetic))
+    facts, splits = training_facts(directory), load_splits(config)
+    if what != "verify":  # which asks for no labels
+        require_own_classes(facts, splits)
+    cached = ", ".join(cached_results(directory, splits, attack, arithmetic))
     show(f"would {what} {config.model.name} on {config.data.name} in {directory}; cached: {cached}")
     return 0
 
@@ -255,9 +336,8 @@ def audit_command(arguments: Sequence[str]) -> int:
     options = parser.parse_args(expand(arguments, "audit"))
     if options.certificate is None:
         raise InvalidArgument("no certificate was given; use: dynablocks audit FILE")
-    for name, least in (("samples", 0), ("steps", 1)):
-        if getattr(options, name) < least:
-            raise InvalidArgument(f"--{name} is {getattr(options, name)}; at least {least} is needed.")
+    require_whole("--samples", options.samples, 0)
+    require_whole("--steps", options.steps, 1)
     from dynablocks.run_directory.certificate_file import audit_certificate
 
     audit_certificate(
@@ -278,8 +358,7 @@ def verify_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--deep", action="store_true", help="also every part of the network")
     options = parser.parse_args(expand(arguments, "verify"))
     directory = _directory(options, "verify")
-    if options.samples < 1:
-        raise InvalidArgument(f"--samples is {options.samples}; at least 1 is needed.")
+    require_whole("--samples", options.samples, 1)
     if options.dry_run:
         return _describe(directory, "verify", options)
     network = load(directory)
@@ -290,6 +369,17 @@ def verify_command(arguments: Sequence[str]) -> int:
     print(result)
     result.require()
     return 0
+
+
+def _names_model(parser: Any, arguments: Sequence[str]) -> bool:
+    """Whether a setting of the model is given, by a flag or in a configuration file.
+
+    Args:
+        parser: of :func:`~dynablocks.arguments.make_parser`.
+        arguments: of the command line, with full names.
+    """
+    flags = any(argument.startswith("--model.") for argument in arguments)
+    return flags or any(parser.settings(file)["model"] for file in values_of(arguments, "--config"))
 
 
 def explain_command(arguments: Sequence[str]) -> int:
@@ -307,7 +397,7 @@ def explain_command(arguments: Sequence[str]) -> int:
     arguments = expand(arguments, "explain")
     options = parser.parse_args(arguments)
     directory = _given_directory(options)
-    if directory is not None and names_model(parser, arguments):
+    if directory is not None and _names_model(parser, arguments):
         raise InvalidArgument(
             "a run directory and a model (--model, or model: in a --config file) were given; give one."
         )

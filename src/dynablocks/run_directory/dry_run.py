@@ -29,17 +29,22 @@ from dynablocks.training import TrainingConfig, choose_device, find_checkpoint
 from dynablocks.training.checkpoint import read_state
 from dynablocks.training.loop import earlier_checkpoint, require_budget, settings_of
 from dynablocks.training.precision import synchronise
+from dynablocks.training.session import device_for
 
 
 def estimate(config: RunConfig, directory: Path, *, overwrite: bool = False) -> dict[str, Any]:
     """What ``--dry-run`` says: parameters, cost of a training step, number of steps, time estimate, what is cached.
 
     Raises:
-        InvalidArgument: the training would be refused for its warm start.
+        InvalidArgument: the training would be refused: for its warm start, or as :func:`device_for` says.
     """
     splits, training = load_splits(config), config.training
-    device = torch.device(choose_device(training.device))
     network, description = starting_network(config, splits, directory, resume=not overwrite)
+    state, refusal = _earlier(directory, training, settings_of(splits, training, description), overwrite)
+    if state.get("summary"):  # it is taken as it is, on any machine
+        device = torch.device(choose_device(training.device))
+    else:
+        device = torch.device(device_for(training, splits.train, state.get("precision")))
     batch = min(training.batch_size, len(splits.train))
     with cpu_threads(training.threads):
         flops, seconds = _measured_step(network.to(device), splits, training, device, batch)
@@ -54,7 +59,7 @@ def estimate(config: RunConfig, directory: Path, *, overwrite: bool = False) -> 
         "cost": f"{flops / batch / 1e6:.1f} MFLOP an image and training step{of_cost}",
         "optimiser steps": steps,
         "training time": f"about {total} here ({seconds:.3g} s a step of {batch} images{of_time})",
-        "cached": _cached_for(directory, config, splits, settings_of(splits, training, description), overwrite),
+        "cached": refusal or ", ".join(cached_results(directory, splits, config.attack, "float64")) or "nothing",
     }
 
 
@@ -91,17 +96,20 @@ def _steps(config: TrainingConfig, per_epoch: int, step_seconds: float) -> tuple
     return f"as many of {planned} as fit into {budget}, about {count(fitting)}", budget
 
 
-def _cached_for(directory: Path, config: RunConfig, splits: DataSplits, settings: str, overwrite: bool) -> str:
-    """What a run in ``directory`` would take over, or why it would refuse the folder."""
+def _earlier(directory: Path, config: TrainingConfig, settings: str, overwrite: bool) -> tuple[dict[str, Any], str]:
+    """What the training in ``directory`` has stored that a run would take over, and why it would take nothing."""
     if overwrite:
-        return "nothing: --overwrite starts anew"
+        return {}, "nothing: --overwrite starts anew"
     try:
         checkpoint = earlier_checkpoint(directory, settings) if directory.is_dir() else None
-        if checkpoint is not None and (state := read_state(checkpoint)).get("summary"):
-            require_budget(config.training, checkpoint, state)
+        if checkpoint is None:
+            return {}, ""
+        state = read_state(checkpoint)
+        if state.get("summary"):
+            require_budget(config, checkpoint, state)
     except BadCheckpoint as error:
-        return f"nothing that can be used: {error}"
-    return ", ".join(cached_results(directory, splits, config.attack, "float64")) or "nothing"
+        return {}, f"nothing that can be used: {error}"
+    return {name: state.get(name) for name in ("precision", "summary")}, ""
 
 
 def cached_results(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import dynablocks
 from dynablocks.data import DataSplits
+from dynablocks.errors import UnsoundResult
 from dynablocks.files import expanded, write_json
 from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, Curve
 from dynablocks.run_directory.network import load_config
 from dynablocks.run_directory.results import ATTACK, CERTIFICATE, current_summary, sound_results, training_facts
-from dynablocks.run_files import METRICS
+from dynablocks.run_files import AUTOATTACK, METRICS, REPORT
 
 Points = list[dict[str, float]]
 
@@ -23,11 +25,32 @@ def stated_radii(epsilons: Iterable[float]) -> tuple[float, ...]:
 
 
 def write_metrics(directory: str | Path, splits: DataSplits | None = None) -> dict[str, Any]:
-    """Write ``metrics.json``; what it holds, which is :func:`run_metrics`."""
+    """Write ``metrics.json``; what it holds, which is :func:`run_metrics`.
+
+    Raises:
+        UnsoundResult: the attack broke an image that is certified; ``metrics.json`` and ``report.html`` are removed.
+    """
     directory = expanded(directory)
-    metrics = run_metrics(directory, splits)
+    with no_figures_of_unsound_results(directory):
+        metrics = run_metrics(directory, splits)
     write_json(directory / METRICS, metrics)
     return metrics
+
+
+@contextlib.contextmanager
+def no_figures_of_unsound_results(directory: Path) -> Iterator[None]:
+    """Remove the files with figures of a run where an attack refutes its certificate: they were made before that.
+
+    Raises:
+        UnsoundResult: as it came.
+    """
+    try:
+        yield
+    except UnsoundResult:
+        for name in (METRICS, REPORT, AUTOATTACK):
+            with contextlib.suppress(OSError):  # the error counts, also of a folder that is read-only
+                (directory / name).unlink(missing_ok=True)
+        raise
 
 
 def run_metrics(directory: Path, splits: DataSplits | None = None) -> dict[str, Any]:
@@ -65,6 +88,8 @@ def run_metrics(directory: Path, splits: DataSplits | None = None) -> dict[str, 
         "epochs": training["epochs"],
         "parameters": training["parameters"],
         "dataset": training["dataset"] if splits is None else splits.test.name,
+        "fingerprint": images,
+        "own_images": images == training["fingerprint"],
         "test_images": (certificate or {}).get("samples"),
         "attacked_images": (attacked or {}).get("samples"),
         "device": training["device"],

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from dynablocks.config import DataConfig, RunConfig, from_yaml
 from dynablocks.data import DataSplits, ImageDataset, infer_name, load_data
 from dynablocks.errors import BadCheckpoint, DynablocksError, InvalidArgument
-from dynablocks.files import expanded, read_json, sha256
+from dynablocks.files import expanded, is_number, plain_data, read_json, sha256, tuples
 from dynablocks.linear import ORTHOGONAL
 from dynablocks.models import MODELS, ModelConfig, ModelKind, Network, build
 from dynablocks.registry import Registry
@@ -31,6 +32,12 @@ PIXEL_STATISTICS = {
 
 NAMED: dict[str, Registry[Any]] = {"name": MODELS, "region": REGIONS, "method": ORTHOGONAL}
 """The settings of a model that are names, and where these are registered."""
+
+_PUT_BACK = (
+    "put the checkpoint of this run back; where that is its own, its training command, without --overwrite, writes "
+    "this file again"
+)
+"""What to do where a run directory holds the checkpoint of another one."""
 
 
 def data_name(config: DataConfig) -> str:
@@ -85,7 +92,7 @@ def build_for(config: RunConfig, splits: DataSplits) -> tuple[Network, dict[str,
 
 def build_described(description: Mapping[str, Any]) -> Network:
     """The network that :func:`build_for` described, with new weights."""
-    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description["config"].items()}
+    options = tuples(description["config"])
     channels, height, width = (int(n) for n in description["input_shape"])
     shape, classes = (channels, height, width), int(description["num_classes"])
     # Complete: a setting that came later has its default, and what is refused beside another choice is so for new ones.
@@ -138,13 +145,53 @@ def foreign_names(config: Mapping[str, Any]) -> list[str]:
         ['timid']
     """
     names = ((config.get(setting), known) for setting, known in NAMED.items())
-    return [name for name, known in names if name is not None and not _is_shipped(known.get(name))]
+    return [name for name, known in names if name is not None and not is_shipped(known.get(name))]
 
 
-def _is_shipped(thing: object) -> bool:
+def is_shipped(thing: object) -> bool:
+    """Whether the source hash covers the code of a registered thing, and of what it wraps, closes over, or defaults to.
+
+    A function has the code of the module in which it was written, whatever its ``__module__`` says: that of a function
+    of one's own which wraps one of the library (:func:`functools.wraps`) is the library's.
+
+    Example:
+        >>> from dynablocks.models.paper import stages
+        >>> is_shipped(MODELS["prescribed"]), is_shipped(stages(lambda config, shape: None))
+        (True, False)
+    """
+    waiting, seen = [thing], set[int]()
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if not is_hashed(_home(part)):
+            return False
+        waiting += _made_of(part)
+    return True
+
+
+def _home(thing: object) -> str:
+    """The module in which the code of a thing was written; empty of what may hold any code, such as a partial."""
+    if isinstance(thing, FunctionType):
+        return str(thing.__globals__.get("__name__", ""))
+    return str(thing.__module__) if isinstance(thing, (type, ModelKind)) else ""
+
+
+def _made_of(thing: object) -> Iterator[object]:
+    """The functions of a model; what a function wraps, and what it can call of its defaults and where it was made."""
     if isinstance(thing, ModelKind):
-        return all(_is_shipped(part) for part in (thing.build_body, thing.metric) if part is not None)
-    return is_hashed(str(getattr(thing, "__module__", "")))
+        yield from (part for part in (thing.build_body, thing.metric) if part is not None)
+    if not isinstance(thing, FunctionType):
+        return
+    if hasattr(thing, "__wrapped__"):
+        yield thing.__wrapped__
+    yield from filter(callable, (*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()))
+    for cell in thing.__closure__ or ():
+        with contextlib.suppress(ValueError):  # nothing has been put there yet
+            content = cell.cell_contents
+            if callable(content):
+                yield content
 
 
 def load(directory: str | Path) -> Network:
@@ -158,8 +205,8 @@ def load(directory: str | Path) -> Network:
         position of their logits; ``None`` where the run stores no names.
 
     Raises:
-        BadCheckpoint: there is no checkpoint, it is corrupt, its training is not finished, or its model, region or
-            orthogonal parametrisation is not registered here.
+        BadCheckpoint: there is no checkpoint, it is corrupt, its training is not finished or is not the one that
+            ``training.json`` tells of, or its model, region or orthogonal parametrisation is not registered here.
     """
     directory = expanded(directory)
     checkpoint = require_checkpoint(directory)
@@ -179,17 +226,61 @@ def load(directory: str | Path) -> Network:
             f"the weights in {checkpoint} hold NaN or infinity; restore a copy, or train with --overwrite."
         )
     set_progress(network, 1.0)
-    network.class_names = _class_names(directory, network.num_classes)
+    network.class_names = _class_names(directory, checkpoint, network.num_classes)
     return network.eval()
 
 
-def _class_names(directory: Path, count: int) -> tuple[str, ...] | None:
-    """The names that the training stored; ``None`` where there are none, or not one for each class."""
-    with contextlib.suppress(DynablocksError, AttributeError):
-        names = read_json(directory / TRAINING).get("class_names")
-        if isinstance(names, list) and len(names) == count and all(isinstance(name, str) for name in names):
-            return tuple(names)
+def _class_names(directory: Path, checkpoint: Path, count: int) -> tuple[str, ...] | None:
+    """The names that the training stored; ``None`` where there are none, or not one for each class.
+
+    Raises:
+        BadCheckpoint: they are those of another training than the checkpoint's.
+    """
+    try:
+        facts = read_json(directory / TRAINING)
+    except DynablocksError:
+        return None
+    if not isinstance(facts, dict):
+        return None
+    require_own_checkpoint(directory, facts, checkpoint)
+    names = facts.get("class_names")
+    if isinstance(names, list) and len(names) == count and all(isinstance(name, str) for name in names):
+        return tuple(names)
     return None
+
+
+def require_own_checkpoint(directory: Path, facts: Mapping[str, Any], checkpoint: Path) -> None:
+    """Refuse a checkpoint of another training than ``training.json`` tells of, such as one copied from another run.
+
+    The images, the steps and the seconds tell trainings apart; what one of the two does not say is not compared.
+
+    Args:
+        directory: the run directory.
+        facts: what its ``training.json`` holds.
+        checkpoint: its newest whole checkpoint.
+
+    Raises:
+        BadCheckpoint: naming what they differ in.
+    """
+    stored = _group(read_settings(checkpoint), "data") | _group(read_state(checkpoint), "summary")
+    for name in ("fingerprint", "steps", "train_seconds"):
+        ours, theirs = facts.get(name), stored.get(name)
+        known = all(isinstance(value, str) or is_number(value) for value in (ours, theirs))
+        if known and ours != theirs:
+            raise BadCheckpoint(
+                f"{directory / TRAINING} tells of a training with {name} {_short(ours)}, and {checkpoint} is of one "
+                f"with {_short(theirs)}; {_PUT_BACK}."
+            )
+
+
+def _group(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A group of settings or facts; an empty one where it is none."""
+    found = content.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _short(value: object) -> str:
+    return f"{value[:16]}…" if isinstance(value, str) else f"{value}"
 
 
 def unfinished(directory: Path) -> BadCheckpoint:
@@ -214,13 +305,14 @@ def load_config(directory: str | Path) -> RunConfig:
     """The configuration a run directory was made with.
 
     Raises:
-        BadCheckpoint: there is no checkpoint, the configuration cannot be read, or names what is not registered here.
+        BadCheckpoint: there is no checkpoint, or one of a network with other settings; the configuration cannot be
+            read, or names what is not registered here.
         InvalidArgument: it is none of this version.
     """
     directory = expanded(directory)
     checkpoint, path = require_checkpoint(directory), directory / CONFIG
     try:
-        return from_yaml(path.read_text(encoding="utf-8"), str(path))
+        config = from_yaml(path.read_text(encoding="utf-8"), str(path))
     except InvalidArgument:
         with contextlib.suppress(KeyError, TypeError, AttributeError):
             require_names(stored_description(checkpoint)["config"], str(checkpoint / CONFIG))
@@ -230,6 +322,29 @@ def load_config(directory: str | Path) -> RunConfig:
         raise BadCheckpoint(
             f"{path} cannot be read ({reason}); the same training command, without --overwrite, writes it again."
         ) from error
+    _require_own_settings(path, config, checkpoint)
+    return config
+
+
+def _require_own_settings(path: Path, config: RunConfig, checkpoint: Path) -> None:
+    """Refuse a configuration of another network than the checkpoint's, as where that was copied from another run.
+
+    An empty setting is not compared: it is the default of the version that trained, which need not be that of today.
+
+    Raises:
+        BadCheckpoint: naming the first setting that differs.
+    """
+    stored = read_settings(checkpoint)
+    described = _group(_group(stored, "model"), "config")
+    trained = {f"model.{name}": value for name, value in described.items()}
+    trained["seed"] = _group(stored, "training").get("seed", config.training.seed)
+    given = {f"model.{name}": value for name, value in plain_data(asdict(config.model)).items()}
+    for name, value in (given | {"seed": config.training.seed}).items():
+        if value is not None and name in trained and trained[name] != value:
+            raise BadCheckpoint(
+                f"{path} says {name} {value!r}, and the network in {checkpoint} was trained with {trained[name]!r}; "
+                f"{_PUT_BACK}."
+            )
 
 
 def weights_hash(directory: Path) -> str:

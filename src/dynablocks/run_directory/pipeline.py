@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ from typing import Any
 from dynablocks.config import DataConfig, RunConfig, from_yaml, to_yaml
 from dynablocks.data import DataSplits
 from dynablocks.errors import BadData, DynablocksError, InvalidArgument
-from dynablocks.files import expanded, read_json, require_writable, write_json, write_text
+from dynablocks.files import expanded, is_held, read_json, require_writable, write_json, write_text
 from dynablocks.modes import cpu_threads
-from dynablocks.progress import progress_bar, tell
+from dynablocks.progress import Stopped, progress_bar, tell
 from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, attack, certify
 from dynablocks.robustness.partial import Partial
-from dynablocks.run_directory.metrics import stated_radii, write_metrics
+from dynablocks.run_directory.metrics import no_figures_of_unsound_results, stated_radii, write_metrics
 from dynablocks.run_directory.network import (
     data_name,
     load,
@@ -34,14 +35,17 @@ from dynablocks.run_directory.results import (
     certificate_environment,
     matching_attack,
     matching_certificate,
+    require_own_classes,
     store,
     training_facts,
 )
 from dynablocks.run_directory.warm_start import starting_network
 from dynablocks.run_files import (
     ATTACK_PARTIAL,
+    AUTOATTACK,
     CHECKPOINT,
     CONFIG,
+    LOCK,
     MANIFEST,
     METRICS,
     PREVIOUS_CHECKPOINT,
@@ -49,7 +53,8 @@ from dynablocks.run_files import (
     TRAINING,
 )
 from dynablocks.training import TrainingSummary, fit
-from dynablocks.training.checkpoint import has_checkpoint
+from dynablocks.training.checkpoint import has_checkpoint, plain_yaml
+from dynablocks.training.loop import is_first_process
 from dynablocks.training.precision import present_device
 
 Say = Callable[[str], None]
@@ -61,27 +66,32 @@ def train_run(
     """Train into ``directory``; resume when it holds an unfinished training of the same configuration.
 
     The images of ``config`` may be given as ``splits`` where they are loaded already.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C; it is a ``Stopped`` where a sentence has said what is kept.
     """
     out = expanded(directory)
-    splits = load_splits(config) if splits is None else splits
-    network, description = starting_network(config, splits, out, resume=not overwrite)
-    settings = replace(config, data=replace(config.data, name=data_name(config.data)))
+    with _kept_until_begun(config, out, overwrite) as mark_begun:
+        splits = load_splits(config) if splits is None else splits
+        network, description = starting_network(config, splits, out, resume=not overwrite)
+        settings = replace(config, data=replace(config.data, name=data_name(config.data)))
 
-    def begin() -> None:
-        if not has_checkpoint(out):  # so these tell of a network that is gone
-            for name in (TRAINING, METRICS, REPORT):
-                (out / name).unlink(missing_ok=True)
-        write_text(out / CONFIG, to_yaml(settings))
+        def begin() -> None:
+            mark_begun()
+            if not has_checkpoint(out):  # so these tell of a network that is gone
+                for name in (TRAINING, METRICS, REPORT, AUTOATTACK):
+                    (out / name).unlink(missing_ok=True)
+            write_text(out / CONFIG, to_yaml(settings))
 
-    summary = fit(
-        network,
-        splits,
-        config.training,
-        out,
-        describe=description,
-        resume=not overwrite,
-        on_start=begin,
-    )
+        summary = fit(
+            network,
+            splits,
+            config.training,
+            out,
+            describe=description,
+            resume=not overwrite,
+            on_start=begin,
+        )
     facts = asdict(summary) | {
         "dataset": splits.train.name,
         "fingerprint": splits.fingerprint,
@@ -91,6 +101,23 @@ def train_run(
     write_json(out / TRAINING, facts)
     write_metrics(out)
     return summary
+
+
+@contextlib.contextmanager
+def _kept_until_begun(config: RunConfig, directory: Path, overwrite: bool) -> Iterator[Callable[[], None]]:
+    """Tell of a Ctrl-C that comes before ``--overwrite`` has deleted the old training; yields what marks that it has.
+
+    After a later one the same command goes on without the flag; now it would hand back the old network as the new one.
+    """
+    begun: list[bool] = []
+    try:
+        yield lambda: begun.append(True)
+    except KeyboardInterrupt:
+        if begun or not overwrite or not has_checkpoint(directory):
+            raise
+        if is_first_process(config.training):  # of several, it alone knows whether the training has begun
+            tell("Stopped before anything was overwritten; give the same command again.")
+        raise Stopped from None
 
 
 def attack_run(
@@ -105,11 +132,16 @@ def attack_run(
     An attack that was stopped goes on from its last minute, while network, images, code and settings stay; of code of
     one's own that is not known, and it begins anew. Images that are not those of the run's own copy are told on
     standard error. The images may be given as ``splits`` where they are loaded already.
+
+    Raises:
+        BadData: the classes of the images are others than those of the run, or in another order.
+        UnsoundResult: a certified image was broken; the figures of the run and its page are removed.
     """
     directory = expanded(directory)
     run = with_data(load_config(directory), data)
     facts = training_facts(directory)
     splits = load_splits(run) if splits is None else splits
+    require_own_classes(facts, splits)
     _tell_of_other_images(facts, splits)
     settings = attack_settings(run.attack if config is None else config, splits)
     result = matching_attack(directory, settings, splits.fingerprint)
@@ -139,11 +171,16 @@ def certify_run(
     rounding bound. A stored certificate is taken while network, images, code, torch, machine and device stay. Standard
     error is told where the images are not those of the run's own copy, and why the rounding is measured where no bound
     of it is proved. The images may be given as ``splits`` where they are loaded already.
+
+    Raises:
+        BadData: the classes of the images are others than those of the run, or in another order.
+        UnsoundResult: the stored attack broke a certified image; the figures of the run and its page are removed.
     """
     directory = expanded(directory)
     run = with_data(load_config(directory), data)
     facts = training_facts(directory)
     splits = load_splits(run) if splits is None else splits
+    require_own_classes(facts, splits)
     epsilons = stated_radii(run.attack.epsilons)
     _tell_of_other_images(facts, splits)
     result = matching_certificate(directory, arithmetic, splits.fingerprint)
@@ -176,7 +213,7 @@ def report_run(
     *,
     splits: DataSplits | None = None,
 ) -> Path:
-    """Write report.html and metrics.json from what the run directory holds.
+    """Write report.html and metrics.json from what the run directory holds, and all settings into config.yaml.
 
     Args:
         directory: the run directory.
@@ -186,6 +223,10 @@ def report_run(
 
     Returns:
         Where the page is.
+
+    Raises:
+        BadData: the classes of the images are others than those of the run, or in another order.
+        UnsoundResult: the attack broke a certified image; the page that was there is removed, with the figures.
     """
     from dynablocks.reporting import write_report
 
@@ -193,10 +234,23 @@ def report_run(
     path = directory / REPORT
     require_checkpoint(directory)
     require_writable(directory)
-    shown = report_data(directory, command, data, splits=splits)
+    with no_figures_of_unsound_results(directory):
+        shown = report_data(directory, command, data, splits=splits)
+    _write_all_settings(directory)
     write_json(directory / METRICS, shown.metrics)
     write_report(path, shown)
     return path
+
+
+def _write_all_settings(directory: Path) -> None:
+    """Write into ``config.yaml`` what that of an older version does not say, as it is read.
+
+    The page tells to give it to ``--config``, which takes from today's preset what a file does not say.
+    """
+    path, full = directory / CONFIG, to_yaml(load_config(directory))
+    said = plain_yaml(path.read_text(encoding="utf-8"))
+    if said != plain_yaml(full) and not is_held(directory / LOCK):  # a training writes its own
+        write_text(path, full)
 
 
 def run(config: RunConfig, directory: str | Path, command: str, say: Say, *, overwrite: bool = False) -> dict[str, Any]:
@@ -204,7 +258,8 @@ def run(config: RunConfig, directory: str | Path, command: str, say: Say, *, ove
     from dynablocks.reporting import words
 
     directory = expanded(directory)
-    splits = load_splits(config)  # once: each step would load and hash them again, and holds them meanwhile anyway
+    with _kept_until_begun(config, directory, overwrite):
+        splits = load_splits(config)  # once: each step would load and hash them again, and holds them meanwhile anyway
     summary = train_run(config, directory, overwrite=overwrite, splits=splits)
     seconds, rate = summary.train_seconds, summary.images_per_second
     say(f"trained {words.several(summary.epochs, 'epoch')} in {seconds:.0f} s, {rate:.0f} images/s")

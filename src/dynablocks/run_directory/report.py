@@ -20,7 +20,7 @@ from dynablocks.progress import progress_bar
 from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult
 from dynablocks.run_directory.metrics import accuracy_curves, run_metrics
 from dynablocks.run_directory.network import load, load_config, load_splits, with_data
-from dynablocks.run_directory.results import attack_settings, sound_results, training_facts
+from dynablocks.run_directory.results import attack_settings, require_own_classes, sound_results, training_facts
 from dynablocks.run_files import CONFIG, HISTORY
 
 if TYPE_CHECKING:
@@ -41,6 +41,10 @@ def report_data(
         command: that made the run; ``None`` for the commands that make its results again from its configuration.
         data: where the images are now, if they moved.
         splits: the images, where they are loaded already.
+
+    Raises:
+        BadData: the classes of the images are others than those of the run, or in another order.
+        UnsoundResult: the attack broke an image that is certified.
     """
     from dynablocks.properties import explain
     from dynablocks.reporting import ReportData, block_rows, step_rows
@@ -48,6 +52,7 @@ def report_data(
     directory = expanded(directory)
     config = with_data(load_config(directory), data)
     splits = load_splits(config) if splits is None else splits
+    require_own_classes(training_facts(directory), splits)
     network = load(directory)
     attacked, certificate = sound_results(directory, splits.fingerprint)
     if command is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import secrets
 from collections.abc import Callable, Iterable
@@ -15,19 +16,23 @@ from torch import Tensor
 import dynablocks
 from dynablocks import run_files
 from dynablocks.data import DataSplits
-from dynablocks.errors import BadCheckpoint, DynablocksError
+from dynablocks.data.cifar import CIFAR10, CIFAR100
+from dynablocks.errors import BadCheckpoint, BadData, DynablocksError
 from dynablocks.files import is_number, read_json, sha256, write_json, write_tensors
 from dynablocks.robustness import LOSSES, AttackConfig, AttackResult, CertificateResult, check_sound
 from dynablocks.robustness.arithmetic import environment_text
 from dynablocks.run_directory.network import (
     foreign_names,
+    is_shipped,
     load_config,
     require_checkpoint,
+    require_own_checkpoint,
     stored_description,
     unfinished,
 )
-from dynablocks.run_directory.source import is_hashed, source_hash
+from dynablocks.run_directory.source import source_hash
 from dynablocks.training import find_checkpoint
+from dynablocks.training.checkpoint import has_checkpoint
 from dynablocks.training.precision import present_device
 
 R = TypeVar("R")
@@ -69,7 +74,7 @@ def training_facts(directory: Path) -> dict[str, Any]:
     """The content of ``training.json``.
 
     Raises:
-        BadCheckpoint: the training is not finished, or the file was cut or edited.
+        BadCheckpoint: the training is not finished, the file was cut or edited, or the checkpoint is of another one.
     """
     path = directory / run_files.TRAINING
     if not path.exists() and find_checkpoint(directory) is not None:
@@ -80,7 +85,38 @@ def training_facts(directory: Path) -> dict[str, Any]:
     whole = isinstance(facts, dict) and all(is_number(facts.get(name)) for name in numbers)
     if not whole or not all(isinstance(facts.get(name), str) for name in words):
         raise BadCheckpoint(f"{path} was cut or edited; the training command, without --overwrite, makes it again.")
+    if has_checkpoint(directory):
+        require_own_checkpoint(directory, facts, require_checkpoint(directory))
     return facts
+
+
+def require_own_classes(facts: dict[str, Any], splits: DataSplits) -> None:
+    """Refuse images whose labels mean other classes than those that a network learned: a label is the place of a name.
+
+    Copies of CIFAR number the classes alike, and some spell a name in their own way: in two of them a name may be
+    another one, if it does not stand elsewhere. Of a run that stores no names nothing is known.
+
+    Args:
+        facts: of the run, as :func:`training_facts` has them.
+        splits: the images.
+
+    Raises:
+        BadData: naming the first class that differs.
+    """
+    ours, theirs = facts.get("class_names"), splits.test.class_names
+    if not isinstance(ours, list) or not ours or not all(isinstance(name, str) for name in ours):
+        return
+    sets = {str(facts.get("dataset")).partition("-")[0], splits.test.name.partition("-")[0]}
+    alike = sets in ({CIFAR10.name}, {CIFAR100.name})
+    for number, (own, other) in enumerate(itertools.zip_longest(ours, theirs)):
+        if own == other or (alike and own not in theirs and other not in ours):
+            continue
+        came, wanted = ("missing" if name is None else repr(name) for name in (other, own))
+        names = ", ".join(ours[:5]) + (f" and {len(ours) - 5} more" if len(ours) > 5 else "")
+        raise BadData(
+            f"class {number} is {came} in the images of {splits.test.name} and {wanted} in those that the network "
+            f"learned, so that their labels mean other classes; give images with its classes {names}."
+        )
 
 
 def store(directory: Path, kind: ResultKind[Any], summary: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -126,7 +162,7 @@ def _source_of(description: dict[str, Any], losses: Iterable[str]) -> str:
 
 def _foreign_losses(names: Iterable[str]) -> list[str]:
     """Those of the losses whose function, whatever its name, is code that the source hash does not cover."""
-    return [name for name in names if not is_hashed(str(getattr(LOSSES.get(name), "__module__", "")))]
+    return [name for name in names if not is_shipped(LOSSES.get(name))]
 
 
 def certificate_environment(directory: Path) -> dict[str, str]:

@@ -15,7 +15,9 @@ from torch import Tensor
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields.base import FieldFacts, VectorField, why_no_energy
 from dynablocks.fields.hamiltonian import canonical
+from dynablocks.fields.sphere import TangentField
 from dynablocks.properties import EUCLIDEAN, Metric
+from dynablocks.properties.declarations import require_norm
 from dynablocks.properties.jacobians import jacobians, largest_finite, with_gradients
 from dynablocks.registry import Registry
 
@@ -71,6 +73,7 @@ class Measured:
         """R DX R⁻¹, in the coordinates in which the norm of the metric is the Euclidean one."""
         if self.metric == EUCLIDEAN:
             return self.jacobians
+        require_norm(self.metric, tuple(self.x.shape[1:]))
         whiten, unwhiten = self.metric.whiten, self.metric.unwhiten
         return _finite(jacobians(lambda u: whiten(self.field(unwhiten(u))), whiten(self.x)), "DX")
 
@@ -94,18 +97,39 @@ class Measured:
         return images[first] - images[second], points[first] - points[second]
 
     @property
-    def slack(self) -> float:
-        """What rounding may do to DX."""
-        return ROUNDING * self.entries * self.metric.condition**2 * float(self.norms.max())
+    def slack(self) -> Float[Tensor, " batch"]:
+        """What rounding may do to DX at each state: a steep one excuses no other."""
+        return ROUNDING * self.entries * self.metric.condition**2 * self.norms
 
     @cached_property
     def unit(self) -> float:
         """What rounding may do to a number of size 1: parameters that are large multiply it."""
         return ROUNDING * self.entries * max([1.0, *map(largest_finite, self.field.parameters())])
 
-    def tolerance(self, *values: Tensor) -> float:
-        """What rounding may do to values like these, at these states."""
-        return self.unit * max([1.0, *map(largest_finite, (self.x, *values))])
+    def tolerance(self, *values: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+        """What rounding may do to values like these, at each state."""
+        sizes = torch.stack([_sizes(given) for given in (self.x, *values)])
+        return self.unit * sizes.amax(0).clamp_min(1.0)
+
+    def tolerance_of_pairs(self, *values: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
+        """What rounding may do to values like these, for every two states; that of X at both is not among it."""
+        first, second = torch.triu_indices(len(self.x), len(self.x), 1)
+        states = _sizes(self.x)
+        sizes = torch.stack([states[first], states[second], *(_sizes(given) for given in values)])
+        return self.unit * self.metric.condition**2 * sizes.amax(0).clamp_min(1.0)
+
+    @cached_property
+    def rates_of_pairs(self) -> Float[Tensor, " pairs"]:
+        """‖X(x)‖ + ‖X(y)‖ in the metric for every two states: their difference is rounded relative to it."""
+        first, second = torch.triu_indices(len(self.x), len(self.x), 1)
+        sizes = self.metric.norm(self.rates.reshape(self.x.shape))
+        return sizes[first] + sizes[second]
+
+
+def _sizes(values: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+    """The largest |entry| of each state that is finite."""
+    known = values.detach().abs().nan_to_num(nan=0.0, posinf=0.0)
+    return known.flatten(1).amax(1) if known.ndim > 1 else known
 
 
 def _finite(values: Tensor, name: str) -> Tensor:
@@ -208,41 +232,56 @@ def _wrong(table: Registry[Check], at: Measured, facts: FieldFacts) -> Iterator[
             yield f"{name}: {str(error).rstrip('.')}"
 
 
-def _above(what: str, found: Tensor, limit: float, slack: float) -> Iterator[str]:
-    largest = float(found.max())
-    if not largest <= limit + slack:
-        yield f"{what} is {largest:.9g} at a state, {largest - limit:.1e} above the declared {limit:.9g}"
+def _worst(found: Float[Tensor, "states ..."], allowed: Float[Tensor, " states"]) -> float | None:
+    """The largest value among the states where one exceeds what is allowed there; ``None`` where none does."""
+    largest = found.flatten(1).amax(1) if found.ndim > 1 else found
+    wrong = ~(largest <= allowed)
+    return float(largest[wrong].max()) if bool(wrong.any()) else None
 
 
-def _beyond(what: str, found: Tensor, slack: float, where: str = "at a state") -> Iterator[str]:
-    largest = float(found.max()) if found.numel() else 0.0
-    if not largest <= slack:
-        yield f"{what} is {largest:.1e} {where}"
+def _above(
+    what: str, found: Float[Tensor, "states ..."], limit: float, slack: Float[Tensor, " states"]
+) -> Iterator[str]:
+    worst = _worst(found, limit + slack)
+    if worst is not None:
+        yield f"{what} is {worst:.9g} at a state, {worst - limit:.1e} above the declared {limit:.9g}"
 
 
-def _asymmetry(what: str, matrices: Float[Tensor, "batch n n"], slack: float) -> Iterator[str]:
-    gap = float((0.5 * (matrices - matrices.mT)).abs().max())
-    if not gap <= slack:
-        yield f"{what} is not symmetric, by {gap:.1e}"
+def _beyond(
+    what: str, found: Float[Tensor, "states ..."], slack: Float[Tensor, " states"], where: str = "at a state"
+) -> Iterator[str]:
+    worst = _worst(found, slack)
+    if worst is not None:
+        yield f"{what} is {worst:.1e} {where}"
 
 
-def _difference(what: str, one: Tensor, other: Tensor, slack: float) -> Iterator[str]:
-    gap = float((one - other).abs().max())
-    if not gap <= slack:
-        yield f"{what} differ by up to {gap:.1e}"
+def _asymmetry(what: str, matrices: Float[Tensor, "batch n n"], slack: Float[Tensor, " batch"]) -> Iterator[str]:
+    worst = _worst((0.5 * (matrices - matrices.mT)).abs(), slack)
+    if worst is not None:
+        yield f"{what} is not symmetric, by {worst:.1e}"
 
 
-def _change(at: Measured, slope: Float[Tensor, "batch entries"]) -> tuple[Float[Tensor, " batch"], float]:
+def _difference(
+    what: str, one: Float[Tensor, "states ..."], other: Float[Tensor, "states ..."], slack: Float[Tensor, " states"]
+) -> Iterator[str]:
+    worst = _worst((one - other).abs(), slack)
+    if worst is not None:
+        yield f"{what} differ by up to {worst:.1e}"
+
+
+def _change(
+    at: Measured, slope: Float[Tensor, "batch entries"]
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """⟨slope, X⟩ at each state, and what rounding of its terms may be."""
     return _product(at, slope, at.rates)
 
 
 def _product(
     at: Measured, one: Float[Tensor, "batch entries"], other: Float[Tensor, "batch entries"]
-) -> tuple[Float[Tensor, " batch"], float]:
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """⟨one, other⟩ at each state, and what rounding of its terms may be."""
     sizes = one.norm(dim=1) * other.norm(dim=1)
-    return (one * other).sum(1), at.unit * max(1.0, float(sizes.max()))
+    return (one * other).sum(1), at.unit * sizes.clamp_min(1.0)
 
 
 @with_gradients
@@ -267,7 +306,7 @@ def _lipschitz(at: Measured, facts: FieldFacts) -> Iterator[str]:
     yield from _above("‖DX‖", at.norms, facts.lipschitz, at.slack)
     moved, apart = at.pairs
     allowed = facts.lipschitz * apart.norm(dim=1)
-    slack = at.tolerance(at.rates, allowed) * at.metric.condition**2
+    slack = at.tolerance_of_pairs(at.rates_of_pairs, allowed)
     yield from _beyond("‖δX‖ − lipschitz·‖δx‖", moved.norm(dim=1) - allowed, slack, "between two states")
 
 
@@ -278,7 +317,7 @@ def _one_sided(at: Measured, facts: FieldFacts) -> Iterator[str]:
     yield from _above("an eigenvalue of (DX + DXᵀ)/2", at.eigenvalues, facts.one_sided, at.slack)
     moved, apart = at.pairs
     allowed = facts.one_sided * apart.square().sum(1)
-    slack = at.tolerance(moved.norm(dim=1) * apart.norm(dim=1), allowed) * at.metric.condition**2
+    slack = at.tolerance_of_pairs(at.rates_of_pairs * apart.norm(dim=1), allowed)
     yield from _beyond("⟨δX, δx⟩ − one_sided·‖δx‖²", (moved * apart).sum(1) - allowed, slack, "between two states")
 
 
@@ -288,8 +327,10 @@ def _spectrum(at: Measured, facts: FieldFacts) -> Iterator[str]:
         return
     yield from _asymmetry("DX", at.coordinates, at.slack)
     low, high = facts.spectrum
-    smallest, largest = float(at.eigenvalues.min()), float(at.eigenvalues.max())
-    if not (low - at.slack <= smallest and largest <= high + at.slack):
+    least, most = at.eigenvalues.amin(1), at.eigenvalues.amax(1)
+    wrong = ~((low - at.slack <= least) & (most <= high + at.slack))
+    if bool(wrong.any()):
+        smallest, largest = float(least[wrong].min()), float(most[wrong].max())
         beyond = max(low - smallest, largest - high)
         yield (
             f"the eigenvalues of DX reach from {smallest:.9g} to {largest:.9g}, beyond [{low:.9g}, {high:.9g}] by "
@@ -371,13 +412,15 @@ def _tangent(at: Measured, facts: FieldFacts) -> Iterator[str]:
 
 @FACTS.register("positive")
 def _positive(at: Measured, facts: FieldFacts) -> Iterator[str]:
-    """At |x| with each entry 0 in turn, and at 0."""
+    """At |x| with each entry 0 in turn, with all of them 0 but one, where no other makes up for it, and at 0."""
     if not facts.positive:
         return
-    inside = torch.cat([at.x.flatten(1).abs(), torch.zeros(1, at.entries, dtype=at.x.dtype)])
-    walls = torch.where(torch.eye(at.entries, dtype=torch.bool).unsqueeze(1), 0.0, inside)
-    rates = at.rates_at(walls.reshape(-1, *at.x.shape[1:])).reshape(walls.shape)
-    yield from _beyond("−Xᵢ where xᵢ = 0", -rates.diagonal(dim1=0, dim2=2), at.tolerance(rates))
+    inside, one = at.x.flatten(1).abs(), torch.eye(at.entries, dtype=torch.bool).unsqueeze(1)
+    walls, axes = torch.where(one, 0.0, inside), torch.where(one, inside, 0.0)
+    states = torch.cat([walls.flatten(0, 1), axes.flatten(0, 1), torch.zeros_like(inside[:1])])
+    rates = at.rates_at(states.reshape(-1, *at.x.shape[1:]))
+    slack = at.unit * torch.maximum(_sizes(states), _sizes(rates)).clamp_min(1.0)
+    yield from _beyond("−Xᵢ where xᵢ = 0", torch.where(states == 0, -rates, 0.0), slack)
 
 
 def _refuses(function: Callable[..., Any], *given: Any) -> bool:
@@ -470,8 +513,8 @@ def _flow(at: Measured, facts: FieldFacts) -> Iterator[str]:
         one, other = (flow(at.x, k * step) - flow(at.x, -k * step) for k in (1, 2))
         twice, once = flow(flow(at.x, first), second), flow(at.x, first + second)
     slope = ((8 * one - other) / (12 * step)).flatten(1)
-    size = max(1.0, largest_finite(at.x), largest_finite(at.rates))
-    yield from _difference("its derivative at time 0 and X", slope, at.rates, 1e-8 * size * max(1.0, speed / 1e3))
+    slack = 1e-8 * torch.maximum(_sizes(at.x), _sizes(at.rates)).clamp_min(1.0)
+    yield from _difference("its derivative at time 0 and X", slope, at.rates, slack * max(1.0, speed / 1e3))
     yield from _difference("Φ_t(Φ_s(x)) and Φ_{s+t}(x)", twice, once, at.tolerance(twice, once))
     growth = math.exp(min(700.0, second * speed))
     if growth < LEGIBLE:
@@ -506,7 +549,7 @@ def _flow_of_times(at: Measured, speed: float) -> Iterator[str]:
     if slope is not None:
         what = "⟨v, ∂Φ_t(x)/∂t⟩ and ⟨v, X(Φ_t(x))⟩ for a random v"
         yield from _difference(what, slope, expected, speed * rounding)
-    elif float(expected.abs().max()) > speed * rounding:
+    elif _worst(expected.abs(), speed * rounding) is not None:
         yield "flow(x, t) has no gradient in a tensor t, and steps cannot be learned; compute with t, not with float(t)"
 
 
@@ -531,8 +574,7 @@ def _flow_constant(at: Measured, facts: FieldFacts) -> Iterator[str]:
         constant, _ = at.field.flow_constant(time)
         if constant < math.inf:
             norms = _norms(_flow_jacobians(at, time))
-            slack = ROUNDING * at.entries * float(norms.max())
-            yield from _above(f"‖DΦ_t‖ for t = {time}", norms, constant, slack)
+            yield from _above(f"‖DΦ_t‖ for t = {time}", norms, constant, ROUNDING * at.entries * norms)
 
 
 @METHODS.register("flow_log_determinant")
@@ -546,8 +588,67 @@ def _flow_log_determinant(at: Measured, facts: FieldFacts) -> Iterator[str]:
         if given.shape != expected.shape:
             yield f"it has shape {tuple(given.shape)} for {len(at.x)} states; one number a state is needed"
             return
-        slack = ROUNDING * at.entries**2 * max(1.0, largest_finite(expected))
+        slack = ROUNDING * at.entries**2 * _sizes(expected).clamp_min(1.0)
         yield from _difference(f"it and that of the dense Jacobian for t = {time}", given, expected, slack)
+
+
+@METHODS.register("flow_with_log_determinant")
+def _flow_with_log_determinant(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    """Steps of a density flow take both from it, and not from the two methods that are held against X."""
+    if at.field.why_no_flow() is not None or _refuses(at.field.flow_log_determinant, at.x, TIMES[0]):
+        return
+    for time in (TIMES[0], -TIMES[0]):
+        with torch.no_grad():
+            moved, change = at.field.flow_with_log_determinant(at.x, time)
+            image, expected = at.field.flow(at.x, time), at.field.flow_log_determinant(at.x, time)
+        if moved.shape != image.shape or change.shape != expected.shape:
+            yield f"it has the shapes {tuple(moved.shape)} and {tuple(change.shape)} for {len(at.x)} states"
+            return
+        yield from _difference(f"its image and flow for t = {time}", moved, image, at.tolerance(moved, image))
+        slack = ROUNDING * at.entries**2 * _sizes(expected).clamp_min(1.0)
+        yield from _difference(f"it and flow_log_determinant for t = {time}", change, expected, slack)
+
+
+@METHODS.register("rates")
+def _rates(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    """Those of Patankar steps, which move by them and not by X: rᵢⱼ takes mass from j to i. At |x|."""
+    field: Any = at.field
+    rates, known = getattr(field, "rates", None), facts.positive and bool(facts.linear_invariants)
+    if not (known and callable(rates) and hasattr(field, "weights")) or "rates" in at.field._of_another:
+        return
+    x = at.x.abs()
+    with torch.no_grad():
+        given = rates(x)
+    if tuple(given.shape) != (len(x), at.entries, at.entries):
+        yield f"it has shape {tuple(given.shape)} for states {tuple(x.shape)}; a square matrix a state is needed"
+        return
+    weights = torch.as_tensor(field.weights, dtype=x.dtype)
+    flux, moved = given * (weights * x).unsqueeze(-2), weights * at.rates_at(x)
+    yield from _beyond("−rᵢⱼ", -given, at.tolerance(given))
+    yield from _beyond("|rᵢᵢ|", given.diagonal(dim1=1, dim2=2).abs(), at.tolerance(given))
+    what = "wᵢXᵢ and Σⱼ(rᵢⱼzⱼ − rⱼᵢzᵢ) with z = w∘x"
+    yield from _difference(what, moved, flux.sum(-1) - flux.sum(-2), at.tolerance(flux, moved))
+
+
+@METHODS.register("rotate")
+def _rotate(at: Measured, facts: FieldFacts) -> Iterator[str]:
+    """exp(tΛ(x)) and cay(tΛ(x)) keep norms, and the derivative of both at t = 0 is Λ(x), with Λ(x)x = X(x)."""
+    if not (facts.tangent and isinstance(at.field, TangentField)) or "rotate" in at.field._of_another:
+        return
+    rotate, x = at.field.rotate, at.x
+    probe = torch.randn(x.shape, generator=torch.Generator().manual_seed(8), dtype=x.dtype)
+    turning = at.rates.norm(dim=1) / x.flatten(1).norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny)
+    step = 1e-4 / max(1.0, largest_finite(turning))
+    size = torch.maximum(_sizes(x), _sizes(at.rates)).clamp_min(1.0)
+    for chart in ("exp", "cayley"):
+        with torch.no_grad():
+            turned = rotate(x, probe, TIMES[0], chart).flatten(1)
+            one, other = (rotate(x, x, k * step, chart) - rotate(x, x, -k * step, chart) for k in (1, 2))
+        grown = (turned.norm(dim=1) - probe.flatten(1).norm(dim=1)).abs()
+        yield from _beyond(f"|‖rotate(x, v, t, {chart!r})‖ − ‖v‖| for a random v", grown, at.tolerance(probe))
+        slope = ((8 * one - other) / (12 * step)).flatten(1)
+        what = f"the derivative of rotate(x, x, t, {chart!r}) at t = 0 and X"
+        yield from _difference(what, slope, at.rates, 1e-8 * size)
 
 
 def _flow_jacobians(at: Measured, time: float) -> Float[Tensor, "batch entries entries"]:

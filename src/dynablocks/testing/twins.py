@@ -112,6 +112,15 @@ class _Float32Undefined(HealthyBlock):
         return super().declare()
 
 
+class _Float32Overflows(HealthyBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y + math.inf if y.dtype == torch.float32 else y
+
+    def declare(self) -> Declaration:
+        return super().declare()
+
+
 class _NonDeterministic(HealthyBlock):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + 1e-6 * torch.rand(())
@@ -316,6 +325,7 @@ def broken_twins() -> dict[str, tuple[nn.Module, str]]:
         "float32 becomes float64": (_Promotes(), "dtype"),
         "float32 is another map": (_Float32Doubles(), "dtype"),
         "float32 is undefined": (_Float32Undefined(), "dtype"),
+        "float32 is infinite": (_Float32Overflows(), "dtype"),
         "random forward": (_NonDeterministic(), "determinism"),
         "input changed in place": (_ChangesInput(), "input untouched"),
         "works in place": (_WorksInPlace(), "input untouched"),

@@ -35,6 +35,8 @@ from dynablocks.run_files import (
 FORMAT = 1
 LOOKS = 3
 """How often to look at checkpoints that a training replaces meanwhile."""
+_FILE_FORMAT = {"format": "pt"}
+"""What the metadata of stored weights say of the file, as safetensors' own functions write it; all else is of ties."""
 
 
 def save_checkpoint(directory: str | Path, model: nn.Module, config_text: str, state: Mapping[str, Any]) -> Path:
@@ -101,7 +103,8 @@ def _write_files(folder: Path, model: nn.Module, config_text: str, state: Mappin
 def _write_weights(path: Path, model: nn.Module) -> None:
     """Store each tensor once; the metadata maps the other names of a tied one to the stored name.
 
-    ``safetensors.torch.save_model`` does the same but fails on tied weights in channels_last layout (0.8).
+    ``safetensors.torch.save_model`` does the same but fails on tied weights in channels_last layout (0.8). A tensor
+    named ``format`` is stored itself, tied or not: under that name the metadata tell what the file is.
     """
     from safetensors.torch import save_file
 
@@ -110,12 +113,13 @@ def _write_weights(path: Path, model: nn.Module) -> None:
     aliases: dict[str, str] = {}
     for name, tensor in model.state_dict().items():
         place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        kept = first_name.setdefault(place, name) if tensor.numel() else name
+        may_be_tied = tensor.numel() > 0 and name not in _FILE_FORMAT
+        kept = first_name.setdefault(place, name) if may_be_tied else name
         if kept == name:
             stored[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         else:
             aliases[name] = kept
-    save_file(stored, path, metadata={"format": "pt", **aliases})
+    save_file(stored, path, metadata=_FILE_FORMAT | aliases)
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -123,7 +127,8 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
     with safe_open(path, framework="pt") as stream:
         weights = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-        aliases = stream.metadata() or {}
+        said = stream.metadata() or {}
+    aliases = {name: kept for name, kept in said.items() if (name, kept) not in _FILE_FORMAT.items()}
     return weights | {name: weights[kept] for name, kept in aliases.items() if kept in weights}
 
 
@@ -345,8 +350,29 @@ def parse_settings(text: str, where: Path) -> dict[str, Any]:
     """The settings that a text ``where`` holds, as :func:`dynablocks.training.record.describe_run` writes them.
 
     Raises:
-        BadCheckpoint: it is no YAML, or no mapping; or it has aliases, which are never written here, and of which a few
-            lines stand for more than any memory holds.
+        BadCheckpoint: it is no YAML, or no mapping; or it has aliases, see :func:`plain_yaml`.
+    """
+    import yaml
+
+    try:
+        content = plain_yaml(text)
+        if not isinstance(content, dict):
+            raise TypeError("no mapping")
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, yaml.YAMLError) as error:
+        # PyYAML ends so, too, where a tag, such as !!bool, does not fit its text, and where all is nested too deep.
+        raise bad_settings(where, error) from error
+    return content
+
+
+def plain_yaml(text: str) -> Any:
+    """What a YAML text holds, which has no aliases: none are written here, and a few lines of them fill any memory.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or has an alias. PyYAML ends with other errors, too: see :func:`parse_settings`.
+
+    Example:
+        >>> plain_yaml("seed: 0")
+        {'seed': 0}
     """
     import yaml
 
@@ -356,14 +382,7 @@ def parse_settings(text: str, where: Path) -> dict[str, Any]:
                 raise yaml.YAMLError("an alias")
             return super().compose_node(parent, index)
 
-    try:
-        content = yaml.load(text, Loader=WithoutAliases)
-        if not isinstance(content, dict):
-            raise TypeError("no mapping")
-    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, yaml.YAMLError) as error:
-        # PyYAML ends so, too, where a tag, such as !!bool, does not fit its text, and where all is nested too deep.
-        raise bad_settings(where, error) from error
-    return content
+    return yaml.load(text, Loader=WithoutAliases)
 
 
 def bad_settings(where: Path, error: Exception) -> BadCheckpoint:

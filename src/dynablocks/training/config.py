@@ -16,6 +16,12 @@ DEVICES = ("auto", "cpu", "cuda")
 HOW = {"result": False}
 """Marks a setting that says how or where to compute and does not decide what comes out, up to rounding."""
 ADVERSARIES = ("none", "pgd", "trades")
+UNREAD: dict[str, tuple[str, ...]] = {
+    "none": ("adversary_epsilon", "adversary_steps", "adversary_step_size", "trades_beta"),
+    "pgd": ("trades_beta",),
+    "trades": (),
+}
+"""The settings that each adversary leaves unread."""
 MOST = {
     "epochs": 1e9,
     "max_minutes": 1e7,
@@ -150,6 +156,25 @@ class TrainingConfig:
         # TRADES trains on the images as well, and takes their predictions for the attack.
         without = {"none": 1.0, "pgd": 1.0, "trades": 2.3}[self.adversary]
         return without if self.adversary == "none" else without + 0.7 * self.adversary_steps
+
+    def require_settings(self) -> None:
+        """Refuse a setting of the adversary that would change nothing.
+
+        Trainings ask for it that begin. Settings that are read may hold one: a run of before is still certified and
+        shown, and goes on.
+
+        Raises:
+            InvalidArgument: such a setting is given, and not as by default.
+
+        Example:
+            >>> TrainingConfig(adversary="pgd", adversary_steps=7).require_settings()
+        """
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if setting.name in UNREAD[self.adversary] and value != setting.default:
+                raise InvalidArgument(
+                    f"{setting.name} is {value!r}, which changes nothing with adversary {self.adversary}; leave it out."
+                )
 
     def _check_flags(self) -> None:
         for setting in fields(self):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from dynablocks.progress import EveryMinute, clock, error_console, print_line
+from dynablocks.progress import EveryMinute, clock, error_console, is_terminal, print_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,7 +89,8 @@ def _progress_bar(console: Console, width: int) -> Progress:
 
     bar = BarColumn(bar_width=width)
     columns = (TextColumn("train"), bar, TaskProgressColumn(), TextColumn("{task.fields[text]}"))
-    return Progress(*columns, console=console, refresh_per_second=4)
+    # Of results that are piped none may go to the bar's console.
+    return Progress(*columns, console=console, refresh_per_second=4, redirect_stdout=is_terminal(sys.stdout))
 
 
 def _sentence(metrics: dict[str, Any], room: float = math.inf) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 
 REPEAT_SECONDS = 1.0
+NOTED = b"\nStopping at the end of a step; Ctrl-C again stops at once.\n"
 _latest_interrupt = [-math.inf]
 
 
@@ -22,9 +25,10 @@ def is_repeated_interrupt() -> bool:
 
 
 @contextlib.contextmanager
-def polite_interrupt() -> Iterator[Callable[[], bool]]:
+def polite_interrupt(*, silent: bool = False) -> Iterator[Callable[[], bool]]:
     """Note the first Ctrl-C, from which on the yielded function returns True; a second one interrupts at once.
 
+    The first is answered on standard error, unless ``silent`` (all processes but the first): a step may take long.
     An ignored Ctrl-C stays ignored: a script's background job inherits that, for it is meant for the foreground.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -39,6 +43,8 @@ def polite_interrupt() -> Iterator[Callable[[], bool]]:
         if noted:
             raise KeyboardInterrupt
         noted.append(number)
+        if not silent:
+            _answer()
 
     try:
         before = signal.signal(signal.SIGINT, note)
@@ -49,3 +55,10 @@ def polite_interrupt() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(noted)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _answer() -> None:
+    """Say that Ctrl-C was noted; not through the stream, which a signal in its midst must not enter again."""
+    if sys.stderr is not None:  # otherwise its number may be that of another file
+        with contextlib.suppress(OSError, ValueError):
+            os.write(sys.stderr.fileno(), NOTED)

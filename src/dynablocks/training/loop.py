@@ -44,6 +44,9 @@ LOOK_STEPS = 20
 LOOK_SECONDS = 1.0
 SAVES_SHARE = 50
 """Between two checkpoints at ends of epochs lie at least so many times the seconds that one takes."""
+VALIDATED_AT_ONCE = 4, 512
+"""So many batches of a device are validated at once, and at most so many images: each takes far less memory than in
+training, since no gradient is wanted."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,8 @@ def fit(
 
     Raises:
         BadCheckpoint: the checkpoint is broken, or belongs to other settings.
-        InvalidArgument: the settings do not fit the images or the devices, or this program has trained on several
-            devices before and is to do so again.
+        InvalidArgument: the settings do not fit the images or the devices, one of a training that begins would change
+            nothing, or this program has trained on several devices before and is to do so again.
         DynablocksError: the loss is no longer finite, the disk is full, or a checkpoint cannot be read or moved.
         KeyboardInterrupt: after Ctrl-C, when the checkpoint is written; with several devices after one of the next
             steps, in the first process.
@@ -136,7 +139,7 @@ def fit(
         if session.step:
             done = f"step {session.step}, {session.epochs_done():.4g} epochs"
             display.say(f"Going on from the checkpoint ({done}, {clock(session.elapsed)} of training).")
-        stopping = stack.enter_context(polite_interrupt())
+        stopping = stack.enter_context(polite_interrupt(silent=not session.fabric.is_global_zero))
         summary = train(session, display, stopping, on_step)
         session.part()
         if not session.fabric.is_global_zero:
@@ -386,7 +389,8 @@ def finish_epoch(session: Session, display: Display) -> None:
     if session.validation is not None and (last or number % session.config.validate_every == 0):
         require_finite_weights(session)
         with session.paused():
-            metrics |= validate(session.result(), session.validation, session.plan.progress(session.step))
+            progress = session.plan.progress(session.step)
+            metrics |= validate(session.result(), session.validation, progress, validation_batch(session))
         if not math.isfinite(metrics["validation_loss"]):
             raise diverged(session, session.step, "the validation loss")
     session.metrics, session.tally = metrics, Tally()
@@ -395,8 +399,14 @@ def finish_epoch(session: Session, display: Display) -> None:
     display.epoch(metrics, seconds_left(session))
 
 
+def validation_batch(session: Session) -> int:
+    """How many images are validated at once; a training of few at a time may have no memory for more."""
+    batches, most = VALIDATED_AT_ONCE
+    return min(most, batches * session.batch_size // session.fabric.world_size)
+
+
 @torch.no_grad()
-def validate(model: nn.Module, dataset: ImageDataset, progress: float, batch_size: int = 512) -> dict[str, float]:
+def validate(model: nn.Module, dataset: ImageDataset, progress: float, batch_size: int) -> dict[str, float]:
     """Cross-entropy and accuracy of ``model`` on a data set, in the model's own precision."""
     device = next(model.parameters()).device
     set_progress(model, progress)

@@ -100,8 +100,8 @@ class Session:
         checkpoint: the folder that ``state`` came from.
 
     Raises:
-        InvalidArgument: the images cannot be cropped or shared as the settings say, or a second training on several
-            devices is asked of one program.
+        InvalidArgument: :func:`device_for` refuses the training, or a second one on several devices is asked of one
+            program.
     """
 
     joined: ClassVar[bool] = False
@@ -118,23 +118,17 @@ class Session:
         checkpoint: Path | None,
     ) -> None:
         check_data(model, splits.train)
-        require_crop(splits.train.image_shape[1:], config.crop_padding, config.crop_fill or "zeros")
-        if min(config.batch_size, len(splits.train)) % config.devices:
-            raise InvalidArgument(
-                f"{len(splits.train)} training images make one batch, which {config.devices} devices cannot share "
-                "equally; use another number of devices."
-            )
         if config.devices > 1 and Session.joined:
             raise InvalidArgument("one program trains on several devices once; train the next network in another.")
+        begun: str | None = state.get("precision")
+        device = device_for(config, splits.train, begun)
         self.config, self.directory, self.config_text = config, directory, config_text
-        device = choose_device(config.device, config.devices)
         # Of several processes each has a GPU of its own; "cuda" alone is the first one's.
         several = device == "cuda" and config.devices > 1
         self.model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if several else device)
         if config.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.precision = state.get("precision") or self._choose_precision(splits.train, device)
-        check_precision(self.precision, device, begun="precision" in state)
+        self.precision = begun or self._choose_precision(splits.train, device)
         self.fabric = launched(self.precision, device, config.devices)
         if config.devices > 1:
             Session.joined = True
@@ -176,7 +170,6 @@ class Session:
         self.save_seconds = 0.0
 
     def _choose_precision(self, train: ImageDataset, device: str) -> str:
-        check_precision(self.config.precision, device)
         if self.config.precision != "auto":
             return self.config.precision
         if self.config.devices > 1:
@@ -196,12 +189,11 @@ class Session:
     def batch(self) -> tuple[Tensor, Tensor]:
         """Augmented pixels in [0, 1] and labels of the current step; of several devices, each takes its share."""
         epoch, position = divmod(self.step, self.steps_per_epoch)
-        chosen = self._batches_of(epoch)[position]
-        config = self.config
-        crops = (config.crop_padding, config.flip, config.crop_fill or "zeros")
-        pixels = augment(self.images[chosen], config.seed, epoch, position, *crops)
+        whole, config = self._batches_of(epoch)[position], self.config
         share = slice(self.fabric.global_rank, None, self.fabric.world_size)
-        return self._laid_out(pixels[share]), self.labels[chosen][share]
+        chosen, crops = whole[share], (config.crop_padding, config.flip, config.crop_fill or "zeros")
+        pixels = augment(self.images[chosen], config.seed, epoch, position, *crops, count=len(whole), share=share)
+        return self._laid_out(pixels), self.labels[chosen]
 
     @property
     def elapsed(self) -> float:
@@ -360,6 +352,31 @@ def without_advice() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+def device_for(config: TrainingConfig, train: ImageDataset, begun: str | None = None) -> str:
+    """``"cpu"`` or ``"cuda"``, once nothing in the settings speaks against a training on these images and devices.
+
+    Args:
+        config: the settings.
+        train: the images.
+        begun: the precision that a training which goes on began in and keeps; ``None`` for one that begins.
+
+    Raises:
+        InvalidArgument: the images cannot be cropped or shared as the settings say, the devices are not there or have
+            no such precision, or a training that begins has a setting that would change nothing.
+    """
+    if begun is None:
+        config.require_settings()
+    require_crop(train.image_shape[1:], config.crop_padding, config.crop_fill or "zeros")
+    if min(config.batch_size, len(train)) % config.devices:
+        raise InvalidArgument(
+            f"{len(train)} training images make one batch, which {config.devices} devices cannot share equally; use "
+            "another number of devices."
+        )
+    device = choose_device(config.device, config.devices)
+    check_precision(begun or config.precision, device, begun=begun is not None)
+    return device
 
 
 def check_data(model: nn.Module, train: ImageDataset) -> None:
