@@ -120,7 +120,8 @@ class Splitting(Integrator):
         kept = [p for p in kept if type(p) in self.keeps or type(p) not in FLOW_PROPERTIES]
         own = [loss for loss in folded if loss.split()[0] not in names]
         moves = why_no_way_back(field)
-        own += [] if moves is None else [moves]  # no substep is invertible, so that none loses it
+        if moves is not None and not any(loss.startswith("Invertible") for loss in own):
+            own.append(moves)  # where no substep is invertible none loses it
         reason = "composition of exact flows"
         return Declaration(Properties(kept), reason, declared, (*losses, *own), self.title(step_size))
 

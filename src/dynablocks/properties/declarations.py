@@ -169,7 +169,7 @@ def require_norm(metric: Metric, shape: tuple[int, ...]) -> None:
             "numbers > 0 in order are needed."
         )
     generator = torch.Generator().manual_seed(7)
-    v = torch.randn(PROBES, *shape, generator=generator, dtype=torch.float64)
+    v = torch.randn(PROBES, *shape, generator=generator, dtype=torch.float64, device="cpu")
     rounding = min(LEAST_DIGITS, 64 * torch.finfo(v.dtype).eps * max(1, v[0].numel()) * high / low)
     upwards = downwards = v / _lengths(v)
     for _ in range(POWERS):

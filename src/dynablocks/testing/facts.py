@@ -22,7 +22,7 @@ from dynablocks.properties.jacobians import jacobians, largest_finite, with_grad
 from dynablocks.registry import Registry
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
 
 ROUNDING = 512 * torch.finfo(torch.float64).eps
 """What rounding may do to a sum, for each of its terms and relative to the largest."""
@@ -89,17 +89,26 @@ class Measured:
         return values
 
     @cached_property
+    def two(self) -> Int[Tensor, "2 pairs"]:
+        """Every two states."""
+        return torch.triu_indices(len(self.x), len(self.x), 1)
+
+    @cached_property
     def pairs(self) -> tuple[Float[Tensor, "pairs entries"], Float[Tensor, "pairs entries"]]:
         """R(X(x) − X(y)) and R(x − y) for every two states: a jump is in no Jacobian."""
-        first, second = torch.triu_indices(len(self.x), len(self.x), 1)
+        first, second = self.two
         images = self.metric.whiten(self.rates.reshape(self.x.shape)).flatten(1)
         points = self.metric.whiten(self.x).flatten(1)
         return images[first] - images[second], points[first] - points[second]
 
     @property
     def slack(self) -> Float[Tensor, " batch"]:
-        """What rounding may do to DX at each state: a steep one excuses no other."""
-        return ROUNDING * self.entries * self.metric.condition**2 * self.norms
+        """What rounding may do to DX at each state: a steep one excuses no other.
+
+        Where DX is small its terms may be as large as elsewhere: those of a difference that cancels there.
+        """
+        least = min(1.0, float(self.norms.median()))
+        return ROUNDING * self.entries * self.metric.condition**2 * self.norms.clamp_min(least)
 
     @cached_property
     def unit(self) -> float:
@@ -113,7 +122,7 @@ class Measured:
 
     def tolerance_of_pairs(self, *values: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
         """What rounding may do to values like these, for every two states; that of X at both is not among it."""
-        first, second = torch.triu_indices(len(self.x), len(self.x), 1)
+        first, second = self.two
         states = _sizes(self.x)
         sizes = torch.stack([states[first], states[second], *(_sizes(given) for given in values)])
         return self.unit * self.metric.condition**2 * sizes.amax(0).clamp_min(1.0)
@@ -121,7 +130,7 @@ class Measured:
     @cached_property
     def rates_of_pairs(self) -> Float[Tensor, " pairs"]:
         """‖X(x)‖ + ‖X(y)‖ in the metric for every two states: their difference is rounded relative to it."""
-        first, second = torch.triu_indices(len(self.x), len(self.x), 1)
+        first, second = self.two
         sizes = self.metric.norm(self.rates.reshape(self.x.shape))
         return sizes[first] + sizes[second]
 
@@ -418,7 +427,8 @@ def _positive(at: Measured, facts: FieldFacts) -> Iterator[str]:
     inside, one = at.x.flatten(1).abs(), torch.eye(at.entries, dtype=torch.bool).unsqueeze(1)
     walls, axes = torch.where(one, 0.0, inside), torch.where(one, inside, 0.0)
     states = torch.cat([walls.flatten(0, 1), axes.flatten(0, 1), torch.zeros_like(inside[:1])])
-    rates = at.rates_at(states.reshape(-1, *at.x.shape[1:]))
+    parts = states.reshape(-1, *at.x.shape[1:]).split(256)  # a field may hold a matrix for each state
+    rates = torch.cat([at.rates_at(part) for part in parts])
     slack = at.unit * torch.maximum(_sizes(states), _sizes(rates)).clamp_min(1.0)
     yield from _beyond("−Xᵢ where xᵢ = 0", torch.where(states == 0, -rates, 0.0), slack)
 
