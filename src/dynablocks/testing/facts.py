@@ -427,7 +427,8 @@ def _positive(at: Measured, facts: FieldFacts) -> Iterator[str]:
     inside, one = at.x.flatten(1).abs(), torch.eye(at.entries, dtype=torch.bool).unsqueeze(1)
     walls, axes = torch.where(one, 0.0, inside), torch.where(one, inside, 0.0)
     states = torch.cat([walls.flatten(0, 1), axes.flatten(0, 1), torch.zeros_like(inside[:1])])
-    parts = states.reshape(-1, *at.x.shape[1:]).split(256)  # a field may hold a matrix for each state
+    # In pieces: a field may hold a matrix for each state.
+    parts = torch.split(states.reshape(-1, *at.x.shape[1:]), 256)
     rates = torch.cat([at.rates_at(part) for part in parts])
     slack = at.unit * torch.maximum(_sizes(states), _sizes(rates)).clamp_min(1.0)
     yield from _beyond("−Xᵢ where xᵢ = 0", torch.where(states == 0, -rates, 0.0), slack)
