@@ -14,7 +14,7 @@ from dynablocks.errors import InvalidArgument
 from dynablocks.fields import VectorField
 from dynablocks.fields.base import over_states
 from dynablocks.integrators.base import INTEGRATORS, RUNGE_KUTTA_KEEPS, ImplicitIntegrator, StepSize
-from dynablocks.integrators.runge_kutta import contractivity_form, require_order
+from dynablocks.integrators.runge_kutta import contractivity_form, of_tableau, require_order
 from dynablocks.integrators.solver import DENSE_LIMIT
 from dynablocks.numerics.rounding import EPS
 from dynablocks.properties import Invertible, NormPreserving, Property, Symplectic
@@ -124,6 +124,7 @@ class ImplicitRungeKutta(ImplicitIntegrator):
     """
 
     solved = frozenset({NormPreserving})
+    name, order, symmetric = of_tableau("name"), of_tableau("order"), of_tableau("symmetric")
 
     def __init__(self, tableau: ImplicitTableau, tolerance: float = 1e-13, max_iterations: int = 50) -> None:
         super().__init__(tolerance, max_iterations)
@@ -133,21 +134,6 @@ class ImplicitRungeKutta(ImplicitIntegrator):
     def tableau(self) -> ImplicitTableau:
         """The coefficients, as they were given: name, order and symmetry are theirs, so that they cannot be set."""
         return self._tableau
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """That of the tableau."""
-        return self.tableau.name
-
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        """That of the tableau."""
-        return self.tableau.order
-
-    @property
-    def symmetric(self) -> bool:  # type: ignore[override]
-        """Whether the tableau is."""
-        return self.tableau.symmetric
 
     @property
     def keeps(self) -> frozenset[type[Property]]:  # type: ignore[override]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -110,6 +111,11 @@ KUTTA3 = Tableau("kutta3", 3, ((), (0.5,), (-1.0, 2.0)), (1 / 6, 2 / 3, 1 / 6))
 RK4 = Tableau("rk4", 4, ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
 
 
+def of_tableau(name: str) -> Any:
+    """A property of a method that is one of its tableau, and so cannot be set."""
+    return property(lambda method: getattr(method.tableau, name))
+
+
 class ExplicitRungeKutta(Integrator):
     r"""One step of an explicit Runge–Kutta method.
 
@@ -122,6 +128,7 @@ class ExplicitRungeKutta(Integrator):
     """
 
     keeps = RUNGE_KUTTA_KEEPS
+    name, order = of_tableau("name"), of_tableau("order")
 
     def __init__(self, tableau: Tableau) -> None:
         self._tableau = tableau
@@ -130,16 +137,6 @@ class ExplicitRungeKutta(Integrator):
     def tableau(self) -> Tableau:
         """The coefficients, as they were given: name and order are theirs, so that they cannot be set."""
         return self._tableau
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """That of the tableau."""
-        return self.tableau.name
-
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        """That of the tableau."""
-        return self.tableau.order
 
     def step(self, field: VectorField, x: Tensor, step_size: StepSize) -> Tensor:
         slopes: list[Tensor] = []
