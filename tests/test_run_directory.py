@@ -365,6 +365,17 @@ def test_what_a_function_will_close_over_is_not_asked_for_too_early() -> None:
     assert not is_shipped(types.FunctionType(template.__code__, vars(paper), closure=template.__closure__))
 
 
+def test_the_defaults_of_a_function_of_the_library_are_seen() -> None:
+    def template(block: object = None, *, other: object = None) -> object:
+        return block or other
+
+    for default, own in ((paper.stages, False), (rested, True), (0.5, False)):
+        by_place = types.FunctionType(template.__code__, vars(paper), argdefs=(default,))
+        by_name = types.FunctionType(template.__code__, vars(paper))
+        by_name.__kwdefaults__ = {"other": default}
+        assert [is_shipped(by_place), is_shipped(by_name)] == [not own] * 2
+
+
 def test_every_model_of_the_library_is_its_own_code() -> None:
     settings = [{"name": name, "method": kind.defaults.method} for name, kind in MODELS.items()]
     assert len(settings) > 5
