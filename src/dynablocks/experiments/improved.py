@@ -10,6 +10,7 @@ network.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dynablocks.experiments.base import EXPERIMENTS, Check, Experiment, Scale
@@ -26,6 +27,7 @@ from dynablocks.experiments.robustness import (
     summary_table,
 )
 from dynablocks.models import ModelConfig
+from dynablocks.reporting.words import proved_percent
 from dynablocks.training import TrainingConfig
 
 if TYPE_CHECKING:
@@ -114,11 +116,14 @@ class Improved(Experiment):
         proofs = [_best([row.certified_at(store) for row in rows]) for rows in (ours, theirs)]
         images = fewest_samples([row.attack for row in (*ours, *theirs)], store)
         tested = fewest_samples([row.certificate for row in (*ours, *theirs)], store)
-        pairs = (("AUC (CE)", areas, images), ("certified at 36/255", proofs, tested))
+        pairs: tuple[tuple[str, list[float | None], int, Callable[[float], str]], ...] = (
+            ("AUC (CE)", areas, images, "{:.3f}".format),
+            ("certified at 36/255", proofs, tested, proved_percent),
+        )
         named, compared = "{}: best of ours against best of the paper's rows", scale.preset != "smoke"
         return [
-            larger_check(named.format(what), "", "ours larger", first, second, count, compared, "{:.3f}".format)
-            for what, (first, second), count in pairs
+            larger_check(named.format(what), "", "ours larger", first, second, count, compared, write)
+            for what, (first, second), count, write in pairs
         ]
 
 
