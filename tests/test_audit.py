@@ -400,7 +400,7 @@ def test_each_attack_finds_the_boundary_between_two_classes(loss: str) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        *(ModelConfig(name, widths=(4, 8), layers=(1, 1)) for name in MODELS),
+        *(ModelConfig(name, widths=(4, 8), layers=(1, 1)) for name in MODELS if name != "convnet"),
         ModelConfig("certified", widths=(4, 8), layers=(1, 0), dense_layers=2, dense_rows=0.25, step_start=2.0),
         ModelConfig("certified", widths=(4, 8), layers=(1, 0), dense_layers=2, dense_width=6),
         ModelConfig("metric", widths=(4,), layers=(1,), dense_layers=2, dense_rows=0.25),

@@ -15,7 +15,7 @@ from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -23,13 +23,14 @@ from scripts import load
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dynablocks.config import CERTIFIED_PRESETS, preset_settings
-from dynablocks.data import ImageDataset
+from dynablocks.config import CERTIFIED_PRESETS, RunConfig, preset_settings
+from dynablocks.data import DataSplits, ImageDataset
 from dynablocks.errors import BadCheckpoint, BadData, Diverged, InvalidArgument, UnsoundResult
 from dynablocks.models import ModelConfig, build
 from dynablocks.numerics.bounds import ConvGeometry, dense_matrix
 from dynablocks.properties import jacobians
 from dynablocks.robustness import PAPER_EPSILONS, AttackConfig, CertificateResult, Curve
+from dynablocks.run_directory.beginning import TeacherLabels
 from dynablocks.switching import set_progress
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "certified"
@@ -212,6 +213,7 @@ def test_set_given_twice_sets_both(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("run", "--data-dir d --out o --minutes 0", "--minutes is 0"),
         ("run", "--data-dir d --out o --search -1", "--search is -1"),
+        ("run", "--data-dir d --out o --teacher -1", "--teacher is -1"),
         ("run", "--data-dir d --out o --held-out -1", "--held-out is -1"),
         ("run", "--data-dir d --out o --seed -1", "--seed is -1"),
         ("attack", "RUN --batch-size 0", "--batch-size is 0"),
@@ -755,11 +757,13 @@ def test_the_search_tries_the_best_for_longer_and_tells_all_trials(
     seen = []
 
     def short(name: str, args: run.argparse.Namespace) -> dict:
+        assert args.teacher == 0  # trials are not taught
         seen.append((args.out, args.minutes, args.held_out, args.search, args.set))
         return {"clean": 50.0, "certified": {"36": next(shares)}}
 
     monkeypatch.setattr(run, "result_of", short)
-    args = run.argparse.Namespace(set={"depth": [1]}, out=tmp_path, minutes=60.0, search=2.0, held_out=0, seed=0)
+    asked = {"set": {"depth": [1]}, "out": tmp_path, "minutes": 60.0, "search": 2.0, "held_out": 0, "seed": 0}
+    args = run.argparse.Namespace(**asked, teacher=9.0)
     found = run.best_change("aol", args)
     # The best three and the largest; then the best of these with a third and with three times its rate.
     again = [run.SEARCH[place] for place in (1, 2, 0, 5)]
@@ -784,7 +788,7 @@ def test_a_trial_that_diverges_certifies_nothing_and_the_search_goes_on(
         return {"clean": 50.0, "certified": {"36": 30.0}}
 
     monkeypatch.setattr(run, "result_of", short)
-    args = run.argparse.Namespace(set={}, out=tmp_path, minutes=60.0, search=1.0, held_out=0, seed=0)
+    args = run.argparse.Namespace(set={}, out=tmp_path, minutes=60.0, search=1.0, held_out=0, seed=0, teacher=0.0)
     found = run.best_change("aol", args)
     lost = [trial for trial in found["tried"] if "dense" in trial["change"]]
     assert [(trial["certified"], trial["diverged"]) for trial in lost] == [(0.0, True)] * 3
@@ -813,7 +817,7 @@ def test_what_set_says_holds_in_the_search_and_after_it(tmp_path: Path, monkeypa
         return entry(run.label(name, args), 40.0)
 
     given = {"lr": 0.25, "depth": [1]}
-    args = run.argparse.Namespace(set=given, out=tmp_path, minutes=60.0, search=1.0, held_out=0, seed=0)
+    args = run.argparse.Namespace(set=given, out=tmp_path, minutes=60.0, search=1.0, held_out=0, seed=0, teacher=0.0)
     with monkeypatch.context() as trials:
         trials.setattr(run, "result_of", short)
         found = run.best_change("cpl", args)
@@ -829,6 +833,46 @@ def test_what_set_says_holds_in_the_search_and_after_it(tmp_path: Path, monkeypa
     monkeypatch.setattr(sys, "argv", ["run.py", *where, "--entries", "cpl", "--set", "lr=0.25", "depth=[1]"])
     run.result_of("cpl", run.parse())
     assert seen[-1] == run.OUR_SIZES | given
+
+
+def test_a_teacher_takes_its_time_from_the_budget_of_every_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[RunConfig, Path]] = []
+    labels = TeacherLabels(torch.tensor([[0.9, 0.1], [0.6, 0.4]]), seconds=630.0)
+    images = ImageDataset("two", torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]), ("a", "b"))
+    splits = DataSplits(images, None, images, "f")
+    monkeypatch.setattr(run, "train_run", lambda config, out, splits=None: trained.append((config, out)))
+    monkeypatch.setattr(run, "weights_hash", lambda teacher: "w")
+    monkeypatch.setattr(run, "teacher_labels", lambda config, splits, directory, origin: labels)
+    monkeypatch.setattr(run, "keep_labels", lambda *given: None)
+    where = ["run.py", "--data-dir", "d", "--out", str(tmp_path), "--seed", "2", "--held-out", "7", "--minutes", "60"]
+    monkeypatch.setattr(sys, "argv", [*where, "--entries", "ours", "--teacher", "10"])
+    args = run.parse()
+    assert run.label("ours", args) == "ours-2-taught"
+    assert run.taught(splits, args, tmp_path) == (tmp_path / "teacher-10-2", labels)
+    ((config, place),) = trained
+    assert (place, config.model.name, config.data.validation) == (tmp_path / "teacher-10-2", "convnet", 7)
+    assert (config.training.max_minutes, config.training.seed) == (10.0, 2)
+    assert run.minutes_left(args, labels) == 49.5
+    said = {"asked": 10.0, "minutes": 10.5, "share": 0.7, "train_accuracy": 50.0}
+    assert run.about_teacher(labels, splits, args) == {"teacher": said}
+    taken: dict[str, Any] = {}
+    monkeypatch.setattr(run, "fit", lambda model, splits, config, directory, **also: taken.update(also, config=config))
+    monkeypatch.setattr(run, "sound_bound", lambda model: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setitem(peers.FAMILIES, "cpl", peers.Family("here", peers.CPLStep, orthogonal, 4, (1,)))
+    with pytest.raises(KeyboardInterrupt):
+        run.train_peer("cpl", splits, images, run.argparse.Namespace(**vars(args) | {"set": {"stem": 2}}), tmp_path)
+    assert taken["config"].max_minutes == 49.5
+    torch.testing.assert_close(taken["soft_labels"], torch.tensor([[0.93, 0.07], [0.42, 0.58]]), rtol=0, atol=1e-6)
+    with pytest.raises(InvalidArgument, match=r"took 10\.5 of 9 minutes, which leaves none"):
+        run.minutes_left(run.argparse.Namespace(**vars(args) | {"minutes": 9.0}), labels)
+    made = entry("ours-2-taught", 50.0, 2) | {"teacher": said, "images": 7, "measured": "held-out"}
+    run.require_same(tmp_path, made, args)
+    with pytest.raises(InvalidArgument, match=r"with teacher 10\.0, asked for is 5\.0"):
+        run.require_same(tmp_path, made, run.argparse.Namespace(**vars(args) | {"teacher": 5.0}))
+    monkeypatch.setattr(sys, "argv", [*where, "--entries", "ours"])
+    assert run.taught(splits, run.parse(), tmp_path) == (None, None)
 
 
 def certificate(radii: list[float], correct: list[bool]) -> CertificateResult:

@@ -32,7 +32,7 @@ from dynablocks.linear import ORTHOGONAL
 from dynablocks.models import MODELS, ModelConfig, ModelKind, paper
 from dynablocks.registry import Registry
 from dynablocks.robustness import LOSSES, AttackConfig, AttackResult, CertificateResult, attack, certify
-from dynablocks.run_directory import network, pipeline, results, warm_start
+from dynablocks.run_directory import beginning, network, pipeline, results
 from dynablocks.run_directory.certificate_file import audit_certificate, write_certificate
 from dynablocks.run_directory.dry_run import estimate
 from dynablocks.run_directory.metrics import write_metrics
@@ -450,12 +450,12 @@ SEEN = "data: {fingerprint: a, train_images: 5}\nmodel: {seen: []}\ntraining: {s
     ],
 )
 def test_what_a_network_has_seen_is_not_guessed(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warm_start, "require_checkpoint", lambda directory: directory)
+    monkeypatch.setattr(beginning, "require_checkpoint", lambda directory: directory)
     (tmp_path / "config.yaml").write_text(SEEN)
-    assert warm_start.seen_by(tmp_path) == [{"fingerprint": "a", "train_images": 5, "seed": 0}]
+    assert beginning.seen_by(tmp_path) == [{"fingerprint": "a", "train_images": 5, "seed": 0}]
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(BadCheckpoint, match=r"^the settings in .*config\.yaml cannot be read \(\w+\); [^\n]*\.$"):
-        warm_start.seen_by(tmp_path)
+        beginning.seen_by(tmp_path)
 
 
 def test_lines_of_the_history_that_no_training_wrote_are_left_out(tmp_path: Path) -> None:

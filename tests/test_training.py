@@ -594,10 +594,11 @@ def test_each_of_several_devices_augments_its_own_images_alone(monkeypatch: pyte
     monkeypatch.setattr(session_module, "augment", counted)
     config = TrainingConfig(batch_size=16, seed=5, crop_padding=2, flip=True, **QUIET)
     session = Session(small_model(), quadrants(), config, None, "", {}, None)
-    pixels, labels = session.batch()
+    pixels, labels, targets = session.batch()
+    assert torch.equal(labels, targets)
     for rank in range(4):
         monkeypatch.setattr(session, "fabric", SimpleNamespace(global_rank=rank, world_size=4))
-        own, names = session.batch()
+        own, names, _ = session.batch()
         assert torch.equal(own, pixels[rank::4])
         assert torch.equal(names, labels[rank::4])
         assert own.is_contiguous(memory_format=torch.channels_last)

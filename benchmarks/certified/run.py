@@ -15,7 +15,10 @@ whatever became of WORK; its "title" and a "note" may be changed by hand and sta
 trained on held-out training images: for M minutes with each change of SEARCH and those that are for it alone
 (changes_of), then for LONGER times as many with the best of these and the largest network (finalists), then with other
 learning rates (RATES), in WORK/search-MINUTES; it takes the best of the longer trials. What --set says holds in all of
-them. With --held-out, such images are measured in place of the test images: the way to choose settings by hand.
+them. With --teacher M, an entry is taught: M of its minutes go to an ordinary network (dynablocks train --model
+convnet), which softens the labels of its training images, and the time of these predictions is taken off, too; its
+name says so. Trials of a search are not taught. With --held-out, such images are measured in place of the test
+images: the way to choose settings by hand.
 
 Needs for the peers (their dependencies would bring another torch and torchvision):
 pip install --no-deps --target PEERS orthogonium==0.0.4 deel-torchlip==1.0.5 einops, and --peers PEERS.
@@ -38,7 +41,7 @@ import torch
 import torch.nn.utils.parametrize
 from safetensors.torch import save_file
 
-from dynablocks.config import RunConfig, preset_settings
+from dynablocks.config import DataConfig, RunConfig, preset_settings
 from dynablocks.data import DataSplits, ImageDataset, load_data, to_unit_range
 from dynablocks.errors import Diverged, DynablocksError, InvalidArgument, require_range, unknown_name
 from dynablocks.experiments.provenance import commit, device_name
@@ -48,7 +51,8 @@ from dynablocks.progress import progress_bar
 from dynablocks.reporting.tables import markdown_table
 from dynablocks.robustness import certified_radii, certify
 from dynablocks.robustness.arithmetic import full_precision
-from dynablocks.run_directory.network import build_for, load
+from dynablocks.run_directory.beginning import TeacherLabels, keep_labels, teacher_labels
+from dynablocks.run_directory.network import build_for, load, weights_hash
 from dynablocks.run_directory.pipeline import certify_run, train_run
 from dynablocks.training import LOSSES, TrainingConfig, TrainingSummary, fit
 from dynablocks.training.checkpoint import has_checkpoint
@@ -108,11 +112,15 @@ def train_peer(
 ) -> dict[str, Any]:
     """Train one family for the budget; measure it by its own claim and by our bound."""
     family, settings, config = peer_config(name, args)
+    labels = taught(splits, args, directory)[1]
+    if labels is not None:
+        config = replace(config, max_minutes=minutes_left(args, labels))
     mean = (splits.train.images[:10000].double().mean((0, 2, 3)) / 255).float()
     model = family.build(splits.train.image_shape, splits.train.num_classes, mean, args.seed)
     described = {"family": name, "width": family.width, "depth": list(family.depth), "stem": family.stem}
     described |= {"dense": family.dense, "inner": family.inner, "source": family.source}
-    summary = fit(model, splits, config, directory, describe=described)
+    soft = None if labels is None else labels.mixed(splits.train.labels, RunConfig.teacher_share)
+    summary = fit(model, splits, config, directory, describe=described, soft_labels=soft)
     # Layers of orthogonium move their kernels at each use, by rounding; cached, the kernels bounded are those applied.
     with torch.no_grad(), full_precision(), torch.nn.utils.parametrize.cached():
         bound, logits = sound_bound(model.eval()), outputs(model, measured)
@@ -121,7 +129,50 @@ def train_peer(
     sound = certified_radii(logits, head, bound, labels=measured.labels)
     keep_radii(directory, own, sound)
     facts = {"source": family.source, "settings": described | settings, "own_bound": 1.0, "bound": bound}
+    facts |= about_teacher(labels, splits, args)
     return facts | measures(model, summary, logits.argmax(1) == measured.labels, own, sound)
+
+
+def taught(splits: DataSplits, args: argparse.Namespace, directory: Path) -> tuple[Path | None, TeacherLabels | None]:
+    """The teacher that --teacher asks for and what it says of the training images; trained and asked where it is not.
+
+    One teacher serves all entries of a seed; what it cost is counted for each.
+    """
+    if not args.teacher:
+        return None, None
+    teacher = args.out / f"teacher-{args.teacher:g}-{args.seed}"
+    settings = preset_settings("cpu", "convnet", "cifar10")["training"]
+    training = TrainingConfig(**settings | {"max_minutes": args.teacher, "seed": args.seed, "validate_every": 10**6})
+    data = DataConfig(dir=args.data_dir, validation=args.held_out)
+    train_run(RunConfig(model=ModelConfig("convnet"), training=training, data=data), teacher, splits=splits)
+    run, origin = replace(unchanged(args), teacher=teacher), {"teacher": weights_hash(teacher)}
+    labels = teacher_labels(run, splits, directory, origin)
+    keep_labels(labels, run, splits, directory, origin)
+    return teacher, labels
+
+
+def minutes_left(args: argparse.Namespace, labels: TeacherLabels) -> float:
+    """What a teacher leaves of the budget.
+
+    Raises:
+        InvalidArgument: nothing.
+    """
+    left = args.minutes - labels.seconds / 60
+    if left <= 0:
+        raise InvalidArgument(
+            f"--teacher {args.teacher:g} and its predictions took {labels.seconds / 60:.3g} of {args.minutes:g} "
+            "minutes, which leaves none; give fewer."
+        )
+    return left
+
+
+def about_teacher(labels: TeacherLabels | None, splits: DataSplits, args: argparse.Namespace) -> dict[str, Any]:
+    """What a result says of its teacher: the minutes given to it, those it took, how many images it has right."""
+    if labels is None:
+        return {}
+    right = (labels.probabilities.argmax(1) == splits.train.labels).double().mean()
+    minutes = {"asked": args.teacher, "minutes": round(labels.seconds / 60, 2)}
+    return {"teacher": minutes | {"share": RunConfig.teacher_share, "train_accuracy": round(100 * float(right), 2)}}
 
 
 def peer_config(name: str, args: argparse.Namespace) -> tuple[Family, dict[str, Any], TrainingConfig]:
@@ -158,6 +209,9 @@ def train_ours(
 ) -> dict[str, Any]:
     """Train the preset's network for the budget; certify it with the proven rounding bound of float64."""
     run = our_config(args)
+    teacher, labels = taught(splits, args, directory)
+    if labels is not None:
+        run = replace(run, teacher=teacher, training=replace(run.training, max_minutes=minutes_left(args, labels)))
     summary = train_run(run, directory)
     model, description = load(directory), build_for(run, splits)[1]
     if args.held_out:
@@ -169,6 +223,7 @@ def train_ours(
     radii = torch.where(result.correct, result.radii, 0.0)
     keep_radii(directory, radii, radii.clone())
     facts = {"source": "dynablocks", "settings": json.loads(json.dumps(description)), "bound": result.body_lipschitz}
+    facts |= about_teacher(labels, splits, args)
     return facts | {"own_bound": result.body_lipschitz} | measures(model, summary, result.correct, radii, radii)
 
 
@@ -214,9 +269,9 @@ def measures(
 
 
 def label(name: str, args: argparse.Namespace) -> str:
-    """The entry's folder: its name, seed, and what was changed."""
+    """The entry's folder: its name, its seed, whether it was taught, and what was changed."""
     changes = "".join(f"-{k}={json.dumps(v)}".replace(" ", "") for k, v in sorted(args.set.items()))
-    return f"{name}-{args.seed}{changes}"
+    return f"{name}-{args.seed}{'-taught' if args.teacher else ''}{changes}"
 
 
 COLUMNS = ["network", "seeds", "clean", *(f"certified @{r}" for r in RADII), "own claim @36", "sound bound"]
@@ -378,6 +433,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--preset", default="certified/cpu-1h", help="our preset")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--search", type=float, default=0.0, help="minutes of a peer's first trials; 0: no search")
+    parser.add_argument(
+        "--teacher", type=float, default=0.0, help="minutes of an entry's that a teacher takes; 0: none"
+    )
     parser.add_argument("--held-out", type=int, default=0, help="training images to hold out and measure instead")
     parser.add_argument("--peers", type=Path, help="folder with orthogonium, deel and einops")
     parser.add_argument("--page", type=Path, help="add to the table in this file, for docs/make_results.py")
@@ -385,7 +443,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--set", type=assignment, nargs="*", action="extend", default=[], help=text)
     args = parser.parse_args()
     args.set = dict(args.set)
-    for name, least in (("minutes", 1e-6), ("search", 0), ("held_out", 0), ("seed", 0)):
+    for name, least in (("minutes", 1e-6), ("search", 0), ("teacher", 0), ("held_out", 0), ("seed", 0)):
         require_range(f"--{name.replace('_', '-')}", getattr(args, name), least)
     training = {field.name for field in fields(TrainingConfig)} - FIXED
     model = {field.name for field in fields(ModelConfig)} - {"name"}
@@ -485,6 +543,8 @@ def require_same(path: Path, result: dict[str, Any], args: argparse.Namespace, *
     earlier = EARLIER.search(result["source"]) is not None and result["name"] != f"{family}-{result['seed']}"
     asked |= {"source": FAMILIES[family].source} if family in FAMILIES and not earlier else {}
     made = {"crop_fill": "zeros"} | result  # there was no other when the first results were written
+    if args.teacher and "teacher" in result:
+        asked, made = asked | {"teacher": args.teacher}, made | {"teacher": result["teacher"].get("asked")}
     if result["source"] == "dynablocks":
         if "=" not in result["name"]:
             asked |= as_named(unchanged(args))
@@ -615,6 +675,7 @@ def best_change(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
     def trials(changes: list[dict[str, Any]], minutes: float) -> list[dict[str, Any]]:
         short = {"out": args.out / f"search-{minutes:g}", "minutes": minutes, "held_out": HELD_OUT, "search": 0.0}
+        short |= {"teacher": 0.0}
         found: list[dict[str, Any]] = []
         for change in changes:
             try:

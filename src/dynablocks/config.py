@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dynablocks.errors import InvalidArgument, require_choice
+from dynablocks.errors import InvalidArgument, require_choice, require_range
 from dynablocks.files import plain_data, tuples
 from dynablocks.models import MODELS, ModelConfig
 from dynablocks.models.network import SHARED
@@ -50,6 +50,11 @@ class RunConfig:
         training: how to train.
         attack: how to attack.
         warm_start: a run directory whose weights, but for the last layer, the training starts from.
+        teacher: a run directory whose network tells, beside the label, what else each training image may be.
+        teacher_share: the share in (0, 1] of a label that is the teacher's; the rest is the given one's.
+
+    Raises:
+        InvalidArgument: an unknown preset, or a share out of its range or without a teacher.
     """
 
     preset: str = "cpu"
@@ -58,11 +63,41 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
     warm_start: Path | None = None
+    teacher: Path | None = None
+    teacher_share: float = 0.7
 
     def __post_init__(self) -> None:
         require_choice("preset", self.preset, PRESETS + CERTIFIED_PRESETS)
+        require_range("teacher_share", self.teacher_share, 0, 1, open_low=True)
+        if self.teacher is None and self.teacher_share != RunConfig.teacher_share:
+            raise InvalidArgument(
+                f"teacher_share is {self.teacher_share:g} without a teacher, which changes nothing; give a --teacher."
+            )
 
 
+_CONVNET: dict[str, Any] = {
+    "training": {
+        "epochs": None,
+        "max_minutes": 10.0,
+        "batch_size": 512,
+        "optimiser": "nesterov",
+        "lr": 0.4,
+        "weight_decay": 5e-4,
+        "schedule": "one-cycle-linear",
+        "warmup": 0.2,
+        "loss": "cross-entropy",
+        "label_smoothing": 0.1,
+        "crop_padding": 2,
+        "crop_fill": "reflect",
+        "flip": True,
+    },
+}
+_CONVNET_ON_DIGITS: dict[str, Any] = {
+    "model": {"widths": (32, 64), "layers": (2, 2)},
+    "training": _CONVNET["training"]
+    | {"epochs": 20, "max_minutes": None, "batch_size": 64, "lr": 0.1, "crop_padding": 0, "crop_fill": None}
+    | {"flip": False},
+}
 PAPER_MODELS = ("resnet", "naive", "non_expansive", "prescribed", "flexible")
 
 _SMOKE: dict[str, Any] = {
@@ -201,6 +236,8 @@ def _preset_settings(preset: str, model: str, data: str) -> dict[str, Any]:
     upright = {"crop_padding": 0, "flip": False}
     if preset == "paper":
         return _PAPER if colour else {"training": _PAPER["training"] | upright}
+    if model == "convnet":
+        return _CONVNET if colour else _CONVNET_ON_DIGITS | {"attack": _DIGITS["attack"]}
     if model in PAPER_MODELS:
         small = {"training": _PAPER_ON_CPU["training"] | upright | {"epochs": 60}}
         return _PAPER_ON_CPU if colour else _PAPER_ON_CPU | small | {"attack": _DIGITS["attack"]}
@@ -241,6 +278,8 @@ def from_yaml(text: str, where: str) -> RunConfig:
             training=TrainingConfig(**content["training"]),
             attack=AttackConfig(**tuples(content["attack"])),
             warm_start=Path(content["warm_start"]) if content.get("warm_start") else None,
+            teacher=Path(content["teacher"]) if content.get("teacher") else None,
+            teacher_share=content.get("teacher_share", RunConfig.teacher_share),
         )
     except InvalidArgument:
         raise

@@ -200,6 +200,53 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     return written
 
 
+def write_keyed_tensors(path: Path, tensors: Mapping[str, Tensor], key: str, **facts: str) -> None:
+    """Write tensors with facts about them under a key, all of it with its digest, atomically.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        key: what they are, as :func:`key_of` writes it.
+        facts: any others, as text.
+
+    Raises:
+        DynablocksError: the disk is full, or the place is not writable.
+    """
+    write_tensors(path, tensors, facts | {"key": key, "digest": _keyed_digest(tensors, key, facts)})
+
+
+def read_keyed_tensors(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Tensors and facts of :func:`write_keyed_tensors`; ``None`` where none have this key, or the file is damaged.
+
+    Example:
+        >>> read_keyed_tensors(Path("nowhere"), key_of("weights", "images")) is None
+        True
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as stream:
+            facts = dict(stream.metadata() or {})
+            if facts.pop("key", None) != key:
+                return None
+            digest = facts.pop("digest", None)
+            # Cloned, since tensors of an open file would keep it from being replaced on Windows.
+            found = {name: stream.get_tensor(name).clone() for name in stream.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+    # A bit that a disk flips would go into what is made of them.
+    return (found, facts) if digest == _keyed_digest(found, key, facts) else None
+
+
+def key_of(*deciding: object) -> str:
+    """One text for all that decides something, by ``repr``."""
+    return hashlib.sha256(repr(deciding).encode()).hexdigest()
+
+
+def _keyed_digest(tensors: Mapping[str, Tensor], key: str, facts: Mapping[str, str]) -> str:
+    return key_of(key, sorted(facts.items()), tensor_digest(tensors))
+
+
 def plain_data(value: Any) -> Any:
     """The same as JSON and YAML have it: lists for tuples, text for paths.
 

@@ -25,6 +25,8 @@ MANIFEST = "manifest.json"
 
 HISTORY = "metrics.jsonl"
 """The training's metrics, a line of JSON an epoch, by the training loop."""
+TEACHER_LABELS = "teacher.safetensors"
+"""What the teacher of a training says of each of its images, by ``train``."""
 TRAINING = "training.json"
 """What a finished training says of itself and of its images, by ``train``."""
 CERTIFICATE = "certificate.json"
@@ -71,6 +73,7 @@ RUN_FILES = (
     HISTORY,
     REPORT,
     RESULT,
+    TEACHER_LABELS,
     TRAINING,
 )
 """What a run directory, also as a cell of ``reproduce``, holds beside its checkpoints."""

@@ -30,7 +30,8 @@ class ModelConfig:
     """Which network to build; an empty (null) setting takes the default of the named model.
 
     Args:
-        name: certified, metric, resnet, naive, non_expansive, prescribed or flexible (``dynablocks list models``).
+        name: certified, metric, convnet, resnet, naive, non_expansive, prescribed or flexible (``dynablocks list
+            models``).
         widths: channels of each stage.
         layers: dynamical blocks in each stage.
         lift: isometric (inside the guarantee) or paper (ReLU(aWx) with a free factor a: honest, large bound).

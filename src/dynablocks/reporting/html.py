@@ -76,7 +76,7 @@ def _headline(data: ReportData) -> Iterator[str]:
         (
             "training time",
             words.duration(metrics.get("train_seconds")),
-            f"on {metrics.get('device', 'an unnamed device')}{speed}",
+            f"on {metrics.get('device', 'an unnamed device')}{speed}{_of_teacher(metrics)}",
         ),
     ]
     if _are_others(data):
@@ -85,6 +85,12 @@ def _headline(data: ReportData) -> Iterator[str]:
             f"test images of {_images_of(data)}."
         )
     yield table(("", "result", "meaning"), rows, numeric=(1,))
+
+
+def _of_teacher(metrics: Mapping[str, Any]) -> str:
+    """What the training time does not say: that of a teacher, and of its predictions."""
+    seconds = metrics.get("teacher_seconds")
+    return "" if seconds is None else f"; that of its teacher, {words.duration(seconds)}, is not counted"
 
 
 def _are_others(data: ReportData) -> bool:

@@ -66,6 +66,8 @@ def summary_table(metrics: Mapping[str, Any]) -> Table:
     table.add_row("Lipschitz bound", words.body_bound(metrics), "")
     table.add_row("parameters", words.count(metrics.get("parameters")), "")
     table.add_row("training", words.duration(metrics.get("train_seconds")), _rate(metrics.get("images_per_second")))
+    if metrics.get("teacher_seconds") is not None:
+        table.add_row("its teacher", words.duration(metrics["teacher_seconds"]), "")
     return table
 
 

@@ -117,7 +117,8 @@ NEEDED = {
 }
 
 PARTS = {
-    "model": {"config", "input_shape", "num_classes", "mean", "std", "warm_start", "seen"},
+    "model": {"config", "input_shape", "num_classes", "mean", "std"}
+    | {"warm_start", "teacher", "teacher_share", "seen"},
     "normalisation": {"mean", "scale"},
     "arithmetic": {"format", "unit_roundoff", "rounding", "largest_logit_error"},
     "layers": {"name", "kind", "bound", "product", "reason"},

@@ -14,6 +14,7 @@ from dynablocks.errors import BadCheckpoint
 from dynablocks.models import Network
 from dynablocks.modes import cpu_threads
 from dynablocks.robustness import AttackConfig
+from dynablocks.run_directory.beginning import starting_network
 from dynablocks.run_directory.network import load_splits
 from dynablocks.run_directory.results import (
     ATTACK,
@@ -23,7 +24,6 @@ from dynablocks.run_directory.results import (
     matching_certificate,
     restored,
 )
-from dynablocks.run_directory.warm_start import starting_network
 from dynablocks.run_files import TRAINING
 from dynablocks.training import TrainingConfig, choose_device, find_checkpoint
 from dynablocks.training.checkpoint import read_state

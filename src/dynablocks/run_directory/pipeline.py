@@ -17,6 +17,7 @@ from dynablocks.modes import cpu_threads
 from dynablocks.progress import Stopped, progress_bar, tell
 from dynablocks.robustness import AttackConfig, AttackResult, CertificateResult, attack, certify
 from dynablocks.robustness.partial import Partial
+from dynablocks.run_directory.beginning import keep_labels, starting_network, teacher_labels
 from dynablocks.run_directory.metrics import no_figures_of_unsound_results, stated_radii, write_metrics
 from dynablocks.run_directory.network import (
     data_name,
@@ -39,7 +40,6 @@ from dynablocks.run_directory.results import (
     store,
     training_facts,
 )
-from dynablocks.run_directory.warm_start import starting_network
 from dynablocks.run_files import (
     ATTACK_PARTIAL,
     AUTOATTACK,
@@ -74,6 +74,7 @@ def train_run(
     with _kept_until_begun(config, out, overwrite) as mark_begun:
         splits = load_splits(config) if splits is None else splits
         network, description = starting_network(config, splits, out, resume=not overwrite)
+        taught = None if config.teacher is None else teacher_labels(config, splits, out, description)
         settings = replace(config, data=replace(config.data, name=data_name(config.data)))
 
         def begin() -> None:
@@ -81,6 +82,8 @@ def train_run(
             if not has_checkpoint(out):  # so these tell of a network that is gone
                 for name in (TRAINING, METRICS, REPORT, AUTOATTACK):
                     (out / name).unlink(missing_ok=True)
+            if taught is not None:
+                keep_labels(taught, config, splits, out, description)
             write_text(out / CONFIG, to_yaml(settings))
 
         summary = fit(
@@ -91,12 +94,14 @@ def train_run(
             describe=description,
             resume=not overwrite,
             on_start=begin,
+            soft_labels=None if taught is None else taught.mixed(splits.train.labels, config.teacher_share),
         )
     facts = asdict(summary) | {
         "dataset": splits.train.name,
         "fingerprint": splits.fingerprint,
         "parameters": sum(p.numel() for p in network.parameters()),
         "class_names": list(splits.train.class_names),
+        "teacher_seconds": None if taught is None else taught.seconds,
     }
     write_json(out / TRAINING, facts)
     write_metrics(out)

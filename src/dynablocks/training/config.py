@@ -58,6 +58,7 @@ class TrainingConfig:
             less; empty (null): −log p.
         focus: β >= 1 multiplies offset-cross-entropy by (1 − p)^β, so that images that are won count less; empty
             (null): by 1.
+        label_smoothing: s in [0, 1), the share of each label that goes to all classes alike.
         regularisation: weight of the model's own penalties (OCNN orthogonality, step sizes outside their region).
         adversary: none; pgd trains on the images an attack found in place of the images; trades adds the divergence
             between the logits of both.
@@ -110,6 +111,7 @@ class TrainingConfig:
     temperature: float = 0.25
     power: float | None = None
     focus: float | None = None
+    label_smoothing: float = 0.0
     regularisation: float = 0.0
     adversary: str = "none"
     adversary_epsilon: float = 0.5
@@ -205,7 +207,7 @@ class TrainingConfig:
             require_range("power", self.power, 0, 1, open_low=True)
         if self.focus is not None:
             require_range("focus", self.focus, 1, 1000)
-        for name in ("momentum", "warmup", "ema_decay"):
+        for name in ("momentum", "warmup", "ema_decay", "label_smoothing"):
             require_range(name, getattr(self, name), 0, 0.999999)
         for name in ("power", "focus"):
             if getattr(self, name) is not None and self.loss != "offset-cross-entropy":

@@ -84,6 +84,7 @@ def fit(
     resume: bool = True,
     on_step: Callable[[int], None] | None = None,
     on_start: Callable[[], None] | None = None,
+    soft_labels: Tensor | None = None,
 ) -> TrainingSummary:
     """Train ``model`` in place on ``splits.train``; go on from ``directory`` when it holds a checkpoint.
 
@@ -99,12 +100,14 @@ def fit(
         config: the settings.
         directory: gets ``checkpoint/`` and ``metrics.jsonl``; it may begin with ``~``; ``None`` for neither of the
             two.
-        describe: what else decides the result (the model's settings); compared at a resume.
+        describe: what else decides the result (the model's settings, where soft labels are from); compared at a resume.
         console: a rich console for the progress; standard error when empty.
         resume: go on from a checkpoint; otherwise earlier checkpoints are deleted.
         on_step: called after each step with the number of steps done.
         on_start: called by the first process once nothing speaks against this training any more, and no checkpoint is
             left but one to go on from.
+        soft_labels: probabilities of the classes for each training image, (N, classes), which the loss takes in place
+            of its label: of a teacher, of several people who labelled it. Accuracies count the labels.
 
     Returns:
         The summary; of a training that had finished before, the stored one, at once.
@@ -112,7 +115,8 @@ def fit(
     Raises:
         BadCheckpoint: the checkpoint is broken, or belongs to other settings.
         InvalidArgument: the settings do not fit the images or the devices, one of a training that begins would change
-            nothing, or this program has trained on several devices before and is to do so again.
+            nothing, the soft labels are no probabilities for these images, or this program has trained on several
+            devices before and is to do so again.
         DynablocksError: the loss is no longer finite, the disk is full, or a checkpoint cannot be read or moved.
         KeyboardInterrupt: after Ctrl-C, when the checkpoint is written; with several devices after one of the next
             steps, in the first process.
@@ -131,7 +135,7 @@ def fit(
             summary = finished_before(model, config, checkpoint, state)
             begin()
             return summary
-        session = Session(model, splits, config, directory, text, state, checkpoint)
+        session = Session(model, splits, config, directory, text, state, checkpoint, soft_labels)
         stack.enter_context(others_ended(session.fabric))
         prepare_directory(session, checkpoint)
         begin()
@@ -251,9 +255,9 @@ def take_step(session: Session) -> None:
     for group in session.optimiser.param_groups:
         group["lr"] = learning_rate
     set_progress(model, plan.progress(session.step + 1))
-    pixels, labels = session.batch()
+    pixels, labels, targets = session.batch()
     with shared_weights(model):
-        loss, logits = training_loss(session, pixels, labels)
+        loss, logits = training_loss(session, pixels, labels, targets)
         penalty = regularisation(model) if config.regularisation else None
         if penalty is not None:
             loss = loss + config.regularisation * penalty
@@ -269,24 +273,26 @@ def take_step(session: Session) -> None:
     session.tally.add(loss, logits, labels)
 
 
-def training_loss(session: Session, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def training_loss(session: Session, pixels: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """The loss of one batch, at attacked images where the settings ask for them, and the logits that count as hits.
+
+    An attack moves away from the label, also where the loss takes a softened one.
 
     The network runs once, also for clean and attacked images together: so several processes communicate once a step.
     """
     config, loss = session.config, session.loss_function
     if config.adversary == "none":
         logits = session.wrapped(pixels)
-        return loss(logits, labels), logits
+        return loss(logits, targets), logits
     epoch, position = divmod(session.step, session.steps_per_epoch)
     share = slice(session.fabric.global_rank, None, session.fabric.world_size)
     start = ball_points(pixels, session.batch_size, share, config.seed, epoch, position)
     moved = attacked(session.model, pixels, labels, start, config, loss, session.fabric.autocast())
     if config.adversary == "pgd":
         logits = session.wrapped(moved)
-        return loss(logits, labels), logits
+        return loss(logits, targets), logits
     logits, moved_logits = session.wrapped(torch.cat([pixels, moved])).chunk(2)
-    return loss(logits, labels) + config.trades_beta * divergence(logits, moved_logits, logit_scale(config)), logits
+    return loss(logits, targets) + config.trades_beta * divergence(logits, moved_logits, logit_scale(config)), logits
 
 
 def rate_factor(session: Session) -> float:

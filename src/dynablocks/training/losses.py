@@ -19,10 +19,42 @@ if TYPE_CHECKING:
     from dynablocks.training.config import TrainingConfig
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
+"""Of logits (N, classes) and labels: classes (N,), or where labels are softened their probabilities (N, classes)."""
 LOSSES: Registry[Callable[[TrainingConfig], LossFunction]] = Registry("loss")
 
 
-def hinge(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"], margin: float) -> Float[Tensor, ""]:
+def mean_loss(
+    each: LossFunction,
+    logits: Float[Tensor, "batch classes"],
+    labels: Int[Tensor, " batch"] | Float[Tensor, "batch classes"],
+) -> Float[Tensor, ""]:
+    r"""The mean over a batch of a loss ℓ of single images; where labels are probabilities p, of its expectation.
+
+    .. math:: \frac1N \sum_i \ell(z_i, y_i) \quad\text{or}\quad \frac1N \sum_i \sum_k p_{ik}\, \ell(z_i, k)
+
+    Args:
+        each: logits and classes (N,) to the loss of each image (N,).
+        logits: z, before any softmax.
+        labels: y, class indices, or p.
+
+    Example:
+        >>> z, p = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.75, 0.25]])
+        >>> mean_loss(lambda logits, labels: labels.float(), z, p)
+        tensor(0.2500)
+    """
+    if not labels.is_floating_point():
+        return each(logits, labels).mean()
+    count, classes = logits.shape
+    every = torch.arange(classes, device=logits.device).repeat(count)
+    losses = each(logits.repeat_interleave(classes, 0), every).view(count, classes)
+    return (labels * losses).sum(1).mean()
+
+
+def hinge(
+    logits: Float[Tensor, "batch classes"],
+    labels: Int[Tensor, " batch"] | Float[Tensor, "batch classes"],
+    margin: float,
+) -> Float[Tensor, ""]:
     r"""Multi-class hinge loss, summed over the wrong classes and averaged over the batch.
 
     .. math:: \frac1N \sum_i \sum_{j \ne y_i} \max\{0,\ \mathrm{margin} - (z_{i,y_i} - z_{ij})\}
@@ -31,7 +63,7 @@ def hinge(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"],
 
     Args:
         logits: z, before any softmax.
-        labels: y, class indices.
+        labels: y, class indices, or the probabilities of all classes, as :func:`mean_loss` takes them.
         margin: the wanted lead, in logit units.
 
     Source: Celledoni et al., arXiv 2210.02373, section 3.3.
@@ -41,14 +73,18 @@ def hinge(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"],
         >>> hinge(torch.tensor([[1.0, 0.95, 0.0]]), torch.tensor([0]), margin=0.1)
         tensor(0.0500)
     """
+    return mean_loss(partial(_hinge_of_each, margin=margin), logits, labels)
+
+
+def _hinge_of_each(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
     true = logits.gather(1, labels[:, None])
     violations = (margin - true + logits).clamp_min(0)
-    return violations.scatter(1, labels[:, None], 0.0).sum(1).mean()
+    return violations.scatter(1, labels[:, None], 0.0).sum(1)
 
 
 def offset_cross_entropy(
     logits: Float[Tensor, "batch classes"],
-    labels: Int[Tensor, " batch"],
+    labels: Int[Tensor, " batch"] | Float[Tensor, "batch classes"],
     offset: float,
     temperature: float,
     power: float | None = None,
@@ -69,7 +105,7 @@ def offset_cross_entropy(
 
     Args:
         logits: z, before any softmax.
-        labels: y, class indices.
+        labels: y, class indices, or the probabilities of all classes, as :func:`mean_loss` takes them.
         offset: u ≥ 0, in logit units; the wanted lead of the true logit.
         temperature: t > 0.
         power: q in (0, 1], or ``None`` for cross-entropy, the limit of q → 0.
@@ -95,15 +131,19 @@ def offset_cross_entropy(
     """
     if power is not None and focus is not None:
         raise InvalidArgument(f"power is {power} and focus is {focus}; one of them is possible.")
+    each = partial(_offset_cross_entropy_of_each, offset=offset, temperature=temperature, power=power, focus=focus)
+    return temperature * mean_loss(each, logits, labels)
+
+
+def _offset_cross_entropy_of_each(
+    logits: Tensor, labels: Tensor, offset: float, temperature: float, power: float | None, focus: float | None
+) -> Tensor:
+    """Without the factor of the temperature."""
     shifted = logits - offset * functional.one_hot(labels, logits.shape[1]).to(logits.dtype)
-    if power is None and focus is None:
-        return temperature * functional.cross_entropy(shifted / temperature, labels)
-    log_likelihood = -functional.cross_entropy(shifted / temperature, labels, reduction="none")
+    losses = functional.cross_entropy(shifted / temperature, labels, reduction="none")
     if focus is not None:
-        rest = torch.expm1(log_likelihood).neg().clamp_min(0)
-        return temperature * (rest**focus * -log_likelihood).mean()
-    assert power is not None
-    return temperature * (-torch.expm1(power * log_likelihood) / power).mean()
+        return torch.expm1(-losses).neg().clamp_min(0) ** focus * losses
+    return losses if power is None else -torch.expm1(-power * losses) / power
 
 
 @LOSSES.register("hinge")
@@ -128,7 +168,7 @@ def _cross_entropy(config: TrainingConfig) -> LossFunction:
 
 
 def make_loss(config: TrainingConfig) -> LossFunction:
-    """The loss ``config`` names, as a function of logits (N, classes) and labels (N,).
+    """The loss ``config`` names, as a function of logits (N, classes) and labels (N,) or (N, classes).
 
     Example:
         >>> import torch

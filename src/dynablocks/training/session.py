@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dynablocks.data import augment, batch_indices, to_unit_range
 from dynablocks.data.augmentation import require_crop
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from dynablocks.data import DataSplits, ImageDataset
+
+ROUNDED_SUM = 0.01
+"""By so much the probabilities of an image may miss the sum 1: those of 1,000 classes in bfloat16 do."""
 
 
 @dataclass
@@ -98,6 +102,7 @@ class Session:
         config_text: stored beside each checkpoint.
         state: what a checkpoint stored; empty for a new training.
         checkpoint: the folder that ``state`` came from.
+        soft_labels: probabilities of the classes for each training image, in place of its label.
 
     Raises:
         InvalidArgument: :func:`device_for` refuses the training, or a second one on several devices is asked of one
@@ -116,8 +121,10 @@ class Session:
         config_text: str,
         state: dict[str, Any],
         checkpoint: Path | None,
+        soft_labels: Tensor | None = None,
     ) -> None:
         check_data(model, splits.train)
+        targets = targets_of(splits.train, soft_labels, config.label_smoothing, getattr(model, "num_classes", None))
         if config.devices > 1 and Session.joined:
             raise InvalidArgument("one program trains on several devices once; train the next network in another.")
         begun: str | None = state.get("precision")
@@ -133,9 +140,9 @@ class Session:
         if config.devices > 1:
             Session.joined = True
         with others_ended(self.fabric):
-            self._prepare(splits, state, checkpoint)
+            self._prepare(splits, targets, state, checkpoint)
 
-    def _prepare(self, splits: DataSplits, state: dict[str, Any], checkpoint: Path | None) -> None:
+    def _prepare(self, splits: DataSplits, targets: Tensor, state: dict[str, Any], checkpoint: Path | None) -> None:
         """All that follows the start of the other processes."""
         config, model = self.config, self.model
         if config.threads is not None:
@@ -148,7 +155,7 @@ class Session:
         self.loss_function = make_loss(config)
         self.device = self.fabric.device
         self.images = self._laid_out(splits.train.images.to(self.device))
-        self.labels = splits.train.labels.to(self.device)
+        self.labels, self.targets = splits.train.labels.to(self.device), targets.to(self.device)
         self.validation = splits.validation
         self._epoch: int | None = None
         self._batches: list[Tensor] = []
@@ -186,14 +193,14 @@ class Session:
             self._epoch, self._batches = epoch, [batch.to(self.device) for batch in batches]
         return self._batches
 
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """Augmented pixels in [0, 1] and labels of the current step; of several devices, each takes its share."""
+    def batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Augmented pixels in [0, 1], labels, and what the loss takes for these; of several devices, each its share."""
         epoch, position = divmod(self.step, self.steps_per_epoch)
         whole, config = self._batches_of(epoch)[position], self.config
         share = slice(self.fabric.global_rank, None, self.fabric.world_size)
         chosen, crops = whole[share], (config.crop_padding, config.flip, config.crop_fill or "zeros")
         pixels = augment(self.images[chosen], config.seed, epoch, position, *crops, count=len(whole), share=share)
-        return self._laid_out(pixels), self.labels[chosen]
+        return self._laid_out(pixels), self.labels[chosen], self.targets[chosen]
 
     @property
     def elapsed(self) -> float:
@@ -393,6 +400,48 @@ def check_data(model: nn.Module, train: ImageDataset) -> None:
     classes, largest = getattr(model, "num_classes", None), int(train.labels.max())
     if classes is not None and largest >= classes:
         raise BadData(f"{train.name} has the label {largest}, the model has {classes} classes; give it more.")
+
+
+def targets_of(train: ImageDataset, soft_labels: Tensor | None, smoothing: float, classes: int | None) -> Tensor:
+    r"""What the loss takes for the labels: these, (N,), or where they are softened probabilities of classes, (N, K).
+
+    .. math:: (1 - s)\, p_i + \frac{s}{K}
+
+    with the soft labels p, or those of certainty where there are none.
+
+    Args:
+        train: the training images.
+        soft_labels: p, (N, K).
+        smoothing: s.
+        classes: K, the number of logits; that of the data when ``None``.
+
+    Raises:
+        InvalidArgument: the soft labels are no probabilities, not one row an image, or not one column a class.
+    """
+    count = train.num_classes if classes is None else classes
+    if soft_labels is not None:
+        require_probabilities(soft_labels, len(train), count)
+    elif not smoothing:
+        return train.labels
+    certain = functional.one_hot(train.labels, count).float()
+    return (1 - smoothing) * (certain if soft_labels is None else soft_labels.float()) + smoothing / count
+
+
+def require_probabilities(soft_labels: Tensor, images: int, classes: int) -> None:
+    """Refuse soft labels that a training on so many images of so many classes cannot take.
+
+    Raises:
+        InvalidArgument: as :func:`targets_of` says.
+    """
+    shape = tuple(soft_labels.shape)
+    if not soft_labels.is_floating_point() or shape != (images, classes):
+        raise InvalidArgument(
+            f"soft_labels are {soft_labels.dtype} of shape {shape}; a probability for each of {images} training images "
+            f"and {classes} classes is needed."
+        )
+    sums = soft_labels.double().sum(1)
+    if not bool((soft_labels >= 0).all() and ((sums - 1).abs() <= ROUNDED_SUM).all()):
+        raise InvalidArgument("soft_labels hold a row that is negative somewhere, or does not sum to 1; normalise it.")
 
 
 def require_finite_weights(session: Session) -> None:
