@@ -323,6 +323,8 @@ def test_dense_steps_of_large_images_are_refused_before_they_are_made(monkeypatc
 
 ELSEWHERE = {
     "lift": "paper",
+    "method": "expm",
+    "padding": "full",
     "rows": 0.5,
     "slope": 0.25,
     "substeps": 3,
