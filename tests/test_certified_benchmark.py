@@ -850,7 +850,7 @@ def test_a_teacher_takes_its_time_from_the_budget_of_every_entry(
     monkeypatch.setattr(sys, "argv", [*where, "--entries", "ours", "--teacher", "10"])
     args = run.parse()
     assert run.label("ours", args) == "ours-2-taught"
-    assert run.taught(splits, args, tmp_path) == (tmp_path / "teacher-10-2", labels)
+    assert run.taught(splits, args, tmp_path, True) == (tmp_path / "teacher-10-2", labels)
     ((config, place),) = trained
     assert (place, config.model.name, config.data.validation) == (tmp_path / "teacher-10-2", "convnet", 7)
     assert (config.training.max_minutes, config.training.seed) == (10.0, 2)
@@ -864,15 +864,19 @@ def test_a_teacher_takes_its_time_from_the_budget_of_every_entry(
     with pytest.raises(KeyboardInterrupt):
         run.train_peer("cpl", splits, images, run.argparse.Namespace(**vars(args) | {"set": {"stem": 2}}), tmp_path)
     assert taken["config"].max_minutes == 49.5
+    assert taken["describe"]["teacher"] == "w"
     torch.testing.assert_close(taken["soft_labels"], torch.tensor([[0.93, 0.07], [0.42, 0.58]]), rtol=0, atol=1e-6)
     with pytest.raises(InvalidArgument, match=r"took 10\.5 of 9 minutes, which leaves none"):
         run.minutes_left(run.argparse.Namespace(**vars(args) | {"minutes": 9.0}), labels)
     made = entry("ours-2-taught", 50.0, 2) | {"teacher": said, "images": 7, "measured": "held-out"}
     run.require_same(tmp_path, made, args)
+    page = run.as_page([made], 60.0)
+    assert "taught: the minutes are those of its teacher" in page["caption"]
+    assert "--teacher 10" in page["command"]
     with pytest.raises(InvalidArgument, match=r"with teacher 10\.0, asked for is 5\.0"):
         run.require_same(tmp_path, made, run.argparse.Namespace(**vars(args) | {"teacher": 5.0}))
     monkeypatch.setattr(sys, "argv", [*where, "--entries", "ours"])
-    assert run.taught(splits, run.parse(), tmp_path) == (None, None)
+    assert run.taught(splits, run.parse(), tmp_path, True) == (None, None)
 
 
 def certificate(radii: list[float], correct: list[bool]) -> CertificateResult:

@@ -424,7 +424,7 @@ def test_a_field_of_nonnegative_states_is_checked_at_such_states() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"convnet"}))
 def test_models_conform(name: str) -> None:
     # Folded twice, 4 x 4 pixels are one, on which the frames of an orthogonal kernel have no effect.
     side = 8 if name in ("certified", "metric") else 4

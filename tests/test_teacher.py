@@ -28,7 +28,9 @@ from dynablocks.run_directory.network import load, load_splits, stored_descripti
 from dynablocks.run_directory.pipeline import certify_run, report_run, train_run
 from dynablocks.run_directory.results import training_facts
 from dynablocks.training import LOSSES, TrainingConfig, find_checkpoint, fit, hinge, make_loss, offset_cross_entropy
+from dynablocks.training.loop import settings_of
 from dynablocks.training.losses import mean_loss
+from dynablocks.training.record import check_same_run
 from dynablocks.training.session import targets_of
 
 close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-6)
@@ -102,6 +104,15 @@ def test_label_smoothing_is_that_of_torch() -> None:
     close(targets_of(images, soft, 0.2, None), 0.8 * soft + 0.05)
 
 
+def test_a_training_of_before_goes_on_though_its_settings_know_nothing_of_softened_labels(tmp_path: Path) -> None:
+    config = student()
+    splits = load_splits(config)
+    now = settings_of(splits, config.training, starting_network(config, splits, tmp_path)[1])
+    assert "label_smoothing: null" in now
+    check_same_run("".join(line for line in now.splitlines(True) if "label_smoothing" not in line), now, tmp_path)
+    assert replace(STUDENT, label_smoothing=0.0) == STUDENT
+
+
 @pytest.mark.parametrize(
     ("soft", "sentence"),
     [
@@ -129,7 +140,9 @@ def test_a_training_takes_the_soft_labels_of_its_own_images() -> None:
     given, taught = torch.randint(0, 3, (count,)), torch.randint(0, 3, (count,))
     images = ImageDataset("each its own", pixels, given, tuple("abc"))
     model = nn.Sequential(nn.Flatten(), nn.Linear(count, 3))
-    config = TrainingConfig(epochs=60, batch_size=10, lr=0.3, optimiser="adam", loss="cross-entropy", precision="32")
+    config = TrainingConfig(
+        epochs=60, batch_size=10, lr=0.3, optimiser="adam", loss="cross-entropy", precision="32", device="cpu"
+    )
     soft = functional.one_hot(taught, 3).float()
     summary = fit(model, DataSplits(images, None, images, "f"), config, soft_labels=soft)
     assert torch.equal(model(to_unit_range(pixels)).argmax(1), taught)
@@ -242,10 +255,14 @@ def test_what_a_teacher_said_is_asked_again_where_the_file_is_damaged(
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    train_run(student(teacher), out)
+    for _ in range(2):
+        train_run(student(teacher), out)
+        assert asked == [teacher, teacher]
+    with pytest.raises(BadCheckpoint, match=r"training\.flip False, this one has True"):
+        train_run(student(teacher, training=replace(STUDENT, flip=True)), out)
     assert asked == [teacher, teacher]
-    train_run(student(teacher), out)
-    assert asked == [teacher, teacher]
+    train_run(student(), out, overwrite=True)
+    assert not file.exists()
 
 
 def other_classes(splits: DataSplits) -> DataSplits:
@@ -282,11 +299,15 @@ def test_a_teacher_that_saw_the_images_held_out_is_refused_also_through_its_stud
         train_run(student(teacher, data=held_out), tmp_path / "run")
     train_run(convnet(data=DataConfig("digits", validation=20)), tmp_path / "careful")
     train_run(student(tmp_path / "careful", data=held_out), tmp_path / "run")
-    # That student saw no image of its own validation, and 11 of those that are held out now; nor did its teacher.
-    with pytest.raises(InvalidArgument, match=r"--warm_start .* held out here"):
-        train_run(student(data=DataConfig("digits", validation=20), warm_start=tmp_path / "run"), tmp_path / "last")
     with pytest.raises(InvalidArgument, match="--teacher and --out are both"):
         train_run(student(tmp_path / "run", data=held_out), tmp_path / "run")
+    # Of two trainings on another copy one has a teacher that was trained on this one.
+    elsewhere = replace(load_splits(student()), fingerprint="of another copy")
+    for name, source in (("alone", None), ("taught", teacher)):
+        train_run(student(source), tmp_path / name, splits=elsewhere)
+    train_run(student(data=held_out, warm_start=tmp_path / "alone"), tmp_path / "from alone")
+    with pytest.raises(InvalidArgument, match=r"--warm_start .* held out here"):
+        train_run(student(data=held_out, warm_start=tmp_path / "taught"), tmp_path / "from taught")
 
 
 def test_an_unfinished_teacher_is_refused(tmp_path: Path) -> None:

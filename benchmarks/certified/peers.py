@@ -404,12 +404,19 @@ def lse_hkr(config: TrainingConfig) -> LossFunction:
     With α = 0.9 and margin 1, as in the package's tutorial on Fashion-MNIST. ``run.py`` files it as "lse-hkr".
 
     Raises:
-        InvalidArgument: a margin of 0.
+        InvalidArgument: a margin of 0; when called, labels that are softened.
     """
     from deel.torchlip import LseHKRMulticlassLoss
 
     loss = LseHKRMulticlassLoss(alpha=0.9, temperature=1 / require_range("margin", config.margin, 0, open_low=True))
-    return lambda logits, labels: loss(logits, functional.one_hot(labels, logits.shape[1]))
+
+    def of_classes(logits: Tensor, labels: Tensor) -> Tensor:
+        if labels.is_floating_point():
+            raise InvalidArgument("loss lse-hkr takes classes, no softened labels; choose another loss for these.")
+        found: Tensor = loss(logits, functional.one_hot(labels, logits.shape[1]))
+        return found
+
+    return of_classes
 
 
 FAMILIES: dict[str, Family] = {

@@ -112,7 +112,7 @@ def train_peer(
 ) -> dict[str, Any]:
     """Train one family for the budget; measure it by its own claim and by our bound."""
     family, settings, config = peer_config(name, args)
-    labels = taught(splits, args, directory)[1]
+    teacher, labels = taught(splits, args, directory, config.flip)
     if labels is not None:
         config = replace(config, max_minutes=minutes_left(args, labels))
     mean = (splits.train.images[:10000].double().mean((0, 2, 3)) / 255).float()
@@ -120,7 +120,8 @@ def train_peer(
     described = {"family": name, "width": family.width, "depth": list(family.depth), "stem": family.stem}
     described |= {"dense": family.dense, "inner": family.inner, "source": family.source}
     soft = None if labels is None else labels.mixed(splits.train.labels, RunConfig.teacher_share)
-    summary = fit(model, splits, config, directory, describe=described, soft_labels=soft)
+    origin = {} if teacher is None else {"teacher": weights_hash(teacher), "teacher_share": RunConfig.teacher_share}
+    summary = fit(model, splits, config, directory, describe=described | origin, soft_labels=soft)
     # Layers of orthogonium move their kernels at each use, by rounding; cached, the kernels bounded are those applied.
     with torch.no_grad(), full_precision(), torch.nn.utils.parametrize.cached():
         bound, logits = sound_bound(model.eval()), outputs(model, measured)
@@ -133,10 +134,18 @@ def train_peer(
     return facts | measures(model, summary, logits.argmax(1) == measured.labels, own, sound)
 
 
-def taught(splits: DataSplits, args: argparse.Namespace, directory: Path) -> tuple[Path | None, TeacherLabels | None]:
+def taught(
+    splits: DataSplits, args: argparse.Namespace, directory: Path, flip: bool
+) -> tuple[Path | None, TeacherLabels | None]:
     """The teacher that --teacher asks for and what it says of the training images; trained and asked where it is not.
 
     One teacher serves all entries of a seed; what it cost is counted for each.
+
+    Args:
+        splits: the images.
+        args: the command line.
+        directory: of the entry, which keeps what the teacher says.
+        flip: whether the entry's training mirrors images.
     """
     if not args.teacher:
         return None, None
@@ -145,7 +154,8 @@ def taught(splits: DataSplits, args: argparse.Namespace, directory: Path) -> tup
     training = TrainingConfig(**settings | {"max_minutes": args.teacher, "seed": args.seed, "validate_every": 10**6})
     data = DataConfig(dir=args.data_dir, validation=args.held_out)
     train_run(RunConfig(model=ModelConfig("convnet"), training=training, data=data), teacher, splits=splits)
-    run, origin = replace(unchanged(args), teacher=teacher), {"teacher": weights_hash(teacher)}
+    run, origin = unchanged(args), {"teacher": weights_hash(teacher)}
+    run = replace(run, teacher=teacher, training=replace(run.training, flip=flip))
     labels = teacher_labels(run, splits, directory, origin)
     keep_labels(labels, run, splits, directory, origin)
     return teacher, labels
@@ -209,7 +219,7 @@ def train_ours(
 ) -> dict[str, Any]:
     """Train the preset's network for the budget; certify it with the proven rounding bound of float64."""
     run = our_config(args)
-    teacher, labels = taught(splits, args, directory)
+    teacher, labels = taught(splits, args, directory, run.training.flip)
     if labels is not None:
         run = replace(run, teacher=teacher, training=replace(run.training, max_minutes=minutes_left(args, labels)))
     summary = train_run(run, directory)
@@ -326,6 +336,8 @@ def as_page(
     )
     searched = [r for r in results if r.get("search")]
     caption += how_searched(searched) if searched else ""
+    if any("teacher" in r for r in results):
+        caption += " taught: the minutes are those of its teacher, of asking that about each image, and its own."
     origin = {
         "seed": sorted({r["seed"] for r in results}),
         "data": sorted({r["data"] for r in results}),
@@ -353,6 +365,8 @@ def command_of(results: list[dict[str, Any]], minutes: float, preset: str) -> st
     command = f"python benchmarks/certified/run.py --data-dir CIFAR10 --out WORK --peers PEERS --minutes {minutes:g}"
     command += f" --preset {preset}" + (f" --held-out {held_out}" if held_out else "")
     command += f" --search {max(searched):g}" if searched else ""
+    lessons = sorted({r["teacher"]["asked"] for r in results if "teacher" in r})
+    command += f" [--teacher {lessons[-1]:g}]" if lessons else ""
     command += " [--seed N]" if any(r["seed"] for r in results) else ""
     return command + (" [--entries NAME --set ...]" if any("=" in r["name"] for r in results) else "")
 

@@ -107,7 +107,7 @@ class TrainingCell(Cell):
 
         train_run(self.run_config(store), directory)
         facts = read_json(directory / TRAINING)
-        left_out = ("train_seconds", "images_per_second", "fingerprint", "class_names")
+        left_out = ("train_seconds", "images_per_second", "fingerprint", "class_names", "teacher_seconds")
         network = load(directory)
         steps = [{"block": row.block, "values": dict(row.values)} for row in step_rows(network)]
         bounds = [[name, finite_or_none(declare(block).properties.lipschitz)] for name, block in network.blocks()]

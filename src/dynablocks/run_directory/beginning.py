@@ -29,7 +29,7 @@ from dynablocks.run_directory.network import (
 )
 from dynablocks.run_directory.results import require_own_classes, training_facts
 from dynablocks.run_files import CONFIG, TEACHER_LABELS
-from dynablocks.training import find_checkpoint
+from dynablocks.training import TrainingConfig, find_checkpoint
 from dynablocks.training.checkpoint import bad_settings, read_settings
 from dynablocks.training.losses import logit_scale
 from dynablocks.training.precision import present_device, supports_bf16
@@ -44,8 +44,8 @@ def starting_network(
 ) -> tuple[Network, dict[str, Any]]:
     """The network as its training in ``directory`` begins, and what decides that beside the settings of the training.
 
-    A training that goes on there has its weights in its checkpoint: where the run it started from is gone, or holds no
-    network any more, what the checkpoint says of it counts.
+    A training that goes on there has its weights in its checkpoint and what its teacher said beside it: where one of
+    those runs is gone, or holds no network any more, what the checkpoint says of it counts.
 
     Args:
         config: the configuration.
@@ -69,8 +69,7 @@ def starting_network(
         if resolved(source) == resolved(directory):
             raise InvalidArgument(f"--{option} and --out are both {directory}; give another --out.")
         try:
-            origin[option] = weights_hash(source)
-            seen += [entry for entry in seen_by(source) if entry not in seen]
+            origin[option], theirs = weights_hash(source), seen_by(source)
             require_unseen(source, config.training.seed, splits, option)
             if option == "warm_start":
                 take_body(network, source)
@@ -80,9 +79,9 @@ def starting_network(
             stored = stored_origin(directory) if resume else {}
             if option not in stored:
                 raise
-            origin[option] = stored[option]
-            seen += [entry for entry in stored.get("seen", []) if entry not in seen]
+            origin[option], theirs = stored[option], stored.get("seen", [])
             tell(f"note: --{option} {source} holds no trained network now; {directory} keeps what it took from one.")
+        seen += [entry for entry in theirs if entry not in seen]
     origin |= {"teacher_share": config.teacher_share} if config.teacher is not None else {}
     return network, description | origin | ({"seen": seen} if origin else {})
 
@@ -144,8 +143,8 @@ def require_unseen(directory: Path, seed: int, splits: DataSplits, option: str =
         if data["fingerprint"] == splits.fingerprint and not nested:
             raise InvalidArgument(
                 f"--{option} {directory} was trained on images that are held out here; train it (and what it started "
-                f"from) with --data.validation {len(splits.validation)} and --training.seed {seed} too, or start from "
-                "new weights."
+                f"from) with --data.validation {len(splits.validation)} and --training.seed {seed} too, or leave "
+                f"--{option} out."
             )
 
 
@@ -212,9 +211,22 @@ def teacher_labels(config: RunConfig, splits: DataSplits, directory: Path, origi
     require_checkpoint(source)
     facts = training_facts(source)
     with cpu_threads(config.training.threads):
-        probabilities = predictions(source, facts, splits.train, config.training.flip)
-    spent = facts["train_seconds"] + (facts.get("teacher_seconds") or 0.0)
+        probabilities = predictions(source, facts, splits.train, config.training)
+    own = facts.get("teacher_seconds")
+    spent = facts["train_seconds"] + (own if is_number(own) else 0.0)
     return TeacherLabels(probabilities, spent + time.perf_counter() - started)
+
+
+def require_labels(config: RunConfig, splits: DataSplits, directory: Path, origin: Mapping[str, Any]) -> None:
+    """Refuse a training whose teacher is gone where what it said is not kept.
+
+    Raises:
+        BadCheckpoint: it is.
+    """
+    if config.teacher is not None:
+        kept = read_keyed_tensors(directory / TEACHER_LABELS, labels_key(config, splits, origin))
+        if kept is None:
+            require_checkpoint(expanded(config.teacher))
 
 
 def keep_labels(
@@ -237,7 +249,7 @@ def labels_key(config: RunConfig, splits: DataSplits, origin: Mapping[str, Any])
 
 
 @torch.no_grad()
-def predictions(directory: Path, facts: Mapping[str, Any], images: ImageDataset, mirrored: bool) -> Tensor:
+def predictions(directory: Path, facts: Mapping[str, Any], images: ImageDataset, training: TrainingConfig) -> Tensor:
     r"""Probabilities of the classes by the network of a run, for each image, (N, classes).
 
     .. math:: \mathrm{softmax}(z / t)
@@ -249,9 +261,9 @@ def predictions(directory: Path, facts: Mapping[str, Any], images: ImageDataset,
         directory: the run.
         facts: its :func:`~dynablocks.run_directory.results.training_facts`.
         images: the images.
-        mirrored: whether training mirrors them.
+        training: the settings of the training that they are for, which say the device and whether it mirrors images.
     """
-    training = load_config(directory).training
+    temperature = logit_scale(load_config(directory).training)
     device = torch.device(present_device(training.device))
     network = load(directory).to(device)
     short = facts["precision"] == "bf16" and supports_bf16(device)
@@ -265,7 +277,7 @@ def predictions(directory: Path, facts: Mapping[str, Any], images: ImageDataset,
         for number, part in enumerate(parts, start=1):
             pixels = to_unit_range(part.to(device)).contiguous(memory_format=torch.channels_last)
             logits = network(pixels).float()
-            logits = (logits + network(pixels.flip(-1)).float()) / 2 if mirrored else logits
-            found.append((logits / logit_scale(training)).softmax(1).cpu())
+            logits = (logits + network(pixels.flip(-1)).float()) / 2 if training.flip else logits
+            found.append((logits / temperature).softmax(1).cpu())
             update(number / len(parts))
     return torch.cat(found)

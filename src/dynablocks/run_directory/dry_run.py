@@ -14,7 +14,7 @@ from dynablocks.errors import BadCheckpoint
 from dynablocks.models import Network
 from dynablocks.modes import cpu_threads
 from dynablocks.robustness import AttackConfig
-from dynablocks.run_directory.beginning import starting_network
+from dynablocks.run_directory.beginning import require_labels, starting_network
 from dynablocks.run_directory.network import load_splits
 from dynablocks.run_directory.results import (
     ATTACK,
@@ -36,10 +36,12 @@ def estimate(config: RunConfig, directory: Path, *, overwrite: bool = False) -> 
     """What ``--dry-run`` says: parameters, cost of a training step, number of steps, time estimate, what is cached.
 
     Raises:
-        InvalidArgument: the training would be refused: for its warm start, or as :func:`device_for` says.
+        InvalidArgument: the training would be refused: for its warm start or teacher, or as :func:`device_for` says.
+        BadCheckpoint: its teacher is gone, and what that said is not kept.
     """
     splits, training = load_splits(config), config.training
     network, description = starting_network(config, splits, directory, resume=not overwrite)
+    require_labels(config, splits, directory, description)
     state, refusal = _earlier(directory, training, settings_of(splits, training, description), overwrite)
     if state.get("summary"):  # it is taken as it is, on any machine
         device = torch.device(choose_device(training.device))

@@ -50,11 +50,12 @@ from dynablocks.run_files import (
     METRICS,
     PREVIOUS_CHECKPOINT,
     REPORT,
+    TEACHER_LABELS,
     TRAINING,
 )
 from dynablocks.training import TrainingSummary, fit
 from dynablocks.training.checkpoint import has_checkpoint, plain_yaml
-from dynablocks.training.loop import is_first_process
+from dynablocks.training.loop import earlier_checkpoint, is_first_process, settings_of
 from dynablocks.training.precision import present_device
 
 Say = Callable[[str], None]
@@ -74,13 +75,15 @@ def train_run(
     with _kept_until_begun(config, out, overwrite) as mark_begun:
         splits = load_splits(config) if splits is None else splits
         network, description = starting_network(config, splits, out, resume=not overwrite)
+        if config.teacher is not None and not overwrite:  # a refusal, before a teacher is asked for a minute
+            earlier_checkpoint(out, settings_of(splits, config.training, description))
         taught = None if config.teacher is None else teacher_labels(config, splits, out, description)
         settings = replace(config, data=replace(config.data, name=data_name(config.data)))
 
         def begin() -> None:
             mark_begun()
             if not has_checkpoint(out):  # so these tell of a network that is gone
-                for name in (TRAINING, METRICS, REPORT, AUTOATTACK):
+                for name in (TRAINING, METRICS, REPORT, AUTOATTACK, TEACHER_LABELS):
                     (out / name).unlink(missing_ok=True)
             if taught is not None:
                 keep_labels(taught, config, splits, out, description)

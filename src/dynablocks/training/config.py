@@ -58,7 +58,7 @@ class TrainingConfig:
             less; empty (null): −log p.
         focus: β >= 1 multiplies offset-cross-entropy by (1 − p)^β, so that images that are won count less; empty
             (null): by 1.
-        label_smoothing: s in [0, 1), the share of each label that goes to all classes alike.
+        label_smoothing: s in (0, 1), the share of each label that goes to all classes alike; empty (null), or 0: none.
         regularisation: weight of the model's own penalties (OCNN orthogonality, step sizes outside their region).
         adversary: none; pgd trains on the images an attack found in place of the images; trades adds the divergence
             between the logits of both.
@@ -111,7 +111,7 @@ class TrainingConfig:
     temperature: float = 0.25
     power: float | None = None
     focus: float | None = None
-    label_smoothing: float = 0.0
+    label_smoothing: float | None = None
     regularisation: float = 0.0
     adversary: str = "none"
     adversary_epsilon: float = 0.5
@@ -207,7 +207,9 @@ class TrainingConfig:
             require_range("power", self.power, 0, 1, open_low=True)
         if self.focus is not None:
             require_range("focus", self.focus, 1, 1000)
-        for name in ("momentum", "warmup", "ema_decay", "label_smoothing"):
+        if self.label_smoothing is not None:
+            require_range("label_smoothing", self.label_smoothing, 0, 0.999999)
+        for name in ("momentum", "warmup", "ema_decay"):
             require_range(name, getattr(self, name), 0, 0.999999)
         for name in ("power", "focus"):
             if getattr(self, name) is not None and self.loss != "offset-cross-entropy":
@@ -216,6 +218,8 @@ class TrainingConfig:
                 )
         if self.power is not None and self.focus is not None:
             raise InvalidArgument(f"power is {self.power} and focus is {self.focus}; leave one of them out.")
+        if self.label_smoothing == 0:
+            object.__setattr__(self, "label_smoothing", None)
         if self.crop_fill == "zeros":
             object.__setattr__(self, "crop_fill", None)  # one training, however it is spelled
         if self.crop_fill is not None and self.crop_padding == 0:

@@ -32,6 +32,8 @@ def mean_loss(
 
     .. math:: \frac1N \sum_i \ell(z_i, y_i) \quad\text{or}\quad \frac1N \sum_i \sum_k p_{ik}\, \ell(z_i, k)
 
+    Of probabilities it takes the memory of N·K rows of K logits: of 1,000 classes, keep batches small.
+
     Args:
         each: logits and classes (N,) to the loss of each image (N,).
         logits: z, before any softmax.

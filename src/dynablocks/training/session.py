@@ -124,7 +124,8 @@ class Session:
         soft_labels: Tensor | None = None,
     ) -> None:
         check_data(model, splits.train)
-        targets = targets_of(splits.train, soft_labels, config.label_smoothing, getattr(model, "num_classes", None))
+        smoothing, classes = config.label_smoothing or 0.0, getattr(model, "num_classes", None)
+        targets = targets_of(splits.train, soft_labels, smoothing, classes)
         if config.devices > 1 and Session.joined:
             raise InvalidArgument("one program trains on several devices once; train the next network in another.")
         begun: str | None = state.get("precision")
