@@ -38,6 +38,7 @@ from dynablocks.fields import (
     presnov,
 )
 from dynablocks.fields.base import potential_of
+from dynablocks.fields.sphere import TangentField
 from dynablocks.fitting.structures import CoordinateShear, CoordinateShears, FreeField
 from dynablocks.integrators import ExactFlow
 from dynablocks.linear import Conv, Dense, OrthogonalDense
@@ -520,6 +521,41 @@ class TurnedBack(RotationField):
         return super().facts()
 
 
+class Deaf(Damping):
+    """Its log-determinant has no gradient in t."""
+
+    def flow_log_determinant(self, x: Tensor, time: Tensor | float) -> Tensor:
+        return super().flow_log_determinant(x, time.detach() if isinstance(time, Tensor) else time)
+
+    def facts(self) -> FieldFacts:
+        return super().facts()
+
+
+class Spun(TangentField):
+    """X(x) = ω × x, which is odd, with Λ(x)v = (ω + x) × v, which turns x and −x in two ways."""
+
+    in_shape = (3,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("axis", torch.tensor([0.3, -0.5, 0.7], dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.cross(self.axis.expand_as(x), x)
+
+    def rotate(self, at: Tensor, v: Tensor, time: Tensor | float, chart: str = "exp") -> Tensor:
+        w = self.axis + at
+        zero = torch.zeros_like(w[:, 0])
+        rows = [[zero, -w[:, 2], w[:, 1]], [w[:, 2], zero, -w[:, 0]], [-w[:, 1], w[:, 0], zero]]
+        skew = time * torch.stack([torch.stack(row, 1) for row in rows], 1)
+        eye = torch.eye(3, dtype=v.dtype)
+        turn = skew.matrix_exp() if chart == "exp" else torch.linalg.solve(eye - skew / 2, eye + skew / 2)
+        return (turn @ v.unsqueeze(-1)).squeeze(-1)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(1.0, 0.0, odd=True, tangent=True, reason="a turn")
+
+
 WRONG: list[tuple[str, Callable[[], VectorField]]] = [
     ("potential", lambda: WrongSign(3)),
     ("energy", lambda: Upside(4, width=3)),
@@ -535,12 +571,14 @@ WRONG: list[tuple[str, Callable[[], VectorField]]] = [
     ("flow_constant", lambda: Shrinking((4,))),
     ("flow_log_determinant", lambda: Denser((4,))),
     ("flow_log_determinant", lambda: DenseForwards((4,))),
+    ("flow_log_determinant", lambda: Deaf((4,))),
     ("flow_with_log_determinant", lambda: Beside((4,))),
     ("flow_with_log_determinant", lambda: MovedBeside((4,))),
     ("rates", lambda: Transposed(3, 5)),
     ("rates", lambda: NegativeRates(3, 5)),
     ("rotate", lambda: Growing(3, 5)),
     ("rotate", lambda: TurnedBack(3, 5)),
+    ("rotate", Spun),
 ]
 
 

@@ -293,6 +293,35 @@ def test_a_step_without_growth_declares_1_and_no_rounding(name: str) -> None:
     assert method.declare(field, -0.1).properties.lipschitz > 1.0
 
 
+def test_a_turn_is_not_expanded_by_rounding() -> None:
+    class Turn(VectorField):
+        in_shape = (2,)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x[:, 1], -x[:, 0]], dim=1)
+
+        def facts(self) -> FieldFacts:
+            return FieldFacts(1.0, 0.0, reason="a turn")
+
+    for name in ("implicit-euler", "implicit-midpoint", "gauss4"):
+        assert INTEGRATORS[name]().step_constant(Turn(), 0.5)[0] == 1.0
+
+
+def test_the_tolerance_of_an_inverse_is_that_of_the_tableaus_own_weights() -> None:
+    """Three midpoint steps in a row (Yoshida): d = (2, −2, 2)."""
+    outer = 1 / (2 - 2 ** (1 / 3))
+    steps = (outer, 1 - 2 * outer, outer)
+    a = tuple(tuple(steps[j] if j < i else steps[i] / 2 if j == i else 0.0 for j in range(3)) for i in range(3))
+    tableau = ImplicitTableau("yoshida-midpoint", 4, a, steps)
+    assert sum(map(abs, tableau.stage_weights)) == pytest.approx(6, rel=1e-12)
+    field = LinearField(2).double()
+    with torch.no_grad():
+        field.matrix.copy_(torch.diag(torch.tensor([-0.1, 0.1])))
+    for method, stated in ((ImplicitRungeKutta(tableau), 12), (INTEGRATORS["gauss4"](), 8)):
+        declared = method.declare(field, 0.1).properties.of(Invertible)
+        assert declared.tolerance == pytest.approx(stated * method.tolerance, rel=1e-12)
+
+
 def test_tableaux_know_what_they_are() -> None:
     assert [t.symplectic for t in (IMPLICIT_EULER, IMPLICIT_MIDPOINT, GAUSS4)] == [False, True, True]
     assert [t.b_stable for t in (IMPLICIT_EULER, IMPLICIT_MIDPOINT, GAUSS4)] == [True, True, True]

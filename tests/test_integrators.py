@@ -363,6 +363,47 @@ def test_the_constant_of_a_flow_without_one_of_its_own_is_that_of_groenwall(rate
     assert Spiral(0.5, 2.0).flow_constant(1e4)[0] == math.inf
 
 
+class Relaxation(VectorField):
+    """ẋ = c − x with its flow in closed form; c is held in a number format."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.in_shape = (2,)
+        self.register_buffer("rest", torch.ones(2, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest - x
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts.of_spectrum(-1.0, -1.0, odd=False, reason="−I")
+
+    def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
+        return self.rest + (x - self.rest) * torch.as_tensor(-time, dtype=x.dtype).exp()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_closed_form_that_forgets_its_state_is_not_undone(dtype: torch.dtype) -> None:
+    field, x = Relaxation(dtype), torch.tensor([[2.0, 3.0]], dtype=dtype)
+    for time in (1.0, 8.0, 20.0, 28.0, 40.0):
+        back = field.flow(field.flow(x, time), -time)
+        declared = ExactFlow().declare(field, time).properties.of(Invertible)
+        assert (declared is not None) == (time <= {torch.float32: 8.0, torch.float64: 28.0}[dtype])
+        if declared is not None:
+            assert float((back - x).abs().max()) < 5e-3
+    assert torch.equal(field.flow(field.flow(x, 40.0), -40.0), field.rest.expand(1, 2))
+
+
+def test_a_flow_without_a_constant_says_what_its_inverse_wants() -> None:
+    class Unbounded(Relaxation):
+        def facts(self) -> FieldFacts:
+            return FieldFacts(reason="nothing is known")
+
+    (loss,) = (loss for loss in ExactFlow().declare(Unbounded(torch.float64), 0.1).losses if "Invertible" in loss)
+    assert "no Lipschitz constant of the flow is known" in loss
+    (loss,) = (loss for loss in ExactFlow().declare(Relaxation(torch.float64), 900.0).losses if "Invertible" in loss)
+    assert "take a shorter time" in loss
+
+
 class Exchange(VectorField):
     """ẋ = M tanh(x) with 1ᵀM = 0: mass moves, none is lost; odd."""
 

@@ -8,6 +8,7 @@ import math
 import re
 import subprocess
 import sys
+from collections import OrderedDict
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ from dynablocks.blocks import DynamicalBlock
 from dynablocks.config import CERTIFIED_PRESETS, PAPER_MODELS, PRESETS, preset_settings
 from dynablocks.errors import InvalidArgument
 from dynablocks.linear import ORTHOGONAL
-from dynablocks.models import MODELS, ModelConfig, build, certified
+from dynablocks.models import MODELS, ModelConfig, ModelKind, build, certified
 from dynablocks.models.config import BALANCES, DENSE_STEPS, STEPS, WEIGHTS
 from dynablocks.models.network import SHARED
 from dynablocks.norms import DenseMetric, SpectralMetric, _spectral_factors
@@ -497,6 +498,22 @@ def test_every_part_takes_the_settings_of_the_model(name: str, options: dict[str
     assert {block.bound for _, block in network.blocks()} == {"paper"}
     methods = {m.parametrisation for m in network.modules() if hasattr(m, "parametrisation")}
     assert methods == {ORTHOGONAL["expm"]}
+
+
+def test_the_layers_of_a_body_may_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    def named(config: ModelConfig, shape: tuple[int, int, int]) -> tuple[nn.Sequential, int]:
+        return nn.Sequential(OrderedDict(flat=nn.Flatten(), still=nn.Identity())), 64
+
+    monkeypatch.setitem(MODELS, "named", ModelKind("pixels", MODELS["certified"].defaults, named, frozenset()))
+    network = build(ModelConfig("named", widths=(1,), layers=(1,)), (1, 8, 8), 3)
+    assert [type(part).__name__ for part in network.body] == ["PixelNormalisation", "Flatten", "Identity"]
+    assert network(torch.rand(2, 1, 8, 8)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("settings", [("kernel_size",), ["kernel_size"], {"kernelsize"}])
+def test_settings_that_are_no_set_of_names_are_refused(settings: Any) -> None:
+    with pytest.raises(InvalidArgument, match="a set of names of ModelConfig is needed"):
+        ModelKind("m", MODELS["certified"].defaults, MODELS["certified"].build_body, settings)
 
 
 def test_a_schedule_needs_a_time() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 
 import pytest
@@ -493,6 +494,26 @@ def test_verify_leaves_the_module_alone_and_works_in_float64() -> None:
 def test_verify_refuses_unusable_samples(x: Tensor) -> None:
     with pytest.raises(InvalidArgument):
         verify(nn.ReLU(), x)
+
+
+def test_a_property_with_an_own_init_is_refused_when_it_is_made() -> None:
+    with pytest.raises(InvalidArgument, match=r"Bounded has an __init__ of its own, .* @dataclass\(frozen=True\)"):
+
+        class Bounded(Property):
+            def __init__(self, bound: float) -> None:
+                self.bound = bound
+
+    @dataclass(frozen=True)
+    class Within(Property):
+        bound: float
+
+    @dataclass(frozen=True, slots=True)
+    class Slotted(Property):
+        bound: float
+
+    for kind in (Within, Slotted):
+        assert kind(1.0).then(kind(1.0)) == kind(1.0)
+        assert kind(1.0).then(kind(2.0)) is None
 
 
 def test_a_property_brings_its_measurement_as_the_error_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Example:
         >>> main(["list", "models"])
         certified
+        convnet
         flexible
         metric
         naive

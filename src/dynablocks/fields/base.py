@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument, require_finite
-from dynablocks.linear.maps import LinearMap, why_unknown
+from dynablocks.linear.maps import LOOSEST, LinearMap, why_unknown
 from dynablocks.numerics.rounding import EPS, exp_up
 from dynablocks.properties import EUCLIDEAN, Metric
 from dynablocks.properties.own_code import COMPUTING, MOVING, replaced, require_visible
@@ -401,8 +402,16 @@ class VectorField(nn.Module):
         return exp_up(rate * abs(time)), f"e^(t·{rate:.4g}), Grönwall"
 
     def is_undone(self, time: float) -> bool:
-        """Whether Φ_{−t} leads back from Φ_t but for rounding, for the present parameters: yes of a closed form."""
-        return True
+        r"""Whether Φ_{−t} leads back from Φ_t but for rounding, for the present parameters.
+
+        Rounding of Φ_t(x) grows by the constant of Φ_{−t} on the way back, and must leave the first three digits of a
+        state: m + (x − m)e^{−t} is m for every x near m where e^{−t} is below the unit roundoff. Of a constant that is
+        not known nothing is said. Overridden where the way back takes off what the way there has added.
+        """
+        back = self.flow_constant(-time)[0]
+        held = [part.dtype for part in (*self.parameters(), *self.buffers()) if part.is_floating_point()]
+        unit = max(torch.finfo(kind).eps for kind in held or [torch.float32])
+        return math.isinf(back) or back * unit <= LOOSEST
 
     def euler_constant(self, step_size: float, bound: str = "tight") -> tuple[float, str]:
         r"""A Lipschitz constant of x + hX(x) for h = ``step_size`` of either sign, and the reason.

@@ -162,6 +162,10 @@ class Damping(VectorField):
     def _exponent(self, x: Tensor, time: Tensor | float) -> Tensor:
         return torch.as_tensor(-self.gamma() * time, dtype=x.dtype, device=x.device)
 
+    def is_undone(self, time: float) -> bool:
+        """Yes: rounding of a multiple of p is relative to it."""
+        return type(self).flow is Damping.flow or super().is_undone(time)
+
     def flow_constant(self, time: float) -> tuple[float, str]:
         """max(1, e^{−γt})."""
         exponent = -self.rate() * time

@@ -116,6 +116,10 @@ class ShearField(VectorField):
     def flow_constant(self, time: float) -> tuple[float, str]:
         return self.euler_constant(time)
 
+    def is_undone(self, time: float) -> bool:
+        """Yes: the half that rests tells what was added to the other."""
+        return type(self).flow is ShearField.flow or super().is_undone(time)
+
     def euler_constant(self, step_size: float, bound: str = "tight") -> tuple[float, str]:
         r"""s/2 + √(1 + s²/4) with s = |h|L: the norm of [[1, 0], [s, 1]]."""
         slope = abs(step_size) * self.facts().lipschitz if step_size else 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,14 @@ from dynablocks.integrators.base import APART, FLOW_PROPERTIES, INTEGRATORS, Int
 from dynablocks.properties import Invertible, Property
 from dynablocks.properties.own_code import shadowed
 
+UNKNOWN = (
+    "Invertible is lost: no Lipschitz constant of the flow is known; give the facts of the field a lipschitz, or the "
+    "field a flow_constant"
+)
 TOO_FAR = "Invertible is lost: the way back multiplies rounding by too much; take a shorter time or a smaller bias"
+
+SHORT = 1e-9
+"""A time after which every flow with a constant has a small one."""
 
 
 @INTEGRATORS.register("exact")
@@ -67,7 +76,8 @@ class ExactFlow(Integrator):
         )
         # A tolerance would not compose: the miss of one flow passes through the inverses of those before it.
         if not (invertible and field.is_undone(step_size)):
-            return kept, [*losses, TOO_FAR]
+            known = all(field.flow_constant(time)[0] < math.inf for time in (SHORT, -SHORT))
+            return kept, [*losses, TOO_FAR if known else UNKNOWN]
         return [Invertible(), *kept], losses
 
     def title(self, step_size: float) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Set
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -173,7 +173,8 @@ class ModelKind:
             so that a flag may turn off what reads it.
 
     Raises:
-        InvalidArgument: the defaults leave empty what every network needs.
+        InvalidArgument: the defaults leave empty what every network needs, or the settings are no set of names of
+            :class:`ModelConfig`.
 
     Example:
         >>> def build_body(config, shape):
@@ -196,6 +197,12 @@ class ModelKind:
             raise InvalidArgument(
                 f"the defaults of model {self.defaults.name} leave {', '.join(empty)} empty; give each a value, as in "
                 "ModelConfig(..., widths=(4,), layers=(1,), head='rows')."
+            )
+        known = {setting.name for setting in fields(ModelConfig)}
+        if not isinstance(self.settings, Set) or not self.settings <= known:
+            raise InvalidArgument(
+                f"the settings of model {self.defaults.name} are {self.settings!r}; a set of names of ModelConfig is "
+                "needed, such as frozenset({'kernel_size'})."
             )
 
     def require_settings(self, config: ModelConfig) -> None:
@@ -265,6 +272,8 @@ def build(
     with seeded(seed):
         body, features = kind.build_body(full, input_shape)
         normalisation = PixelNormalisation(mean, std)
+        if list(body._modules) != [str(number) for number in range(len(body))]:
+            body = nn.Sequential(*body)  # of other names none can be put first
         body.insert(0, Channelwise(normalisation, kind.metric(full, input_shape)) if kind.metric else normalisation)
         head = Head(features, num_classes, needed(full.head))
     return Network(body, head, (channels, input_shape[1], input_shape[2]), full)

@@ -213,9 +213,20 @@ class Property:
     Args:
         tolerance: to what the residual that :func:`dynablocks.verify` measures is guaranteed, beyond rounding: 0 for an
             explicit map, the solver's tolerance where an equation is solved. Tolerances of a composition add up.
+
+    Raises:
+        InvalidArgument: when a subclass is made that has an ``__init__`` of its own.
     """
 
     tolerance: float = field(default=0.0, kw_only=True)
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "__init__" in vars(cls) and "__dataclass_fields__" not in vars(cls):
+            raise InvalidArgument(
+                f"{cls.__name__} has an __init__ of its own, whose arguments would be neither compared nor composed; "
+                "make it a @dataclass(frozen=True) with fields."
+            )
 
     @property
     def slot(self) -> tuple[object, ...]:

@@ -535,10 +535,15 @@ def _flow(at: Measured, facts: FieldFacts) -> Iterator[str]:
     yield from _flow_of_times(at, speed)
 
 
+def _one_a_state(at: Measured) -> Tensor:
+    """The times in turn, shaped to multiply the states."""
+    order = torch.arange(len(at.x)) % len(TIMES)
+    return at.x.new_tensor(TIMES)[order].reshape(-1, *(1,) * (at.x.ndim - 1))
+
+
 def _flow_of_times(at: Measured, speed: float) -> Iterator[str]:
     """Steps may be one a state, and learned: Φ_t(x) of many t is that of each alone, and ∂Φ_t(x)/∂t = X(Φ_t(x))."""
-    order = torch.arange(len(at.x)) % len(TIMES)
-    times = at.x.new_tensor(TIMES)[order].reshape(-1, *(1,) * (at.x.ndim - 1))
+    times = _one_a_state(at)
     probe = torch.randn(at.x.shape, generator=torch.Generator().manual_seed(6), dtype=at.x.dtype)
     with torch.no_grad():
         early, late = (at.field.flow(at.x, time) for time in TIMES)
@@ -568,10 +573,10 @@ def _flow_of_times(at: Measured, speed: float) -> Iterator[str]:
 def _moved(
     flow: Callable[[Tensor, Tensor], Tensor], x: Tensor, times: Tensor, probe: Tensor
 ) -> tuple[Tensor, Float[Tensor, " batch"] | None]:
-    """Φ_t(x), and the derivative by t of ⟨v, Φ_t(x)⟩ for each state; ``None`` where there is none."""
+    """f(x, t), and the derivative by t of ⟨v, f(x, t)⟩ for each state; ``None`` where there is none."""
     t = times.clone().requires_grad_(True)
     moved = flow(x.detach().clone(), t)
-    if not moved.requires_grad or moved.shape != x.shape:
+    if not moved.requires_grad or moved.shape != probe.shape:
         return moved.detach(), None
     (slope,) = torch.autograd.grad((probe.clone() * moved).sum(), t, allow_unused=True)
     return moved.detach(), None if slope is None else slope.flatten()
@@ -601,6 +606,32 @@ def _flow_log_determinant(at: Measured, facts: FieldFacts) -> Iterator[str]:
             return
         slack = ROUNDING * at.entries**2 * _sizes(expected).clamp_min(1.0)
         yield from _difference(f"it and that of the dense Jacobian for t = {time}", given, expected, slack)
+    yield from _growth_of_times(at)
+
+
+def _growth_of_times(at: Measured) -> Iterator[str]:
+    """Learned steps of a density take its gradient: ∂/∂t log |det DΦ_t(x)| = tr DX(Φ_t(x)), Liouville's formula."""
+    times, ones = _one_a_state(at), at.x.new_ones(len(at.x))
+    try:
+        given, slope = _moved(at.field.flow_log_determinant, at.x, times, ones)
+    except Exception as error:
+        sentence = str(error).split("\n", maxsplit=1)[0]
+        yield (
+            f"flow_log_determinant(x, t) with t of shape {tuple(times.shape)}, one a state, raises "
+            f"{type(error).__name__} ({sentence}); t is a number, or a tensor that multiplies x"
+        )
+        return
+    if given.shape != ones.shape:
+        yield f"of t {tuple(times.shape)} it has shape {tuple(given.shape)}; one number a state is needed"
+        return
+    with torch.no_grad():
+        moved = at.field.flow(at.x, times)
+    slopes = _finite(jacobians(at.field, moved), "DX(Φ_t(x))")
+    expected, slack = slopes.diagonal(dim1=1, dim2=2).sum(1), 1e-8 * _sizes(slopes).clamp_min(1.0)
+    if slope is not None:
+        yield from _difference("its derivative by t and tr DX(Φ_t(x))", slope, expected, slack)
+    elif _worst(expected.abs(), slack) is not None:
+        yield "it has no gradient in a tensor t, and steps cannot be learned; compute with t, not with float(t)"
 
 
 @METHODS.register("flow_with_log_determinant")
@@ -643,7 +674,10 @@ def _rates(at: Measured, facts: FieldFacts) -> Iterator[str]:
 
 @METHODS.register("rotate")
 def _rotate(at: Measured, facts: FieldFacts) -> Iterator[str]:
-    """exp(tΛ(x)) and cay(tΛ(x)) keep norms, and the derivative of both at t = 0 is Λ(x), with Λ(x)x = X(x)."""
+    """exp(tΛ(x)) and cay(tΛ(x)) keep norms, and the derivative of both at t = 0 is Λ(x), with Λ(x)x = X(x).
+
+    Where X is odd Λ is even, since steps are declared to be odd, too.
+    """
     if not (facts.tangent and isinstance(at.field, TangentField)) or "rotate" in at.field._of_another:
         return
     rotate, x = at.field.rotate, at.x
@@ -660,6 +694,11 @@ def _rotate(at: Measured, facts: FieldFacts) -> Iterator[str]:
         slope = ((8 * one - other) / (12 * step)).flatten(1)
         what = f"the derivative of rotate(x, x, t, {chart!r}) at t = 0 and X"
         yield from _difference(what, slope, at.rates, 1e-8 * size)
+        if facts.odd:
+            with torch.no_grad():
+                opposite = rotate(-x, probe, TIMES[0], chart).flatten(1)
+            what = f"rotate(−x, v, t, {chart!r}) and rotate(x, v, t, {chart!r}) of an odd field"
+            yield from _difference(what, opposite, turned, at.tolerance(probe))
 
 
 def _flow_jacobians(at: Measured, time: float) -> Float[Tensor, "batch entries entries"]:
