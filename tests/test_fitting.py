@@ -159,6 +159,14 @@ def test_lbfgs_takes_over_where_dense_jacobians_do_not_apply(monkeypatch: pytest
     assert history.loss < 1e-20
 
 
+def test_implicit_steps_of_many_unknowns_are_finished_by_lbfgs() -> None:
+    """520 weights are few enough for dense Jacobians; a step of 130 unknowns is solved without any."""
+    block = DynamicalBlock(GradientField(Dense(130, 4), "tanh"), "implicit-euler", FreeSignal(0.1)).double()
+    x = torch.randn(4, 130, dtype=torch.float64)
+    history = fit(block, x, 0.9 * x, adam_steps=0, finish_steps=2)
+    assert history.records[-1].phase == "lbfgs"
+
+
 def test_custom_residuals_are_minimised() -> None:
     x, y = exponential_data()
     module = Exponentials()

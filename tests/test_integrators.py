@@ -393,6 +393,37 @@ def test_a_closed_form_that_forgets_its_state_is_not_undone(dtype: torch.dtype) 
     assert torch.equal(field.flow(field.flow(x, 40.0), -40.0), field.rest.expand(1, 2))
 
 
+class Saddle(VectorField):
+    """q̇ = p, ṗ = q, in whose flow both constants are e^t."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.in_shape = (2,)
+        self.register_buffer("format", torch.zeros(1, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flip(1)
+
+    def facts(self) -> FieldFacts:
+        return FieldFacts(1.0, 1.0, odd=True, divergence_free=True, reason="a saddle")
+
+    def flow(self, x: Tensor, time: Tensor | float) -> Tensor:
+        time = torch.as_tensor(time, dtype=x.dtype)
+        return time.cosh() * x + time.sinh() * x.flip(1)
+
+
+@pytest.mark.parametrize(("dtype", "longest"), [(torch.float32, 4.0), (torch.float64, 14.0)])
+def test_a_flow_that_grows_there_and_back_is_undone_for_half_as_long(dtype: torch.dtype, longest: float) -> None:
+    field, x = Saddle(dtype), torch.tensor([[1.0, 0.0], [0.3, 0.9]], dtype=dtype)
+    for time in (1.0, 4.0, 8.0, 14.0, 17.0):
+        declared = ExactFlow().declare(field, time).properties.of(Invertible)
+        assert (declared is not None) == (time <= longest)
+        if declared is not None:
+            assert float((field.flow(field.flow(x, time), -time) - x).abs().max()) < 5e-3
+    back = field.flow(field.flow(x, 20.0), -20.0)
+    assert float((back - x).abs().max()) > 0.05
+
+
 def test_a_flow_without_a_constant_says_what_its_inverse_wants() -> None:
     class Unbounded(Relaxation):
         def facts(self) -> FieldFacts:

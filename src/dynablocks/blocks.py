@@ -95,7 +95,7 @@ class DynamicalBlock(Structured):
         require_batch(self, self.in_shape, y)
         require_dtype(self, y)
         with shared_weights(self.fields):
-            for index, step_size in reversed(self.signal.pieces()):
+            for index, step_size in reversed(list(self.signal.pieces())):
                 y = self.method.inverse(self._field(index), y, step_size)
         return y
 

@@ -404,14 +404,15 @@ class VectorField(nn.Module):
     def is_undone(self, time: float) -> bool:
         r"""Whether Φ_{−t} leads back from Φ_t but for rounding, for the present parameters.
 
-        Rounding of Φ_t(x) grows by the constant of Φ_{−t} on the way back, and must leave the first three digits of a
-        state: m + (x − m)e^{−t} is m for every x near m where e^{−t} is below the unit roundoff. Of a constant that is
-        not known nothing is said. Overridden where the way back takes off what the way there has added.
+        Rounding of Φ_t(x), which may have grown by the constant of Φ_t, grows by that of Φ_{−t} on the way back, and
+        must leave the first three digits of a state: m + (x − m)e^{−t} is m for every x near m where e^{−t} is below
+        the unit roundoff. No where a constant is not known. Overridden where the way back takes off what the way there
+        has added.
         """
-        back = self.flow_constant(-time)[0]
+        there, back = (self.flow_constant(t)[0] for t in (time, -time))
         held = [part.dtype for part in (*self.parameters(), *self.buffers()) if part.is_floating_point()]
         unit = max(torch.finfo(kind).eps for kind in held or [torch.float32])
-        return math.isinf(back) or back * unit <= LOOSEST
+        return back * max(1.0, there) * unit <= LOOSEST
 
     def euler_constant(self, step_size: float, bound: str = "tight") -> tuple[float, str]:
         r"""A Lipschitz constant of x + hX(x) for h = ``step_size`` of either sign, and the reason.

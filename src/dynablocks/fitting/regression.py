@@ -468,7 +468,8 @@ def _applies(objective: Objective) -> bool:
         return False
     try:
         Objective(objective.module, [part[:2] for part in objective.data], objective.residuals).triangular_factor()
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError, InvalidArgument, NotConverged):
+        # Of many unknowns a sample an implicit step has none, and says so.
         return False
     return True
 

@@ -15,6 +15,7 @@ from dynablocks.properties.structure import original
 from dynablocks.switching.signals import PairSignal
 
 
+@torch.no_grad()
 def project(model: nn.Module) -> None:
     """Call ``project_()`` of every submodule that has it: of those whose ``projected_last`` is true after all others.
 
