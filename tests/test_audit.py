@@ -309,6 +309,39 @@ def test_a_certificate_of_a_network_that_started_from_another_says_so(genuine: P
         checked_artefact(content, "cert.json")
 
 
+@pytest.mark.parametrize("version", ["0.1.0; 90 % of the images are certified", "", "better"])
+def test_the_version_of_a_certificate_is_one(genuine: Path, version: str) -> None:
+    content = json.loads(genuine.read_text()) | {"dynablocks": version}
+    with pytest.raises(BadData, match=re.escape(f"cert.json is by dynablocks {version!r}, which is no version")):
+        checked_artefact(content, "cert.json")
+
+
+@pytest.mark.parametrize("claim", ['"radius": 9.0, "radius":', '"clean_accuracy": 0.99, "clean_accuracy":'])
+def test_a_certificate_that_says_something_twice_is_refused(
+    claim: str, genuine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reader may take the first of two, and the audit checks the last."""
+    path, name = changed(genuine, tmp_path, nothing), claim.split()[-1]
+    text = path.read_text()
+    assert name in text
+    path.write_text(text.replace(name, claim, 1))
+    assert main(["audit", str(path)]) == 2
+    assert f"{name[1:-2]!r} stands twice in one object" in capsys.readouterr().err
+
+
+def test_an_audit_attacks_no_more_images_at_once_than_fit(genuine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = json.loads(genuine.read_text())
+    network, sizes = load(genuine.parent / "run").double().eval(), []
+    network.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
+    images, said = load_data("digits").test.images, []
+    for batch in (256, 4):
+        monkeypatch.setattr("dynablocks.robustness.audit._BATCH", batch)
+        sizes.clear()
+        said.append(_attack(content, network, images, 10, 3, 0))
+        assert max(sizes) == min(10, batch)
+    assert said[0] == said[1] != ""
+
+
 @pytest.mark.parametrize("share", [1 + 5e-8, 1 - 5e-7])
 def test_a_radius_may_end_in_other_digits_on_another_machine(genuine: Path, tmp_path: Path, share: float) -> None:
     """By 1e-9 + 1e-7 r above and 1e-9 + 1e-6 r below; half a millionth above is refused."""
@@ -717,8 +750,9 @@ def test_a_certificate_file_replaces_nothing_but_a_certificate(
 ) -> None:
     path = tmp_path / "notes.md"
     path.write_text(content)
-    assert main(["certify", str(genuine.parent / "run"), "--json", str(path)]) == 2
-    assert f"--json {path} is there and holds no certificate; give another name" in capsys.readouterr().err
+    for dry in ([], ["--dry-run"]):
+        assert main(["certify", str(genuine.parent / "run"), "--json", str(path), *dry]) == 2
+        assert f"--json {path} is there and holds no certificate; give another name" in capsys.readouterr().err
     assert path.read_text() == content
 
 

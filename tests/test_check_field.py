@@ -223,7 +223,7 @@ class Decay(VectorField):
 
 def test_a_fact_that_holds_for_one_sign_of_a_parameter_alone_is_found() -> None:
     report = check_field(Decay())
-    assert report.failed == ("facts under hostile parameters",), str(report)
+    assert report.failed == ("facts under hostile parameters", "methods"), str(report)
     message = finding(Decay(), "facts under hostile parameters").message
     assert message.startswith("parameters negated: one_sided: "), message
 
@@ -589,6 +589,51 @@ def test_each_method_that_contradicts_the_field_is_found_and_named(
     found = finding(make(), "methods")
     assert not found.passed
     assert found.message.startswith(f"{method}: ") or f"; {method}: " in found.message, found.message
+
+
+class OfPositiveRates(VectorField):
+    """X = −cx, whose potential takes |c| for c; c is 1/2 at the start and grows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_shape = (2,)
+        self.rate = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -self.rate * x
+
+    def potential(self, x: Tensor) -> Tensor:
+        return -0.5 * self.rate.abs() * x.square().sum(1)
+
+    def facts(self) -> FieldFacts:
+        value = -float(self.rate.detach())
+        return FieldFacts.of_spectrum(value, value, odd=True, reason="−c I")
+
+    def _standing_facts(self) -> FieldFacts:
+        return FieldFacts(conservative=True, odd=True)
+
+
+def test_methods_are_held_against_parameters_of_the_other_sign() -> None:
+    assert finding(OfPositiveRates(), "facts under hostile parameters").passed
+    found = finding(OfPositiveRates(), "methods")
+    assert found.message.startswith("parameters negated: potential: ∇V and X differ by up to "), found.message
+
+
+def test_a_column_of_energies_is_refused_wherever_it_is_taken() -> None:
+    class Column(GradientField):
+        def potential(self, x: Tensor) -> Tensor:
+            return super().potential(x).unsqueeze(1)
+
+        def facts(self) -> FieldFacts:
+            return super().facts()
+
+    own, x = Column(OrthogonalDense(2, 2), "tanh"), torch.randn(4, 2)
+    told = r"the potential of Column has shape \(4, 1\) for 4 states; one number a state, of shape \(4,\), is needed"
+    for energy in (PotentialSum(own, LinearField(2)).potential, lambda x: potential_of(own, x)):
+        with pytest.raises(InvalidArgument, match=told):
+            energy(x)
+    with pytest.raises(InvalidArgument, match=r"has shape \(2, 1\) for 2 states"):
+        DynamicalBlock(own, "gonzalez", FreeSignal(0.1))
 
 
 def test_what_a_structure_does_to_other_vectors_than_gradients_is_in_no_fact() -> None:

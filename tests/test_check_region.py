@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dynablocks.errors import InvalidArgument, PropertyViolated
-from dynablocks.switching import REGIONS, Region, TightRegion
+from dynablocks.switching import REGIONS, PrescribedSignal, Region, TightRegion
 from dynablocks.testing import check_region
 
 
@@ -82,6 +82,21 @@ class WithoutGradient(TightRegion):
         return float(super().pair_constant(first, second))
 
 
+class Detached(TightRegion):
+    """Its constant is a tensor that no gradient goes through."""
+
+    def pair_constant(self, first, second):
+        value = super().pair_constant(first, second)
+        return value.detach() if isinstance(value, Tensor) else value
+
+
+class OfTheFirstStep(TightRegion):
+    """Its constant has no gradient in h₂."""
+
+    def pair_constant(self, first, second):
+        return super().pair_constant(first, second.detach() if isinstance(second, Tensor) else second)
+
+
 class Capped(TightRegion):
     """Its constant stops at 1, so that no budget and no penalty sees a pair that expands."""
 
@@ -148,6 +163,8 @@ BLOCKS = ("declared constant", "measured constant")
         (Loose, ("projection",)),
         (Restless, ("projection",)),
         (WithoutGradient, ("pair constant of tensors",)),
+        (Detached, ("pair constant of tensors",)),
+        (OfTheFirstStep, ("pair constant of tensors",)),
         (Capped, BLOCKS),
         (CostsNothing, BLOCKS),
         (Unasked, ("pair constant of tensors",)),
@@ -175,6 +192,13 @@ def test_a_limit_that_is_none_gets_a_sentence(limit, sentence: str) -> None:
 
     with pytest.raises(PropertyViolated, match=f"Odd fails the check 'limit': .*{sentence}"):
         check_region(Odd(0.5)).require()
+
+
+@pytest.mark.parametrize(("given", "shown"), [("tight", "'tight'"), (TightRegion, "the class TightRegion")])
+def test_what_is_no_region_is_refused(given: object, shown: str) -> None:
+    for take in (check_region, PrescribedSignal):
+        with pytest.raises(InvalidArgument, match=f"region is {shown}; an instance is needed, such as TightRegion"):
+            take(given)
 
 
 def test_it_leaves_random_numbers_and_gradients_as_they_are() -> None:

@@ -39,7 +39,7 @@ from dynablocks.linear import ORTHOGONAL, LinearMap
 from dynablocks.models import MODELS, ModelConfig, ModelKind, build
 from dynablocks.properties import Lipschitz, explain
 from dynablocks.registry import Registry
-from dynablocks.robustness import AttackConfig, attacks
+from dynablocks.robustness import AttackConfig, CertificateResult, attacks
 from dynablocks.run_directory import pipeline, results
 from dynablocks.run_directory.certificate_file import audit_certificate, write_certificate
 from dynablocks.run_directory.commands import _parse_run, preset_model_data
@@ -209,6 +209,8 @@ def test_a_broken_certificate_is_a_hard_error(finished: Path, tmp_path: Path) ->
     assert certify_run(twin).radii.max() < 1e4, "two files that do not belong together are not used"
     save_file(certificate, twin / "certificate.safetensors")
     summary = json.loads((twin / "certificate.json").read_text())
+    claimed = CertificateResult.restore(summary, certificate)
+    summary |= claimed.summary([point["epsilon"] for point in summary["certified_accuracy"]])
     summary["tensors"] = sha256(twin / "certificate.safetensors")
     (twin / "certificate.json").write_text(json.dumps(summary))
     for report in (certify_run, write_metrics, stored_curves):
@@ -397,6 +399,18 @@ def test_images_that_are_not_those_of_the_run_are_told(
         assert page.count("These are not the images of the run's own copy") == count
         assert page.count("A training on the run's own copy alone does not get these results") == count
         assert page.count(f"folder with fingerprint {metrics['fingerprint'][:16]}…") == 2 * count
+
+
+def test_images_for_a_test_need_none_to_hold_out(tmp_path: Path) -> None:
+    """The training held out more images than another copy has for training."""
+    run, images = tmp_path / "run", class_folders(tmp_path / "images")
+    assert main(["train", *TINY.split(), "--data-dir", str(images), "--data.validation", "12", "--out", str(run)]) == 0
+    other = shutil.copytree(images, tmp_path / "other", ignore=lambda folder, names: {"1.png", "2.png", "3.png"})
+    place = ["--data.dir", str(other)]
+    assert main(["certify", str(run), *place, "--dry-run"]) == 0
+    for command in ("certify", "attack", "report"):
+        assert main([command, str(run), *place]) == 0
+    assert main(["verify", str(run), *place, "--samples", "2"]) == 0
 
 
 def test_images_whose_labels_mean_other_classes_are_refused(
@@ -627,8 +641,8 @@ def test_results_of_other_images_or_another_version_are_not_reused(
     assert (twin / "certificate.json").stat().st_mtime_ns == stored
     plain = load_splits
 
-    def darker(config: RunConfig) -> DataSplits:
-        splits = plain(config)
+    def darker(config: RunConfig, **options: bool) -> DataSplits:
+        splits = plain(config, **options)
         test = dataclasses.replace(splits.test, images=splits.test.images // 2)
         return dataclasses.replace(splits, test=test, fingerprint="darker")
 
@@ -674,6 +688,11 @@ def test_what_is_certified_of_the_attacked_images_stands_beside_what_attacks_lef
         ("attack.json", {"auc": float("inf")}),
         ("certificate.json", {"clean_accuracy": float("nan")}),
         ("certificate.json", {"body_lipschitz": "x"}),
+        ("certificate.json", {"clean_accuracy": 1.0}),
+        ("certificate.json", {"certified_accuracy": [{"epsilon": 0.0, "accuracy": 1.0}]}),
+        ("attack.json", {"clean_accuracy": 1.0}),
+        ("attack.json", {"robust_accuracy": [{"epsilon": 0.0, "accuracy": 1.0}]}),
+        ("attack.json", {"auc": 1.0}),
     ],
 )
 def test_edited_results_are_made_again(finished: Path, tmp_path: Path, file: str, change: dict) -> None:
@@ -1254,6 +1273,14 @@ def test_a_model_of_ones_own_gets_of_a_preset_the_settings_that_it_has(
     assert re.search("^model +mine$", capsys.readouterr().out, re.MULTILINE)
     assert main(["run", "--model", "mine", "--model.padding", "full", "--dry-run"]) == 2
     assert "padding is 'full', but model mine has no such setting" in capsys.readouterr().err
+
+
+def test_a_model_of_ones_own_is_told_to_say_how_many_features_it_ends_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = ModelConfig("mine", widths=(4,), layers=(1,), head="rows", normalise=False)
+    kind = ModelKind("the pixels", defaults, lambda config, shape: torch.nn.Sequential(torch.nn.Flatten()), frozenset())
+    monkeypatch.setitem(MODELS, "mine", kind)
+    with pytest.raises(InvalidArgument, match="build_body of model 'mine' gives a Sequential; a pair is needed"):
+        build(ModelConfig("mine"), (1, 4, 4), 10)
 
 
 @pytest.mark.parametrize("missing", ["widths", "layers", "head"])

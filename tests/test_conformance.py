@@ -75,6 +75,23 @@ def test_every_broken_twin_is_caught_by_the_check_it_breaks(name: str) -> None:
         report.require()
 
 
+class Positive(HealthyBlock):
+    """Its log-determinant forgets that scales may be negative; training leaves them positive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([2.0, 3.0, 4.0]))
+
+    def log_determinant(self, x: Tensor) -> Tensor:
+        return self.scale.log().sum().expand(x.shape[0])
+
+
+def test_a_log_determinant_of_positive_parameters_alone_is_found() -> None:
+    report = check_block(Positive())
+    assert report.failed == ("log-determinant",)
+    assert "parameters negated: log_determinant gives [nan" in str(report)
+
+
 class Dropping(HealthyBlock):
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.dropout(super().forward(x), 0.5, self.training)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import itertools
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +21,23 @@ from torch import Tensor, nn
 from dynablocks.blocks import DynamicalBlock
 from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.errors import BadCheckpoint, BadData, DynablocksError, InvalidArgument, NotConverged
-from dynablocks.fields import DampedHamiltonian, FieldFacts, GradientField, LinearField
+from dynablocks.fields import DampedHamiltonian, FieldFacts, GradientField, LinearField, VectorField
 from dynablocks.fields.hamiltonian import NeuralHamiltonian, canonical
 from dynablocks.fields.mass import CompartmentField
 from dynablocks.fields.sphere import RotationField, SphereField
 from dynablocks.fields.symmetric import PotentialSum, ridge_energy
-from dynablocks.fitting import FitConfig, Structure, build, fit, load_fit, regression, rollout, save_fit, structures
+from dynablocks.fitting import (
+    FitConfig,
+    Structure,
+    build,
+    fit,
+    job,
+    load_fit,
+    regression,
+    rollout,
+    save_fit,
+    structures,
+)
 from dynablocks.fitting.doubts import doubts, positions_first
 from dynablocks.fitting.folder import claim, write_weights
 from dynablocks.fitting.job import plan, run_stages
@@ -56,8 +68,9 @@ from dynablocks.fitting.structures import (
 )
 from dynablocks.fitting.surrogates import SURROGATES, FlowMap, training_residuals
 from dynablocks.fitting.verification import verified
-from dynablocks.integrators import exact_solution, integrator
+from dynablocks.integrators import IMPLICIT_MIDPOINT, ImplicitRungeKutta, Integrator, exact_solution, integrator
 from dynablocks.integrators.discrete_gradient import DiscreteGradient
+from dynablocks.integrators.implicit import ImplicitTableau
 from dynablocks.integrators.solver import solve
 from dynablocks.linear import Dense
 from dynablocks.properties import (
@@ -779,6 +792,41 @@ def test_a_step_without_a_solution_is_rejected_and_the_fit_goes_on(finish: str) 
     assert float(module.a.detach()) <= 0.25
 
 
+class Quadrant(nn.Module):
+    """(θ₁ + θ₂, 0.2 θ₂) with θ >= 0, which has its least distance from (1, −0.2) at the edge, at (1, 0)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor([0.2, 0.0], dtype=F64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.theta.sum(), 0.2 * self.theta[1]]).expand(len(x), 2)
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        self.theta.clamp_(min=0)
+
+
+@pytest.mark.parametrize(("finish", "near"), [("levenberg-marquardt", 1e-3), ("lbfgs", 1e-6)])
+def test_a_minimum_at_the_edge_of_what_is_allowed_is_found(finish: str, near: float) -> None:
+    """Without the constraint it is (2, −1), whose projection (2, 0) is worse than the start.
+
+    Damped steps get there slowly, and end where the loss falls by less than a thousandth in twenty of them.
+    """
+    module = Quadrant()
+    history = fit(module, torch.zeros(1, 1), torch.tensor([[1.0, -0.2]]), adam_steps=0, finish=finish, finish_steps=200)
+    assert history.loss == pytest.approx(0.02, rel=near, abs=0)
+    assert torch.allclose(module.theta.detach(), torch.tensor([1.0, 0.0], dtype=F64), rtol=0, atol=0.01)
+
+
+def test_lbfgs_takes_no_more_iterations_than_were_asked_for() -> None:
+    x, y = exponential_data()
+    history = fit(Exponentials(), x, y, adam_steps=0, finish="lbfgs", finish_steps=23)
+    assert [record.step for record in history.records] == [0, 20, 23]
+    few, one = (fit(Exponentials(), x, y, adam_steps=0, finish="lbfgs", finish_steps=n) for n in (5, 1))
+    assert one.loss > few.loss > history.loss
+
+
 @pytest.mark.parametrize("finish", ["levenberg-marquardt", "lbfgs"])
 @pytest.mark.parametrize("module", [Exponentials, Parabola])
 def test_a_record_of_a_finish_has_the_loss_of_the_parameters_at_that_moment(
@@ -849,6 +897,72 @@ def noisy_rotations(*lengths: int) -> Trajectories:
         x = torch.stack([(t[:length] + k).sin(), (t[:length] + k).cos()], dim=1)
         found.append(x + 0.1 * torch.randn(x.shape, generator=noise, dtype=F64))
     return Trajectories(tuple(t[:length] for length in lengths), tuple(found), ("q", "p"))
+
+
+@pytest.mark.parametrize("lengths", [(31, 31, 31), (5, 5, 5)])
+def test_a_horizon_that_the_data_does_not_have_is_refused(lengths: tuple[int, ...]) -> None:
+    data, most = noisy_rotations(*lengths), lengths[0] - 1
+    assert plan(data, FitConfig(horizon=most, noise="no")).horizon == most
+    with pytest.raises(InvalidArgument, match=f"horizon is {most + 1}; only runs of up to {most} steps make up half"):
+        plan(data, FitConfig(horizon=most + 1, noise="no"))
+
+
+def test_steps_that_the_second_stage_leaves_out_are_told() -> None:
+    def told(*lengths: int) -> list[str]:
+        return [doubt for doubt in doubts(plan(noisy_rotations(*lengths), FitConfig(noise="yes"))) if "lie in" in doubt]
+
+    (sentence,) = told(*(6,) * 10, *(11,) * 24)
+    assert re.search(r"^\d+ of \d+ training steps .*lie in runs of fewer than 10, ", sentence)
+    assert told(*(11,) * 20) == []
+    assert told(*(31,) * 20, 6) == []
+
+
+@pytest.mark.parametrize(("solved", "horizon"), [(5, 5), (3, 2), (0, 1)])
+def test_a_map_whose_steps_in_a_row_are_not_solved_is_compared_over_fewer(
+    solved: int, horizon: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Single steps are fitted without solving their equations, which may have no solution from where a step has led."""
+
+    def residuals(flow: FlowMap, x: Tensor, y: Tensor, step: Tensor) -> Tensor:
+        if step.shape[1] > solved:
+            raise NotConverged("no solution")
+        return rollout_residuals(flow, x, y, step)
+
+    monkeypatch.setattr(job, "rollout_residuals", residuals)
+    config = FitConfig("energy", noise="yes", width=2, adam_steps=8, finish_steps=1, max_minutes=None)
+    planned = plan(noisy_rotations(31, 31, 31, 31), config)
+    assert (planned.horizon, planned.unsolved) == (10, None)
+    fitted = run_stages(planned, config)
+    assert (fitted.plan.horizon, fitted.plan.unsolved) == (horizon, 10)
+    assert list(fitted.stages) == ["one step", *([f"{horizon} steps"] if horizon > 1 else [])]
+    assert math.isfinite(fitted.history.loss)
+    (told,) = [doubt for doubt in doubts(fitted.plan) if "not all solved" in doubt]
+    compared = "single steps" if horizon == 1 else f"{horizon} steps in a row"
+    assert f"The equations of 10 steps in a row were not all solved after the first stage, so {compared} were" in told
+
+
+def test_what_a_shift_of_the_states_takes_is_told() -> None:
+    x = 5.0 + torch.rand(20, 3, dtype=F64)
+    for method, field, kept in (
+        ("patankar", CompartmentField(3), "Positive"),
+        ("cayley", RotationField(3, 5), "NormPreserving"),
+    ):
+        flow = FlowMap(field.double(), integrator(method), Structure("none", ("S", "I", "R"), step=0.1))
+        assert not [loss for loss in flow.declare().losses if "shifted" in loss]
+        scope = flow.scope()
+        flow.adopt_units(x, x.roll(1, 0), torch.full((20,), 0.1, dtype=F64))
+        assert any(loss.startswith(f"{kept} is lost: it is about 0, ") for loss in flow.declare().losses)
+        assert flow.scope() == scope == ("every step size >= 0" if kept == "Positive" else "every step size")
+
+
+def test_masses_far_from_zero_are_told() -> None:
+    def told(preserve: str, shift: float, odd: bool = False) -> list[str]:
+        data = sums(0.0)
+        data = replace(data, states=tuple(x + shift for x in data.states))
+        return [doubt for doubt in doubts(plan(data, FitConfig(preserve, odd=odd))) if doubt.startswith("Far from 0")]
+
+    assert len(told("mass", 1e8)) == 1
+    assert told("mass", 0.0) == told("mass", 1e8, odd=True) == told("positive", 1e8) == []
 
 
 def test_a_short_trajectory_is_not_drawn_where_there_are_others() -> None:
@@ -1508,6 +1622,36 @@ def test_a_fit_does_not_see_the_unit_of_the_data(preserve: str, noise: str) -> N
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert found[0].history.loss == found[1].history.loss
     assert found[1].flow.scale == 2.0**-20 * found[0].flow.scale
+
+
+class Damped(DiscreteGradient):
+    """Nine tenths of the step of a discrete gradient."""
+
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return x + 0.9 * (super().step(field, x, step_size) - x)
+
+
+class DampedMidpoint(ImplicitRungeKutta):
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return x + 0.9 * (super().step(field, x, step_size) - x)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Damped("gonzalez"),
+        DampedMidpoint(IMPLICIT_MIDPOINT),
+        # The name of the midpoint rule, and other coefficients.
+        ImplicitRungeKutta(ImplicitTableau("implicit-midpoint", 1, ((0.75,),), (1.0,))),
+    ],
+    ids=["discrete gradient", "midpoint", "tableau"],
+)
+def test_the_residuals_of_a_method_of_ones_own_are_those_of_its_step(method: Integrator) -> None:
+    torch.manual_seed(0)
+    flow = FlowMap(NeuralHamiltonian(2, width=4), method, Structure("none", ("q", "p"), step=0.2)).double()
+    x, h = torch.randn(4, 2, dtype=F64), torch.full((4, 1), 0.2, dtype=F64)
+    y = flow(x, h).detach()
+    assert training_residuals(flow)(flow, x, y, h).abs().max().item() < 1e-12
 
 
 def test_residuals_are_in_the_units_of_the_map() -> None:

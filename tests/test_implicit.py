@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -491,7 +492,7 @@ def test_beyond_the_dense_limit_the_form_is_kept_to_the_tolerance_of_the_adjoint
     tableau: ImplicitTableau, entries: int, exact: bool
 ) -> None:
     """The unknowns are those of all stages."""
-    method = ImplicitRungeKutta(tableau, tolerance=1e-6)
+    method = ImplicitRungeKutta(tableau, tolerance=1e-12)
     declared = method.declare(NeuralHamiltonian(entries), 0.1).properties
     kept = {type(p): p.tolerance for p in declared if isinstance(p, (Symplectic, VolumePreserving))}
     assert kept
@@ -641,6 +642,29 @@ def test_a_step_that_is_solved_roughly_jumps_and_has_no_constant() -> None:
         assert (declared.properties.lipschitz == math.inf) == jumps
         assert [loss.startswith("Lipschitz is lost: solved to 1.0e-01") for loss in declared.losses] == [True] * jumps
     assert Trapezoidal(1e-6).declare(field, 0.1).properties.lipschitz == math.inf
+
+
+def test_the_symplectic_form_is_kept_to_the_tolerance_of_a_rough_solver() -> None:
+    field = PartitionedField.example().double()
+    for tolerance, known in ((1e-3, 8e-3), (1e-13, 0.0)):
+        kept = ImplicitRungeKutta(IMPLICIT_MIDPOINT, tolerance).declare(field, 0.3).properties
+        assert kept.of(Symplectic).tolerance == known
+        assert kept.of(VolumePreserving).tolerance == pytest.approx(8 * known)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"tolerance": 0.0}, r"tolerance is 0.0; allowed are values in \(0, 1\]"),
+        ({"tolerance": math.nan}, "tolerance is nan"),
+        ({"tolerance": "tight"}, "tolerance is 'tight'"),
+        ({"max_iterations": 0}, "max_iterations is 0"),
+        ({"max_iterations": 2.5}, "max_iterations is 2.5"),
+    ],
+)
+def test_settings_of_a_solver_out_of_range_are_refused(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InvalidArgument, match=sentence):
+        Trapezoidal(**settings)
 
 
 ROOT15 = math.sqrt(15)

@@ -37,6 +37,7 @@ from dynablocks.fields import (
     leaky_relu,
 )
 from dynablocks.integrators import (
+    GAUSS4,
     HEUN,
     INTEGRATORS,
     RK4,
@@ -56,7 +57,9 @@ from dynablocks.integrators import (
     measured_order,
     over_states,
 )
+from dynablocks.integrators.base import flow_properties
 from dynablocks.integrators.implicit import ImplicitTableau
+from dynablocks.integrators.splitting import YOSHIDA4
 from dynablocks.linear import Conv, Dense, OrthogonalConv, OrthogonalDense, frozen_weights
 from dynablocks.properties import (
     ConformalSymplectic,
@@ -787,7 +790,7 @@ def test_substeps_beyond_all_numbers_have_no_constant(h: float, bound: str) -> N
         (("x", 2, ((), (1.0,)), (0.4, 0.6)), "Σ bᵢcᵢ is 0.6, and order 2 needs 0.5"),
         (("x", 3, HEUN.a, HEUN.b), "order 3 needs"),
         (("x", 4, SSP3.a, SSP3.b), "order 4 needs"),
-        (("x", 1, ((), (1.0,)), (math.nan, 0.5)), "order 1 needs 1"),
+        (("x", 1, ((), (1.0,)), (math.nan, 0.5)), "of finite numbers"),
         (("x", 1, ((1.0,),), (1.0,)), "row i of A"),
         (("x", 1, ((),), (0.5, 0.5)), "row i of A"),
     ],
@@ -1099,6 +1102,15 @@ class Common(HalfEuler):
         return super().step(field, x, torch.as_tensor(step_size, dtype=x.dtype).mean())
 
 
+class Unlearned(HalfEuler):
+    """The numbers of the step, without its gradient in h."""
+
+    keeps = HalfEuler.keeps
+
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return super().step(field, x, torch.as_tensor(step_size, dtype=x.dtype).detach())
+
+
 class Undone(HalfEuler):
     """Two steps of which the opposite ones are no inverse."""
 
@@ -1111,9 +1123,16 @@ class Flattering(BoundedHalfEuler):
         return 0.9 * constant, reason
 
 
+class FlatteringInThePaper(BoundedHalfEuler):
+    def step_constant(self, field: VectorField, step_size: float, bound: str = "tight") -> tuple[float, str]:
+        constant, reason = super().step_constant(field, step_size, bound)
+        return (0.9 if bound == "paper" else 1.0) * constant, reason
+
+
 LIARS: dict[str, tuple[type[Integrator], tuple[str, ...]]] = {
     "order": (Boasting, ("order",)),
     "a step for each state": (Common, ("a step for each state",)),
+    "a learned step": (Unlearned, ("a learned step",)),
     "inverse": (Undone, ("inverse", "block")),
     "block": (Flattering, ("block",)),
 }
@@ -1140,6 +1159,33 @@ def test_an_honest_method_passes_and_nothing_is_changed() -> None:
     assert all(torch.equal(value, before[name]) for name, value in field.state_dict().items())
 
 
+def test_the_constant_that_the_paper_has_is_measured_too() -> None:
+    field, x = round_field(), torch.randn(4, 3, dtype=torch.float64)
+    forwards, back = told("block", FlatteringInThePaper(), field, x)
+    assert forwards.startswith("the bound 'paper': DynamicalBlock: Lipschitz(")
+    assert back.startswith("the step −h, the bound 'paper': DynamicalBlock: Lipschitz(")
+    assert told("block", BoundedHalfEuler(), field, x) == []
+
+
+@pytest.mark.parametrize("name", INTEGRATORS)
+def test_steps_have_their_gradient_in_a_step_that_is_learned(name: str) -> None:
+    method = INTEGRATORS[name]()
+    field = fitting_field(method)
+    assert field is not None
+    x = 0.5 + torch.rand(3, *field.in_shape, dtype=torch.float64)
+    assert told("a learned step", method, field.double(), x) == []
+
+
+def test_a_wrong_gradient_in_a_learned_step_is_found() -> None:
+    class Half(HalfEuler):
+        def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+            moved = super().step(field, x, step_size)
+            return moved if isinstance(step_size, float) else 0.5 * (moved + moved.detach())
+
+    (wrong,) = told("a learned step", Half(), round_field(), torch.randn(4, 3, dtype=torch.float64))
+    assert wrong.startswith("⟨v, ∂Ψ^h(x)/∂h⟩ for a random v is ")
+
+
 @pytest.mark.parametrize("states", [3, 4])
 def test_a_step_that_is_not_shaped_to_the_states_is_told_how(states: int) -> None:
     """Three steps multiply the three entries of a state, four multiply none."""
@@ -1163,6 +1209,87 @@ def test_an_exact_flow_has_no_order_and_is_the_solution() -> None:
 
     (wrong,) = told("order", NotExact(), field, x)
     assert wrong.startswith("the step t = 1 of an exact flow, whose order is None, and the solution differ by")
+
+
+def test_a_method_may_be_filed_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(INTEGRATORS, "halves", HalfEuler())
+    assert integrator("halves") is INTEGRATORS["halves"]
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Tableau("own", 1, ((),), (1.0)), "tableau 'own': A is to be a tuple of rows and b a tuple"),
+        (lambda: Tableau("own", 1, ("a",), (1.0,)), "tableau 'own': A is to be a tuple of rows and b a tuple"),
+        (lambda: Tableau("own", 1, ((),), (math.inf,)), "tableau 'own': A is to be a tuple of rows and b a tuple"),
+        (lambda: ImplicitTableau("own", 1, (1.0,), (1.0,)), "tableau 'own': A is to be a tuple of rows and b a tuple"),
+        (lambda: ExplicitRungeKutta(GAUSS4), "tableau is of class ImplicitTableau; an explicit method takes a Tableau"),
+        (lambda: ImplicitRungeKutta(RK4), "tableau is of class Tableau; an implicit method takes an ImplicitTableau"),
+    ],
+)
+def test_coefficients_that_are_none_and_methods_of_another_kind_are_refused(
+    make: Callable[[], object], sentence: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=sentence):
+        make()
+
+
+def test_coefficients_may_be_any_numbers() -> None:
+    third = Fraction(1, 3)
+    midpoint = ImplicitTableau("fractions", 2, ((Fraction(1, 2),),), np.ones(1))
+    assert (midpoint.a, midpoint.b, midpoint.symplectic) == (((0.5,),), (1.0,), True)
+    radau = Tableau("fractions", 3, [[], [2 * third], [Fraction(0), 2 * third]], [0.25, 0.375, Fraction(3, 8)])
+    assert radau.b == (0.25, 0.375, 0.375)
+    assert ExplicitRungeKutta(radau).order == 3
+
+
+class Half(OrthogonalDense):
+    def compute_weight(self) -> Tensor:
+        return 0.5 * super().compute_weight()
+
+
+def test_rows_of_another_weight_are_not_taken_for_orthonormal() -> None:
+    """The formulas of the flow, and of several Euler steps at once, are for orthonormal rows."""
+    field, x = GradientField(Half(2, 2), leaky_relu(0.5)).double(), torch.randn(5, 2, dtype=torch.float64)
+    assert not field.linear.rows_orthonormal
+    assert "orthonormal" in str(ExactFlow().why_not(field))
+    two, one = ExplicitEuler(2), ExplicitEuler()
+    twice = one.step(field, one.step(field, x, 1.0), 1.0)
+    torch.testing.assert_close(two.step(field, x, 2.0), twice, rtol=1e-14, atol=1e-14)
+    assert OrthogonalDense(2, 2).rows_orthonormal
+
+
+@pytest.mark.parametrize(("bias", "slope", "kept"), [(1.0, 1.0, True), (1e8, 0.0, False), (0.0, 1e9, False)])
+def test_a_shear_that_rounds_a_half_away_is_not_undone(bias: float, slope: float, kept: bool) -> None:
+    force = LinearField(1, bias=True)
+    with torch.no_grad():
+        for name, parameter in force.named_parameters():
+            parameter.fill_(bias if "bias" in name else slope)
+    shear, x = ShearField(force), torch.ones(1, 2)
+    assert (ExactFlow().declare(shear, 1.0).properties.of(Invertible) is not None) == kept
+    back = ExactFlow().inverse(shear, ExactFlow().step(shear, x, 1.0), 1.0)
+    assert torch.allclose(back, x, rtol=0, atol=1e-3) == kept
+
+
+def test_an_energy_that_a_field_does_not_tell_is_not_kept() -> None:
+    """Facts alone are no H that a step could be held against."""
+
+    class Silent(VectorField):
+        in_shape = (2,)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x[:, 1], -x[:, 0]], dim=1)
+
+        def facts(self) -> FieldFacts:
+            return FieldFacts(1.0, 0.0, hamiltonian=True, divergence_free=True, conserves_energy=True)
+
+    class Telling(Silent):
+        def energy(self, x: Tensor) -> Tensor:
+            return 0.5 * x.square().sum(1)
+
+    for field, told in ((Silent(), False), (Telling(), True)):
+        assert any(type(kept) is EnergyPreserving for kept in flow_properties(field, 0.1)) == told
+        assert any(type(kept) is Symplectic for kept in flow_properties(field, 0.1))
 
 
 def test_what_is_no_method_or_no_state_of_its_field_is_refused() -> None:
@@ -1240,7 +1367,11 @@ def test_an_explicit_symmetric_step_is_invertible_by_its_opposite() -> None:
 def test_what_is_said_of_a_symmetric_step_is_not_of_another_nor_of_an_equation() -> None:
     field, x = halves(), torch.randn(5, 4, dtype=torch.float64)
     later = KickLater()
-    assert float((later.inverse(field, later.step(field, x, 0.3), 0.3) - x).detach().abs().max()) > 1e-4
+    assert float((later.step(field, later.step(field, x, 0.3), -0.3) - x).detach().abs().max()) > 1e-4
+    with pytest.raises(InvalidArgument, match="no closed-form inverse"):
+        later.inverse(field, x, 0.3)
+    repeated = Repeated()
+    torch.testing.assert_close(repeated.inverse(field, repeated.step(field, x, 0.3), 0.3), x, rtol=0, atol=1e-12)
     for method, invertible in ((later, False), (OwnInverse(), False), (Repeated(), True)):
         assert (method.declare(field, 0.3).properties.of(Invertible) is not None) == invertible, method
     discrete = INTEGRATORS["gonzalez"]()
@@ -1396,6 +1527,9 @@ class DoubledSplitting(Splitting):
     def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
         return 2 * super().step(field, x, step_size)
 
+    def log_determinant(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return super().log_determinant(field, x, step_size) + math.log(2) * x[0].numel()
+
 
 class DenserSplitting(Splitting):
     def log_determinant(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
@@ -1405,6 +1539,9 @@ class DenserSplitting(Splitting):
 class DoubledFlow(ExactFlow):
     def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
         return 2 * super().step(field, x, step_size)
+
+    def log_determinant(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return super().log_determinant(field, x, step_size) + math.log(2) * x[0].numel()
 
 
 class DenserFlow(ExactFlow):
@@ -1448,6 +1585,101 @@ class DoubledChange(GradientField):
 
     def why_no_flow(self) -> None:
         return None
+
+
+class SilentSplitting(Splitting):
+    """A step without a word on how it is undone and what it does to volume."""
+
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return 2 * super().step(field, x, step_size)
+
+
+class SilentFlow(ExactFlow):
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return 2 * super().step(field, x, step_size)
+
+
+class SpeakingFlow(SilentFlow):
+    """Half of the step backwards in time undoes it."""
+
+    def inverse(self, field: VectorField, y: Tensor, step_size: Tensor | float) -> Tensor:
+        return ExactFlow().step(field, y / 2, -step_size)
+
+
+class StillSilent(SilentFlow):
+    pass
+
+
+SILENT = [SilentSplitting("verlet", 2, (1.0,)), SilentFlow(), StillSilent()]
+
+
+@pytest.mark.parametrize("method", SILENT, ids=lambda method: type(method).__name__)
+def test_a_step_of_ones_own_has_neither_the_inverse_nor_the_volume_of_the_one_it_replaces(method: Integrator) -> None:
+    field, x = PartitionedField.example().double(), torch.randn(3, 4, dtype=torch.float64)
+    field = field if isinstance(method, Splitting) else even_ridge().double()
+    for ask in (method.log_determinant, method.with_log_determinant, method.inverse):
+        with pytest.raises(InvalidArgument, match="no closed-form"):
+            ask(field, x, 0.3)
+    assert [*method.declare(field, 0.3).properties] == []
+
+
+class Saying(Integrator):
+    """An instance that says what its step keeps."""
+
+    order = 1
+
+    def __init__(self) -> None:
+        self.keeps = frozenset({Symplectic})
+
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return INTEGRATORS["verlet"]().step(field, x, step_size)
+
+
+class Shrunk(Saying):
+    def step(self, field: VectorField, x: Tensor, step_size: Tensor | float) -> Tensor:
+        return 0.9 * super().step(field, x, step_size)
+
+
+class StillShrunk(Shrunk):
+    pass
+
+
+def test_what_an_instance_says_of_its_step_is_not_said_of_another() -> None:
+    field = PartitionedField.example().double()
+    assert Saying().declare(field, 0.1).properties.of(Symplectic) is not None
+    for silent in (Shrunk(), StillShrunk()):
+        assert [*silent.declare(field, 0.1).properties] == []
+
+
+@pytest.mark.parametrize(
+    ("order", "weights", "sentence"),
+    [
+        (2, (1.0, 1.0), "sum up to 2; a step of size h needs the sum 1"),
+        (1, (), "sum up to 0"),
+        (2, (math.nan,), "a tuple of finite numbers is needed"),
+        (2, ("a",), "a tuple of finite numbers is needed"),
+        (2, 1.0, "a tuple of finite numbers is needed"),
+        (4, (0.5, 0.5), r"do not have order 4: .* Σγ³ = 0 \(it is 0.25\)"),
+        (4, (*YOSHIDA4[:2], YOSHIDA4[2] + 1e-6), "sum up to"),
+        (0, (1.0,), "order is 0"),
+        (2, None, "order is 2"),
+    ],
+)
+def test_weights_of_a_splitting_that_step_by_another_time_or_have_a_lower_order_are_refused(
+    order: int, weights: object, sentence: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=sentence):
+        Splitting("own", order, weights)
+
+
+def test_a_composition_of_ones_own_has_its_order() -> None:
+    thirds = Splitting("thirds", 2, [Fraction(1, 3)] * 3)
+    assert (thirds.weights, thirds.symmetric) == ((1 / 3,) * 3, True)
+
+
+def test_a_step_of_ones_own_is_undone_by_an_inverse_of_ones_own() -> None:
+    method, field, x = SpeakingFlow(), even_ridge().double(), torch.randn(3, 4, dtype=torch.float64)
+    torch.testing.assert_close(method.inverse(field, method.step(field, x, 0.3), 0.3), x, rtol=1e-12, atol=1e-12)
 
 
 def with_method(owner: object, name: str, method: Callable[..., Tensor]) -> object:

@@ -541,6 +541,31 @@ def test_a_property_brings_its_measurement_as_the_error_says(monkeypatch: pytest
     assert check.counterexample.tolist() == [[1.0, -3.0]]
 
 
+@pytest.mark.parametrize("declared", [NormPreserving(), Symplectic(), VolumePreserving(), LinearInvariant()])
+def test_a_large_parameter_excuses_no_broken_map(declared: Property) -> None:
+    class Louder(nn.Module):
+        """With the mass of the Earth in kilograms beside it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.mass = nn.Parameter(torch.tensor(6e24))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 1.5 * x
+
+    x = torch.randn(4, 2)
+    assert not verify(Louder(), x, against=(declared,)).passed
+    (check,) = verify(Louder(), x, against=(Lipschitz(1.4),))
+    assert not check.passed
+    assert verify(Louder(), x, against=(Lipschitz(1.5),)).passed
+
+
+def test_a_measurement_of_ones_own_is_taken_for_lipschitz_constants_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MEASURES, Lipschitz, lambda module, declared, x: Measurement(0.25, x[:1], 2.25))
+    (check,) = verify(nn.Tanh(), torch.zeros(2, 3), kinds=(), against=(Lipschitz(2.0),))
+    assert (check.passed, check.measured, check.residual) == (False, 2.25, 0.25)
+
+
 def test_a_module_that_stands_twice_counts_twice() -> None:
     twice = Fixed(lambda x: 2 * x, Lipschitz(2.0))
     assert nn.Sequential(twice, twice)[0] is twice

@@ -235,6 +235,8 @@ def test_a_certificate_of_another_environment_is_made_again(
     assert stored.pop("environment").endswith(", device cpu")
     file.write_text(json.dumps(stored))
     assert [proved(), proved()] == [(True, 4), (True, 4)]
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "ANOTHER")
+    assert [proved(), proved()] == [(True, 5), (True, 5)]
 
 
 def test_a_certificate_of_another_bound_is_not_taken_for_the_same_weights(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ LESS_MEMORY = {
     "run": "use a smaller --training.batch_size or --model.widths; once it is trained, a smaller --attack.batch_size",
     "train": "use a smaller --training.batch_size or --model.widths",
     "attack": "use a smaller --attack.batch_size",
+    "audit": "use a smaller --samples",
     "fit": "give fewer rows or a smaller --width",
     "rollout": "use a smaller --steps",
 }

@@ -298,10 +298,10 @@ def read_json(path: Path) -> Any:
     """The JSON content of ``path``.
 
     Raises:
-        DynablocksError: the file is missing, cannot be read, or is not JSON.
+        DynablocksError: the file is missing, cannot be read, is not JSON, or says something twice.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_each_once)
     except FileNotFoundError as error:
         raise DynablocksError(f"{path} does not exist; run the command that makes it first.") from error
     except IsADirectoryError as error:
@@ -310,6 +310,15 @@ def read_json(path: Path) -> Any:
         raise DynablocksError(f"{path} cannot be read ({error.strerror or error}); check its permissions.") from error
     except (ValueError, RecursionError) as error:
         raise DynablocksError(f"{path} cannot be read as JSON ({error}); remove it and make it again.") from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file; of what stands twice a reader may take the first or the last."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
+    return content
 
 
 def sha256(path: Path) -> str:

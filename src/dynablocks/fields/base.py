@@ -410,9 +410,12 @@ class VectorField(nn.Module):
         has added.
         """
         there, back = (self.flow_constant(t)[0] for t in (time, -time))
+        return back * max(1.0, there) * self._roundoff() <= LOOSEST
+
+    def _roundoff(self) -> float:
+        """eps of the coarsest format of what the field holds, of float32 where it holds nothing."""
         held = [part.dtype for part in (*self.parameters(), *self.buffers()) if part.is_floating_point()]
-        unit = max(torch.finfo(kind).eps for kind in held or [torch.float32])
-        return back * max(1.0, there) * unit <= LOOSEST
+        return max(torch.finfo(kind).eps for kind in held or [torch.float32])
 
     def euler_constant(self, step_size: float, bound: str = "tight") -> tuple[float, str]:
         r"""A Lipschitz constant of x + hX(x) for h = ``step_size`` of either sign, and the reason.
@@ -520,7 +523,7 @@ def energy_of(field: VectorField, x: Tensor) -> Tensor:
     reason = why_no_energy(field)
     if reason is not None:
         raise InvalidArgument(f"{reason}.")
-    return field.energy(x)
+    return one_number_a_state(f"the energy of {type(field).__name__}", field.energy(x), x)
 
 
 def why_map_unknown(field: nn.Module) -> str | None:
@@ -552,6 +555,26 @@ def potential_of(field: nn.Module, x: Tensor) -> Tensor:
 def known_potential(field: VectorField, x: Tensor) -> Tensor:
     """:func:`potential_of` a field that has been found to have one, when its owner was made: no facts are asked for."""
     value: Tensor = field.potential(x)  # type: ignore[operator]
+    return one_number_a_state(f"the potential of {type(field).__name__}", value, x)
+
+
+def one_number_a_state(what: str, value: Tensor, x: Tensor) -> Tensor:
+    """The value itself.
+
+    Raises:
+        InvalidArgument: it is not of shape (batch,); a column would be added to others as a matrix.
+
+    Example:
+        >>> one_number_a_state("H", torch.ones(2, 1), torch.ones(2, 3))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        dynablocks.errors.InvalidArgument: H has shape (2, 1) for 2 states; one number a state, of shape (2,), ...
+    """
+    if tuple(value.shape) != (x.shape[0],):
+        raise InvalidArgument(
+            f"{what} has shape {tuple(value.shape)} for {x.shape[0]} states; one number a state, of shape "
+            f"({x.shape[0]},), is needed."
+        )
     return value
 
 

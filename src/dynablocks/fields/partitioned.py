@@ -13,6 +13,7 @@ from dynablocks.errors import InvalidArgument, require_choice, require_sizes, re
 from dynablocks.fields.base import FIELDS, FieldFacts, VectorField, energy_of, over_states, potential_of
 from dynablocks.fields.gradient import GradientField
 from dynablocks.linear import Dense
+from dynablocks.linear.maps import LOOSEST
 from dynablocks.numerics.rounding import round_up
 from dynablocks.properties import declare
 
@@ -117,8 +118,25 @@ class ShearField(VectorField):
         return self.euler_constant(time)
 
     def is_undone(self, time: float) -> bool:
-        """Yes: the half that rests tells what was added to the other."""
-        return type(self).flow is ShearField.flow or super().is_undone(time)
+        """Whether what is added to a half leaves its digits: the other half, which rests, tells what it was.
+
+        Where no constant of the force is known it is taken for moderate.
+        """
+        if type(self).flow is not ShearField.flow:
+            return super().is_undone(time)
+        lipschitz = self.facts().lipschitz
+        if math.isinf(lipschitz):
+            return True
+        return abs(time) * (lipschitz + self._rate_at_zero()) * self._roundoff() <= LOOSEST
+
+    @torch.no_grad()
+    def _rate_at_zero(self) -> float:
+        """‖v(0)‖, which the constant of v leaves out; 0 of a force of another shape, which says so where it is used."""
+        held = next((p for p in self.parameters() if p.is_floating_point()), torch.zeros(()))
+        try:
+            return float(self(held.new_zeros(1, *self.in_shape)).norm())
+        except InvalidArgument:
+            return 0.0
 
     def euler_constant(self, step_size: float, bound: str = "tight") -> tuple[float, str]:
         r"""s/2 + √(1 + s²/4) with s = |h|L: the norm of [[1, 0], [s, 1]]."""

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.fitting.rollout import GAP, NOISE_DIFFERENCES
+from dynablocks.fitting.samples import fitted_parts
 from dynablocks.fitting.surrogates import LEARNED_ENERGY, change_of_units, departures
 from dynablocks.reporting import words
+from dynablocks.reporting.words import several
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -36,6 +38,8 @@ ROUNDED_STEP = 1e-6
 WHOLE, NEAR = 1e-3, 1.75
 """Times are multiples of a unit where they are off by no more than the first of it; a step that takes so many times the
 usual one as the second is longer because a sample was left out."""
+LEFT_OUT = 0.1
+"""From which share on of the steps that the second stage leaves out, since their runs are short, a reader is told."""
 REPEATED = 0.1
 """From which share on of the test steps that the training has, too, a reader is told."""
 
@@ -56,6 +60,7 @@ def doubts(planned: Plan) -> list[str]:
         _repeated,
         _gaps,
         _short,
+        _left_out,
         _far_from_zero,
         _late,
         _rounded,
@@ -146,8 +151,35 @@ def _short(planned: Plan) -> Iterator[str]:
         )
 
 
+def _left_out(planned: Plan) -> Iterator[str]:
+    """What has no part in the second stage, whose parameters are kept."""
+    if planned.unsolved:
+        compared = "single steps" if planned.horizon == 1 else f"{several(planned.horizon, 'step')} in a row"
+        yield (
+            f"The equations of {several(planned.unsolved, 'step')} in a row were not all solved after the first stage, "
+            f"so {compared} were compared: noise may be as large as these. Try more substeps, a shorter time between "
+            "samples, or another seed."
+        )
+    if planned.horizon == 1:
+        return
+    train, held = fitted_parts(planned.parts, planned.structure.step)
+    short = []
+    for use, part in (("training", train), ("validation", held)):
+        lengths = [len(times) - 1 for times in part.times] if isinstance(part, Trajectories) else []
+        missed = sum(steps for steps in lengths if steps < planned.horizon)
+        if missed > LEFT_OUT * sum(lengths):
+            short.append(f"{missed} of {sum(lengths)} {use} steps")
+    if short:
+        yield (
+            f"{' and '.join(short)} lie in runs of fewer than {planned.horizon}, of trajectories that are short or cut "
+            "by gaps: the second stage, which compares so many in a row, leaves them out."
+        )
+
+
 def _far_from_zero(planned: Plan) -> Iterator[str]:
-    if change_of_units(planned.structure) != "shift":
+    structure = planned.structure
+    # A mass may be shifted by hand, other than a norm, a sign or the centre of an odd system.
+    if change_of_units(structure) != "shift" and (structure.preserve != "mass" or structure.odd):
         return
     x, y, _ = planned.parts.train.pairs()
     centre = x.mean(0)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dynablocks.data.trajectories import Pairs, Trajectories
 from dynablocks.errors import BadData, InvalidArgument, require_choice, require_range, require_whole
-from dynablocks.fitting.objective import Residuals
+from dynablocks.fitting.objective import Objective, Residuals
 from dynablocks.fitting.regression import FitHistory, FitRecord, fit
 from dynablocks.fitting.rollout import NOISE_DIFFERENCES, Noise, Windows, estimated_noise, rollout_residuals, windows
 from dynablocks.fitting.samples import MOST_SAMPLES, Parts, fitted_parts, split, thinned
@@ -28,6 +28,7 @@ from dynablocks.fitting.surrogates import (
     training_residuals,
 )
 from dynablocks.properties import LinearInvariant, Property
+from dynablocks.reporting.words import several
 from dynablocks.run_files import CHECKPOINT
 from dynablocks.seeding import seeded
 
@@ -104,6 +105,7 @@ class Plan:
     ``weights``: of the mass, as they were given; the structure has them over a power of two.
     ``noise_untold``: the trajectories are too short to tell noise from curvature, so that they are taken for clean.
     ``cut_to_one``: they are noisy, and too few have several steps in a row, so that single ones are fitted.
+    ``unsolved``: of a finished fit, so many steps in a row were meant to be compared, and were not solved.
     """
 
     structure: Structure
@@ -113,6 +115,7 @@ class Plan:
     weights: tuple[float, ...] | None = None
     noise_untold: bool = False
     cut_to_one: bool = False
+    unsolved: int | None = None
 
     def told(self, kept: Property) -> str:
         """A property of the surrogate in words, that of a mass with the weights that were given."""
@@ -151,6 +154,11 @@ def plan(data: Trajectories | Pairs, config: FitConfig) -> Plan:
         raise InvalidArgument(
             "--noise yes fits several steps in a row, which a file of pairs does not hold; give trajectories, or leave "
             "it out."
+        )
+    if config.horizon is not None and horizon < config.horizon:
+        raise InvalidArgument(
+            f"horizon is {config.horizon}; only runs of up to {several(horizon, 'step')} make up half of each part of "
+            "the data: give at most that, or longer trajectories."
         )
     structure = Structure(
         preserve=config.preserve,
@@ -276,9 +284,12 @@ def run_stages(
         finish_steps=min(config.finish_steps, 100) if long else config.finish_steps,
     )
     stages = {"one step": first}
-    if long:
-        name = f"{planned.horizon} steps"
-        runs, later = (_runs(part, planned.horizon) for part in (train, held))
+    horizon = _solved_horizon(flow, train, planned.horizon) if long else 1
+    if horizon < planned.horizon:
+        planned = replace(planned, horizon=horizon, unsolved=planned.horizon)
+    if horizon > 1:
+        name = f"{horizon} steps"
+        runs, later = (_runs(part, horizon) for part in (train, held))
         assert runs is not None  # several steps in a row are planned of trajectories alone
         if len(runs[0]) > MOST_SAMPLES:
             say(f"{name}: {MOST_SAMPLES:,} of {len(runs[0]):,} runs are used, evenly spaced")
@@ -335,6 +346,24 @@ def _single_steps(data: Trajectories | Pairs) -> tuple[Tensor, ...]:
     """(x, y, h) of single steps, of as many as a stage takes; h is a column."""
     x, y, h = data.pairs()
     return thinned((x, y, h[:, None]), MOST_SAMPLES)
+
+
+def _solved_horizon(flow: FlowMap, train: Trajectories | Pairs, wanted: int) -> int:
+    """Half of the wanted steps in a row, and half of these, until the present map has them from every start.
+
+    Single steps may be fitted without solving their equation, which may have no solution from where a step has led.
+    """
+    horizon = wanted
+    if flow.method.explicit:
+        return horizon
+    while horizon > 1:
+        runs = _runs(train, horizon)
+        assert runs is not None
+        x, y, h = thinned(runs, MOST_SAMPLES)
+        if math.isfinite(Objective(flow, (x, y, h), rollout_residuals).value()):
+            return horizon
+        horizon //= 2
+    return 1
 
 
 def _runs(data: Trajectories | Pairs | None, horizon: int) -> Windows | None:

@@ -134,6 +134,8 @@ def fit(
         validation: (x, y) or (x, y, step), held out.
         callback: called with every :class:`FitRecord`.
         checkpoint: a file for the state, written every ``checkpoint_seconds``; where it exists the fit goes on from it.
+            That of a fit which has ended, by ``max_seconds`` too, gives its result again at once: take another file to
+            fit for longer.
         seed: of the batches.
 
     Raises:
@@ -449,12 +451,13 @@ def _finish(run: _Run, name: str | None, steps: int | None, begun: float) -> Non
     while True:
         # Asked before a step and not after it, so that a fit that was killed after its last one takes no other.
         reason = _why_stop(run, inner, most)
-        if reason is None and not method.advance():
+        now = min(inner, most - run.step)
+        if reason is None and not method.advance(now):
             reason = "no step lowers the loss any more"
         if reason is not None:
             run.history.stopped = reason
             return
-        run.step += inner
+        run.step += now
         # An accepted step has just been judged by the objective of these parameters.
         run.record(method.name, run.step, method.value)
         run.save(method)

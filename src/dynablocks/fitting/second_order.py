@@ -45,8 +45,8 @@ class LevenbergMarquardt:
         self.damping, self.growth = 1e-3, 2.0
         self.value = objective.value()
 
-    def advance(self) -> bool:
-        """One accepted step; ``False`` when no step lowers the objective any more."""
+    def advance(self, iterations: int = 1) -> bool:
+        """One accepted step, whatever is asked for; ``False`` when no step lowers the objective any more."""
         factor = self.objective.triangular_factor()
         jacobian, residual = factor[:, :-1], factor[:, -1]
         if not bool(factor.isfinite().all()):
@@ -56,7 +56,7 @@ class LevenbergMarquardt:
         before = [p.detach().clone() for p in self.objective.parameters]
         while self.damping <= LARGEST_DAMPING:
             step = _damped_solution(scaled, residual, self.damping)
-            if step is not None and self._try(before, step / scale, scaled @ step, residual):
+            if step is not None and self._try(before, step / scale, jacobian, residual):
                 return True
             self.damping *= self.growth
             self.growth *= 2
@@ -64,16 +64,20 @@ class LevenbergMarquardt:
         self.damping, self.growth = 1e-3, 2.0
         return False
 
-    def _try(self, before: list[Tensor], step: Tensor, change: Tensor, residual: Tensor) -> bool:
+    def _try(self, before: list[Tensor], step: Tensor, jacobian: Tensor, residual: Tensor) -> bool:
         moved, start = [], 0
         for old in before:
             moved.append(old + step[start : start + old.numel()].view_as(old))
             start += old.numel()
         _assign(self.objective.parameters, moved)
-        project(self.module)
+        if _project(self.module, self.objective):
+            # The gain is that of the step which the constraints have left.
+            left = [(p.detach() - old).flatten() for p, old in zip(self.objective.parameters, before, strict=True)]
+            step = torch.cat(left)
         value = self.objective.value()
         if not value < self.value:
             return False
+        change = jacobian @ step
         predicted = 0.5 * float(residual.square().sum() - (residual + change).square().sum()) / self.objective.samples
         gain = (self.value - value) / predicted if predicted > 0 else 0.0
         factor = max(1 / 3, 1 - (2 * min(gain, 1.0) - 1) ** 3)
@@ -101,6 +105,13 @@ def _damped_solution(jacobian: Tensor, residual: Tensor, damping: float) -> Tens
     return step if bool(step.isfinite().all()) else None
 
 
+def _project(module: nn.Module, objective: Objective) -> bool:
+    """Restore the constraints; whether that moved a parameter."""
+    found = [p.detach().clone() for p in objective.parameters]
+    project(module)
+    return any(not torch.equal(p, was) for p, was in zip(objective.parameters, found, strict=True))
+
+
 @torch.no_grad()
 def _assign(parameters: list[nn.Parameter] | list[Any], values: list[Tensor]) -> None:
     for parameter, value in zip(parameters, values, strict=True):
@@ -108,14 +119,18 @@ def _assign(parameters: list[nn.Parameter] | list[Any], values: list[Tensor]) ->
 
 
 class LimitedMemoryBFGS:
-    """L-BFGS with a strong-Wolfe line search, twenty iterations at a time.
+    """L-BFGS with a strong-Wolfe line search, up to twenty iterations at a time, then the module's constraints.
 
-    Source: Liu and Nocedal, 1989; ``torch.optim.LBFGS``.
+    Where restoring these undoes what was gained, projected gradient steps are taken in its place: a minimum at the edge
+    of what is allowed is no minimum of the objective alone.
+
+    Source: Liu and Nocedal, 1989; ``torch.optim.LBFGS``; Bertsekas, 1976, for the projected gradient.
     """
 
     name = "lbfgs"
     inner_steps = 20
     attempts = 8
+    halvings = 60
 
     def __init__(self, module: nn.Module, objective: Objective) -> None:
         self.module, self.objective = module, objective
@@ -129,12 +144,14 @@ class LimitedMemoryBFGS:
         )
         self.value = objective.value()
 
-    def advance(self) -> bool:
-        """Twenty iterations; ``False`` when they did not lower the objective.
+    def advance(self, iterations: int = inner_steps) -> bool:
+        """So many iterations; ``False`` when they did not lower the objective.
 
         Where they meet parameters at which an implicit step has no solution, they begin again with a shorter one.
         """
         before = [p.detach().clone() for p in self.objective.parameters]
+        group = self._optimiser.param_groups[0]
+        group["max_iter"], group["max_eval"] = iterations, iterations * 5 // 4
 
         def closure() -> Tensor:
             self._optimiser.zero_grad()
@@ -144,21 +161,49 @@ class LimitedMemoryBFGS:
 
         value = math.inf
         for _ in range(self.attempts):
+            constrained = False
             try:
                 self._optimiser.step(closure)  # type: ignore[no-untyped-call]
-                project(self.module)
+                constrained = _project(self.module, self.objective)
                 value = self.objective.value()
             except NotConverged:
                 value = math.inf
+            if constrained:
+                # What it remembers is the curvature between points that the constraints do not allow.
+                self._optimiser.state.clear()
             if value < self.value:
-                self.value, self._optimiser.param_groups[0]["lr"] = value, 1.0
+                self.value, group["lr"] = value, 1.0
                 return True
             _assign(self.objective.parameters, before)
             if not math.isinf(value):
-                break
+                return constrained and self._descend(iterations)
             self._optimiser.state.clear()
-            self._optimiser.param_groups[0]["lr"] *= 0.25
+            group["lr"] *= 0.25
         return False
+
+    def _descend(self, iterations: int) -> bool:
+        """So many projected gradient steps, each halved until it lowers the objective; whether there was one."""
+        start, length = self.value, math.nan
+        for _ in range(iterations):
+            before = [p.detach().clone() for p in self.objective.parameters]
+            gradients = torch.autograd.grad(self.objective.loss(), self.objective.parameters, allow_unused=True)
+            steps = [torch.zeros_like(p) if g is None else g for p, g in zip(before, gradients, strict=True)]
+            size = sum(float(step.abs().sum()) for step in steps)
+            if not 0 < size < math.inf:
+                break
+            length = min(1.0, 1 / size) if math.isnan(length) else 2 * length
+            for _ in range(self.halvings):
+                _assign(self.objective.parameters, [p - length * step for p, step in zip(before, steps, strict=True)])
+                project(self.module)
+                value = self.objective.value()
+                if value < self.value:
+                    break
+                length /= 2
+            else:
+                _assign(self.objective.parameters, before)
+                break
+            self.value = value
+        return self.value < start
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self._optimiser.state_dict())

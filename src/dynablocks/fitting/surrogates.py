@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,9 @@ from dynablocks.fitting.structures import (
     even_energy,
 )
 from dynablocks.integrators import Integrator, integrator
+from dynablocks.integrators.base import STEPPING
 from dynablocks.integrators.discrete_gradient import DiscreteGradient, discrete_gradient, energy_form
-from dynablocks.integrators.implicit import ImplicitRungeKutta
+from dynablocks.integrators.implicit import IMPLICIT_MIDPOINT, ImplicitRungeKutta
 from dynablocks.linear import Dense
 from dynablocks.linear.maps import require_batch
 from dynablocks.properties import (
@@ -44,11 +45,14 @@ from dynablocks.properties import (
     Structured,
 )
 from dynablocks.properties.declarations import OfFunction
+from dynablocks.properties.own_code import overrides
 from dynablocks.properties.structure import fold
 from dynablocks.registry import Registry
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+MethodKind = TypeVar("MethodKind", bound=Integrator)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,10 @@ LEARNED_ENERGY = ("symplectic", "energy")
 UNITS = {"mass": "power of two", "norm": "size", "positive": "size"}
 """Which change of units keeps the structure: one factor (size), by which products may have to be exact (a power of
 two), or by default one factor and a shift."""
+SHIFTED = (
+    "it is about 0, and the states are shifted by the mean of the data; the structures 'mass', 'norm' and 'positive', "
+    "and odd ones, shift none"
+)
 ONE_STATE = 1e-12
 """Starts that leave their mean by no more than this share of the largest entry are one state: means are rounded."""
 
@@ -224,16 +232,19 @@ class FlowMap(Structured):
         kept, losses = fold(declared)
         name = type(self.field).__name__
         # A shift moves the point about which a map is odd, the sphere it keeps, and the orthant.
-        lost = (Lipschitz, Equivariant, NormPreserving, Positive) if bool(self.centre.any()) else (Lipschitz,)
-        properties = Properties(self._in_data_units(p) for p in kept if not isinstance(p, lost))
-        scope = _scope(properties, self.method)
+        moved = (Equivariant, NormPreserving, Positive) if bool(self.centre.any()) else ()
+        losses = (*losses, *(f"{type(p).__name__} is lost: {SHIFTED}" for p in kept if isinstance(p, moved)))
+        properties = Properties(self._in_data_units(p) for p in kept if not isinstance(p, (Lipschitz, *moved)))
+        scope = _scope(kept, self.method)
         reason = f"{self.structure.substeps} steps on {name} between changes of units; the same for {scope}"
         title = f"FlowMap(h={self.structure.step:.5g})"
         return Declaration(properties, reason, declared[:1], losses, title)
 
     def scope(self) -> str:
         """For which steps the declared properties hold, in words."""
-        return _scope(self.properties, self.method)
+        with torch.no_grad():
+            kept = self.method.declare(self.field, float(self._small_step(None))).properties
+        return _scope(kept, self.method)
 
     def _in_data_units(self, kept: Property) -> Property:
         if not isinstance(kept, OfFunction):
@@ -311,11 +322,17 @@ def training_residuals(flow: FlowMap) -> Residuals:
     method = flow.method
     if flow.structure.substeps != 1:
         return _step_residuals
-    if isinstance(method, DiscreteGradient):
+    if _steps_as(method, DiscreteGradient):
         return _discrete_gradient_residuals
-    if isinstance(method, ImplicitRungeKutta) and method.tableau.name == "implicit-midpoint":
+    midpoint = (IMPLICIT_MIDPOINT.a, IMPLICIT_MIDPOINT.b)
+    if _steps_as(method, ImplicitRungeKutta) and (method.tableau.a, method.tableau.b) == midpoint:
         return _midpoint_residuals
     return _step_residuals
+
+
+def _steps_as(method: Integrator, kind: type[MethodKind]) -> TypeGuard[MethodKind]:
+    """Whether it solves the equation of this class, as no subclass with a step of its own does."""
+    return isinstance(method, kind) and not any(overrides(method, kind, name) for name in STEPPING)
 
 
 def _step_residuals(module: nn.Module, x: Tensor, y: Tensor, *step: Tensor) -> Tensor:

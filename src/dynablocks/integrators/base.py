@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynablocks.errors import InvalidArgument
+from dynablocks.errors import InvalidArgument, require_range, require_whole
 from dynablocks.fields import FieldFacts, VectorField
 from dynablocks.integrators.solver import Residual, solve
 from dynablocks.linear import LinearMap, UnitNorm
@@ -58,6 +58,9 @@ CLAIMS = ("keeps", "step_constant", "guarantees", "declare")
 STEPPING = ("step", "solve")
 """The methods that a step is made of; :class:`ImplicitIntegrator` has the second."""
 
+TWINS = {"inverse": ("inverse", "symmetric", "guarantees", "declare"), "log_determinant": ("log_determinant",)}
+"""The methods that are of one step and no other, and what a class with a step of its own says to have them."""
+
 APART = ("step", "log_determinant")
 """The methods that :meth:`Integrator.with_log_determinant` stands for."""
 
@@ -100,11 +103,21 @@ class Integrator:
     solved: frozenset[type[Property]] = frozenset()
     tolerance: float = 0.0
     _own_symmetry: bool = True
+    _own_inverse: bool = True
+    _own_keeps: bool = True
 
     def __init_subclass__(cls, **given: Any) -> None:
-        """A step of a subclass is guaranteed only what the subclass says of it, whatever it inherits."""
+        """A step of a subclass is guaranteed only what the subclass says of it, whatever it inherits.
+
+        Nor is it undone by the inverse of the step that it replaces, or changes volume as that did.
+        """
         super().__init_subclass__(**given)
         silent = [claim for claim in CLAIMS if replaced(cls, STEPPING, (claim, "declare"), (Integrator,))]
+        silent += [method for method, said in TWINS.items() if replaced(cls, STEPPING, said, (Integrator,))]
+        # What was silenced stays so in subclasses of the subclass, until one of them speaks.
+        spoken = {name for name, said in (*TWINS.items(), ("keeps", ("keeps",))) if any(map(vars(cls).get, said))}
+        cls._own_inverse = "inverse" not in silent and (cls._own_inverse or "inverse" in spoken)
+        cls._own_keeps = "keeps" not in silent and (cls._own_keeps or "keeps" in spoken)
         if replaced(cls, ("inverse",), ("guarantees", "declare"), ()):
             silent += ["guarantees", "declare"]
         if replaced(cls, APART, ("with_log_determinant",), ()):
@@ -213,7 +226,7 @@ class Integrator:
         Raises:
             InvalidArgument: this integrator has no closed-form inverse.
         """
-        if not self.symmetric:
+        if not (self.symmetric and self._own_inverse):
             raise InvalidArgument(f"{self!r} has no closed-form inverse; use the exact flow or a symmetric method.")
         return self.step(field, y, -step_size)
 
@@ -225,7 +238,10 @@ class Integrator:
         """
         kept, _ = self.inherited(field, 1.0)
         if not any(isinstance(p, VolumePreserving) for p in kept):
-            raise InvalidArgument(f"{self!r} has no closed-form log-determinant; use the exact flow.")
+            raise InvalidArgument(
+                f"{self!r} has no closed-form log-determinant; use the exact flow, or give the method's class a "
+                "log_determinant(field, x, step_size)."
+            )
         return x.new_zeros(x.shape[0])
 
     def with_log_determinant(self, field: VectorField, x: Tensor, step_size: StepSize) -> tuple[Tensor, Tensor]:
@@ -253,16 +269,18 @@ class Integrator:
         """
         kept: list[Property] = []
         losses: list[str] = []
+        # What an __init__ that is inherited says of it is said of the step that is replaced.
+        keeps = self.keeps if self._own_keeps else frozenset()
         for owned in flow_properties(field, step_size):
             kind = type(owned)
-            if kind in self.keeps:
+            if kind in keeps:
                 kept.append(owned.within(self.tolerance_of(kind, field)))
-            elif kind is VolumePreserving and Symplectic in self.keeps and field.facts().hamiltonian:
+            elif kind is VolumePreserving and Symplectic in keeps and field.facts().hamiltonian:
                 of_form = self.tolerance_of(Symplectic, field)
                 kept.append(owned.within(volume_tolerance(of_form, math.prod(field.in_shape))))
             else:
                 losses.append(f"{kind.__name__} is lost: the flow has it, {self!r} does not keep it; {ADVICE[kind]}")
-        if ConformalSymplectic in self.keeps and _factor_is_lost(field.facts(), step_size):
+        if ConformalSymplectic in keeps and _factor_is_lost(field.facts(), step_size):
             losses.append("ConformalSymplectic is lost: its factor is beyond what a float holds; take shorter steps")
         return kept, losses
 
@@ -276,7 +294,10 @@ class ImplicitIntegrator(Integrator):
     Args:
         tolerance: of the solver, relative (:func:`dynablocks.integrators.solver.solve`); above 1e-12 no Lipschitz
             constant is declared, since a step that is solved so roughly may jump.
-        max_iterations: of the solver.
+        max_iterations: of the solver, at least 1.
+
+    Raises:
+        InvalidArgument: one of them is out of range.
 
     A subclass with a :meth:`solve` of its own is one with another step: it is guaranteed what it says itself.
 
@@ -297,7 +318,8 @@ class ImplicitIntegrator(Integrator):
     explicit = False
 
     def __init__(self, tolerance: float = 1e-13, max_iterations: int = 50) -> None:
-        self.tolerance, self.max_iterations = tolerance, max_iterations
+        self.tolerance = require_range("tolerance", tolerance, 0.0, 1.0, open_low=True)
+        self.max_iterations = require_whole("max_iterations", max_iterations, 1)
 
     def solve(
         self,
@@ -416,9 +438,11 @@ def flow_properties(field: VectorField, step_size: float) -> list[Property]:
     found.extend(LinearInvariant(weights) for weights in facts.linear_invariants)
     if facts.odd:
         found.append(Equivariant())
-    if facts.conserves_energy:
+    # Where the field tells no H, there is nothing that a step could be said to keep.
+    told = type(field).energy is not VectorField.energy
+    if facts.conserves_energy and told:
         found.append(EnergyPreserving(field.energy))
-    if facts.dissipates_energy and step_size >= 0:
+    if facts.dissipates_energy and told and step_size >= 0:
         found.append(Dissipative(field.energy))
     if facts.positive and step_size >= 0:
         found.append(Positive())
@@ -440,4 +464,7 @@ def integrator(given: str | Integrator) -> Integrator:
     """
     if isinstance(given, type) and issubclass(given, Integrator):
         raise InvalidArgument(f"method is the class {given.__name__}; give an instance, {given.__name__}().")
-    return given if isinstance(given, Integrator) else INTEGRATORS.get_known(given)()
+    if isinstance(given, Integrator):
+        return given
+    filed = INTEGRATORS.get_known(given)
+    return filed if isinstance(filed, Integrator) else filed()

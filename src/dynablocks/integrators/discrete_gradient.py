@@ -14,7 +14,14 @@ from torch import Tensor
 
 from dynablocks.errors import InvalidArgument, require_choice, require_whole
 from dynablocks.fields import VectorField
-from dynablocks.fields.base import known_potential, over_states, why_map_unknown, why_no_energy, why_no_potential
+from dynablocks.fields.base import (
+    known_potential,
+    one_number_a_state,
+    over_states,
+    why_map_unknown,
+    why_no_energy,
+    why_no_potential,
+)
 from dynablocks.fields.dissipative import DampedHamiltonian, DissipativeField
 from dynablocks.fields.hamiltonian import HamiltonianEmbedding, NeuralHamiltonian, SeparableHamiltonian, canonical
 from dynablocks.integrators.base import INTEGRATORS, ImplicitIntegrator, StepSize
@@ -306,8 +313,9 @@ class DiscreteGradient(ImplicitIntegrator):
         form = energy_form(field)
         if isinstance(form, str):
             return form
+        two = torch.cat([_zeros(field)] * 2)
         try:
-            form.energy(_zeros(field))
+            one_number_a_state(f"the energy of {type(field).__name__}", form.energy(two), two)
         except InvalidArgument as error:
             return str(error).rstrip(".")
         return None

@@ -13,8 +13,8 @@ from torch import Tensor
 from dynablocks.errors import InvalidArgument
 from dynablocks.fields import VectorField
 from dynablocks.fields.base import over_states
-from dynablocks.integrators.base import INTEGRATORS, RUNGE_KUTTA_KEEPS, ImplicitIntegrator, StepSize
-from dynablocks.integrators.runge_kutta import contractivity_form, of_tableau, require_order
+from dynablocks.integrators.base import INTEGRATORS, ROUGH, RUNGE_KUTTA_KEEPS, ImplicitIntegrator, StepSize
+from dynablocks.integrators.runge_kutta import contractivity_form, of_tableau, require_coefficients, require_order
 from dynablocks.integrators.solver import DENSE_LIMIT
 from dynablocks.numerics.rounding import EPS
 from dynablocks.properties import Invertible, NormPreserving, Property, Symplectic
@@ -32,7 +32,7 @@ class ImplicitTableau:
     Gauss, Radau and Lobatto IIIC methods have such an A; that of Lobatto IIIA and IIIB is singular.
 
     Raises:
-        InvalidArgument: A is not square and invertible, or a condition of the order fails.
+        InvalidArgument: A is not square and invertible, an entry is no number, or a condition of the order fails.
 
     Example:
         >>> radau = ImplicitTableau("radau3", 3, ((5 / 12, -1 / 12), (3 / 4, 1 / 4)), (3 / 4, 1 / 4))
@@ -46,6 +46,7 @@ class ImplicitTableau:
     b: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        require_coefficients(self)
         stages = len(self.b)
         if len(self.a) != stages or any(len(row) != stages for row in self.a):
             raise InvalidArgument(f"tableau {self.name!r}: A must be {stages} × {stages}, as b has {stages} weights.")
@@ -95,8 +96,8 @@ class ImplicitRungeKutta(ImplicitIntegrator):
     r"""One step of an implicit Runge–Kutta method, its stages solved by Newton's method.
 
     Implicit midpoint and Gauss–Legendre methods keep the symplectic form and the volume exactly (the derivative of the
-    implicit function is a Cayley transform of the field's Jacobian, whatever the solver's error; beyond
-    128 unknowns, where that transform is iterated, to the solver's tolerance), quadratic invariants to the
+    implicit function is a Cayley transform of the field's Jacobian, whatever the solver's error; to the solver's
+    tolerance beyond 128 unknowns, where that transform is iterated, and above 1e-12), quadratic invariants to the
     solver's tolerance, and linear ones to rounding.
 
     Lipschitz constant, with hμ for the field's one-sided constant (of −X for h < 0): 1 for B-stable methods where
@@ -109,6 +110,7 @@ class ImplicitRungeKutta(ImplicitIntegrator):
         tolerance, max_iterations: of the solver, as in :class:`ImplicitIntegrator`.
 
     Raises:
+        InvalidArgument: the tableau is none, or a setting of the solver is out of range.
         NotConverged: when a step's equation is not solved.
 
     Source: Hairer, Lubich and Wanner, "Geometric Numerical Integration", II.1.3, VI.4; Hairer and Wanner, "Solving
@@ -129,6 +131,9 @@ class ImplicitRungeKutta(ImplicitIntegrator):
 
     def __init__(self, tableau: ImplicitTableau, tolerance: float = 1e-13, max_iterations: int = 50) -> None:
         super().__init__(tolerance, max_iterations)
+        if not isinstance(tableau, ImplicitTableau):
+            kind = type(tableau).__name__
+            raise InvalidArgument(f"tableau is of class {kind}; an implicit method takes an ImplicitTableau.")
         self._tableau = tableau
 
     @property
@@ -160,8 +165,10 @@ class ImplicitRungeKutta(ImplicitIntegrator):
         return x + sum_of(d, (z - x.unsqueeze(1)).unbind(1))
 
     def tolerance_of(self, kind: type[Property], field: VectorField) -> float:
-        # The Cayley transform that keeps the form is iterated where there are more unknowns.
-        if kind is Symplectic and math.prod(field.in_shape) * len(self.tableau.b) > DENSE_LIMIT:
+        # The Cayley transform that keeps the form is iterated where there are more unknowns, and it is the derivative
+        # of the solution: one that is found roughly jumps beside it.
+        iterated = math.prod(field.in_shape) * len(self.tableau.b) > DENSE_LIMIT
+        if kind is Symplectic and (iterated or self.tolerance > ROUGH):
             return self._of_two_solves()
         return super().tolerance_of(kind, field)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +15,9 @@ from dynablocks.fields import VectorField
 from dynablocks.fields.base import over_states
 from dynablocks.integrators.base import INTEGRATORS, RUNGE_KUTTA_KEEPS, Integrator, StepSize
 from dynablocks.numerics.rounding import EPS
+
+if TYPE_CHECKING:
+    from dynablocks.integrators.implicit import ImplicitTableau
 
 
 def require_order(name: str, order: int, a: np.ndarray, b: np.ndarray) -> None:
@@ -55,12 +58,36 @@ def contractivity_form(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return form
 
 
+def require_coefficients(tableau: Tableau | ImplicitTableau) -> None:
+    """Make the coefficients of a tableau, of any kind of number, tuples of floats.
+
+    Raises:
+        InvalidArgument: A is no sequence of rows, b no sequence, or an entry no finite number.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> Tableau("thirds", 1, ((), (1,)), (Fraction(1, 3), Fraction(2, 3))).b[0]
+        0.3333333333333333
+    """
+    sentence = f"tableau {tableau.name!r}: A is to be a tuple of rows and b a tuple, of finite numbers; (1.0,) has one."
+    try:
+        rows = tuple(tuple(float(entry) for entry in row) for row in tableau.a)
+        weights = tuple(float(entry) for entry in tableau.b)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidArgument(sentence) from error
+    if not all(math.isfinite(entry) for row in (*rows, weights) for entry in row):
+        raise InvalidArgument(sentence)
+    object.__setattr__(tableau, "a", rows)
+    object.__setattr__(tableau, "b", weights)
+
+
 @dataclass(frozen=True)
 class Tableau:
     r"""Coefficients (A, b) of an explicit method: kᵢ = X(x + h Σⱼ aᵢⱼ kⱼ), x ↦ x + h Σ bᵢ kᵢ.
 
     Raises:
-        InvalidArgument: A is not strictly lower triangular, sizes differ, or a condition of the order fails.
+        InvalidArgument: A is not strictly lower triangular, sizes differ, an entry is no number, or a condition of the
+            order fails.
     """
 
     name: str
@@ -69,6 +96,7 @@ class Tableau:
     b: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        require_coefficients(self)
         stages = len(self.b)
         if len(self.a) != stages or any(len(row) != i for i, row in enumerate(self.a)):
             raise InvalidArgument(
@@ -131,6 +159,8 @@ class ExplicitRungeKutta(Integrator):
     name, order = of_tableau("name"), of_tableau("order")
 
     def __init__(self, tableau: Tableau) -> None:
+        if not isinstance(tableau, Tableau):
+            raise InvalidArgument(f"tableau is of class {type(tableau).__name__}; an explicit method takes a Tableau.")
         self._tableau = tableau
 
     @property

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor
 
+from dynablocks.errors import InvalidArgument, require_finite, require_whole
 from dynablocks.fields import VectorField
 from dynablocks.integrators.base import APART, FLOW_PROPERTIES, INTEGRATORS, Integrator, StepSize, why_no_way_back
 from dynablocks.integrators.exact import ExactFlow
@@ -40,8 +43,12 @@ class Splitting(Integrator):
 
     Args:
         name: the registry name.
-        order: of the method.
+        order: of the method: 1 for Lie–Trotter, for weights at most 2, and above it at most what Σγᵢ³ = 0 allows;
+            beyond order 4 it is taken on trust.
         weights: γ; ``None`` for Lie–Trotter.
+
+    Raises:
+        InvalidArgument: the weights are no finite numbers of sum 1, or do not have the order.
 
     Source: Hairer, Lubich and Wanner, "Geometric Numerical Integration", sections II.4, II.5; paper appendix D.
 
@@ -54,8 +61,9 @@ class Splitting(Integrator):
     keeps = FLOW_PROPERTIES - {EnergyPreserving, Dissipative}
 
     def __init__(self, name: str, order: int, weights: tuple[float, ...] | None) -> None:
-        self.name, self.order, self.weights = name, order, weights
-        self.symmetric = weights is not None and weights == weights[::-1]
+        self.name, self.order = name, require_whole("order", order, 1, 1 if weights is None else None)
+        self.weights = None if weights is None else _checked(name, self.order, weights)
+        self.symmetric = self.weights is not None and self.weights == self.weights[::-1]
         self._exact = ExactFlow()
 
     def substeps(self, field: VectorField) -> list[tuple[VectorField, float]]:
@@ -124,6 +132,24 @@ class Splitting(Integrator):
             own.append(moves)  # where no substep is invertible none loses it
         reason = "composition of exact flows"
         return Declaration(Properties(kept), reason, declared, (*losses, *own), self.title(step_size))
+
+
+def _checked(name: str, order: int, given: Sequence[float]) -> tuple[float, ...]:
+    """The weights γ of Strang steps as floats, once Σγ = 1 and Σγ³ = 0 hold where the order asks for them."""
+    try:
+        weights = tuple(require_finite("weight", float(weight)) for weight in given)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"the weights of {name!r} are {given!r}; a tuple of finite numbers is needed.") from error
+    slack = 1e-12 * (1 + sum(abs(weight) ** 3 for weight in weights))
+    total, cubes = math.fsum(weights), math.fsum(weight**3 for weight in weights)
+    if not weights or abs(total - 1) > slack:
+        raise InvalidArgument(f"the weights of {name!r} sum up to {total:.12g}; a step of size h needs the sum 1.")
+    if order > 2 and (weights != weights[::-1] or abs(cubes) > slack):
+        raise InvalidArgument(
+            f"the weights of {name!r} do not have order {order}: above 2 they must be the same read backwards, with "
+            f"Σγ³ = 0 (it is {cubes:.3g})."
+        )
+    return weights
 
 
 for _names, _order, _weights in (

@@ -56,6 +56,9 @@ def is_mixed(like: Tensor) -> bool:
 PRODUCTS, IMAGES = ("multiply", "multiply_adjoint"), ("affine", "adjoint")
 """The methods of a linear map that multiply, and those that the library makes of them."""
 
+WEIGHTS = ("compute_weight", "compute_weights")
+"""The methods that make its weight."""
+
 
 class LinearMap(Structured):
     """x ↦ Ax between spaces of declared shapes, with the adjoint y ↦ Aᵀy.
@@ -86,10 +89,14 @@ class LinearMap(Structured):
     _held_copy: Tensor | None = None
 
     def __init_subclass__(cls, **given: Any) -> None:
-        """Of products of a subclass holds only what it says of them, whatever it inherits."""
+        """Of products of a subclass holds only what it says of them, whatever it inherits.
+
+        Bounds read the weight as it is, also one of a subclass; whether its rows are orthonormal they do not say.
+        """
         super().__init_subclass__(**given)
         own = replaced(cls, PRODUCTS, ("compute_orthonormality_defect",), (LinearMap,))
         own = own or replaced(cls, IMAGES, ("multiply", "compute_orthonormality_defect"))
+        own = own or replaced(cls, WEIGHTS, ("compute_orthonormality_defect",), (LinearMap,))
         neutral = ["rows_orthonormal", "columns_orthonormal"] if own else []
         for claim in ("compute_norm_bounds", "compute_smallest_singular_value"):
             if replaced(cls, PRODUCTS, (claim,), (LinearMap,)) or replaced(cls, IMAGES, (claim,)):

@@ -270,7 +270,13 @@ def build(
             f"mean and std have {len(mean)} and {len(std)} numbers; images of shape {input_shape} need {channels}."
         )
     with seeded(seed):
-        body, features = kind.build_body(full, input_shape)
+        built = kind.build_body(full, input_shape)
+        if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], nn.Sequential)):
+            raise InvalidArgument(
+                f"build_body of model {config.name!r} gives a {type(built).__name__}; a pair is needed: an "
+                "nn.Sequential and the number of features that it ends in."
+            )
+        body, features = built
         normalisation = PixelNormalisation(mean, std)
         if list(body._modules) != [str(number) for number in range(len(body))]:
             body = nn.Sequential(*body)  # of other names none can be put first

@@ -137,7 +137,7 @@ PROBES, POWERS = 4, 8
 """At so many random samples, and at what R² and R⁻² make of them in so many turns, a metric is held against itself."""
 
 LEAST_DIGITS = 1e-3
-"""What rounding may do to R and R⁻¹ at most, however far apart the eigenvalues are."""
+"""What rounding may excuse at most, however far apart eigenvalues and however large parameters are."""
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dynablocks.errors import InvalidArgument, PropertyViolated
 from dynablocks.properties.declarations import (
     EUCLIDEAN,
+    LEAST_DIGITS,
     ConformalSymplectic,
     Dissipative,
     EnergyPreserving,
@@ -262,8 +263,9 @@ def _targets(module: nn.Module, x: Tensor) -> list[tuple[str, nn.Module, Tensor]
 
 
 def _check(where: str, module: nn.Module, declared: Property, x: Tensor, search_steps: int) -> Check:
-    searched = functools.partial(_search_lipschitz, search_steps=search_steps)
-    measure: Measure | None = searched if isinstance(declared, Lipschitz) else MEASURES.get(type(declared))
+    measure = MEASURES.get(type(declared))
+    if measure is None and isinstance(declared, Lipschitz):
+        measure = functools.partial(_search_lipschitz, search_steps=search_steps)
     if measure is None:
         kind = type(declared).__name__
         raise InvalidArgument(
@@ -296,12 +298,16 @@ def _tolerance(module: nn.Module, declared: Property, x: Tensor) -> float:
     if isinstance(declared, Lipschitz):
         entries *= declared.metric.condition * declared.image.condition
         return 16 * entries * (max(1.0, declared.constant) if math.isfinite(declared.constant) else 1.0)
-    # An orthogonal parametrisation multiplies rounding by the size of its parameters.
-    return 64 * entries * max(1.0, _largest_parameter(module))
+    return 64 * _rounding(module, x)
 
 
-def _largest_parameter(module: nn.Module) -> float:
-    return max(map(largest_finite, module.parameters()), default=0.0)
+def _rounding(module: nn.Module, x: Tensor) -> float:
+    """eps × entries; an orthogonal parametrisation multiplies rounding by the size of its parameters.
+
+    No more than :data:`LEAST_DIGITS`: a mass in kilograms among the parameters excuses nothing.
+    """
+    largest = max(map(largest_finite, module.parameters()), default=0.0)
+    return min(EPSILON * x[0].numel() * max(1.0, largest), LEAST_DIGITS / 64)
 
 
 def worst_pair(module: nn.Module, x: Tensor, steps: int = 30) -> tuple[float, Tensor]:
@@ -313,7 +319,7 @@ def worst_pair(module: nn.Module, x: Tensor, steps: int = 30) -> tuple[float, Te
     radius = torch.tensor([1e-3, 1e-1, 1.0], dtype=x.dtype).repeat_interleave(len(x)).reshape(-1, *(1,) * (x.ndim - 1))
     a = x.repeat(3, *(1,) * (x.ndim - 1))
     b = a + radius * torch.randn(a.shape, generator=generator, dtype=x.dtype)
-    rounding = EPSILON * x[0].numel() * max(1.0, _largest_parameter(module))
+    rounding = _rounding(module, x)
     best, where = 0.0, x[:1]
     for _ in range(steps):
         a, b = a.detach().requires_grad_(True), b.detach().requires_grad_(True)

@@ -126,6 +126,8 @@ def depthwise_by_winograd(pixels: Tensor) -> bool:
 def environment_text() -> str:
     """What decides on this machine how numbers are rounded: torch, the processor, variables that change products.
 
+    Of the processor the kind, and the instructions that torch takes of it.
+
     Example:
         >>> environment_text().startswith(f"torch {torch.__version__} on ")
         True
@@ -134,7 +136,8 @@ def environment_text() -> str:
     changed = [
         f"{name}={found!r} when imported" for name, found in _FPMATH_FOUND.items() if found != os.environ.get(name)
     ]
-    return ", ".join([f"torch {torch.__version__} on {platform.machine()}", *variables, *changed])
+    processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return ", ".join([f"torch {torch.__version__} on {processor}", *variables, *changed])
 
 
 def require_strict_environment(pixels: Tensor) -> None:

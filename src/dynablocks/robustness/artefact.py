@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +145,8 @@ def checked_artefact(content: Any, path: str) -> dict[str, Any]:
     wrong = [name for name, kind in NEEDED.items() if not isinstance(content.get(name), kind)]
     if wrong or not (content.get("body_lipschitz", "") is None or is_number(content.get("body_lipschitz"))):
         raise BadData(f"{path} has no valid {(wrong or ['body_lipschitz'])[0]!r}; it was edited or cut: certify again.")
+    if not re.fullmatch(r"\d[\w.+!-]*", content["dynablocks"]):
+        raise BadData(f"{path} is by dynablocks {content['dynablocks']!r}, which is no version; certify again.")
     for number, image in enumerate(content["images"]):
         if (
             not isinstance(image, dict)

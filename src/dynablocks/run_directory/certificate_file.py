@@ -56,15 +56,7 @@ def write_certificate(
         InvalidArgument: ``path`` is a folder, a file of the run, or one that is there and holds no certificate.
     """
     directory, path = expanded(directory), expanded(path)
-    whole, run_folder = resolved(path), resolved(directory)
-    if whole.is_dir():
-        raise InvalidArgument(f"--json {path} is a folder; name a file in it, such as {path / 'audited.json'}.")
-    # Whatever the case of its letters: there are file systems on which Metrics.json is metrics.json.
-    of_run = whole.parent == run_folder and whole.name.lower() in RUN_FILES
-    if of_run or {run_folder / CHECKPOINT, run_folder / PREVIOUS_CHECKPOINT} & set(whole.parents):
-        raise InvalidArgument(f"{path} is the run's own file; give --json another name, such as audited.json.")
-    if whole.exists() and not _holds_certificate(whole):
-        raise InvalidArgument(f"--json {path} is there and holds no certificate; give another name, or move it away.")
+    whole, run_folder = require_certificate_place(directory, path), resolved(directory)
     require_writable(whole.parent)
     weights = weights_hash(directory)
     result = certify_run(directory, data, arithmetic=arithmetic)
@@ -80,11 +72,30 @@ def write_certificate(
         description=description,
         weights=weights,
         run=_way(run_folder, whole.parent),
-        splits=load_splits(run),
+        splits=load_splits(run, hold_out=False),
         data={"name": data_name(run.data), "dir": folder},
     )
     write_json(whole, content)
     return content
+
+
+def require_certificate_place(directory: str | Path, path: str | Path) -> Path:
+    """The whole name of the file that a certificate of a run is to be written to.
+
+    Raises:
+        InvalidArgument: it is a folder, a file of the run, or one that is there and holds no certificate.
+    """
+    path = expanded(path)
+    whole, run_folder = resolved(path), resolved(expanded(directory))
+    if whole.is_dir():
+        raise InvalidArgument(f"--json {path} is a folder; name a file in it, such as {path / 'audited.json'}.")
+    # Whatever the case of its letters: there are file systems on which Metrics.json is metrics.json.
+    of_run = whole.parent == run_folder and whole.name.lower() in RUN_FILES
+    if of_run or {run_folder / CHECKPOINT, run_folder / PREVIOUS_CHECKPOINT} & set(whole.parents):
+        raise InvalidArgument(f"{path} is the run's own file; give --json another name, such as audited.json.")
+    if whole.exists() and not _holds_certificate(whole):
+        raise InvalidArgument(f"--json {path} is there and holds no certificate; give another name, or move it away.")
+    return whole
 
 
 def _holds_certificate(path: Path) -> bool:

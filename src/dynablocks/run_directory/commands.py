@@ -235,7 +235,7 @@ def _describe(
     from dynablocks.run_directory.results import require_own_classes, training_facts
 
     config = with_data(load_config(directory), _moved(options))
-    facts, splits = training_facts(directory), load_splits(config)
+    facts, splits = training_facts(directory), load_splits(config, hold_out=False)
     if what != "verify":  # which asks for no labels
         require_own_classes(facts, splits)
     cached = ", ".join(cached_results(directory, splits, attack, arithmetic))
@@ -284,13 +284,15 @@ def certify_command(arguments: Sequence[str]) -> int:
     options = parser.parse_args(expand(arguments, "certify"))
     directory = _directory(options, "certify")
     require_choice("arithmetic", options.arithmetic, ARITHMETICS)
+    if options.json is not None:
+        from dynablocks.run_directory.certificate_file import require_certificate_place, write_certificate
+
+        require_certificate_place(directory, options.json)
     if options.dry_run:
         return _describe(directory, "certify", options, arithmetic=options.arithmetic)
     if options.json is None:
         certify_run(directory, _moved(options), arithmetic=options.arithmetic)
     else:
-        from dynablocks.run_directory.certificate_file import write_certificate
-
         write_certificate(directory, options.json, _moved(options), arithmetic=options.arithmetic)
         say(f"the certificate is in {options.json}; check it with: dynablocks audit {options.json}")
     _show(read_json(directory / METRICS))
@@ -362,7 +364,7 @@ def verify_command(arguments: Sequence[str]) -> int:
     if options.dry_run:
         return _describe(directory, "verify", options)
     network = load(directory)
-    test = load_splits(with_data(load_config(directory), _moved(options))).test
+    test = load_splits(with_data(load_config(directory), _moved(options)), hold_out=False).test
     images = to_unit_range(test.images[: options.samples])
     with progress_bar("verifying") as update:
         result = verify(network, images, deep=options.deep, progress=update)

@@ -66,9 +66,9 @@ def run_metrics(directory: Path, splits: DataSplits | None = None) -> dict[str, 
     training = training_facts(directory)
     config = load_config(directory)
     images = training["fingerprint"] if splits is None else splits.fingerprint
-    _, result = sound_results(directory, images)
-    certificate = current_summary(directory, CERTIFICATE, images)
-    attacked = current_summary(directory, ATTACK, images)
+    broken, result = sound_results(directory, images)
+    certificate = None if result is None else current_summary(directory, CERTIFICATE, images)
+    attacked = None if broken is None else current_summary(directory, ATTACK, images)
     certified, of_attacked = _certified_points(certificate, attacked, result)
     clean = (certificate or attacked or {}).get("clean_accuracy")
     return {

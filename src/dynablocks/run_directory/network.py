@@ -47,9 +47,10 @@ def data_name(config: DataConfig) -> str:
     return "digits" if config.dir is None else infer_name(config.dir)
 
 
-def load_splits(config: RunConfig) -> DataSplits:
-    """The images of a configuration."""
-    return load_data(data_name(config.data), config.data.dir, config.data.validation, config.training.seed)
+def load_splits(config: RunConfig, *, hold_out: bool = True) -> DataSplits:
+    """The images of a configuration; without a hold-out for what needs the test images alone, of any copy."""
+    held_out = config.data.validation if hold_out else 0
+    return load_data(data_name(config.data), config.data.dir, held_out, config.training.seed)
 
 
 def with_data(config: RunConfig, data: DataConfig | None) -> RunConfig:

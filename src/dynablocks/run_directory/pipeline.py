@@ -148,7 +148,7 @@ def attack_run(
     directory = expanded(directory)
     run = with_data(load_config(directory), data)
     facts = training_facts(directory)
-    splits = load_splits(run) if splits is None else splits
+    splits = load_splits(run, hold_out=False) if splits is None else splits
     require_own_classes(facts, splits)
     _tell_of_other_images(facts, splits)
     settings = attack_settings(run.attack if config is None else config, splits)
@@ -187,7 +187,7 @@ def certify_run(
     directory = expanded(directory)
     run = with_data(load_config(directory), data)
     facts = training_facts(directory)
-    splits = load_splits(run) if splits is None else splits
+    splits = load_splits(run, hold_out=False) if splits is None else splits
     require_own_classes(facts, splits)
     epsilons = stated_radii(run.attack.epsilons)
     _tell_of_other_images(facts, splits)

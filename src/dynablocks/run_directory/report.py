@@ -51,7 +51,7 @@ def report_data(
 
     directory = expanded(directory)
     config = with_data(load_config(directory), data)
-    splits = load_splits(config) if splits is None else splits
+    splits = load_splits(config, hold_out=False) if splits is None else splits
     require_own_classes(training_facts(directory), splits)
     network = load(directory)
     attacked, certificate = sound_results(directory, splits.fingerprint)

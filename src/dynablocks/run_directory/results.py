@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from torch import Tensor
 
@@ -220,9 +221,25 @@ def restored(directory: Path, kind: ResultKind[R], fingerprint: str, *, same_cod
         return None
     path = directory / kind.tensors
     try:
-        return kind.restore(summary, load_file(path)) if sha256(path) == summary.get("tensors") else None
+        if sha256(path) != summary.get("tensors"):
+            return None
+        result = kind.restore(summary, load_file(path))
+        return result if _has_figures(summary, kind, cast(Any, result)) else None
     except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError):
         return None
+
+
+def _has_figures(summary: dict[str, Any], kind: ResultKind[Any], result: AttackResult | CertificateResult) -> bool:
+    """Whether the figures of a summary are those of its tensors."""
+    stated = summary[kind.curve]
+    if isinstance(result, CertificateResult):
+        again = result.summary([point["epsilon"] for point in stated])
+    else:
+        again = result.summary()
+    found = again[kind.curve]
+    pairs = [(summary.get(name), again.get(name)) for name in ("samples", "clean_accuracy", "auc")]
+    pairs += [(a[name], b[name]) for a, b in zip(stated, found, strict=True) for name in ("epsilon", "accuracy")]
+    return all(a == b if a is None or b is None else math.isclose(a, b, abs_tol=1e-12) for a, b in pairs)
 
 
 def attack_settings(wanted: AttackConfig, splits: DataSplits) -> AttackConfig:

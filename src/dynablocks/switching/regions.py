@@ -19,6 +19,24 @@ Number = TypeVar("Number", float, Tensor)
 _TINY = 1e-300
 
 
+def require_region(region: object) -> Region:
+    """A region itself.
+
+    Raises:
+        InvalidArgument: it is something else, as a name or a class.
+
+    Example:
+        >>> require_region("tight")
+        Traceback (most recent call last):
+        ...
+        dynablocks.errors.InvalidArgument: region is 'tight'; an instance is needed, such as TightRegion(0.5, 2).
+    """
+    if not isinstance(region, Region):
+        shown = f"the class {region.__name__}" if isinstance(region, type) else repr(region)
+        raise InvalidArgument(f"region is {shown}; an instance is needed, such as TightRegion(0.5, 2).")
+    return region
+
+
 def _at_least(value: Number, low: float) -> Number:
     return value.clamp_min(low) if isinstance(value, Tensor) else max(value, low)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dynablocks.errors import InvalidArgument, require_choice, require_finite, require_range, require_whole
-from dynablocks.switching.regions import Region
+from dynablocks.switching.regions import Region, require_region
 
 Piece = tuple[int, Tensor | float]
 """(index of the active field, signed step size)."""
@@ -215,8 +215,8 @@ class PairSignal(SwitchingSignal):
         step_penalty: weight of that penalty, 1 where it is left out.
 
     Raises:
-        InvalidArgument: ``start`` is not two finite numbers, an unknown ``balance``, a weight below 0, or one with a
-            ``balance`` that does not read it.
+        InvalidArgument: ``region`` is none, ``start`` is not two finite numbers, an unknown ``balance``, a weight below
+            0, or one with a ``balance`` that does not read it.
 
     Example:
         >>> from dynablocks.switching import ExactFlowRegion
@@ -240,7 +240,7 @@ class PairSignal(SwitchingSignal):
                 f"step_penalty is {step_penalty!r}, which changes nothing with balance={balance!r}; leave it out, or "
                 "give balance='penalty'."
             )
-        self.region, self.balance = region, balance
+        self.region, self.balance = require_region(region), balance
         self.step_penalty = require_range("step_penalty", 1.0 if step_penalty is None else step_penalty, 0.0)
         self.steps = nn.Parameter(torch.tensor(two_steps(start)))
         self.project_()

@@ -17,7 +17,7 @@ from dynablocks.fields.base import FieldFacts, VectorField, why_no_energy
 from dynablocks.fields.hamiltonian import canonical
 from dynablocks.fields.sphere import TangentField
 from dynablocks.properties import EUCLIDEAN, Metric
-from dynablocks.properties.declarations import require_norm
+from dynablocks.properties.declarations import LEAST_DIGITS, require_norm
 from dynablocks.properties.jacobians import jacobians, largest_finite, with_gradients
 from dynablocks.registry import Registry
 
@@ -112,8 +112,9 @@ class Measured:
 
     @cached_property
     def unit(self) -> float:
-        """What rounding may do to a number of size 1: parameters that are large multiply it."""
-        return ROUNDING * self.entries * max([1.0, *map(largest_finite, self.field.parameters())])
+        """What rounding may do to a number of size 1: parameters that are large multiply it, but excuse no digit."""
+        largest = max([1.0, *map(largest_finite, self.field.parameters())])
+        return min(ROUNDING * self.entries * largest, LEAST_DIGITS)
 
     def tolerance(self, *values: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
         """What rounding may do to values like these, at each state."""
@@ -584,13 +585,14 @@ def _moved(
 
 @METHODS.register("flow_constant")
 def _flow_constant(at: Measured, facts: FieldFacts) -> Iterator[str]:
-    if at.field.why_no_flow() is not None or at.metric != EUCLIDEAN:
+    if at.field.why_no_flow() is not None:
         return
     for time in (TIMES[0], -TIMES[0]):
         constant, _ = at.field.flow_constant(time)
         if constant < math.inf:
-            norms = _norms(_flow_jacobians(at, time))
-            yield from _above(f"‖DΦ_t‖ for t = {time}", norms, constant, ROUNDING * at.entries * norms)
+            norms = _norms(_flow_coordinates(at, time))
+            slack = ROUNDING * at.entries * at.metric.condition**2 * norms
+            yield from _above(f"‖DΦ_t‖ for t = {time}", norms, constant, slack)
 
 
 @METHODS.register("flow_log_determinant")
@@ -703,3 +705,9 @@ def _rotate(at: Measured, facts: FieldFacts) -> Iterator[str]:
 
 def _flow_jacobians(at: Measured, time: float) -> Float[Tensor, "batch entries entries"]:
     return _finite(jacobians(lambda x: at.field.flow(x, time), at.x), "DΦ_t")
+
+
+def _flow_coordinates(at: Measured, time: float) -> Float[Tensor, "batch entries entries"]:
+    """R DΦ_t R⁻¹, in the coordinates in which the norm of the metric is the Euclidean one."""
+    whiten, unwhiten = at.metric.whiten, at.metric.unwhiten
+    return _finite(jacobians(lambda u: whiten(at.field.flow(unwhiten(u), time)), whiten(at.x)), "DΦ_t")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,8 +32,9 @@ STATES = 4
 OFF_THE_ORDER = 0.15
 """By how much a measured order may differ from the declared one."""
 
-ROUNDING, OF_SOLUTIONS = 1e-10, 1e-8
-"""What two steps that are equal, and a flow and the solution found by steps, may differ by, relative to the states."""
+ROUNDING, OF_SOLUTIONS, OF_SLOPES = 1e-10, 1e-8, 1e-5
+"""What two steps that are equal, a flow and the solution found by steps, and a gradient and a difference may differ by,
+relative to the states."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +95,10 @@ def check_integrator(
     - "order": the order that its errors show (:func:`dynablocks.integrators.measured_order`) is within 0.15 of the
       declared one; of one that says ``None``, Ψ^t(x) is the solution at t = ``time``;
     - "a step for each state": with h of shape (batch,) or (batch, 1) a batch moves as its states do one by one;
+    - "a learned step": with h a tensor the step has the gradient in h that its differences show;
     - "inverse": the step −h of a ``symmetric`` method undoes the step h, and ``inverse`` where Invertible is declared;
     - "block": a block of it passes :func:`dynablocks.testing.check_block`, with all that it declares, and one of the
-      step −h has the Lipschitz constant that it declares.
+      step −h, and of the bound ``"paper"`` where that is another, has the Lipschitz constant that it declares.
 
     It can refute what a method says, not prove it: take a field of the structure that the method is made for, and
     another one.
@@ -126,6 +129,7 @@ def check_integrator(
         ExplicitRungeKutta(heun)
           ok    order
           ok    a step for each state
+          ok    a learned step
           ok    inverse
           ok    block
     """
@@ -170,6 +174,27 @@ def _steps_of_states(trial: Trial) -> Iterator[str]:
         yield from trial.difference(f"a step with {shape} and the steps of each state alone", together, alone)
 
 
+@INTEGRATOR_CHECKS.register("a learned step")
+def _learned_step(trial: Trial) -> Iterator[str]:
+    """⟨v, ∂Ψ^h(x)/∂h⟩ for a random v, against a difference of fourth order."""
+    probe, h = torch.randn_like(trial.x), trial.step_size
+    learned = torch.tensor(h, dtype=trial.x.dtype, requires_grad=True)
+    moved = trial.method.step(trial.field, trial.x.clone(), learned)
+    slope = None
+    if moved.requires_grad:
+        (slope,) = torch.autograd.grad((probe * moved).sum(), learned, allow_unused=True)
+    small = 1e-3 * h
+    near, far = (
+        float((probe * (trial.step(trial.x, h + k * small) - trial.step(trial.x, h - k * small))).sum()) for k in (1, 2)
+    )
+    expected = (8 * near - far) / (12 * small)
+    size = max(1.0, abs(expected), float((probe * moved.detach()).abs().sum()))
+    if slope is None and abs(expected) > OF_SLOPES * size:
+        yield "step(field, x, h) has no gradient in a tensor h, so that steps are not learned; compute with h itself"
+    elif slope is not None and not abs(float(slope) - expected) <= OF_SLOPES * size:
+        yield f"⟨v, ∂Ψ^h(x)/∂h⟩ for a random v is {float(slope):.6g}, and its differences show {expected:.6g}"
+
+
 @INTEGRATOR_CHECKS.register("inverse")
 def _inverse(trial: Trial) -> Iterator[str]:
     method, field, h = trial.method, trial.field, trial.step_size
@@ -188,9 +213,19 @@ def _block(trial: Trial) -> Iterator[str]:
     block = DynamicalBlock(trial.field, trial.method, FreeSignal(trial.step_size))
     report = check_block(block, trial.x, seed=trial.seed)
     yield from (f"{found.check}: {found.message}" for found in report.findings if not found.passed)
-    back = DynamicalBlock(trial.field, trial.method, FreeSignal(-trial.step_size))
+    yield from _wrong_constant(trial, trial.step_size, "paper", block.properties.lipschitz)
     # A method may refuse to go back, and an equation may have no solution there: neither is a wrong constant.
     with contextlib.suppress(InvalidArgument, NotConverged):
-        if back.properties.of(Lipschitz) is not None:
-            held = verify(back, trial.x, kinds=(Lipschitz,), search_steps=15)
-            yield from (f"the step −h: {result}" for result in held if not result.passed)
+        yield from _wrong_constant(trial, -trial.step_size, "tight", math.inf)
+        back = DynamicalBlock(trial.field, trial.method, FreeSignal(-trial.step_size))
+        yield from _wrong_constant(trial, -trial.step_size, "paper", back.properties.lipschitz)
+
+
+def _wrong_constant(trial: Trial, step_size: float, bound: str, known: float) -> Iterator[str]:
+    """What expands beyond its constant, where that is another than the known one, which has been measured."""
+    block = DynamicalBlock(trial.field, trial.method, FreeSignal(step_size), bound=bound)
+    if not block.properties.lipschitz < known:
+        return
+    what = ["the step −h"] * (step_size < 0) + ["the bound 'paper'"] * (bound == "paper")
+    held = verify(block, trial.x, kinds=(Lipschitz,), search_steps=15)
+    yield from (f"{', '.join(what)}: {result}" for result in held if not result.passed)

@@ -15,6 +15,7 @@ from dynablocks.linear import OrthogonalDense
 from dynablocks.properties import jacobians
 from dynablocks.properties.jacobians import with_gradients
 from dynablocks.switching import PrescribedSignal, Region
+from dynablocks.switching.regions import require_region
 from dynablocks.testing.report import ConformanceReport, run_checks
 
 GRID, DRAWN, DRAWN_FOR_BLOCKS = 5, 16, 3
@@ -24,6 +25,9 @@ FEATURES = 3
 SAMPLES = 64
 ROUNDING, ROUNDING_OF_BLOCKS = 1e-12, 1e-9
 """What a formula may exceed 1 by, and, relative, a block its formula: each of its steps has a constant rounded up."""
+
+SHIFT, ROUNDING_OF_SLOPES = 1e-5, 1e-6
+"""For differences in h₂, and what they and a gradient may differ by, relative to 1 and the slope."""
 
 Pair = tuple[float, float]
 
@@ -38,7 +42,7 @@ def check_region(region: Region, *, seed: int = 0) -> ConformanceReport:
     - "projection": ``project`` leaves pairs of the region alone and brings others, around the grid, into it;
     - "pair constant": L(h₁, h₂) <= 1 for L = ``pair_constant``;
     - "pair constant of tensors": of float64 tensors ``pair_constant`` and ``log_constant`` are tensors, as the penalty
-      needs them, and the same numbers, also for an h₂ above the limit;
+      needs them, and the same numbers, also for an h₂ above the limit, where they have their gradient in h₂;
     - "declared constant", "measured constant": that of a block of the S pairs is at most L(h₁, h₂)^S and at most the
       exponential of ``log_constant``, also for an h₂ above the limit: there budgets and penalties read what a pair
       costs. Its steps are those of ``region.method`` for gradient fields with one orthogonal A; the slopes of σ reach
@@ -52,6 +56,9 @@ def check_region(region: Region, *, seed: int = 0) -> ConformanceReport:
     Returns:
         The report; ``check_region(region).require()`` raises on the first failure.
 
+    Raises:
+        InvalidArgument: ``region`` is none, but a name or a class, say.
+
     Example:
         >>> from dynablocks.switching import ExactFlowRegion
         >>> print(check_region(ExactFlowRegion(0.5)))
@@ -63,7 +70,7 @@ def check_region(region: Region, *, seed: int = 0) -> ConformanceReport:
           ok    declared constant
           ok    measured constant
     """
-    return run_checks(type(region).__name__, CHECKS, region, seed, most=1)
+    return run_checks(type(require_region(region)).__name__, CHECKS, region, seed, most=1)
 
 
 def _contractive_steps(region: Region, drawn: int = DRAWN) -> list[float]:
@@ -132,6 +139,18 @@ def _pair_constant_of_tensors(region: Region) -> Iterator[str]:
                 yield f"{name} of float64 tensors is a {type(found).__name__}; a tensor is needed, for its gradient"
             elif not abs(float(found) - expected) <= ROUNDING * (1 + abs(expected)):
                 yield f"{name}({first:.4g}, {second:.4g}) is {expected} of floats and {float(found)} of tensors"
+    for first, second in _beyond(region):
+        for name, constant in (("pair_constant", region.pair_constant), ("log_constant", region.log_constant)):
+            expected = (constant(first, second + SHIFT) - constant(first, second - SHIFT)) / (2 * SHIFT)
+            given = torch.tensor([first, second], dtype=torch.float64, requires_grad=True)
+            found = constant(*given.unbind())
+            differentiable = isinstance(found, Tensor) and found.requires_grad
+            slope = torch.autograd.grad(found, given)[0][1].item() if differentiable else 0.0
+            if not abs(slope - expected) <= ROUNDING_OF_SLOPES * (1 + abs(expected)):
+                yield (
+                    f"the gradient of {name}({first:.4g}, {second:.4g}) in h₂ is {slope:.6g} of tensors, and its "
+                    f"differences show {expected:.6g}"
+                )
 
 
 def _blocks(region: Region) -> Iterator[tuple[DynamicalBlock, PrescribedSignal]]:

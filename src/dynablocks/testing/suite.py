@@ -148,10 +148,11 @@ def check_field(field: VectorField, sample: Tensor | None = None, *, seed: int =
     The field must have the shape of its states, be what a module is to be (as in :func:`check_block`), and tell the
     truth: each fact of :meth:`~dynablocks.fields.VectorField.facts` and of its standing facts is measured in float64,
     against X and its dense Jacobians at random states, at a tenth and at ten times of these: at the start, after 25 SGD
-    steps, and under hostile parameters. At the start and after the steps ``potential``, ``energy``, ``structure``,
-    ``terms``, ``rates``, ``rotate``, the Euler constants, the flow (of one time for all states and of one each), its
-    gradient in time, its constants and its log-determinant are held against X as well, where the field has them. All
-    of it is measured of the terms of a sum, too: a splitting knows the field by these.
+    steps, and under hostile parameters. At the start, after the steps, and with all parameters negated or 1
+    ``potential``, ``energy``, ``structure``, ``terms``, ``rates``, ``rotate``, the Euler constants, the flow (of one
+    time for all states and of one each), its gradient in time, its constants and its log-determinant are held against X
+    as well, where the field has them. All of it is measured of the terms of a sum, too: a splitting knows the field by
+    these.
 
     It can refute a fact, not prove it: a constant that is true where it was measured may be too small elsewhere.
 
@@ -424,10 +425,9 @@ def _gradient_flow(case: Case) -> Iterator[str]:
 
 @check("log-determinant")
 def _log_determinant(case: Case) -> Iterator[str]:
-    """At the start, and after training: at the start biases and logarithms of scales may be 0."""
+    """At the start, where biases and logarithms of scales may be 0, after training, and with parameters as in MILD."""
     if any(callable(getattr(case.block, method, None)) for method in LOG_DETERMINANTS):
-        wrong = list(_wrong_log_determinants(case.block, case))
-        yield from wrong or (f"after training, {told}" for told in _wrong_log_determinants(case.trained, case))
+        yield from _first_wrong(case, lambda block: _wrong_log_determinants(block, case))
 
 
 def _wrong_log_determinants(block: nn.Module, case: Case) -> Iterator[str]:
@@ -539,10 +539,21 @@ def _facts_under_hostile_parameters(case: Case) -> Iterator[str]:
 
 @check("methods", FIELD_CHECKS)
 def _methods(case: Case) -> Iterator[str]:
-    """At the start, and after training: at the start biases may be 0."""
+    """At the start, where biases may be 0, after training, and with parameters as in MILD."""
     states = _scaled(case.sample)
-    wrong = list(false_methods(_field(case.block), states))
-    yield from wrong or (f"after training, {told}" for told in false_methods(_field(case.trained), states))
+    yield from _first_wrong(case, lambda field: false_methods(_field(field), states))
+
+
+def _first_wrong(case: Case, check: Callable[[nn.Module], Iterator[str]]) -> Iterator[str]:
+    """What is wrong at the start; where nothing is, after training; then with the parameters of MILD."""
+    wrong = list(check(case.block)) or [f"after training, {told}" for told in check(case.trained)]
+    if not wrong and next(case.block.parameters(), None) is not None:
+        for name in MILD:
+            # An equation may have no solution there.
+            with contextlib.suppress(NotConverged):
+                block = _spoiled(case.clone(), HOSTILE[name])
+                wrong += [f"parameters {name}: {told}" for told in check(block)]
+    yield from wrong
 
 
 def _scaled(x: Tensor) -> Tensor:
@@ -583,6 +594,10 @@ HOSTILE: dict[str, Callable[[Tensor], Tensor]] = {
     "of rank one": _rank_one,
     "negated": torch.neg,
 }
+
+
+MILD = ("negated", "constant")
+"""Those under which flows and their determinants stay within the range of numbers."""
 
 
 def _violations(block: nn.Module, sample: Tensor, *, deep: bool = False, search_steps: int = 15) -> Iterator[str]:
