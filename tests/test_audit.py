@@ -310,7 +310,7 @@ def test_a_certificate_of_a_network_that_started_from_another_says_so(genuine: P
 
 
 @pytest.mark.parametrize("version", ["0.1.0; 90 % of the images are certified", "", "better"])
-def test_the_version_of_a_certificate_is_one(genuine: Path, version: str) -> None:
+def test_a_certificate_whose_version_is_none_is_refused(genuine: Path, version: str) -> None:
     content = json.loads(genuine.read_text()) | {"dynablocks": version}
     with pytest.raises(BadData, match=re.escape(f"cert.json is by dynablocks {version!r}, which is no version")):
         checked_artefact(content, "cert.json")
@@ -329,7 +329,7 @@ def test_a_certificate_that_says_something_twice_is_refused(
     assert f"{name[1:-2]!r} stands twice in one object" in capsys.readouterr().err
 
 
-def test_an_audit_attacks_no_more_images_at_once_than_fit(genuine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_audit_attacks_in_batches(genuine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = json.loads(genuine.read_text())
     network, sizes = load(genuine.parent / "run").double().eval(), []
     network.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))

@@ -338,6 +338,15 @@ CASES: dict[str, tuple[str, Prepare, str]] = {
         _file("c.yaml", b"data:\n  dir: 2024-02-30\n"),
         "--config c.yaml is not readable YAML",
     ),
+    **{
+        f"a config with {text}": (
+            "train --config c.yaml",
+            _file("c.yaml", text.encode()),
+            "--config c.yaml is not readable YAML",
+        )
+        for text in ("model: !!bool x", "training: !!timestamp x", "seed: !!int ''")
+    },
+    "a flag with a tag of YAML": ("train --data.name !!bool", _nothing, "see dynablocks train --help"),
     "a config that is nested too deep": (
         "train --config c.yaml",
         _file("c.yaml", b"data: " + b"[" * 3000 + b"]" * 3000),

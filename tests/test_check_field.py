@@ -37,7 +37,7 @@ from dynablocks.fields import (
     leaky_relu,
     presnov,
 )
-from dynablocks.fields.base import potential_of
+from dynablocks.fields.base import energy_of, potential_of
 from dynablocks.fields.sphere import TangentField
 from dynablocks.fitting.structures import CoordinateShear, CoordinateShears, FreeField
 from dynablocks.integrators import ExactFlow
@@ -619,7 +619,21 @@ def test_methods_are_held_against_parameters_of_the_other_sign() -> None:
     assert found.message.startswith("parameters negated: potential: ∇V and X differ by up to "), found.message
 
 
-def test_a_column_of_energies_is_refused_wherever_it_is_taken() -> None:
+def test_a_column_of_energies_is_refused() -> None:
+    class Column(NeuralHamiltonian):
+        def energy(self, x: Tensor) -> Tensor:
+            return super().energy(x).unsqueeze(1)
+
+        def facts(self) -> FieldFacts:
+            return super().facts()
+
+    column, x = Column(4, width=3), torch.randn(4, 4)
+    for energy in (lambda x: energy_of(column, x), SumField(NeuralHamiltonian(4, width=3), column).energy):
+        with pytest.raises(InvalidArgument, match=r"the energy of Column has shape \(4, 1\) for 4 states"):
+            energy(x)
+
+
+def test_a_column_of_potentials_is_refused_wherever_it_is_taken() -> None:
     class Column(GradientField):
         def potential(self, x: Tensor) -> Tensor:
             return super().potential(x).unsqueeze(1)

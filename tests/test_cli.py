@@ -401,13 +401,14 @@ def test_images_that_are_not_those_of_the_run_are_told(
         assert page.count(f"folder with fingerprint {metrics['fingerprint'][:16]}…") == 2 * count
 
 
-def test_images_for_a_test_need_none_to_hold_out(tmp_path: Path) -> None:
+def test_a_copy_with_too_few_training_images_to_hold_out_serves_for_tests(tmp_path: Path) -> None:
     """The training held out more images than another copy has for training."""
     run, images = tmp_path / "run", class_folders(tmp_path / "images")
     assert main(["train", *TINY.split(), "--data-dir", str(images), "--data.validation", "12", "--out", str(run)]) == 0
     other = shutil.copytree(images, tmp_path / "other", ignore=lambda folder, names: {"1.png", "2.png", "3.png"})
     place = ["--data.dir", str(other)]
     assert main(["certify", str(run), *place, "--dry-run"]) == 0
+    assert main(["certify", str(run), *place, "--json", str(tmp_path / "certificate.json")]) == 0
     for command in ("certify", "attack", "report"):
         assert main([command, str(run), *place]) == 0
     assert main(["verify", str(run), *place, "--samples", "2"]) == 0
@@ -691,7 +692,7 @@ def test_what_is_certified_of_the_attacked_images_stands_beside_what_attacks_lef
         ("certificate.json", {"clean_accuracy": 1.0}),
         ("certificate.json", {"certified_accuracy": [{"epsilon": 0.0, "accuracy": 1.0}]}),
         ("attack.json", {"clean_accuracy": 1.0}),
-        ("attack.json", {"robust_accuracy": [{"epsilon": 0.0, "accuracy": 1.0}]}),
+        ("attack.json", {"robust_accuracy": []}),
         ("attack.json", {"auc": 1.0}),
     ],
 )
@@ -704,6 +705,21 @@ def test_edited_results_are_made_again(finished: Path, tmp_path: Path, file: str
     (run / file).write_text(json.dumps(content | change))
     assert main(command) == 0
     assert json.loads((run / file).read_text()) == content
+
+
+@pytest.mark.parametrize("edited", ["accuracy", "radii"])
+def test_an_edited_curve_is_made_again(edited: str, finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    assert main(["attack", str(run)]) == 0
+    kept = (run / "attack.json").read_text()
+    content = json.loads(kept)
+    if edited == "accuracy":
+        content["robust_accuracy"][1]["accuracy"] += 0.01
+    else:
+        content["config"]["epsilons"] = content["config"]["epsilons"][:-1]
+    (run / "attack.json").write_text(json.dumps(content))
+    assert main(["attack", str(run)]) == 0
+    assert json.loads((run / "attack.json").read_text()) == json.loads(kept)
 
 
 def test_a_result_does_not_vouch_for_the_tensors_of_another_process(

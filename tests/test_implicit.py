@@ -650,6 +650,9 @@ def test_the_symplectic_form_is_kept_to_the_tolerance_of_a_rough_solver() -> Non
         kept = ImplicitRungeKutta(IMPLICIT_MIDPOINT, tolerance).declare(field, 0.3).properties
         assert kept.of(Symplectic).tolerance == known
         assert kept.of(VolumePreserving).tolerance == pytest.approx(8 * known)
+        block = DynamicalBlock(field, ImplicitRungeKutta(IMPLICIT_MIDPOINT, tolerance), FreeSignal(0.3)).double()
+        x = torch.randn(4, *field.in_shape, dtype=torch.float64)
+        assert verify(block, x, kinds=(Symplectic, VolumePreserving)).passed
 
 
 @pytest.mark.parametrize(

@@ -480,6 +480,23 @@ def test_states_are_told_without_writing_anything(
     assert [path.name for path in store.root.iterdir()] == [begun.name]
 
 
+def test_a_command_that_is_killed_ends_its_workers_as_ctrl_c_does() -> None:
+    """SIGTERM, as `kill` and job schedulers send it, would end the command and leave them running."""
+    code = (
+        "import os, signal\n"
+        "from dynablocks.experiments.runner import terminated_as_interrupted\n"
+        "before = signal.getsignal(signal.SIGTERM)\n"
+        "try:\n"
+        "    with terminated_as_interrupted():\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        signal.pause()\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted', signal.getsignal(signal.SIGTERM) == before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["interrupted", "True"]
+
+
 def test_workers_draw_no_bars_over_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
     terminals = []
 

@@ -21,9 +21,11 @@ import torch
 from rich.console import Console
 from test_training import QUIET, metric_lines, quadrants, small_model
 from torch import nn
+from torch.nn import functional
 
 import dynablocks
 import dynablocks.training.checkpoint as checkpoint_module
+from dynablocks.data import hold_out
 from dynablocks.errors import BadCheckpoint, DynablocksError
 from dynablocks.files import sha256, write_text
 from dynablocks.training import TrainingConfig, find_checkpoint, fit, load_checkpoint, save_checkpoint
@@ -127,6 +129,35 @@ def test_changed_settings_are_refused(tmp_path: Path) -> None:
     again: list[int] = []
     fit(small_model(), quadrants(), changed, tmp_path, describe={"width": 8}, resume=False, on_step=again.append)
     assert again[0] == 1
+
+
+def test_a_training_does_not_go_on_with_other_images_held_out(tmp_path: Path) -> None:
+    """Images that it was trained on would be measured as new ones."""
+    whole = quadrants().train
+    config = TrainingConfig(epochs=2, batch_size=16, checkpoint_seconds=0.0, **QUIET)
+    one, other = (hold_out(whole, whole, 8, seed=seed) for seed in (0, 1))
+    with pytest.raises(Killed):
+        fit(small_model(), one, config, tmp_path, on_step=killed_at(2))
+    with pytest.raises(BadCheckpoint, match=r"data\.held_out '\w+', this one has "):
+        fit(small_model(), other, config, tmp_path)
+    fit(small_model(), one, config, tmp_path)
+    with pytest.raises(BadCheckpoint, match=r"data\.held_out '\w+', this one has "):
+        fit(small_model(), other, config, tmp_path)
+
+
+def test_a_training_does_not_go_on_with_other_soft_labels(tmp_path: Path) -> None:
+    splits = quadrants()
+    config = TrainingConfig(epochs=2, batch_size=16, checkpoint_seconds=0.0, **QUIET)
+    count = len(splits.train.images)
+    labels = functional.one_hot(splits.train.labels, 4).float()
+    soft, softer = (0.9 * labels + 0.1 / 4, 0.5 * labels + 0.5 / 4)
+    assert soft.shape == (count, 4)
+    with pytest.raises(Killed):
+        fit(small_model(), splits, config, tmp_path, soft_labels=soft, on_step=killed_at(2))
+    for given in (softer, None):
+        with pytest.raises(BadCheckpoint, match=r"data\.soft_labels"):
+            fit(small_model(), splits, config, tmp_path, soft_labels=given)
+    fit(small_model(), splits, config, tmp_path, soft_labels=soft)
 
 
 def save_twice(directory: Path) -> nn.Module:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from dynablocks.errors import InvalidArgument
+from dynablocks.errors import UNREADABLE, InvalidArgument
 from dynablocks.files import expanded
 from dynablocks.progress import error_console, print_line
 
@@ -250,7 +250,7 @@ def _settings(text: str, where: str) -> dict[str, Any]:
         content = yaml.safe_load(text)
         scalars = [event for event in yaml.parse(text, Loader=yaml.SafeLoader) if isinstance(event, yaml.ScalarEvent)]
         document = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except (*UNREADABLE, yaml.YAMLError) as error:
         raise InvalidArgument(f"{where} is not readable YAML; write one with --print_config.") from error
     for scalar in scalars:
         plain = scalar.style is None and scalar.tag is None

@@ -88,6 +88,10 @@ def require_whole(name: str, value: int, low: int | None = None, high: int | Non
     return number
 
 
+UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
+"""What PyYAML raises of texts that are none, beside its own errors: of ``!!bool x``, of a date that never was."""
+
+
 def require_range(
     name: str, value: float, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
 ) -> float:

@@ -53,7 +53,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--data.dir", type=Path, default=None, help="a CIFAR-10 copy (default: through the Hub)")
     parser.add_argument("--cifar100-dir", type=Path, default=None, help="a CIFAR-100 copy; without it: not run")
     parser.add_argument("--out", type=Path, default=Path("reproduced"), help="where cells, tables and figures are kept")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--seed", type=int, default=0, help="of data, starts and trainings")
     parser.add_argument("--dry-run", action="store_true", help="list the cells with their state and cost, and stop")
     parser.add_argument(
         "--check", action="store_true", help="only compare what is there with the paper; 1 if it differs or failed"

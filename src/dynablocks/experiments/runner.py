@@ -155,7 +155,8 @@ def build_with_workers(arguments: Sequence[str], jobs: int, cores: int) -> None:
     command = [sys.executable, *safe, "-m", "dynablocks", "reproduce", *arguments, "--jobs", "1", "--worker"]
     workers = [subprocess.Popen(command, env=environment) for _ in range(jobs)]
     try:
-        codes = [worker.wait() for worker in workers]
+        with terminated_as_interrupted():
+            codes = [worker.wait() for worker in workers]
     except KeyboardInterrupt:
         for worker in workers:
             with contextlib.suppress(ProcessLookupError):
@@ -169,6 +170,23 @@ def build_with_workers(arguments: Sequence[str], jobs: int, cores: int) -> None:
         say(f"a worker was ended by signal {number}{hint}")
     if refused := codes.count(2):
         say(f"{refused} of {jobs} workers ended with an error, exit code 2; each has said above what to do")
+
+
+@contextlib.contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Take SIGTERM, as ``kill`` and job schedulers send it, for a Ctrl-C: it would end this process and no worker."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def interrupt_once(number: int, frame: object) -> None:

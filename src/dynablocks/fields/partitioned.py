@@ -132,10 +132,10 @@ class ShearField(VectorField):
     @torch.no_grad()
     def _rate_at_zero(self) -> float:
         """‖v(0)‖, which the constant of v leaves out; 0 of a force of another shape, which says so where it is used."""
-        held = next((p for p in self.parameters() if p.is_floating_point()), torch.zeros(()))
+        held = (part for part in (*self.parameters(), *self.buffers()) if part.is_floating_point())
         try:
-            return float(self(held.new_zeros(1, *self.in_shape)).norm())
-        except InvalidArgument:
+            return float(self(next(held, torch.zeros(())).new_zeros(1, *self.in_shape)).norm())
+        except (InvalidArgument, RuntimeError):
             return 0.0
 
     def euler_constant(self, step_size: float, bound: str = "tight") -> tuple[float, str]:

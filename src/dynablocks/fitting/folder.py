@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dynablocks.errors import BadCheckpoint, DynablocksError, InvalidArgument
+from dynablocks.errors import UNREADABLE, BadCheckpoint, DynablocksError, InvalidArgument
 from dynablocks.files import expanded, plain_data, read_json, tensor_digest, write_atomically, write_text
 from dynablocks.fitting.regression import TIME_OVER
 from dynablocks.fitting.surrogates import FlowMap, Structure, build
@@ -163,7 +163,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         content = yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8"))
     except OSError as error:
         raise _unread(directory / CONFIG, error) from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except (*UNREADABLE, yaml.YAMLError) as error:
         raise BadCheckpoint(f"{directory / CONFIG} cannot be read; make the fit again in another folder.") from error
     if not isinstance(content, dict) or "fit" not in content:
         raise BadCheckpoint(f"{directory} holds something else than a fit; give another folder.")

@@ -274,10 +274,10 @@ def run_stages(
     flow.adopt_units(*train.pairs())
     stage = partial(_stage, flow, config=config, directory=directory, say=say)
     long = planned.horizon > 1
+    single = training_residuals(flow), (_single_steps(train), None if held is None else _single_steps(held))
     first = stage(
         "one step",
-        training_residuals(flow),
-        (_single_steps(train), None if held is None else _single_steps(held)),
+        *single,
         0.3 if long else 1.0,
         adam_steps=config.adam_steps,
         finish="lbfgs" if long else "levenberg-marquardt",
@@ -302,6 +302,9 @@ def run_stages(
             lr=2e-3,
             finish_steps=config.finish_steps,
         )
+    elif planned.unsolved:
+        # The first stage was a short one, which prepares the second.
+        stages["single steps"] = stage("single steps", *single, 0.7, adam_steps=0, finish_steps=config.finish_steps)
     return Fitted(flow.eval(), planned, stages)
 
 

@@ -186,7 +186,10 @@ class LimitedMemoryBFGS:
         start, length = self.value, math.nan
         for _ in range(iterations):
             before = [p.detach().clone() for p in self.objective.parameters]
-            gradients = torch.autograd.grad(self.objective.loss(), self.objective.parameters, allow_unused=True)
+            try:
+                gradients = torch.autograd.grad(self.objective.loss(), self.objective.parameters, allow_unused=True)
+            except NotConverged:
+                break
             steps = [torch.zeros_like(p) if g is None else g for p, g in zip(before, gradients, strict=True)]
             size = sum(float(step.abs().sum()) for step in steps)
             if not 0 < size < math.inf:

@@ -109,15 +109,16 @@ class Integrator:
     def __init_subclass__(cls, **given: Any) -> None:
         """A step of a subclass is guaranteed only what the subclass says of it, whatever it inherits.
 
-        Nor is it undone by the inverse of the step that it replaces, or changes volume as that did.
+        Nor is it undone by the inverse of the step that it replaces, or changes volume as that did. It says so by
+        attributes and methods of the class: what an ``__init__`` sets may be of the step before.
         """
         super().__init_subclass__(**given)
         silent = [claim for claim in CLAIMS if replaced(cls, STEPPING, (claim, "declare"), (Integrator,))]
         silent += [method for method, said in TWINS.items() if replaced(cls, STEPPING, said, (Integrator,))]
         # What was silenced stays so in subclasses of the subclass, until one of them speaks.
-        spoken = {name for name, said in (*TWINS.items(), ("keeps", ("keeps",))) if any(map(vars(cls).get, said))}
-        cls._own_inverse = "inverse" not in silent and (cls._own_inverse or "inverse" in spoken)
-        cls._own_keeps = "keeps" not in silent and (cls._own_keeps or "keeps" in spoken)
+        spoken = any(map(vars(cls).get, ("inverse", "symmetric")))
+        cls._own_inverse = "inverse" not in silent and (cls._own_inverse or spoken)
+        cls._own_keeps = "keeps" not in silent and (cls._own_keeps or "keeps" in vars(cls))
         if replaced(cls, ("inverse",), ("guarantees", "declare"), ()):
             silent += ["guarantees", "declare"]
         if replaced(cls, APART, ("with_log_determinant",), ()):

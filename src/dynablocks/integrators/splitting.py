@@ -61,7 +61,9 @@ class Splitting(Integrator):
     keeps = FLOW_PROPERTIES - {EnergyPreserving, Dissipative}
 
     def __init__(self, name: str, order: int, weights: tuple[float, ...] | None) -> None:
-        self.name, self.order = name, require_whole("order", order, 1, 1 if weights is None else None)
+        # Substeps of one's own may have any order without weights.
+        lie_trotter = weights is None and type(self).substeps is Splitting.substeps
+        self.name, self.order = name, require_whole("order", order, 1, 1 if lie_trotter else None)
         self.weights = None if weights is None else _checked(name, self.order, weights)
         self.symmetric = self.weights is not None and self.weights == self.weights[::-1]
         self._exact = ExactFlow()
@@ -144,10 +146,10 @@ def _checked(name: str, order: int, given: Sequence[float]) -> tuple[float, ...]
     total, cubes = math.fsum(weights), math.fsum(weight**3 for weight in weights)
     if not weights or abs(total - 1) > slack:
         raise InvalidArgument(f"the weights of {name!r} sum up to {total:.12g}; a step of size h needs the sum 1.")
-    if order > 2 and (weights != weights[::-1] or abs(cubes) > slack):
+    if order > 2 and (abs(cubes) > slack or (order > 3 and weights != weights[::-1])):
         raise InvalidArgument(
-            f"the weights of {name!r} do not have order {order}: above 2 they must be the same read backwards, with "
-            f"Σγ³ = 0 (it is {cubes:.3g})."
+            f"the weights of {name!r} do not have order {order}: above 2 Σγ³ must be 0 (it is {cubes:.3g}), above 3 "
+            "they must be the same read backwards, too."
         )
     return weights
 

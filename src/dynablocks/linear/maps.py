@@ -77,6 +77,8 @@ class LinearMap(Structured):
     is declared as far as the :meth:`orthonormality_defect` of the present weight allows (:meth:`isometry_tolerance`).
 
     :meth:`compute_norm_bounds` speaks of the products beside it; :meth:`declare` alone does of a ``forward``.
+    A subclass with a :meth:`compute_weight` of its own says as an attribute of the class, or by a
+    :meth:`compute_orthonormality_defect`, that its rows or columns are orthonormal.
     """
 
     in_shape: tuple[int, ...]
@@ -96,7 +98,8 @@ class LinearMap(Structured):
         super().__init_subclass__(**given)
         own = replaced(cls, PRODUCTS, ("compute_orthonormality_defect",), (LinearMap,))
         own = own or replaced(cls, IMAGES, ("multiply", "compute_orthonormality_defect"))
-        own = own or replaced(cls, WEIGHTS, ("compute_orthonormality_defect",), (LinearMap,))
+        spoken = ("compute_orthonormality_defect", "rows_orthonormal", "columns_orthonormal")
+        own = own or replaced(cls, WEIGHTS, spoken, (LinearMap,))
         neutral = ["rows_orthonormal", "columns_orthonormal"] if own else []
         for claim in ("compute_norm_bounds", "compute_smallest_singular_value"):
             if replaced(cls, PRODUCTS, (claim,), (LinearMap,)) or replaced(cls, IMAGES, (claim,)):

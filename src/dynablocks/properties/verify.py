@@ -298,7 +298,7 @@ def _tolerance(module: nn.Module, declared: Property, x: Tensor) -> float:
     if isinstance(declared, Lipschitz):
         entries *= declared.metric.condition * declared.image.condition
         return 16 * entries * (max(1.0, declared.constant) if math.isfinite(declared.constant) else 1.0)
-    return 64 * _rounding(module, x)
+    return min(64 * _rounding(module, x), LEAST_DIGITS)
 
 
 def _rounding(module: nn.Module, x: Tensor) -> float:
@@ -307,7 +307,7 @@ def _rounding(module: nn.Module, x: Tensor) -> float:
     No more than :data:`LEAST_DIGITS`: a mass in kilograms among the parameters excuses nothing.
     """
     largest = max(map(largest_finite, module.parameters()), default=0.0)
-    return min(EPSILON * x[0].numel() * max(1.0, largest), LEAST_DIGITS / 64)
+    return min(EPSILON * x[0].numel() * max(1.0, largest), LEAST_DIGITS)
 
 
 def worst_pair(module: nn.Module, x: Tensor, steps: int = 30) -> tuple[float, Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynablocks.arguments import expand, make_parser, read_settings, say, values_of
-from dynablocks.errors import InvalidArgument, require_choice, require_whole
+from dynablocks.errors import UNREADABLE, InvalidArgument, require_choice, require_whole
 from dynablocks.progress import Stopped, show, tell
 from dynablocks.run_files import CONFIG, METRICS
 
@@ -124,7 +124,7 @@ def _unless_null(text: str) -> str | None:
 
     try:
         return None if text.strip() and yaml.safe_load(text) is None else text
-    except (ValueError, RecursionError, yaml.YAMLError):
+    except (*UNREADABLE, yaml.YAMLError):
         return text
 
 

@@ -225,12 +225,12 @@ def restored(directory: Path, kind: ResultKind[R], fingerprint: str, *, same_cod
             return None
         result = kind.restore(summary, load_file(path))
         return result if _has_figures(summary, kind, cast(Any, result)) else None
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError):
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError):
         return None
 
 
 def _has_figures(summary: dict[str, Any], kind: ResultKind[Any], result: AttackResult | CertificateResult) -> bool:
-    """Whether the figures of a summary are those of its tensors."""
+    """Whether what a summary says of accuracies, of all losses together, is that of its tensors."""
     stated = summary[kind.curve]
     if isinstance(result, CertificateResult):
         again = result.summary([point["epsilon"] for point in stated])

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dynablocks.data import to_unit_range
+from dynablocks.data import fingerprint, to_unit_range
 from dynablocks.errors import BadCheckpoint
-from dynablocks.files import expanded
+from dynablocks.files import expanded, tensor_digest
 from dynablocks.linear import frozen_weights, shared_weights
 from dynablocks.modes import cpu_threads, eval_mode
 from dynablocks.progress import Stopped, clock
@@ -124,7 +124,9 @@ def fit(
     directory = None if directory is None else expanded(directory)
     with contextlib.ExitStack() as stack:
         stack.enter_context(global_state_kept(config))
-        text = settings_of(splits, config, describe)
+        # A teacher, whose labels are no other at a resume, stands in what the run says of itself.
+        told = soft_labels is None or "teacher" in (describe or {})
+        text = settings_of(splits, config, describe, None if told else soft_labels)
         first = is_first_process(config)
         if directory is not None and first:
             stack.enter_context(reserved(directory))
@@ -162,9 +164,19 @@ def global_state_kept(config: TrainingConfig) -> Iterator[None]:
         yield
 
 
-def settings_of(splits: DataSplits, config: TrainingConfig, describe: Mapping[str, Any] | None = None) -> str:
+def settings_of(
+    splits: DataSplits,
+    config: TrainingConfig,
+    describe: Mapping[str, Any] | None = None,
+    soft_labels: Tensor | None = None,
+) -> str:
     """All that decides the result of :func:`fit`, as its checkpoints store it."""
-    data = {"name": splits.train.name, "fingerprint": splits.fingerprint, "train_images": len(splits.train.images)}
+    count = len(splits.train.images)
+    data: dict[str, Any] = {"name": splits.train.name, "fingerprint": splits.fingerprint, "train_images": count}
+    if splits.validation is not None:
+        data["held_out"] = fingerprint(splits.validation)
+    if soft_labels is not None:
+        data["soft_labels"] = tensor_digest({"soft_labels": torch.as_tensor(soft_labels)})
     return describe_run(config, describe or {}, data)
 
 
