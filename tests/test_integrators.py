@@ -1248,6 +1248,16 @@ class HalfWeight(OrthogonalDense):
         return 0.5 * super().compute_weight()
 
 
+class Honest(OrthogonalDense):
+    """Its __init__ would say otherwise."""
+
+    rows_orthonormal = False
+    columns_orthonormal = False
+
+    def compute_weight(self) -> Tensor:
+        return 0.5 * super().compute_weight()
+
+
 class Rotation(Dense):
     rows_orthonormal = True
 
@@ -1257,9 +1267,10 @@ class Rotation(Dense):
 
 def test_a_weight_of_ones_own_may_be_said_to_have_orthonormal_rows() -> None:
     field, x = GradientField(Rotation(3, 3), leaky_relu(0.5)).double(), torch.randn(5, 3, dtype=torch.float64)
-    assert field.linear.rows_orthonormal
+    assert (field.linear.rows_orthonormal, field.linear.columns_orthonormal) == (True, False)
     assert ExactFlow().why_not(field) is None
-    flow = ExactFlow()
+    flow, honest = ExactFlow(), Honest(2, 2)
+    assert (honest.rows_orthonormal, honest.columns_orthonormal) == (False, False)
     torch.testing.assert_close(
         flow.step(field, flow.step(field, x, 0.5), 0.5), flow.step(field, x, 1.0), rtol=1e-12, atol=1e-12
     )

@@ -30,7 +30,7 @@ from dynablocks.errors import BadCheckpoint, DynablocksError
 from dynablocks.files import sha256, write_text
 from dynablocks.training import TrainingConfig, find_checkpoint, fit, load_checkpoint, save_checkpoint
 from dynablocks.training.checkpoint import has_checkpoint, load_weights, read_state, tidy
-from dynablocks.training.record import append_metrics, cut_metrics
+from dynablocks.training.record import append_metrics, check_same_run, cut_metrics
 
 
 class Killed(Exception):
@@ -138,11 +138,18 @@ def test_a_training_does_not_go_on_with_other_images_held_out(tmp_path: Path) ->
     one, other = (hold_out(whole, whole, 8, seed=seed) for seed in (0, 1))
     with pytest.raises(Killed):
         fit(small_model(), one, config, tmp_path, on_step=killed_at(2))
-    with pytest.raises(BadCheckpoint, match=r"data\.held_out '\w+', this one has "):
+    with pytest.raises(BadCheckpoint, match=r"data\.trained_on '\w+', this one has "):
         fit(small_model(), other, config, tmp_path)
     fit(small_model(), one, config, tmp_path)
-    with pytest.raises(BadCheckpoint, match=r"data\.held_out '\w+', this one has "):
+    with pytest.raises(BadCheckpoint, match=r"data\.trained_on '\w+', this one has "):
         fit(small_model(), other, config, tmp_path)
+
+
+def test_a_checkpoint_of_before_need_not_say_on_which_images_it_was_trained(tmp_path: Path) -> None:
+    now = "data: {fingerprint: f, trained_on: a, soft_labels: b}"
+    check_same_run("data: {fingerprint: f}", now, tmp_path)
+    with pytest.raises(BadCheckpoint, match=r"data\.soft_labels None, this one has 'b'"):
+        check_same_run("data: {fingerprint: f, trained_on: a, soft_labels: null}", now, tmp_path)
 
 
 def test_a_training_does_not_go_on_with_other_soft_labels(tmp_path: Path) -> None:

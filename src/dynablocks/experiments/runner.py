@@ -153,9 +153,11 @@ def build_with_workers(arguments: Sequence[str], jobs: int, cores: int) -> None:
     # With -m modules are looked for in the working directory first, without -P: only where this process does so, too.
     safe = ["-P"] if {"", os.getcwd()}.isdisjoint(sys.path) else []
     command = [sys.executable, *safe, "-m", "dynablocks", "reproduce", *arguments, "--jobs", "1", "--worker"]
-    workers = [subprocess.Popen(command, env=environment) for _ in range(jobs)]
+    workers: list[subprocess.Popen[bytes]] = []
     try:
         with terminated_as_interrupted():
+            for _ in range(jobs):
+                workers.append(subprocess.Popen(command, env=environment))
             codes = [worker.wait() for worker in workers]
     except KeyboardInterrupt:
         for worker in workers:

@@ -59,6 +59,9 @@ PRODUCTS, IMAGES = ("multiply", "multiply_adjoint"), ("affine", "adjoint")
 WEIGHTS = ("compute_weight", "compute_weights")
 """The methods that make its weight."""
 
+ORTHONORMAL = ("rows_orthonormal", "columns_orthonormal")
+"""What a class may say of its weight."""
+
 
 class LinearMap(Structured):
     """x ↦ Ax between spaces of declared shapes, with the adjoint y ↦ Aᵀy.
@@ -77,8 +80,8 @@ class LinearMap(Structured):
     is declared as far as the :meth:`orthonormality_defect` of the present weight allows (:meth:`isometry_tolerance`).
 
     :meth:`compute_norm_bounds` speaks of the products beside it; :meth:`declare` alone does of a ``forward``.
-    A subclass with a :meth:`compute_weight` of its own says as an attribute of the class, or by a
-    :meth:`compute_orthonormality_defect`, that its rows or columns are orthonormal.
+    A subclass with a :meth:`compute_weight` of its own says that its rows or columns are orthonormal as an attribute of
+    the class, or measures what it inherits of that by a :meth:`compute_orthonormality_defect` of its own.
     """
 
     in_shape: tuple[int, ...]
@@ -98,9 +101,12 @@ class LinearMap(Structured):
         super().__init_subclass__(**given)
         own = replaced(cls, PRODUCTS, ("compute_orthonormality_defect",), (LinearMap,))
         own = own or replaced(cls, IMAGES, ("multiply", "compute_orthonormality_defect"))
-        spoken = ("compute_orthonormality_defect", "rows_orthonormal", "columns_orthonormal")
-        own = own or replaced(cls, WEIGHTS, spoken, (LinearMap,))
-        neutral = ["rows_orthonormal", "columns_orthonormal"] if own else []
+        neutral = [*ORTHONORMAL] if own else []
+        if not own and replaced(cls, WEIGHTS, ("compute_orthonormality_defect",), (LinearMap,)):
+            # Down to the class that makes the weight; what an __init__ sets may be of another.
+            makes = next(k for k, kind in enumerate(cls.__mro__) if any(name in vars(kind) for name in WEIGHTS))
+            speaking = cls.__mro__[: makes + 1]
+            neutral += [name for name in ORTHONORMAL if not any(vars(kind).get(name) is True for kind in speaking)]
         for claim in ("compute_norm_bounds", "compute_smallest_singular_value"):
             if replaced(cls, PRODUCTS, (claim,), (LinearMap,)) or replaced(cls, IMAGES, (claim,)):
                 neutral.append(claim)

@@ -298,16 +298,16 @@ def _tolerance(module: nn.Module, declared: Property, x: Tensor) -> float:
     if isinstance(declared, Lipschitz):
         entries *= declared.metric.condition * declared.image.condition
         return 16 * entries * (max(1.0, declared.constant) if math.isfinite(declared.constant) else 1.0)
-    return min(64 * _rounding(module, x), LEAST_DIGITS)
+    return 64 * _rounding(module, x)
 
 
 def _rounding(module: nn.Module, x: Tensor) -> float:
     """eps × entries; an orthogonal parametrisation multiplies rounding by the size of its parameters.
 
-    No more than :data:`LEAST_DIGITS`: a mass in kilograms among the parameters excuses nothing.
+    No more than a 64th of :data:`LEAST_DIGITS`: a mass in kilograms among the parameters excuses nothing.
     """
     largest = max(map(largest_finite, module.parameters()), default=0.0)
-    return min(EPSILON * x[0].numel() * max(1.0, largest), LEAST_DIGITS)
+    return min(EPSILON * x[0].numel() * max(1.0, largest), LEAST_DIGITS / 64)
 
 
 def worst_pair(module: nn.Module, x: Tensor, steps: int = 30) -> tuple[float, Tensor]:

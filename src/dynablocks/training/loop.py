@@ -107,7 +107,8 @@ def fit(
         on_start: called by the first process once nothing speaks against this training any more, and no checkpoint is
             left but one to go on from.
         soft_labels: probabilities of the classes for each training image, (N, classes), which the loss takes in place
-            of its label: of a teacher, of several people who labelled it. Accuracies count the labels.
+            of its label: of a teacher, of several people who labelled it. Accuracies count the labels. They are
+            compared at a resume, bit by bit, unless ``describe`` has a ``"teacher"``, which then stands for them.
 
     Returns:
         The summary; of a training that had finished before, the stored one, at once.
@@ -173,10 +174,10 @@ def settings_of(
     """All that decides the result of :func:`fit`, as its checkpoints store it."""
     count = len(splits.train.images)
     data: dict[str, Any] = {"name": splits.train.name, "fingerprint": splits.fingerprint, "train_images": count}
-    if splits.validation is not None:
-        data["held_out"] = fingerprint(splits.validation)
-    if soft_labels is not None:
-        data["soft_labels"] = tensor_digest({"soft_labels": torch.as_tensor(soft_labels)})
+    # The fingerprint of a copy is that before some were held out.
+    data["trained_on"] = None if splits.validation is None else fingerprint(splits.train)
+    labels = None if soft_labels is None else {"soft_labels": torch.as_tensor(soft_labels)}
+    data["soft_labels"] = None if labels is None else tensor_digest(labels)
     return describe_run(config, describe or {}, data)
 
 

@@ -47,8 +47,8 @@ def check_same_run(stored: str, wanted: str, directory: Path) -> None:
     """
     old, new = (_flatten(parse_settings(text, directory)) for text in (stored, wanted))
     differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    # What was held out is stored since December 2026; before, of how many images the training had alone.
-    harmless = {*HARMLESS, *({"data.held_out"} - old.keys())}
+    # Checkpoints before December 2026 say nothing of these.
+    harmless = {*HARMLESS, *({"data.trained_on", "data.soft_labels"} - old.keys())}
     differing = [name for name in differing if name not in harmless]
     if not differing:
         return
