@@ -542,6 +542,14 @@ def _one_a_state(at: Measured) -> Tensor:
     return at.x.new_tensor(TIMES)[order].reshape(-1, *(1,) * (at.x.ndim - 1))
 
 
+def _raised(method: str, times: Tensor, error: Exception) -> str:
+    sentence = str(error).split("\n", maxsplit=1)[0]
+    return (
+        f"{method}(x, t) with t of shape {tuple(times.shape)}, one a state, raises {type(error).__name__} "
+        f"({sentence}); t is a number, or a tensor that multiplies x"
+    )
+
+
 def _flow_of_times(at: Measured, speed: float) -> Iterator[str]:
     """Steps may be one a state, and learned: Φ_t(x) of many t is that of each alone, and ∂Φ_t(x)/∂t = X(Φ_t(x))."""
     times = _one_a_state(at)
@@ -552,11 +560,7 @@ def _flow_of_times(at: Measured, speed: float) -> Iterator[str]:
     try:
         moved, slope = _moved(at.field.flow, at.x, times, probe)
     except Exception as error:
-        sentence = str(error).split("\n", maxsplit=1)[0]
-        yield (
-            f"flow(x, t) with t of shape {tuple(times.shape)}, one a state, raises {type(error).__name__} ({sentence})"
-            "; t is a number, or a tensor that multiplies x"
-        )
+        yield _raised("flow", times, error)
         return
     if moved.shape != alone.shape:
         yield f"flow(x, t) of t {tuple(times.shape)} and x {tuple(at.x.shape)} has shape {tuple(moved.shape)}"
@@ -617,11 +621,7 @@ def _growth_of_times(at: Measured) -> Iterator[str]:
     try:
         given, slope = _moved(at.field.flow_log_determinant, at.x, times, ones)
     except Exception as error:
-        sentence = str(error).split("\n", maxsplit=1)[0]
-        yield (
-            f"flow_log_determinant(x, t) with t of shape {tuple(times.shape)}, one a state, raises "
-            f"{type(error).__name__} ({sentence}); t is a number, or a tensor that multiplies x"
-        )
+        yield _raised("flow_log_determinant", times, error)
         return
     if given.shape != ones.shape:
         yield f"of t {tuple(times.shape)} it has shape {tuple(given.shape)}; one number a state is needed"
